@@ -1,0 +1,35 @@
+"""Pushes a million LLM API requests through an account's rate limits, from ordinary synchronous Python.
+
+``process_file`` does a JSONL file, ``Processor`` whatever your program iterates over. See the README.
+"""
+
+from parallel_processor.api import process_api_requests_from_file, process_file
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+    RunStoppedError,
+)
+from parallel_processor.models import Outcome, Reply, Request, Summary
+from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.processor import Processor
+
+__all__ = [
+    "ConfigurationError",
+    "InputFileError",
+    "Limits",
+    "Options",
+    "Outcome",
+    "ParallelProcessorError",
+    "Processor",
+    "Reply",
+    "Request",
+    "ResultsFileError",
+    "RetryPolicy",
+    "RunStoppedError",
+    "Summary",
+    "process_api_requests_from_file",
+    "process_file",
+]
+__version__ = "0.1.0"

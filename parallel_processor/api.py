@@ -1,0 +1,63 @@
+"""The functions: one call for a file, with our names or the cookbook's."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from parallel_processor.models import Summary
+from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, RetryPolicy
+from parallel_processor.processor import Processor, StrPath
+
+
+def process_file(
+    requests_path: StrPath,
+    save_path: StrPath | None = None,
+    *,
+    errors_path: StrPath | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Summary:
+    """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
+
+    ``settings`` are those of :class:`Options`: ``request_url``, ``api_key``, ``limits``, ``retry``,
+    ``max_workers`` …
+    """
+    with Processor(**settings) as processor:
+        return processor.process_file(
+            requests_path,
+            save_path,
+            errors_path=errors_path,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+
+def process_api_requests_from_file(
+    requests_filepath: StrPath,
+    save_filepath: StrPath | None = None,
+    request_url: str = DEFAULT_REQUEST_URL,
+    api_key: str | None = None,
+    max_requests_per_minute: float = 1500,
+    max_tokens_per_minute: float = 125_000,
+    token_encoding_name: str | None = None,
+    max_attempts: int = 5,
+    logging_level: int = logging.INFO,
+) -> Summary:
+    """The cookbook's function under its own names, without its event loop: call it, don't await it.
+
+    ``logging_level`` sets that of the logger ``parallel_processor``; the root logger stays as it is.
+    """
+    logging.getLogger("parallel_processor").setLevel(logging_level)
+    return process_file(
+        requests_filepath,
+        save_filepath,
+        request_url=request_url,
+        api_key=api_key,
+        limits=Limits(
+            requests_per_minute=max_requests_per_minute, tokens_per_minute=max_tokens_per_minute
+        ),
+        retry=RetryPolicy(max_attempts=max_attempts),
+        token_encoding_name=token_encoding_name,
+    )

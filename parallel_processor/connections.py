@@ -1,0 +1,146 @@
+"""Connections whose whole exchange is bounded, and which another thread can cut.
+
+``requests`` and urllib3 bound each read of a socket, so that an answer which drips a byte a second
+never times out. Here every read gets what is left of the exchange's time instead.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import threading
+import time
+import weakref
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+
+class ConnectionRegistry:
+    """Which connections are open, so that a run can cut them; any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _connections and _cut
+        self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._cut = False
+
+    def add(self, connection: HTTPConnection) -> None:
+        """Remember ``connection``; after :meth:`cut` it is cut at once."""
+        with self._lock:
+            self._connections.add(connection)
+            cut = self._cut
+        if cut:
+            _shut_down(connection)
+
+    def cut(self) -> None:
+        """End every exchange under way: its reads and writes fail at once."""
+        with self._lock:
+            self._cut = True
+            connections = list(self._connections)
+        for connection in connections:
+            _shut_down(connection)
+
+
+def _shut_down(connection: HTTPConnection) -> None:
+    sock = connection.sock
+    if sock is not None:
+        try:
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed in the meantime
+
+
+class _DeadlineReader(io.RawIOBase):
+    """The receiving end of a socket, each read of which may take what is left of the exchange."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineSocket:
+    """What ``http.client`` reads an answer from: anything with ``makefile``."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_DeadlineReader(self._sock, self._deadline))
+
+
+class _BoundedConnection(HTTPConnection):
+    exchange_timeout_s: float
+    registry: ConnectionRegistry
+    _deadline = 0.0
+
+    def connect(self) -> None:
+        self._deadline = time.monotonic() + self.exchange_timeout_s
+        super().connect()
+        self.registry.add(self)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._deadline = time.monotonic() + self.exchange_timeout_s
+        super().request(*args, **kwargs)
+
+    def send(self, data: Any) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        super().send(data)
+
+    def response_class(  # type: ignore[override]
+        self, sock: socket.socket, *args: Any, **kwargs: Any
+    ) -> http.client.HTTPResponse:
+        bounded: Any = _DeadlineSocket(sock, self._deadline)
+        return http.client.HTTPResponse(bounded, *args, **kwargs)
+
+
+class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):
+    pass
+
+
+def bounded_pools(exchange_timeout_s: float, registry: ConnectionRegistry) -> dict[str, Any]:
+    """Pool classes by scheme, whose exchanges take at most ``exchange_timeout_s`` seconds."""
+    fields = {"exchange_timeout_s": exchange_timeout_s, "registry": registry}
+    plain = type("BoundedConnection", (_BoundedConnection,), fields)
+    tls = type("BoundedTLSConnection", (_BoundedTLSConnection,), fields)
+    return {
+        "http": type("BoundedPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("BoundedTLSPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
+    }
+
+
+class BoundedAdapter(HTTPAdapter):
+    """The adapter of a session that has none of its own; for one thread, with one connection a host."""
+
+    def __init__(self, pools: dict[str, Any]) -> None:
+        self._pools = pools
+        super().__init__(pool_connections=8, pool_maxsize=1, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **proxy_kwargs)
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = self._pools
+        return manager

@@ -1,0 +1,47 @@
+"""How many connections the system lets one process open."""
+
+from __future__ import annotations
+
+import logging
+
+try:
+    import resource
+except ImportError:  # Windows, where sockets are no file descriptors
+    resource = None  # type: ignore[assignment]
+
+_log = logging.getLogger("parallel_processor")
+_OTHERS = 64  # files, modules, the caller's own connections
+
+
+def raise_soft_limit(max_workers: int) -> None:
+    """Let this process open as many files as ``max_workers`` need, if the hard limit permits."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_workers + _OTHERS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:  # macOS has a lower limit that it doesn't tell
+        _log.debug("the limit of open files stays at %d: %s", soft, error)
+
+
+def affordable_workers(max_workers: int) -> int:
+    """``max_workers``, or fewer where so many connections can't be open; says so once."""
+    if resource is None:
+        return max_workers
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= max_workers + _OTHERS:
+        return max_workers
+    affordable = max(1, soft - _OTHERS)
+    if affordable < max_workers:
+        _log.warning(
+            "max_workers is %d instead of %d, since only %d files may be open (ulimit -n)",
+            affordable,
+            max_workers,
+            soft,
+        )
+    return min(affordable, max_workers)

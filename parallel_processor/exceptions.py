@@ -1,0 +1,68 @@
+"""What can go wrong outside a single request.
+
+A request that fails is an :class:`~parallel_processor.Outcome`, not an exception. Exceptions are for
+the caller's mistakes, for broken files, and for an account that can't go on::
+
+    ParallelProcessorError
+    ├── ConfigurationError (ValueError)   an option has a value that can't work
+    ├── InputFileError (OSError)          the requests file can't be read
+    ├── ResultsFileError (OSError)        a results file can't be read, written or replaced
+    ├── RunStoppedError                   the server refuses the whole account; carries the summary
+    ├── StopRequested                     a run was told to stop; a cause, never raised
+    └── TransportError                    one attempt got no answer; never leaves the package
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parallel_processor.models import Summary
+
+
+class ParallelProcessorError(Exception):
+    """The base of everything that this package raises on purpose.
+
+    ``summary`` says what a run did before it ended with this; ``None`` where none had begun.
+    """
+
+    summary: Summary | None = None
+
+
+class ConfigurationError(ParallelProcessorError, ValueError):
+    """An option has a value that can't work; the message names the option and the value."""
+
+
+class InputFileError(ParallelProcessorError, OSError):
+    """The requests file is missing or can't be read."""
+
+
+class ResultsFileError(ParallelProcessorError, OSError):
+    """A results or errors file can't be read, written or replaced.
+
+    Raised after the run has ended in order: what could be written is on disk.
+    """
+
+
+class RunStoppedError(ParallelProcessorError):
+    """The server refuses the account as a whole: a wrong key, no money, a limit of hours.
+
+    Requests without a record stay unanswered; the same call does them once the cause is removed.
+    """
+
+
+class StopRequested(ParallelProcessorError):
+    """Why a run ends early at the caller's own wish; the message says whose."""
+
+
+class TransportError(ParallelProcessorError):
+    """One attempt ended without a complete answer.
+
+    ``kind`` is a short label for counting: ``timeout``, ``connection``, ``torn_body`` …
+    ``retryable`` is false where another attempt must end the same way.
+    """
+
+    def __init__(self, message: str, *, kind: str, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retryable = retryable

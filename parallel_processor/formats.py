@@ -1,0 +1,194 @@
+"""The two file formats, in both directions.
+
+* **Cookbook**: a line is a bare request body, whose ``metadata`` member is a column of its own. Its
+  record is ``[request, response]`` or ``[request, response, metadata]``; a failure has a list of error
+  strings, one per attempt, in the response's place.
+* **Batch**: a line is ``{"custom_id", "method", "url", "body"}``; ``method`` and ``url`` may be missing.
+  Its record is a line of a Batch API output or error file.
+
+A record holds request and response as they came, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from parallel_processor.jsontext import Member, dump, members, parse, without
+from parallel_processor.models import Outcome, Request
+from parallel_processor.providers import resolve_url
+
+_BOM = b"\xef\xbb\xbf"
+_MAX_FLAWED_CHARS = 2000  # how much of a line that can't be sent is put into its record
+_METADATA = frozenset({"metadata"})
+_UNSENDABLE = frozenset({"stream", "stream_options", "background"})
+
+
+def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
+    """A request for each line that isn't blank; a line that can't be sent has a ``flaw``."""
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.startswith(_BOM):
+            line = line[len(_BOM) :]
+        line = line.strip()
+        if line:
+            yield parse_line(line, number, request_url)
+
+
+def parse_line(line: bytes, number: int, request_url: str) -> Request:
+    """The request of one line, without white space around it. ``number`` counts from 1."""
+    try:
+        text = line.decode("utf-8")
+        body = parse(text)
+        if not isinstance(body, dict):
+            raise ValueError("not a JSON object")
+        if "custom_id" in body and isinstance(body.get("body"), dict):
+            return _batch_request(members(text), body, number, request_url)
+        return _request(text, line, body, number)
+    except UnicodeDecodeError as error:
+        flaw = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
+    except json.JSONDecodeError as error:
+        flaw = f"not JSON: {error.msg} at character {error.pos + 1}"
+    except ValueError as error:
+        flaw = str(error)
+    text = line[: 4 * _MAX_FLAWED_CHARS].decode("utf-8", "replace")[:_MAX_FLAWED_CHARS]
+    return Request(body=text, payload=dump(text), number=number, flaw=f"line {number}: {flaw}")
+
+
+def _request(text: str, payload: bytes, body: dict[str, Any], number: int) -> Request:
+    """A cookbook line: ``metadata`` becomes a column, and what only a stream can answer is left out."""
+    dropped = unsendable(body)
+    metadata: bytes | None = None
+    if dropped or "metadata" in body:
+        parts = members(text)
+        if body.get("metadata") is not None:
+            metadata = _last(parts, "metadata").encode()
+        payload = without(parts, dropped | _METADATA).encode()
+        body = {key: value for key, value in body.items() if key not in dropped | _METADATA}
+    return Request(
+        body=body, payload=payload, number=number, metadata_json=metadata, dropped=dropped
+    )
+
+
+def _batch_request(
+    parts: list[Member], row: dict[str, Any], number: int, request_url: str
+) -> Request:
+    custom_id, method, url = row["custom_id"], row.get("method"), row.get("url")
+    if not isinstance(custom_id, str):
+        raise ValueError("custom_id is not a string")
+    if method is not None and method != "POST":
+        raise ValueError(f"method is {method!r}, not POST")
+    if url is not None and not isinstance(url, str):
+        raise ValueError("url is not a string")
+    body, text = row["body"], _last(parts, "body")
+    dropped = unsendable(body)
+    if dropped:
+        text = without(members(text), dropped)
+        body = {key: value for key, value in body.items() if key not in dropped}
+    return Request(
+        body=body,
+        payload=text.encode(),
+        number=number,
+        custom_id=custom_id,
+        url=resolve_url(request_url, url),
+        dropped=dropped,
+    )
+
+
+def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
+    """The members of ``body`` that ask for an answer which isn't one JSON object: they are left out."""
+    if not body.get("stream") and not body.get("background"):
+        return frozenset()
+    return _UNSENDABLE & body.keys()
+
+
+def request_from_body(body: Mapping[str, Any], number: int) -> Request:
+    """The request of a body given by a caller, treated as a cookbook line; ``TypeError`` if not JSON."""
+    if not isinstance(body, Mapping):
+        raise TypeError(f"request {number} is a {type(body).__name__}, not a dict or a Request")
+    try:
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise TypeError(f"request {number} can't be written as JSON: {error}") from None
+    payload = text.encode("utf-8", "backslashreplace")
+    return _request(payload.decode(), payload, dict(body), number)
+
+
+def _last(parts: list[Member], key: str) -> str:
+    return next(part.value for part in reversed(parts) if part.key == key)
+
+
+def record(outcome: Outcome) -> bytes:
+    """The line that records ``outcome``, with its line end."""
+    if outcome.request.custom_id is not None:
+        return _batch_record(outcome)
+    request = outcome.request
+    if outcome.ok and outcome.reply is not None:
+        response = outcome.reply.body
+    else:
+        response = dump(list(outcome.errors))
+    if request.metadata_json is None:
+        return b"[" + request.payload + b", " + response + b"]\n"
+    return b"[" + request.payload + b", " + response + b", " + request.metadata_json + b"]\n"
+
+
+def _batch_record(outcome: Outcome) -> bytes:
+    reply, error = outcome.reply, b"null"
+    response = b"null"
+    if reply is not None:
+        request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
+        body = reply.body if reply.is_json else dump(reply.body.decode("utf-8", "replace"))
+        head = dump({"status_code": reply.status, "request_id": request_id})
+        response = head[:-1] + b', "body": ' + body + b"}"
+    if not outcome.ok:
+        error = dump({"code": outcome.error_kind, "message": outcome.error})
+    head = dump({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": outcome.request.custom_id})
+    return head[:-1] + b', "response": ' + response + b', "error": ' + error + b"}\n"
+
+
+class Record(NamedTuple):
+    """What a line of a results file says: for which request, and whether it was answered."""
+
+    identity: bytes
+    ok: bool
+
+
+def read_record(line: bytes) -> Record | None:
+    """The record that ``line`` holds; ``None`` if it is none."""
+    try:
+        value = parse(line.decode("utf-8"), strict=False)
+    except ValueError:
+        return None
+    if isinstance(value, list) and len(value) in (2, 3):
+        metadata = value[2] if len(value) == 3 else None
+        response = value[1]
+        ok = not isinstance(response, list) and not (
+            isinstance(response, dict) and bool(response.get("error"))
+        )
+        return Record(_identity(value[0], metadata), ok)
+    if isinstance(value, dict) and isinstance(value.get("custom_id"), str):
+        response = value.get("response")
+        ok = isinstance(response, dict) and response.get("status_code") == 200
+        return Record(_identity_of_id(value["custom_id"]), ok and not value.get("error"))
+    return None
+
+
+def identity(request: Request) -> bytes:
+    """16 bytes that equal requests share: of the ``custom_id``, else of the content and metadata."""
+    if request.custom_id is not None:
+        return _identity_of_id(request.custom_id)
+    metadata = request.metadata_json
+    return _identity(request.body, parse(metadata.decode()) if metadata is not None else None)
+
+
+def _identity(body: Any, metadata: Any) -> bytes:
+    """The order of keys doesn't matter; the cookbook's script drops metadata that is empty."""
+    content = json.dumps([body, metadata or None], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def _identity_of_id(custom_id: str) -> bytes:
+    data = custom_id.encode("utf-8", "backslashreplace")
+    return hashlib.blake2b(data, digest_size=16, person=b"custom_id").digest()

@@ -1,0 +1,251 @@
+"""The composition: a Processor has the limits, and makes a run for each file or iterable."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    ParallelProcessorError,
+    ResultsFileError,
+    StopRequested,
+)
+from parallel_processor.formats import read_requests, request_from_body
+from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
+from parallel_processor.limiter import TokenBucket
+from parallel_processor.models import Outcome, Request, Summary
+from parallel_processor.options import Options
+from parallel_processor.progress import Progress
+from parallel_processor.providers import endpoint_of, needs_key
+from parallel_processor.resume import AnsweredRequests, prepare_results
+from parallel_processor.run import Run
+from parallel_processor.tokens import TokenCounter
+from parallel_processor.writer import ResultWriter
+
+_log = logging.getLogger("parallel_processor")
+
+StrPath = str | Path
+
+
+class Processor:
+    """Sends requests through the limits of one account. Threads may share it, and then its limits.
+
+    ``settings`` are those of :class:`Options`. Between runs it holds no thread, socket or file.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> None:
+        options = self._options = Options(**settings)
+        if not options.api_key and not options.session_factory and needs_key(options.request_url):
+            raise ConfigurationError(f"{options.request_url} needs an api_key")
+        self._clock = clock
+        self._bucket = TokenBucket(options.limits, clock=clock)
+        self._tokens = TokenCounter(
+            encoding_name=options.token_encoding_name,
+            default_output_tokens=options.default_output_tokens,
+        )
+        self._lock = threading.Lock()  # guards _runs
+        self._runs: set[Run] = set()
+
+    @property
+    def options(self) -> Options:
+        """The settings, as they were checked."""
+        return self._options
+
+    def imap_unordered(
+        self, requests: Iterable[Request | Mapping[str, Any]]
+    ) -> Iterator[Outcome]:
+        """Send ``requests`` and yield their outcomes as they come, failed ones included.
+
+        A request is a body (a dict, of which ``metadata`` is taken out and not sent) or a
+        :class:`Request`. The iterable is read by the thread that takes the outcomes, only as far as
+        the limits and ``max_workers`` allow. A fatal answer raises :class:`RunStoppedError` once
+        everything under way has been yielded; closing the iterator early gives up what is under way.
+        """
+        started_at = self._clock()
+        with self._run() as run:
+            yield from run.outcomes(_as_requests(requests))
+            _raise_cause(run, run.counters.summary(self._clock() - started_at, _reason(run)))
+
+    def process_file(
+        self,
+        requests_path: StrPath,
+        save_path: StrPath | None = None,
+        *,
+        errors_path: StrPath | None = None,
+        overwrite: bool = False,
+        progress: bool | None = None,
+    ) -> Summary:
+        """Send every request of a file, and append its record to another.
+
+        Requests that have a good record in ``save_path`` are not sent again; failed records are
+        dropped, and their requests sent again. ``overwrite`` starts afresh. ``save_path`` defaults to
+        ``{requests_path}_results.jsonl``; failures go there too, or to ``errors_path``. ``progress``:
+        ``True`` shows a bar on a terminal and in a notebook and lines elsewhere, ``None`` the bar only,
+        ``False`` nothing.
+
+        Raises :class:`RunStoppedError` after a fatal answer, :class:`ResultsFileError` and
+        :class:`InputFileError` for broken files. An exception from outside, such as
+        ``KeyboardInterrupt``, passes through once the answers under way are on record.
+        """
+        source = Path(requests_path)
+        save = Path(save_path) if save_path is not None else default_save_path(source)
+        errors = Path(errors_path) if errors_path is not None else None
+        check_paths(source, save, errors)
+        started_at = self._clock()
+        with RequestsFile(source) as lines, self._run() as run:
+            answered = _open_results(save, errors, overwrite)
+            run.progress = Progress(
+                run.counters,
+                usage=self._bucket.usage,
+                fraction=lines.fraction,
+                show=progress,
+                clock=self._clock,
+            )
+            requests = read_requests(lines, self._options.request_url)
+            self._feed_to_writer(run, _unanswered(requests, answered, run), save, errors)
+            summary = run.counters.summary(self._clock() - started_at, _reason(run))
+            _raise_cause(run, summary)
+        return summary
+
+    def _feed_to_writer(
+        self, run: Run, requests: Iterator[Request], save: Path, errors: Path | None
+    ) -> None:
+        writer = ResultWriter(
+            save, errors, on_written=run.recorded, on_failure=run.stop, clock=self._clock
+        )
+        try:
+            run.sink, run.on_cut = writer.put, writer.give_up
+            for _ in run.outcomes(requests):
+                raise AssertionError("a run with a sink yields nothing")
+        finally:
+            writer.close()
+
+    def stop(self, reason: str = "stopped by the caller") -> None:
+        """End every run: nothing more is sent, what is in flight may end (see ``drain_s``).
+
+        Any thread may call it, a signal handler may not. The runs return as usual, their summary's
+        ``stop_reason`` set.
+        """
+        for run in self._active():
+            run.stop(StopRequested(reason))
+
+    def cut(self, reason: str = "stopped by the caller") -> None:
+        """Like :meth:`stop`, but what is in flight is given up at once."""
+        for run in self._active():
+            run.cut(StopRequested(reason))
+
+    def _active(self) -> list[Run]:
+        with self._lock:
+            return list(self._runs)
+
+    @contextmanager
+    def _run(self) -> Iterator[Run]:
+        run = Run(self._options, bucket=self._bucket, cost=self._cost, clock=self._clock)
+        with self._lock:
+            self._runs.add(run)
+        try:
+            yield run
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+
+    def _cost(self, request: Request) -> int:
+        """The tokens that ``request`` is expected to use."""
+        url = request.url or self._options.request_url
+        tokens = self._tokens.count(request.body, endpoint_of(url))
+        limit = self._options.limits.tokens_per_minute
+        if tokens > limit:
+            _log.warning(
+                "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
+                "and the minutes behind it wait",
+                request.number,
+                tokens,
+                limit,
+            )
+        return tokens
+
+    def __enter__(self) -> Processor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _as_requests(requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Request]:
+    for number, request in enumerate(requests, 1):
+        if isinstance(request, Request):
+            yield request
+        else:
+            yield request_from_body(request, number)
+
+
+def _unanswered(
+    requests: Iterator[Request], answered: AnsweredRequests, run: Run
+) -> Iterator[Request]:
+    """The requests that have no answer yet; says once if a member had to be left out of some."""
+    warned = False
+    for request in requests:
+        if answered.take(request):
+            run.counters.skipped()
+            continue
+        if request.dropped and not warned:
+            warned = True
+            names = ", ".join(sorted(request.dropped))
+            _log.warning("line %d: %s left out, here and below", request.number, names)
+        yield request
+
+
+def _open_results(save: Path, errors: Path | None, overwrite: bool) -> AnsweredRequests:
+    """What is answered already; afterwards the files hold good records only."""
+    if not overwrite:
+        answered = prepare_results(save)
+        if errors is not None:
+            prepare_results(errors)
+    else:
+        answered = AnsweredRequests()
+        for path in (save, errors):
+            if path is not None and path.exists():
+                _empty(path)
+    if answered.answered or answered.failed:
+        _log.info(
+            "%s has %d answers; %d failed requests in it are tried again",
+            save,
+            answered.answered,
+            answered.failed,
+        )
+    if answered.foreign:
+        _log.warning("%s has %d lines that are no records; they stay", save, answered.foreign)
+    return answered
+
+
+def _empty(path: Path) -> None:
+    try:
+        path.open("wb").close()
+    except OSError as error:
+        raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _reason(run: Run) -> str:
+    return str(run.stop_cause) if run.stop_cause is not None else ""
+
+
+def _raise_cause(run: Run, summary: Summary) -> None:
+    """A run that the server or the disk ended raises that; one that was told to stop just ends."""
+    cause = run.stop_cause
+    if cause is None or isinstance(cause, StopRequested):
+        return
+    if isinstance(cause, ParallelProcessorError):
+        cause.summary = summary
+    raise cause

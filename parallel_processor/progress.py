@@ -1,0 +1,180 @@
+"""What a run shows while it goes on, and what it says at its end.
+
+A bar on a terminal and in a notebook, a plain line every 10 seconds elsewhere. The thread that feeds
+the run draws it, between requests and while it waits: no thread of its own, no lock on anyone's way.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TextIO
+
+from tqdm.std import tqdm
+
+from parallel_processor.counters import Counters, Counts
+from parallel_processor.models import Summary, Usage
+
+_BAR_INTERVAL_S = 0.2
+_LINE_INTERVAL_S = 10.0
+_BAR_FORMAT = "{percentage:3.0f}%|{bar:20}| {postfix}"
+_HELD_BY = {
+    "requests": "requests/min",
+    "tokens": "tokens/min",
+    "pause": "a pause after a rate limit",
+    "workers": "requests in flight",
+    "answers": "the server's answers",
+    "": "nothing",
+}
+
+
+class Progress:
+    """Shows how far a run is. For the thread that feeds the run.
+
+    ``usage`` tells what the limits admit, ``fraction`` how much of the input has been read (0 to 1;
+    ``None`` where nobody knows). ``show`` asks for lines where there is no terminal; ``False`` shows
+    nothing, ``None`` a bar only where somebody can see one.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        *,
+        usage: Callable[[], Usage],
+        fraction: Callable[[], float | None],
+        show: bool | None,
+        clock: Callable[[], float] = time.monotonic,
+        file: TextIO | None = None,
+    ) -> None:
+        self._counters = counters
+        self._usage = usage
+        self._fraction = fraction
+        self._clock = clock
+        self._started_at = clock()
+        self._file = file if file is not None else sys.stderr
+        bar_class = None if show is False else _bar_class(self._file)
+        self._bar: Any = None
+        if bar_class is not None:
+            self._bar = bar_class(file=self._file, bar_format=_BAR_FORMAT, leave=True, total=1)
+        self._interval_s = math.inf
+        if self._bar is not None:
+            self._interval_s = _BAR_INTERVAL_S
+        elif show:
+            self._interval_s = _LINE_INTERVAL_S
+        self.due_at = self._started_at + self._interval_s
+
+    def refresh(self, held_by: str) -> None:
+        """Show where the run stands; ``held_by`` is what it waits for (see ``Usage``)."""
+        now = self._clock()
+        self.due_at = now + self._interval_s
+        counts = self._counters.counts()
+        text, done, total = self._line(counts, now - self._started_at, held_by)
+        if self._bar is None:
+            self._file.write(text + "\n")
+            self._file.flush()
+            return
+        self._bar.total = max(total or 0, done, 1)
+        self._bar.n = done
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Take the bar's line to its end."""
+        if self._bar is not None:
+            if self._clock() >= self._started_at + _BAR_INTERVAL_S:
+                self.refresh("")
+            self._bar.close()
+
+    def _line(
+        self, counts: Counts, elapsed_s: float, held_by: str
+    ) -> tuple[str, int, int | None]:
+        done = counts.answered + counts.failed + counts.already_answered
+        total = _estimate(self._fraction(), counts)
+        words = [f"{done:,}/{_about(total, self._fraction())} done"]
+        if counts.failed:
+            words.append(f"{counts.failed:,} failed")
+        words.append(f"{counts.in_flight:,} in flight")
+        usage = self._usage()
+        words += _rates(usage, elapsed_s)
+        words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
+        words.append(f"held back by {_HELD_BY.get(held_by, held_by)}")
+        return ", ".join(words), done, total
+
+
+def _bar_class(file: TextIO) -> Any:
+    """tqdm's bar for a notebook or a terminal; ``None`` where neither shows it."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":
+        from tqdm.auto import tqdm as notebook_bar
+
+        return notebook_bar
+    return tqdm if file.isatty() else None
+
+
+def _estimate(fraction: float | None, counts: Counts) -> int | None:
+    """The number of requests, from how many were found in the part that has been read."""
+    seen = counts.started + counts.already_answered
+    if not fraction or not seen:
+        return None
+    return max(seen, round(seen / fraction))
+
+
+def _about(total: int | None, fraction: float | None) -> str:
+    if total is None:
+        return "?"
+    return f"{total:,}" if fraction == 1.0 else f"~{float(f'{total:.2g}'):,.0f}"
+
+
+def _rates(usage: Usage, elapsed_s: float) -> list[str]:
+    """What goes out a minute, against the limits; from the first seconds on, scaled up."""
+    scale = 60.0 / min(60.0, max(elapsed_s, 1.0))
+    return [
+        f"{usage.admitted[name] * scale:,.0f}{_of(limit)} {name}/min"
+        for name, limit in usage.limits.items()
+    ]
+
+
+def _of(limit: float) -> str:
+    return f"/{limit:,.0f}" if math.isfinite(limit) else ""
+
+
+def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:
+    fresh = counts.answered + counts.failed
+    if total is None or not fresh or elapsed_s <= 0:
+        return "?"
+    return str(timedelta(seconds=round((total - done) * elapsed_s / fresh)))
+
+
+def summary_text(summary: Summary, limits: Mapping[str, float]) -> str:
+    """The summary as lines for a person; ``limits`` are per minute, by name."""
+    minutes = max(summary.elapsed_s, 1e-9) / 60
+    lines = [
+        f"{summary.answered:,} answered, {summary.failed:,} failed"
+        + (f", {summary.unanswered:,} given up unanswered" if summary.unanswered else "")
+        + (f", {summary.already_answered:,} answered before" if summary.already_answered else "")
+        + f" in {summary.elapsed_s:,.1f} s",
+        f"{summary.attempts:,} attempts ({summary.attempts / minutes:,.0f}"
+        f"{_of(limits['requests'])} a minute), {summary.retries:,} of them retries; "
+        f"{summary.rate_limited:,} rate-limit answers, {summary.pauses:,} pauses",
+        f"{summary.reserved_tokens:,} tokens reserved ({summary.reserved_tokens / minutes:,.0f}"
+        f"{_of(limits['tokens'])} a minute), {summary.used_tokens:,} used by the answers",
+    ]
+    lines += [f"failed {count:,} times: {kind}" for kind, count in summary.errors_by_kind.items()]
+    return "\n".join(lines)
+
+
+class BarStream:
+    """A stream for log lines that keeps them above the bar instead of across it."""
+
+    def write(self, text: str) -> None:
+        """Write ``text`` to stderr, with the bar taken away meanwhile."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush stderr."""
+        sys.stderr.flush()

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM for the command line: the first stops a run in order, the second at once.
+
+A handler that runs in the main thread may not take a lock that this thread may hold. So Python's own
+handler does nothing; the number of the signal arrives in a socket (``signal.set_wakeup_fd``), and a
+thread that waits on it tells the run.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalWatcher:
+    """While open, calls ``on_first`` with a signal's name, ``on_second`` for the next ones.
+
+    Both are called from a thread of its own. To be opened by the main thread. ``number`` is the first
+    signal that came, 0 before.
+    """
+
+    def __init__(self, on_first: Callable[[str], None], on_second: Callable[[str], None]) -> None:
+        self._on_first = on_first
+        self._on_second = on_second
+        self.number = 0
+        self._receiver, self._sender = socket.socketpair()
+        self._thread = threading.Thread(
+            target=self._watch, name="parallel-processor-signals", daemon=True
+        )
+
+    def __enter__(self) -> SignalWatcher:
+        self._sender.setblocking(False)
+        self._handlers = [signal.signal(number, _do_nothing) for number in _SIGNALS]
+        self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in zip(_SIGNALS, self._handlers, strict=True):
+            signal.signal(number, handler)
+        self._sender.close()
+        self._thread.join()
+        self._receiver.close()
+
+    def _watch(self) -> None:
+        while data := self._receiver.recv(64):
+            for number in data:
+                if number not in _SIGNALS:
+                    continue
+                name = signal.Signals(number).name
+                if self.number == 0:
+                    self.number = number
+                    self._on_first(name)
+                else:
+                    self._on_second(name)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass

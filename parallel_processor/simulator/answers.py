@@ -1,0 +1,247 @@
+"""Good answers, shaped like the real ones and the same for the same request.
+
+A text answer echoes the first words of the request's last text, and a vector comes from a hash of
+its input: so whoever reads the results can check that each belongs to its request.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+import time
+from collections.abc import Iterator
+from hashlib import shake_128
+from typing import Any, Protocol
+
+from parallel_processor.models import Endpoint
+
+_ECHOED_WORDS = 12
+_ENDPOINTS = {
+    "/chat/completions": Endpoint.CHAT,
+    "/responses": Endpoint.RESPONSES,
+    "/completions": Endpoint.COMPLETIONS,
+    "/embeddings": Endpoint.EMBEDDINGS,
+    "/moderations": Endpoint.MODERATIONS,
+    "/messages": Endpoint.MESSAGES,
+}
+
+
+class TokenCounting(Protocol):
+    """What the simulator needs of a `TokenCounter`; the sum of both is what a request costs."""
+
+    def input_tokens(self, body: dict[str, Any], endpoint: Endpoint) -> int:
+        """Return the tokens of what a request says."""
+
+    def output_tokens(self, body: dict[str, Any], endpoint: Endpoint) -> int:
+        """Return the tokens reserved for its answers."""
+
+
+def endpoint_of(path: str) -> Endpoint:
+    """Tell what is asked for from how a URL's path ends."""
+    path = path.rstrip("/")
+    for ending, endpoint in _ENDPOINTS.items():
+        if path.endswith(ending):
+            return endpoint
+    return Endpoint.UNKNOWN
+
+
+def model_of(body: dict[str, Any]) -> str:
+    """Return the model that a request names; what is no text is not repeated."""
+    model = body.get("model")
+    return model if isinstance(model, str) else "sim"
+
+
+class Answerer:
+    """Writes answers. Safe to call from any thread."""
+
+    def __init__(self, counter: TokenCounting, *, embedding_dimensions: int) -> None:
+        self._counter = counter
+        self._dimensions = embedding_dimensions
+
+    def answer(self, body: dict[str, Any], endpoint: Endpoint, number: int, read: int) -> bytes:
+        """Answer a request of `read` input tokens as JSON; its ids are made from `number`."""
+        model = model_of(body)
+        if endpoint is Endpoint.EMBEDDINGS:
+            content = self._embeddings(body, model, read)
+        elif endpoint is Endpoint.MODERATIONS:
+            content = _moderations(body, model, number)
+        elif endpoint is Endpoint.RESPONSES:
+            content = self._response(body, model, number, read)
+        elif endpoint is Endpoint.COMPLETIONS:
+            content = self._completion(body, model, number, read)
+        elif endpoint is Endpoint.MESSAGES:
+            content = self._message(body, model, number, read)
+        else:
+            content = self._chat(body, model, number, read)
+        return json.dumps(content).encode()
+
+    def _text(self, source: Any, model: str, cap: int | None) -> tuple[str, int, bool]:
+        """Return an answer's text, its tokens, and whether `cap` cut it short."""
+        words = next(_texts(source), "")[:400].split()[:_ECHOED_WORDS] or ["ok"]
+        text, tokens = "", 0
+        for kept in range(len(words), 0, -1):
+            text = " ".join(words[:kept])
+            counted = {"model": model, "input": text}
+            tokens = self._counter.input_tokens(counted, Endpoint.EMBEDDINGS)
+            if cap is None or tokens <= cap:
+                return text, tokens, kept < len(words)
+        return "ok", 1, True
+
+    def _chat(self, body: dict[str, Any], model: str, number: int, read: int) -> dict[str, Any]:
+        cap = _largest(body, "max_completion_tokens", "max_tokens")
+        text, tokens, cut = self._text(body.get("messages", body), model, cap)
+        finish = "length" if cut else "stop"
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish,
+            }
+            for index in range(_choices(body))
+        ]
+        return {
+            "id": f"chatcmpl-{number:024d}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": choices,
+            "usage": _usage(read, tokens * len(choices)),
+        }
+
+    def _completion(
+        self, body: dict[str, Any], model: str, number: int, read: int
+    ) -> dict[str, Any]:
+        cap = _largest(body, "max_tokens") or 16
+        choices: list[dict[str, Any]] = []
+        written = 0
+        for prompt in _inputs(body.get("prompt")):
+            text, tokens, cut = self._text(prompt, model, cap)
+            for _ in range(_choices(body)):
+                finish = "length" if cut else "stop"
+                choice = {"text": text, "index": len(choices), "logprobs": None}
+                choices.append(choice | {"finish_reason": finish})
+                written += tokens
+        return {
+            "id": f"cmpl-{number:024d}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": choices,
+            "usage": _usage(read, written),
+        }
+
+    def _response(self, body: dict[str, Any], model: str, number: int, read: int) -> dict[str, Any]:
+        cap = _largest(body, "max_output_tokens")
+        text, tokens, cut = self._text(body.get("input"), model, cap)
+        status = "incomplete" if cut else "completed"
+        message = {
+            "id": f"msg_{number:024d}",
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": text, "annotations": []}],
+        }
+        return {
+            "id": f"resp_{number:024d}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "model": model,
+            "output": [message],
+            "usage": {
+                "input_tokens": read,
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": read + tokens,
+            },
+        }
+
+    def _message(self, body: dict[str, Any], model: str, number: int, read: int) -> dict[str, Any]:
+        cap = _largest(body, "max_tokens")
+        text, tokens, cut = self._text(body.get("messages"), model, cap)
+        return {
+            "id": f"msg_{number:024d}",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "content": [{"type": "text", "text": text}],
+            "stop_reason": "max_tokens" if cut else "end_turn",
+            "stop_sequence": None,
+            "usage": {"input_tokens": read, "output_tokens": tokens},
+        }
+
+    def _embeddings(self, body: dict[str, Any], model: str, read: int) -> dict[str, Any]:
+        size = min(_largest(body, "dimensions") or self._dimensions, 4_096)
+        packed = body.get("encoding_format") == "base64"
+        data: list[dict[str, Any]] = []
+        for index, text in enumerate(_inputs(body.get("input"))):
+            vector: Any = embedding(text, size)
+            if packed:
+                vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
+            data.append({"object": "embedding", "index": index, "embedding": vector})
+        usage = {"prompt_tokens": read, "total_tokens": read}
+        return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def embedding(text: Any, dimensions: int) -> list[float]:
+    """Return the vector of an input, of length 1 to six digits; equal inputs have equal vectors."""
+    source = text if isinstance(text, str) else json.dumps(text)
+    hashed = shake_128(source.encode("utf-8", "surrogatepass")).digest(2 * dimensions)
+    raw = struct.unpack(f"<{dimensions}h", hashed)
+    length = math.sqrt(sum(value * value for value in raw)) or 1.0
+    return [round(value / length, 6) for value in raw]
+
+
+def _moderations(body: dict[str, Any], model: str, number: int) -> dict[str, Any]:
+    scores = {"harassment": 0.0, "hate": 0.0, "self-harm": 0.0, "sexual": 0.0, "violence": 0.0}
+    result = {
+        "flagged": False,
+        "categories": dict.fromkeys(scores, False),
+        "category_scores": scores,
+    }
+    results = [result for _ in _inputs(body.get("input"))]
+    return {"id": f"modr-{number:024d}", "model": model, "results": results}
+
+
+def _usage(read: int, written: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+
+
+def _inputs(value: Any) -> list[Any]:
+    """Split what may be one input or a list of them; a list of numbers is one input, in tokens."""
+    if isinstance(value, list) and not (value and isinstance(value[0], int)):
+        return value
+    return [value]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Find the texts in messages, items and their parts, the last message first."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for element in reversed(value):
+            yield from _texts(element)
+    elif isinstance(value, dict):
+        for key in ("content", "text", "input", "prompt"):
+            yield from _texts(value.get(key))
+
+
+def _largest(body: dict[str, Any], *names: str) -> int | None:
+    """Return the largest of the fields that hold a positive whole number."""
+    values = (body.get(name) for name in names)
+    return max((v for v in values if type(v) is int and v > 0), default=None)
+
+
+def _choices(body: dict[str, Any]) -> int:
+    """Return how many answers `n` asks for, at most the API's 128."""
+    return min(_largest(body, "n") or 1, 128)

@@ -1,0 +1,59 @@
+"""The end of a run, told once and heard by everyone who waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopSignal:
+    """Set at most once per run, with its cause; wakes every event that subscribed.
+
+    Any thread may call any method. A signal handler may not call :meth:`set`, since the thread that
+    it interrupts may hold the lock; it tells another thread to do so (see ``cli.py``).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _cause and _subscribers
+        self._cause: BaseException | None = None
+        self._subscribers: set[threading.Event] = set()
+        self._event = threading.Event()
+
+    @property
+    def cause(self) -> BaseException | None:
+        """Why the run stops; the first cause stays. ``None`` while it doesn't."""
+        return self._cause
+
+    def is_set(self) -> bool:
+        """True once the run is to stop."""
+        return self._cause is not None
+
+    def set(self, cause: BaseException) -> None:
+        """Stop the run: nothing more is admitted and every wait ends now."""
+        with self._lock:
+            if self._cause is not None:
+                return
+            self._cause = cause
+            subscribers = tuple(self._subscribers)
+        self._event.set()
+        for event in subscribers:
+            event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for ``seconds``, less if the run stops; true if it does."""
+        return self._event.wait(seconds)
+
+    @contextmanager
+    def waking(self, event: threading.Event) -> Iterator[None]:
+        """While the block runs, a stop sets ``event`` too; at once if it has come already."""
+        with self._lock:
+            self._subscribers.add(event)
+            stopped = self._cause is not None
+        if stopped:
+            event.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._subscribers.discard(event)

@@ -1,0 +1,202 @@
+"""One attempt on the wire: a ``requests.Session`` per worker thread, an answer turned into a Reply.
+
+What a session would do again for every request is done once: the environment's proxies and CA bundle
+are merged once per run, and a request per URL is prepared once per thread, whose body is exchanged.
+The prepared request goes straight to the session's adapter: redirects are never followed, so that no
+key goes to another host, and urllib3 never retries by itself.
+
+A session that comes without an adapter of its own gets ours, which bounds the whole exchange
+(``connections.py``). One that comes with another adapter keeps it, and its meaning of a read timeout.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ReadTimeoutError
+from urllib3.util import Timeout
+
+from parallel_processor.connections import BoundedAdapter, ConnectionRegistry, bounded_pools
+from parallel_processor.exceptions import TransportError
+from parallel_processor.jsontext import read_answer
+from parallel_processor.models import Reply, Request
+from parallel_processor.options import Options
+from parallel_processor.providers import auth_headers
+
+_CHUNK_BYTES = 1024 * 1024
+_MAX_PREPARED_URLS = 64
+_MAX_MESSAGE = 300
+_OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?")
+
+
+class _Lane:
+    """What one worker thread sends with."""
+
+    __slots__ = ("prepared", "session")
+
+    def __init__(self, session: requests.Session) -> None:
+        self.session = session
+        self.prepared: dict[str, requests.PreparedRequest] = {}
+
+
+class Transport:
+    """Sends requests for a run. Any thread may call :meth:`send`; each gets a session of its own."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._registry = ConnectionRegistry()
+        self._pools = bounded_pools(options.request_timeout_s, self._registry)
+        self._timeout: Any = Timeout(
+            connect=options.connect_timeout_s,
+            read=options.request_timeout_s,
+            total=options.request_timeout_s,
+        )
+        self._lanes = threading.local()
+        self._lock = threading.Lock()  # guards _sessions and _settings
+        self._sessions: list[requests.Session] = []
+        self._settings: dict[str, dict[str, Any]] = {}
+
+    def send(self, request: Request) -> Reply:
+        """Send one attempt and read the whole answer; :class:`TransportError` if none came."""
+        url = request.url or self._options.request_url
+        response: requests.Response | None = None
+        try:
+            lane = self._lane()
+            prepared = self._prepare(lane, url, request.payload)
+            settings = self._settings.get(url) or self._merge_settings(lane.session, url)
+            adapter = lane.session.get_adapter(url)
+            response = adapter.send(prepared, timeout=self._timeout, **settings)
+            body = self._read(response)
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            raise _transport_error(error) from error
+        finally:
+            if response is not None:
+                response.close()
+        return _reply(response, body)
+
+    def _lane(self) -> _Lane:
+        lane: _Lane | None = getattr(self._lanes, "lane", None)
+        if lane is None:
+            factory = self._options.session_factory or requests.Session
+            lane = self._lanes.lane = _Lane(factory())
+            for scheme in ("http://", "https://"):
+                if type(lane.session.adapters.get(scheme)) is HTTPAdapter:
+                    lane.session.mount(scheme, BoundedAdapter(self._pools))
+            with self._lock:
+                self._sessions.append(lane.session)
+        return lane
+
+    def _prepare(self, lane: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
+        """The request to send; an auth class of the session's own sees each body."""
+        if lane.session.auth is not None:
+            return self._prepare_new(lane, url, payload)
+        template = lane.prepared.get(url)
+        if template is None:
+            if len(lane.prepared) >= _MAX_PREPARED_URLS:
+                lane.prepared.clear()
+            template = lane.prepared[url] = self._prepare_new(lane, url, b"")
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.hooks = "POST", template.url, template.hooks
+        prepared.headers = template.headers.copy()
+        prepared.headers["Content-Length"] = str(len(payload))
+        prepared._cookies = template._cookies  # type: ignore[attr-defined]
+        prepared.body = payload
+        return prepared
+
+    def _prepare_new(self, lane: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
+        headers = {"Content-Type": "application/json"}
+        if lane.session.auth is None:
+            headers |= auth_headers(url, self._options.api_key)
+        request = requests.Request(
+            "POST", url, headers=headers, data=payload, auth=lane.session.auth or _keep_headers
+        )
+        return lane.session.prepare_request(request)
+
+    def _merge_settings(self, session: requests.Session, url: str) -> dict[str, Any]:
+        """Proxies, CA bundle and client certificate for ``url``, from the session and environment."""
+        settings = dict(session.merge_environment_settings(url, {}, True, None, None))
+        with self._lock:
+            if len(self._settings) >= _MAX_PREPARED_URLS:
+                self._settings = {}
+            return self._settings.setdefault(url, settings)
+
+    def _read(self, response: requests.Response) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := response.raw.read(_CHUNK_BYTES, decode_content=True):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self._options.max_response_bytes:
+                raise TransportError(
+                    f"the answer is larger than {self._options.max_response_bytes:,} bytes",
+                    kind="answer too large",
+                    retryable=False,
+                )
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def cut(self) -> None:
+        """End every exchange under way; each fails as a broken connection."""
+        self._registry.cut()
+
+    def close(self) -> None:
+        """Close every session. No other thread may be sending."""
+        with self._lock:
+            sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            session.close()
+
+
+def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+    """An auth that changes nothing: without one, requests puts ~/.netrc in the key's place."""
+    return prepared
+
+
+def _reply(response: requests.Response, body: bytes) -> Reply:
+    status, headers = response.status_code, response.headers
+    try:
+        data, line = read_answer(body)
+    except ValueError:
+        return Reply(status=status, headers=headers, body=body)
+    return Reply(status=status, headers=headers, body=line, data=data, is_json=True)
+
+
+def _transport_error(error: Exception) -> TransportError:
+    """What went wrong, by its innermost cause: the outer ones only wrap it."""
+    kind, retryable = _kind_of(error)
+    root = _root_of(error)
+    message = " ".join(_OBJECT.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
+    return TransportError(f"{kind}: {message}", kind=kind, retryable=retryable)
+
+
+def _kind_of(error: Exception) -> tuple[str, bool]:
+    """A short label, and whether another attempt may end otherwise."""
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return "connect timeout", True
+    if isinstance(error, (requests.exceptions.Timeout, TimeoutError, ReadTimeoutError)):
+        return "timeout", True
+    if isinstance(error, requests.exceptions.SSLError):
+        return "TLS error", True
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "proxy error", True
+    if isinstance(error, (DecodeError, IncompleteRead)):
+        return "torn body", True
+    if isinstance(error, (requests.exceptions.ConnectionError, HTTPError)):
+        return "connection error", True
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        return "connection error", True
+    return "invalid request", False
+
+
+def _root_of(error: BaseException) -> BaseException:
+    for _ in range(10):
+        inner = getattr(error, "reason", None) or next(
+            (arg for arg in error.args if isinstance(arg, BaseException)), None
+        )
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error

@@ -1,0 +1,150 @@
+"""What a worker thread does with one request, from its admission to its outcome."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from parallel_processor.answers import judge
+from parallel_processor.exceptions import RunStoppedError, TransportError
+from parallel_processor.limiter import Reservation, TokenBucket
+from parallel_processor.models import Attempt, Outcome, Request, Verdict
+from parallel_processor.options import Options
+from parallel_processor.counters import Counters
+from parallel_processor.providers import charges_reservation
+from parallel_processor.redact import Redactor
+from parallel_processor.retry import Tries, make_retrying
+from parallel_processor.stop import StopSignal
+from parallel_processor.transport import Transport
+
+_log = logging.getLogger("parallel_processor")
+
+
+@dataclass(slots=True, kw_only=True)
+class _AdmittedTries(Tries):
+    """Tries with an admission that hasn't been used yet."""
+
+    reservation: Reservation | None = None
+
+
+class Worker:
+    """Takes requests to their outcomes for one run. Every worker thread calls the same object."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        bucket: TokenBucket,
+        transport: Transport,
+        counters: Counters,
+        stop: StopSignal,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._options = options
+        self._bucket = bucket
+        self._transport = transport
+        self._counters = counters
+        self._stop = stop
+        self._clock = clock
+        self._redact = Redactor(options.api_key)
+        self._charges_reservation = charges_reservation(options.request_url)
+        self._retrying = make_retrying(
+            options.retry, sleep=stop.wait, before_sleep=self._tell_retry, clock=clock
+        )
+
+    def process(self, request: Request, tokens: int, reservation: Reservation) -> Outcome:
+        """The outcome of ``request``, whose first attempt ``reservation`` has admitted already."""
+        tries = _AdmittedTries(request=request, tokens=tokens, reservation=reservation)
+        attempt: Attempt = self._retrying(self._attempt, tries)
+        if attempt.verdict is Verdict.ANSWERED:
+            return Outcome(
+                request=request,
+                ok=True,
+                reply=attempt.reply,
+                errors=tuple(tries.errors),
+                attempts=tries.sent,
+                used_tokens=attempt.used_tokens,
+            )
+        return Outcome(
+            request=request,
+            ok=False,
+            reply=attempt.reply,
+            errors=tuple(tries.errors),
+            error_kind=attempt.kind,
+            attempts=tries.sent,
+            unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
+        )
+
+    def _attempt(self, tries: _AdmittedTries) -> Attempt:
+        """One attempt, from its admission to its verdict; nothing is sent once the run stops."""
+        reservation = tries.reservation or self._bucket.acquire(tries.tokens, self._stop)
+        tries.reservation = None
+        if reservation is None:
+            return Attempt(verdict=Verdict.STOPPED)
+        if self._stop.is_set():
+            self._bucket.cancel(reservation)
+            return Attempt(verdict=Verdict.STOPPED)
+        _log.debug("request %d: attempt %d", tries.request.number, tries.sent + 1)
+        self._counters.sent(tries.tokens, first=tries.sent == 0)
+        tries.sent += 1
+        attempt = self._send(tries.request)
+        self._settle(reservation, attempt)
+        tries.note(attempt, self._clock())
+        self._react(attempt, reservation)
+        return attempt
+
+    def _send(self, request: Request) -> Attempt:
+        try:
+            attempt = judge(self._transport.send(request))
+        except TransportError as error:
+            verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
+            attempt = Attempt(verdict=verdict, kind=error.kind, error=str(error))
+        return attempt if attempt.verdict is Verdict.ANSWERED else self._without_keys(attempt)
+
+    def _without_keys(self, attempt: Attempt) -> Attempt:
+        reply = attempt.reply
+        if reply is not None:
+            text = self._redact(reply.body.decode("utf-8", "replace"))
+            reply = replace(reply, body=text.encode(), data=None)
+        return replace(
+            attempt, reply=reply, kind=self._redact(attempt.kind), error=self._redact(attempt.error)
+        )
+
+    def _settle(self, reservation: Reservation, attempt: Attempt) -> None:
+        """Charge what was used; less than reserved only where the provider counts so."""
+        if attempt.used_tokens is None:
+            return
+        reserved = reservation.costs[1]
+        used = float(attempt.used_tokens)
+        if used > reserved or (used < reserved and not self._charges_reservation):
+            self._bucket.settle(reservation, used)
+
+    def _react(self, attempt: Attempt, reservation: Reservation) -> None:
+        """What an attempt's end means for everyone else."""
+        if attempt.verdict is Verdict.FATAL:
+            self._stop.set(RunStoppedError(attempt.error))
+        elif attempt.verdict is Verdict.RATE_LIMITED:
+            self._pause(attempt, reservation)
+
+    def _pause(self, attempt: Attempt, refused: Reservation) -> None:
+        """Hold everybody for as long as the server says; a wait of hours is the user's choice."""
+        self._counters.refused()
+        policy = self._options.retry
+        seconds = policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
+        if seconds > policy.rate_limit_deadline_s:
+            message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
+            self._stop.set(RunStoppedError(message))
+        elif self._bucket.pause(seconds, refused):
+            self._counters.paused()
+            _log.info("pausing for %.3g s: %s", seconds, attempt.error)
+
+    def _tell_retry(self, tries: Tries, attempt: Attempt, seconds: float) -> None:
+        if self._stop.is_set():
+            return
+        number, error = tries.request.number, attempt.error
+        if attempt.verdict is Verdict.RATE_LIMITED:
+            _log.warning("request %d was refused and waits for its turn: %s", number, error)
+        else:
+            _log.warning("request %d is tried again in %.1f s: %s", number, seconds, error)

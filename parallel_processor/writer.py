@@ -1,0 +1,187 @@
+"""One thread that appends records to the results files.
+
+It takes whatever is queued, writes it as whole lines in one call per file, and flushes to the disk at
+most once per second and at the end. What was written is told to ``on_written`` batch by batch, from
+this thread: the run gives back the credits that it held for those outcomes. So a slow disk slows the
+reading of requests, and nothing piles up.
+
+A write that fails stops the run, not the process: the file is cut back to its last whole line, the
+failure is told once to ``on_failure``, and the records at hand are tried again for ``write_retry_s``
+seconds, in case somebody makes room. After that they are dropped, as is everything that still comes, so
+that nobody waits for a disk that stays full; their requests have no record and are sent by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.formats import record
+from parallel_processor.models import Outcome
+
+_MAX_BATCH = 1000
+_RETRY_INTERVAL_S = 1.0
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
+
+
+class _AppendFile:
+    """A file that grows by whole lines. For one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise ResultsFileError(f"can't write {path}: {error.strerror}") from error
+        self.dirty = False
+
+    def append(self, data: bytes) -> None:
+        """Write all of ``data``, or nothing of it."""
+        size = os.fstat(self._descriptor).st_size
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            if len(view) < len(data):
+                with contextlib.suppress(OSError):  # a pipe can't be cut
+                    os.ftruncate(self._descriptor, size)
+            raise
+        self.dirty = True
+
+    def sync(self) -> None:
+        """Make what was written last through a power loss."""
+        if self.dirty:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                if error.errno not in _NO_SYNC:
+                    raise
+            self.dirty = False
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        os.close(self._descriptor)
+
+
+class ResultWriter:
+    """Appends outcomes to ``save_path``, failed ones to ``errors_path`` if given.
+
+    Any thread may call :meth:`put`. The constructor opens the files (:class:`ResultsFileError` where
+    that fails) and starts the thread; :meth:`close` writes what is left and ends it. ``on_written`` is
+    called with each batch and whether it is on record.
+    """
+
+    def __init__(
+        self,
+        save_path: Path,
+        errors_path: Path | None = None,
+        *,
+        on_written: Callable[[list[Outcome], bool], None],
+        on_failure: Callable[[ResultsFileError], None],
+        fsync_s: float = 1.0,
+        write_retry_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._results = _AppendFile(save_path)
+        try:
+            self._errors = self._results if errors_path is None else _AppendFile(errors_path)
+        except ResultsFileError:
+            self._results.close()
+            raise
+        self._on_written = on_written
+        self._on_failure = on_failure
+        self._fsync_s = fsync_s
+        self._write_retry_s = write_retry_s
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        self._gave_up = threading.Event()
+        self._retry_until: float | None = None  # set by the first failure
+        self._thread = threading.Thread(
+            target=self._run, name="parallel-processor-writer", daemon=True
+        )
+        self._thread.start()
+
+    def put(self, outcome: Outcome) -> None:
+        """Queue ``outcome`` for writing."""
+        self._queue.put(outcome)
+
+    def give_up(self) -> None:
+        """Try no failed write again."""
+        self._gave_up.set()
+
+    def close(self) -> None:
+        """Write what is queued, make it last, and end the thread. No other call may follow."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        synced_at, is_open = self._clock(), True
+        try:
+            while is_open:
+                dirty = self._results.dirty or self._errors.dirty
+                due_s = max(synced_at + self._fsync_s - self._clock(), 0.0)
+                batch, is_open = self._next_batch(due_s if dirty else None)
+                if batch:
+                    self._on_written(batch, self._write(batch))
+                if not is_open or self._clock() >= synced_at + self._fsync_s:
+                    self._sync()
+                    synced_at = self._clock()
+        finally:
+            for file in {self._results, self._errors}:
+                file.close()
+
+    def _next_batch(self, wait_s: float | None) -> tuple[list[Outcome], bool]:
+        """What is queued, waiting for the first; false beside it once the end is reached."""
+        batch: list[Outcome] = []
+        try:
+            outcome = self._queue.get(timeout=wait_s)
+            while outcome is not None:
+                batch.append(outcome)
+                if len(batch) >= _MAX_BATCH:
+                    return batch, True
+                outcome = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, True
+        return batch, False
+
+    def _write(self, batch: list[Outcome]) -> bool:
+        """Put ``batch`` on record; false if that failed for good."""
+        if self._errors is self._results:
+            return self._append(self._results, batch)
+        answered = [outcome for outcome in batch if outcome.ok]
+        failed = [outcome for outcome in batch if not outcome.ok]
+        return self._append(self._results, answered) and self._append(self._errors, failed)
+
+    def _append(self, file: _AppendFile, outcomes: list[Outcome]) -> bool:
+        data = b"".join([record(outcome) for outcome in outcomes])
+        while True:
+            try:
+                file.append(data)
+                return True
+            except OSError as error:
+                self._fail(file, error)
+                if self._gave_up.is_set() or self._clock() >= (self._retry_until or 0.0):
+                    return False
+                self._gave_up.wait(_RETRY_INTERVAL_S)
+
+    def _sync(self) -> None:
+        for file in (self._results, self._errors):
+            try:
+                file.sync()
+            except OSError as error:
+                self._fail(file, error)
+
+    def _fail(self, file: _AppendFile, error: OSError) -> None:
+        if self._retry_until is None:
+            self._retry_until = self._clock() + self._write_retry_s
+            self._on_failure(
+                ResultsFileError(f"can't write {file.path}: {error.strerror or error}")
+            )

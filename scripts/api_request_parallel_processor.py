@@ -1,0 +1,25 @@
+#!/usr/bin/env python3
+"""Run `parallel-processor` from a clone, without installing it (only what it depends on).
+
+    python scripts/api_request_parallel_processor.py \\
+        --requests_filepath examples/data/example_requests_to_parallel_process.jsonl \\
+        --save_filepath examples/data/example_requests_to_parallel_process_results.jsonl \\
+        --request_url https://api.openai.com/v1/embeddings \\
+        --max_requests_per_minute 1500 \\
+        --max_tokens_per_minute 6250000 \\
+        --token_encoding_name cl100k_base \\
+        --max_attempts 5 \\
+        --logging_level 20
+
+The clone's own package is what runs, even where another copy is installed.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from parallel_processor.cli import main  # noqa: E402  (found by the line above)
+
+if __name__ == "__main__":
+    sys.exit(main())

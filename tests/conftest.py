@@ -1,0 +1,77 @@
+"""What holds for the whole suite: no network beyond loopback, no deadlines, long tests last."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+import parallel_processor
+
+PACKAGE = Path(parallel_processor.__file__).resolve().parent
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--installed``, which scripts/test gives."""
+    parser.addoption(
+        "--installed", action="store_true", help="refuse to test a package that isn't installed"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make sure that the right package is tested, and that Ctrl-C works in the tests' processes."""
+    if config.getoption("--installed") and "site-packages" not in PACKAGE.parts:
+        raise pytest.UsageError(f"--installed, but the package under test is {PACKAGE}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job inherits this
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """Say which copy of the package is tested."""
+    return f"parallel_processor: {PACKAGE}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the acceptance tests last, when the other Python's shorter suite has left the machine."""
+    items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
+
+
+def _guarded(connect: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:
+    """Wrap a method of ``socket`` so that it reaches this machine only."""
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            self.close()  # callers expect an OSError, and would leave it open
+            raise RuntimeError(f"a test tried to connect to {address!r}; only loopback is allowed")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loopback_only() -> Any:
+    """Keep every socket of the test process on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        yield

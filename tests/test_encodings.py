@@ -1,0 +1,341 @@
+"""Encodings: exact with no network, and never a reason for a run to fail."""
+
+from __future__ import annotations
+
+import logging
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tiktoken.registry
+from hypothesis import given
+from hypothesis import strategies as st
+
+import parallel_processor
+from parallel_processor import encodings
+from parallel_processor.encodings import (
+    TextCounter,
+    base_model_name,
+    bundled_ranks,
+    check_encoding_name,
+    encoding_for_model,
+    estimated_tokens,
+    text_counter,
+)
+from parallel_processor.exceptions import ConfigurationError
+
+PACKAGE = Path(parallel_processor.__file__).resolve().parent
+BUNDLED = ("cl100k_base", "o200k_base", "o200k_harmony")
+CACHE_NAMES = {  # sha1 of the URL from which tiktoken downloads
+    "cl100k_base": "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+    "o200k_base": "fb374d419588a4632f3f557e76b4b70aebbca790",
+}
+# The cookbook's table: cl100k_base, o200k_base.
+STRINGS = [
+    ("tiktoken is great!", 6, 6),
+    ("antidisestablishmentarianism", 6, 6),
+    ("2 + 2 = 4", 7, 7),
+    ("お誕生日おめでとう", 9, 8),
+    ("hello world", 2, 2),
+    ("", 0, 0),
+]
+OFFLINE = """
+import socket, logging
+def refuse(*args, **kwargs):
+    raise OSError("the network is cut off")
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.create_connection = socket.getaddrinfo = refuse
+logging.basicConfig(format="%(levelname)s %(message)s")
+from parallel_processor.encodings import check_encoding_name, text_counter
+"""
+
+
+def run_offline(code: str, home: Path, *paths: Path, **environment: str) -> tuple[str, str]:
+    """Run code in a process with no network, no cache and an empty home: its stdout and stderr."""
+    home.mkdir(exist_ok=True)
+    places = {name: str(home) for name in ("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME")}
+    search = os.pathsep.join(map(str, paths or (PACKAGE.parent,)))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", OFFLINE + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=home,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": search, **places, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiktokens_own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tiktoken.Encoding]:
+    """The encodings as tiktoken makes them from a cache that has the right files."""
+    cache = tmp_path_factory.mktemp("cache")
+    for name, cache_name in CACHE_NAMES.items():
+        packed = (PACKAGE / "data" / f"{name}.tiktoken.xz").read_bytes()
+        (cache / cache_name).write_bytes(lzma.decompress(packed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+        tiktoken.list_encoding_names()  # finds the constructors
+        constructors = tiktoken.registry.ENCODING_CONSTRUCTORS or {}
+        return {name: tiktoken.Encoding(**constructors[name]()) for name in BUNDLED}
+
+
+@pytest.mark.parametrize(("text", "cl100k", "o200k"), STRINGS)
+def test_strings_have_the_documented_counts(text: str, cl100k: int, o200k: int) -> None:
+    """The cookbook's example strings have the cookbook's counts."""
+    assert text_counter("cl100k_base").count(text) == cl100k
+    assert text_counter("o200k_base").count(text) == o200k
+    assert text_counter("o200k_harmony").count(text) == o200k
+
+
+@given(
+    st.text()
+    | st.text(alphabet="aB1 \n\r\t'.,-/é中あ😀<|>")
+    | st.lists(st.sampled_from(["<|endoftext|>", "don't", " \n", "I'LL", "12345", "ﬀ"])).map(
+        "".join
+    )
+)
+def test_counts_are_tiktokens_own(tiktokens_own: dict[str, tiktoken.Encoding], text: str) -> None:
+    """For any text, the bundled encodings count what tiktoken's own count."""
+    for name, encoding in tiktokens_own.items():
+        assert text_counter(name).count(text) == len(encoding.encode(text, disallowed_special=()))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_names_of_special_tokens_and_lone_surrogates_are_text(name: str) -> None:
+    """Neither the name of a special token nor a lone surrogate makes counting fail."""
+    counter = text_counter(name)
+    assert counter.count("<|endoftext|><|fim_prefix|><|start|>") > 3
+    assert counter.count("a\ud800b\udfff") > 0
+    assert estimated_tokens("a\ud800") == 1
+
+
+def test_exact_without_network_cache_or_home(tmp_path: Path) -> None:
+    """With no network, no cache and an empty home the counts are exact, and no file is written."""
+    texts = [text for text, *_ in STRINGS]
+    code = f"for n in {BUNDLED}: print([text_counter(n).count(t) for t in {texts!r}])"
+    out, err = run_offline(code, tmp_path / "home")
+    expected = [[row[1] for row in STRINGS], *[[row[2] for row in STRINGS]] * 2]
+    assert out.splitlines() == [str(row) for row in expected]
+    assert err == ""
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
+def test_a_users_cache_directory_is_left_alone(tmp_path: Path, variable: str) -> None:
+    """A cache directory of the user's with a wrong file in it is neither needed nor changed."""
+    wrong = tmp_path / CACHE_NAMES["cl100k_base"]
+    wrong.write_bytes(b"not a rank file")
+    code = "print(text_counter('cl100k_base').count('2 + 2 = 4'))"
+    out, err = run_offline(code, tmp_path / "home", **{variable: str(tmp_path)})
+    assert (out, err) == ("7\n", "")
+    assert wrong.read_bytes() == b"not a rank file"
+
+
+def test_an_encoding_that_cant_be_had_is_estimated_and_said_once(tmp_path: Path) -> None:
+    """Without its rank file and a network, an encoding's tokens are bytes / 4, with one warning."""
+    code = "for n in range(3): c = text_counter('p50k_base'); print(c.count('x' * 41), c.exact)"
+    out, err = run_offline(code, tmp_path / "home")
+    assert out == "11 False\n" * 3
+    assert err.count("WARNING tokens are estimated as bytes / 4") == 1
+    assert "p50k_base" in err
+    assert "Traceback" not in err
+
+
+PLUGIN = """
+import threading
+def tiny():
+    ranks = {bytes([i]): i for i in range(256)}
+    return dict(name="tiny", pat_str=r"[\\s\\S]", mergeable_ranks=ranks, special_tokens={})
+def hangs():
+    threading.Event().wait()
+ENCODING_CONSTRUCTORS = {"tiny": tiny, "hangs": hangs}
+"""
+
+
+def test_plugins_of_tiktoken_can_be_used(tmp_path: Path) -> None:
+    """An encoding that a tiktoken plugin brings is known and counts."""
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "tiny.py").write_text(PLUGIN)
+    code = "check_encoding_name('tiny'); print(text_counter('tiny').count('four'))"
+    assert run_offline(code, tmp_path / "home", PACKAGE.parent, tmp_path) == ("4\n", "")
+
+
+def test_a_load_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """A load that never ends is given up after its time; the process can end, and so can others."""
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "tiny.py").write_text(PLUGIN)
+    code = """
+import concurrent.futures, tiktoken
+from parallel_processor.encodings import _load_by_tiktoken
+try:
+    _load_by_tiktoken("hangs", 0.05)
+except concurrent.futures.TimeoutError as error:
+    print("gave up", error)
+print(tiktoken.get_encoding("tiny").name)
+"""
+    out, _ = run_offline(code, tmp_path / "home", PACKAGE.parent, tmp_path)
+    assert out.startswith("gave up")
+    assert out.endswith("tiny\n")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing", "other"])
+def test_damaged_data_is_detected(tmp_path: Path, damage: str) -> None:
+    """A damaged rank file is never used: the counts become estimates, and two warnings say why."""
+    copy = tmp_path / "site" / "parallel_processor"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "o200k*"))
+    file = copy / "data" / "cl100k_base.tiktoken.xz"
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "truncated":
+        file.write_bytes(content[:-1000])
+    elif damage == "flipped":
+        file.write_bytes(content[:300_000] + bytes([content[300_000] ^ 1]) + content[300_001:])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "other":
+        file.write_bytes(lzma.compress(lzma.decompress(content) + b"YQ== 999999\n"))
+    code = "print(text_counter('cl100k_base').count('tiktoken is great!'))"
+    out, err = run_offline(code, tmp_path / "home", copy.parent)
+    assert out == "5\n"
+    assert "WARNING the bundled copy of cl100k_base can't be used" in err
+    assert "WARNING tokens are estimated" in err
+
+
+def test_the_checksum_guards_the_ranks() -> None:
+    """Ranks whose file has another sha256 than is expected are refused."""
+    with pytest.raises(ValueError, match="damaged"):
+        bundled_ranks("cl100k_base.tiktoken.xz", "0" * 64)
+
+
+def test_importing_the_package_does_not_import_tiktoken(tmp_path: Path) -> None:
+    """tiktoken is imported when something is counted, and not before."""
+    code = "import sys, parallel_processor.tokens; print('tiktoken' in sys.modules)"
+    assert run_offline(code, tmp_path / "home")[0] == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("gpt-4o-mini-2024-07-18", "o200k_base"),
+        ("gpt-4.1", "o200k_base"),
+        ("gpt-5-nano", "o200k_base"),
+        ("o3-pro", "o200k_base"),
+        ("gpt-3.5-turbo-0125", "cl100k_base"),
+        ("gpt-4", "cl100k_base"),
+        ("gpt-35-turbo", "cl100k_base"),
+        ("gpt-35-turbo-16k", "cl100k_base"),
+        ("text-embedding-3-large", "cl100k_base"),
+        ("davinci", "r50k_base"),
+        ("gpt-oss-120b", "o200k_harmony"),
+        ("openai/gpt-4o", "o200k_base"),
+        ("openrouter/openai/gpt-oss-20b:free", "o200k_harmony"),
+        ("GPT-4o", "o200k_base"),
+        ("ft:gpt-3.5-turbo-0125:org::id", "cl100k_base"),
+        ("ft:gpt-4.1-mini-2025-04-14:org:name:id", "o200k_base"),
+        ("openai/ft:gpt-4o-2024-08-06:org::id", "o200k_base"),
+        ("gpt-6-mini", "o200k_base"),
+        ("gpt-4.5", "o200k_base"),
+        ("gpt-realtime", "o200k_base"),
+        ("computer-use-preview", "o200k_base"),
+        ("codex-mini-latest", "o200k_base"),
+        ("omni-moderation-latest", "o200k_base"),
+        ("claude-opus-4-8", "cl100k_base"),
+        ("my-deployment", "cl100k_base"),
+        ("ft:", "cl100k_base"),
+        ("/", "cl100k_base"),
+        ("", "cl100k_base"),
+        ("x" * 1_000_000, "cl100k_base"),
+        (None, "cl100k_base"),
+        (4, "cl100k_base"),
+        (["gpt-4o"], "cl100k_base"),
+    ],
+)
+def test_models_have_their_encodings(model: object, name: str) -> None:
+    """A model's name leads to its encoding, whatever stands around the name."""
+    assert encoding_for_model(model) == name
+
+
+@given(st.text())
+def test_any_model_name_has_an_encoding_that_exists(model: str) -> None:
+    """No name of a model raises, and what it leads to exists."""
+    check_encoding_name(encoding_for_model(model))
+    assert "/" not in base_model_name(model)
+
+
+def test_an_unknown_model_is_not_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A model that isn't known is mentioned once, below the level of warnings."""
+    with caplog.at_level(logging.DEBUG, logger="parallel_processor"):
+        for _ in range(3):
+            encoding_for_model("some-model-of-test-encodings")
+    assert [record.levelno for record in caplog.records] == [logging.DEBUG]
+
+
+@pytest.mark.parametrize("name", ["cl100k", "", "CL100K_BASE", "gpt-4o"])
+def test_an_unknown_encoding_is_refused_with_the_list(name: str) -> None:
+    """An encoding that doesn't exist is refused, and the message lists those that do."""
+    with pytest.raises(ConfigurationError) as caught:
+        check_encoding_name(name)
+    assert repr(name) in str(caught.value)
+    assert all(known in str(caught.value) for known in tiktoken.list_encoding_names())
+
+
+def test_threads_share_one_counter() -> None:
+    """Threads that ask for an encoding at once get one and the same counter."""
+    encodings._text_counter.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        counters = set(pool.map(text_counter, ["cl100k_base"] * 8))
+    assert len(counters) == 1
+
+
+def test_a_text_that_tiktoken_gives_up_on_is_estimated() -> None:
+    """If tiktoken's regular expressions give up, the text's tokens are a quarter of its bytes."""
+
+    def give_up(text: str) -> list[int]:
+        raise ValueError("Max stack size exceeded")
+
+    assert TextCounter("broken", give_up).count("é" * 5) == 3
+
+
+def test_long_texts_are_counted_in_pieces() -> None:
+    """Above 100,000 characters a text is cut, which adds at most two tokens per cut."""
+    counter = text_counter("o200k_base")
+    paragraph = "The quick brown fox doesn't jump over 12345 lazy dogs.\n"
+    exact = counter.count(paragraph * 1_000) * 10
+    assert exact - 20 <= counter.count(paragraph * 10_000) <= exact + 20
+
+
+def test_very_long_texts_are_sampled() -> None:
+    """Above 2,000,000 characters samples tell the count, to a percent for an even text."""
+    calls = []
+
+    def count_words(text: str) -> list[int]:
+        calls.append(len(text))
+        return [0] * text.count("word ")
+
+    tokens = TextCounter("words", count_words).count("word " * 1_234_567)
+    assert tokens == pytest.approx(1_234_567, rel=0.01)
+    assert len(calls) <= 20
+    assert max(calls) <= 100_000
+
+
+@pytest.mark.parametrize("character", [" ", "a", "\n", "😀", "\ud800"])
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+def test_a_million_equal_characters_are_counted(name: str, character: str) -> None:
+    """Texts on which regular expressions blow up are counted, within the bound of any encoding."""
+    assert 0 < text_counter(name).count(character * 1_100_000) <= 4 * 1_100_000
+
+
+@given(st.text())
+def test_repeated_texts_count_the_same(text: str) -> None:
+    """A remembered count is the count."""
+    counter = text_counter("cl100k_base")
+    assert counter.count_repeated(text) == counter.count_repeated(text) == counter.count(text)
+    assert counter.count_repeated(text * 1_000) == counter.count(text * 1_000)
