@@ -85,14 +85,14 @@ def _attempt(
     error = f"{kind}: {message}" if message else kind
     if request_id:
         error += f" (request id {request_id[:100]})"
-    return Attempt(
-        verdict=verdict, reply=reply, kind=kind, error=error, retry_after_s=wait
-    )
+    return Attempt(verdict=verdict, reply=reply, kind=kind, error=error, retry_after_s=wait)
 
 
 def _judge_success(reply: Reply) -> Attempt:
     if reply.headers.get("content-type", "").lower().startswith("text/event-stream"):
-        return _attempt(Verdict.FAILED, reply, "unexpected stream", "the server sent an event stream")
+        return _attempt(
+            Verdict.FAILED, reply, "unexpected stream", "the server sent an event stream"
+        )
     if not reply.is_json:
         start = _text(reply)[:80]
         return _attempt(Verdict.RETRY, reply, "not JSON", f"the answer is not JSON: {start!r}")

@@ -63,9 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_further_flags(
-    parser: argparse.ArgumentParser, limits: Limits, retry: RetryPolicy
-) -> None:
+def _add_further_flags(parser: argparse.ArgumentParser, limits: Limits, retry: RetryPolicy) -> None:
     add = parser.add_argument
     add("--errors_filepath", metavar="FILE", help="failures go here (default: to the results)")
     add("--max_workers", type=int, default=1000, metavar="N",
@@ -116,26 +114,29 @@ def _set_up_logging(level: int) -> None:
 
 
 def _process(flags: argparse.Namespace) -> int:
-    with Processor(
-        request_url=flags.request_url,
-        api_key=flags.api_key,
-        limits=Limits(
-            requests_per_minute=flags.max_requests_per_minute,
-            tokens_per_minute=flags.max_tokens_per_minute,
-            burst_seconds=flags.burst_seconds,
-        ),
-        retry=RetryPolicy(
-            max_attempts=flags.max_attempts,
-            pause_s=flags.seconds_to_pause_after_rate_limit_error,
-        ),
-        max_workers=flags.max_workers,
-        request_timeout_s=flags.request_timeout,
-        connect_timeout_s=flags.connect_timeout,
-        token_encoding_name=flags.token_encoding_name,
-    ) as processor, SignalWatcher(
-        on_first=lambda name: processor.stop(f"interrupted by {name}"),
-        on_second=lambda name: processor.cut(f"interrupted by {name}"),
-    ) as watcher:
+    with (
+        Processor(
+            request_url=flags.request_url,
+            api_key=flags.api_key,
+            limits=Limits(
+                requests_per_minute=flags.max_requests_per_minute,
+                tokens_per_minute=flags.max_tokens_per_minute,
+                burst_seconds=flags.burst_seconds,
+            ),
+            retry=RetryPolicy(
+                max_attempts=flags.max_attempts,
+                pause_s=flags.seconds_to_pause_after_rate_limit_error,
+            ),
+            max_workers=flags.max_workers,
+            request_timeout_s=flags.request_timeout,
+            connect_timeout_s=flags.connect_timeout,
+            token_encoding_name=flags.token_encoding_name,
+        ) as processor,
+        SignalWatcher(
+            on_first=lambda name: processor.stop(f"interrupted by {name}"),
+            on_second=lambda name: processor.cut(f"interrupted by {name}"),
+        ) as watcher,
+    ):
         summary, error = _run_to_its_end(processor, flags)
     if summary is None:
         _log.error("%s", error)

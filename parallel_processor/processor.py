@@ -58,9 +58,7 @@ class Processor:
         """The settings, as they were checked."""
         return self._options
 
-    def imap_unordered(
-        self, requests: Iterable[Request | Mapping[str, Any]]
-    ) -> Iterator[Outcome]:
+    def imap_unordered(self, requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Outcome]:
         """Send ``requests`` and yield their outcomes as they come, failed ones included.
 
         A request is a body (a dict, of which ``metadata`` is taken out and not sent) or a
@@ -107,6 +105,13 @@ class Processor:
                 fraction=lines.fraction,
                 show=progress,
                 clock=self._clock,
+            )
+            _log.info(
+                "sending %s to %s, at most %g requests and %g tokens a minute",
+                source,
+                self._options.request_url.partition("?")[0],
+                self._options.limits.requests_per_minute,
+                self._options.limits.tokens_per_minute,
             )
             requests = read_requests(lines, self._options.request_url)
             self._feed_to_writer(run, _unanswered(requests, answered, run), save, errors)

@@ -88,9 +88,7 @@ class Progress:
                 self.refresh("")
             self._bar.close()
 
-    def _line(
-        self, counts: Counts, elapsed_s: float, held_by: str
-    ) -> tuple[str, int, int | None]:
+    def _line(self, counts: Counts, elapsed_s: float, held_by: str) -> tuple[str, int, int | None]:
         done = counts.answered + counts.failed + counts.already_answered
         total = _estimate(self._fraction(), counts)
         words = [f"{done:,}/{_about(total, self._fraction())} done"]

@@ -40,7 +40,9 @@ class Quota:
         self.refill = limit / _MINUTE_S * (1.0 - _PACE_MARGIN_S / _MINUTE_S)
         self.level = self.capacity
         self.stamp = now
-        self.window: deque[list[float]] = deque()  # slots of [last admission, amount, first admission]
+        self.window: deque[list[float]] = (
+            deque()
+        )  # slots of [last admission, amount, first admission]
         self.in_window = 0.0
 
     def advance(self, now: float) -> None:

@@ -21,7 +21,9 @@ class Redactor:
         patterns = [_LOOKS_LIKE_A_KEY]
         if api_key and len(api_key) >= 2 * _SHOWN:
             head, tail = re.escape(api_key[:_SHOWN]), re.escape(api_key[-_SHOWN:])
-            patterns.insert(0, rf"{re.escape(api_key)}|{head}[-_.…*\w]*[*.…]+[-_.…*\w]*|[*…]+{tail}")
+            patterns.insert(
+                0, rf"{re.escape(api_key)}|{head}[-_.…*\w]*[*.…]+[-_.…*\w]*|[*…]+{tail}"
+            )
         elif api_key:
             patterns.insert(0, re.escape(api_key))
         self._pattern = re.compile("|".join(patterns))

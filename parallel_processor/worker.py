@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from parallel_processor.answers import judge
+from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, TransportError
 from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Attempt, Outcome, Request, Verdict
 from parallel_processor.options import Options
-from parallel_processor.counters import Counters
 from parallel_processor.providers import charges_reservation
 from parallel_processor.redact import Redactor
 from parallel_processor.retry import Tries, make_retrying
