@@ -106,13 +106,7 @@ class Processor:
                 show=progress,
                 clock=self._clock,
             )
-            _log.info(
-                "sending %s to %s, at most %g requests and %g tokens a minute",
-                source,
-                self._options.request_url.partition("?")[0],
-                self._options.limits.requests_per_minute,
-                self._options.limits.tokens_per_minute,
-            )
+            _log.info("sending %s to %s", source, _target(self._options))
             requests = read_requests(lines, self._options.request_url)
             self._feed_to_writer(run, _unanswered(requests, answered, run), save, errors)
             summary = run.counters.summary(self._clock() - started_at, _reason(run))
@@ -240,6 +234,15 @@ def _empty(path: Path) -> None:
         path.open("wb").close()
     except OSError as error:
         raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _target(options: Options) -> str:
+    """Where the requests go, and how fast; a query may hold a key."""
+    limits, url = options.limits, options.request_url.partition("?")[0]
+    return (
+        f"{url}, at most {limits.requests_per_minute:,.0f} requests "
+        f"and {limits.tokens_per_minute:,.0f} tokens a minute"
+    )
 
 
 def _reason(run: Run) -> str:

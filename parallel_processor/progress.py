@@ -7,6 +7,7 @@ the run draws it, between requests and while it waits: no thread of its own, no 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +21,14 @@ from parallel_processor.models import Summary, Usage
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
-_BAR_FORMAT = "{percentage:3.0f}%|{bar:20}| {postfix}"
+_BAR_FORMAT = "{percentage:3.0f}%|{bar:10}| {desc}"
+_FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
 _HELD_BY = {
     "requests": "requests/min",
     "tokens": "tokens/min",
     "pause": "a pause after a rate limit",
     "workers": "requests in flight",
     "answers": "the server's answers",
-    "": "nothing",
 }
 
 
@@ -58,47 +59,64 @@ class Progress:
         bar_class = None if show is False else _bar_class(self._file)
         self._bar: Any = None
         if bar_class is not None:
-            self._bar = bar_class(file=self._file, bar_format=_BAR_FORMAT, leave=True, total=1)
+            size = _size(bar_class, self._file)
+            self._bar = bar_class(file=self._file, bar_format=_BAR_FORMAT, total=1, **size)
         self._interval_s = math.inf
         if self._bar is not None:
             self._interval_s = _BAR_INTERVAL_S
         elif show:
             self._interval_s = _LINE_INTERVAL_S
         self.due_at = self._started_at + self._interval_s
+        self._refreshed_at = self._started_at
+        self._waited: dict[str, float] = {}
 
-    def refresh(self, held_by: str) -> None:
-        """Show where the run stands; ``held_by`` is what it waits for (see ``Usage``)."""
+    def waited(self, held_by: str, seconds: float) -> None:
+        """The feeder waited ``seconds`` for ``held_by``: a quota, ``pause``, ``workers``, ``answers``."""
+        self._waited[held_by] = self._waited.get(held_by, 0.0) + seconds
+
+    def _held_by(self, now: float) -> str:
+        """What the feeder has waited for most since the last refresh; if for little, the machine."""
+        name = max(self._waited, key=self._waited.__getitem__, default="")
+        busy = sum(self._waited.values()) < (now - self._refreshed_at) / 2
+        self._waited.clear()
+        self._refreshed_at = now
+        return "this machine or the input" if busy else _HELD_BY.get(name, name)
+
+    def refresh(self) -> None:
+        """Show where the run stands."""
         now = self._clock()
         self.due_at = now + self._interval_s
         counts = self._counters.counts()
-        text, done, total = self._line(counts, now - self._started_at, held_by)
+        text, done, total = self._line(counts, now)
         if self._bar is None:
             self._file.write(text + "\n")
             self._file.flush()
             return
         self._bar.total = max(total or 0, done, 1)
         self._bar.n = done
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_description_str(text, refresh=False)
         self._bar.refresh()
 
     def close(self) -> None:
         """Take the bar's line to its end."""
         if self._bar is not None:
             if self._clock() >= self._started_at + _BAR_INTERVAL_S:
-                self.refresh("")
+                self.refresh()
             self._bar.close()
 
-    def _line(self, counts: Counts, elapsed_s: float, held_by: str) -> tuple[str, int, int | None]:
+    def _line(self, counts: Counts, now: float) -> tuple[str, int, int | None]:
+        elapsed_s = now - self._started_at
         done = counts.answered + counts.failed + counts.already_answered
-        total = _estimate(self._fraction(), counts)
-        words = [f"{done:,}/{_about(total, self._fraction())} done"]
+        fraction = self._fraction()
+        total = _estimate(fraction, counts)
+        words = [f"{done:,}/{_about(total, fraction)} done"]
         if counts.failed:
             words.append(f"{counts.failed:,} failed")
+        if counts.in_flight or fraction != 1.0:
+            words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
+            words.append(f"held back by {self._held_by(now)}")
         words.append(f"{counts.in_flight:,} in flight")
-        usage = self._usage()
-        words += _rates(usage, elapsed_s)
-        words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
-        words.append(f"held back by {_HELD_BY.get(held_by, held_by)}")
+        words += _rates(self._usage(), elapsed_s)
         return ", ".join(words), done, total
 
 
@@ -111,6 +129,16 @@ def _bar_class(file: TextIO) -> Any:
 
         return notebook_bar
     return tqdm if file.isatty() else None
+
+
+def _size(bar_class: Any, file: TextIO) -> dict[str, int]:
+    """The bar's place where a terminal doesn't tell its size; nothing leaves that to tqdm."""
+    if bar_class is not tqdm:
+        return {}
+    try:
+        return {} if os.get_terminal_size(file.fileno()).columns else _FALLBACK_SIZE
+    except (OSError, ValueError):
+        return _FALLBACK_SIZE
 
 
 def _estimate(fraction: float | None, counts: Counts) -> int | None:

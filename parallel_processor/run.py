@@ -126,7 +126,7 @@ class Run:
                 self._deliver(_flawed(request))
             else:
                 self._submit(executor, request, tokens, reservation)
-            self._show("")
+            self._show()
 
     def _has_credit(self) -> bool:
         """Wait for a credit; false if an outcome or the stop came first."""
@@ -177,15 +177,19 @@ class Run:
 
     def _wait(self, seconds: float, held_by: str) -> None:
         """Wait for ``_wake``, at most ``seconds``, and keep the display going."""
-        self._show(held_by)
-        if self.progress is not None:
-            seconds = min(seconds, max(self.progress.due_at - self._clock(), 0.0))
-        self._wake.wait(seconds if seconds < math.inf else None)
-
-    def _show(self, held_by: str) -> None:
         progress = self.progress
-        if progress is not None and self._clock() >= progress.due_at:
-            progress.refresh(held_by or self._bucket.usage().held_by)
+        if progress is None:
+            self._wake.wait(seconds if seconds < math.inf else None)
+            return
+        self._show()
+        began = self._clock()
+        seconds = min(seconds, max(progress.due_at - began, 0.0))
+        self._wake.wait(seconds if seconds < math.inf else None)
+        progress.waited(self._bucket.usage().held_by or held_by, self._clock() - began)
+
+    def _show(self) -> None:
+        if self.progress is not None and self._clock() >= self.progress.due_at:
+            self.progress.refresh()
 
     def _ready(self) -> Iterator[Outcome]:
         """The outcomes at hand; each gives its credit back once the consumer asks for the next."""
