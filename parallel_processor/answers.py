@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_processor.models import Attempt, Reply, Verdict
 from parallel_processor.providers import used_tokens
-from parallel_processor.waits import duration_s, timestamp, wait_s
+from parallel_processor.waits import duration_s, milliseconds_s, timestamp, wait_s
 
 _FATAL_CODES = frozenset(
     {
         "invalid_api_key",
         "authentication_error",
+        "permission_error",
+        "unsupported_country_region_territory",
         "api_key_invalid",
         "insufficient_quota",
         "credit_balance_exhausted",
@@ -33,19 +35,29 @@ _FATAL_CODES = frozenset(
         "contract_spend_limit_reached",
     }
 )
-_FATAL_STATUSES = frozenset({401, 402})
 _RETRY_STATUSES = frozenset({408, 409, 425, 498})
 _RATE_LIMIT_STATUSES = frozenset({429, 529})
-_RETRY_CODES_IN_200 = frozenset({"server_error", "rate_limit_exceeded"})  # Responses API
+_WITH_WAIT_STATUSES = frozenset({402, 503})  # rate limits if the server says how long to wait
+_RETRY_CODES_IN_200 = frozenset(
+    {
+        *("server_error", "rate_limit_exceeded"),  # Responses API
+        *("api_error", "overloaded_error", "rate_limit_error", "timeout_error"),  # Anthropic
+        *("server_is_overloaded", "service_unavailable_error", "slow_down"),
+    }
+)
 
 _MAX_MESSAGE = 500
 _TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? (\d+)\b.*\bRequested:? (\d+)\b", re.IGNORECASE)
 _SPENT = re.compile(r"reached your specified api usage limits", re.IGNORECASE)
+_DAY_USED_UP = re.compile(r"\bfree-models-per-day\b", re.IGNORECASE)  # OpenRouter
+_NO_QUOTA = re.compile(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn't on the plan
 _HINT = re.compile(
-    r"(?:try again in|retry in|retry after) ((?:\d+(?:\.\d+)?(?:ms|s|m|h|d)\s?)+|\d+(?= seconds?))",
+    r"(?:try again in|retry in|retry after) "
+    r"((?:\d+(?:\.\d+)?(?:ms|[smhd]| (?:second|minute|hour|day)s?) ?)+)",
     re.IGNORECASE,
 )
+_UNIT_WORD = re.compile(r" ([smhd])(?:econd|inute|our|ay)s?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +79,8 @@ def judge(reply: Reply) -> Attempt:
     """What ``reply`` means for its request and for the run."""
     if 200 <= reply.status < 300:
         return _judge_success(reply)
-    info = read_error(reply)
-    wait = retry_after_s(reply)
-    verdict = _verdict(reply, info, wait)
+    info, wait = read_error(reply), retry_after_s(reply)
+    verdict = _verdict(reply.status, reply, info, wait)
     label = info.code if info.code not in ("", str(reply.status)) else info.type
     kind = f"HTTP {reply.status} {label}".strip()
     message = info.message
@@ -96,7 +107,7 @@ def _judge_success(reply: Reply) -> Attempt:
     if not reply.is_json:
         start = _text(reply)[:80]
         return _attempt(Verdict.RETRY, reply, "not JSON", f"the answer is not JSON: {start!r}")
-    data = reply.data
+    data = _unwrapped(reply.data)
     if not isinstance(data, Mapping):
         return Attempt(verdict=Verdict.ANSWERED, reply=reply)
     if data.get("error") or (data.get("object") == "response" and data.get("status") == "failed"):
@@ -108,54 +119,62 @@ def _judge_error_in_200(reply: Reply) -> Attempt:
     """OpenRouter's ``{"error": …}`` and the Responses API's ``status: "failed"``, both with HTTP 200."""
     info, wait = read_error(reply), retry_after_s(reply)
     kind = f"error in HTTP 200 {info.code or info.type}".strip()
-    if info.codes & _RETRY_CODES_IN_200:
-        verdict = Verdict.RETRY
-    elif info.code.isdigit() and 400 <= int(info.code) < 600:
-        verdict = _verdict_of_status(int(info.code), info, wait)
+    if re.fullmatch("[45][0-9][0-9]", info.code):
+        verdict = _verdict(int(info.code), reply, info, wait)
     elif info.codes & _FATAL_CODES:
         verdict = Verdict.FATAL
+    elif info.codes & _RETRY_CODES_IN_200:
+        verdict = Verdict.RETRY
     else:
         verdict = Verdict.FAILED
     return _attempt(verdict, reply, kind, info.message, wait)
 
 
-def _verdict(reply: Reply, info: ErrorInfo, wait: float | None) -> Verdict:
-    verdict = _verdict_of_status(reply.status, info, wait)
-    should_retry = reply.headers.get("x-should-retry", "").lower()
-    if verdict is Verdict.FAILED and should_retry == "true":
-        return Verdict.RETRY
-    if verdict is Verdict.RETRY and should_retry == "false":
+def _verdict(status: int, reply: Reply, info: ErrorInfo, wait: float | None) -> Verdict:
+    """What ``status`` means, which may stand in the body of a success; the server has the last word."""
+    if _stops_the_run(status, info, wait):
+        return Verdict.FATAL
+    if status == 429 and _never_fits(reply, info.message):
         return Verdict.FAILED
-    return verdict
-
-
-def _verdict_of_status(status: int, info: ErrorInfo, wait: float | None) -> Verdict:
-    if status in _FATAL_STATUSES or info.codes & _FATAL_CODES:
-        return Verdict.FATAL
-    if status == 400 and _SPENT.search(info.message):  # Anthropic: a spend limit that the user set
-        return Verdict.FATAL
-    if status in _RATE_LIMIT_STATUSES or (status == 503 and wait is not None):
-        return Verdict.FAILED if _is_too_large(info.message) else Verdict.RATE_LIMITED
-    if status in _RETRY_STATUSES or status >= 500:
+    should_retry = reply.headers.get("x-should-retry", "").lower()
+    if should_retry == "false":
+        return Verdict.FAILED
+    if status in _RATE_LIMIT_STATUSES or (status in _WITH_WAIT_STATUSES and wait is not None):
+        return Verdict.RATE_LIMITED
+    if status in _RETRY_STATUSES or status >= 500 or should_retry == "true":
         return Verdict.RETRY
     return Verdict.FAILED
 
 
-def _is_too_large(message: str) -> bool:
+def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
+    """True for a wrong key, no money, and a day's quota that is used up."""
+    if status == 401 or (status == 402 and wait is None) or info.codes & _FATAL_CODES:
+        return True
+    if status == 400:  # Anthropic: a spend limit that the user set
+        return bool(_SPENT.search(info.message))
+    per_day = any("perday" in code for code in info.detail_codes)  # Gemini's quotaId
+    return status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
+
+
+def _never_fits(reply: Reply, message: str) -> bool:
     """True for a refusal that no waiting helps: the request alone exceeds the whole limit."""
-    if _TOO_LARGE.search(message):
+    if _TOO_LARGE.search(message) or _NO_QUOTA.search(message):
+        return True
+    if reply.headers.get("x-ratelimit-limit-req-minute") == "0":  # Mistral: not on the plan
         return True
     numbers = _LIMIT_AND_REQUESTED.search(message)
-    return bool(numbers) and int(numbers[2]) > int(numbers[1]) > 0  # type: ignore[index]
+    return numbers is not None and int(numbers[2]) > int(numbers[1]) > 0
 
 
 def read_error(reply: Reply) -> ErrorInfo:
-    """The error in ``reply``; for a body of no known shape the first 500 characters of its text."""
-    body = reply.data
-    if isinstance(body, list) and len(body) == 1:  # Gemini's OpenAI-compatible endpoint
-        body = body[0]
+    """The error in ``reply``; where it has no message, the first 500 characters of the body."""
+    info = _read_error(_unwrapped(reply.data))
+    return info if info.message else replace(info, message=_clip(_text(reply)))
+
+
+def _read_error(body: Any) -> ErrorInfo:
     if not isinstance(body, Mapping):
-        return ErrorInfo(message=_clip(_text(reply)))
+        return ErrorInfo()
     error = body.get("error")
     if isinstance(error, str):
         return ErrorInfo(message=_clip(error), code=_label(body.get("code")))
@@ -163,37 +182,50 @@ def read_error(reply: Reply) -> ErrorInfo:
         return _read_error_object(error)
     if body.get("object") == "error" or "message" in body:
         return _read_error_object(body)
-    if "detail" in body:
-        return ErrorInfo(message=_clip(_detail(body["detail"])))
-    return ErrorInfo(message=_clip(_text(reply)))
+    return ErrorInfo(message=_clip(_detail(body.get("detail"))))
+
+
+def _unwrapped(data: Any) -> Any:
+    """Gemini's OpenAI-compatible endpoint puts an error into a list."""
+    return data[0] if isinstance(data, list) and len(data) == 1 else data
 
 
 def _read_error_object(error: Mapping[str, Any]) -> ErrorInfo:
-    details = error.get("details")
-    found: set[str] = set()
-    if isinstance(details, Mapping):
-        found.add(_label(details.get("error_code")))
-    elif isinstance(details, list):
-        found = {_label(d.get("reason")) for d in details if isinstance(d, Mapping)}
     message = error.get("message")
     return ErrorInfo(
         code=_label(error.get("code")),
         type=_label(error.get("type") or error.get("status")),
-        detail_codes=frozenset(found - {""}),
+        detail_codes=frozenset(_detail_codes(error.get("details"))) - {""},
         message=_clip(message if isinstance(message, str) else ""),
     )
+
+
+def _detail_codes(details: Any) -> Iterator[str]:
+    """Anthropic's sub-code; Google's reasons and the quotas that are exceeded."""
+    if isinstance(details, Mapping):
+        yield _label(details.get("error_code"))
+    for detail in _mappings(details):
+        yield _label(detail.get("reason"))
+        for violation in _mappings(detail.get("violations")):
+            yield _label(violation.get("quotaId"))
+
+
+def _mappings(values: Any) -> list[Mapping[str, Any]]:
+    return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []
 
 
 def _label(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return ""
-    return str(value).lower()[:100]
+    return " ".join(str(value)[:100].lower().split())
 
 
 def _detail(detail: Any) -> str:
-    if isinstance(detail, list):
-        return "; ".join(str(d.get("msg", d)) if isinstance(d, Mapping) else str(d) for d in detail)
-    return str(detail)
+    """FastAPI's errors: a text, or a list of objects with a ``msg`` each."""
+    if isinstance(detail, str):
+        return detail
+    texts = (d.get("msg") for d in _mappings(detail))
+    return "; ".join(text for text in texts if isinstance(text, str))
 
 
 def _text(reply: Reply) -> str:
@@ -211,30 +243,24 @@ def _location(reply: Reply) -> str:
 def retry_after_s(reply: Reply, clock: Callable[[], float] = time.time) -> float | None:
     """Seconds that the server asks to wait: ``retry-after-ms``, ``Retry-After``, then the body's hints."""
     headers = reply.headers
-    if "retry-after-ms" in headers:
-        milliseconds = wait_s(headers["retry-after-ms"], 0.0)
-        if milliseconds is not None:
-            return milliseconds / 1000
-    if "retry-after" in headers:
+    seconds = milliseconds_s(headers.get("retry-after-ms", ""))
+    if seconds is None and "retry-after" in headers:
         sent = timestamp(headers.get("date", ""))  # the server's own clock, where it tells it
         seconds = wait_s(headers["retry-after"], sent if sent is not None else clock())
-        if seconds is not None:
-            return seconds
-    if reply.status in _RATE_LIMIT_STATUSES:
-        return _hint_s(reply)
-    return None
+    if seconds is None and reply.status in _RATE_LIMIT_STATUSES:
+        seconds = _hint_s(reply)
+    return seconds
 
 
 def _hint_s(reply: Reply) -> float | None:
     """Gemini's ``RetryInfo`` or the words "try again in 1.2s" in the message."""
-    body = reply.data[0] if isinstance(reply.data, list) and reply.data else reply.data
+    body = _unwrapped(reply.data)
     error = body.get("error") if isinstance(body, Mapping) else None
     details = error.get("details") if isinstance(error, Mapping) else None
-    for detail in details if isinstance(details, list) else ():
-        delay = detail.get("retryDelay") if isinstance(detail, Mapping) else None
-        if isinstance(delay, str) and duration_s(delay) is not None:
-            return duration_s(delay)
+    for detail in _mappings(details):
+        delay = detail.get("retryDelay")
+        seconds = duration_s(delay) if isinstance(delay, str) else None
+        if seconds is not None:
+            return seconds
     match = _HINT.search(read_error(reply).message)
-    if match is None:
-        return None
-    return duration_s(match[1]) if not match[1].isdigit() else float(match[1])
+    return duration_s(_UNIT_WORD.sub(r"\1", match[1].lower())) if match else None

@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except KeyboardInterrupt:
         return 130
+    finally:
+        _let_go_of_stderr()
 
 
 def _with_underscores(word: str) -> str:
@@ -111,6 +113,34 @@ def _set_up_logging(level: int) -> None:
     _log.addHandler(handler)
     _log.setLevel(level)
     _log.propagate = False
+
+
+def _say(text: str) -> None:
+    """Print to stderr, which may be closed, or a pipe that nobody reads any more."""
+    try:
+        if sys.stderr is not None:
+            print(text, file=sys.stderr)
+    except OSError:
+        pass
+
+
+def _let_go_of_stderr() -> None:
+    """What a broken pipe has not taken would make Python's own flush fail, with exit code 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _stop(processor: Processor, signal_name: str) -> None:
+    processor.stop(f"interrupted by {signal_name}")
+    _log.warning("%s: waiting for what is in flight; another one gives it up", signal_name)
+
+
+def _cut(processor: Processor, signal_name: str) -> None:
+    processor.cut(f"interrupted by {signal_name}")
+    _log.warning("%s: giving up what is in flight", signal_name)
 
 
 def _process(flags: argparse.Namespace) -> int:
@@ -133,8 +163,8 @@ def _process(flags: argparse.Namespace) -> int:
             token_encoding_name=flags.token_encoding_name,
         ) as processor,
         SignalWatcher(
-            on_first=lambda name: processor.stop(f"interrupted by {name}"),
-            on_second=lambda name: processor.cut(f"interrupted by {name}"),
+            on_first=lambda name: _stop(processor, name),
+            on_second=lambda name: _cut(processor, name),
         ) as watcher,
     ):
         summary, error = _run_to_its_end(processor, flags)
@@ -144,7 +174,7 @@ def _process(flags: argparse.Namespace) -> int:
     if flags.logging_level <= logging.INFO:
         limits = {"requests": flags.max_requests_per_minute, "tokens": flags.max_tokens_per_minute}
         save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
-        print(f"{summary_text(summary, limits)}\nresults are in {save_path}", file=sys.stderr)
+        _say(f"{summary_text(summary, limits)}\nresults are in {save_path}")
     if error is not None:
         _log.error("stopped: %s. Run the same command again once that is put right.", error)
         return 3 if isinstance(error, RunStoppedError) else 1

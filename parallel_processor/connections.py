@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import socket
 import threading
 import time
@@ -28,12 +29,15 @@ class ConnectionRegistry:
         self._cut = False
 
     def add(self, connection: HTTPConnection) -> None:
-        """Remember ``connection``; after :meth:`cut` it is cut at once."""
+        """Remember ``connection``, unless :meth:`check` raises."""
         with self._lock:
+            self.check()
             self._connections.add(connection)
-            cut = self._cut
-        if cut:
-            _shut_down(connection)
+
+    def check(self) -> None:
+        """Raise ``ConnectionAbortedError`` after :meth:`cut`."""
+        if self._cut:
+            raise ConnectionAbortedError("the run was cut short")
 
     def cut(self) -> None:
         """End every exchange under way: its reads and writes fail at once."""
@@ -43,9 +47,20 @@ class ConnectionRegistry:
         for connection in connections:
             _shut_down(connection)
 
+    def close(self) -> None:
+        """Close every connection; no other thread may be using one.
+
+        Closing a session leaves that to the garbage collector.
+        """
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+
 
 def _shut_down(connection: HTTPConnection) -> None:
     sock = connection.sock
+    sock = getattr(sock, "socket", sock)  # urllib3's TLS within a proxy's TLS wraps one
     if sock is not None:
         try:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -93,9 +108,15 @@ class _BoundedConnection(HTTPConnection):
     _deadline = 0.0
 
     def connect(self) -> None:
-        self._deadline = time.monotonic() + self.exchange_timeout_s
+        self.registry.check()
+        began_at = time.monotonic()
+        connect_s = self.timeout if isinstance(self.timeout, (int, float)) else math.inf
+        self._deadline = began_at + min(connect_s, self.exchange_timeout_s)  # of a proxy's tunnel
         super().connect()
-        self.registry.add(self)
+        self._deadline = began_at + self.exchange_timeout_s
+        self.registry.add(
+            self
+        )  # a connection in the making can't be cut, and takes connect_s at most
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._deadline = time.monotonic() + self.exchange_timeout_s

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from parallel_processor.jsontext import Member, dump, members, parse, without
+from parallel_processor.jsontext import MAX_NESTING, Member, dump, members, one_line, parse, without
 from parallel_processor.models import Outcome, Request
 from parallel_processor.providers import resolve_url
 
@@ -25,14 +25,14 @@ _BOM = b"\xef\xbb\xbf"
 _MAX_FLAWED_CHARS = 2000  # how much of a line that can't be sent is put into its record
 _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
+_RECORD_NESTING = 2  # how many levels a record is around a request or an answer
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
     """A request for each line that isn't blank; a line that can't be sent has a ``flaw``."""
     for number, line in enumerate(lines, 1):
-        if number == 1 and line.startswith(_BOM):
-            line = line[len(_BOM) :]
-        line = line.strip()
+        line = line.removeprefix(_BOM).strip()  # files that were joined have one in the middle
         if line:
             yield parse_line(line, number, request_url)
 
@@ -44,9 +44,9 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
         body = parse(text)
         if not isinstance(body, dict):
             raise ValueError("not a JSON object")
-        if "custom_id" in body and isinstance(body.get("body"), dict):
+        if "custom_id" in body and "body" in body:
             return _batch_request(members(text), body, number, request_url)
-        return _request(text, line, body, number)
+        return _request(text, body, number)
     except UnicodeDecodeError as error:
         flaw = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
     except json.JSONDecodeError as error:
@@ -57,18 +57,22 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
     return Request(body=text, payload=dump(text), number=number, flaw=f"line {number}: {flaw}")
 
 
-def _request(text: str, payload: bytes, body: dict[str, Any], number: int) -> Request:
+def _request(text: str, body: dict[str, Any], number: int) -> Request:
     """A cookbook line: ``metadata`` becomes a column, and what only a stream can answer is left out."""
     dropped = unsendable(body)
     metadata: bytes | None = None
     if dropped or "metadata" in body:
         parts = members(text)
         if body.get("metadata") is not None:
-            metadata = _last(parts, "metadata").encode()
-        payload = without(parts, dropped | _METADATA).encode()
+            metadata = one_line(_last(parts, "metadata").encode())
+        text = without(parts, dropped | _METADATA)
         body = {key: value for key, value in body.items() if key not in dropped | _METADATA}
     return Request(
-        body=body, payload=payload, number=number, metadata_json=metadata, dropped=dropped
+        body=body,
+        payload=one_line(text.encode()),
+        number=number,
+        metadata_json=metadata,
+        dropped=dropped,
     )
 
 
@@ -82,6 +86,8 @@ def _batch_request(
         raise ValueError(f"method is {method!r}, not POST")
     if url is not None and not isinstance(url, str):
         raise ValueError("url is not a string")
+    if not isinstance(row["body"], dict):
+        raise ValueError("body is not a JSON object")
     body, text = row["body"], _last(parts, "body")
     dropped = unsendable(body)
     if dropped:
@@ -89,7 +95,7 @@ def _batch_request(
         body = {key: value for key, value in body.items() if key not in dropped}
     return Request(
         body=body,
-        payload=text.encode(),
+        payload=one_line(text.encode()),
         number=number,
         custom_id=custom_id,
         url=resolve_url(request_url, url),
@@ -105,15 +111,18 @@ def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
 
 
 def request_from_body(body: Mapping[str, Any], number: int) -> Request:
-    """The request of a body given by a caller, treated as a cookbook line; ``TypeError`` if not JSON."""
+    """The request of a body given by a caller, treated as a cookbook line; ``TypeError`` if not JSON.
+
+    The request keeps nothing of ``body`` itself, which the caller may change afterwards.
+    """
     if not isinstance(body, Mapping):
         raise TypeError(f"request {number} is a {type(body).__name__}, not a dict or a Request")
     try:
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
+        text = json.dumps(dict(body), ensure_ascii=False, allow_nan=False)
+        text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates as escapes
+        return _request(text, parse(text), number)
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"request {number} can't be written as JSON: {error}") from None
-    payload = text.encode("utf-8", "backslashreplace")
-    return _request(payload.decode(), payload, dict(body), number)
 
 
 def _last(parts: list[Member], key: str) -> str:
@@ -139,13 +148,24 @@ def _batch_record(outcome: Outcome) -> bytes:
     response = b"null"
     if reply is not None:
         request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
-        body = reply.body if reply.is_json else dump(reply.body.decode("utf-8", "replace"))
+        body = reply.body
+        if not reply.is_json or not (outcome.ok or is_json(body)):  # a key may have been cut out
+            body = dump(body.decode("utf-8", "replace"))
         head = dump({"status_code": reply.status, "request_id": request_id})
         response = head[:-1] + b', "body": ' + body + b"}"
     if not outcome.ok:
         error = dump({"code": outcome.error_kind, "message": outcome.error})
     head = dump({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": outcome.request.custom_id})
     return head[:-1] + b', "response": ' + response + b', "error": ' + error + b"}\n"
+
+
+def is_json(text: bytes) -> bool:
+    """True if ``text`` is a JSON value, maybe with NaN in it."""
+    try:
+        parse(text.decode(), strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 class Record(NamedTuple):
@@ -156,23 +176,37 @@ class Record(NamedTuple):
 
 
 def read_record(line: bytes) -> Record | None:
-    """The record that ``line`` holds; ``None`` if it is none."""
+    """The record that ``line`` holds; ``None`` if it is none.
+
+    Error strings in the response's place are a failure. (An answer that is a list of strings looks the
+    same; no endpoint gives one.)
+    """
     try:
-        value = parse(line.decode("utf-8"), strict=False)
+        text = line.removeprefix(_BOM).decode("utf-8")
+        value = parse(text, strict=False, max_nesting=MAX_NESTING + _RECORD_NESTING)
     except ValueError:
         return None
     if isinstance(value, list) and len(value) in (2, 3):
-        metadata = value[2] if len(value) == 3 else None
-        response = value[1]
-        ok = not isinstance(response, list) and not (
-            isinstance(response, dict) and bool(response.get("error"))
-        )
-        return Record(_identity(value[0], metadata), ok)
-    if isinstance(value, dict) and isinstance(value.get("custom_id"), str):
-        response = value.get("response")
-        ok = isinstance(response, dict) and response.get("status_code") == 200
-        return Record(_identity_of_id(value["custom_id"]), ok and not value.get("error"))
+        request, response = value[:2]
+        failed = isinstance(response, list) and all(isinstance(error, str) for error in response)
+        if isinstance(request, dict):
+            metadata = value[2] if len(value) == 3 else None
+            return Record(_identity(request, metadata), not failed and not _is_error(response))
+        if isinstance(request, str) and failed:  # a line that couldn't be sent
+            return Record(_identity(request, None), False)
+    if isinstance(value, dict) and isinstance(value.get("custom_id"), str) and "response" in value:
+        response = value["response"]
+        status = response.get("status_code") if isinstance(response, dict) else None
+        ok = isinstance(status, int) and 200 <= status < 300 and not value.get("error")
+        return Record(_identity_of_id(value["custom_id"]), ok)
     return None
+
+
+def _is_error(response: Any) -> bool:
+    """True for an error body, which the cookbook's script may have recorded as an answer."""
+    if isinstance(response, list) and len(response) == 1:
+        response = response[0]
+    return isinstance(response, dict) and bool(response.get("error"))
 
 
 def identity(request: Request) -> bytes:
@@ -185,7 +219,7 @@ def identity(request: Request) -> bytes:
 
 def _identity(body: Any, metadata: Any) -> bytes:
     """The order of keys doesn't matter; the cookbook's script drops metadata that is empty."""
-    content = json.dumps([body, metadata or None], sort_keys=True, separators=(",", ":"))
+    content = _encode([body, metadata or None])
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 

@@ -56,7 +56,7 @@ class RequestsFile:
 
 def default_save_path(requests_path: Path) -> Path:
     """``name_results.jsonl`` beside ``name.jsonl``."""
-    return requests_path.with_name(f"{requests_path.stem}_results.jsonl")
+    return requests_path.parent / f"{requests_path.stem}_results.jsonl"
 
 
 def check_paths(requests_path: Path, save_path: Path, errors_path: Path | None) -> None:
@@ -64,12 +64,23 @@ def check_paths(requests_path: Path, save_path: Path, errors_path: Path | None) 
     named = {"requests": requests_path, "results": save_path}
     if errors_path is not None:
         named["errors"] = errors_path
-    seen: dict[Path, str] = {}
+    seen: dict[object, str] = {}
     for name, path in named.items():
-        if path.is_dir():
-            raise ConfigurationError(f"the {name} file {path} is a directory")
-        if name != "requests" and not path.parent.is_dir():
-            raise ConfigurationError(f"the directory of the {name} file {path} does not exist")
-        other = seen.setdefault(path.resolve(), name)
+        try:
+            if path.is_dir():
+                raise ConfigurationError(f"the {name} file {path} is a directory")
+            if name != "requests" and not path.parent.is_dir():
+                raise ConfigurationError(f"the directory of the {name} file {path} does not exist")
+            other = seen.setdefault(_file_of(path), name)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise ConfigurationError(f"can't use the {name} file {path}: {error}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")
+
+
+def _file_of(path: Path) -> object:
+    """What equal files share, whatever their names; a file that doesn't exist yet has only its name."""
+    if not path.exists():
+        return path.resolve()
+    status = path.stat()
+    return status.st_dev, status.st_ino

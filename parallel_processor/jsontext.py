@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
-_MAX_INT_DIGITS = 4000  # Python converts up to 4,300 by default
+# Deeper texts are refused: Python's own limit depends on who calls, and what is parsed here has to be
+# parsed again inside a record, and written by code that recurses as well.
+MAX_NESTING = 100
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -21,7 +22,10 @@ def _no_constant(name: str) -> Any:
 
 
 def _any_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _MAX_INT_DIGITS else float(digits)
+    try:
+        return int(digits)
+    except ValueError:  # more than 4,300 digits, by default
+        return float(digits)
 
 
 _STRICT = json.JSONDecoder(parse_constant=_no_constant)
@@ -38,39 +42,46 @@ class Member(NamedTuple):
     text: str
 
 
-def parse(text: str, *, strict: bool = True) -> Any:
+def parse(text: str, *, strict: bool = True, max_nesting: int = MAX_NESTING) -> Any:
     """The value of ``text``; ``ValueError`` if it is not JSON or nested too deeply.
 
-    ``strict`` refuses NaN and the infinities. Integers of more than 4,000 digits become floats, maybe
-    infinite: only their text is exact.
+    ``strict`` refuses NaN and the infinities. Integers that are too long for Python (4,300 digits)
+    become floats, maybe infinite: only their text is exact.
     """
     decoder, fallback = (_STRICT, _STRICT_ANY_INT) if strict else (_LENIENT, _LENIENT_ANY_INT)
     try:
-        return decoder.decode(text)
-    except json.JSONDecodeError:
-        raise
+        try:
+            value = decoder.decode(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of too many digits, or a constant
+            value = fallback.decode(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError:  # an integer of too many digits, or a constant
-        return _guarded(fallback.decode, text)
+        pass
+    else:
+        if text.count("[") + text.count("{") <= max_nesting or _nesting(value) <= max_nesting:
+            return value
+    raise ValueError(f"nested deeper than {MAX_NESTING} levels")
 
 
-def _guarded(decode: Callable[[str], Any], text: str) -> Any:
-    try:
-        return decode(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+def _nesting(value: Any) -> int:
+    """How many levels of objects and lists ``value`` has."""
+    nesting, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, (dict, list))]:
+        nesting += 1
+        level = [v for inner in level for v in (inner.values() if type(inner) is dict else inner)]
+    return nesting
 
 
 def members(text: str) -> list[Member]:
-    """The members of the object ``text``, which must be valid JSON, in order, doubles included."""
+    """The members of the object ``text``, in order, doubles included; it must have been parsed."""
     found: list[Member] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "}":
         start = i
         key, i = scanstring(text, i + 1)
         value_start = _skip(text, _skip(text, i) + 1)  # behind the colon
-        _, end = _LENIENT_ANY_INT.raw_decode(text, value_start)
+        end = _end_of_value(text, value_start)
         found.append(Member(key, text[value_start:end], text[start:end]))
         i = _skip(text, end)
         if text[i] == ",":
@@ -81,6 +92,13 @@ def members(text: str) -> list[Member]:
 def without(parts: list[Member], keys: frozenset[str]) -> str:
     """An object's text from ``parts``, less the members named ``keys``."""
     return "{" + ", ".join(part.text for part in parts if part.key not in keys) + "}"
+
+
+def _end_of_value(text: str, start: int) -> int:
+    try:
+        return _LENIENT.raw_decode(text, start)[1]
+    except ValueError:  # an integer of too many digits
+        return _LENIENT_ANY_INT.raw_decode(text, start)[1]
 
 
 def _skip(text: str, i: int) -> int:
@@ -107,7 +125,7 @@ def read_answer(body: bytes) -> tuple[Any, bytes]:
 
 
 def one_line(body: bytes) -> bytes:
-    """JSON text without its line breaks, which stand between tokens only."""
+    """JSON text, which must be valid, without its line breaks: they stand between tokens only."""
     body = body.strip()
     if b"\n" in body or b"\r" in body:
         body = body.replace(b"\r", b" ").replace(b"\n", b" ")

@@ -29,6 +29,7 @@ from parallel_processor.quota import Quota
 from parallel_processor.stop import StopSignal
 
 _INSTANT_S = 1e-9  # a wait below this is rounding
+_UNUSED = threading.Event()  # stands for one that isn't made until somebody has to wait
 
 
 class Reservation:
@@ -41,7 +42,7 @@ class Reservation:
 
     __slots__ = ("admitted_at", "costs", "slots", "wake")
 
-    def __init__(self, tokens: float, wake: threading.Event) -> None:
+    def __init__(self, tokens: float, wake: threading.Event = _UNUSED) -> None:
         self.costs: tuple[float, ...] = (1.0, tokens)
         self.wake = wake
         self.admitted_at: float | None = None
@@ -81,7 +82,9 @@ class TokenBucket:
 
     def acquire(self, tokens: float, stop: StopSignal | None = None) -> Reservation | None:
         """Wait until one request of ``tokens`` may be sent; ``None`` if ``stop`` is set before."""
-        reservation = Reservation(tokens, threading.Event())
+        if stop is not None and stop.is_set():
+            return None
+        reservation = Reservation(tokens)
         admitted = False
         try:
             admitted = self.enqueue(reservation) or self._wait_for(reservation, stop)
@@ -109,7 +112,11 @@ class TokenBucket:
             self._queue.append(reservation)
             if self._queue[0] is reservation:
                 self._admit(self._clock())
-            return reservation.admitted_at is not None
+            if reservation.admitted_at is not None:
+                return True
+            if reservation.wake is _UNUSED:
+                reservation.wake = threading.Event()
+            return False
 
     def poll(self, reservation: Reservation) -> float:
         """Admit whoever may be; seconds until ``reservation`` should be polled again.
@@ -124,6 +131,8 @@ class TokenBucket:
                 woken.append(self._queue[0])
             if waiting and self._queue and self._queue[0] is not reservation:
                 delay = math.inf
+            else:
+                delay = min(delay, threading.TIMEOUT_MAX)  # what an event can wait for
         for other in woken:
             if other is not reservation:
                 other.wake.set()
@@ -148,8 +157,8 @@ class TokenBucket:
             if delay > _INSTANT_S:
                 return delay, admitted
             queue.popleft()
-            first.admitted_at = now
             first.slots = [q.charge(c, now) for q, c in zip(quotas, first.costs, strict=True)]
+            first.admitted_at = now
             admitted.append(first)
         self._held_by = ""
         return math.inf, admitted

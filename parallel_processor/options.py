@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
 
+_LARGEST = 1e300
+_LONGEST_S = 1_000_000  # eleven days; poll(2) takes 24 at most
+
 DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
 
 
@@ -20,10 +23,17 @@ def _check(ok: bool, name: str, value: object, want: str) -> None:
 
 def _check_number(name: str, value: float, *, least: float = 0.0, above: bool = True) -> None:
     """``value`` is a number, not NaN, and above ``least`` (at least that, if ``above`` is false)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise ConfigurationError(f"{name} must be a number, not {value!r}")
     ok, words = (value > least, "above") if above else (value >= least, "at least")
     _check(ok, name, value, f"{words} {least:g}")
+    _check(value <= _LARGEST or value == math.inf, name, value, f"at most {_LARGEST:g} or infinite")
+
+
+def _check_seconds(name: str, value: float, *, above: bool = True) -> None:
+    """A wait that the system is asked for: what it can't count is an error there."""
+    _check_number(name, value, above=above)
+    _check(value <= _LONGEST_S, name, value, f"at most {_LONGEST_S:,} seconds")
 
 
 def _check_whole(name: str, value: int, least: int) -> None:
@@ -31,12 +41,26 @@ def _check_whole(name: str, value: int, least: int) -> None:
     _check(ok, name, value, f"a whole number of at least {least}")
 
 
+def _is_url(url: object) -> bool:
+    if not isinstance(url, str) or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What may be sent in any 60 seconds.
 
     Both limits are per minute; ``math.inf`` switches one off. ``burst_seconds`` is how many seconds'
-    worth of a limit may go out at once after a quiet time (0 to 60; servers may apply a limit of
+    worth of a limit may go out at once after a quiet time (at most 60; servers may apply a limit of
     600 a minute as 10 a second, so that more than a few seconds' worth risks refusals).
     """
 
@@ -70,9 +94,9 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         _check_whole("max_attempts", self.max_attempts, 1)
-        _check_number("backoff_initial_s", self.backoff_initial_s, above=False)
-        _check_number("backoff_max_s", self.backoff_max_s, above=False)
-        _check_number("pause_s", self.pause_s, above=False)
+        _check_seconds("backoff_initial_s", self.backoff_initial_s, above=False)
+        _check_seconds("backoff_max_s", self.backoff_max_s, above=False)
+        _check_seconds("pause_s", self.pause_s, above=False)
         _check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
 
 
@@ -103,15 +127,18 @@ class Options:
     session_factory: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.request_url)
-        ok = parts.scheme in ("http", "https") and bool(parts.hostname)
-        _check(ok, "request_url", self.request_url, "an http:// or https:// URL")
-        key = self.api_key
-        if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip()):
+        url: object = self.request_url
+        shown = url.partition("?")[0] if isinstance(url, str) else url  # a query may hold a key
+        _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
+        if self.api_key is not None and not _is_key(self.api_key):
             raise ConfigurationError("api_key must be printable ASCII without spaces around it")
+        _check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
+        _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         _check_whole("max_workers", self.max_workers, 1)
-        _check_number("request_timeout_s", self.request_timeout_s)
-        _check_number("connect_timeout_s", self.connect_timeout_s)
+        _check_seconds("request_timeout_s", self.request_timeout_s)
+        _check_seconds("connect_timeout_s", self.connect_timeout_s)
         _check_whole("max_response_bytes", self.max_response_bytes, 1)
         _check_number("drain_s", self.drain_s, above=False)
         _check_whole("default_output_tokens", self.default_output_tokens, 0)
+        ok = self.session_factory is None or callable(self.session_factory)
+        _check(ok, "session_factory", self.session_factory, "a function")

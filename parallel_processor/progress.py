@@ -56,6 +56,8 @@ class Progress:
         self._clock = clock
         self._started_at = clock()
         self._file = file if file is not None else sys.stderr
+        if self._file is None:  # the process was started without
+            show = False
         bar_class = None if show is False else _bar_class(self._file)
         self._bar: Any = None
         if bar_class is not None:
@@ -88,20 +90,35 @@ class Progress:
         self.due_at = now + self._interval_s
         counts = self._counters.counts()
         text, done, total = self._line(counts, now)
-        if self._bar is None:
+        try:
+            self._draw(text, done, total)
+        except (OSError, ValueError):  # the terminal is gone, or whoever read the lines
+            self._give_up()
+
+    def _draw(self, text: str, done: int, total: int | None) -> None:
+        bar = self._bar
+        if bar is None:
             self._file.write(text + "\n")
             self._file.flush()
             return
-        self._bar.total = max(total or 0, done, 1)
-        self._bar.n = done
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.refresh()
+        bar.total = max(total or 0, done, 1)
+        bar.n = done
+        bar.set_description_str(text, refresh=False)
+        with bar.get_lock():  # tqdm itself would keep it when the terminal fails
+            bar.refresh(nolock=True)
+
+    def _give_up(self) -> None:
+        """Show nothing any more; the run goes on."""
+        self.due_at = self._interval_s = math.inf
+        if self._bar is not None:
+            self._bar.disable = True
+            self._bar = None
 
     def close(self) -> None:
         """Take the bar's line to its end."""
+        if self._bar is not None and self._clock() >= self._started_at + _BAR_INTERVAL_S:
+            self.refresh()
         if self._bar is not None:
-            if self._clock() >= self._started_at + _BAR_INTERVAL_S:
-                self.refresh()
             self._bar.close()
 
     def _line(self, counts: Counts, now: float) -> tuple[str, int, int | None]:
@@ -127,13 +144,19 @@ def _bar_class(file: TextIO) -> Any:
     if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":
         from tqdm.auto import tqdm as notebook_bar
 
-        return notebook_bar
-    return tqdm if file.isatty() else None
+        return _without_monitor(notebook_bar)
+    return _without_monitor(tqdm) if file.isatty() else None
+
+
+def _without_monitor(bar_class: Any) -> Any:
+    """The same bar without tqdm's thread, which would outlive it."""
+    tqdm.get_lock()  # type: ignore[no-untyped-call]  # made now, it is the one lock of all bars
+    return type("Bar", (bar_class,), {"monitor_interval": 0})
 
 
 def _size(bar_class: Any, file: TextIO) -> dict[str, int]:
     """The bar's place where a terminal doesn't tell its size; nothing leaves that to tqdm."""
-    if bar_class is not tqdm:
+    if not file.isatty():
         return {}
     try:
         return {} if os.get_terminal_size(file.fileno()).columns else _FALLBACK_SIZE
@@ -197,10 +220,13 @@ class BarStream:
     """A stream for log lines that keeps them above the bar instead of across it."""
 
     def write(self, text: str) -> None:
-        """Write ``text`` to stderr, with the bar taken away meanwhile."""
+        """Write ``text`` to stderr, if there is one, with the bar taken away meanwhile."""
+        if sys.stderr is None:
+            return
         with tqdm.external_write_mode(file=sys.stderr):
             sys.stderr.write(text)
 
     def flush(self) -> None:
         """Flush stderr."""
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()

@@ -21,6 +21,8 @@ _ENDPOINT_BY_PATH_END = (
     ("/messages", Endpoint.MESSAGES),
 )
 
+_AZURE = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
+
 # Providers whose limiters count what was used, not what was reserved. OpenAI and Azure charge the
 # reserved maximum; of an unknown provider the same is assumed, since it never exceeds a limit.
 _CHARGES_USE = (
@@ -30,20 +32,35 @@ _CHARGES_USE = (
     "generativelanguage.googleapis.com",
 )
 
+# The fields that an answer's usage may have: the first set with a number in it is added up. Anthropic's
+# input excludes the cache; what was written to it counts against the limit, what was read doesn't.
+_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top of its own API's answers
+_USAGE_FIELDS = (
+    ("total_tokens",),
+    ("totalTokenCount",),
+    ("prompt_tokens", "completion_tokens"),
+    ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
+    (
+        *("promptTokenCount", "toolUsePromptTokenCount"),
+        *("candidatesTokenCount", "thoughtsTokenCount"),
+    ),
+    _OLLAMA_COUNTS,
+)
+
 
 def _host(url: str) -> str:
-    return (urlsplit(url).hostname or "").lower()
+    return urlsplit(url).hostname or ""
 
 
-def _is_host(host: str, name: str) -> bool:
-    return host == name or host.endswith("." + name)
+def _is_host(host: str, *names: str) -> bool:
+    return any(host == name or host.endswith("." + name) for name in names)
 
 
 def endpoint_of(url: str) -> Endpoint:
     """The endpoint's kind, from the end of the path of any host; ``UNKNOWN`` for any other end."""
-    path = urlsplit(url).path.rstrip("/").lower()
+    path = urlsplit(url).path
     for end, endpoint in _ENDPOINT_BY_PATH_END:
-        if path.endswith(end):
+        if _ends_with(path, end):
             return endpoint
     return Endpoint.UNKNOWN
 
@@ -51,8 +68,9 @@ def endpoint_of(url: str) -> Endpoint:
 def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
     """The headers that carry ``api_key`` to ``url``; without a key none that hold one.
 
-    ``api-key`` for Azure deployments, ``x-api-key`` with ``anthropic-version`` for Anthropic's Messages
-    API (on any host), ``x-goog-api-key`` for Gemini's native API, a bearer token otherwise.
+    ``api-key`` for Azure's hosts and deployments, ``x-api-key`` with ``anthropic-version`` for
+    Anthropic's host and the Messages API on any other, ``x-goog-api-key`` for Gemini's native API, a
+    bearer token otherwise.
     """
     parts, host = urlsplit(url), _host(url)
     headers: dict[str, str] = {}
@@ -61,7 +79,7 @@ def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
         headers["anthropic-version"] = ANTHROPIC_VERSION
     if not api_key:
         return headers
-    if "/deployments/" in parts.path or _is_host(host, "openai.azure.com"):
+    if "/deployments/" in parts.path or _is_host(host, *_AZURE):
         headers["api-key"] = api_key
     elif anthropic:
         headers["x-api-key"] = api_key
@@ -85,60 +103,59 @@ def needs_key(url: str) -> bool:
 
 def charges_reservation(url: str) -> bool:
     """True if the provider's limiter charges the reserved maximum, whatever the answer used."""
-    return not any(_is_host(_host(url), name) for name in _CHARGES_USE)
+    return not _is_host(_host(url), *_CHARGES_USE)
 
 
 def resolve_url(request_url: str, relative: str | None) -> str:
-    """The URL of a Batch row: its path on the host of ``request_url``.
+    """The URL of a Batch row: its endpoint on the host of ``request_url``.
 
-    A gateway's prefix is kept: ``/v1/embeddings`` under ``http://host/proxy/v1/chat/completions`` is
-    ``http://host/proxy/v1/embeddings``. A path ending that ``request_url`` has already changes nothing.
-    An absolute URL of another host is not followed, so that no key goes there: it is a ``ValueError``.
+    Whatever stands before the endpoint in ``request_url`` takes the place of the row's ``/v1``: under
+    ``http://host/proxy/v1/chat/completions`` the row's ``/v1/embeddings`` is
+    ``http://host/proxy/v1/embeddings``, and an Azure deployment stays in the path. An absolute URL of
+    another host is not followed, so that no key goes there: it is a ``ValueError``.
     """
     if not relative:
         return request_url
-    base = urlsplit(request_url)
-    if urlsplit(relative).netloc or urlsplit(relative).scheme:
+    base, row = urlsplit(request_url), urlsplit(relative)
+    if row.netloc or row.scheme:
         target = urlsplit(urljoin(request_url, relative))
-        if (target.scheme, target.netloc) != (base.scheme, base.netloc):
+        if (target.scheme, target.netloc.lower()) != (base.scheme, base.netloc.lower()):
             raise ValueError(f"its url {relative!r} is on another host than the request URL")
-        return relative
-    path = "/" + relative.lstrip("/")
-    if base.path.rstrip("/").endswith(path):
-        return request_url
-    prefix, version, _ = base.path.partition("/v1/")
-    if path.startswith("/v1/") and not version:
-        prefix = ""
-    return base._replace(path=prefix + path).geturl()
+        return target.geturl()
+    path = "/" + row.path.lstrip("/")
+    end = next((end for end, _ in _ENDPOINT_BY_PATH_END if _ends_with(base.path, end)), "")
+    stem = base.path.rstrip("/")
+    stem = stem[: len(stem) - len(end)]  # what stands before the endpoint
+    if _ends_with(base.path, path.lower()) and endpoint_of(path) is endpoint_of(base.path):
+        path = base.path
+    elif path.startswith("/v1/") and (end or stem.endswith("/v1")):
+        path = stem + path[len("/v1") :]
+    elif not path.startswith(stem + "/"):
+        path = stem + path
+    return base._replace(path=path, query=row.query or base.query).geturl()
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return path.rstrip("/").lower().endswith(end)
 
 
 def used_tokens(data: Any) -> int | None:
-    """The tokens that an answer's ``usage`` names, input and output together; ``None`` without any.
+    """The tokens that an answer's usage names, input and output together; ``None`` without any.
 
-    Reads OpenAI's, Anthropic's and Gemini's fields. Anthropic's input excludes the cache; what was
-    written to the cache counts against its limit, what was read from it doesn't.
+    Reads the fields of OpenAI, Anthropic, Gemini, Cohere and Ollama.
     """
     if not isinstance(data, Mapping):
         return None
     usage = data.get("usage") or data.get("usageMetadata")
     if not isinstance(usage, Mapping):
-        return None
-    for name in ("total_tokens", "totalTokenCount"):
-        total = usage.get(name)
-        if _is_count(total):
-            return int(total)
-    parts = [
-        usage.get(name)
-        for name in (
-            "input_tokens",
-            "cache_creation_input_tokens",
-            "output_tokens",
-            "prompt_tokens",
-            "completion_tokens",
-        )
-    ]
-    counts = [int(part) for part in parts if _is_count(part)]
-    return sum(counts) if counts else None
+        usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
+    elif isinstance(usage.get("tokens"), Mapping):
+        usage = usage["tokens"]  # Cohere's own API
+    for names in _USAGE_FIELDS:
+        counts = [int(usage[name]) for name in names if _is_count(usage.get(name))]
+        if counts:
+            return sum(counts)
+    return None
 
 
 def _is_count(value: Any) -> TypeGuard[float]:

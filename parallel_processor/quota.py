@@ -40,15 +40,15 @@ class Quota:
         self.refill = limit / _MINUTE_S * (1.0 - _PACE_MARGIN_S / _MINUTE_S)
         self.level = self.capacity
         self.stamp = now
-        self.window: deque[list[float]] = (
-            deque()
-        )  # slots of [last admission, amount, first admission]
+        # Slots of [last admission, amount, first admission], oldest first.
+        self.window: deque[list[float]] = deque()
         self.in_window = 0.0
 
     def advance(self, now: float) -> None:
         """Refill, and forget what left the window."""
         if now > self.stamp:
-            self.level = min(self.capacity, self.level + (now - self.stamp) * self.refill)
+            level = self.level + (now - self.stamp) * self.refill
+            self.level = level if level < self.capacity else self.capacity
             self.stamp = now
         window, horizon = self.window, now - _WINDOW_S
         while window and window[0][0] <= horizon:
@@ -58,9 +58,9 @@ class Quota:
 
     def delay_s(self, cost: float, now: float) -> float:
         """Seconds until ``cost`` may be admitted if nothing else is; advanced to ``now``."""
-        short = min(cost, self.capacity) - self.level
+        short = (cost if cost < self.capacity else self.capacity) - self.level
         delay = short / self.refill if short > _EPSILON else 0.0
-        over = self.in_window + min(cost, self.limit) - self.limit
+        over = self.in_window + (cost if cost < self.limit else self.limit) - self.limit
         if over > _EPSILON:
             leaves = now
             for slot in self.window:
@@ -75,13 +75,14 @@ class Quota:
         """Take ``cost``, which may leave a debt; gives the window's slot that counts it."""
         self.level -= cost
         self.in_window += cost
-        if self.window and now - self.window[-1][2] < _SLOT_S:
+        if self.window:
             slot = self.window[-1]
-            slot[0] = now
-            slot[1] += cost
-        else:
-            slot = [now, cost, now]
-            self.window.append(slot)
+            if now - slot[2] < _SLOT_S:
+                slot[0] = now
+                slot[1] += cost
+                return slot
+        slot = [now, cost, now]
+        self.window.append(slot)
         return slot
 
     def refund(self, amount: float, slot: list[float], now: float) -> None:

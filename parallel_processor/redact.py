@@ -1,16 +1,25 @@
-"""Keys out of texts: servers echo the key, or parts of it, in their errors."""
+"""Keys out of texts: servers echo the key, or parts of it, in their errors.
+
+What is found is matched to its end first and judged afterwards, so that a long text takes no longer
+than its length asks for.
+"""
 
 from __future__ import annotations
 
 import re
 
-_LOOKS_LIKE_A_KEY = (
-    r"\b(?:sk|pk|gsk|xai|rk|key)-[-_*.\w]{8,}"  # OpenAI, Anthropic, Groq, xAI …
-    r"|\bgsk_\w{8,}"
-    r"|\bAIza[-_\w]{20,}"  # Google
-    r"|(?i:\bbearer\s+)[-_.=+/\w]{8,}"
+_ESCAPE = r"(?<=\\[nrt])"  # behind a line's end in JSON, whose letter belongs to no word
+_LOOKS_LIKE_A_KEY = re.compile(
+    rf"(?:(?<![^\W_])|{_ESCAPE})(?:"
+    r"(?:sk|pk|gsk|xai)-[-_*.\w]{7,}[-_*\w]"  # OpenAI, Anthropic, xAI …
+    r"|gsk_\w{8,}"  # Groq
+    r"|AIza[-_\w]{20,}"  # Google
+    r"|(?i:bearer)\s+[-_*.~=+/\w]{8,})"
 )
+_LEAST_SECRET = 8  # a shorter key is a local server's dummy, and may be a word
 _SHOWN = 4  # how few characters at either end of a key are already a part of it
+_NOTHING = "(?!)"  # matches nowhere
+_MASKS = ("*", "…", "..")
 _PLACEHOLDER = "[redacted]"
 
 
@@ -18,16 +27,28 @@ class Redactor:
     """Replaces the key of a run, what a server shows of it, and whatever else looks like a key."""
 
     def __init__(self, api_key: str | None) -> None:
-        patterns = [_LOOKS_LIKE_A_KEY]
-        if api_key and len(api_key) >= 2 * _SHOWN:
-            head, tail = re.escape(api_key[:_SHOWN]), re.escape(api_key[-_SHOWN:])
-            patterns.insert(
-                0, rf"{re.escape(api_key)}|{head}[-_.…*\w]*[*.…]+[-_.…*\w]*|[*…]+{tail}"
-            )
-        elif api_key:
-            patterns.insert(0, re.escape(api_key))
-        self._pattern = re.compile("|".join(patterns))
+        key = api_key or ""
+        whole, part = re.escape(key) or _NOTHING, _NOTHING
+        if len(key) >= _LEAST_SECRET:
+            head, tail = re.escape(key[:_SHOWN]), re.escape(key[-_SHOWN:])
+            part = rf"{head}[-_.…*\w]*|(?<![.…*])[.…*]+{tail}"
+        else:
+            whole = rf"(?:(?<!\w)|{_ESCAPE}){whole}(?!\w)"
+        self._whole, self._part = re.compile(whole), re.compile(part)
 
     def __call__(self, text: str) -> str:
         """``text`` without keys."""
-        return self._pattern.sub(_PLACEHOLDER, text)
+        text = self._whole.sub(_PLACEHOLDER, text)
+        text = self._part.sub(_replace_masked, text)
+        return _LOOKS_LIKE_A_KEY.sub(_replace_random, text)
+
+
+def _replace_masked(match: re.Match[str]) -> str:
+    return _PLACEHOLDER if any(mask in match[0] for mask in _MASKS) else match[0]
+
+
+def _replace_random(match: re.Match[str]) -> str:
+    """Words have no digits, and aren't that long."""
+    found = match[0]
+    is_word = len(found) < 40 and not any(c.isdigit() or c == "*" for c in found)
+    return found if is_word else _PLACEHOLDER

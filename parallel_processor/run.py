@@ -67,6 +67,8 @@ class Run:
         self._lock = threading.Lock()  # guards _in_flight
         self._in_flight = 0
         self._feeder_waits = False  # written by the feeder; a stale value costs one needless wake
+        self._has_threads = False
+        self._give_up_at = math.inf  # set by a stop
         self._outcomes: deque[Outcome] = deque()
         self._transport = Transport(options)
         self._worker = Worker(
@@ -103,6 +105,10 @@ class Run:
             try:
                 yield from self._feed(requests, executor)
                 yield from self._drain()
+            except Exception as error:  # the input's: what is under way still comes
+                self._stop.set(error)
+                yield from self._drain()
+                raise
             except BaseException as error:
                 self._stop.set(error)
                 raise
@@ -130,8 +136,10 @@ class Run:
 
     def _has_credit(self) -> bool:
         """Wait for a credit; false if an outcome or the stop came first."""
-        while not self._stop.is_set() and not self._outcomes:
+        while not self._outcomes:
             self._wake.clear()
+            if self._stop.is_set():
+                break
             self._feeder_waits = True
             if self._in_flight < self._max_workers:
                 self._feeder_waits = False
@@ -151,8 +159,10 @@ class Run:
         admitted = False
         try:
             admitted = self._bucket.enqueue(reservation)
-            while not (admitted or self._stop.is_set() or self._outcomes):
+            while not (admitted or self._outcomes):
                 self._wake.clear()
+                if self._stop.is_set():
+                    break
                 delay = self._bucket.poll(reservation)
                 admitted = delay == 0.0
                 if not admitted and not self._outcomes:
@@ -167,12 +177,14 @@ class Run:
     ) -> None:
         try:
             executor.submit(self._process, request, tokens, reservation)
+            self._has_threads = True
         except RuntimeError as error:
             # The system has no more threads. The request is queued all the same, for one of those
-            # that there are.
-            if self._in_flight <= 1:
+            # that there are. Any other reason is the interpreter's end.
+            if not self._has_threads or "can't start new thread" not in str(error):
+                self._deliver(Outcome(request=request, ok=False, unanswered=True))
                 raise
-            self._max_workers = self._in_flight - 1
+            self._max_workers = max(1, self._in_flight - 1)
             _log.warning("only %d requests can be in flight: %s", self._max_workers, error)
 
     def _wait(self, seconds: float, held_by: str) -> None:
@@ -195,9 +207,11 @@ class Run:
         """The outcomes at hand; each gives its credit back once the consumer asks for the next."""
         while self._outcomes:
             outcome = self._outcomes.popleft()
-            if not outcome.unanswered:
-                yield outcome
-            self.recorded([outcome])
+            try:
+                if not outcome.unanswered:
+                    yield outcome
+            finally:  # it may close the iterator instead
+                self.recorded([outcome])
 
     def _take_credit(self) -> None:
         self.counters.started()
@@ -234,14 +248,13 @@ class Run:
 
     def _drain(self) -> Iterator[Outcome]:
         """Wait until every credit is back; after a stop for a while only."""
-        give_up_at = math.inf
         self._feeder_waits = True
         while self._in_flight:
             self._wake.clear()
             yield from self._ready()
-            if self._stop.is_set() and give_up_at == math.inf:
-                give_up_at = self._clock() + self._drain_s()
-            left = give_up_at - self._clock()
+            if self._stop.is_set() and self._give_up_at == math.inf:
+                self._give_up_at = self._clock() + self._drain_s()
+            left = self._give_up_at - self._clock()
             if left <= 0:
                 return
             if self._in_flight and not self._outcomes:
@@ -256,8 +269,9 @@ class Run:
     def _finish(self, executor: ThreadPoolExecutor) -> None:
         """Let what is in flight end, or cut it; then end the threads and close the sockets."""
         try:
-            for _ in self._drain():  # after an exception; whoever would take them is gone
-                pass
+            if self.sink is not None:  # else nobody is left to take what still comes
+                for _ in self._drain():
+                    pass
         finally:
             if self._in_flight:
                 self.cut(StopRequested("gave up what was in flight"))

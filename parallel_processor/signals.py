@@ -2,7 +2,8 @@
 
 A handler that runs in the main thread may not take a lock that this thread may hold. So Python's own
 handler does nothing; the number of the signal arrives in a socket (``signal.set_wakeup_fd``), and a
-thread that waits on it tells the run.
+thread that waits on it tells the run. Only from the third signal on the handler raises
+``KeyboardInterrupt``: the main thread may be stuck in reading a pipe or a file of many gigabytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class SignalWatcher:
         self._on_first = on_first
         self._on_second = on_second
         self.number = 0
+        self._handled = 0  # by the main thread
         self._receiver, self._sender = socket.socketpair()
         self._thread = threading.Thread(
             target=self._watch, name="parallel-processor-signals", daemon=True
@@ -34,7 +36,7 @@ class SignalWatcher:
 
     def __enter__(self) -> SignalWatcher:
         self._sender.setblocking(False)
-        self._handlers = [signal.signal(number, _do_nothing) for number in _SIGNALS]
+        self._handlers = [signal.signal(number, self._handle) for number in _SIGNALS]
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._thread.start()
         return self
@@ -64,6 +66,7 @@ class SignalWatcher:
                 else:
                     self._on_second(name)
 
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    pass
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._handled += 1
+        if self._handled > 2:
+            raise KeyboardInterrupt

@@ -11,13 +11,15 @@ A session that comes without an adapter of its own gets ours, which bounds the w
 
 from __future__ import annotations
 
+import http.client
 import re
 import threading
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, ReadTimeoutError
+from requests.hooks import dispatch_hook
+from urllib3.exceptions import DecodeError, HTTPError, ReadTimeoutError
 from urllib3.util import Timeout
 
 from parallel_processor.connections import BoundedAdapter, ConnectionRegistry, bounded_pools
@@ -27,6 +29,7 @@ from parallel_processor.models import Reply, Request
 from parallel_processor.options import Options
 from parallel_processor.providers import auth_headers
 
+_dispatch: Any = dispatch_hook
 _CHUNK_BYTES = 1024 * 1024
 _MAX_PREPARED_URLS = 64
 _MAX_MESSAGE = 300
@@ -36,10 +39,11 @@ _OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', por
 class _Lane:
     """What one worker thread sends with."""
 
-    __slots__ = ("prepared", "session")
+    __slots__ = ("prepared", "session", "settings")
 
-    def __init__(self, session: requests.Session) -> None:
+    def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
         self.session = session
+        self.settings = settings
         self.prepared: dict[str, requests.PreparedRequest] = {}
 
 
@@ -56,7 +60,7 @@ class Transport:
             total=options.request_timeout_s,
         )
         self._lanes = threading.local()
-        self._lock = threading.Lock()  # guards _sessions and _settings
+        self._lock = threading.Lock()  # guards _sessions and the lanes' settings
         self._sessions: list[requests.Session] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
@@ -67,9 +71,12 @@ class Transport:
         try:
             lane = self._lane()
             prepared = self._prepare(lane, url, request.payload)
-            settings = self._settings.get(url) or self._merge_settings(lane.session, url)
+            settings = lane.settings.get(url) or self._merge_settings(lane, url)
             adapter = lane.session.get_adapter(url)
             response = adapter.send(prepared, timeout=self._timeout, **settings)
+            if lane.session.auth is not None:  # it may answer a challenge, as Digest does
+                settings = settings | {"timeout": self._timeout}
+                response = _dispatch("response", prepared.hooks, response, **settings)
             body = self._read(response)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             raise _transport_error(error) from error
@@ -81,8 +88,12 @@ class Transport:
     def _lane(self) -> _Lane:
         lane: _Lane | None = getattr(self._lanes, "lane", None)
         if lane is None:
-            factory = self._options.session_factory or requests.Session
-            lane = self._lanes.lane = _Lane(factory())
+            factory = self._options.session_factory
+            if factory is None:
+                lane = _Lane(requests.Session(), self._settings)
+            else:
+                lane = _Lane(factory(), {})  # whose proxies may be its own
+            self._lanes.lane = lane
             for scheme in ("http://", "https://"):
                 if type(lane.session.adapters.get(scheme)) is HTTPAdapter:
                     lane.session.mount(scheme, BoundedAdapter(self._pools))
@@ -116,13 +127,13 @@ class Transport:
         )
         return lane.session.prepare_request(request)
 
-    def _merge_settings(self, session: requests.Session, url: str) -> dict[str, Any]:
+    def _merge_settings(self, lane: _Lane, url: str) -> dict[str, Any]:
         """Proxies, CA bundle and client certificate for ``url``, from the session and environment."""
-        settings = dict(session.merge_environment_settings(url, {}, True, None, None))
+        settings = dict(lane.session.merge_environment_settings(url, {}, True, None, None))
         with self._lock:
-            if len(self._settings) >= _MAX_PREPARED_URLS:
-                self._settings = {}
-            return self._settings.setdefault(url, settings)
+            if len(lane.settings) >= _MAX_PREPARED_URLS:
+                lane.settings.clear()
+            return lane.settings.setdefault(url, settings)
 
     def _read(self, response: requests.Response) -> bytes:
         chunks: list[bytes] = []
@@ -148,6 +159,7 @@ class Transport:
             sessions, self._sessions = self._sessions, []
         for session in sessions:
             session.close()
+        self._registry.close()
 
 
 def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -166,23 +178,25 @@ def _reply(response: requests.Response, body: bytes) -> Reply:
 
 def _transport_error(error: Exception) -> TransportError:
     """What went wrong, by its innermost cause: the outer ones only wrap it."""
-    kind, retryable = _kind_of(error)
     root = _root_of(error)
+    kind, retryable = _kind_of(error, root)
     message = " ".join(_OBJECT.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
     return TransportError(f"{kind}: {message}", kind=kind, retryable=retryable)
 
 
-def _kind_of(error: Exception) -> tuple[str, bool]:
+def _kind_of(error: Exception, root: BaseException) -> tuple[str, bool]:
     """A short label, and whether another attempt may end otherwise."""
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return "connect timeout", True
-    if isinstance(error, (requests.exceptions.Timeout, TimeoutError, ReadTimeoutError)):
-        return "timeout", True
     if isinstance(error, requests.exceptions.SSLError):
         return "TLS error", True
     if isinstance(error, requests.exceptions.ProxyError):
         return "proxy error", True
-    if isinstance(error, (DecodeError, IncompleteRead)):
+    if isinstance(error, (requests.exceptions.Timeout, ReadTimeoutError)):
+        return "timeout", True
+    if isinstance(root, TimeoutError):
+        return "timeout", True
+    if isinstance(error, DecodeError) or isinstance(root, http.client.IncompleteRead):
         return "torn body", True
     if isinstance(error, (requests.exceptions.ConnectionError, HTTPError)):
         return "connection error", True

@@ -5,22 +5,34 @@ from __future__ import annotations
 import email.utils
 import math
 import re
-from datetime import datetime
+from datetime import datetime, timezone
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def duration_s(text: str) -> float | None:
     """Seconds of a Go duration such as ``6m0s`` or ``120ms``; ``None`` for anything else."""
-    text = text.replace(" ", "")
     seconds, end = 0.0, 0
-    for match in _DURATION.finditer(text):
-        if match.start() != end:
-            return None
+    text = text.rstrip()
+    while match := _DURATION.match(text, end):
         seconds += float(match[1]) * _UNIT_S[match[2]]
         end = match.end()
-    return seconds if end and end == len(text) else None
+    return seconds if end and end == len(text) and math.isfinite(seconds) else None
+
+
+def milliseconds_s(value: str) -> float | None:
+    """Seconds of a header that holds a bare number of milliseconds; ``None`` for anything else."""
+    seconds = _number(value) / 1000
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _number(value: str) -> float:
+    """The number that ``value`` is; NaN if it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
 
 
 def wait_s(value: str, now: float) -> float | None:
@@ -29,28 +41,26 @@ def wait_s(value: str, now: float) -> float | None:
     A number is seconds, above 1e9 a Unix time, above 1e11 one in milliseconds. Also understood are Go
     durations, RFC 3339 timestamps and HTTP dates. A time that has passed is 0.
     """
-    value = value.strip()[:100]
-    seconds: float | None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = duration_s(value)
-        if seconds is None:
-            when = timestamp(value)
-            seconds = max(0.0, when - now) if when is not None else None
-    else:
-        if seconds > 1e9:
-            seconds = max(0.0, (seconds / 1000 if seconds > 1e11 else seconds) - now)
-    return seconds if seconds is not None and math.isfinite(seconds) and seconds >= 0 else None
+    number = _number(value)
+    if number <= 1e9:
+        return number if number >= 0 else None
+    if (seconds := duration_s(value)) is not None:
+        return seconds
+    when = timestamp(value) if math.isnan(number) else number / (1000 if number > 1e11 else 1)
+    return max(0.0, when - now) if when is not None and math.isfinite(when) else None
 
 
 def timestamp(value: str) -> float | None:
-    """Unix time of an RFC 3339 timestamp or an HTTP date; ``None`` for anything else."""
-    try:
-        return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value)).timestamp()
-    except (ValueError, OverflowError, OSError):
-        pass
-    try:
-        return email.utils.parsedate_to_datetime(value).timestamp()
-    except (TypeError, ValueError, IndexError, OverflowError, OSError):
-        return None
+    """Unix time of an RFC 3339 timestamp or an HTTP date, UTC if it names no zone; else ``None``."""
+    value = value[:100].strip()
+    for read in (_from_rfc_3339, email.utils.parsedate_to_datetime):
+        try:
+            when = read(value)
+            return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+        except (TypeError, ValueError, IndexError, OverflowError):
+            pass
+    return None
+
+
+def _from_rfc_3339(value: str) -> datetime:
+    return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import queue
 import threading
@@ -26,6 +27,7 @@ from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.models import Outcome
 
+_log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
 _RETRY_INTERVAL_S = 1.0
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
@@ -107,7 +109,11 @@ class ResultWriter:
         self._thread = threading.Thread(
             target=self._run, name="parallel-processor-writer", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._close_files()
+            raise
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
@@ -129,14 +135,16 @@ class ResultWriter:
                 dirty = self._results.dirty or self._errors.dirty
                 due_s = max(synced_at + self._fsync_s - self._clock(), 0.0)
                 batch, is_open = self._next_batch(due_s if dirty else None)
-                if batch:
-                    self._on_written(batch, self._write(batch))
+                self._write(batch)
                 if not is_open or self._clock() >= synced_at + self._fsync_s:
                     self._sync()
                     synced_at = self._clock()
         finally:
-            for file in {self._results, self._errors}:
-                file.close()
+            self._close_files()
+
+    def _close_files(self) -> None:
+        for file in {self._results, self._errors}:
+            file.close()
 
     def _next_batch(self, wait_s: float | None) -> tuple[list[Outcome], bool]:
         """What is queued, waiting for the first; false beside it once the end is reached."""
@@ -152,22 +160,31 @@ class ResultWriter:
             return batch, True
         return batch, False
 
-    def _write(self, batch: list[Outcome]) -> bool:
-        """Put ``batch`` on record; false if that failed for good."""
-        if self._errors is self._results:
-            return self._append(self._results, batch)
-        answered = [outcome for outcome in batch if outcome.ok]
-        failed = [outcome for outcome in batch if not outcome.ok]
-        return self._append(self._results, answered) and self._append(self._errors, failed)
+    def _write(self, batch: list[Outcome]) -> None:
+        """Put ``batch`` on record, and tell whether that was done."""
+        parts = [(self._results, batch)]
+        if self._errors is not self._results:
+            parts = [
+                (self._results, [outcome for outcome in batch if outcome.ok]),
+                (self._errors, [outcome for outcome in batch if not outcome.ok]),
+            ]
+        for file, outcomes in parts:
+            if outcomes:
+                self._on_written(outcomes, self._append(file, outcomes))
 
     def _append(self, file: _AppendFile, outcomes: list[Outcome]) -> bool:
-        data = b"".join([record(outcome) for outcome in outcomes])
+        """Write the records of ``outcomes``; false if that failed for good."""
+        try:
+            data = b"".join([record(outcome) for outcome in outcomes])
+        except Exception as error:  # a fault of ours: the run ends with it instead of hanging
+            self._fail(file, repr(error))
+            return False
         while True:
             try:
                 file.append(data)
                 return True
             except OSError as error:
-                self._fail(file, error)
+                self._fail(file, error.strerror or str(error))
                 if self._gave_up.is_set() or self._clock() >= (self._retry_until or 0.0):
                     return False
                 self._gave_up.wait(_RETRY_INTERVAL_S)
@@ -177,11 +194,10 @@ class ResultWriter:
             try:
                 file.sync()
             except OSError as error:
-                self._fail(file, error)
+                self._fail(file, error.strerror or str(error))
 
-    def _fail(self, file: _AppendFile, error: OSError) -> None:
+    def _fail(self, file: _AppendFile, reason: str) -> None:
         if self._retry_until is None:
             self._retry_until = self._clock() + self._write_retry_s
-            self._on_failure(
-                ResultsFileError(f"can't write {file.path}: {error.strerror or error}")
-            )
+            self._on_failure(ResultsFileError(f"can't write {file.path}: {reason}"))
+            _log.warning("can't write %s: %s; trying again for a while", file.path, reason)

@@ -1,0 +1,139 @@
+"""A file that grows by whole lines, and belongs to one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from parallel_processor.exceptions import ResultsFileError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there is no lock then
+    fcntl = None  # type: ignore[assignment]
+
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
+_MAX_REPLACEMENTS = 10
+
+
+class AppendFile:
+    """An open results or errors file. For one thread at a time.
+
+    Opening creates the file where it is missing, and locks it; the lock ends with the process, however
+    that ends. :class:`ResultsFileError` if it can't be written, or another process has it. Pipes and
+    devices have no lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dirty = False
+        try:
+            self._descriptor = _open_locked(path)
+        except BlockingIOError:
+            raise ResultsFileError(
+                f"another process is writing {path}: wait for it, or name another results file"
+            ) from None
+        except OSError as error:
+            raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
+
+    @property
+    def is_regular(self) -> bool:
+        """False for a pipe or a device."""
+        return stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+
+    @property
+    def size(self) -> int:
+        """The file's size in bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def append(self, data: bytes) -> None:
+        """Write all of ``data``, or nothing of it."""
+        size = self.size
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            if len(view) < len(data):
+                with contextlib.suppress(OSError):  # a pipe can't be cut
+                    os.ftruncate(self._descriptor, size)
+            raise
+        self.dirty = True
+
+    def cut(self, size: int) -> None:
+        """Forget everything behind the first ``size`` bytes."""
+        os.ftruncate(self._descriptor, size)
+        self.dirty = True
+
+    def sync(self) -> None:
+        """Make what was written last through a power loss."""
+        if not self.dirty:
+            return
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
+        self.dirty = False
+
+    def replace_by(self, other: AppendFile) -> None:
+        """Put ``other``, complete and synced, in this file's place, and be that file from now on.
+
+        The lock holds throughout: ``other`` has one as well.
+        """
+        status = os.fstat(self._descriptor)
+        with contextlib.suppress(OSError, AttributeError):  # only root may give a file away
+            os.fchown(other._descriptor, status.st_uid, status.st_gid)
+        with contextlib.suppress(OSError, AttributeError):
+            os.fchmod(other._descriptor, stat.S_IMODE(status.st_mode))
+        target = self.path.resolve()  # a symbolic link stays one
+        os.replace(other.path, target)
+        sync_directory(target.parent)
+        os.close(self._descriptor)
+        self._descriptor = other._descriptor
+
+    def close(self) -> None:
+        """Give back the descriptor, and with it the lock."""
+        os.close(self._descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """Open and lock ``path``; again if it was replaced between the two."""
+    for _ in range(_MAX_REPLACEMENTS):
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            if fcntl is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                if is_new:
+                    sync_directory(path.parent)
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return descriptor  # a file system without locks
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise BlockingIOError
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a name in ``directory`` last; where directories can't be opened it does by itself."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

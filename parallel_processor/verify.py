@@ -1,0 +1,107 @@
+"""The check that a results file holds what a requests file asked for, nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.formats import Record, identity, read_record, read_requests
+from parallel_processor.inputs import RequestsFile
+from parallel_processor.options import DEFAULT_REQUEST_URL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a results file has for the lines of a requests file, in counts.
+
+    ``lines`` is how many requests there are. Of these ``answered`` have a good record, ``failed`` only
+    a failed one, ``missing`` none. Of the records ``doubled`` are more than their lines need,
+    ``foreign`` belong to no line, and ``torn`` lines are no records.
+    """
+
+    lines: int
+    answered: int
+    failed: int
+    missing: int
+    doubled: int
+    torn: int
+    foreign: int
+
+    @property
+    def ok(self) -> bool:
+        """True if every line has exactly one good record, and there is nothing else."""
+        faults = self.failed + self.missing + self.doubled + self.torn + self.foreign
+        return faults == 0 and self.answered == self.lines
+
+
+def verify_results(
+    requests_path: str | Path,
+    save_path: str | Path,
+    errors_path: str | Path | None = None,
+    *,
+    request_url: str = DEFAULT_REQUEST_URL,
+) -> Verification:
+    """Hold a results file, and an errors file if there is one, against the requests.
+
+    Takes about 150 bytes of memory a line. ``request_url`` matters for Batch rows only: those that are
+    for another host can't be sent. Raises :class:`InputFileError` and :class:`ResultsFileError` for
+    files that can't be read. Not while a run writes them: its last line may be under way.
+    """
+    wanted = _Wanted(Path(requests_path), request_url)
+    paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
+    torn = 0
+    for record in _records(paths):
+        if record is None:
+            torn += 1
+        elif record.ok:
+            wanted.give(record)
+    for record in _records(paths):
+        if record is not None and not record.ok:
+            wanted.give(record)
+    return Verification(
+        lines=wanted.lines,
+        answered=wanted.answered,
+        failed=wanted.failed,
+        missing=wanted.lines - wanted.answered - wanted.failed,
+        doubled=wanted.doubled,
+        torn=torn,
+        foreign=wanted.foreign,
+    )
+
+
+class _Wanted:
+    """The requests that want a record; good records are to be given first."""
+
+    def __init__(self, path: Path, request_url: str) -> None:
+        self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
+        self._left: dict[bytes, int] = {}
+        with RequestsFile(path) as lines:
+            for request in read_requests(lines, request_url):
+                key = identity(request)
+                self._left[key] = self._left.get(key, 0) + 1
+                self.lines += 1
+
+    def give(self, record: Record) -> None:
+        left = self._left.get(record.identity)
+        if left is None:
+            self.foreign += 1
+        elif left == 0:
+            self.doubled += 1
+        else:
+            self._left[record.identity] = left - 1
+            self.answered += record.ok
+            self.failed += not record.ok
+
+
+def _records(paths: list[Path]) -> Iterator[Record | None]:
+    """The records of ``paths``, ``None`` for a line that is none; a last line without an end is torn."""
+    for path in paths:
+        try:
+            with path.open("rb", buffering=1024 * 1024) as file:
+                for line in file:
+                    if line.strip():
+                        yield read_record(line) if line.endswith(b"\n") else None
+        except OSError as error:
+            raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error

@@ -1,0 +1,73 @@
+"""Kills the real command at random moments, over and over, and checks what is left."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from commands import Server, command, environment, simulator, write_lines
+
+from parallel_processor.verify import Verification, verify_results
+
+MAX_WORKERS = 40
+
+
+@dataclass(frozen=True)
+class CrashReport:
+    """What came of a job that was killed ``kills`` times and then left to end.
+
+    ``answered`` is how often the server answered, which is what is paid for.
+    """
+
+    kills: int
+    lines: int
+    answered: int
+    verification: Verification
+    exit_code: int
+
+    @property
+    def ok(self) -> bool:
+        """Nothing lost, nothing twice, no torn line; sent again was only what was in flight."""
+        most = self.lines + self.kills * MAX_WORKERS
+        return self.exit_code == 0 and self.verification.ok and self.lines <= self.answered <= most
+
+
+def crash(folder: Path, *, lines: int, kills: int, seed: int, error_rate: float = 0.0) -> CrashReport:
+    """Run a job of ``lines`` to its end in spite of ``kills`` times SIGKILL."""
+    rng = random.Random(seed)
+    inputs = [f"{n % (lines // 2)}" for n in range(lines)]  # some lines are equal
+    rows = [{"model": "m", "input": x, "metadata": {"row": n % 7}} for n, x in enumerate(inputs)]
+    source = write_lines(folder / "in.jsonl", rows)
+    results = folder / "out.jsonl"
+    flags = ("--latency_s", 0.03, "--latency_jitter", 0.9, "--seed", seed, "--error_rate", error_rate)
+    with simulator(*flags, "--errors", "500,reset,torn") as server:
+        words = command(
+            *("--requests_filepath", source, "--save_filepath", results, "--no_progress"),
+            *("--request_url", f"{server.url}/v1/embeddings", "--max_workers", MAX_WORKERS),
+            *("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf"),
+            *("--logging_level", 40),
+        )
+        done = 0
+        while done < kills:
+            done += _run_and_kill(words, server, rng, share=lines / kills)
+        code = subprocess.run(words, env=environment(), timeout=300).returncode
+        stats = server.stats()
+    return CrashReport(
+        kills=kills,
+        lines=lines,
+        answered=stats["requests_received"] - sum(stats["faults"].values()),
+        verification=verify_results(source, results),
+        exit_code=code,
+    )
+
+
+def _run_and_kill(words: list[str], server: Server, rng: random.Random, share: float) -> bool:
+    """Start the command, kill it after some more requests have arrived; false if it ended before."""
+    kill_at = server.stats()["requests_received"] + rng.uniform(0, share)
+    with subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if server.stats()["requests_received"] >= kill_at:
+                process.kill()
+        return process.returncode != 0

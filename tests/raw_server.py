@@ -1,0 +1,210 @@
+"""A server for what no decent one does: each connection is a script that gets the bare socket.
+
+Nothing here waits for time to pass except on ``closing``, an event that ends every script at once.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Signs itself, for localhost and 127.0.0.1, until 2126.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgGp9fbSBAZexvESRP
+6N5gg6jh8SraQVAza44DOEQn4PuhRANCAASFY+abtlZZ06YFTr2qjPVUJK/z1Ub9
+u0uulVun2Z5UdVSHArczRuT+u1dShj0Okrp7eHnD0z5Y3jUzW11C7nIB
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBqzCCAVGgAwIBAgIUBK7a5bUWZwqn0dI05/r4CQEjfRowCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDA4MjUzMVoYDzIxMjYxMDMx
+MDgyNTMxWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAASFY+abtlZZ06YFTr2qjPVUJK/z1Ub9u0uulVun2Z5UdVSHArczRuT+
+u1dShj0Okrp7eHnD0z5Y3jUzW11C7nIBo38wfTAdBgNVHQ4EFgQU9+gXFo3lBrBw
+ZPapWdPqRC4VEIgwHwYDVR0jBBgwFoAU9+gXFo3lBrBwZPapWdPqRC4VEIgwGgYD
+VR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB/wQFMAMBAf8wDgYDVR0P
+AQH/BAQDAgKEMAoGCCqGSM49BAMCA0gAMEUCIF4SUUuBXyY2/D1lqe4fm7CQL6Lo
+L+7YePZrEXyWv8W0AiEApobO+ZCKH8Xnz02P+xvHGOjpG/1ycRyfjrcgSO1aYis=
+-----END CERTIFICATE-----
+"""
+
+
+@dataclass
+class Visit:
+    """One connection, as its script sees it."""
+
+    server: RawServer
+    sock: socket.socket
+    number: int
+    head: str = ""
+    body: bytes = b""
+    _buffer: bytes = field(default=b"", repr=False)
+
+    def read(self) -> bool:
+        """Read the next request into ``head`` and ``body``; false once the client has left."""
+        while b"\r\n\r\n" not in self._buffer:
+            if not self._more():
+                return False
+        head, _, rest = self._buffer.partition(b"\r\n\r\n")
+        self.head = head.decode("latin-1")
+        size = int(self.header("content-length") or 0)
+        self._buffer = rest
+        while len(self._buffer) < size:
+            if not self._more():
+                return False
+        self.body, self._buffer = self._buffer[:size], self._buffer[size:]
+        self.server.heads.append(self.head)
+        self.server.bodies.append(self.body)
+        return True
+
+    def _more(self) -> bool:
+        data = self.sock.recv(65536)
+        self._buffer += data
+        return bool(data)
+
+    def header(self, name: str) -> str | None:
+        """The value of a request header; ``None`` without it."""
+        return header_of(self.head, name)
+
+    def answer(
+        self, body: bytes = b'{"ok": true}', *, status: str = "200 OK", headers: str = ""
+    ) -> None:
+        """Send a whole answer; ``headers`` are lines, each ended by CRLF."""
+        self.sock.sendall(head_of(body, status, headers) + body)
+
+    def drip(self, data: bytes, interval_s: float = 0.05) -> None:
+        """Send ``data`` a byte at a time, until the client or the server ends."""
+        for place in range(len(data)):
+            if self.server.closing.wait(interval_s):
+                return
+            self.sock.sendall(data[place : place + 1])
+
+    def wait_for_the_end(self) -> None:
+        """Answer nothing until the client leaves."""
+        while self.sock.recv(65536):
+            pass
+
+    def reset(self) -> None:
+        """End the connection with a TCP reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+
+def head_of(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
+    """The head of an answer."""
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode()
+
+
+def header_of(head: str, name: str) -> str | None:
+    """The value of a header in a request's head; ``None`` without it."""
+    for line in head.split("\r\n")[1:]:
+        key, _, value = line.partition(":")
+        if key.lower() == name.lower():
+            return value.strip()
+    return None
+
+
+def answer_all(visit: Visit) -> None:
+    """A script that answers every request of a connection."""
+    while visit.read():
+        visit.answer()
+
+
+class RawServer:
+    """Runs ``script`` for each connection, in a thread of its own; for a ``with`` block.
+
+    ``heads`` and ``bodies`` are what the scripts read, ``visits`` counts the connections. A script may
+    raise ``OSError``: the client left.
+    """
+
+    def __init__(self, script: Callable[[Visit], None], *, tls: bool = False) -> None:
+        self._script = script
+        self._tls = _server_context() if tls else None
+        self.heads: list[str] = []
+        self.bodies: list[bytes] = []
+        self.visits = 0
+        self.came = threading.Event()  # set by each connection
+        self.closing = threading.Event()
+        self._lock = threading.Lock()  # guards _open
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def url(self) -> str:
+        """The address without a path."""
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> RawServer:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._port = self._listener.getsockname()[1]
+        self._accepting = threading.Thread(target=self._accept, name="raw-server")
+        self._accepting.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+        with self._lock:
+            for sock in self._open:
+                try:
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass  # it ended by itself
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while not self.closing.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self.visits += 1
+            thread = threading.Thread(
+                target=self._attend, args=(sock, self.visits), name="raw-server"
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _attend(self, sock: socket.socket, number: int) -> None:
+        with self._lock:
+            self._open.add(sock)
+        self.came.set()
+        try:
+            if self._tls is not None:
+                plain, sock = sock, self._tls.wrap_socket(sock, server_side=True)
+                with self._lock:
+                    self._open.discard(plain)
+                    self._open.add(sock)
+            self._script(Visit(self, sock, number))
+        except OSError:
+            pass  # the client left
+        finally:
+            with self._lock:
+                self._open.discard(sock)
+                sock.close()
+
+
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with certificate_file() as path:
+        context.load_cert_chain(path)
+    return context
+
+
+@contextmanager
+def certificate_file() -> Iterator[Path]:
+    """The certificate in a file, as whoever is to trust it needs it."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "certificate.pem")
+        path.write_text(CERTIFICATE)
+        yield path

@@ -1,0 +1,126 @@
+"""The functions, and their agreement with the cookbook's script."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from pathlib import Path
+
+import pytest
+from commands import read_lines, write_lines
+from raw_server import RawServer, answer_all, header_of
+
+from parallel_processor import (
+    ConfigurationError,
+    Limits,
+    process_api_requests_from_file,
+    process_file,
+)
+
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+
+
+def test_process_file_does_a_file(tmp_path: Path) -> None:
+    """Paths may be strings, and every setting reaches its place."""
+    source = write_lines(tmp_path / "in.jsonl", [{"n": 1}, {"n": 2}, "no object"])
+    with RawServer(answer_all) as server:
+        summary = process_file(
+            str(source),
+            str(tmp_path / "out.jsonl"),
+            errors_path=str(tmp_path / "errors.jsonl"),
+            request_url=f"{server.url}/v1/embeddings",
+            api_key="sk-1",
+            limits=NO_LIMITS,
+        )
+    assert (summary.answered, summary.failed) == (2, 1)
+    assert len(read_lines(tmp_path / "out.jsonl")) == 2
+    assert len(read_lines(tmp_path / "errors.jsonl")) == 1
+    assert header_of(server.heads[0], "authorization") == "Bearer sk-1"
+
+
+def test_process_file_resumes_and_overwrites(tmp_path: Path) -> None:
+    """The second call sends nothing, the third everything."""
+    source = write_lines(tmp_path / "in.jsonl", [{"n": 1}, {"n": 2}])
+    sent = []
+    with RawServer(answer_all) as server:
+        for overwrite in (False, False, True):
+            process_file(source, request_url=server.url, limits=NO_LIMITS, overwrite=overwrite)
+            sent.append(len(server.bodies))
+    assert sent == [2, 2, 4]
+    assert len(read_lines(tmp_path / "in_results.jsonl")) == 2
+
+
+def test_an_unknown_setting_is_an_error(tmp_path: Path) -> None:
+    """A misspelt setting isn't ignored."""
+    with pytest.raises(TypeError, match="max_worker"):
+        process_file(tmp_path / "in.jsonl", max_worker=3)
+
+
+def test_the_cookbooks_function_has_its_parameters_and_defaults() -> None:
+    """Names, order and defaults are those of the script's command line."""
+    parameters = inspect.signature(process_api_requests_from_file).parameters
+    assert {name: p.default for name, p in parameters.items()} == {
+        "requests_filepath": inspect.Parameter.empty,
+        "save_filepath": None,
+        "request_url": "https://api.openai.com/v1/embeddings",
+        "api_key": None,
+        "max_requests_per_minute": 1500,
+        "max_tokens_per_minute": 125_000,
+        "token_encoding_name": None,
+        "max_attempts": 5,
+        "logging_level": 20,
+    }
+    assert list(parameters) == [
+        "requests_filepath",
+        "save_filepath",
+        "request_url",
+        "api_key",
+        "max_requests_per_minute",
+        "max_tokens_per_minute",
+        "token_encoding_name",
+        "max_attempts",
+        "logging_level",
+    ]
+
+
+def test_the_cookbooks_call_works(tmp_path: Path) -> None:
+    """The call as the script makes it, without awaiting it, with floats for limits."""
+    source = write_lines(tmp_path / "in.jsonl", [{"input": "a", "metadata": {"row": 1}}])
+    logger, root = logging.getLogger("parallel_processor"), logging.getLogger()
+    levels = logger.level, root.level, list(root.handlers)
+    try:
+        with RawServer(answer_all) as server:
+            summary = process_api_requests_from_file(
+                requests_filepath=str(source),
+                save_filepath=str(tmp_path / "out.jsonl"),
+                request_url=f"{server.url}/v1/embeddings",
+                api_key="sk-1",
+                max_requests_per_minute=float(3_000 * 0.5),
+                max_tokens_per_minute=float(250_000 * 0.5),
+                token_encoding_name="cl100k_base",
+                max_attempts=5,
+                logging_level=40,
+            )
+        assert logger.level == 40
+    finally:
+        logger.setLevel(levels[0])
+    assert summary.answered == 1
+    assert read_lines(tmp_path / "out.jsonl") == [[{"input": "a"}, {"ok": True}, {"row": 1}]]
+    assert (root.level, list(root.handlers)) == levels[1:]
+
+
+def test_the_cookbooks_numbers_are_used(tmp_path: Path) -> None:
+    """A bad value is refused under the name of the setting that it became."""
+    for name, value, field in (
+        ("max_requests_per_minute", 0, "requests_per_minute"),
+        ("max_tokens_per_minute", -1, "tokens_per_minute"),
+        ("max_attempts", 0, "max_attempts"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"^{field} must be .* not {value}"):
+            process_api_requests_from_file(
+                tmp_path / "in.jsonl",
+                api_key="sk-1",
+                logging_level=logging.NOTSET,
+                **{name: value},  # type: ignore[arg-type]
+            )

@@ -1,0 +1,568 @@
+"""The command line as a process of its own: flags, exit codes, signals, keys and streams."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import command, environment, read_lines, run, write_lines
+from raw_server import RawServer, Visit, answer_all, header_of
+
+from parallel_processor.cli import build_parser, main
+from parallel_processor.simulator import Simulator, SimulatorOptions
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "api_request_parallel_processor.py"
+KEY = "sk-test-0123456789abcdef"
+FAST = ("--max_requests_per_minute", "inf", "--max_tokens_per_minute", "inf")
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """So many different requests."""
+    return [{"model": "m", "input": f"text {number}"} for number in range(count)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of ten requests."""
+    return write_lines(tmp_path / "in.jsonl", rows(10))
+
+
+@pytest.fixture
+def usage_error_of(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Runs the command line in this process up to its usage error; gives what it says."""
+    logger = logging.getLogger("parallel_processor")
+    before = logger.level, list(logger.handlers), logger.propagate
+
+    def usage_error_of(*words: object) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        assert caught.value.code == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        return shown.err
+
+    yield usage_error_of
+    logger.level, logger.handlers, logger.propagate = before
+
+
+def urls(server: Any) -> tuple[str, str]:
+    """The flag that sends requests to ``server``."""
+    return "--request_url", f"{server.url}/v1/embeddings"
+
+
+# The cookbook's flags
+
+
+def test_the_cookbooks_flags_have_its_defaults() -> None:
+    """The nine flags exist under their names, with the script's defaults and types."""
+    flags = vars(build_parser().parse_args(["--requests_filepath", "in.jsonl"]))
+    expected = {
+        "requests_filepath": "in.jsonl",
+        "save_filepath": None,  # becomes in_results.jsonl
+        "request_url": "https://api.openai.com/v1/embeddings",
+        "api_key": None,  # becomes OPENAI_API_KEY
+        "max_requests_per_minute": 1500.0,
+        "max_tokens_per_minute": 125_000.0,
+        "token_encoding_name": None,  # becomes that of the model, cl100k_base for the script's own
+        "max_attempts": 5,
+        "logging_level": 20,
+    }
+    assert {name: flags[name] for name in expected} == expected
+
+
+def test_the_other_flags_have_the_documented_defaults() -> None:
+    """What isn't the cookbook's defaults to what the design says."""
+    flags = vars(build_parser().parse_args(["--requests_filepath", "in.jsonl"]))
+    expected = {
+        "errors_filepath": None,
+        "max_workers": 1000,
+        "burst_seconds": 0.5,
+        "seconds_to_pause_after_rate_limit_error": 15.0,
+        "request_timeout": 600.0,
+        "connect_timeout": 10.0,
+        "no_progress": False,
+        "overwrite": False,
+    }
+    assert {name: flags[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("mark", ["_", "-"])
+@pytest.mark.parametrize("equals", [False, True])
+def test_the_cookbooks_command_works(mark: str, equals: bool, source: Path, tmp_path: Path) -> None:
+    """All nine flags at once, with either mark and either way to give a value."""
+    save = tmp_path / "my-own_results-file.jsonl"
+    with RawServer(answer_all) as server:
+        flags = {
+            "requests_filepath": source,
+            "save_filepath": save,
+            "request_url": f"{server.url}/v1/embeddings",
+            "api_key": KEY,
+            "max_requests_per_minute": 1e6,
+            "max_tokens_per_minute": "6250000",
+            "token_encoding_name": "cl100k_base",
+            "max_attempts": 5,
+            "logging_level": 20,
+        }
+        words: list[object] = []
+        for name, value in flags.items():
+            flag = "--" + name.replace("_", mark)
+            words += [f"{flag}={value}"] if equals else [flag, value]
+        done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert len(read_lines(save)) == 10
+    assert {header_of(head, "authorization") for head in server.heads} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "--requests_filepath"),
+        (["--requests_filepath", "in.jsonl", "--no_such_flag"], "--no_such_flag"),
+        (["--requests_filepath", "in.jsonl", "--max"], "--max"),
+    ],
+)
+def test_wrong_flags_are_a_usage_error(
+    words: list[str], text: str, usage_error_of: Callable[..., str]
+) -> None:
+    """A flag that is missing, unknown or cut short is named, with exit code 2."""
+    assert text in usage_error_of(*words).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [
+        ("--max_requests_per_minute", "0", "requests_per_minute"),
+        ("--max_requests_per_minute", "nan", "requests_per_minute"),
+        ("--max_tokens_per_minute", "-5", "tokens_per_minute"),
+        ("--max_tokens_per_minute", "many", "--max_tokens_per_minute"),
+        ("--max_attempts", "0", "max_attempts"),
+        ("--max_attempts", "2.5", "--max_attempts"),
+        ("--max_workers", "0", "max_workers"),
+        ("--burst_seconds", "61", "burst_seconds"),
+        ("--seconds_to_pause_after_rate_limit_error", "-1", "pause_s"),
+        ("--request_timeout", "0", "request_timeout_s"),
+        ("--request_timeout", "inf", "request_timeout_s"),
+        ("--connect_timeout", "-1", "connect_timeout_s"),
+        ("--logging_level", "loud", "--logging_level"),
+        ("--token_encoding_name", "no_such_encoding", "token encoding"),
+        ("--request_url", "ftp://example.com", "request_url"),
+        ("--request_url", "http://[::1", "request_url"),
+        ("--request_url", "https://", "request_url"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(
+    flag: str, value: str, name: str, source: Path, usage_error_of: Callable[..., str]
+) -> None:
+    """The message has the field or the flag and the value, in one line, and nothing is written."""
+    stderr = usage_error_of("--requests_filepath", source, "--api_key", KEY, f"{flag}={value}")
+    last = stderr.splitlines()[-1]
+    assert last.startswith("parallel-processor: error: ")
+    assert name in last
+    assert value.removeprefix("-").removesuffix(".5") in last
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+
+
+def test_help_names_every_flag_and_exit_code() -> None:
+    """``--help`` is complete."""
+    done = run("--help")
+    assert done.returncode == 0
+    for action in build_parser()._actions:
+        assert action.option_strings[-1] in done.stdout
+    assert "130 interrupted" in done.stdout
+
+
+# Files
+
+
+def test_the_results_default_to_a_name_beside_the_requests(source: Path) -> None:
+    """Without ``--save_filepath`` it is ``in_results.jsonl``, which the end names."""
+    with RawServer(answer_all) as server:
+        done = run("--requests_filepath", source, *urls(server), *FAST)
+    assert done.returncode == 0
+    assert len(read_lines(source.with_name("in_results.jsonl"))) == 10
+    assert done.stderr.endswith(f"results are in {source.with_name('in_results.jsonl')}\n")
+
+
+def test_failures_are_kept_apart_and_make_the_exit_code_1(source: Path, tmp_path: Path) -> None:
+    """``--errors_filepath`` gets the failed, the exit code says that there are some."""
+    source.write_text(source.read_text() + "nonsense\n")
+    with RawServer(answer_all) as server:
+        words = ("--requests_filepath", source, "--errors_filepath", tmp_path / "errors.jsonl")
+        done = run(*words, *urls(server), *FAST)
+    assert done.returncode == 1
+    assert len(read_lines(tmp_path / "in_results.jsonl")) == 10
+    assert [row[0] for row in read_lines(tmp_path / "errors.jsonl")] == ["nonsense"]
+
+
+def test_the_same_command_goes_on_and_overwrite_does_not(source: Path) -> None:
+    """A second run sends nothing, one with ``--overwrite`` everything."""
+    sent = []
+    with RawServer(answer_all) as server:
+        for flags in ((), (), ("--overwrite",)):
+            done = run("--requests_filepath", source, *urls(server), *FAST, *flags)
+            assert done.returncode == 0, done.stderr
+            sent.append(len(server.bodies))
+    assert sent == [10, 10, 20]
+    assert len(read_lines(source.with_name("in_results.jsonl"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("requests", "save", "text"),
+    [
+        ("missing.jsonl", "out.jsonl", "missing.jsonl: No such file"),
+        ("in.jsonl", "none/out.jsonl", "none/out.jsonl does not exist"),
+        ("in.jsonl", "in.jsonl", "the requests and the results file are the same"),
+        ("in.jsonl", "./in.jsonl", "the requests and the results file are the same"),
+        (".", "out.jsonl", "is a directory"),
+    ],
+)
+def test_wrong_paths_are_usage_errors(
+    requests: str, save: str, text: str, source: Path, usage_error_of: Callable[..., str]
+) -> None:
+    """The message names the file and the trouble, and nothing is written."""
+    directory = source.parent
+    before = source.read_bytes()
+    stderr = usage_error_of(
+        f"--requests_filepath={directory}/{requests}",
+        f"--save_filepath={directory}/{save}",
+        "--request_url=http://127.0.0.1:1/v1/embeddings",
+    )
+    assert text in stderr
+    assert [path.name for path in directory.iterdir()] == ["in.jsonl"]
+    assert source.read_bytes() == before
+
+
+def test_a_results_file_that_takes_nothing_is_said(source: Path) -> None:
+    """A full disk is said at once and at the end, with exit code 1 and no traceback."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    write_lines(source, rows(1))
+    with RawServer(answer_all) as server:
+        with started(
+            "--requests_filepath", source, "--save_filepath", "/dev/full", *urls(server), *FAST
+        ) as process:
+            process.wait_for("No space left on device; trying again for a while")
+            process.send(signal.SIGINT)
+            process.wait_for("waiting for what is in flight")
+            process.send(signal.SIGINT)
+            stderr = process.stderr_text()
+    assert process.returncode == 1
+    assert "ERROR stopped: can't write /dev/full: No space left on device. Run" in stderr
+    assert "Traceback" not in stderr
+
+
+# Keys
+
+
+def test_the_key_comes_from_the_environment(source: Path) -> None:
+    """``OPENAI_API_KEY`` is used where ``--api_key`` isn't given, without its white space."""
+    with RawServer(answer_all) as server:
+        words = ("--requests_filepath", source, *urls(server), *FAST)
+        assert run(*words, OPENAI_API_KEY=f" {KEY}\n").returncode == 0
+        assert run(*words, "--overwrite", "--api_key=sk-flag-1", OPENAI_API_KEY=KEY).returncode == 0
+    keys = Counter(header_of(head, "authorization") for head in server.heads)
+    assert keys == {f"Bearer {KEY}": 10, "Bearer sk-flag-1": 10}
+
+
+def test_a_local_server_gets_no_key(source: Path) -> None:
+    """Without a key a loopback URL works, and no Authorization header is on the wire."""
+    with RawServer(answer_all) as server:
+        assert run("--requests_filepath", source, *urls(server), *FAST).returncode == 0
+    assert len(server.heads) == 10
+    assert all("authorization" not in head.lower() for head in server.heads)
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_https_without_a_key_is_a_usage_error(key: str, source: Path) -> None:
+    """The message says what to set."""
+    done = run("--requests_filepath", source, OPENAI_API_KEY=key)
+    assert done.returncode == 2
+    assert "set OPENAI_API_KEY, or give --api_key" in done.stderr
+
+
+def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
+    """Exit code 3, the server's words once, and the key nowhere: not even a part that was echoed."""
+    options = SimulatorOptions(api_key="sk-right-0000000000000000")
+    with Simulator(options) as simulator:
+        done = run("--requests_filepath", source, *urls(simulator), *FAST, "--api_key", KEY)
+    assert done.returncode == 3
+    lines = [line for line in done.stderr.splitlines() if "Incorrect API key" in line]
+    assert len(lines) == 1
+    assert "ERROR stopped: HTTP 401" in lines[0]
+    assert lines[0].endswith("Run the same command again once that is put right.")
+    for secret in (KEY, KEY[:8], KEY[-4:]):
+        assert secret not in done.stderr
+    assert source.with_name("in_results.jsonl").read_bytes() == b""
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("level", "levels"),
+    [
+        (10, {"DEBUG", "INFO", "WARNING", "ERROR"}),
+        (20, {"INFO", "WARNING", "ERROR"}),
+        (30, {"WARNING", "ERROR"}),
+        (40, {"ERROR"}),
+        (50, set()),
+    ],
+)
+def test_the_level_decides_what_is_said(level: int, levels: set[str], source: Path) -> None:
+    """Lines below the level are missing, and the summary too from 30 on."""
+    source.write_text(source.read_text() + "nonsense\n")
+    words = ("--requests_filepath", source, "--logging_level", level, "--max_attempts", 3)
+    with Simulator(SimulatorOptions(error_rate=1.0, errors=("500",))) as simulator:
+        done = run(*words, *urls(simulator), *FAST)
+    assert done.returncode == 1
+    said = Counter(re.findall(r"^[-\d]+ [:,\d]+ ([A-Z]+) ", done.stderr, re.MULTILINE))
+    assert set(said) == levels
+    if "WARNING" in levels:
+        assert said["WARNING"] == 10
+    if "DEBUG" in levels:
+        assert done.stderr.count(": attempt ") == 20
+    assert ("10 answered, 1 failed" in done.stderr) == (level <= 20)
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_terminal_there_is_no_bar(source: Path) -> None:
+    """A short run whose stderr is a file shows its log and its summary only."""
+    with RawServer(answer_all) as server:
+        done = run("--requests_filepath", source, *urls(server), *FAST)
+    assert "\r" not in done.stderr
+    assert "it/s" not in done.stderr
+    assert "10 answered, 0 failed in " in done.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--no_progress",)])
+def test_a_terminal_shows_a_bar_unless_told_not_to(flags: tuple[str, ...], source: Path) -> None:
+    """On a real terminal there is a bar, with ``--no_progress`` there is none."""
+    screen, descriptor = pty.openpty()
+    seen = bytearray()
+    options = SimulatorOptions(latency_s=0.3)
+    with Simulator(options) as simulator:
+        words = command("--requests_filepath", source, *urls(simulator), *FAST, *flags)
+        with subprocess.Popen(words, stderr=descriptor, env=environment()) as process:
+            os.close(descriptor)
+            try:
+                while data := os.read(screen, 65536):
+                    seen += data
+            except OSError:
+                pass  # the terminal's other end was closed
+        os.close(screen)
+    assert process.returncode == 0
+    assert (re.search(rb"100%\|.*10/10 done", bytes(seen)) is not None) == (not flags)
+    assert b"10 answered" in seen
+
+
+def test_a_reader_of_stderr_may_leave(source: Path) -> None:
+    """A pipe that nobody reads any more neither hangs the run nor changes its exit code."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with RawServer(answer_all) as server:
+        words = command("--requests_filepath", source, *urls(server), *FAST, "--logging_level=10")
+        done = subprocess.run(words, stderr=writing, env=environment(), timeout=60)
+    os.close(writing)
+    assert done.returncode == 0
+    assert len(read_lines(source.with_name("in_results.jsonl"))) == 10
+
+
+def test_stderr_may_be_closed(source: Path) -> None:
+    """Started without a stderr the command does its work and writes nothing elsewhere."""
+    with RawServer(answer_all) as server:
+        words = command("--requests_filepath", source, *urls(server), *FAST)
+        shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *words]
+        done = subprocess.run(shell, stdout=subprocess.PIPE, env=environment(), timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert len(read_lines(source.with_name("in_results.jsonl"))) == 10
+
+
+# Signals
+
+
+class Process:
+    """A command under way, whose stderr is read as it comes."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._popen = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment())
+        self.pid = self._popen.pid
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._popen.stderr is not None
+        for line in self._popen.stderr:
+            with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._popen.returncode
+
+    def wait_for(self, text: str) -> None:
+        """Return once a line with ``text`` was written."""
+        with self._news:
+            found = self._news.wait_for(lambda: any(text in line for line in self.lines), 30)
+        assert found, self.lines
+
+    def send(self, number: int) -> None:
+        """Send the command a signal."""
+        self._popen.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code, once the command has ended."""
+        code = self._popen.wait(40)
+        self._reader.join()
+        return code
+
+    def stderr_text(self) -> str:
+        """All of stderr, once the command has ended."""
+        self.wait()
+        return "".join(self.lines)
+
+    def close(self) -> None:
+        """End it, however it stands."""
+        if self._popen.poll() is None:
+            self._popen.kill()
+        self._popen.wait()
+        self._reader.join()
+        assert self._popen.stderr is not None
+        self._popen.stderr.close()
+
+
+@contextmanager
+def started(*words: object) -> Iterator[Process]:
+    """The command line under way; it is ended behind the block."""
+    process = Process(command(*words))
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+class Room:
+    """A server that holds every request until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self._entered = threading.Semaphore(0)
+
+    def __call__(self, visit: Visit) -> None:
+        while visit.read():
+            self._entered.release()
+            self.opened.wait()
+            visit.answer()
+
+    def wait_for(self, count: int) -> None:
+        """Return once so many requests more are held."""
+        for _ in range(count):
+            assert self._entered.acquire(timeout=30)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_ends_the_run_in_order(number: int, code: int, source: Path) -> None:
+    """What is under way is answered and recorded, nothing more is sent, and it says how to go on."""
+    room = Room()
+    with RawServer(room) as server:
+        words = ("--requests_filepath", source, *urls(server), *FAST, "--max_workers", 4)
+        with started(*words) as process:
+            room.wait_for(4)
+            process.send(number)
+            process.wait_for("waiting for what is in flight")
+            room.opened.set()
+            stderr = process.stderr_text()
+    assert process.returncode == code
+    assert len(server.bodies) == 4
+    assert len(read_lines(source.with_name("in_results.jsonl"))) == 4
+    name = signal.Signals(number).name
+    assert f"WARNING interrupted by {name}. Run the same command again to go on." in stderr
+    assert "4 answered, 0 failed" in stderr
+
+
+def test_the_second_signal_ends_it_at_once(source: Path) -> None:
+    """What is under way is given up, and the file holds whole lines only."""
+    room = Room()
+    with RawServer(room) as server:
+        with started("--requests_filepath", source, *urls(server), *FAST) as process:
+            room.wait_for(10)
+            process.send(signal.SIGINT)
+            process.wait_for("waiting for what is in flight")
+            process.send(signal.SIGINT)
+            stderr = process.stderr_text()
+        room.opened.set()
+    assert process.returncode == 130
+    assert read_lines(source.with_name("in_results.jsonl")) == []
+    assert "10 given up unanswered" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
+    """A command that waits for a line from a pipe ends by the third signal."""
+    pipe = tmp_path / "in.jsonl"
+    os.mkfifo(pipe)
+    with RawServer(answer_all) as server:
+        with started("--requests_filepath", pipe, *urls(server), *FAST) as process:
+            with pipe.open("w") as file:
+                file.write('{"input": "a"}\n')
+                file.flush()
+                process.wait_for("sending")
+                process.send(signal.SIGINT)
+                process.wait_for("waiting for what is in flight")
+                process.send(signal.SIGINT)
+                process.wait_for("giving up what is in flight")
+                process.send(signal.SIGINT)
+                assert process.wait() == 130
+    assert "Traceback" not in "".join(process.lines)
+
+
+# Entry points
+
+
+def test_the_script_runs_from_anywhere(source: Path, tmp_path: Path) -> None:
+    """The clone's script works from another folder, with relative paths of that folder."""
+    if not SCRIPT.exists():
+        pytest.skip("no clone here")
+    with RawServer(answer_all) as server:
+        words = [
+            sys.executable,
+            str(SCRIPT),
+            "--requests-filepath",
+            source.name,
+            *urls(server),
+            *FAST,
+        ]
+        env = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            words, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(read_lines(tmp_path / "in_results.jsonl")) == 10
+
+
+def test_nothing_of_the_cookbooks_file_is_lost(tmp_path: Path) -> None:
+    """Metadata is echoed, the request and the response are recorded as the cookbook's script does."""
+    row = {"model": "m", "input": "a", "metadata": {"row_id": 1}}
+    source = write_lines(tmp_path / "in.jsonl", [row])
+    with RawServer(answer_all) as server:
+        assert run("--requests_filepath", source, *urls(server), *FAST).returncode == 0
+    assert [json.loads(body) for body in server.bodies] == [{"model": "m", "input": "a"}]
+    assert read_lines(tmp_path / "in_results.jsonl") == [
+        [{"model": "m", "input": "a"}, {"ok": True}, {"row_id": 1}]
+    ]

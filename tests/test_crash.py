@@ -1,0 +1,15 @@
+"""Stops of the hardest kind: SIGKILL at random moments of the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from crashes import crash
+
+
+@pytest.mark.parametrize(("kills", "error_rate"), [(12, 0.0), (10, 0.2)])
+def test_a_job_survives_being_killed(tmp_path: Path, kills: int, error_rate: float) -> None:
+    """Every line has one good record, and what was sent twice was in flight at a kill."""
+    report = crash(tmp_path, lines=3000, kills=kills, seed=kills, error_rate=error_rate)
+    assert report.ok, report

@@ -1,0 +1,184 @@
+"""The requests file, and the checks of all paths before anything is sent."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A requests file of three lines."""
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"first\nsecond\r\n\xff")
+    return path
+
+
+def test_lines_come_as_they_are(source: Path) -> None:
+    """As bytes, with their line ends, and how far it is can be told at any time."""
+    with RequestsFile(source) as lines:
+        assert lines.fraction() == 0
+        reading = iter(lines)
+        assert next(reading) == b"first\n"
+        assert lines.fraction() == pytest.approx(6 / 15)
+        assert list(reading) == [b"second\r\n", b"\xff"]
+        assert lines.fraction() == 1
+
+
+def test_a_file_that_grows_is_never_more_than_read(source: Path) -> None:
+    """What is appended meanwhile is read as well."""
+    with RequestsFile(source) as lines:
+        reading = iter(lines)
+        next(reading)
+        with source.open("ab") as file:
+            file.write(b"\n" + b"more\n" * 100_000)
+        for _ in range(50_000):
+            next(reading)
+        assert lines.fraction() == 0.9999
+        assert len(list(reading)) == 50_002
+        assert lines.fraction() == 1
+
+
+def test_an_empty_file_is_read_at_once(tmp_path: Path) -> None:
+    """There is no dividing by its size."""
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+    with RequestsFile(path) as lines:
+        assert lines.fraction() is None
+        assert list(lines) == []
+        assert lines.fraction() == 1
+
+
+def test_a_pipe_tells_nothing_until_its_end(tmp_path: Path) -> None:
+    """Nobody knows how much will come."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)  # doesn't wait for a reader
+    with RequestsFile(fifo) as lines:
+        os.write(writer, b"a\nb\n")
+        os.close(writer)
+        reading = iter(lines)
+        assert next(reading) == b"a\n"
+        assert lines.fraction() is None
+        assert list(reading) == [b"b\n"]
+        assert lines.fraction() == 1
+
+
+def test_a_file_that_cannot_be_opened_is_an_input_file_error(tmp_path: Path) -> None:
+    """The message says which file it is, and why."""
+    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "directory")):
+        with pytest.raises(InputFileError, match=why) as caught:
+            RequestsFile(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_on_is_an_input_file_error(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails in the middle ends the run in order."""
+
+    class Failing:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"first\n"
+            raise OSError(errno.EIO, "Input/output error")
+
+        def close(self) -> None:
+            pass
+
+    with RequestsFile(source) as lines:
+        lines._file.close()
+        monkeypatch.setattr(lines, "_file", Failing())
+        reading = iter(lines)
+        next(reading)
+        with pytest.raises(InputFileError, match=r"in\.jsonl: Input/output error"):
+            next(reading)
+
+
+def test_the_file_is_closed(source: Path) -> None:
+    """Leaving the block gives the descriptor back, after an error too."""
+    with pytest.raises(RuntimeError), RequestsFile(source) as lines:
+        raise RuntimeError
+    assert lines._file.closed
+
+
+@pytest.mark.parametrize(
+    ("requests", "results"),
+    [
+        ("in.jsonl", "in_results.jsonl"),
+        ("/a/b.c/in.x.jsonl", "/a/b.c/in.x_results.jsonl"),
+        ("dir/in.txt", "dir/in_results.jsonl"),
+        ("in", "in_results.jsonl"),
+    ],
+)
+def test_results_are_beside_the_requests(requests: str, results: str) -> None:
+    """The cookbook's name."""
+    assert default_save_path(Path(requests)) == Path(results)
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", ".."])
+def test_a_directory_has_a_default_too(path: str) -> None:
+    """It's refused by the check of the paths, with its reason."""
+    source = Path(path)
+    with pytest.raises(ConfigurationError, match=r"the requests file .* is a directory"):
+        check_paths(source, default_save_path(source), None)
+
+
+def test_paths_that_work_pass(source: Path, tmp_path: Path) -> None:
+    """Files that are to be made, that are there, and links to them."""
+    there = tmp_path / "out.jsonl"
+    check_paths(source, there, None)
+    check_paths(source, there, tmp_path / "errors.jsonl")
+    there.touch()
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "elsewhere.jsonl")
+    check_paths(source, there, link)
+    check_paths(tmp_path / "none" / "in.jsonl", there, None)  # reading it will say what is wrong
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (("in.jsonl", "in.jsonl"), "the requests and the results file are the same"),
+        (("in.jsonl", "d/../in.jsonl"), "the requests and the results file are the same"),
+        (("in.jsonl", "soft"), "the requests and the results file are the same"),
+        (("in.jsonl", "hard"), "the requests and the results file are the same"),
+        (("in.jsonl", "new", "new"), "the results and the errors file are the same"),
+        (("in.jsonl", "new", "d/../new"), "the results and the errors file are the same"),
+        (("in.jsonl", "new", "soft"), "the requests and the errors file are the same"),
+        (("d", "new"), "the requests file .*/d is a directory"),
+        (("in.jsonl", "d"), "the results file .*/d is a directory"),
+        (("in.jsonl", "new", "d"), "the errors file .*/d is a directory"),
+        (("in.jsonl", "no/new"), "the directory of the results file .*/no/new does not exist"),
+        (("in.jsonl", "in.jsonl/new"), "the directory of the results file .* does not exist"),
+        (("in.jsonl", "new", "no/e"), "the directory of the errors file .*/no/e does not exist"),
+        (("in.jsonl", "x" * 300), "can't use the results file .*x: .*name too long"),
+    ],
+)
+def test_paths_that_cannot_work_are_refused(
+    source: Path, tmp_path: Path, paths: tuple[str, ...], message: str
+) -> None:
+    """The message says which file, and what is wrong with it."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "soft").symlink_to(source)
+    os.link(source, tmp_path / "hard")
+    all_paths: list[Any] = [tmp_path / path for path in paths]
+    with pytest.raises(ConfigurationError, match=message):
+        check_paths(*all_paths, *[None] * (3 - len(paths)))
+
+
+def test_links_in_a_circle_are_refused_or_left_to_the_system(source: Path, tmp_path: Path) -> None:
+    """They never end in anything else than an error of ours."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    try:
+        check_paths(source, tmp_path / "a", None)
+    except ConfigurationError as error:
+        assert "the results file" in str(error)

@@ -1,0 +1,568 @@
+"""Files and iterables through a Processor, against the simulator in this process."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import read_lines, write_lines
+from raw_server import RawServer, Visit, answer_all, header_of
+
+from parallel_processor import (
+    ConfigurationError,
+    InputFileError,
+    Limits,
+    Outcome,
+    Processor,
+    Request,
+    ResultsFileError,
+    RetryPolicy,
+    RunStoppedError,
+)
+from parallel_processor.simulator import Simulator, SimulatorOptions
+
+KEY = "sk-test-0123456789abcdef"
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+HASTE = RetryPolicy(backoff_initial_s=0.0, pause_s=0.0)
+FULL = Path("/dev/full")
+
+
+@contextmanager
+def processor(url: str, **settings: Any) -> Iterator[Processor]:
+    """A processor for the embeddings of a server."""
+    options: dict[str, Any] = {"api_key": KEY, "limits": NO_LIMITS, "retry": HASTE} | settings
+    with Processor(request_url=f"{url}/v1/embeddings", **options) as made:
+        yield made
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """So many different requests."""
+    return [{"model": "m", "input": f"text {number}"} for number in range(first, first + count)]
+
+
+def used_by_us() -> tuple[list[str], int]:
+    """The package's threads, and how many files the process has open."""
+    names = [thread.name for thread in threading.enumerate()]
+    ours = [name for name in names if name.startswith("parallel-processor")]
+    return ours, len(os.listdir("/proc/self/fd"))
+
+
+def inputs_of(records: list[Any]) -> Counter[str]:
+    """How often each input has an answer in a results file."""
+    return Counter(record[0]["input"] for record in records if isinstance(record[1], dict))
+
+
+class Room:
+    """A server that holds every request until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self._entered = threading.Semaphore(0)
+
+    def __call__(self, visit: Visit) -> None:
+        while visit.read():
+            self._entered.release()
+            self.opened.wait()
+            visit.answer()
+
+    def wait_for(self, count: int) -> None:
+        """Return once so many requests more are held."""
+        for _ in range(count):
+            assert self._entered.acquire(timeout=20)
+
+
+@contextmanager
+def held() -> Iterator[tuple[RawServer, Room]]:
+    """A server with its room, which is open at the end."""
+    room = Room()
+    with RawServer(room) as server:
+        try:
+            yield server, room
+        finally:
+            room.opened.set()
+
+
+def in_background(work: Callable[[], object]) -> Callable[[], Any]:
+    """Do ``work`` in a thread; the result waits for it, and gives or raises what it did."""
+    ends: list[Any] = []
+
+    def guarded() -> None:
+        try:
+            ends.append((work(), None))
+        except BaseException as error:
+            ends.append((None, error))
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        thread.join(40)
+        assert ends, "it hangs"
+        result, error = ends[0]
+        if error is not None:
+            raise error
+        return result
+
+    return join
+
+
+# Files
+
+
+def test_a_file_becomes_its_results(tmp_path: Path) -> None:
+    """Every request has a record, the summary counts them, and nothing is left open."""
+    source = write_lines(tmp_path / "in.jsonl", rows(50))
+    with Simulator() as simulator:
+        before = used_by_us()
+        with processor(simulator.url) as made:
+            summary = made.process_file(source)
+        assert used_by_us()[0] == before[0] == []
+    records = read_lines(tmp_path / "in_results.jsonl")
+    assert inputs_of(records) == Counter(row["input"] for row in rows(50))
+    assert (summary.answered, summary.failed, summary.unanswered) == (50, 0, 0)
+    assert (summary.attempts, summary.retries, summary.stop_reason) == (50, 0, "")
+    assert summary.used_tokens > 0
+
+
+def test_an_empty_file_is_done_at_once(tmp_path: Path) -> None:
+    """Nothing is sent, and the results file is there and empty."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"\n  \n\xef\xbb\xbf\n"[:3])
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        summary = made.process_file(source, tmp_path / "out.jsonl")
+    assert (summary.answered, summary.attempts, server.visits) == (0, 0, 0)
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_bad_lines_are_failures_that_name_their_line(tmp_path: Path) -> None:
+    """Lines that can't be sent stop nothing and are recorded, and no request is made for them."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"input": "a"}\n[1]\nnot json\n\xff\n\n{"input": "b"}\n')
+    with Simulator() as simulator, processor(simulator.url) as made:
+        summary = made.process_file(source, tmp_path / "out.jsonl")
+        assert simulator.stats()["requests_received"] == 2
+    responses = [record[1] for record in read_lines(tmp_path / "out.jsonl")]
+    errors = [response[0] for response in responses if isinstance(response, list)]
+    assert sorted(error.partition(":")[0] for error in errors) == ["line 2", "line 3", "line 4"]
+    assert (summary.answered, summary.failed) == (2, 3)
+    assert summary.errors_by_kind == {"line can't be sent": 3}
+
+
+def test_a_file_of_bad_lines_ends(tmp_path: Path) -> None:
+    """Without one good line the run ends by itself, however few credits there are."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("nonsense\n" * 500)
+    with RawServer(answer_all) as server, processor(server.url, max_workers=2) as made:
+        assert made.process_file(source, tmp_path / "out.jsonl").failed == 500
+        assert server.visits == 0
+
+
+def test_every_fault_is_got_over(tmp_path: Path) -> None:
+    """A server that fails a good part of its requests once answers all of them in the end."""
+    faults = ("500", "503", "reset", "torn", "html", "detail", "bad_json", "empty")
+    source = write_lines(tmp_path / "in.jsonl", rows(100))
+    with Simulator(SimulatorOptions(error_rate=0.5, errors=faults)) as simulator:
+        with processor(simulator.url) as made:
+            summary = made.process_file(source, tmp_path / "out.jsonl")
+        stats = simulator.stats()
+    assert set(stats["faults"]) == set(faults)
+    assert summary.retries == sum(stats["faults"].values())
+    assert (summary.answered, summary.failed) == (100, 0)
+    assert inputs_of(read_lines(tmp_path / "out.jsonl")) == Counter(r["input"] for r in rows(100))
+
+
+def test_a_second_run_does_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is answered is skipped, what failed is replaced, what is new is sent."""
+    caplog.set_level(logging.INFO)
+    save = tmp_path / "out.jsonl"
+    write_lines(save, [[rows(2)[0], {"old": True}], [rows(2)[1], ["error"]]])
+    source = write_lines(tmp_path / "in.jsonl", rows(3))
+    with Simulator() as simulator, processor(simulator.url) as made:
+        summary = made.process_file(source, save)
+        assert simulator.stats()["requests_received"] == 2
+    assert (summary.already_answered, summary.answered) == (1, 2)
+    records = read_lines(save)
+    assert records[0] == [rows(1)[0], {"old": True}]
+    assert inputs_of(records) == Counter(row["input"] for row in rows(3))
+    assert f"{save} has 1 answers; 1 failed requests in it are tried again" in caplog.messages
+
+
+def test_overwrite_starts_afresh(tmp_path: Path) -> None:
+    """Old records of both files are gone, and everything is sent."""
+    save, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    write_lines(save, [[rows(1)[0], {"old": True}]])
+    write_lines(errors, [[rows(1)[0], ["old"]]])
+    source = write_lines(tmp_path / "in.jsonl", rows(2))
+    with Simulator() as simulator, processor(simulator.url) as made:
+        summary = made.process_file(source, save, errors_path=errors, overwrite=True)
+    assert (summary.answered, summary.already_answered) == (2, 0)
+    assert len(read_lines(save)) == 2
+    assert errors.read_bytes() == b""
+
+
+def test_failures_go_to_their_file(tmp_path: Path) -> None:
+    """With ``errors_path`` the results hold answers only."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"input": "a"}\nnonsense\n')
+    save, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    with Simulator() as simulator, processor(simulator.url) as made:
+        made.process_file(source, save, errors_path=errors)
+    assert [record[0] for record in read_lines(save)] == [{"input": "a"}]
+    assert [record[0] for record in read_lines(errors)] == ["nonsense"]
+
+
+def test_members_that_are_left_out_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file whose requests want streams is sent without them, with one warning."""
+    caplog.set_level(logging.WARNING)
+    source = write_lines(tmp_path / "in.jsonl", [row | {"stream": True} for row in rows(5)])
+    with Simulator() as simulator, processor(simulator.url) as made:
+        assert made.process_file(source, tmp_path / "out.jsonl").answered == 5
+    assert caplog.messages == ["line 1: stream left out, here and below"]
+
+
+# The ends of a file's run
+
+
+def test_a_wrong_key_ends_the_run(tmp_path: Path) -> None:
+    """The error carries the summary, the key is nowhere, and the requests stay for the next run."""
+    source = write_lines(tmp_path / "in.jsonl", rows(20))
+    save = tmp_path / "out.jsonl"
+    with Simulator(SimulatorOptions(api_key="sk-another-key-000000")) as simulator:
+        with processor(simulator.url) as made, pytest.raises(RunStoppedError) as caught:
+            made.process_file(source, save)
+    error = caught.value
+    assert error.summary is not None
+    assert (error.summary.answered, error.summary.failed) == (0, 0)
+    assert error.summary.unanswered >= 1
+    assert error.summary.stop_reason == str(error)
+    assert "HTTP 401" in str(error)
+    assert KEY not in repr(error) + str(error) + repr(made.options) + save.read_text()
+    assert KEY[-4:] not in str(error)
+    assert save.read_bytes() == b""
+    with Simulator() as simulator, processor(simulator.url) as made:
+        assert made.process_file(source, save).answered == 20
+
+
+def test_a_spent_account_keeps_what_it_paid_for(tmp_path: Path) -> None:
+    """Answers before the end are on record, each once, and the next run does the others."""
+    source = write_lines(tmp_path / "in.jsonl", rows(60))
+    save = tmp_path / "out.jsonl"
+    with Simulator(SimulatorOptions(spend_limit=25)) as simulator:
+        with processor(simulator.url, max_workers=5) as made:
+            with pytest.raises(RunStoppedError, match="quota") as caught:
+                made.process_file(source, save)
+    assert caught.value.summary is not None
+    assert caught.value.summary.answered == 25
+    assert len(read_lines(save)) == 25
+    with Simulator() as simulator, processor(simulator.url) as made:
+        summary = made.process_file(source, save)
+    assert (summary.already_answered, summary.answered) == (25, 35)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
+    """A results file that takes nothing is an error with a summary, and nothing hangs."""
+    source = write_lines(tmp_path / "in.jsonl", rows(100))
+    with Simulator() as simulator:
+        with processor(simulator.url, max_workers=5, drain_s=0.2) as made:
+            join = in_background(lambda: made.process_file(source, FULL))
+            with pytest.raises(ResultsFileError, match="No space left on device") as caught:
+                join()
+    summary = caught.value.summary
+    assert summary is not None
+    assert summary.answered == 0
+    assert 1 <= summary.unanswered <= 10
+    assert used_by_us()[0] == []
+
+
+def test_a_disk_that_fills_up_keeps_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written before the disk was full stays, and the next run does the rest."""
+    source = write_lines(tmp_path / "in.jsonl", rows(50))
+    save = tmp_path / "out.jsonl"
+    write, space = os.write, 3000
+
+    def limited(descriptor: int, data: Any) -> int:
+        nonlocal space
+        if not space:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(descriptor, data[:space])
+        space -= written
+        return written
+
+    with Simulator() as simulator:
+        with monkeypatch.context() as patch, processor(simulator.url, drain_s=0.2) as made:
+            patch.setattr(os, "write", limited)
+            with pytest.raises(ResultsFileError, match="No space left") as caught:
+                made.process_file(source, save)
+        assert caught.value.summary is not None
+        kept = len(read_lines(save))
+        assert caught.value.summary.answered == kept < 50
+        with processor(simulator.url) as made:
+            assert made.process_file(source, save).already_answered == kept
+    assert inputs_of(read_lines(save)) == Counter(row["input"] for row in rows(50))
+
+
+def test_an_interrupt_leaves_after_the_answers_are_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``KeyboardInterrupt`` in the feeding thread passes through, and no paid answer is lost."""
+    source = write_lines(tmp_path / "in.jsonl", rows(10))
+    save = tmp_path / "out.jsonl"
+    with held() as (server, room), processor(server.url) as made:
+
+        def interrupted(request: Request) -> int:
+            if request.number == 6:
+                room.wait_for(5)
+                room.opened.set()
+                raise KeyboardInterrupt
+            return 1
+
+        monkeypatch.setattr(made, "_cost", interrupted)
+        join = in_background(lambda: made.process_file(source, save))
+        with pytest.raises(KeyboardInterrupt):
+            join()
+    assert inputs_of(read_lines(save)) == Counter(row["input"] for row in rows(5))
+    assert used_by_us()[0] == []
+
+
+def test_a_stop_returns_a_summary(tmp_path: Path) -> None:
+    """A run that is told to stop sends nothing more, keeps what was under way, and just returns."""
+    source = write_lines(tmp_path / "in.jsonl", rows(50))
+    save = tmp_path / "out.jsonl"
+    with held() as (server, room), processor(server.url, max_workers=4) as made:
+        join = in_background(lambda: made.process_file(source, save))
+        room.wait_for(4)
+        made.stop("lunch")
+        room.opened.set()
+        summary = join()
+    assert (summary.answered, summary.unanswered, summary.stop_reason) == (4, 0, "lunch")
+    assert len(read_lines(save)) == 4
+
+
+def test_a_cut_returns_a_summary(tmp_path: Path) -> None:
+    """A run that is cut gives up what is under way, for the next run to send."""
+    source = write_lines(tmp_path / "in.jsonl", rows(50))
+    save = tmp_path / "out.jsonl"
+    with held() as (server, room), processor(server.url, max_workers=4, drain_s=1e6) as made:
+        join = in_background(lambda: made.process_file(source, save))
+        room.wait_for(4)
+        made.cut("now")
+        summary = join()
+    assert (summary.answered, summary.unanswered, summary.stop_reason) == (0, 4, "now")
+    assert save.read_bytes() == b""
+
+
+def test_after_a_stop_a_processor_runs_again(tmp_path: Path) -> None:
+    """A stop ends the runs there are, not those to come."""
+    source = write_lines(tmp_path / "in.jsonl", rows(5))
+    with Simulator() as simulator, processor(simulator.url) as made:
+        made.stop()
+        made.cut()
+        assert made.process_file(source, tmp_path / "out.jsonl").answered == 5
+
+
+def test_whatever_its_end_a_run_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads and files are as before after a good end, a fatal one, a failing disk, a closed iterator."""
+    source = write_lines(tmp_path / "in.jsonl", rows(30))
+    before = used_by_us()
+
+    def one(name: str, options: SimulatorOptions, **settings: Any) -> None:
+        save = FULL if name == "full" else tmp_path / f"{name}.jsonl"
+        with Simulator(options) as simulator, processor(simulator.url, **settings) as made:
+            if name == "closed":
+                outcomes = made.imap_unordered(rows(30))
+                next(outcomes)
+                outcomes.close()  # type: ignore[attr-defined]
+                return
+            made.process_file(source, save)
+
+    one("good", SimulatorOptions())
+    assert used_by_us() == before
+    with pytest.raises(RunStoppedError):
+        one("fatal", SimulatorOptions(spend_limit=10))
+    assert used_by_us() == before
+    if FULL.exists():
+        with pytest.raises(ResultsFileError):
+            one("full", SimulatorOptions(), drain_s=0.0)
+        assert used_by_us() == before
+    one("closed", SimulatorOptions())
+    assert used_by_us() == before
+    open_file = os.open
+
+    def refuse(path: Any, *rest: Any, **more: Any) -> int:
+        if Path(path).name == "refused.jsonl":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_file(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ResultsFileError, match="Permission denied"):
+        one("refused", SimulatorOptions())
+    assert used_by_us() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "save", "error", "message"),
+    [
+        ("missing.jsonl", "out.jsonl", InputFileError, "missing.jsonl: No such file"),
+        (".", "out.jsonl", ConfigurationError, "is a directory"),
+        ("in.jsonl", "none/out.jsonl", ConfigurationError, "directory of the results file"),
+        ("in.jsonl", "in.jsonl", ConfigurationError, "the same"),
+    ],
+)
+def test_wrong_paths_are_said_before_anything_is_sent(
+    source: str, save: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    """The message names the file and what is wrong with it, and nothing is written."""
+    write_lines(tmp_path / "in.jsonl", rows(1))
+    with processor("http://127.0.0.1:1") as made, pytest.raises(error, match=message):
+        made.process_file(tmp_path / source, tmp_path / save)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+# Iterables
+
+
+def test_outcomes_come_as_they_are_answered() -> None:
+    """Each body has one outcome, numbered by its place, with metadata kept and not sent."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        bodies = [{"n": 1, "metadata": {"row": 7}}, {"n": 2}]
+        outcomes = {o.request.number: o for o in made.imap_unordered(bodies)}
+    assert sorted(outcomes) == [1, 2]
+    assert all(o.ok and o.response == {"ok": True} for o in outcomes.values())
+    assert outcomes[1].request.metadata_json == b'{"row": 7}'
+    assert sorted(server.bodies) == [b'{"n": 1}', b'{"n": 2}']
+    assert {header_of(head, "authorization") for head in server.heads} == {f"Bearer {KEY}"}
+
+
+def test_what_is_no_request_is_a_type_error_after_the_others() -> None:
+    """A caller's mistake is raised with its place, once what was sent has been yielded."""
+    got: list[Outcome] = []
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        with pytest.raises(TypeError, match="request 3"):
+            for outcome in made.imap_unordered([{"n": 1}, {"n": 2}, 3]):  # type: ignore[list-item]
+                got.append(outcome)
+    assert sorted(outcome.request.number for outcome in got) == [1, 2]
+
+
+def test_a_fatal_answer_is_raised_after_what_is_under_way() -> None:
+    """The consumer gets what was paid for, then the error."""
+    got: list[Outcome] = []
+    with Simulator(SimulatorOptions(spend_limit=7)) as simulator:
+        with processor(simulator.url, max_workers=3) as made:
+            with pytest.raises(RunStoppedError) as caught:
+                for outcome in made.imap_unordered(rows(50)):
+                    got.append(outcome)
+    assert [outcome.ok for outcome in got] == [True] * 7
+    assert caught.value.summary is not None
+    assert caught.value.summary.answered == 7
+
+
+def test_a_stop_from_the_consumers_loop_ends_it() -> None:
+    """The iterator ends as usual, with what was under way."""
+    with Simulator() as simulator, processor(simulator.url, max_workers=3) as made:
+        got = []
+        for outcome in made.imap_unordered(rows(1000)):
+            got.append(outcome)
+            made.stop()
+    assert 1 <= len(got) <= 5
+
+
+def test_threads_share_the_limits() -> None:
+    """Two runs at the same time have one bucket between them, and both come to their end."""
+    limits = Limits(requests_per_minute=6000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
+    with Simulator() as simulator, processor(simulator.url, limits=limits) as made:
+        joins = [
+            in_background(lambda first=first: list(made.imap_unordered(rows(40, first))))
+            for first in (0, 100)
+        ]
+        assert [len(join()) for join in joins] == [40, 40]
+        assert made._bucket.usage().admitted["requests"] == 80.0
+
+
+def test_a_slow_consumer_holds_nobody_up() -> None:
+    """While one thread doesn't take its outcomes, another that shares the limits goes on."""
+    limits = Limits(requests_per_minute=6000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
+    with Simulator() as simulator, processor(simulator.url, limits=limits, max_workers=3) as made:
+        slow = made.imap_unordered(rows(30))
+        got = [next(slow)]
+        other = in_background(lambda: list(made.imap_unordered(rows(30, 100))))
+        assert len(other()) == 30
+        got += slow
+    assert len(got) == 30
+
+
+def test_a_request_larger_than_a_minute_warns_and_goes(caplog: pytest.LogCaptureFixture) -> None:
+    """More tokens than the limit of a minute is a warning, not a hang."""
+    caplog.set_level(logging.WARNING)
+    limits = Limits(requests_per_minute=math.inf, tokens_per_minute=10.0)
+    with RawServer(answer_all) as server, processor(server.url, limits=limits) as made:
+        (outcome,) = made.imap_unordered([{"input": "many words " * 50}])
+    assert outcome.ok
+    assert caplog.messages[0].startswith("request 1 needs ")
+
+
+@pytest.mark.parametrize("url", ["https://api.openai.com/v1/embeddings", "https://10.0.0.1/x"])
+def test_a_server_elsewhere_needs_a_key(url: str) -> None:
+    """Without a key, https to another machine is a mistake that is said at once."""
+    with pytest.raises(ConfigurationError, match="needs an api_key"):
+        Processor(request_url=url)
+
+
+# What only a process of its own can show
+
+MANY = """
+import math, resource, sys
+from parallel_processor import Limits, Processor
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+with Processor(request_url=sys.argv[1], limits=limits, max_workers=100_000) as processor:
+    outcomes = list(processor.imap_unordered({"n": n} for n in range(300)))
+print(sum(outcome.ok for outcome in outcomes), sum(outcome.attempts for outcome in outcomes))
+"""
+
+
+def test_a_low_limit_of_open_files_costs_no_attempt() -> None:
+    """100,000 workers in a process of 100 files are lowered to what works, with a warning."""
+    with Simulator(SimulatorOptions(latency_s=0.01)) as simulator:
+        command = [sys.executable, "-c", MANY, f"{simulator.url}/v1/embeddings"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert simulator.stats()["peak_in_flight"] <= 36
+    assert done.stdout == "300 300\n", done.stderr
+    assert "max_workers is 36 instead of 100000" in done.stderr
+
+
+def test_the_results_are_json_that_came_as_it_was_sent(tmp_path: Path) -> None:
+    """Key order, large integers and text survive in both halves of a record."""
+    line = '{"z": 123456789012345678901234567890, "a": "Grüße", "input": "x"}'
+    answer = b'{"z": 98765432109876543210987654321, "b": 1.10, "a": "\xc3\xbc"}'
+
+    def precise(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(answer)
+
+    source = tmp_path / "in.jsonl"
+    source.write_text(line + "\n")
+    with RawServer(precise) as server, processor(server.url) as made:
+        made.process_file(source, tmp_path / "out.jsonl")
+    assert server.bodies == [line.encode()]
+    expected = b"[" + line.encode() + b", " + answer + b"]\n"
+    assert (tmp_path / "out.jsonl").read_bytes() == expected
+    assert json.loads(expected)

@@ -1,0 +1,138 @@
+"""Keys out of texts, and nothing else."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_processor.redact import Redactor
+
+KEY = "sk-proj-Ab3dEfGh1jKlMn0pQrStUvWxYz"
+
+
+@pytest.mark.parametrize(
+    "key", [KEY, "0123456789abcdef", "a.b+c/d==(x)[y]", "key with spaces", "EMPTY"]
+)
+@pytest.mark.parametrize(
+    "text", ["{}", "Bearer {}", "key={}&a=b", '"{}"', "a {} b {} c", "\\n{}\\n"]
+)
+def test_the_key_is_replaced_wherever_it_stands(key: str, text: str) -> None:
+    """Any key, alone or between other characters."""
+    shown = Redactor(key)(text.replace("{}", key))
+    assert key not in shown
+    assert "[redacted]" in shown
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        f"Incorrect API key provided: {KEY[:8]}{'*' * 20}{KEY[-4:]}. You can find your key at x",
+        f"Incorrect API key provided: {KEY[:4]}***{KEY[-4:]}",
+        f"Your api key: ****{KEY[-4:]} is invalid",
+        f"key …{KEY[-4:]} is invalid",
+        f"key ...{KEY[-4:]} is invalid",
+        f"key {KEY[:8]}... is invalid",
+        f"key {KEY[:4]}…{KEY[-4:]} is invalid",
+    ],
+)
+def test_a_shown_part_of_the_key_is_replaced(shown: str) -> None:
+    """The first and the last characters, with asterisks or dots for the rest."""
+    text = Redactor(KEY)(shown)
+    assert "[redacted]" in text
+    assert KEY[:4] not in text
+    assert KEY[-4:] not in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "sk-1234567890abcdef",
+        "sk-ant-api03-abc_DEF-123",
+        "sk-or-v1-0123456789abcdef",
+        "sk-svcacct-********************wxyz",
+        "sk-" + "a" * 37,
+        "xai-1234567890",
+        "pk-lf-1234567890",
+        "gsk_1234567890abcdef",
+        "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+        "Bearer abcdef0123456789",
+        "bearer  eyJhbGciOi.eyJzdWIi0iIx.c2ln+/=~",
+        "BEARER\tabcdefgh********",
+    ],
+)
+@pytest.mark.parametrize("redactor", [Redactor(None), Redactor(""), Redactor(KEY)])
+@pytest.mark.parametrize("around", ["{}", "key: {}", "({})", "key_{}", "'{}'", "a\\n{}", "{}, b"])
+def test_what_looks_like_a_key_is_replaced(other: str, redactor: Redactor, around: str) -> None:
+    """Anybody's key, with or without a key of one's own."""
+    text = redactor(around.replace("{}", other))
+    assert text == around.replace("{}", "[redacted]")
+
+
+@pytest.mark.parametrize("key", [None, "", KEY, "test-key-0123456789", "EMPTY", "x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "task-1234567890",
+            "sk-ip",
+            "risk-assessment-2024",
+            "disk-1234567890",
+            "sk-learn-like",
+        ),
+        *(
+            "key-performance-indicator-1",
+            "monkey-1234567890",
+            "bearer token",
+            "Bearer authentication",
+        ),
+        *(
+            "Rate limit reached for gpt-4o in organization org-abc123 on tokens per min (TPM)",
+            "…",
+            ".",
+        ),
+        *(
+            "test.",
+            "a test_results_2.jsonl",
+            "**bold** *text*",
+            "wait...",
+            "**********",
+            "x1 axe 2x",
+        ),
+        "sk-" + "a" * 36,
+        *("req_0123456789abcdef", "chatcmpl-0123456789abcdef", '{"a": [1, 2.5e10, null]}'),
+    ],
+)
+def test_ordinary_text_stays(key: str | None, text: str) -> None:
+    """Words that only resemble a key, or contain a short one, are left alone."""
+    assert Redactor(key)(text) == text
+
+
+KEYS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=40)
+
+
+@given(KEYS, st.text(), st.text())
+def test_no_text_hides_the_key(key: str, before: str, after: str) -> None:
+    """The key never survives, whatever stands around it."""
+    if key not in "[redacted]":
+        assert key not in Redactor(key)(f"{before}{key}{after}").replace("[redacted]", " ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("*", "…", ".", "*…", "sk-p", "sk-pa", "sk-", "sk-.", "bearer ", "bearer\t\n", "AIza"),
+        *("gsk_", "a", "\\n", "sk-p*", KEY[:-1], KEY[-4:], "." + KEY[-4:-1], "*" + KEY[-4:-1]),
+    ],
+)
+def test_a_megabyte_takes_no_time(text: str) -> None:
+    """No pattern looks at the same character again and again."""
+    redact = Redactor(KEY)
+    started_at = time.process_time()
+    redact(text * (1_000_000 // len(text)) + "!")
+    redact("sk-" + text * (1_000_000 // len(text)))
+    redact("bearer " + text * (1_000_000 // len(text)))
+    assert time.process_time() - started_at < 3

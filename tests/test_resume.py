@@ -1,0 +1,461 @@
+"""What a results file says is done, and how it is mended."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import stat
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel_processor import resume
+from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.formats import parse_line
+from parallel_processor.models import Request
+from parallel_processor.resume import AnsweredRequests, prepare_results
+
+URL = "https://api.openai.com/v1/chat/completions"
+
+
+def request(number: int) -> Request:
+    """The request of a line that differs from those with other numbers."""
+    return parse_line(b'{"model": "m", "input": "%d"}' % number, number + 1, URL)
+
+
+def good(number: int) -> bytes:
+    """The record of its answer."""
+    return b'[{"model": "m", "input": "%d"}, {"id": "a]\\n", "n": [{"x": 1.5}]}]\n' % number
+
+
+def bad(number: int) -> bytes:
+    """The record of its failure."""
+    return b'[{"model": "m", "input": "%d"}, ["HTTP 500", "timeout: e"]]\n' % number
+
+
+def batch(name: str, status: int = 200) -> bytes:
+    """A record in the Batch format."""
+    error = b"null" if status == 200 else b'{"code": "c", "message": "m"}'
+    response = b'{"status_code": %d, "request_id": null, "body": {"b": [1]}}' % status
+    return b'{"id": "x", "custom_id": "%s", "response": %s, "error": %s}\n' % (
+        name.encode(),
+        response,
+        error,
+    )
+
+
+def batch_request(name: str) -> Request:
+    """The request of a Batch line."""
+    return parse_line(b'{"custom_id": "%s", "body": {}}' % name.encode(), 1, URL)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the results are."""
+    return tmp_path / "results.jsonl"
+
+
+def prepared(path: Path, content: bytes) -> AnsweredRequests:
+    """What a results file with that content says."""
+    path.write_bytes(content)
+    return prepare_results(path)
+
+
+def test_no_file_and_an_empty_file_answer_nothing(path: Path) -> None:
+    """The first run starts with nothing, and the file isn't made here."""
+    assert not prepare_results(path).take(request(1))
+    assert not path.exists()
+    assert not prepared(path, b"").take(request(1))
+    assert path.read_bytes() == b""
+
+
+def test_what_has_a_good_record_is_answered(path: Path) -> None:
+    """In both formats; failures and requests that aren't there are not."""
+    content = good(1) + bad(2) + batch("i") + batch("j", 500) + good(3)
+    answered = prepared(path, content)
+    assert (answered.answered, answered.failed, answered.foreign) == (3, 2, 0)
+    requests = [request(1), request(2), request(3), request(4)]
+    assert [answered.take(r) for r in requests] == [True, False, True, False]
+    assert [answered.take(batch_request(i)) for i in "ijk"] == [True, False, False]
+    assert path.read_bytes() == good(1) + batch("i") + good(3)
+
+
+def test_a_line_that_cannot_be_sent_is_never_answered(path: Path) -> None:
+    """Its record is a failure, which is dropped and made again."""
+    answered = prepared(path, good(1) + b'["x", ["line 2: not JSON"]]\n')
+    assert not answered.take(parse_line(b"x", 2, URL))
+    assert path.read_bytes() == good(1)
+
+
+@given(st.lists(st.integers(0, 4)), st.lists(st.integers(0, 4)))
+def test_equal_lines_need_as_many_answers(records: list[int], lines: list[int]) -> None:
+    """Whatever the order, k equal lines take k answers, and no answer serves two."""
+    answered = AnsweredRequests()
+    for number in records:
+        answered.add(resume.identity(request(number)))
+    taken = Counter(number for number in lines if answered.take(request(number)))
+    assert taken == Counter(records) & Counter(lines)
+
+
+@given(
+    st.lists(
+        st.binary(min_size=1, max_size=1).map(lambda b: b * 16)
+        | st.binary(min_size=16, max_size=16)
+    ),
+    st.randoms(),
+)
+def test_the_set_counts_as_a_counter_does(keys: list[bytes], rng: random.Random) -> None:
+    """Against a plain counter, with keys that look alike from any byte on."""
+    answered, counts = AnsweredRequests(), Counter[bytes]()
+    for key in keys:
+        answered.add(key)
+        counts[key] += 1
+    asked = keys + keys[: len(keys) // 2] + [key[1:] + key[:1] for key in keys]
+    rng.shuffle(asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "identity", lambda key: key)
+        for key in asked:
+            assert answered.take(_Keyed(key)) == (counts[key] > 0)  # type: ignore[arg-type]
+            counts[key] -= counts[key] > 0
+
+
+class _Keyed(bytes):
+    """A key in the place of the request that it belongs to."""
+
+    flaw = None
+
+
+def test_keys_across_two_others_are_not_found() -> None:
+    """A key whose bytes end one entry and begin the next is another key."""
+    answered = AnsweredRequests()
+    prefix = b"\0\0"
+    first, second = bytes(range(14)), bytes(range(14, 28))
+    answered.add(prefix + first)
+    answered.add(prefix + second)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "identity", lambda key: key)
+        across = (first + second)[5:19]
+        assert not answered.take(_Keyed(prefix + across))  # type: ignore[arg-type]
+        answered.add(prefix + across)
+        assert answered.take(_Keyed(prefix + across))  # type: ignore[arg-type]
+        assert not answered.take(_Keyed(prefix + across))  # type: ignore[arg-type]
+        assert answered.take(_Keyed(prefix + second))  # type: ignore[arg-type]
+        assert answered.take(_Keyed(prefix + first))  # type: ignore[arg-type]
+
+
+def test_an_answer_takes_few_bytes() -> None:
+    """At most 24 bytes of memory for each answered line, beyond a constant."""
+    rng = random.Random(1)
+    tracemalloc.start()
+    try:
+        answered = AnsweredRequests()
+        for _ in range(200_000):
+            answered.add(rng.randbytes(16))
+        half = tracemalloc.get_traced_memory()[0]
+        for _ in range(200_000):
+            answered.add(rng.randbytes(16))
+        full = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert (full - half) / 200_000 < 24
+    assert full < 3_000_000 + 400_000 * 24
+
+
+FILE = (
+    good(1)
+    + batch("i")
+    + bad(2)
+    + b"a foreign line\n"
+    + good(1)
+    + b"\r\n"
+    + bad(3)
+    + bad(4)
+    + '[{"model": "m", "input": "é"}, {"t": "\u2028 \\ud800"}, {"row": [1]}]\n'.encode()
+    + batch("j", 400)
+    + batch("k")
+    + good(5)
+)
+LINES = FILE.splitlines(keepends=True)
+
+
+def kept(lines: list[bytes]) -> list[bytes]:
+    """The lines that stay."""
+    failures = {bad(2), bad(3), bad(4), batch("j", 400)}
+    return [line for line in lines if line not in failures]
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_file_that_was_cut_anywhere_keeps_its_whole_good_records(path: Path, part: int) -> None:
+    """At every byte offset: no good record is lost, no torn or failed one stays, and it is stable."""
+    for offset in range(part, len(FILE) + 1, 8):
+        lines = FILE[:offset].split(b"\n")
+        whole = [line + b"\n" for line in lines[:-1]]
+        last = lines[-1] + b"\n"
+        if last in LINES or b"a foreign line\n".startswith(lines[-1]) or last == b"\r\n":
+            whole += [last] if lines[-1] else []
+        answered = prepared(path, FILE[:offset])
+        assert path.read_bytes() == b"".join(kept(whole)), FILE[:offset]
+        ids = Counter(line for line in kept(whole) if line.startswith((b"[", b"{")))
+        assert answered.answered == ids.total()
+        again = prepare_results(path)
+        assert (again.answered, again.failed) == (answered.answered, 0)
+        assert path.read_bytes() == b"".join(kept(whole))
+    assert os.listdir(path.parent) == [path.name]
+
+
+RECORDS = st.lists(
+    st.sampled_from(
+        [good(1), good(2), bad(1), batch("i"), batch("j", 500), b"# note\n", b"\n", b"[1]\n"]
+    )
+)
+
+
+@given(RECORDS, st.data())
+@settings(max_examples=50)
+def test_any_file_keeps_its_good_records_in_order(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], data: st.DataObject
+) -> None:
+    """With records of all kinds and a cut anywhere, what stays is what is whole and not a failure."""
+    content = b"".join(lines)
+    content = content[: data.draw(st.integers(0, len(content)))]
+    path = tmp_path_factory.mktemp("results") / "r.jsonl"
+    answered = prepared(path, content)
+    left = path.read_bytes()
+    whole = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    stays = [line for line in whole if line not in (bad(1), batch("j", 500))]
+    assert left.startswith(b"".join(stays))
+    rest = left[len(b"".join(stays)) :]
+    assert rest in (b"", *{good(1), good(2), batch("i"), b"[1]\n"}) or b"# note\n".startswith(
+        rest[:-1]
+    )
+    assert answered.answered == sum(
+        line in (good(1), good(2), batch("i")) for line in [*stays, rest]
+    )
+
+
+def test_a_whole_record_without_its_line_end_gets_one(path: Path) -> None:
+    """The next record must not be appended to it; one of a failure is dropped."""
+    answered = prepared(path, good(1) + good(2)[:-1])
+    assert path.read_bytes() == good(1) + good(2)
+    assert answered.answered == 2
+    answered = prepared(path, good(1) + bad(2)[:-1])
+    assert path.read_bytes() == good(1)
+    assert (answered.answered, answered.failed) == (1, 1)
+    prepared(path, bad(1) + good(2) + bad(3) + good(4)[:-1])
+    assert path.read_bytes() == good(2) + good(4)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 100, b'[{"model": "m"\0\0\0', b'{"id": "x", "custom_id"', b"[", b'["\xff']
+)
+def test_torn_tails_are_cut(path: Path, tail: bytes) -> None:
+    """The beginning of a record, and zeros that a power loss left."""
+    answered = prepared(path, good(1) + tail)
+    assert path.read_bytes() == good(1)
+    assert (answered.answered, answered.failed, answered.foreign) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name,value\n1,2\n3,4",
+        b'{\n  "a": 1\n}',
+        b'{"a": 1}',
+        b'{"custom_id": "i", "method": "POST", "url": "/v1/x", "body": {}}\n' * 2,
+        b'{"model": "m", "input": "x"}\n' * 2,
+        b'{"custom_id": "i", "result": {"type": "succeeded"}}\n',
+        bytes(range(256)),
+        b"\x1f\x8b compressed",
+    ],
+)
+def test_lines_that_are_no_records_stay(path: Path, content: bytes) -> None:
+    """A file that was named by mistake loses nothing; at most its last line gets an end."""
+    answered = prepared(path, content)
+    assert path.read_bytes() in (content, content + b"\n")
+    assert (answered.answered, answered.failed) == (0, 0)
+    assert answered.foreign > 0
+
+
+def test_a_file_that_is_in_order_is_not_touched(path: Path) -> None:
+    """Not even its inode and its time change."""
+    path.write_bytes(good(1) + b"foreign\n" + good(2))
+    os.utime(path, (1, 1))
+    before = path.stat()
+    prepare_results(path)
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime) == (before.st_ino, 1)
+
+
+def test_a_torn_tail_needs_no_copy_of_the_file(path: Path) -> None:
+    """It is cut off in place, so that a full disk is no obstacle."""
+    path.write_bytes(good(1) + good(2)[:20])
+    inode = path.stat().st_ino
+    prepare_results(path)
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664])
+def test_the_files_mode_and_owner_stay(path: Path, mode: int) -> None:
+    """The new file is as readable as the old one was, and nobody else's."""
+    path.write_bytes(bad(1) + good(2))
+    path.chmod(mode)
+    with contextlib.suppress(PermissionError):  # only root may
+        os.chown(path, 12345, 54321)
+    before = path.stat()
+    prepare_results(path)
+    after = path.stat()
+    assert after.st_ino != before.st_ino
+    assert stat.S_IMODE(after.st_mode) == mode
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path, path: Path) -> None:
+    """Its target is what is replaced, in the target's folder."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    target = folder / "target.jsonl"
+    target.write_bytes(bad(1) + good(2) + good(3)[:5])
+    path.symlink_to(target)
+    assert prepare_results(path).answered == 1
+    assert path.is_symlink()
+    assert target.read_bytes() == good(2)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "results.jsonl"]
+    assert os.listdir(folder) == ["target.jsonl"]
+
+
+def test_pipes_and_devices_hold_no_answers(tmp_path: Path) -> None:
+    """They aren't even opened, which might wait forever."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert prepare_results(fifo).answered == 0
+    assert prepare_results(Path(os.devnull)).answered == 0
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nowhere")
+    assert prepare_results(dangling).answered == 0
+
+
+def _full(*_: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _interrupted(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync", "fchmod"])
+@pytest.mark.parametrize(
+    ("fails", "raised"), [(_full, ResultsFileError), (_interrupted, KeyboardInterrupt)]
+)
+def test_a_replacement_that_fails_leaves_the_old_file(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    fails: Callable[..., Any],
+    raised: type[BaseException],
+) -> None:
+    """Wherever it ends, the file is what it was, and nothing lies beside it."""
+    content = good(1) + bad(2) + good(3)
+    path.write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fails)
+        with pytest.raises(raised, match="results.jsonl" if raised is ResultsFileError else None):
+            prepare_results(path)
+    assert path.read_bytes() == content
+    assert os.listdir(path.parent) == [path.name]
+    assert prepare_results(path).answered == 2
+
+
+def test_what_a_killed_replacement_left_behind_is_overwritten(path: Path) -> None:
+    """A process of the same number cleans up after it."""
+    beside = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    beside.write_bytes(b"half of a fil" * 1000)
+    prepared(path, bad(1) + good(2))
+    assert path.read_bytes() == good(2)
+    assert not beside.exists()
+
+
+def test_files_may_belong_to_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not give a file away owns the new one."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    prepared(path, bad(1) + good(2))
+    assert path.read_bytes() == good(2)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_obstacle(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some systems can't open or sync a folder; the replacement has happened."""
+    really = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert prepared(path, bad(1) + good(2)).answered == 1
+    assert path.read_bytes() == good(2)
+
+
+def test_an_unreadable_results_file_is_an_error_of_its_own(path: Path) -> None:
+    """The message names the file."""
+    with pytest.raises(ResultsFileError, match="x{300}"):
+        prepare_results(path.with_name("x" * 300))
+
+
+def test_the_order_of_lines_does_not_matter(path: Path) -> None:
+    """Lines may be added, removed and put elsewhere between two runs."""
+    answered = prepared(path, b"".join(good(number) for number in (3, 1, 2, 9)))
+    lines = [request(number) for number in (4, 2, 5, 3, 1)]
+    assert [answered.take(line) for line in lines] == [False, True, False, True, True]
+
+
+def test_a_large_file_with_failures_all_over_is_mended(path: Path) -> None:
+    """Larger than any buffer, with failures at both ends, in a row, and far from each other."""
+    rng = random.Random(2)
+    padding = b'[{"model": "m", "input": "%d"}, {"t": "' + b"x" * 1500 + b'"}]\n'
+    lines = [bad(0), *(bad(1) if rng.random() < 0.1 else padding % i for i in range(3000)), bad(0)]
+    lines.insert(1500, padding.replace(b"x", b"y" * 2000) % 1)
+    answered = prepared(path, b"".join(lines))
+    stays = [line for line in lines if line not in (bad(0), bad(1))]
+    assert path.read_bytes() == b"".join(stays)
+    assert answered.answered == len(stays)
+    assert answered.failed == len(lines) - len(stays)
+
+
+def test_a_file_of_failures_becomes_empty(path: Path) -> None:
+    """It stays there, with nothing in it."""
+    assert prepared(path, bad(1) + bad(2)).failed == 2
+    assert path.read_bytes() == b""
+
+
+def test_a_file_of_the_cookbooks_script_resumes(path: Path) -> None:
+    """Its records and its failures are read as ours."""
+    body = {"model": "m", "input": "é\ud800"}
+    rows: list[list[Any]] = [
+        [body, {"data": []}, {"row_id": 1}],
+        [body, ["429"]],
+        [body, {"data": []}],
+    ]
+    answered = prepared(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    line = json.dumps(body).encode()
+    with_row = json.dumps({**body, "metadata": {"row_id": 1}}).encode()
+    without_row = json.dumps({**body, "metadata": {}}).encode()
+    assert [answered.take(parse_line(x, 1, URL)) for x in (with_row, without_row, line)] == [
+        True,
+        True,
+        False,
+    ]

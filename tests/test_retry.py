@@ -1,0 +1,236 @@
+"""Which ends of an attempt are tried again, and when; time is a number here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_processor.formats import request_from_body
+from parallel_processor.models import Attempt, Verdict
+from parallel_processor.options import RetryPolicy
+from parallel_processor.retry import Tries, backoff_s, make_retrying
+
+REQUEST = request_from_body({"input": "hello"}, 1)
+ANSWERED = Attempt(verdict=Verdict.ANSWERED)
+RETRY = Attempt(verdict=Verdict.RETRY, kind="HTTP 500", error="HTTP 500: oops")
+REFUSED = Attempt(verdict=Verdict.RATE_LIMITED, kind="HTTP 429", error="HTTP 429: slower")
+
+
+@dataclass
+class Call:
+    """One call of a ``Retrying``: the attempts that it gets, and what it did about them.
+
+    ``attempt_s`` is how long each attempt takes, ``wait_s`` how long its place in the bucket did.
+    """
+
+    policy: RetryPolicy
+    attempts: Iterable[Attempt]
+    attempt_s: float = 0.0
+    now_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
+    told: list[tuple[Attempt, float]] = field(default_factory=list)
+    tries: Tries = field(default_factory=lambda: Tries(request=REQUEST, tokens=1))
+
+    def run(self) -> Attempt:
+        """The attempt that the call ends with."""
+        attempts = iter(self.attempts)
+
+        def attempt(tries: Tries) -> Attempt:
+            found = next(attempts)
+            self.now_s += self.attempt_s
+            tries.sent += 1
+            tries.note(found, self.now_s)
+            return found
+
+        def sleep(seconds: float) -> bool:
+            self.waits_s.append(seconds)
+            self.now_s += seconds
+            return False
+
+        retrying = make_retrying(
+            self.policy,
+            sleep=sleep,
+            before_sleep=lambda _, attempt, seconds: self.told.append((attempt, seconds)),
+            clock=lambda: self.now_s,
+        )
+        result: Attempt = retrying(attempt, self.tries)
+        return result
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.ANSWERED, Verdict.FAILED, Verdict.FATAL, Verdict.STOPPED]
+)
+def test_what_is_final_is_not_tried_again(verdict: Verdict) -> None:
+    """An answer, a failure, a fatal answer and a stop end the call at once."""
+    call = Call(RetryPolicy(), [Attempt(verdict=verdict, error="why")])
+    assert call.run().verdict is verdict
+    assert (call.tries.sent, call.waits_s) == (1, [])
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
+def test_max_attempts_counts_the_first(max_attempts: int) -> None:
+    """A request that only fails is sent ``max_attempts`` times, and ends with its last failure."""
+    call = Call(RetryPolicy(max_attempts=max_attempts), [RETRY] * 10)
+    assert call.run() is RETRY
+    assert call.tries.sent == max_attempts
+    assert call.tries.errors == [RETRY.error] * max_attempts
+    assert len(call.waits_s) == max_attempts - 1
+
+
+def test_an_answer_ends_the_retries() -> None:
+    """Failures before an answer are kept, and nothing follows it."""
+    call = Call(RetryPolicy(), [RETRY, RETRY, ANSWERED, RETRY])
+    assert call.run() is ANSWERED
+    assert (call.tries.sent, call.tries.errors) == (3, [RETRY.error] * 2)
+
+
+def test_refusals_do_not_count() -> None:
+    """Many refusals leave all of ``max_attempts`` to real failures."""
+    call = Call(RetryPolicy(max_attempts=2), [REFUSED] * 50 + [RETRY] + [REFUSED] * 50 + [RETRY])
+    assert call.run() is RETRY
+    assert (call.tries.sent, call.tries.failures) == (102, 2)
+    assert len(call.tries.errors) == 102
+
+
+def test_a_refused_request_waits_in_the_bucket_only() -> None:
+    """After a refusal there is no backoff: the bucket's pause says when."""
+    call = Call(RetryPolicy(), [REFUSED, REFUSED, ANSWERED])
+    call.run()
+    assert call.waits_s == [0.0, 0.0]
+
+
+def test_the_deadline_bounds_refusals() -> None:
+    """A request is given up once it has been refused for so long, counted from its first refusal."""
+    policy = RetryPolicy(rate_limit_deadline_s=100.0)
+    call = Call(policy, [RETRY, *[REFUSED] * 50], attempt_s=30.0, now_s=1e6)
+    assert call.run() is REFUSED
+    assert call.tries.sent == 6  # refused 0, 30, 60, 90 and 120 s after the first refusal
+
+
+def test_no_deadline_fails_at_the_first_refusal() -> None:
+    """A deadline of 0 lets no refused request wait."""
+    call = Call(RetryPolicy(rate_limit_deadline_s=0.0), [REFUSED] * 5)
+    assert call.run() is REFUSED
+    assert call.tries.sent == 1
+
+
+def test_a_clock_that_starts_at_zero_works() -> None:
+    """A first refusal at time 0 starts the deadline there."""
+    call = Call(RetryPolicy(rate_limit_deadline_s=50.0), [REFUSED] * 9, attempt_s=0.0)
+    call.tries.refused_since = 0.0
+    call.now_s = 49.0
+    call.attempts = [REFUSED, ANSWERED]
+    assert call.run() is ANSWERED
+
+
+def test_before_each_wait_it_is_told() -> None:
+    """Every retry is told with what failed and the wait before it; the last failure isn't."""
+    call = Call(RetryPolicy(max_attempts=3), [RETRY, REFUSED, RETRY, RETRY])
+    call.run()
+    assert [attempt for attempt, _ in call.told] == [RETRY, REFUSED, RETRY]
+    assert [seconds for _, seconds in call.told] == call.waits_s
+
+
+@given(
+    failures=st.integers(1, 2000),
+    initial_s=st.floats(0, 100),
+    max_s=st.floats(0, 1000),
+    asked_s=st.none() | st.floats(0, 5000),
+)
+def test_backoff_keeps_its_bounds(
+    failures: int, initial_s: float, max_s: float, asked_s: float | None
+) -> None:
+    """It is at most the doubled time and the maximum, at least what the server asked for."""
+    policy = RetryPolicy(backoff_initial_s=initial_s, backoff_max_s=max_s)
+    tries = Tries(request=REQUEST, tokens=1, failures=failures)
+    attempt = Attempt(verdict=Verdict.RETRY, retry_after_s=asked_s)
+    wait_s = backoff_s(policy, tries, attempt)
+    longest = min(max_s, initial_s * 2.0 ** min(failures - 1, 60))
+    asked = min(asked_s or 0.0, policy.rate_limit_deadline_s)
+    assert asked <= wait_s <= max(longest, asked)
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 2.0), (3, 4.0), (7, 60.0)])
+def test_jitter_is_full(failures: int, longest: float) -> None:
+    """The waits fill the whole range from 0 on, evenly."""
+    tries = Tries(request=REQUEST, tokens=1, failures=failures)
+    waits = [backoff_s(RetryPolicy(), tries, RETRY) for _ in range(2000)]
+    assert min(waits) < 0.05 * longest
+    assert 0.95 * longest < max(waits) <= longest
+    assert 0.45 * longest < sum(waits) / len(waits) < 0.55 * longest
+
+
+def test_an_early_wake_leads_to_another_attempt() -> None:
+    """A wait that a stop cuts short is followed by one more call, which looks at the stop first."""
+    stop = threading.Event()
+    seen: list[bool] = []
+
+    def attempt(tries: Tries) -> Attempt:
+        seen.append(stop.is_set())
+        verdict = Verdict.STOPPED if stop.is_set() else Verdict.RETRY
+        made = Attempt(verdict=verdict)
+        tries.note(made, 0.0)
+        return made
+
+    retrying = make_retrying(
+        RetryPolicy(backoff_initial_s=1e5, backoff_max_s=1e5),
+        sleep=stop.wait,
+        before_sleep=lambda *_: stop.set(),
+    )
+    assert retrying(attempt, Tries(request=REQUEST, tokens=1)).verdict is Verdict.STOPPED
+    assert seen == [False, True]
+
+
+def test_an_exception_is_not_tried_again() -> None:
+    """A fault of ours leaves at once, as it is."""
+    retrying = make_retrying(RetryPolicy(), sleep=_no_sleep, before_sleep=lambda *_: None)
+
+    def attempt(tries: Tries) -> Attempt:
+        raise LookupError("a bug")
+
+    with pytest.raises(LookupError, match="a bug"):
+        retrying(attempt, Tries(request=REQUEST, tokens=1))
+
+
+def test_threads_share_one_object() -> None:
+    """Calls at the same time don't see each other's attempts."""
+    barrier = threading.Barrier(8)
+    ends: dict[int, int] = {}
+    retrying = make_retrying(
+        RetryPolicy(max_attempts=8, backoff_initial_s=0.0),
+        sleep=lambda _: None,
+        before_sleep=lambda *_: None,
+    )
+
+    def attempts_until(fine_after: int) -> Callable[[Tries], Attempt]:
+        def attempt(tries: Tries) -> Attempt:
+            barrier.wait()
+            tries.sent += 1
+            made = ANSWERED if tries.sent > fine_after else RETRY
+            tries.note(made, 0.0)
+            return made
+
+        return attempt
+
+    def call(number: int) -> None:
+        tries = Tries(request=REQUEST, tokens=1)
+        retrying(attempts_until(number), tries)
+        ends[number] = tries.sent
+        for _ in range(tries.sent, 8):  # keep step with the others
+            barrier.wait()
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends == {number: number + 1 for number in range(8)}
+
+
+def _no_sleep(seconds: float) -> None:
+    raise AssertionError("nothing is to wait for")

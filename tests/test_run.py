@@ -1,0 +1,601 @@
+"""One run: feeding, ending and stopping, with sessions that answer by themselves."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import math
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+from raw_server import RawServer, Visit
+from requests.adapters import HTTPAdapter
+
+from parallel_processor.exceptions import RunStoppedError, StopRequested
+from parallel_processor.formats import parse_line, request_from_body
+from parallel_processor.limiter import TokenBucket
+from parallel_processor.models import Outcome, Request
+from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.run import Run
+
+URL = "http://127.0.0.1:1/v1/embeddings"
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+ONE_A_MINUTE = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
+
+Answer = Callable[[dict[str, Any]], "tuple[int, Any]"]
+
+
+def ok(body: dict[str, Any]) -> tuple[int, Any]:
+    """Answer everything."""
+    return 200, {"answer": body["n"]}
+
+
+class _Adapter(HTTPAdapter):
+    """Answers by calling a function with the request's body."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def send(self, request: Any, **settings: Any) -> requests.Response:
+        status, content = self._answer(json.loads(request.body))
+        raw = urllib3.HTTPResponse(
+            body=io.BytesIO(json.dumps(content).encode()), status=status, preload_content=False
+        )
+        return self.build_response(request, raw)
+
+
+def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run:
+    """A run whose server is ``answer``."""
+
+    def session() -> requests.Session:
+        made = requests.Session()
+        made.mount("http://", _Adapter(answer))
+        return made
+
+    retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
+    options = Options(
+        request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
+    )
+    return Run(options, bucket=TokenBucket(limits), cost=lambda _: 1)
+
+
+def bodies(count: int) -> Iterator[Request]:
+    """So many requests, numbered."""
+    for number in range(1, count + 1):
+        yield request_from_body({"n": number}, number)
+
+
+def numbers(outcomes: Iterable[Outcome]) -> list[int]:
+    """The numbers of the requests, sorted."""
+    return sorted(outcome.request.number for outcome in outcomes)
+
+
+def workers() -> list[str]:
+    """The names of the worker threads there are."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("parallel-processor")]
+
+
+class Gate:
+    """A server that holds every request until it is opened; ``entered`` counts them."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self._entered = threading.Semaphore(0)
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self._entered.release()
+        self.opened.wait()
+        return ok(body)
+
+    def wait_for(self, count: int) -> None:
+        """Return once so many requests more are held."""
+        for _ in range(count):
+            assert self._entered.acquire(timeout=20)
+
+
+class Silent(Gate):
+    """A script for a server that answers nobody."""
+
+    def __call__(self, visit: Visit) -> None:
+        visit.read()
+        self._entered.release()
+        visit.wait_for_the_end()
+
+
+class TickingClock:
+    """A clock that moves on by a second whenever it is read, once it ``ticks``."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.ticks = False
+
+    def __call__(self) -> float:
+        self.now_s += self.ticks
+        return self.now_s
+
+
+def real_run(server: RawServer, **settings: Any) -> tuple[Run, TickingClock]:
+    """A run that goes over the network, and its clock."""
+    options = Options(request_url=server.url, limits=NO_LIMITS, **settings)
+    clock = TickingClock()
+    return Run(options, bucket=TokenBucket(NO_LIMITS), cost=lambda _: 1, clock=clock), clock
+
+
+def in_background(work: Callable[[], object]) -> Callable[[], None]:
+    """Do ``work`` in a thread; the result waits until it is done, and raises what it raised."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+
+    def join() -> None:
+        thread.join(30)
+        assert not thread.is_alive(), "it hangs"
+        if raised:
+            raise raised[0]
+
+    return join
+
+
+class StopsAtClear(threading.Event):
+    """The feeder's event, for the moment between its look at the stop and its wait."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def clear(self) -> None:
+        self._stop()
+        super().clear()
+
+
+# By itself
+
+
+@pytest.mark.parametrize("max_workers", [1, 3, 50])
+def test_every_request_has_one_outcome(max_workers: int) -> None:
+    """All are answered once, and threads and credits are back at the end."""
+    run = run_with(ok, max_workers=max_workers)
+    outcomes = list(run.outcomes(bodies(200)))
+    assert numbers(outcomes) == list(range(1, 201))
+    assert all(o.response == {"answer": o.request.number} for o in outcomes)
+    assert run.stop_cause is None
+    assert run.counters.counts().in_flight == 0
+    assert workers() == []
+
+
+def test_no_input_is_no_work() -> None:
+    """An empty input ends at once, without a thread."""
+    run = run_with(ok)
+    assert list(run.outcomes([])) == []
+    assert run.counters.summary(1.0).attempts == 0
+
+
+def test_a_flawed_request_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """A line that can't be sent becomes a failure that names it, beside the others."""
+    caplog.set_level(logging.ERROR)
+    sent: list[int] = []
+
+    def note(body: dict[str, Any]) -> tuple[int, Any]:
+        sent.append(body["n"])
+        return ok(body)
+
+    requests_ = [*bodies(2), parse_line(b"{not json", 3, URL), request_from_body({"n": 4}, 4)]
+    outcomes = {o.request.number: o for o in run_with(note).outcomes(requests_)}
+    assert sorted(sent) == [1, 2, 4]
+    assert [number for number, outcome in outcomes.items() if not outcome.ok] == [3]
+    assert (outcomes[3].attempts, outcomes[3].error_kind) == (0, "line can't be sent")
+    assert caplog.messages == [f"request 3 failed: {outcomes[3].error}"]
+    assert "line 3: not JSON" in caplog.text
+
+
+def test_only_flawed_requests_end_too() -> None:
+    """A file without one good line has as many failures, within the same bounds, and no request."""
+    flawed = (parse_line(b"nonsense", number, URL) for number in range(1, 101))
+    run = run_with(ok, max_workers=3)
+    assert numbers(run.outcomes(flawed)) == list(range(1, 101))
+    assert run.counters.summary(1.0).attempts == 0
+
+
+def test_flawed_requests_need_no_place_in_the_bucket() -> None:
+    """They aren't held by a limit that nothing else passes."""
+    flawed = [parse_line(b"nonsense", number, URL) for number in range(1, 11)]
+    run = run_with(ok, ONE_A_MINUTE)
+    assert len(list(run.outcomes([*bodies(1), *flawed]))) == 11
+
+
+def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """What finally failed is one line at level 40, with the request's number."""
+    caplog.set_level(logging.ERROR)
+    run = run_with(lambda body: (400, {"error": {"message": "bad"}}))
+    list(run.outcomes(bodies(1)))
+    assert [(entry.levelno, entry.getMessage()) for entry in caplog.records] == [
+        (40, "request 1 failed: HTTP 400: bad")
+    ]
+
+
+def test_an_outcome_is_yielded_while_the_feeder_waits_for_capacity() -> None:
+    """A limit that admits nothing more doesn't hold back what is answered."""
+    run = run_with(ok, ONE_A_MINUTE)
+    outcomes = run.outcomes(bodies(1000))
+    assert next(outcomes).request.number == 1
+    outcomes.close()
+    assert workers() == []
+
+
+def test_an_outcome_is_yielded_while_the_feeder_waits_for_credits() -> None:
+    """With all workers busy the first to end is yielded at once."""
+    gate = Gate()
+
+    def one_is_quick(body: dict[str, Any]) -> tuple[int, Any]:
+        return ok(body) if body["n"] == 2 else gate.answer(body)
+
+    outcomes = run_with(one_is_quick, max_workers=2).outcomes(bodies(1000))
+    assert next(outcomes).request.number == 2
+    gate.opened.set()
+    outcomes.close()
+
+
+def test_the_input_is_read_only_as_far_as_needed() -> None:
+    """Of 100,000 requests no more are read than workers ahead of what the consumer took."""
+    position = 0
+
+    def source() -> Iterator[Request]:
+        nonlocal position
+        for request in bodies(100_000):
+            position += 1
+            yield request
+
+    outcomes = run_with(ok, max_workers=10).outcomes(source())
+    for taken in range(1, 301):
+        next(outcomes)
+        assert position <= taken + 10
+    outcomes.close()
+    assert position <= 311
+
+
+def test_a_credit_is_held_until_the_outcome_is_recorded() -> None:
+    """With a sink, a disk that takes nothing stops the reading after ``max_workers`` requests."""
+    run = run_with(ok, max_workers=5)
+    unwritten: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    read: list[int] = []
+
+    def source() -> Iterator[Request]:
+        for request in bodies(20):
+            read.append(request.number)
+            yield request
+
+    run.sink = unwritten.put
+    join = in_background(lambda: list(run.outcomes(source())))
+    kept = [unwritten.get(timeout=20) for _ in range(5)]
+    assert unwritten.empty()
+    assert len(read) <= 6  # one more is read to wait for its credit
+    for place in range(15):
+        run.recorded([kept[place]])
+        kept.append(unwritten.get(timeout=20))
+        assert unwritten.empty()
+    run.recorded(kept[15:])
+    join()
+    assert numbers(kept) == list(range(1, 21))
+
+
+def test_threads_are_made_for_requests_in_flight_only() -> None:
+    """With many workers allowed, requests that follow each other share a thread or two."""
+    most = 0
+
+    def count(body: dict[str, Any]) -> tuple[int, Any]:
+        nonlocal most
+        most = max(most, len(workers()))
+        return ok(body)
+
+    outcomes = run_with(count, max_workers=1000).outcomes(bodies(1_000_000))
+    for _ in range(300):
+        next(outcomes)
+    outcomes.close()
+    assert most < 100
+
+
+# Ends
+
+
+def test_a_consumer_that_leaves_ends_the_run() -> None:
+    """Closing the iterator gives up what is under way: no thread is left, and nothing waited for."""
+    with RawServer(Silent()) as server:
+        run, _ = real_run(server, max_workers=4, drain_s=1e6)
+        flawed = parse_line(b"nonsense", 1, URL)
+        outcomes = run.outcomes(itertools.chain([flawed], bodies(100)))
+        assert next(outcomes).request is flawed
+        in_background(outcomes.close)()
+    assert workers() == []
+
+
+def test_a_closed_iterator_waits_for_no_outcome_that_was_taken() -> None:
+    """The outcome in the consumer's hands isn't waited for."""
+    run = run_with(ok, max_workers=4, drain_s=1e6)
+    outcomes = run.outcomes(bodies(100))
+    next(outcomes)
+    in_background(outcomes.close)()
+    assert workers() == []
+
+
+class Broken(Exception):
+    """What the input raises in these tests."""
+
+
+def failing_after(count: int, error: BaseException) -> Iterator[Request]:
+    """An input that breaks after so many requests."""
+    yield from bodies(count)
+    raise error
+
+
+def test_an_exception_of_the_input_comes_after_what_is_under_way() -> None:
+    """What was sent before is yielded, then the exception is raised as it was."""
+    gate = Gate()
+    run = run_with(gate.answer, max_workers=10)
+    taken: list[Outcome] = []
+    source = failing_after(5, Broken("line 6"))
+    join = in_background(lambda: taken.extend(run.outcomes(source)))
+    gate.wait_for(5)
+    gate.opened.set()
+    with pytest.raises(Broken, match="line 6"):
+        join()
+    assert numbers(taken) == [1, 2, 3, 4, 5]
+    assert workers() == []
+
+
+@pytest.mark.parametrize("error", [Broken("x"), KeyboardInterrupt()])
+def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseException) -> None:
+    """With a sink, answers to what was sent are kept though the feeder was interrupted."""
+    gate = Gate()
+    run = run_with(gate.answer, max_workers=10)
+    kept: list[Outcome] = []
+
+    def sink(outcome: Outcome) -> None:
+        kept.append(outcome)
+        run.recorded([outcome])
+
+    run.sink = sink
+    join = in_background(lambda: list(run.outcomes(failing_after(5, error))))
+    gate.wait_for(5)
+    gate.opened.set()
+    with pytest.raises(type(error)):
+        join()
+    assert numbers(kept) == [1, 2, 3, 4, 5]
+    assert workers() == []
+
+
+def test_a_fault_of_ours_ends_the_run_with_it() -> None:
+    """An unexpected exception in a worker doesn't hang the run: it is its end."""
+
+    def faulty(body: dict[str, Any]) -> tuple[int, Any]:
+        if body["n"] == 3:
+            raise ZeroDivisionError("a bug")
+        return ok(body)
+
+    run = run_with(faulty, max_workers=2)
+    outcomes: list[Outcome] = []
+    in_background(lambda: outcomes.extend(run.outcomes(bodies(1000))))()
+    assert isinstance(run.stop_cause, ZeroDivisionError)
+    assert all(outcome.ok for outcome in outcomes)
+    assert workers() == []
+
+
+def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
+    """An exception while a request's tokens are counted is raised, and nothing hangs."""
+    run = run_with(ok)
+    run._cost = lambda request: 1 // (request.number - 3)
+    with pytest.raises(ZeroDivisionError):
+        list(run.outcomes(bodies(10)))
+    assert workers() == []
+
+
+def test_a_fatal_answer_lets_the_rest_end() -> None:
+    """What was under way is yielded, nothing more is sent, and the cause is the server's."""
+    gate = Gate()
+    sent: list[int] = []
+
+    def first_is_fatal(body: dict[str, Any]) -> tuple[int, Any]:
+        sent.append(body["n"])
+        if body["n"] > 1:
+            return gate.answer(body)
+        gate.wait_for(3)
+        return 401, {"error": {"message": "wrong key", "code": "invalid_api_key"}}
+
+    run = run_with(first_is_fatal, max_workers=4, drain_s=0.0)
+    taken: list[Outcome] = []
+    join = in_background(lambda: taken.extend(run.outcomes(bodies(1000))))
+    assert run._stop.wait(20)
+    gate.opened.set()
+    join()
+    assert isinstance(run.stop_cause, RunStoppedError)
+    assert numbers(taken) == [2, 3, 4]
+    assert sorted(sent) == [1, 2, 3, 4]
+
+
+# Stops from another thread
+
+
+def test_a_stop_ends_the_wait_for_capacity() -> None:
+    """A feeder that waits a minute for the bucket is freed, and its place given back."""
+    run = run_with(ok, ONE_A_MINUTE)
+    got: list[Outcome] = []
+    first = threading.Event()
+
+    def consume() -> None:
+        for outcome in run.outcomes(bodies(10)):
+            got.append(outcome)
+            first.set()
+
+    join = in_background(consume)
+    assert first.wait(20)
+    run.stop(StopRequested("enough"))
+    join()
+    assert numbers(got) == [1]
+    assert run._bucket.usage().held_by == ""
+    assert str(run.stop_cause) == "enough"
+
+
+def test_a_stop_ends_the_wait_for_credits() -> None:
+    """A feeder whose workers are all busy reads nothing more, and takes what they bring."""
+    gate = Gate()
+    run = run_with(gate.answer, max_workers=3)
+    got: list[Outcome] = []
+    join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
+    gate.wait_for(3)
+    run.stop(StopRequested("enough"))
+    gate.opened.set()
+    join()
+    assert numbers(got) == [1, 2, 3]
+
+
+def test_a_stop_gives_the_server_drain_s_once() -> None:
+    """Answers under way are waited for as long as ``drain_s`` says, and are cut off then."""
+    silent = Silent()
+    with RawServer(silent) as server:
+        run, clock = real_run(server, drain_s=100.0)
+        cut_at_s: list[float] = []
+        run.on_cut = lambda: cut_at_s.append(clock.now_s)
+        join = in_background(lambda: list(run.outcomes(bodies(2))))
+        silent.wait_for(2)
+        clock.ticks = True
+        run.stop(StopRequested("enough"))
+        while not cut_at_s:
+            run._wake.set()
+            server.closing.wait(0.001)
+        join()
+    assert 100.0 <= cut_at_s[0] < 150.0
+    assert workers() == []
+
+
+def test_a_cut_ends_everything_at_once() -> None:
+    """Exchanges under way are given up, whoever waits is freed, and no outcome is made up."""
+    silent = Silent()
+    with RawServer(silent) as server:
+        run, _ = real_run(server, drain_s=1e6, max_workers=3)
+        cuts: list[str] = []
+        run.on_cut = lambda: cuts.append("cut")
+        got: list[Outcome] = []
+        join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
+        silent.wait_for(3)
+        run.cut(StopRequested("now"))
+        join()
+    assert got == []
+    assert cuts == ["cut"]
+    assert run.counters.summary(1.0).unanswered == 3
+    assert workers() == []
+
+
+@pytest.mark.parametrize("limits", [ONE_A_MINUTE, NO_LIMITS])
+def test_no_stop_is_missed(limits: Limits) -> None:
+    """A stop that comes between the feeder's look at it and its wait is not forgotten."""
+    gate = Gate()
+    run = run_with(gate.answer, limits, max_workers=1)
+
+    def stop() -> None:
+        if run.counters.counts().attempts:
+            run.stop(StopRequested("just now"))
+            gate.opened.set()
+
+    run._wake = StopsAtClear(stop)
+    in_background(lambda: list(run.outcomes(bodies(3))))()
+    assert str(run.stop_cause) == "just now"
+
+
+def test_a_stop_before_the_start_sends_nothing() -> None:
+    """A run that was stopped while its files were still being read ends at once."""
+    run = run_with(ok)
+    run.stop(StopRequested("early"))
+    assert list(run.outcomes(bodies(10))) == []
+    assert run.counters.summary(1.0).attempts == 0
+
+
+# When the system has no more to give
+
+
+def test_without_more_threads_it_goes_on_with_those_it_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A system that refuses a thread lowers what is in flight, and every request is answered."""
+    caplog.set_level(logging.WARNING)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("parallel-processor-worker") and len(workers()) >= 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    gate = Gate()
+    run = run_with(gate.answer, max_workers=50)
+    got: list[Outcome] = []
+    join = in_background(lambda: got.extend(run.outcomes(bodies(100))))
+    gate.wait_for(3)
+    gate.opened.set()
+    join()
+    assert numbers(got) == list(range(1, 101))
+    assert "only 3 requests can be in flight: can't start new thread" in caplog.text
+
+
+def test_without_any_thread_the_run_ends_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If not one worker can be started, the error is raised, and nothing waits for it."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("parallel-processor-worker"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    run = run_with(ok, drain_s=1e6)
+    join = in_background(lambda: list(run.outcomes(bodies(10))))
+    with pytest.raises(RuntimeError, match="new thread"):
+        join()
+
+
+MAIN_ENDS = """
+import sys, threading
+sys.path.insert(0, {tests!r})
+from test_run import bodies, ok, run_with
+ended = threading.Event()
+
+def slow_input():
+    yield from bodies(3)
+    threading.main_thread().join()
+    yield from bodies(3)
+
+def consume():
+    try:
+        print(len(list(run_with(ok).outcomes(slow_input()))))
+    except RuntimeError as error:
+        print("RuntimeError:", error)
+
+threading.Thread(target=consume).start()
+"""
+
+
+def test_a_run_that_outlives_the_main_thread_ends_with_an_error() -> None:
+    """The interpreter takes no more work when it ends; a run in a thread doesn't hang it."""
+    script = MAIN_ENDS.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("RuntimeError: cannot schedule new futures", "6"))

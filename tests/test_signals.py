@@ -1,0 +1,96 @@
+"""Ctrl-C and SIGTERM, sent for real; each case in a process of its own where it may end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from parallel_processor.signals import SignalWatcher
+
+
+class Heard:
+    """What a watcher told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, str]] = []
+        self._told = threading.Semaphore(0)
+
+    def watcher(self) -> SignalWatcher:
+        """A watcher that tells this object."""
+        return SignalWatcher(
+            on_first=lambda name: self._note("first", name),
+            on_second=lambda name: self._note("second", name),
+        )
+
+    def _note(self, which: str, name: str) -> None:
+        self.told.append((which, name, threading.current_thread().name))
+        self._told.release()
+
+    def send(self, number: int) -> None:
+        """Send this process a signal, and wait until it was told."""
+        os.kill(os.getpid(), number)
+        assert self._told.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_told_apart_from_the_second(number: signal.Signals) -> None:
+    """Each is told once, by its name, from a thread that may take locks."""
+    heard = Heard()
+    with heard.watcher() as watcher:
+        assert watcher.number == 0
+        heard.send(number)
+        assert watcher.number == number
+        heard.send(signal.SIGTERM)
+        assert watcher.number == number
+    assert heard.told == [
+        ("first", number.name, "parallel-processor-signals"),
+        ("second", "SIGTERM", "parallel-processor-signals"),
+    ]
+
+
+def test_afterwards_all_is_as_before() -> None:
+    """Handlers, the wake-up descriptor, threads and sockets are what they were."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    threads, files = threading.active_count(), os.listdir("/proc/self/fd")
+    with Heard().watcher():
+        assert [signal.getsignal(number) for number in numbers] != handlers
+    assert [signal.getsignal(number) for number in numbers] == handlers
+    assert signal.set_wakeup_fd(-1) == -1
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == len(files)
+
+
+def test_the_third_signal_interrupts_whatever_the_main_thread_does() -> None:
+    """A main thread that is stuck, say in reading a pipe, is freed by it."""
+    heard = Heard()
+    with pytest.raises(KeyboardInterrupt), heard.watcher():
+        heard.send(signal.SIGINT)
+        heard.send(signal.SIGINT)
+        heard.send(signal.SIGINT)
+        threading.Event().wait()
+
+
+def test_other_signals_are_not_touched() -> None:
+    """A signal with a handler of its own reaches that, and isn't taken for a wish to stop."""
+    script = """
+import os, signal, threading
+from parallel_processor.signals import SignalWatcher
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append("usr1"))
+told = []
+with SignalWatcher(told.append, told.append) as watcher:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    while not handled:
+        pass
+print(handled, told, watcher.number)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "['usr1'] [] 0\n", done.stderr

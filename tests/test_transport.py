@@ -1,0 +1,855 @@
+"""One attempt on the wire, against real sockets; what no server should do is played by ``raw_server``."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import io
+import json
+import os
+import socket
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+from raw_server import RawServer, Visit, answer_all, certificate_file, head_of, header_of
+from requests.adapters import HTTPAdapter
+
+from parallel_processor.exceptions import TransportError
+from parallel_processor.formats import request_from_body
+from parallel_processor.models import Reply
+from parallel_processor.options import Options
+from parallel_processor.simulator import Simulator, SimulatorOptions
+from parallel_processor.transport import Transport
+
+KEY = "sk-test-0123456789abcdef"
+REQUEST = request_from_body({"model": "m", "input": "hello"}, 1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, CA bundle or netrc of the machine's own."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+
+
+@contextmanager
+def transport(url: str, **settings: Any) -> Iterator[Transport]:
+    """A transport to ``url`` that is closed afterwards."""
+    options: dict[str, Any] = {"api_key": KEY, "request_timeout_s": 10.0} | settings
+    made = Transport(Options(request_url=url, **options))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def error_of(url: str, **settings: Any) -> TransportError:
+    """The error in which one attempt ends."""
+    with transport(url, **settings) as sender, pytest.raises(TransportError) as caught:
+        sender.send(REQUEST)
+    return caught.value
+
+
+def in_threads(count: int, work: Callable[[], object]) -> None:
+    """Call ``work`` in so many threads at the same time."""
+    barrier = threading.Barrier(count)
+
+    def run() -> None:
+        barrier.wait()
+        work()
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def open_sockets() -> int:
+    """How many sockets this process has open."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except OSError:
+            pass  # it was the listing's own
+    return count
+
+
+# What is sent
+
+
+def test_a_request_arrives_as_it_was_written() -> None:
+    """The payload goes out byte for byte, with its length, its type and the key."""
+    request = request_from_body({"input": "Grüße 🎉", "n": 10**30}, 1)
+    with RawServer(answer_all) as server, transport(f"{server.url}/v1/embeddings") as sender:
+        reply = sender.send(request)
+    head = server.heads[0]
+    assert head.startswith("POST /v1/embeddings HTTP/1.1\r\n")
+    assert server.bodies == [request.payload]
+    assert header_of(head, "content-length") == str(len(request.payload))
+    assert header_of(head, "content-type") == "application/json"
+    assert header_of(head, "authorization") == f"Bearer {KEY}"
+    assert (reply.status, reply.data, reply.is_json) == (200, {"ok": True}, True)
+
+
+def test_each_body_has_its_own_length() -> None:
+    """Requests that share a prepared head don't share a body or a length."""
+    sent = [request_from_body({"input": "x" * size}, size) for size in (1, 5000, 2)]
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        for request in sent:
+            sender.send(request)
+    assert server.bodies == [request.payload for request in sent]
+    assert server.visits == 1
+
+
+def test_without_a_key_no_authorization_is_sent() -> None:
+    """A server that wants no key gets no header for one."""
+    with RawServer(answer_all) as server, transport(server.url, api_key=None) as sender:
+        sender.send(REQUEST)
+    assert header_of(server.heads[0], "authorization") is None
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_netrc_never_replaces_the_key(
+    key: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """A login that ~/.netrc has for the host is not sent, neither instead of the key nor without one."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with RawServer(answer_all) as server, transport(server.url, api_key=key) as sender:
+        assert requests.utils.get_netrc_auth(server.url) == ("somebody", "secret")
+        sender.send(REQUEST)
+    assert header_of(server.heads[0], "authorization") == (f"Bearer {key}" if key else None)
+
+
+def test_a_request_of_its_own_url_goes_there() -> None:
+    """A Batch row's URL is used in place of the run's."""
+    with RawServer(answer_all) as server, transport(f"{server.url}/v1/responses") as sender:
+        for url in (f"{server.url}/v1/embeddings", None):
+            sender.send(
+                request_from_body({}, 1)
+                if url is None
+                else type(REQUEST)(body={}, payload=b"{}", number=1, url=url)
+            )
+    assert [head.split()[1] for head in server.heads] == ["/v1/embeddings", "/v1/responses"]
+
+
+def test_hundreds_of_urls_are_no_trouble() -> None:
+    """A file whose rows have ever new URLs neither fails nor piles up prepared requests."""
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        for number in range(150):
+            url = f"{server.url}/{number}"
+            sender.send(type(REQUEST)(body={}, payload=b"{}", number=1, url=url))
+        assert len(sender._settings) < 100
+        assert len(sender._lane().prepared) < 100
+    assert [head.split()[1] for head in server.heads] == [f"/{number}" for number in range(150)]
+
+
+# Connections
+
+
+def test_a_connection_is_used_again() -> None:
+    """Ten requests of one thread share a connection."""
+    with Simulator() as simulator, transport(f"{simulator.url}/v1/embeddings") as sender:
+        for _ in range(10):
+            assert sender.send(REQUEST).status == 200
+        stats = simulator.stats()
+    assert (stats["requests_received"], stats["connections_opened"]) == (10, 1)
+
+
+def test_each_thread_has_its_session() -> None:
+    """Threads share no session, and each uses its own for all that it sends."""
+    made: list[requests.Session] = []
+
+    def factory() -> requests.Session:
+        made.append(requests.Session())
+        return made[-1]
+
+    with Simulator() as simulator:
+        url = f"{simulator.url}/v1/embeddings"
+        with transport(url, session_factory=factory) as sender:
+            in_threads(4, lambda: [sender.send(REQUEST) for _ in range(5)])
+        assert simulator.stats()["connections_opened"] == 4
+    assert len(made) == 4
+
+
+def test_close_leaves_no_socket() -> None:
+    """After close every connection of every thread is gone, whatever its exchanges came to."""
+
+    def some_fail(visit: Visit) -> None:
+        while visit.read():
+            if visit.number % 3 == 0:
+                visit.sock.sendall(head_of(b"x" * 100))  # and no body
+                return
+            visit.answer(b"not json" if visit.number % 3 == 1 else b"{}")
+
+    def send(sender: Transport) -> None:
+        for _ in range(3):
+            try:
+                sender.send(REQUEST)
+            except TransportError:
+                pass
+
+    gc.collect()
+    before = open_sockets()
+    gc.disable()  # which must not be what closes them
+    try:
+        with RawServer(some_fail) as server, transport(server.url) as sender:
+            in_threads(6, lambda: send(sender))
+            assert open_sockets() > before
+            sender.close()
+        assert open_sockets() == before
+    finally:
+        gc.enable()
+
+
+def test_a_connection_that_was_closed_while_idle_is_replaced() -> None:
+    """A server that hangs up between two requests costs no attempt."""
+    closed = threading.Event()
+
+    def one_answer(visit: Visit) -> None:
+        visit.read()
+        visit.answer()
+        visit.sock.shutdown(socket.SHUT_RDWR)
+        closed.set()
+
+    with RawServer(one_answer) as server, transport(server.url) as sender:
+        for _ in range(3):
+            assert sender.send(REQUEST).status == 200
+            assert closed.wait(10)
+            closed.clear()
+    assert server.visits == 3
+
+
+def test_a_connection_that_says_close_is_not_kept() -> None:
+    """After ``Connection: close`` the next request has a new connection."""
+
+    def one_answer(visit: Visit) -> None:
+        visit.read()
+        visit.answer(headers="Connection: close\r\n")
+
+    with RawServer(one_answer) as server, transport(server.url) as sender:
+        assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
+    assert server.visits == 3
+
+
+# Answers
+
+
+def reply_to(script: Callable[[Visit], None], **settings: Any) -> Reply:
+    """The reply that a script's answer becomes."""
+    with RawServer(script) as server, transport(server.url, **settings) as sender:
+        return sender.send(REQUEST)
+
+
+def answering(body: bytes, status: str = "200 OK", headers: str = "") -> Callable[[Visit], None]:
+    """A script with one answer for everybody."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(body, status=status, headers=headers)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("identity", bytes),
+        ("gzip, gzip", lambda data: gzip.compress(gzip.compress(data))),
+    ],
+)
+def test_compressed_answers_are_read(coding: str, compress: Callable[[bytes], bytes]) -> None:
+    """A compressed body is kept as the JSON that it holds."""
+    body = json.dumps({"text": "word " * 50_000}).encode()
+    reply = reply_to(answering(compress(body), headers=f"Content-Encoding: {coding}\r\n"))
+    assert reply.body == body
+    assert reply.data == json.loads(body)
+
+
+def test_a_chunked_answer_is_read() -> None:
+    """Chunks are put together, however they are cut."""
+    body = json.dumps({"text": "abc" * 1000}).encode()
+
+    def chunked(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for place in range(0, len(body), 700):
+            piece = body[place : place + 700]
+            visit.sock.sendall(f"{len(piece):x};ext=1\r\n".encode() + piece + b"\r\n")
+        visit.sock.sendall(b"0\r\nTrailer: x\r\n\r\n")
+
+    assert reply_to(chunked).body == body
+
+
+def test_an_answer_that_ends_with_its_connection_is_read() -> None:
+    """Without a length the end of the connection is the end of the body."""
+
+    def unframed(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"a": 1}')
+
+    assert reply_to(unframed).data == {"a": 1}
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe\x00", b"[" * 100_000])
+def test_what_is_not_json_is_kept_as_it_came(body: bytes) -> None:
+    """A body that is no JSON is no error of the transport."""
+    reply = reply_to(answering(body, "502 Bad Gateway"))
+    assert (reply.status, reply.is_json, reply.data, reply.body) == (502, False, None, body)
+
+
+def test_an_interim_answer_is_skipped() -> None:
+    """``100 Continue`` is not the answer."""
+
+    def interim(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        visit.answer()
+
+    assert reply_to(interim).status == 200
+
+
+def test_headers_are_found_whatever_their_case() -> None:
+    """A header is looked up as the reader writes it."""
+    reply = reply_to(answering(b"{}", headers="RETRY-AFTER: 3\r\nX-Request-ID: abc\r\n"))
+    assert (reply.headers["Retry-After"], reply.headers["x-request-id"]) == ("3", "abc")
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """A redirect is the answer, and the host that it names hears nothing of it."""
+    with RawServer(answer_all) as other:
+        reply = reply_to(
+            answering(b"", "307 Temporary Redirect", f"Location: {other.url}/x\r\n"), api_key=KEY
+        )
+        assert (reply.status, reply.headers["location"]) == (307, f"{other.url}/x")
+        assert other.visits == 0
+
+
+# Failures
+
+
+def test_a_refused_connection_is_retryable() -> None:
+    """Nobody listens: a short message with the cause, and nothing of Python's objects."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    error = error_of(f"http://127.0.0.1:{port}/")
+    assert (error.kind, error.retryable) == ("connection error", True)
+    assert "Connection refused" in str(error)
+    assert "object at" not in str(error)
+
+
+def test_a_reset_is_retryable() -> None:
+    """A TCP reset in place of an answer is a connection error."""
+
+    def reset(visit: Visit) -> None:
+        visit.read()
+        visit.reset()
+
+    with RawServer(reset) as server:
+        error = error_of(server.url)
+    assert (error.kind, error.retryable) == ("connection error", True)
+
+
+def test_a_reset_in_the_body_is_retryable() -> None:
+    """A TCP reset within an answer is an error, and no part of it is taken for the whole."""
+
+    def reset(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(head_of(b"x" * 100) + b"half")
+        visit.reset()
+
+    with RawServer(reset) as server:
+        error = error_of(server.url)
+    assert error.kind in ("connection error", "torn body")
+    assert error.retryable
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"a": 1}',
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n{"a": 1}',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n{"a": 1}\r\n',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"a": 1}',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{"a": 1}',
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 8\r\n\r\nnot gzip",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n4\r\n"
+        + gzip.compress(b'{"a": 1}')[:4]
+        + b"\r\n",
+    ],
+)
+def test_a_torn_body_is_retryable(torn: bytes) -> None:
+    """A body cut short, even where JSON happens to end, is an error and not an answer."""
+
+    def script(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(torn)
+
+    with RawServer(script) as server:
+        error = error_of(server.url)
+    assert (error.kind, error.retryable) == ("torn body", True)
+
+
+def test_a_torn_gzip_stream_is_no_answer() -> None:
+    """A compressed body of the promised length whose stream isn't at its end is not an answer."""
+    body = gzip.compress(json.dumps({"text": "word " * 1000}).encode())[:-12]
+    with RawServer(answering(body, headers="Content-Encoding: gzip\r\n")) as server:
+        with transport(server.url) as sender:
+            try:
+                assert not sender.send(REQUEST).is_json
+            except TransportError as error:
+                assert error.retryable
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"",
+        b"\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 999999999999 what\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        bytes(range(256)) * 4,
+    ],
+)
+def test_odd_bytes_are_a_connection_error(odd: bytes) -> None:
+    """A peer that speaks no HTTP ends the attempt, not the run."""
+
+    def script(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(odd)
+
+    with RawServer(script) as server:
+        error = error_of(server.url)
+    assert error.retryable
+    assert len(str(error)) < 400
+    assert "\n" not in str(error)
+
+
+def test_an_answer_that_is_too_large_is_given_up() -> None:
+    """More than ``max_response_bytes`` is not read, and not asked for again."""
+
+    def endless(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            visit.sock.sendall(b"x" * 65536)
+
+    with RawServer(endless) as server:
+        error = error_of(server.url, max_response_bytes=1_000_000)
+    assert (error.kind, error.retryable) == ("answer too large", False)
+    assert "1,000,000 bytes" in str(error)
+
+
+def test_an_answer_of_the_greatest_size_is_read() -> None:
+    """``max_response_bytes`` itself is still allowed."""
+    body = b'"' + b"x" * 998 + b'"'
+    assert reply_to(answering(body), max_response_bytes=1000).body == body
+
+
+def test_a_compression_bomb_is_given_up() -> None:
+    """What counts is the size of the decompressed body, of which little more is ever made."""
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    zeros = bytes(1 << 20)
+    bomb = b"".join(squeezer.compress(zeros) for _ in range(300)) + squeezer.flush()
+    with RawServer(answering(bomb, headers="Content-Encoding: gzip\r\n")) as server:
+        error = error_of(server.url, max_response_bytes=2_000_000)
+    assert (error.kind, error.retryable) == ("answer too large", False)
+
+
+@pytest.mark.parametrize("url", ["http://[::1/", "http://a b/", "http://127.0.0.1:99999/"])
+def test_a_url_that_cannot_be_is_not_tried_again(url: str) -> None:
+    """A row's URL that is none fails its request at once."""
+    request = type(REQUEST)(body={}, payload=b"{}", number=1, url=url)
+    with transport("http://127.0.0.1:1/") as sender, pytest.raises(TransportError) as caught:
+        sender.send(request)
+    assert not caught.value.retryable
+
+
+# The bound on an exchange
+
+
+def never_answers(visit: Visit) -> None:
+    """Read the request, and leave it at that."""
+    visit.wait_for_the_end()
+
+
+def drips_body(visit: Visit) -> None:
+    """Send a body a byte at a time."""
+    visit.read()
+    visit.sock.sendall(head_of(b"x" * 10_000))
+    visit.drip(b"x" * 10_000)
+
+
+def drips_chunks(visit: Visit) -> None:
+    """Send a chunked body a byte at a time."""
+    visit.read()
+    visit.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    visit.drip(b"1\r\nx\r\n" * 2000)
+
+
+def drips_head(visit: Visit) -> None:
+    """Send header lines a byte at a time."""
+    visit.read()
+    visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Waiting: yes\r\n" * 90)
+
+
+def drips_interim_answers(visit: Visit) -> None:
+    """Send one ``100 Continue`` after the other."""
+    visit.read()
+    while not visit.server.closing.wait(0.02):
+        visit.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def stops_reading(visit: Visit) -> None:
+    """Leave the request in the network, until the client gives up."""
+    visit.server.closing.wait()
+
+
+@pytest.mark.parametrize(
+    "script", [never_answers, drips_body, drips_chunks, drips_head, drips_interim_answers]
+)
+def test_no_answer_outlasts_the_bound(script: Callable[[Visit], None]) -> None:
+    """However an answer is delayed or dripped, the whole exchange has its time and no more."""
+    with RawServer(script) as server:
+        error = error_of(server.url, request_timeout_s=0.3)
+    assert (error.kind, error.retryable) == ("timeout", True)
+
+
+def test_a_request_that_is_not_read_is_given_up() -> None:
+    """A server that takes in a part of the request only can't hold the worker."""
+    request = request_from_body({"input": "x" * 20_000_000}, 1)
+    with RawServer(stops_reading) as server, transport(server.url, request_timeout_s=0.3) as sender:
+        with pytest.raises(TransportError) as caught:
+            sender.send(request)
+    assert (caught.value.kind, caught.value.retryable) == ("timeout", True)
+
+
+def test_after_a_timeout_the_next_request_has_a_new_connection() -> None:
+    """The late answer of a request that timed out is never taken for the next one's."""
+
+    def late_at_first(visit: Visit) -> None:
+        visit.read()
+        if visit.number == 1:
+            visit.wait_for_the_end()
+        visit.answer(b'{"visit": %d}' % visit.number)
+
+    with RawServer(late_at_first) as server, transport(server.url, request_timeout_s=0.3) as sender:
+        with pytest.raises(TransportError):
+            sender.send(REQUEST)
+        assert sender.send(REQUEST).data == {"visit": 2}
+
+
+def test_a_kept_connection_has_the_whole_time_again() -> None:
+    """Each exchange on one connection has a bound of its own."""
+
+    def pauses(visit: Visit) -> None:
+        while visit.read():
+            visit.server.closing.wait(0.2)
+            visit.answer()
+
+    with RawServer(pauses) as server, transport(server.url, request_timeout_s=0.5) as sender:
+        assert [sender.send(REQUEST).status for _ in range(4)] == [200] * 4
+    assert server.visits == 1
+
+
+# TLS
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
+    """A self-signed server gets neither the request nor the key."""
+    with RawServer(answer_all, tls=True) as server:
+        error = error_of(server.url)
+        assert server.heads == []
+    assert (error.kind, error.retryable) == ("TLS error", True)
+    assert "certificate" in str(error).lower()
+
+
+def test_the_environment_names_whom_to_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``REQUESTS_CA_BUNDLE`` works, and TLS exchanges share a connection."""
+    with RawServer(answer_all, tls=True) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url) as sender:
+            assert [sender.send(REQUEST).data for _ in range(3)] == [{"ok": True}] * 3
+    assert server.visits == 1
+
+
+@pytest.mark.parametrize("script", [never_answers, drips_body, drips_head])
+def test_the_bound_holds_over_tls(
+    script: Callable[[Visit], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encrypted exchange has its time and no more, too."""
+    with RawServer(script, tls=True) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        error = error_of(server.url, request_timeout_s=0.5)
+    assert error.kind == "timeout"
+
+
+def test_a_handshake_that_never_ends_is_given_up() -> None:
+    """A server that accepts and doesn't speak TLS is bounded by the connect timeout."""
+    with RawServer(never_answers) as server:
+        url = server.url.replace("http:", "https:")
+        error = error_of(url, connect_timeout_s=0.3)
+    assert error.retryable
+    assert "timed out" in str(error)
+
+
+# Proxies
+
+
+def proxy(visit: Visit) -> None:
+    """Forward nothing, and answer in everybody's name."""
+    while visit.read():
+        visit.answer(b'{"by": "proxy"}')
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``http_proxy`` gets the whole URL, with the proxy's own login."""
+    with RawServer(proxy) as server:
+        address = server.url.removeprefix("http://")
+        monkeypatch.setenv("http_proxy", f"http://me:pass@{address}")
+        with transport("http://api.example.com/v1/embeddings") as sender:
+            replies = [sender.send(REQUEST).data for _ in range(3)]
+    assert replies == [{"by": "proxy"}] * 3
+    assert server.visits == 1
+    assert server.heads[0].startswith("POST http://api.example.com/v1/embeddings HTTP/1.1")
+    assert header_of(server.heads[0], "proxy-authorization") == "Basic bWU6cGFzcw=="
+
+
+def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that ``no_proxy`` names is reached directly."""
+    with RawServer(proxy) as forbidden, RawServer(answer_all) as server:
+        monkeypatch.setenv("http_proxy", forbidden.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with transport(server.url) as sender:
+            assert sender.send(REQUEST).data == {"ok": True}
+        assert forbidden.visits == 0
+
+
+def test_the_environment_is_merged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies are looked up for a run's first request, and for no other."""
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        sender.send(REQUEST)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        in_threads(3, lambda: sender.send(REQUEST))
+        assert len(server.bodies) == 4
+
+
+def test_a_proxy_that_refuses_a_tunnel_is_a_proxy_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy's status is told, its password is not."""
+
+    def refuse(visit: Visit) -> None:
+        visit.read()
+        visit.answer(b"", status="407 Proxy Authentication Required")
+
+    with RawServer(refuse) as server:
+        address = server.url.removeprefix("http://")
+        monkeypatch.setenv("https_proxy", f"http://me:hidden@{address}")
+        error = error_of("https://api.example.com/")
+    assert (error.kind, error.retryable) == ("proxy error", True)
+    assert "407" in str(error)
+    assert "hidden" not in str(error)
+
+
+def test_the_bound_holds_for_a_proxys_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that drips its consent is given up after the connect timeout."""
+    with RawServer(drips_head) as server:
+        monkeypatch.setenv("https_proxy", server.url)
+        error = error_of("https://api.example.com/", connect_timeout_s=0.3)
+    assert error.retryable
+    assert "timed out" in str(error)
+
+
+# Sessions of the caller's
+
+
+class _CannedAdapter(HTTPAdapter):
+    """An adapter that answers by itself."""
+
+    def send(self, request: Any, **settings: Any) -> requests.Response:
+        raw = urllib3.HTTPResponse(
+            body=io.BytesIO(b'{"by": "adapter"}'), status=200, preload_content=False
+        )
+        return self.build_response(request, raw)
+
+
+def session_with(**attributes: Any) -> Callable[[], requests.Session]:
+    """A factory of sessions that have these attributes."""
+
+    def factory() -> requests.Session:
+        session = requests.Session()
+        for name, value in attributes.items():
+            if name == "headers":
+                session.headers.update(value)
+            else:
+                setattr(session, name, value)
+        return session
+
+    return factory
+
+
+def test_an_adapter_of_the_callers_is_kept() -> None:
+    """What the session's adapter answers is the reply, and nothing goes over the network."""
+
+    def factory() -> requests.Session:
+        session = requests.Session()
+        session.mount("http://", _CannedAdapter())
+        return session
+
+    with transport("http://127.0.0.1:1/", session_factory=factory) as sender:
+        assert sender.send(REQUEST).data == {"by": "adapter"}
+
+
+def test_headers_of_the_callers_session_are_sent() -> None:
+    """Headers of the session go along, with the key beside them."""
+    factory = session_with(headers={"OpenAI-Organization": "org-1", "User-Agent": "mine"})
+    with RawServer(answer_all) as server, transport(server.url, session_factory=factory) as sender:
+        sender.send(REQUEST)
+    head = server.heads[0]
+    assert header_of(head, "openai-organization") == "org-1"
+    assert header_of(head, "user-agent") == "mine"
+    assert header_of(head, "authorization") == f"Bearer {KEY}"
+
+
+def test_an_auth_of_the_callers_sees_every_body() -> None:
+    """An auth class signs each request anew, in the key's place."""
+
+    class Signature(requests.auth.AuthBase):
+        def __call__(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+            assert isinstance(prepared.body, bytes)
+            prepared.headers["Authorization"] = f"Signed {zlib.crc32(prepared.body)}"
+            return prepared
+
+    sent = [request_from_body({"input": text}, 1) for text in ("a", "b")]
+    with RawServer(answer_all) as server:
+        with transport(server.url, session_factory=session_with(auth=Signature())) as sender:
+            for request in sent:
+                sender.send(request)
+    signatures = [header_of(head, "authorization") for head in server.heads]
+    assert signatures == [f"Signed {zlib.crc32(request.payload)}" for request in sent]
+
+
+def test_an_auth_that_answers_a_challenge_works() -> None:
+    """Digest authentication, which asks a second time, comes to its answer."""
+
+    def challenge(visit: Visit) -> None:
+        while visit.read():
+            if (visit.header("authorization") or "").startswith("Digest "):
+                visit.answer()
+            else:
+                headers = 'WWW-Authenticate: Digest realm="r", nonce="n", qop="auth"\r\n'
+                visit.answer(b"", status="401 Unauthorized", headers=headers)
+
+    factory = session_with(auth=requests.auth.HTTPDigestAuth("user", "secret"))
+    with RawServer(challenge) as server, transport(server.url, session_factory=factory) as sender:
+        assert sender.send(REQUEST).status == 200
+    assert server.bodies == [REQUEST.payload] * 2
+
+
+def test_proxies_of_the_callers_sessions_are_used() -> None:
+    """Each session's own proxy is used for what that session sends."""
+    with RawServer(proxy) as one, RawServer(proxy) as two:
+        urls = [one.url, two.url]
+
+        def factory() -> requests.Session:
+            session = requests.Session()
+            session.proxies["http"] = urls.pop()
+            return session
+
+        with transport("http://api.example.com/", session_factory=factory) as sender:
+            in_threads(2, lambda: sender.send(REQUEST))
+        assert (one.visits, two.visits) == (1, 1)
+
+
+def test_a_factory_that_fails_ends_the_run() -> None:
+    """An error of the caller's own code is not taken for one of the network."""
+
+    def factory() -> requests.Session:
+        raise KeyError("vault")
+
+    with (
+        transport("http://127.0.0.1:1/", session_factory=factory) as sender,
+        pytest.raises(KeyError),
+    ):
+        sender.send(REQUEST)
+
+
+# Cutting
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("script", [never_answers, drips_body])
+def test_cut_ends_an_exchange(
+    script: Callable[[Visit], None], tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exchange under way fails as soon as another thread cuts it, plain or encrypted."""
+    with certificate_file() as path, RawServer(script, tls=tls) as server:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url, request_timeout_s=600.0) as sender:
+            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cut()))
+            cutter.start()
+            with pytest.raises(TransportError) as caught:
+                sender.send(REQUEST)
+            cutter.join()
+    assert caught.value.retryable
+
+
+def test_a_cut_handshake_ends_with_its_connect_timeout() -> None:
+    """A connection in the making ends by itself, and nothing is sent over it afterwards."""
+
+    def late_handshake(visit: Visit) -> None:
+        visit.server.closing.wait()
+
+    with RawServer(late_handshake) as server:
+        url = server.url.replace("http:", "https:")
+        with transport(url, connect_timeout_s=0.3, request_timeout_s=600.0) as sender:
+            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cut()))
+            cutter.start()
+            with pytest.raises(TransportError):
+                sender.send(REQUEST)
+            cutter.join()
+            with pytest.raises(TransportError, match="cut short"):
+                sender.send(REQUEST)
+    assert server.visits == 1
+
+
+def test_after_a_cut_nothing_is_sent() -> None:
+    """A cut transport makes no new exchange, on an old connection or on a new one."""
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        sender.send(REQUEST)
+        sender.cut()
+        in_threads(2, lambda: pytest.raises(TransportError, sender.send, REQUEST))
+        with pytest.raises(TransportError):
+            sender.send(REQUEST)
+    assert len(server.bodies) == 1
+
+
+def test_the_simulators_faults_are_told_apart() -> None:
+    """Each fault of a connection is an error of its kind."""
+    kinds = {"reset": "connection error", "torn": "torn body", "stall": "timeout"}
+    found = {}
+    for fault in kinds:
+        options = SimulatorOptions(error_rate=1.0, errors=(fault,))
+        with Simulator(options) as simulator:
+            url = f"{simulator.url}/v1/embeddings"
+            found[fault] = error_of(url, request_timeout_s=0.3).kind
+    assert found == kinds

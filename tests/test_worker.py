@@ -1,0 +1,364 @@
+"""What a worker does with one request, through a transport that plays a script and a clock we move."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from parallel_processor.counters import Counters
+from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
+from parallel_processor.formats import request_from_body
+from parallel_processor.limiter import TokenBucket
+from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.stop import StopSignal
+from parallel_processor.worker import Worker
+
+OPENAI = "https://api.openai.com/v1/chat/completions"
+ANTHROPIC = "https://api.anthropic.com/v1/messages"
+KEY = "sk-proj-AbCdEf0123456789xyzW"
+TOKENS = 100
+
+
+def reply(status: int = 200, data: Any = None, **headers: str) -> Reply:
+    """A reply with a JSON body; header names are written with ``_``."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = {"ok": True} if data is None else data
+    return Reply(
+        status=status, headers=names, body=json.dumps(body).encode(), data=body, is_json=True
+    )
+
+
+def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Reply:
+    """A reply with an OpenAI error."""
+    return reply(status, {"error": {"message": message, "code": code, "type": "t"}}, **headers)
+
+
+SERVER_ERROR = error(500, "oops")
+TORN = TransportError("torn body: cut short", kind="torn body")
+
+
+class Scripted:
+    """A transport whose attempts end as the script says; the last end is repeated."""
+
+    def __init__(self, *ends: Reply | BaseException) -> None:
+        self._ends = list(ends)
+        self.sent: list[Request] = []
+        self.before_send: Callable[[], None] = lambda: None
+
+    def send(self, request: Request) -> Reply:
+        self.before_send()
+        self.sent.append(request)
+        end = self._ends.pop(0) if len(self._ends) > 1 else self._ends[0]
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+
+class Bench:
+    """A worker and all that it works with. Waiting for the bucket moves the clock."""
+
+    def __init__(self, *ends: Reply | BaseException, url: str = OPENAI, **settings: Any) -> None:
+        self.now_s = 1000.0
+        retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
+        limits = Limits(requests_per_minute=6000, tokens_per_minute=600_000)
+        self.options = Options(request_url=url, limits=limits, retry=retry, **settings)
+        self.bucket = TokenBucket(self.options.limits, clock=self.clock, wait=self._wait)
+        self.transport: Any = Scripted(*ends)
+        self.counters = Counters()
+        self.stop = StopSignal()
+        self.worker = Worker(
+            self.options,
+            bucket=self.bucket,
+            transport=self.transport,
+            counters=self.counters,
+            stop=self.stop,
+            clock=self.clock,
+        )
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def _wait(self, event: threading.Event, seconds: float | None) -> None:
+        if not event.is_set():
+            assert seconds is not None, "a wait without end"
+            self.now_s += seconds
+
+    def run(self, number: int = 1) -> Outcome:
+        """Take a request to its outcome, as the feeder and a worker thread do."""
+        reservation = self.bucket.acquire(TOKENS)
+        assert reservation is not None
+        request = request_from_body({"input": "hello"}, number)
+        return self.worker.process(request, TOKENS, reservation)
+
+    def admitted(self) -> tuple[float, float]:
+        """The requests and tokens that the bucket counts."""
+        usage = self.bucket.usage().admitted
+        return usage["requests"], usage["tokens"]
+
+
+# Verdicts
+
+
+def test_an_answer_is_the_outcome() -> None:
+    """A good answer ends the request with its reply and its use, after one attempt."""
+    bench = Bench(reply(data={"usage": {"total_tokens": 42}}))
+    outcome = bench.run()
+    assert outcome.ok
+    assert outcome.response == {"usage": {"total_tokens": 42}}
+    assert (outcome.attempts, outcome.used_tokens, outcome.errors) == (1, 42, ())
+    assert outcome.error is None
+
+
+def test_failures_before_an_answer_stay_with_it() -> None:
+    """An answer after retries tells what went wrong before, and is an answer all the same."""
+    outcome = Bench(SERVER_ERROR, TORN, reply()).run()
+    assert (outcome.ok, outcome.attempts, outcome.error) == (True, 3, None)
+    assert [text.partition(":")[0] for text in outcome.errors] == ["HTTP 500 t", "torn body"]
+
+
+def test_a_request_that_keeps_failing_has_an_error_per_attempt() -> None:
+    """After ``max_attempts`` the outcome is a failure, with each attempt's reason."""
+    bench = Bench(SERVER_ERROR, TORN, SERVER_ERROR, retry=_policy(max_attempts=3))
+    outcome = bench.run()
+    assert (outcome.ok, outcome.unanswered, outcome.attempts) == (False, False, 3)
+    assert outcome.errors == ("HTTP 500 t: oops", "torn body: cut short", "HTTP 500 t: oops")
+    assert (outcome.error_kind, outcome.error) == ("HTTP 500 t", "HTTP 500 t: oops")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [error(400, "bad"), error(404), TransportError("too large", kind="big", retryable=False)],
+)
+def test_a_request_that_cannot_succeed_is_sent_once(end: Reply | TransportError) -> None:
+    """What no retry helps is a failure after one attempt."""
+    bench = Bench(end)
+    outcome = bench.run()
+    assert (outcome.ok, outcome.unanswered, outcome.attempts) == (False, False, 1)
+    assert len(bench.transport.sent) == 1
+    assert not bench.stop.is_set()
+
+
+@pytest.mark.parametrize(
+    "end", [error(401, "bad key", "invalid_api_key"), error(429, "pay", "insufficient_quota")]
+)
+def test_a_fatal_answer_stops_the_run(end: Reply) -> None:
+    """A wrong key or a spent account stops everybody, and leaves the request for the next run."""
+    bench = Bench(end)
+    outcome = bench.run()
+    assert outcome.unanswered
+    assert isinstance(bench.stop.cause, RunStoppedError)
+    assert str(bench.stop.cause) == outcome.error
+
+
+def test_after_a_stop_nothing_is_sent() -> None:
+    """A request that was admitted before the stop gives its place back and is left unanswered."""
+    bench = Bench(reply())
+    bench.stop.set(StopRequested("enough"))
+    outcome = bench.run()
+    assert (outcome.unanswered, outcome.attempts) == (True, 0)
+    assert bench.transport.sent == []
+    assert bench.admitted() == (0.0, 0.0)
+    assert bench.counters.counts().attempts == 0
+
+
+def test_a_stop_during_an_attempt_ends_the_retries() -> None:
+    """A failure after the stop isn't tried again, nor recorded: the next run sends it."""
+    bench = Bench(SERVER_ERROR)
+    bench.transport.before_send = lambda: bench.stop.set(StopRequested("enough"))
+    outcome = bench.run()
+    assert (outcome.unanswered, outcome.attempts) == (True, 1)
+    assert len(bench.transport.sent) == 1
+    assert bench.admitted() == (1.0, TOKENS)
+
+
+def test_an_answer_after_the_stop_counts() -> None:
+    """What was under way at the stop and is answered is answered."""
+    bench = Bench(reply())
+    bench.transport.before_send = lambda: bench.stop.set(StopRequested("enough"))
+    assert bench.run().ok
+
+
+def test_a_stop_ends_the_backoff() -> None:
+    """A request that waits for its next attempt is given up at once."""
+    policy = RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6)
+    bench = Bench(SERVER_ERROR, retry=policy)
+    threading.Timer(0.05, bench.stop.set, [StopRequested("enough")]).start()
+    assert bench.run().unanswered
+
+
+def test_an_unexpected_exception_passes_through() -> None:
+    """A fault of ours is no outcome: the run has to end with it."""
+    with pytest.raises(ZeroDivisionError):
+        Bench(ZeroDivisionError("a bug")).run()
+
+
+def _policy(**settings: Any) -> RetryPolicy:
+    return RetryPolicy(backoff_initial_s=0.0, **settings)
+
+
+# What it costs
+
+
+def test_every_attempt_pays() -> None:
+    """Each attempt is charged a request and its tokens, those that fail included."""
+    bench = Bench(SERVER_ERROR, TORN, error(429), reply(), retry=_policy(pause_s=0.0))
+    assert bench.run().ok
+    assert bench.admitted() == (4.0, 4.0 * TOKENS)
+    counts = bench.counters.counts()
+    assert (counts.attempts, counts.retries, counts.rate_limited) == (4, 3, 1)
+    assert bench.counters.summary(1.0).reserved_tokens == 4 * TOKENS
+
+
+@pytest.mark.parametrize(
+    ("url", "used", "charged"),
+    [
+        (OPENAI, 30, TOKENS),  # it charges what was reserved
+        (OPENAI, 130, 130),
+        (ANTHROPIC, 30, 30),  # it charges what was used
+        (ANTHROPIC, 130, 130),
+        ("https://api.groq.com/openai/v1/chat/completions", 0, 0),
+    ],
+)
+def test_a_charge_is_settled_as_the_provider_counts(url: str, used: int, charged: int) -> None:
+    """More than reserved is charged everywhere, less only where the provider counts what was used."""
+    bench = Bench(reply(data={"usage": {"total_tokens": used}}), url=url)
+    bench.run()
+    assert bench.admitted() == (1.0, charged)
+
+
+def test_an_answer_without_usage_costs_what_was_reserved() -> None:
+    """Where the answer doesn't say, nothing is given back."""
+    bench = Bench(reply(), url=ANTHROPIC)
+    bench.run()
+    assert bench.admitted() == (1.0, TOKENS)
+
+
+# Refusals
+
+
+def test_a_refusal_pauses_everybody_for_as_long_as_the_server_says() -> None:
+    """The next attempt comes after the pause, and the pause is counted."""
+    bench = Bench(error(429, retry_after="7"), reply())
+    outcome = bench.run()
+    assert outcome.ok
+    assert bench.now_s == pytest.approx(1007.0)
+    counts = bench.counters.counts()
+    assert (counts.rate_limited, counts.pauses) == (1, 1)
+
+
+def test_a_refusal_that_names_no_time_pauses_for_the_users() -> None:
+    """Without the server's word the pause is ``pause_s``."""
+    bench = Bench(error(429), reply(), retry=_policy(pause_s=3.0))
+    bench.run()
+    assert bench.now_s == pytest.approx(1003.0)
+
+
+def test_a_wait_of_hours_stops_the_run() -> None:
+    """A daily limit that opens in nine hours ends the run with the server's words."""
+    bench = Bench(error(429, "daily limit", retry_after="32400"))
+    outcome = bench.run()
+    assert outcome.unanswered
+    assert isinstance(bench.stop.cause, RunStoppedError)
+    assert "32,400 s" in str(bench.stop.cause)
+    assert "daily limit" in str(bench.stop.cause)
+    assert bench.now_s == 1000.0
+
+
+def test_endless_refusals_fail_the_request_at_its_deadline() -> None:
+    """A request that is only ever refused fails, and the run goes on."""
+    policy = _policy(rate_limit_deadline_s=100.0)
+    bench = Bench(error(429, retry_after="30"), retry=policy)
+    outcome = bench.run()
+    assert (outcome.ok, outcome.unanswered, outcome.error_kind) == (False, False, "HTTP 429 t")
+    assert bench.now_s == pytest.approx(1120.0)
+    assert outcome.attempts == 5
+    assert not bench.stop.is_set()
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "echo", [KEY, f"{KEY[:7]}********{KEY[-4:]}", f"{KEY[:8]}...", f"***{KEY[-4:]}"]
+)
+def test_no_error_holds_the_key(echo: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What a server shows of the key is nowhere: not in errors, replies, causes or log lines."""
+    caplog.set_level(logging.DEBUG)
+    message = f"Incorrect API key provided: {echo}, see your account."
+    ends = [
+        error(500, message),
+        error(429, message, retry_after="1"),
+        TransportError(f"connection error: {echo}", kind=f"k {echo}"),
+        error(401, message, "invalid_api_key"),
+    ]
+    bench = Bench(*ends, api_key=KEY)
+    outcome = bench.run()
+    said = [repr(outcome), *outcome.errors, str(bench.stop.cause), caplog.text]
+    assert outcome.reply is not None
+    said.append(outcome.reply.body.decode())
+    assert len(outcome.errors) == 4
+    for text in said:
+        assert KEY not in text
+        assert echo not in text
+        assert KEY[-4:] not in text
+
+
+def test_an_answer_stays_as_it_came() -> None:
+    """A good answer is not searched for keys: it is the user's."""
+    body = {"text": f"{KEY} and sk-another-0123456789"}
+    outcome = Bench(reply(data=body), api_key=KEY).run()
+    assert outcome.response == body
+    assert outcome.reply is not None
+    assert outcome.reply.body == json.dumps(body).encode()
+
+
+# Log lines
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    """The level and the text of what was logged."""
+    return [(entry.levelno, entry.getMessage()) for entry in caplog.records]
+
+
+def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) -> None:
+    """Attempts at 10, pauses at 20, retries and refusals at 30; one line each, with the number."""
+    caplog.set_level(logging.DEBUG)
+    Bench(SERVER_ERROR, error(429, retry_after="2"), reply()).run(number=17)
+    assert lines(caplog) == [
+        (10, "request 17: attempt 1"),
+        (30, "request 17 is tried again in 0.0 s: HTTP 500 t: oops"),
+        (10, "request 17: attempt 2"),
+        (20, "pausing for 2 s: HTTP 429 t: no"),
+        (30, "request 17 was refused and waits for its turn: HTTP 429 t: no"),
+        (10, "request 17: attempt 3"),
+    ]
+
+
+def test_an_error_of_many_lines_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A page of HTML in an error doesn't tear the log."""
+    caplog.set_level(logging.DEBUG)
+    page = Reply(status=502, headers={}, body=b"<html>\r\n<body>\n\nBad Gateway\n</body>")
+    Bench(page, reply()).run()
+    assert all("\n" not in text and "\r" not in text for _, text in lines(caplog))
+
+
+def test_after_a_stop_no_retry_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure that won't be tried again isn't said to be."""
+    caplog.set_level(logging.INFO)
+    bench = Bench(SERVER_ERROR)
+    bench.transport.before_send = lambda: bench.stop.set(StopRequested("enough"))
+    bench.run()
+    assert lines(caplog) == []
+
+
+def test_nothing_is_formatted_that_nobody_reads(caplog: pytest.LogCaptureFixture) -> None:
+    """At level 40 a request that is answered in the end leaves no line."""
+    caplog.set_level(logging.ERROR)
+    Bench(SERVER_ERROR, error(429, retry_after="2"), reply()).run()
+    assert lines(caplog) == []

@@ -1,0 +1,350 @@
+"""The thread that appends records, and what it does when the disk won't have them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.formats import request_from_body
+from parallel_processor.models import Outcome, Reply
+from parallel_processor.writer import ResultWriter
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+
+
+def answered(number: int, text: str = "hello") -> Outcome:
+    """An answered request."""
+    body = json.dumps({"answer": text}).encode()
+    reply = Reply(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
+    return Outcome(request=request_from_body({"n": number}, number), ok=True, reply=reply)
+
+
+def failed(number: int) -> Outcome:
+    """A request that failed twice."""
+    request = request_from_body({"n": number}, number)
+    return Outcome(request=request, ok=False, errors=("first", "second"), error_kind="HTTP 500")
+
+
+class Desk:
+    """A writer, and what it told."""
+
+    def __init__(self, save: Path, errors: Path | None = None, **settings: Any) -> None:
+        self.written: list[Outcome] = []
+        self.lost: list[Outcome] = []
+        self.failures: list[ResultsFileError] = []
+        self.failed = threading.Event()
+        self.tellers: set[str] = set()
+        self.writer = ResultWriter(
+            save, errors, on_written=self._on_written, on_failure=self._on_failure, **settings
+        )
+
+    def _on_written(self, outcomes: list[Outcome], on_record: bool) -> None:
+        (self.written if on_record else self.lost).extend(outcomes)
+        self.tellers.add(threading.current_thread().name)
+
+    def _on_failure(self, error: ResultsFileError) -> None:
+        self.failures.append(error)
+        self.failed.set()
+
+    def write(self, *outcomes: Outcome) -> None:
+        """Put all, and close."""
+        for outcome in outcomes:
+            self.writer.put(outcome)
+        self.writer.close()
+
+
+def descriptors() -> set[str]:
+    """The open files of this process."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+def records(path: Path) -> list[Any]:
+    """The parsed lines of a file, every one of which must be whole."""
+    text = path.read_bytes()
+    assert not text or text.endswith(b"\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_records_are_whole_lines_in_order(tmp_path: Path) -> None:
+    """Each outcome is a line, and all are told as written, by the writer's thread."""
+    desk = Desk(tmp_path / "out.jsonl")
+    outcomes = [answered(1), failed(2), answered(3)]
+    desk.write(*outcomes)
+    assert records(tmp_path / "out.jsonl") == [
+        [{"n": 1}, {"answer": "hello"}],
+        [{"n": 2}, ["first", "second"]],
+        [{"n": 3}, {"answer": "hello"}],
+    ]
+    assert desk.written == outcomes
+    assert (desk.lost, desk.failures) == ([], [])
+    assert desk.tellers == {"parallel-processor-writer"}
+
+
+def test_text_stays_unescaped_utf8(tmp_path: Path) -> None:
+    """What isn't ASCII is written as it came."""
+    outcome = answered(1)
+    body = '{"answer": "Grüße 🎉"}'.encode()
+    reply = Reply(status=200, headers={}, body=body, data={}, is_json=True)
+    desk = Desk(tmp_path / "out.jsonl")
+    desk.write(Outcome(request=outcome.request, ok=True, reply=reply))
+    assert "Grüße 🎉".encode() in (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_it_appends(tmp_path: Path) -> None:
+    """What the file held before stays."""
+    path = tmp_path / "out.jsonl"
+    path.write_text('[{"n": 0}, {}]\n')
+    Desk(path).write(answered(1))
+    assert [record[0]["n"] for record in records(path)] == [0, 1]
+
+
+def test_failures_go_to_their_own_file(tmp_path: Path) -> None:
+    """With a second path, answers and failures are kept apart."""
+    desk = Desk(tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+    desk.write(answered(1), failed(2), answered(3), failed(4))
+    assert [record[0]["n"] for record in records(tmp_path / "out.jsonl")] == [1, 3]
+    assert [record[0]["n"] for record in records(tmp_path / "errors.jsonl")] == [2, 4]
+    assert len(desk.written) == 4
+
+
+def test_many_threads_lose_nothing(tmp_path: Path) -> None:
+    """Outcomes from many threads are each written once, more than a batch of them."""
+    desk = Desk(tmp_path / "out.jsonl")
+
+    def put(first: int) -> None:
+        for number in range(first, first + 500):
+            desk.writer.put(answered(number, "x" * 200))
+
+    threads = [threading.Thread(target=put, args=(500 * place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    desk.writer.close()
+    assert sorted(r[0]["n"] for r in records(tmp_path / "out.jsonl")) == list(range(4000))
+    assert len(desk.written) == 4000
+
+
+def test_what_is_queued_is_written_without_waiting_for_the_end(tmp_path: Path) -> None:
+    """An outcome is on record soon after it came, while the writer stays open."""
+    told = threading.Event()
+    writer = ResultWriter(
+        tmp_path / "out.jsonl", on_written=lambda *_: told.set(), on_failure=lambda _: None
+    )
+    writer.put(answered(1))
+    assert told.wait(10)
+    assert len(records(tmp_path / "out.jsonl")) == 1
+    writer.close()
+
+
+def test_the_end_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written is flushed to the disk before the writer is gone, once for both its files."""
+    synced: list[int] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    Desk(tmp_path / "out.jsonl", tmp_path / "errors.jsonl", fsync_s=3600.0).write(answered(1))
+    assert synced == [(tmp_path / "out.jsonl").stat().st_size]
+
+
+def test_close_leaves_no_thread_and_no_file_open(tmp_path: Path) -> None:
+    """A closed writer holds nothing."""
+    before = descriptors()
+    desk = Desk(tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
+    assert len(descriptors()) == len(before) + 2
+    desk.write(answered(1))
+    assert descriptors() == before
+    assert "parallel-processor-writer" not in {thread.name for thread in threading.enumerate()}
+
+
+# Broken files
+
+
+@pytest.mark.parametrize("which", ["save", "errors"])
+def test_a_file_that_cannot_be_opened_is_said_at_once(which: str, tmp_path: Path) -> None:
+    """Whichever of the files it is, the error names it, and nothing stays open."""
+    missing = tmp_path / "missing" / "file.jsonl"
+    paths = {"save": tmp_path / "out.jsonl", "errors": tmp_path / "errors.jsonl", which: missing}
+    before = descriptors()
+    with pytest.raises(ResultsFileError, match=r"missing/file\.jsonl: No such file"):
+        Desk(paths["save"], paths["errors"])
+    assert descriptors() == before
+
+
+def test_without_a_thread_nothing_stays_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system has no thread left, the files are closed again."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = descriptors()
+    with pytest.raises(RuntimeError, match="new thread"):
+        Desk(tmp_path / "out.jsonl")
+    assert descriptors() == before
+
+
+@needs_full
+def test_a_full_disk_is_told_once_and_ends(tmp_path: Path) -> None:
+    """After ``write_retry_s`` the records are dropped, told as lost, and nobody waits."""
+    desk = Desk(FULL, write_retry_s=0.0)
+    outcomes = [answered(1), failed(2), answered(3)]
+    desk.write(*outcomes)
+    assert [str(error) for error in desk.failures] == [
+        "can't write /dev/full: No space left on device"
+    ]
+    assert (desk.lost, desk.written) == (outcomes, [])
+
+
+@needs_full
+def test_give_up_ends_the_trying() -> None:
+    """A run that is cut doesn't wait for the disk."""
+    desk = Desk(FULL, write_retry_s=1e6)
+    desk.writer.put(answered(1))
+    assert desk.failed.wait(10)
+    desk.writer.give_up()
+    desk.write(answered(2))
+    assert len(desk.lost) == 2
+
+
+@needs_full
+def test_a_full_errors_file_costs_no_answer(tmp_path: Path) -> None:
+    """Answers that are on record count as such, though the failures beside them could not be kept."""
+    desk = Desk(tmp_path / "out.jsonl", FULL, write_retry_s=0.0)
+    desk.write(answered(1), failed(2), answered(3))
+    assert [record[0]["n"] for record in records(tmp_path / "out.jsonl")] == [1, 3]
+    assert [outcome.request.number for outcome in desk.written] == [1, 3]
+    assert [outcome.request.number for outcome in desk.lost] == [2]
+
+
+def test_a_disk_that_recovers_gets_every_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that failed is tried again, and what came meanwhile follows."""
+    write, refused = os.write, []
+
+    def full_at_first(descriptor: int, data: Any) -> int:
+        if not refused:
+            refused.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full_at_first)
+    desk = Desk(tmp_path / "out.jsonl")
+    desk.write(answered(1), answered(2))
+    assert [record[0]["n"] for record in records(tmp_path / "out.jsonl")] == [1, 2]
+    assert len(desk.failures) == 1
+    assert (len(desk.written), desk.lost) == (2, [])
+
+
+def test_half_a_write_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills in the middle of a record leaves whole lines only."""
+    path = tmp_path / "out.jsonl"
+    path.write_text('[{"n": 0}, {}]\n')
+    write = os.write
+
+    def half(descriptor: int, data: Any) -> int:
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", half)
+    desk = Desk(path, write_retry_s=0.0)
+    desk.write(answered(1, "x" * 1000))
+    assert path.read_text() == '[{"n": 0}, {}]\n'
+    assert len(desk.lost) == 1
+
+
+def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that takes a few bytes at a time gets them all."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    Desk(tmp_path / "out.jsonl").write(answered(1), answered(2))
+    assert len(records(tmp_path / "out.jsonl")) == 2
+
+
+LIMITED = """
+import pathlib, resource, sys
+sys.path.insert(0, {tests!r})
+from test_writer import Desk, answered
+resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+path = pathlib.Path(sys.argv[1])
+desk = Desk(path, write_retry_s=0.0)
+for number in range(5):
+    desk.writer.put(answered(number, "x" * 300))
+    while len(desk.written) + len(desk.lost) <= number:
+        pass
+desk.writer.close()
+print(len(desk.written), len(desk.lost), desk.failures)
+"""
+
+
+def test_a_file_that_may_not_grow_keeps_its_whole_lines(tmp_path: Path) -> None:
+    """The system's own limit on a file's size, which lets a part of a write through, tears no line."""
+    path = tmp_path / "out.jsonl"
+    script = LIMITED.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("2 3 [ResultsFileError("), done.stdout
+    assert "File too large" in done.stdout
+    assert [record[0]["n"] for record in records(path)] == [0, 1]
+
+
+def test_a_failing_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes records and then can't keep them ends the run with an error."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    desk = Desk(tmp_path / "out.jsonl")
+    desk.write(answered(1))
+    assert [str(error) for error in desk.failures] == [
+        f"can't write {tmp_path / 'out.jsonl'}: Input/output error"
+    ]
+
+
+def test_what_cannot_be_synced_is_no_failure() -> None:
+    """A pipe or a device takes records, and has no disk to flush to."""
+    reading, writing = os.pipe()
+    try:
+        desk = Desk(Path(f"/dev/fd/{writing}"))
+        desk.write(answered(1))
+        assert json.loads(os.read(reading, 65536)) == [{"n": 1}, {"answer": "hello"}]
+        assert desk.failures == []
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_record_that_cannot_be_made_hangs_nobody(tmp_path: Path) -> None:
+    """A fault in writing one outcome is told like any failure, and its batch as lost."""
+    broken: Any = Outcome(request=answered(1).request, ok=True, reply=object())  # type: ignore[arg-type]
+    desk = Desk(tmp_path / "out.jsonl")
+    desk.writer.put(broken)
+    assert desk.failed.wait(10)
+    desk.write(answered(2))
+    assert "AttributeError" in str(desk.failures[0])
+    assert [outcome.request.number for outcome in desk.written] == [2]
+    assert desk.lost == [broken]
