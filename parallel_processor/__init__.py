@@ -14,6 +14,7 @@ from parallel_processor.exceptions import (
 from parallel_processor.models import Outcome, Reply, Request, Summary
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.processor import Processor
+from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
     "ConfigurationError",
@@ -29,7 +30,9 @@ __all__ = [
     "RetryPolicy",
     "RunStoppedError",
     "Summary",
+    "Verification",
     "process_api_requests_from_file",
     "process_file",
+    "verify_results",
 ]
 __version__ = "0.1.0"

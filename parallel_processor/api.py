@@ -16,6 +16,7 @@ def process_file(
     *,
     errors_path: StrPath | None = None,
     overwrite: bool = False,
+    keep_failures: bool = False,
     progress: bool | None = None,
     **settings: Any,
 ) -> Summary:
@@ -30,6 +31,7 @@ def process_file(
             save_path,
             errors_path=errors_path,
             overwrite=overwrite,
+            keep_failures=keep_failures,
             progress=progress,
         )
 

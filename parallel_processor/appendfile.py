@@ -24,14 +24,15 @@ class AppendFile:
 
     Opening creates the file where it is missing, and locks it; the lock ends with the process, however
     that ends. :class:`ResultsFileError` if it can't be written, or another process has it. Pipes and
-    devices have no lock.
+    devices have no lock. A new file gets ``mode``, less the umask.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = 0o666) -> None:
         self.path = path
         self.dirty = False
+        self._has_lasting_name = False
         try:
-            self._descriptor = _open_locked(path)
+            self._descriptor = _open_locked(path, mode)
         except BlockingIOError:
             raise ResultsFileError(
                 f"another process is writing {path}: wait for it, or name another results file"
@@ -78,6 +79,9 @@ class AppendFile:
             if error.errno not in _NO_SYNC:
                 raise
         self.dirty = False
+        if not self._has_lasting_name:
+            self._has_lasting_name = True
+            _sync_directory(self.path.parent)
 
     def replace_by(self, other: AppendFile) -> None:
         """Put ``other``, complete and synced, in this file's place, and be that file from now on.
@@ -85,33 +89,32 @@ class AppendFile:
         The lock holds throughout: ``other`` has one as well.
         """
         status = os.fstat(self._descriptor)
-        with contextlib.suppress(OSError, AttributeError):  # only root may give a file away
-            os.fchown(other._descriptor, status.st_uid, status.st_gid)
-        with contextlib.suppress(OSError, AttributeError):
+        if hasattr(os, "fchown"):  # not on Windows
+            with contextlib.suppress(PermissionError):  # only root may give a file away
+                os.fchown(other._descriptor, status.st_uid, status.st_gid)
             os.fchmod(other._descriptor, stat.S_IMODE(status.st_mode))
         target = self.path.resolve()  # a symbolic link stays one
         os.replace(other.path, target)
-        sync_directory(target.parent)
+        _sync_directory(target.parent)
         os.close(self._descriptor)
         self._descriptor = other._descriptor
 
     def close(self) -> None:
-        """Give back the descriptor, and with it the lock."""
-        os.close(self._descriptor)
+        """Give back the descriptor, and with it the lock; again does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path, mode: int) -> int:
     """Open and lock ``path``; again if it was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
-        is_new = not path.exists()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
         try:
             if fcntl is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return descriptor
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                if is_new:
-                    sync_directory(path.parent)
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
@@ -125,7 +128,7 @@ def _open_locked(path: Path) -> int:
     raise BlockingIOError
 
 
-def sync_directory(directory: Path) -> None:
+def _sync_directory(directory: Path) -> None:
     """Make a name in ``directory`` last; where directories can't be opened it does by itself."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)

@@ -110,7 +110,8 @@ class Options:
     ``None`` takes what the request's model uses. ``default_output_tokens`` is reserved for the answer
     of a request that names no maximum. ``session_factory`` makes the ``requests.Session`` of each
     worker; ``None`` takes a plain one. ``drain_s`` bounds how long a stopped run waits for the
-    answers that are under way. The key stays out of ``repr``.
+    answers that are under way, ``write_retry_s`` how long records that a disk refused are tried again.
+    ``allow_plain_http`` lets the key go to another host without TLS. The key stays out of ``repr``.
     """
 
     request_url: str = DEFAULT_REQUEST_URL
@@ -122,6 +123,8 @@ class Options:
     connect_timeout_s: float = 10.0
     max_response_bytes: int = 64 * 1024 * 1024
     drain_s: float = 30.0
+    write_retry_s: float = 60.0
+    allow_plain_http: bool = False
     token_encoding_name: str | None = None
     default_output_tokens: int = 16
     session_factory: Callable[[], Any] | None = None
@@ -139,6 +142,7 @@ class Options:
         _check_seconds("connect_timeout_s", self.connect_timeout_s)
         _check_whole("max_response_bytes", self.max_response_bytes, 1)
         _check_number("drain_s", self.drain_s, above=False)
+        _check_number("write_retry_s", self.write_retry_s, above=False)
         _check_whole("default_output_tokens", self.default_output_tokens, 0)
         ok = self.session_factory is None or callable(self.session_factory)
         _check(ok, "session_factory", self.session_factory, "a function")

@@ -6,15 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import (
     ConfigurationError,
     ParallelProcessorError,
-    ResultsFileError,
     StopRequested,
 )
 from parallel_processor.formats import read_requests, request_from_body
@@ -23,7 +23,7 @@ from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Outcome, Request, Summary
 from parallel_processor.options import Options
 from parallel_processor.progress import Progress
-from parallel_processor.providers import endpoint_of, needs_key
+from parallel_processor.providers import endpoint_of, exposes_key, needs_key
 from parallel_processor.resume import AnsweredRequests, prepare_results
 from parallel_processor.run import Run
 from parallel_processor.tokens import TokenCounter
@@ -42,8 +42,7 @@ class Processor:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> None:
         options = self._options = Options(**settings)
-        if not options.api_key and not options.session_factory and needs_key(options.request_url):
-            raise ConfigurationError(f"{options.request_url} needs an api_key")
+        _check_key(options)
         self._clock = clock
         self._bucket = TokenBucket(options.limits, clock=clock)
         self._tokens = TokenCounter(
@@ -78,15 +77,16 @@ class Processor:
         *,
         errors_path: StrPath | None = None,
         overwrite: bool = False,
+        keep_failures: bool = False,
         progress: bool | None = None,
     ) -> Summary:
         """Send every request of a file, and append its record to another.
 
         Requests that have a good record in ``save_path`` are not sent again; failed records are
-        dropped, and their requests sent again. ``overwrite`` starts afresh. ``save_path`` defaults to
-        ``{requests_path}_results.jsonl``; failures go there too, or to ``errors_path``. ``progress``:
-        ``True`` shows a bar on a terminal and in a notebook and lines elsewhere, ``None`` the bar only,
-        ``False`` nothing.
+        dropped, and their requests sent again, unless ``keep_failures`` leaves both as they are.
+        ``overwrite`` starts afresh. ``save_path`` defaults to ``{requests_path}_results.jsonl``;
+        failures go there too, or to ``errors_path``. ``progress``: ``True`` shows a bar on a terminal
+        and in a notebook and lines elsewhere, ``None`` the bar only, ``False`` nothing.
 
         Raises :class:`RunStoppedError` after a fatal answer, :class:`ResultsFileError` and
         :class:`InputFileError` for broken files. An exception from outside, such as
@@ -97,8 +97,8 @@ class Processor:
         errors = Path(errors_path) if errors_path is not None else None
         check_paths(source, save, errors)
         started_at = self._clock()
-        with RequestsFile(source) as lines, self._run() as run:
-            answered = _open_results(save, errors, overwrite)
+        with RequestsFile(source) as lines, self._run() as run, _open_files(save, errors) as files:
+            answered = _prepare(files, overwrite, keep_failures)
             run.progress = Progress(
                 run.counters,
                 usage=self._bucket.usage,
@@ -108,16 +108,20 @@ class Processor:
             )
             _log.info("sending %s to %s", source, _target(self._options))
             requests = read_requests(lines, self._options.request_url)
-            self._feed_to_writer(run, _unanswered(requests, answered, run), save, errors)
+            self._feed_to_writer(run, _unanswered(requests, answered, run), files)
             summary = run.counters.summary(self._clock() - started_at, _reason(run))
             _raise_cause(run, summary)
         return summary
 
     def _feed_to_writer(
-        self, run: Run, requests: Iterator[Request], save: Path, errors: Path | None
+        self, run: Run, requests: Iterator[Request], files: list[AppendFile]
     ) -> None:
         writer = ResultWriter(
-            save, errors, on_written=run.recorded, on_failure=run.stop, clock=self._clock
+            *files,
+            on_written=run.recorded,
+            on_failure=run.stop,
+            write_retry_s=self._options.write_retry_s,
+            clock=self._clock,
         )
         try:
             run.sink, run.on_cut = writer.put, writer.give_up
@@ -182,6 +186,18 @@ class Processor:
         self.stop()
 
 
+def _check_key(options: Options) -> None:
+    """A key where one is needed, and only where nobody can read it on its way."""
+    url = options.request_url.partition("?")[0]
+    if options.api_key:
+        if exposes_key(url) and not options.allow_plain_http:
+            raise ConfigurationError(
+                f"{url} would get the api_key in plain text: use https, or allow_plain_http, or no key"
+            )
+    elif options.session_factory is None and needs_key(url):
+        raise ConfigurationError(f"{url} needs an api_key")
+
+
 def _as_requests(requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Request]:
     for number, request in enumerate(requests, 1):
         if isinstance(request, Request):
@@ -206,34 +222,36 @@ def _unanswered(
         yield request
 
 
-def _open_results(save: Path, errors: Path | None, overwrite: bool) -> AnsweredRequests:
-    """What is answered already; afterwards the files hold good records only."""
-    if not overwrite:
-        answered = prepare_results(save)
-        if errors is not None:
-            prepare_results(errors)
-    else:
-        answered = AnsweredRequests()
-        for path in (save, errors):
-            if path is not None and path.exists():
-                _empty(path)
+@contextmanager
+def _open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
+    """The results file, and the errors file if there is one, locked for this process."""
+    with ExitStack() as stack:
+        files = []
+        for path in [save] if errors is None else [save, errors]:
+            files.append(AppendFile(path))
+            stack.callback(files[-1].close)
+        yield files
+
+
+def _prepare(files: list[AppendFile], overwrite: bool, keep_failures: bool) -> AnsweredRequests:
+    """What is answered already; afterwards the files hold only records that stay."""
+    answered = AnsweredRequests()
+    for file in files:
+        if overwrite and file.is_regular:
+            file.cut(0)
+        else:
+            prepare_results(file, keep_failures=keep_failures, answered=answered)
     if answered.answered or answered.failed:
         _log.info(
-            "%s has %d answers; %d failed requests in it are tried again",
-            save,
+            "%s has %d answers and %d failed requests, which are %s",
+            files[0].path,
             answered.answered,
             answered.failed,
+            "left as they are" if keep_failures else "tried again",
         )
     if answered.foreign:
-        _log.warning("%s has %d lines that are no records; they stay", save, answered.foreign)
+        _log.warning("%d lines of the results are no records; they stay", answered.foreign)
     return answered
-
-
-def _empty(path: Path) -> None:
-    try:
-        path.open("wb").close()
-    except OSError as error:
-        raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def _target(options: Options) -> str:

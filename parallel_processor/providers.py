@@ -90,15 +90,25 @@ def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
     return headers
 
 
+def is_loopback(url: str) -> bool:
+    """True for a server on this machine."""
+    host = _host(url)
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def needs_key(url: str) -> bool:
     """False for a loopback host and for plain ``http``: local servers want no key."""
-    host = _host(url)
-    if urlsplit(url).scheme == "http" or host == "localhost" or host.endswith(".localhost"):
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
+    return urlsplit(url).scheme != "http" and not is_loopback(url)
+
+
+def exposes_key(url: str) -> bool:
+    """True if a key would cross a network without TLS."""
+    return urlsplit(url).scheme == "http" and not is_loopback(url)
 
 
 def charges_reservation(url: str) -> bool:

@@ -10,15 +10,13 @@ it is complete on disk.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
+from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import identity, is_json, read_record
 from parallel_processor.models import Request
@@ -37,12 +35,13 @@ class AnsweredRequests:
 
     def __init__(self) -> None:
         self._buckets: list[bytearray | None] = []
+        # What the scan of the files found, in records; foreign are lines that are none.
         self.answered = 0
         self.failed = 0
         self.foreign = 0
 
     def add(self, key: bytes) -> None:
-        """One more answer to the requests of identity ``key``."""
+        """One more record for the requests of identity ``key``."""
         self._buckets = self._buckets or [None] * _BUCKETS
         number, rest = _place_of(key)
         bucket = self._buckets[number]
@@ -50,11 +49,10 @@ class AnsweredRequests:
             self._buckets[number] = bytearray(rest)
         else:
             bucket += rest
-        self.answered += 1
 
     def take(self, request: Request) -> bool:
         """True if ``request`` is answered; the answer then stands for no other request."""
-        if not self._buckets or request.flaw is not None:
+        if not self._buckets:
             return False
         number, rest = _place_of(identity(request))
         bucket = self._buckets[number] or bytearray()
@@ -77,8 +75,9 @@ def _place_of(key: bytes) -> tuple[int, bytes]:
 class _Scan:
     """One reading of a results file: what is answered, and what has to be mended."""
 
-    def __init__(self, path: Path) -> None:
-        self.answered = AnsweredRequests()
+    def __init__(self, path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
+        self.answered = answered
+        self._keep_failures = keep_failures
         self.end = 0  # of the last line that stays
         self.lacks_line_end = False
         self.failed = array("Q")  # where failed records begin and end, in turn
@@ -89,6 +88,10 @@ class _Scan:
         record, start, end = read_record(line), self.end, self.end + len(line)
         is_whole = line.endswith(b"\n")
         if record is not None and record.ok:
+            self.answered.answered += 1
+            self.answered.add(record.identity)
+        elif record is not None and self._keep_failures:
+            self.answered.failed += 1
             self.answered.add(record.identity)
         elif record is not None:
             self.answered.failed += 1
@@ -116,58 +119,49 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from file
 
 
-def prepare_results(path: Path) -> AnsweredRequests:
-    """Read the results file at ``path``, and leave only whole, good records in it.
+def prepare_results(
+    file: AppendFile, *, keep_failures: bool = False, answered: AnsweredRequests | None = None
+) -> AnsweredRequests:
+    """Read a results file, and leave only whole, good records in it; adds to ``answered`` if given.
 
-    A torn last line is cut off, failed records are dropped to be tried again. Lines that are no records
-    stay. :class:`ResultsFileError` if the file can't be read or mended; it is whole then.
+    A torn last line is cut off, failed records are dropped to be tried again; with ``keep_failures``
+    they stay and stand for their requests. Lines that are no records stay. :class:`ResultsFileError` if
+    the file can't be read or mended; it is whole then.
     """
+    answered = AnsweredRequests() if answered is None else answered
+    if not file.is_regular:
+        return answered
     try:
-        if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
-            return AnsweredRequests()
-        scan = _Scan(path)
-        if path.stat().st_size != scan.end or scan.lacks_line_end:
-            _mend_end(path, scan)
-        if scan.failed:
-            _drop(path, scan.failed)
-    except OSError as error:
-        raise ResultsFileError(f"can't mend {path}: {error.strerror or error}") from error
-    return scan.answered
-
-
-def _mend_end(path: Path, scan: _Scan) -> None:
-    with path.open("r+b") as file:
-        file.truncate(scan.end)
+        scan = _Scan(file.path, answered, keep_failures)
+        if file.size != scan.end:
+            file.cut(scan.end)
         if scan.lacks_line_end:
-            file.seek(scan.end)
-            file.write(b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+            file.append(b"\n")
+        file.sync()
+        if scan.failed:
+            _drop(file, scan.failed)
+    except OSError as error:
+        raise ResultsFileError(f"can't mend {file.path}: {error.strerror or error}") from error
+    return answered
 
 
-def _drop(path: Path, ranges: Sequence[int]) -> None:
-    """Put a file in the place of ``path`` that lacks the bytes in ``ranges``."""
-    path = path.resolve()  # a symbolic link stays one
-    beside = path.with_name(f"{path.name}.tmp{os.getpid()}")
+def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
+    """Put a file in the place of ``file`` that lacks the bytes in ``ranges``.
+
+    What an earlier run left of such a file, killed while writing it, is overwritten.
+    """
+    beside = AppendFile(file.path.resolve().with_name(f"{file.path.name}.new~"), mode=0o600)
     try:
-        with path.open("rb") as old, open(beside, "wb", opener=_open_private) as new:
-            status = os.fstat(old.fileno())
-            with contextlib.suppress(PermissionError):  # only root may give a file away
-                os.fchown(new.fileno(), status.st_uid, status.st_gid)
-            os.fchmod(new.fileno(), stat.S_IMODE(status.st_mode))
-            for chunk in _chunks_without(old, ranges, status.st_size):
-                new.write(chunk)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(beside, path)
-        _sync_directory(path.parent)
+        beside.cut(0)
+        with file.path.open("rb") as old:
+            for chunk in _chunks_without(old, ranges, file.size):
+                beside.append(chunk)
+        beside.sync()
+        file.replace_by(beside)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        beside.path.unlink(missing_ok=True)
+        beside.close()
         raise
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
@@ -178,17 +172,3 @@ def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterato
         while chunk := file.read(min(_BUFFER_BYTES, end - start)):
             yield chunk
             start += len(chunk)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in ``directory`` last; where directories can't be opened it lasts by itself."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

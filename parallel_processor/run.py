@@ -207,11 +207,9 @@ class Run:
         """The outcomes at hand; each gives its credit back once the consumer asks for the next."""
         while self._outcomes:
             outcome = self._outcomes.popleft()
-            try:
-                if not outcome.unanswered:
-                    yield outcome
-            finally:  # it may close the iterator instead
-                self.recorded([outcome])
+            if not outcome.unanswered:
+                yield outcome
+            self.recorded([outcome])
 
     def _take_credit(self) -> None:
         self.counters.started()
@@ -254,6 +252,7 @@ class Run:
             yield from self._ready()
             if self._stop.is_set() and self._give_up_at == math.inf:
                 self._give_up_at = self._clock() + self._drain_s()
+                _log.info("stopping: %d answers are under way", self._in_flight)
             left = self._give_up_at - self._clock()
             if left <= 0:
                 return

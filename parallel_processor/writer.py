@@ -13,16 +13,13 @@ that nobody waits for a disk that stays full; their requests have no record and 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.models import Outcome
@@ -30,61 +27,20 @@ from parallel_processor.models import Outcome
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
 _RETRY_INTERVAL_S = 1.0
-_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
-
-
-class _AppendFile:
-    """A file that grows by whole lines. For one thread."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise ResultsFileError(f"can't write {path}: {error.strerror}") from error
-        self.dirty = False
-
-    def append(self, data: bytes) -> None:
-        """Write all of ``data``, or nothing of it."""
-        size = os.fstat(self._descriptor).st_size
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError:
-            if len(view) < len(data):
-                with contextlib.suppress(OSError):  # a pipe can't be cut
-                    os.ftruncate(self._descriptor, size)
-            raise
-        self.dirty = True
-
-    def sync(self) -> None:
-        """Make what was written last through a power loss."""
-        if self.dirty:
-            try:
-                os.fsync(self._descriptor)
-            except OSError as error:
-                if error.errno not in _NO_SYNC:
-                    raise
-            self.dirty = False
-
-    def close(self) -> None:
-        """Give back the descriptor."""
-        os.close(self._descriptor)
 
 
 class ResultWriter:
-    """Appends outcomes to ``save_path``, failed ones to ``errors_path`` if given.
+    """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
-    Any thread may call :meth:`put`. The constructor opens the files (:class:`ResultsFileError` where
-    that fails) and starts the thread; :meth:`close` writes what is left and ends it. ``on_written`` is
-    called with each batch and whether it is on record.
+    Any thread may call :meth:`put`. The constructor starts the thread, which has the files to itself
+    until :meth:`close` has written what is left and ended it. ``on_written`` is called with each batch
+    and whether it is on record.
     """
 
     def __init__(
         self,
-        save_path: Path,
-        errors_path: Path | None = None,
+        results: AppendFile,
+        errors: AppendFile | None = None,
         *,
         on_written: Callable[[list[Outcome], bool], None],
         on_failure: Callable[[ResultsFileError], None],
@@ -92,12 +48,8 @@ class ResultWriter:
         write_retry_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._results = _AppendFile(save_path)
-        try:
-            self._errors = self._results if errors_path is None else _AppendFile(errors_path)
-        except ResultsFileError:
-            self._results.close()
-            raise
+        self._results = results
+        self._errors = results if errors is None else errors
         self._on_written = on_written
         self._on_failure = on_failure
         self._fsync_s = fsync_s
@@ -109,11 +61,7 @@ class ResultWriter:
         self._thread = threading.Thread(
             target=self._run, name="parallel-processor-writer", daemon=True
         )
-        try:
-            self._thread.start()
-        except RuntimeError:  # the system has no more threads
-            self._close_files()
-            raise
+        self._thread.start()
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
@@ -130,21 +78,14 @@ class ResultWriter:
 
     def _run(self) -> None:
         synced_at, is_open = self._clock(), True
-        try:
-            while is_open:
-                dirty = self._results.dirty or self._errors.dirty
-                due_s = max(synced_at + self._fsync_s - self._clock(), 0.0)
-                batch, is_open = self._next_batch(due_s if dirty else None)
-                self._write(batch)
-                if not is_open or self._clock() >= synced_at + self._fsync_s:
-                    self._sync()
-                    synced_at = self._clock()
-        finally:
-            self._close_files()
-
-    def _close_files(self) -> None:
-        for file in {self._results, self._errors}:
-            file.close()
+        while is_open:
+            dirty = self._results.dirty or self._errors.dirty
+            due_s = max(synced_at + self._fsync_s - self._clock(), 0.0)
+            batch, is_open = self._next_batch(due_s if dirty else None)
+            self._write(batch)
+            if not is_open or self._clock() >= synced_at + self._fsync_s:
+                self._sync()
+                synced_at = self._clock()
 
     def _next_batch(self, wait_s: float | None) -> tuple[list[Outcome], bool]:
         """What is queued, waiting for the first; false beside it once the end is reached."""
@@ -172,7 +113,7 @@ class ResultWriter:
             if outcomes:
                 self._on_written(outcomes, self._append(file, outcomes))
 
-    def _append(self, file: _AppendFile, outcomes: list[Outcome]) -> bool:
+    def _append(self, file: AppendFile, outcomes: list[Outcome]) -> bool:
         """Write the records of ``outcomes``; false if that failed for good."""
         try:
             data = b"".join([record(outcome) for outcome in outcomes])
@@ -196,7 +137,7 @@ class ResultWriter:
             except OSError as error:
                 self._fail(file, error.strerror or str(error))
 
-    def _fail(self, file: _AppendFile, reason: str) -> None:
+    def _fail(self, file: AppendFile, reason: str) -> None:
         if self._retry_until is None:
             self._retry_until = self._clock() + self._write_retry_s
             self._on_failure(ResultsFileError(f"can't write {file.path}: {reason}"))

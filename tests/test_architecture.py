@@ -40,7 +40,7 @@ LAYERS = (
     },
     {"limiter", "worker", "writer"},
     {"processor", "run"},
-    {"api", "cli"},
+    {"api", "cli", "flags"},
 )
 FACES = {"__init__", "__main__"}  # they may import from any layer
 # What may be imported within a layer, one direction only.
@@ -49,6 +49,7 @@ WITHIN_LAYER = {
     ("options", "exceptions"),
     ("answers", "providers"),
     ("answers", "waits"),
+    ("resume", "appendfile"),
     ("resume", "formats"),
     ("verify", "formats"),
     ("verify", "inputs"),
@@ -62,6 +63,7 @@ WITHIN_LAYER = {
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
+    ("cli", "flags"),
     ("worker", "limiter"),
     ("processor", "run"),
 }

@@ -21,7 +21,8 @@ import pytest
 from commands import command, environment, read_lines, run, write_lines
 from raw_server import RawServer, Visit, answer_all, header_of
 
-from parallel_processor.cli import build_parser, main
+from parallel_processor.cli import main
+from parallel_processor.flags import build_parser
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "api_request_parallel_processor.py"

@@ -196,7 +196,7 @@ def test_a_second_run_does_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFix
     records = read_lines(save)
     assert records[0] == [rows(1)[0], {"old": True}]
     assert inputs_of(records) == Counter(row["input"] for row in rows(3))
-    assert f"{save} has 1 answers; 1 failed requests in it are tried again" in caplog.messages
+    assert f"{save} has 1 answers and 1 failed requests, which are tried again" in caplog.messages
 
 
 def test_overwrite_starts_afresh(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_processor import resume
+from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import parse_line
 from parallel_processor.models import Request
@@ -64,16 +65,25 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.jsonl"
 
 
+def prepare(path: Path, **options: Any) -> AnsweredRequests:
+    """What the file says, which is mended afterwards."""
+    file = AppendFile(path)
+    try:
+        return prepare_results(file, **options)
+    finally:
+        file.close()
+
+
 def prepared(path: Path, content: bytes) -> AnsweredRequests:
     """What a results file with that content says."""
     path.write_bytes(content)
-    return prepare_results(path)
+    return prepare(path)
 
 
 def test_no_file_and_an_empty_file_answer_nothing(path: Path) -> None:
-    """The first run starts with nothing, and the file isn't made here."""
-    assert not prepare_results(path).take(request(1))
-    assert not path.exists()
+    """The first run starts with nothing, in a file that is made at once."""
+    assert not prepare(path).take(request(1))
+    assert path.read_bytes() == b""
     assert not prepared(path, b"").take(request(1))
     assert path.read_bytes() == b""
 
@@ -158,16 +168,16 @@ def test_an_answer_takes_few_bytes() -> None:
     tracemalloc.start()
     try:
         answered = AnsweredRequests()
-        for _ in range(200_000):
+        for _ in range(100_000):
             answered.add(rng.randbytes(16))
         half = tracemalloc.get_traced_memory()[0]
-        for _ in range(200_000):
+        for _ in range(100_000):
             answered.add(rng.randbytes(16))
         full = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert (full - half) / 200_000 < 24
-    assert full < 3_000_000 + 400_000 * 24
+    assert (full - half) / 100_000 < 24
+    assert full < 3_000_000 + 200_000 * 24
 
 
 FILE = (
@@ -206,7 +216,7 @@ def test_a_file_that_was_cut_anywhere_keeps_its_whole_good_records(path: Path, p
         assert path.read_bytes() == b"".join(kept(whole)), FILE[:offset]
         ids = Counter(line for line in kept(whole) if line.startswith((b"[", b"{")))
         assert answered.answered == ids.total()
-        again = prepare_results(path)
+        again = prepare(path)
         assert (again.answered, again.failed) == (answered.answered, 0)
         assert path.read_bytes() == b"".join(kept(whole))
     assert os.listdir(path.parent) == [path.name]
@@ -290,7 +300,7 @@ def test_a_file_that_is_in_order_is_not_touched(path: Path) -> None:
     path.write_bytes(good(1) + b"foreign\n" + good(2))
     os.utime(path, (1, 1))
     before = path.stat()
-    prepare_results(path)
+    prepare(path)
     after = path.stat()
     assert (after.st_ino, after.st_mtime) == (before.st_ino, 1)
 
@@ -299,7 +309,7 @@ def test_a_torn_tail_needs_no_copy_of_the_file(path: Path) -> None:
     """It is cut off in place, so that a full disk is no obstacle."""
     path.write_bytes(good(1) + good(2)[:20])
     inode = path.stat().st_ino
-    prepare_results(path)
+    prepare(path)
     assert path.stat().st_ino == inode
 
 
@@ -311,7 +321,7 @@ def test_the_files_mode_and_owner_stay(path: Path, mode: int) -> None:
     with contextlib.suppress(PermissionError):  # only root may
         os.chown(path, 12345, 54321)
     before = path.stat()
-    prepare_results(path)
+    prepare(path)
     after = path.stat()
     assert after.st_ino != before.st_ino
     assert stat.S_IMODE(after.st_mode) == mode
@@ -325,22 +335,29 @@ def test_a_symbolic_link_stays_one(tmp_path: Path, path: Path) -> None:
     target = folder / "target.jsonl"
     target.write_bytes(bad(1) + good(2) + good(3)[:5])
     path.symlink_to(target)
-    assert prepare_results(path).answered == 1
+    assert prepare(path).answered == 1
     assert path.is_symlink()
     assert target.read_bytes() == good(2)
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "results.jsonl"]
     assert os.listdir(folder) == ["target.jsonl"]
 
 
-def test_pipes_and_devices_hold_no_answers(tmp_path: Path) -> None:
-    """They aren't even opened, which might wait forever."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    assert prepare_results(fifo).answered == 0
-    assert prepare_results(Path(os.devnull)).answered == 0
+def test_devices_hold_no_answers(tmp_path: Path) -> None:
+    """They are neither read nor mended; a link to nowhere becomes a file."""
+    assert prepare(Path(os.devnull)).answered == 0
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
-    assert prepare_results(dangling).answered == 0
+    assert prepare(dangling).answered == 0
+
+
+def test_failures_may_be_kept(path: Path) -> None:
+    """Then they stay where they are, and stand for their requests as answers do."""
+    content = good(1) + bad(2)
+    path.write_bytes(content)
+    answered = prepare(path, keep_failures=True)
+    assert (answered.answered, answered.failed) == (1, 1)
+    assert [answered.take(request(n)) for n in (1, 2, 2, 3)] == [True, True, False, False]
+    assert path.read_bytes() == content
 
 
 def _full(*_: Any) -> Any:
@@ -368,15 +385,15 @@ def test_a_replacement_that_fails_leaves_the_old_file(
     with monkeypatch.context() as patch:
         patch.setattr(os, name, fails)
         with pytest.raises(raised, match="results.jsonl" if raised is ResultsFileError else None):
-            prepare_results(path)
+            prepare(path)
     assert path.read_bytes() == content
     assert os.listdir(path.parent) == [path.name]
-    assert prepare_results(path).answered == 2
+    assert prepare(path).answered == 2
 
 
 def test_what_a_killed_replacement_left_behind_is_overwritten(path: Path) -> None:
-    """A process of the same number cleans up after it."""
-    beside = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    """The next replacement cleans up after it."""
+    beside = path.with_name(f"{path.name}.new~")
     beside.write_bytes(b"half of a fil" * 1000)
     prepared(path, bad(1) + good(2))
     assert path.read_bytes() == good(2)
@@ -413,7 +430,7 @@ def test_a_folder_that_cannot_be_synced_is_no_obstacle(
 def test_an_unreadable_results_file_is_an_error_of_its_own(path: Path) -> None:
     """The message names the file."""
     with pytest.raises(ResultsFileError, match="x{300}"):
-        prepare_results(path.with_name("x" * 300))
+        prepare(path.with_name("x" * 300))
 
 
 def test_the_order_of_lines_does_not_matter(path: Path) -> None:

@@ -321,8 +321,9 @@ def test_a_consumer_that_leaves_ends_the_run() -> None:
     with RawServer(Silent()) as server:
         run, _ = real_run(server, max_workers=4, drain_s=1e6)
         flawed = parse_line(b"nonsense", 1, URL)
-        outcomes = run.outcomes(itertools.chain([flawed], bodies(100)))
+        outcomes = run.outcomes(itertools.chain(bodies(3), [flawed], bodies(100)))
         assert next(outcomes).request is flawed
+        assert run.counters.counts().in_flight == 4
         in_background(outcomes.close)()
     assert workers() == []
 
@@ -466,11 +467,14 @@ def test_a_stop_ends_the_wait_for_credits() -> None:
     assert numbers(got) == [1, 2, 3]
 
 
-def test_a_stop_gives_the_server_drain_s_once() -> None:
+@pytest.mark.parametrize("has_sink", [False, True])
+def test_a_stop_gives_the_server_drain_s_once(has_sink: bool) -> None:
     """Answers under way are waited for as long as ``drain_s`` says, and are cut off then."""
     silent = Silent()
     with RawServer(silent) as server:
         run, clock = real_run(server, drain_s=100.0)
+        if has_sink:
+            run.sink = lambda outcome: run.recorded([outcome])
         cut_at_s: list[float] = []
         run.on_cut = lambda: cut_at_s.append(clock.now_s)
         join = in_background(lambda: list(run.outcomes(bodies(2))))
@@ -503,19 +507,32 @@ def test_a_cut_ends_everything_at_once() -> None:
     assert workers() == []
 
 
-@pytest.mark.parametrize("limits", [ONE_A_MINUTE, NO_LIMITS])
-def test_no_stop_is_missed(limits: Limits) -> None:
-    """A stop that comes between the feeder's look at it and its wait is not forgotten."""
-    gate = Gate()
-    run = run_with(gate.answer, limits, max_workers=1)
+def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
+    """A stop between the feeder's look at it and its wait for capacity isn't forgotten."""
+    run = run_with(ok, ONE_A_MINUTE)
 
     def stop() -> None:
-        if run.counters.counts().attempts:
+        if run._bucket.usage().held_by and run.counters.counts().answered:
             run.stop(StopRequested("just now"))
-            gate.opened.set()
 
     run._wake = StopsAtClear(stop)
     in_background(lambda: list(run.outcomes(bodies(3))))()
+    assert str(run.stop_cause) == "just now"
+
+
+def test_no_stop_is_missed_on_the_way_to_a_credit() -> None:
+    """A stop between the feeder's look at it and its wait for a worker isn't forgotten."""
+    silent = Silent()
+    with RawServer(silent) as server:
+        run, _ = real_run(server, drain_s=0.0, max_workers=1)
+
+        def stop() -> None:
+            if run.counters.counts().started and run.stop_cause is None:
+                silent.wait_for(1)
+                run.stop(StopRequested("just now"))
+
+        run._wake = StopsAtClear(stop)
+        in_background(lambda: list(run.outcomes(bodies(3))))()
     assert str(run.stop_cause) == "just now"
 
 

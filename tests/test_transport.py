@@ -544,6 +544,19 @@ def test_a_request_that_is_not_read_is_given_up() -> None:
     assert (caught.value.kind, caught.value.retryable) == ("timeout", True)
 
 
+def test_a_slow_reader_is_not_held_to_the_connect_timeout() -> None:
+    """A server that takes its time with a large request has that of the whole exchange."""
+
+    def late_reader(visit: Visit) -> None:
+        visit.server.closing.wait(0.5)
+        visit.read()
+        visit.answer()
+
+    request = request_from_body({"input": "x" * 20_000_000}, 1)
+    with RawServer(late_reader) as server, transport(server.url, connect_timeout_s=0.2) as sender:
+        assert sender.send(request).status == 200
+
+
 def test_after_a_timeout_the_next_request_has_a_new_connection() -> None:
     """The late answer of a request that timed out is never taken for the next one's."""
 
@@ -674,7 +687,7 @@ def test_the_bound_holds_for_a_proxys_tunnel(monkeypatch: pytest.MonkeyPatch) ->
     """A proxy that drips its consent is given up after the connect timeout."""
     with RawServer(drips_head) as server:
         monkeypatch.setenv("https_proxy", server.url)
-        error = error_of("https://api.example.com/", connect_timeout_s=0.3)
+        error = error_of("https://api.example.com/", connect_timeout_s=0.3, request_timeout_s=600.0)
     assert error.retryable
     assert "timed out" in str(error)
 
@@ -778,6 +791,21 @@ def test_proxies_of_the_callers_sessions_are_used() -> None:
         with transport("http://api.example.com/", session_factory=factory) as sender:
             in_threads(2, lambda: sender.send(REQUEST))
         assert (one.visits, two.visits) == (1, 1)
+
+
+def test_a_session_merges_its_settings_once() -> None:
+    """What a session would look up for every request is looked up for the first."""
+    merged: list[str] = []
+
+    class Session(requests.Session):
+        def merge_environment_settings(self, url: Any, *rest: Any) -> Any:
+            merged.append(url)
+            return super().merge_environment_settings(url, *rest)
+
+    with RawServer(answer_all) as server, transport(server.url, session_factory=Session) as sender:
+        for _ in range(5):
+            sender.send(REQUEST)
+        assert merged == [server.url]
 
 
 def test_a_factory_that_fails_ends_the_run() -> None:

@@ -1,0 +1,98 @@
+"""The flags of the command line, and what they mean as settings."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, RetryPolicy
+
+_EPILOG = """exit codes: 0 all answered, 1 some failed, 2 bad usage, 3 stopped by a fatal error,
+130 interrupted. Run the same command again to go on: answered requests are not sent again.
+parallel-processor verify --help: the check that every line has its answer."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags; the first nine are those of the cookbook's script, with its defaults."""
+    parser = argparse.ArgumentParser(
+        prog="parallel-processor",
+        description="Send a JSONL file of LLM API requests through an account's rate limits.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    limits, retry = Limits(), RetryPolicy()
+    add = parser.add_argument
+    add("--requests_filepath", required=True, metavar="FILE", help="the requests, a JSONL file")
+    add("--save_filepath", metavar="FILE", help="the results (default: {requests}_results.jsonl)")
+    add("--request_url", default=DEFAULT_REQUEST_URL, metavar="URL", help="default: %(default)s")
+    add("--api_key", metavar="KEY",
+        help="default: the variable OPENAI_API_KEY, which others can't see as they can this")  # fmt: skip
+    add("--max_requests_per_minute", type=float, default=limits.requests_per_minute, metavar="N",
+        help="default: %(default)g; inf for no limit")  # fmt: skip
+    add("--max_tokens_per_minute", type=float, default=limits.tokens_per_minute, metavar="N",
+        help="default: %(default)g; inf for no limit")  # fmt: skip
+    add("--token_encoding_name", metavar="NAME",
+        help="tiktoken's encoding for all requests (default: that of each request's model)")  # fmt: skip
+    add("--max_attempts", type=int, default=retry.max_attempts, metavar="N",
+        help="failed attempts before a request fails (default: %(default)d)")  # fmt: skip
+    add("--logging_level", type=int, default=logging.INFO, metavar="N",
+        help="40 final failures, 30 also retries and rate limits, 20 also start, pauses and end, "
+        "10 also each request (default: %(default)d)")  # fmt: skip
+    _add_further_flags(parser, limits, retry)
+    return parser
+
+
+def _add_further_flags(parser: argparse.ArgumentParser, limits: Limits, retry: RetryPolicy) -> None:
+    add = parser.add_argument
+    add("--errors_filepath", metavar="FILE", help="failures go here (default: to the results)")
+    add("--max_workers", type=int, default=1000, metavar="N",
+        help="most requests in flight (default: %(default)d, or what ulimit -n allows)")  # fmt: skip
+    add("--burst_seconds", type=float, default=limits.burst_seconds, metavar="S",
+        help="how many seconds' worth of a limit may go out at once (default: %(default)g)")  # fmt: skip
+    add("--seconds_to_pause_after_rate_limit_error", type=float, default=retry.pause_s, metavar="S",
+        help="where the server doesn't say how long (default: %(default)g)")  # fmt: skip
+    add("--request_timeout", type=float, default=600.0, metavar="S",
+        help="for one whole exchange (default: %(default)g)")  # fmt: skip
+    add("--connect_timeout", type=float, default=10.0, metavar="S", help="default: %(default)g")
+    add("--max_response_bytes", type=int, default=64 * 1024 * 1024, metavar="N",
+        help="a larger answer fails (default: %(default)d)")  # fmt: skip
+    add("--drain_seconds", type=float, default=30.0, metavar="S",
+        help="how long a stopped run waits for answers under way (default: %(default)g)")  # fmt: skip
+    add("--write_retry_seconds", type=float, default=60.0, metavar="S",
+        help="how long records that the disk refuses are tried again (default: %(default)g)")  # fmt: skip
+    add("--api_key_file", metavar="FILE", help="a file with the key in it")
+    add(
+        "--allow_plain_http", action="store_true", help="let the key go to another host without TLS"
+    )
+    add("--no_progress", action="store_true", help="show no bar and no progress lines")
+    add("--overwrite", action="store_true", help="start afresh, whatever the results file holds")
+    add(
+        "--keep_failures",
+        action="store_true",
+        help="leave failed records, and don't try them again",
+    )
+
+
+def settings(flags: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a Processor that ``flags`` ask for, but for the key."""
+    return {
+        "request_url": flags.request_url,
+        "limits": Limits(
+            requests_per_minute=flags.max_requests_per_minute,
+            tokens_per_minute=flags.max_tokens_per_minute,
+            burst_seconds=flags.burst_seconds,
+        ),
+        "retry": RetryPolicy(
+            max_attempts=flags.max_attempts,
+            pause_s=flags.seconds_to_pause_after_rate_limit_error,
+        ),
+        "max_workers": flags.max_workers,
+        "request_timeout_s": flags.request_timeout,
+        "connect_timeout_s": flags.connect_timeout,
+        "max_response_bytes": flags.max_response_bytes,
+        "drain_s": flags.drain_seconds,
+        "write_retry_s": flags.write_retry_seconds,
+        "allow_plain_http": flags.allow_plain_http,
+        "token_encoding_name": flags.token_encoding_name,
+    }
