@@ -25,7 +25,7 @@ from contextlib import nullcontext
 
 from parallel_processor.models import Usage
 from parallel_processor.options import Limits
-from parallel_processor.quota import Quota
+from parallel_processor.quota import MINUTE_S, Quota
 from parallel_processor.stop import StopSignal
 
 _INSTANT_S = 1e-9  # a wait below this is rounding
@@ -75,6 +75,8 @@ class TokenBucket:
             Quota("requests", limits.requests_per_minute, limits.burst_seconds, now),
             Quota("tokens", limits.tokens_per_minute, limits.burst_seconds, now),
         )
+        self._opened_at = now
+        self._burst_s = limits.burst_seconds
         self._queue: deque[Reservation] = deque()
         self._pause_began = -math.inf
         self._paused_until = -math.inf
@@ -222,4 +224,5 @@ class TokenBucket:
                 admitted={quota.name: quota.in_window for quota in self._quotas},
                 limits={quota.name: quota.limit for quota in self._quotas},
                 held_by=self._held_by if self._queue else "",
+                span_s=min(MINUTE_S, now - self._opened_at + self._burst_s),
             )

@@ -145,10 +145,12 @@ class Summary:
 class Usage:
     """How much of each limit was admitted in the last 60 seconds, and what the first in line waits for.
 
-    ``admitted`` and ``limits`` are keyed by quota name. ``held_by`` is a quota's name, ``pause``, or
-    empty when nobody waits.
+    ``admitted`` and ``limits`` are keyed by quota name. ``span_s`` is how many seconds' worth of the
+    limits ``admitted`` is to be held against: less than a minute for a young bucket. ``held_by`` is a
+    quota's name, ``pause``, or empty when nobody waits.
     """
 
     admitted: Mapping[str, float]
     limits: Mapping[str, float]
     held_by: str
+    span_s: float = 60.0

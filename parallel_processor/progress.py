@@ -133,7 +133,7 @@ class Progress:
             words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
             words.append(f"held back by {self._held_by(now)}")
         words.append(f"{counts.in_flight:,} in flight")
-        words += _rates(self._usage(), elapsed_s)
+        words += _rates(self._usage())
         return ", ".join(words), done, total
 
 
@@ -178,9 +178,9 @@ def _about(total: int | None, fraction: float | None) -> str:
     return f"{total:,}" if fraction == 1.0 else f"~{float(f'{total:.2g}'):,.0f}"
 
 
-def _rates(usage: Usage, elapsed_s: float) -> list[str]:
-    """What goes out a minute, against the limits; from the first seconds on, scaled up."""
-    scale = 60.0 / min(60.0, max(elapsed_s, 1.0))
+def _rates(usage: Usage) -> list[str]:
+    """What goes out a minute, against the limits."""
+    scale = 60.0 / max(usage.span_s, 1.0)
     return [
         f"{usage.admitted[name] * scale:,.0f}{_of(limit)} {name}/min"
         for name, limit in usage.limits.items()

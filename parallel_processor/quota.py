@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections import deque
 
-_MINUTE_S = 60.0
-_WINDOW_S = _MINUTE_S + 0.25
+MINUTE_S = 60.0
+_WINDOW_S = MINUTE_S + 0.25
 _PACE_MARGIN_S = 0.5  # the refill leaves out this many seconds' worth of each minute
 _SLOT_S = _WINDOW_S / 1024  # admissions of one slot leave the window together: bounded memory
 _EPSILON = 1e-6  # a shortage below this is rounding
@@ -36,8 +36,8 @@ class Quota:
     def __init__(self, name: str, limit: float, burst_seconds: float, now: float) -> None:
         self.name = name
         self.limit = limit
-        self.capacity = limit * burst_seconds / _MINUTE_S
-        self.refill = limit / _MINUTE_S * (1.0 - _PACE_MARGIN_S / _MINUTE_S)
+        self.capacity = limit * burst_seconds / MINUTE_S
+        self.refill = limit / MINUTE_S * (1.0 - _PACE_MARGIN_S / MINUTE_S)
         self.level = self.capacity
         self.stamp = now
         # Slots of [last admission, amount, first admission], oldest first.

@@ -1101,3 +1101,14 @@ def test_without_a_test_time_passes_by_itself() -> None:
     reservations = [bucket.acquire(0.0) for _ in range(4)]
     times = [reservation.admitted_at or 0.0 for reservation in reservations if reservation]
     assert times[-1] - times[0] >= 3 * 0.001 / PACE - 1e-6
+
+
+def test_the_usage_says_what_it_is_to_be_held_against() -> None:
+    """A young bucket's admissions stand for its age and its burst, an old one's for a minute."""
+    clock = FakeClock()
+    bucket = TokenBucket(Limits(requests_per_minute=600, burst_seconds=2.0), clock=clock)
+    assert bucket.usage().span_s == 2.0
+    clock.now_s += 10.0
+    assert bucket.usage().span_s == 12.0
+    clock.now_s += 1000.0
+    assert bucket.usage().span_s == MINUTE_S

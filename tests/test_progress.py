@@ -34,10 +34,13 @@ class View:
         self.read: float | None = 0.5
         self.counters = Counters()
         self.used = {"requests": 10.0, "tokens": 500.0}
+        self.span_s = 60.0
         self.limits = {"requests": 60.0, "tokens": 1_000.0}
         self.progress = Progress(
             self.counters,
-            usage=lambda: Usage(admitted=self.used, limits=self.limits, held_by=""),
+            usage=lambda: Usage(
+                admitted=self.used, limits=self.limits, held_by="", span_s=self.span_s
+            ),
             fraction=lambda: self.read,
             show=show,
             clock=lambda: self.now_s,
@@ -111,6 +114,7 @@ def test_a_line_says_everything() -> None:
     shown.counters.skipped()
     shown.counters.finished([ANSWERED] * 18 + [FAILED])
     shown.progress.waited("tokens", 20.0)
+    shown.span_s = 30.0
     assert shown.lines_after(30.0) == [
         "20/~82 done, 1 failed, ETA 0:01:38, held back by tokens/min, 21 in flight, "
         "20/60 requests/min, 1,000/1,000 tokens/min"
