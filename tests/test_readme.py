@@ -71,6 +71,19 @@ def test_the_cookbook_users_command_runs(tmp_path: Path) -> None:
     assert len(read_lines(tmp_path / "out.jsonl")) == 5
 
 
+def test_the_verify_command_runs(tmp_path: Path) -> None:
+    """The check of the README says that a finished job is complete, and that a torn one isn't."""
+    (block,) = [text for text in blocks("bash") if " verify " in text]
+    words = shlex.split(block)[1:]
+    write_lines(tmp_path / "requests.jsonl", [{"input": "a"}])
+    results = write_lines(tmp_path / "requests_results.jsonl", [[{"input": "a"}, {"data": []}]])
+    done = subprocess.run(command(*words), cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dict(line.split() for line in done.stdout.splitlines())["answered"] == "1"
+    results.write_text("[{")
+    assert subprocess.run(command(*words), cwd=tmp_path, capture_output=True).returncode == 1
+
+
 def test_the_library_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
