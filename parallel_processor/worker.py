@@ -58,22 +58,14 @@ class Worker:
         """The outcome of ``request``, whose first attempt ``reservation`` has admitted already."""
         tries = _AdmittedTries(request=request, tokens=tokens, reservation=reservation)
         attempt: Attempt = self._retrying(self._attempt, tries)
-        if attempt.verdict is Verdict.ANSWERED:
-            return Outcome(
-                request=request,
-                ok=True,
-                reply=attempt.reply,
-                errors=tuple(tries.errors),
-                attempts=tries.sent,
-                used_tokens=attempt.used_tokens,
-            )
         return Outcome(
             request=request,
-            ok=False,
+            ok=attempt.verdict is Verdict.ANSWERED,
             reply=attempt.reply,
             errors=tuple(tries.errors),
             error_kind=attempt.kind,
             attempts=tries.sent,
+            used_tokens=attempt.used_tokens,
             unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
         )
 
