@@ -39,6 +39,7 @@ class AppendFile:
             ) from None
         except OSError as error:
             raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
+        self._owner = os.getpid()
 
     @property
     def is_regular(self) -> bool:
@@ -100,10 +101,17 @@ class AppendFile:
         self._descriptor = other._descriptor
 
     def close(self) -> None:
-        """Give back the descriptor, and with it the lock; again does nothing."""
+        """Give back the descriptor, and with it the lock; again does nothing.
+
+        A child that was forked meanwhile has the descriptor too, and with it a part in the lock.
+        """
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        if descriptor < 0:
+            return
+        if fcntl is not None and os.getpid() == self._owner:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def _open_locked(path: Path, mode: int) -> int:

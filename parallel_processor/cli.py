@@ -94,8 +94,7 @@ def _verify(words: list[str]) -> int:
         )
     except ParallelProcessorError as error:
         parser.error(str(error))
-    for name, count in asdict(found).items():
-        print(f"{name:>9} {count:,}")
+    _print("\n".join(f"{name:>9} {count:,}" for name, count in asdict(found).items()))
     return 0 if found.ok else 1
 
 
@@ -113,6 +112,14 @@ def _set_up_logging(level: int) -> None:
     _log.addHandler(handler)
     _log.setLevel(level)
     _log.propagate = False
+
+
+def _print(text: str) -> None:
+    """Print to stdout, which may be a pipe that nobody reads any more."""
+    try:
+        print(text, flush=True)
+    except OSError:  # Python would try again at its end, and say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

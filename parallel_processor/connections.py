@@ -39,6 +39,11 @@ class ConnectionRegistry:
         if self._cut:
             raise ConnectionAbortedError("the run was cut short")
 
+    @property
+    def is_cut(self) -> bool:
+        """True after :meth:`cut`."""
+        return self._cut
+
     def cut(self) -> None:
         """End every exchange under way: its reads and writes fail at once."""
         with self._lock:

@@ -59,10 +59,14 @@ class TransportError(ParallelProcessorError):
     """One attempt ended without a complete answer.
 
     ``kind`` is a short label for counting: ``timeout``, ``connection``, ``torn_body`` …
-    ``retryable`` is false where another attempt must end the same way.
+    ``retryable`` is false where another attempt must end the same way. ``is_cut`` is true where the run
+    gave the attempt up itself.
     """
 
-    def __init__(self, message: str, *, kind: str, retryable: bool = True) -> None:
+    def __init__(
+        self, message: str, *, kind: str, retryable: bool = True, is_cut: bool = False
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retryable = retryable
+        self.is_cut = is_cut

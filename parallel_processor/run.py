@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from parallel_processor.counters import Counters
 from parallel_processor.descriptors import affordable_workers
-from parallel_processor.exceptions import RunStoppedError, StopRequested
+from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
 from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options
@@ -260,9 +260,14 @@ class Run:
                 self._wait(left, "answers")
 
     def _drain_s(self) -> float:
-        """How long exchanges under way may take after a stop: to their end if it's the server's."""
+        """How long exchanges under way may take after a stop: to their end if it's the server's.
+
+        A failing disk has its own time; what is cut is not tried again.
+        """
         if isinstance(self._stop.cause, RunStoppedError):
             return math.inf
+        if isinstance(self._stop.cause, ResultsFileError):
+            return max(self._options.drain_s, self._options.write_retry_s)
         return self._options.drain_s
 
     def _finish(self, executor: ThreadPoolExecutor) -> None:

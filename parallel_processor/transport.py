@@ -79,7 +79,7 @@ class Transport:
                 response = _dispatch("response", prepared.hooks, response, **settings)
             body = self._read(response)
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            raise _transport_error(error) from error
+            raise _transport_error(error, self._registry.is_cut) from error
         finally:
             if response is not None:
                 response.close()
@@ -176,12 +176,12 @@ def _reply(response: requests.Response, body: bytes) -> Reply:
     return Reply(status=status, headers=headers, body=line, data=data, is_json=True)
 
 
-def _transport_error(error: Exception) -> TransportError:
+def _transport_error(error: Exception, is_cut: bool) -> TransportError:
     """What went wrong, by its innermost cause: the outer ones only wrap it."""
     root = _root_of(error)
     kind, retryable = _kind_of(error, root)
     message = " ".join(_OBJECT.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
-    return TransportError(f"{kind}: {message}", kind=kind, retryable=retryable)
+    return TransportError(f"{kind}: {message}", kind=kind, retryable=retryable, is_cut=is_cut)
 
 
 def _kind_of(error: Exception, root: BaseException) -> tuple[str, bool]:

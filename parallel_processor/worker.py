@@ -91,6 +91,8 @@ class Worker:
         try:
             attempt = judge(self._transport.send(request))
         except TransportError as error:
+            if error.is_cut:  # no fault of the server's, whatever attempt it was
+                return Attempt(verdict=Verdict.STOPPED)
             verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
             attempt = Attempt(verdict=verdict, kind=error.kind, error=str(error))
         return attempt if attempt.verdict is Verdict.ANSWERED else self._without_keys(attempt)

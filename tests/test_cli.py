@@ -468,7 +468,7 @@ class Room:
     def __call__(self, visit: Visit) -> None:
         while visit.read():
             self._entered.release()
-            self.opened.wait()
+            self.opened.wait(60)  # a failing test must end, too
             visit.answer()
 
     def wait_for(self, count: int) -> None:

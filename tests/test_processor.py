@@ -74,7 +74,7 @@ class Room:
     def __call__(self, visit: Visit) -> None:
         while visit.read():
             self._entered.release()
-            self.opened.wait()
+            self.opened.wait(60)  # a failing test must end, too
             visit.answer()
 
     def wait_for(self, count: int) -> None:
@@ -278,7 +278,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     """A results file that takes nothing is an error with a summary, and nothing hangs."""
     source = write_lines(tmp_path / "in.jsonl", rows(100))
     with Simulator() as simulator:
-        with processor(simulator.url, max_workers=5, drain_s=0.2) as made:
+        with processor(simulator.url, max_workers=5, write_retry_s=0.0) as made:
             join = in_background(lambda: made.process_file(source, FULL))
             with pytest.raises(ResultsFileError, match="No space left on device") as caught:
                 join()
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_up_keeps_whole_lines(
         return written
 
     with Simulator() as simulator:
-        with monkeypatch.context() as patch, processor(simulator.url, drain_s=0.2) as made:
+        with monkeypatch.context() as patch, processor(simulator.url, write_retry_s=0.0) as made:
             patch.setattr(os, "write", limited)
             with pytest.raises(ResultsFileError, match="No space left") as caught:
                 made.process_file(source, save)
@@ -401,7 +401,7 @@ def test_whatever_its_end_a_run_leaves_nothing_open(
     assert used_by_us() == before
     if FULL.exists():
         with pytest.raises(ResultsFileError):
-            one("full", SimulatorOptions(), drain_s=0.0)
+            one("full", SimulatorOptions(), write_retry_s=0.0)
         assert used_by_us() == before
     one("closed", SimulatorOptions())
     assert used_by_us() == before
