@@ -19,6 +19,7 @@ class Counts:
     failed: int
     unanswered: int
     already_answered: int
+    already_failed: int
     attempts: int
     retries: int
     rate_limited: int
@@ -40,6 +41,7 @@ class Counters:
         self._failed = 0
         self._unanswered = 0
         self._already_answered = 0
+        self._already_failed = 0
         self._attempts = 0
         self._retries = 0
         self._rate_limited = 0
@@ -48,10 +50,11 @@ class Counters:
         self._reserved_tokens = 0
         self._errors_by_kind: Counter[str] = Counter()
 
-    def skipped(self) -> None:
-        """A request needs no answer, since the results file has it."""
+    def skipped(self, *, failed: bool = False) -> None:
+        """A request isn't sent, since the results file has its answer, or a failure that is kept."""
         with self._lock:
-            self._already_answered += 1
+            self._already_failed += failed
+            self._already_answered += not failed
 
     def started(self) -> None:
         """A request is in the run's hands until its outcome is on record."""
@@ -97,6 +100,7 @@ class Counters:
                 failed=self._failed,
                 unanswered=self._unanswered,
                 already_answered=self._already_answered,
+                already_failed=self._already_failed,
                 attempts=self._attempts,
                 retries=self._retries,
                 rate_limited=self._rate_limited,
@@ -108,6 +112,7 @@ class Counters:
         with self._lock:
             return Summary(
                 already_answered=self._already_answered,
+                already_failed=self._already_failed,
                 answered=self._answered,
                 failed=self._failed,
                 unanswered=self._unanswered,

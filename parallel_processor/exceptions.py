@@ -60,13 +60,20 @@ class TransportError(ParallelProcessorError):
 
     ``kind`` is a short label for counting: ``timeout``, ``connection``, ``torn_body`` …
     ``retryable`` is false where another attempt must end the same way. ``is_cut`` is true where the run
-    gave the attempt up itself.
+    gave the attempt up itself, ``unreachable`` where there was no connection, so that nothing was sent.
     """
 
     def __init__(
-        self, message: str, *, kind: str, retryable: bool = True, is_cut: bool = False
+        self,
+        message: str,
+        *,
+        kind: str,
+        retryable: bool = True,
+        is_cut: bool = False,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retryable = retryable
         self.is_cut = is_cut
+        self.unreachable = unreachable

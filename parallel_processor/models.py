@@ -63,6 +63,7 @@ class Verdict(enum.Enum):
     ANSWERED = "answered"
     RETRY = "retry"
     RATE_LIMITED = "rate limited"
+    UNREACHABLE = "unreachable"
     FAILED = "failed"
     FATAL = "fatal"
     STOPPED = "stopped"
@@ -118,7 +119,8 @@ class Outcome:
 class Summary:
     """What a run did, counted in requests unless a name says otherwise.
 
-    ``already_answered`` were in the results file before; ``answered`` and ``failed`` are this run's;
+    ``already_answered`` were in the results file before, as were ``already_failed`` if failures were to
+    be kept; ``answered`` and ``failed`` are this run's;
     ``unanswered`` were started and given up, because the run stopped. ``attempts`` counts what was
     sent, ``retries`` the attempts after a first one, ``rate_limited`` the refusals among them,
     ``pauses`` the times when all sending stopped for one. ``used_tokens`` is the sum of what the
@@ -127,6 +129,7 @@ class Summary:
     """
 
     already_answered: int = 0
+    already_failed: int = 0
     answered: int = 0
     failed: int = 0
     unanswered: int = 0

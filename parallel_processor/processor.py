@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -215,6 +216,9 @@ def _unanswered(
         if answered.take(request):
             run.counters.skipped()
             continue
+        if answered.kept_failures.take(request):
+            run.counters.skipped(failed=True)
+            continue
         if request.dropped and not warned:
             warned = True
             names = ", ".join(sorted(request.dropped))
@@ -241,26 +245,25 @@ def _prepare(files: list[AppendFile], overwrite: bool, keep_failures: bool) -> A
             file.cut(0)
         else:
             prepare_results(file, keep_failures=keep_failures, answered=answered)
-    if answered.answered or answered.failed:
-        _log.info(
-            "%s has %d answers and %d failed requests, which are %s",
-            files[0].path,
-            answered.answered,
-            answered.failed,
-            "left as they are" if keep_failures else "tried again",
-        )
+    if answered.answered:
+        _log.info("%s has %s answers", files[0].path, f"{answered.answered:,}")
+    if answered.failed:
+        what = "stay as they are" if keep_failures else "are sent again"
+        _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
     if answered.foreign:
-        _log.warning("%d lines of the results are no records; they stay", answered.foreign)
+        _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
     return answered
 
 
 def _target(options: Options) -> str:
     """Where the requests go, and how fast; a query may hold a key."""
-    limits, url = options.limits, options.request_url.partition("?")[0]
-    return (
-        f"{url}, at most {limits.requests_per_minute:,.0f} requests "
-        f"and {limits.tokens_per_minute:,.0f} tokens a minute"
+    limits = (
+        (options.limits.requests_per_minute, "requests"),
+        (options.limits.tokens_per_minute, "tokens"),
     )
+    bounds = [f"{limit:,.0f} {name}" for limit, name in limits if limit < math.inf]
+    url = options.request_url.partition("?")[0]
+    return f"{url}, at most {' and '.join(bounds)} a minute" if bounds else f"{url}, without a limit"
 
 
 def _reason(run: Run) -> str:

@@ -10,6 +10,7 @@ it is complete on disk.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -21,6 +22,7 @@ from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import identity, is_json, read_record
 from parallel_processor.models import Request
 
+_log = logging.getLogger("parallel_processor")
 _BUFFER_BYTES = 1024 * 1024
 _BUCKETS = 16_384
 
@@ -35,10 +37,18 @@ class AnsweredRequests:
 
     def __init__(self) -> None:
         self._buckets: list[bytearray | None] = []
+        self._kept: AnsweredRequests | None = None
         # What the scan of the files found, in records; foreign are lines that are none.
         self.answered = 0
         self.failed = 0
         self.foreign = 0
+
+    @property
+    def kept_failures(self) -> AnsweredRequests:
+        """The requests whose failed record is to stay; empty if failures are tried again."""
+        if self._kept is None:
+            self._kept = AnsweredRequests()
+        return self._kept
 
     def add(self, key: bytes) -> None:
         """One more record for the requests of identity ``key``."""
@@ -80,19 +90,26 @@ class _Scan:
         self._keep_failures = keep_failures
         self.end = 0  # of the last line that stays
         self.lacks_line_end = False
+        self._records = self._foreign = 0
         self.failed = array("Q")  # where failed records begin and end, in turn
         for line in _lines(path):
             self._add(line)
 
+    @property
+    def is_foreign(self) -> bool:
+        """True for a file that has lines, but no record."""
+        return self._foreign > 0 and self._records == 0
+
     def _add(self, line: bytes) -> None:
         record, start, end = read_record(line), self.end, self.end + len(line)
         is_whole = line.endswith(b"\n")
+        self._records += record is not None
         if record is not None and record.ok:
             self.answered.answered += 1
             self.answered.add(record.identity)
         elif record is not None and self._keep_failures:
             self.answered.failed += 1
-            self.answered.add(record.identity)
+            self.answered.kept_failures.add(record.identity)
         elif record is not None:
             self.answered.failed += 1
             if not is_whole:
@@ -106,6 +123,7 @@ class _Scan:
             return
         elif line.strip():
             self.answered.foreign += 1
+            self._foreign += 1
         self.end, self.lacks_line_end = end, not is_whole
 
 
@@ -133,7 +151,12 @@ def prepare_results(
         return answered
     try:
         scan = _Scan(file.path, answered, keep_failures)
+        if scan.is_foreign:
+            raise ResultsFileError(
+                f"{file.path} holds no records: name another results file, or start it afresh"
+            )
         if file.size != scan.end:
+            _log.info("%s: a torn last line is cut off", file.path)
             file.cut(scan.end)
         if scan.lacks_line_end:
             file.append(b"\n")

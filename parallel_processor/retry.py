@@ -1,8 +1,9 @@
 """Which ends of an attempt are tried again, and when: the policy, as one ``tenacity.Retrying``.
 
 A retryable failure counts towards ``max_attempts`` and is followed by exponential backoff with full
-jitter. A refusal by a rate limit doesn't count; the bucket's pause holds the request until its turn
-comes again, and only the time since its first refusal bounds that.
+jitter. A refusal by a rate limit doesn't count, nor does a server that can't be reached: nothing was
+sent. The bucket's pause holds such a request until its turn comes again, and only the time since it was
+first turned away bounds that.
 
 The ``Retrying`` object is called, never used as a decorator: what it keeps per call is thread-local, so
 that one serves all workers of a run. (Calls of one decorated function would share their statistics:
@@ -21,7 +22,7 @@ import tenacity
 from parallel_processor.models import Attempt, Request, Verdict
 from parallel_processor.options import RetryPolicy
 
-_RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED)
+_RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,14 +30,16 @@ class Tries:
     """The tries of one request so far; for the worker that has it.
 
     ``tokens`` is what each attempt costs.
-    ``failures`` counts those towards ``max_attempts``, ``sent`` all of them. ``refused_since`` is the
-    time of the first refusal by a rate limit, in seconds of the worker's clock.
+    ``failures`` counts those towards ``max_attempts``, ``unreachable`` those without a connection,
+    ``sent`` all of them. ``refused_since`` is when a rate limit or a server that couldn't be reached
+    first turned it away, in seconds of the worker's clock.
     """
 
     request: Request
     tokens: int
     sent: int = 0
     failures: int = 0
+    unreachable: int = 0
     refused_since: float | None = None
     errors: list[str] = field(default_factory=list)
 
@@ -46,8 +49,10 @@ class Tries:
             self.errors.append(attempt.error)
         if attempt.verdict is Verdict.RETRY:
             self.failures += 1
-        elif attempt.verdict is Verdict.RATE_LIMITED and self.refused_since is None:
-            self.refused_since = now
+        elif attempt.verdict in (Verdict.RATE_LIMITED, Verdict.UNREACHABLE):
+            self.unreachable += attempt.verdict is Verdict.UNREACHABLE
+            if self.refused_since is None:
+                self.refused_since = now
 
 
 def make_retrying(
@@ -97,9 +102,12 @@ def _call(state: tenacity.RetryCallState) -> tuple[Tries, Attempt]:
 
 def backoff_s(policy: RetryPolicy, tries: Tries, attempt: Attempt) -> float:
     """Seconds before the next attempt; what the server asked for is the least."""
-    if attempt.verdict is Verdict.RATE_LIMITED:
+    if attempt.verdict is not Verdict.RETRY:
         return 0.0
-    exponent = min(tries.failures - 1, 60)
-    longest = min(policy.backoff_max_s, policy.backoff_initial_s * 2.0**exponent)
     asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
-    return max(asked, random.uniform(0.0, longest))
+    return max(asked, random.uniform(0.0, longest_backoff_s(policy, tries.failures)))
+
+
+def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:
+    """The most seconds to wait after that many failures, at least one."""
+    return min(policy.backoff_max_s, policy.backoff_initial_s * 2.0 ** min(failures - 1, 60))

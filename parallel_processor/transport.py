@@ -19,7 +19,13 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from requests.hooks import dispatch_hook
-from urllib3.exceptions import DecodeError, HTTPError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    DecodeError,
+    HTTPError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 from urllib3.util import Timeout
 
 from parallel_processor.connections import BoundedAdapter, ConnectionRegistry, bounded_pools
@@ -33,7 +39,10 @@ _dispatch: Any = dispatch_hook
 _CHUNK_BYTES = 1024 * 1024
 _MAX_PREPARED_URLS = 64
 _MAX_MESSAGE = 300
-_OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?")
+_NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
+_NOISE = re.compile(
+    r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?|\(read timeout=[\d.]+\)"
+)
 
 
 class _Lane:
@@ -178,10 +187,17 @@ def _reply(response: requests.Response, body: bytes) -> Reply:
 
 def _transport_error(error: Exception, is_cut: bool) -> TransportError:
     """What went wrong, by its innermost cause: the outer ones only wrap it."""
-    root = _root_of(error)
+    causes = _causes_of(error)
+    root = causes[-1]
     kind, retryable = _kind_of(error, root)
-    message = " ".join(_OBJECT.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
-    return TransportError(f"{kind}: {message}", kind=kind, retryable=retryable, is_cut=is_cut)
+    message = " ".join(_NOISE.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
+    return TransportError(
+        f"{kind}: {message}",
+        kind=kind,
+        retryable=retryable,
+        is_cut=is_cut,
+        unreachable=any(isinstance(cause, _NO_CONNECTION) for cause in causes),
+    )
 
 
 def _kind_of(error: Exception, root: BaseException) -> tuple[str, bool]:
@@ -205,12 +221,14 @@ def _kind_of(error: Exception, root: BaseException) -> tuple[str, bool]:
     return "invalid request", False
 
 
-def _root_of(error: BaseException) -> BaseException:
+def _causes_of(error: BaseException) -> list[BaseException]:
+    """``error`` and what it wraps, the innermost last."""
+    causes = [error]
     for _ in range(10):
-        inner = getattr(error, "reason", None) or next(
-            (arg for arg in error.args if isinstance(arg, BaseException)), None
+        inner = getattr(causes[-1], "reason", None) or next(
+            (arg for arg in causes[-1].args if isinstance(arg, BaseException)), None
         )
         if not isinstance(inner, BaseException):
             break
-        error = inner
-    return error
+        causes.append(inner)
+    return causes

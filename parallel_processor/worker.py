@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from parallel_processor.answers import judge
 from parallel_processor.counters import Counters
@@ -15,7 +16,7 @@ from parallel_processor.models import Attempt, Outcome, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.providers import charges_reservation
 from parallel_processor.redact import Redactor
-from parallel_processor.retry import Tries, make_retrying
+from parallel_processor.retry import Tries, longest_backoff_s, make_retrying
 from parallel_processor.stop import StopSignal
 from parallel_processor.transport import Transport
 
@@ -49,6 +50,7 @@ class Worker:
         self._stop = stop
         self._clock = clock
         self._redact = Redactor(options.api_key)
+        self._was_reached = False  # by any worker, in this run
         self._charges_reservation = charges_reservation(options.request_url)
         self._retrying = make_retrying(
             options.retry, sleep=stop.wait, before_sleep=self._tell_retry, clock=clock
@@ -84,16 +86,19 @@ class Worker:
         attempt = self._send(tries.request)
         self._settle(reservation, attempt)
         tries.note(attempt, self._clock())
-        self._react(attempt, reservation)
+        self._react(attempt, reservation, tries)
         return attempt
 
     def _send(self, request: Request) -> Attempt:
         try:
             attempt = judge(self._transport.send(request))
+            self._was_reached = True
         except TransportError as error:
             if error.is_cut:  # no fault of the server's, whatever attempt it was
                 return Attempt(verdict=Verdict.STOPPED)
             verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
+            if error.unreachable:
+                verdict = Verdict.UNREACHABLE
             attempt = Attempt(verdict=verdict, kind=error.kind, error=str(error))
         return attempt if attempt.verdict is Verdict.ANSWERED else self._without_keys(attempt)
 
@@ -115,12 +120,14 @@ class Worker:
         if used > reserved or (used < reserved and not self._charges_reservation):
             self._bucket.settle(reservation, used)
 
-    def _react(self, attempt: Attempt, reservation: Reservation) -> None:
+    def _react(self, attempt: Attempt, reservation: Reservation, tries: Tries) -> None:
         """What an attempt's end means for everyone else."""
         if attempt.verdict is Verdict.FATAL:
             self._stop.set(RunStoppedError(attempt.error))
         elif attempt.verdict is Verdict.RATE_LIMITED:
             self._pause(attempt, reservation)
+        elif attempt.verdict is Verdict.UNREACHABLE:
+            self._wait_for_server(attempt, reservation, tries)
 
     def _pause(self, attempt: Attempt, refused: Reservation) -> None:
         """Hold everybody for as long as the server says; a wait of hours is the user's choice."""
@@ -132,13 +139,25 @@ class Worker:
             self._stop.set(RunStoppedError(message))
         elif self._bucket.pause(seconds, refused):
             self._counters.paused()
+            _log.info("pausing for %.3g s after a rate limit", seconds)
+
+    def _wait_for_server(self, attempt: Attempt, refused: Reservation, tries: Tries) -> None:
+        """Hold everybody while there is no server; one that never answered ends the run."""
+        policy = self._options.retry
+        if not self._was_reached and tries.unreachable >= policy.max_attempts:
+            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            self._stop.set(RunStoppedError(f"can't reach {host}: {attempt.error}"))
+            return
+        seconds = longest_backoff_s(policy, tries.unreachable)
+        if self._bucket.pause(seconds, refused):
+            self._counters.paused()
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
     def _tell_retry(self, tries: Tries, attempt: Attempt, seconds: float) -> None:
         if self._stop.is_set():
             return
         number, error = tries.request.number, attempt.error
-        if attempt.verdict is Verdict.RATE_LIMITED:
-            _log.warning("request %d was refused and waits for its turn: %s", number, error)
+        if attempt.verdict is not Verdict.RETRY:
+            _log.warning("request %d waits for its turn: %s", number, error)
         else:
             _log.warning("request %d is tried again in %.1f s: %s", number, seconds, error)

@@ -132,7 +132,7 @@ def test_exactly_the_missing_requests_are_sent(left: Left) -> None:
         done = run(*left.words(server))
         assert done.returncode == 0, done.stderr
         assert bodies(server) == Counter(map(sent, left.failed + left.missing))
-        assert f"{ANSWERED} answers and {FAILED} failed requests" in done.stderr
+        assert f"{ANSWERED} answers" in done.stderr
         assert verify_results(left.source, left.save).ok
         assert run(*left.words(server)).returncode == 0
         assert len(server.bodies) == FAILED + len(left.missing)

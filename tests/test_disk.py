@@ -22,8 +22,9 @@ from parallel_processor import Limits, Processor
 from parallel_processor.verify import verify_results
 
 FAST = ("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf", "--max_workers", 20)
-COUNT = 600
-ROWS = [{"model": "m", "input": f"{number} " + 1500 * "x"} for number in range(COUNT)]
+COUNT = 250
+ROWS = [{"model": "m", "input": f"text {number}"} for number in range(COUNT)]
+LARGE = ("--embedding_dimensions", 500)  # an answer of 4.5 kB
 ROOM_BYTES = 500_000
 HANGS_S = 60.0
 
@@ -99,12 +100,12 @@ def assert_no_longer_than(save: Path, size: int) -> int:
 def test_a_full_disk_and_room_made_later(disk: Disk, source: Path) -> None:
     """On 500 kB the command ends with the reason and whole lines; with more room it does the rest."""
     save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
-    with simulator() as server:
+    with simulator(*LARGE) as server:
         words = words_for(server.url, source, save, "--write_retry_seconds", 0.5)
         done = ended(words)
         assert done.returncode == 1
         assert_says(done.stderr, save, "No space left on device")
-        kept = assert_no_longer_than(save, ROOM_BYTES + 4096)
+        kept = assert_no_longer_than(save, ROOM_BYTES + 12_288)
         sent = server.stats()["requests_received"]
         assert kept <= sent <= kept + 20
         _mount("-o", "remount,size=5m", save.parent)
@@ -121,7 +122,7 @@ def test_a_file_size_limit_and_room_made_later(source: Path, tmp_path: Path) -> 
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM_BYTES, resource.RLIM_INFINITY))
 
-    with simulator() as server:
+    with simulator(*LARGE) as server:
         words = words_for(server.url, source, save, "--write_retry_seconds", 0.5)
         done = ended(words, preexec_fn=limit)
         assert done.returncode == 1
@@ -155,7 +156,7 @@ def make_room_in_time(words: list[str], make_room: Callable[[int], object], **se
 def test_room_that_is_made_in_time(disk: Disk, source: Path) -> None:
     """Answers in memory are written once there is room: none that the server gave is lost."""
     save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
-    with simulator("--latency_s", 0.05) as server:
+    with simulator(*LARGE, "--latency_s", 0.05) as server:
         words = words_for(server.url, source, save)
         stderr = make_room_in_time(words, lambda _: _mount("-o", "remount,size=5m", save.parent))
         assert_says(stderr, save, "No space left on device")
@@ -173,7 +174,7 @@ def test_a_file_size_limit_that_is_raised_in_time(source: Path, tmp_path: Path) 
     save = tmp_path / "out.jsonl"
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     limited = (ROOM_BYTES, resource.RLIM_INFINITY)
-    with simulator("--latency_s", 0.05) as server:
+    with simulator(*LARGE, "--latency_s", 0.05) as server:
         stderr = make_room_in_time(
             words_for(server.url, source, save),
             lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited),
@@ -213,7 +214,8 @@ def test_no_room_to_replace_failures(disk: Disk, tmp_path: Path) -> None:
     rows = ROWS[:200]
     source = write_lines(tmp_path / "in.jsonl", rows)
     save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
-    records = [[row, {"ok": 1} if number % 10 else ["old"]] for number, row in enumerate(rows)]
+    answer = {"text": 2000 * "x"}
+    records = [[row, answer if number % 10 else ["old"]] for number, row in enumerate(rows)]
     before = write_lines(save, records).read_bytes()
     with RawServer(answer_all) as server:
         done = ended(words_for(server.url, source, save))

@@ -59,12 +59,13 @@ ANSWERED_THEN = End(attempts=2)
 class Fault:
     """What a server does, and what comes of it if it does so once, and if it does so every time.
 
-    ``wait_s`` is how long it asks to wait before the second attempt.
+    ``refused`` faults are rate limits; ``wait_s`` is how long one asks to wait before the next attempt.
     """
 
     play: Play
     once: End
     always: End
+    refused: bool = False
     wait_s: float = 0.0
     timeout_s: float = 20.0
 
@@ -77,7 +78,8 @@ def retried(play: Play, kind: str, **more: float) -> Fault:
 
 def refused(play: Play, kind: str, **more: float) -> Fault:
     """A rate limit, which doesn't count but has a deadline."""
-    return Fault(play=play, once=ANSWERED_THEN, always=End(attempts=None, kind=kind), **more)
+    always = End(attempts=None, kind=kind)
+    return Fault(play=play, once=ANSWERED_THEN, always=always, refused=True, **more)
 
 
 def final(play: Play, kind: str, text: str = "") -> Fault:
@@ -86,10 +88,10 @@ def final(play: Play, kind: str, text: str = "") -> Fault:
     return Fault(play=play, once=end, always=end)
 
 
-def stops(play: Play, reason: str) -> Fault:
+def stops(play: Play, reason: str, *, refused: bool = False) -> Fault:
     """A fault of the whole account."""
     end = End(attempts=1, stop=reason)
-    return Fault(play=play, once=end, always=end)
+    return Fault(play=play, once=end, always=end, refused=refused)
 
 
 def harmless(play: Play) -> Fault:
@@ -112,8 +114,8 @@ def says(status: str, value: Any, headers: str = "") -> Play:
 
 
 def error(status: str, headers: str = "", **members: Any) -> Play:
-    """An error in OpenAI's shape."""
-    return says(status, {"error": {"message": f"no: {status}", **members}}, headers)
+    """An error in OpenAI's shape, which shows the key if there is no other message."""
+    return says(status, {"error": {"message": f"not for {KEY}", **members}}, headers)
 
 
 def bare(data: bytes) -> Play:
@@ -221,7 +223,9 @@ FAULTS = {
     "429 hint": refused(
         error("429 Too Many", message="Please try again in 50ms."), "HTTP 429", wait_s=SOON_S
     ),
-    "429 hours": stops(error("429 Too Many", "Retry-After: 7200\r\n"), "asks to wait 7,200 s"),
+    "429 hours": stops(
+        error("429 Too Many", "Retry-After: 7200\r\n"), "to wait 7,200 s", refused=True
+    ),
     "429 quota": stops(error("429 Too Many", **QUOTA), "HTTP 429 insufficient_quota"),
     "429 too large": final(
         error("429 Too Many", message=TOO_LARGE, code="rate_limit_exceeded"),
@@ -269,7 +273,7 @@ FAULTS = {
     "text": retried(sends(OK, b"hello", "Content-Type: text/plain\r\n"), "not JSON"),
     "empty": retried(sends(OK, b""), "not JSON"),
     "broken JSON": retried(sends(OK, b'{"choices": [{"a": 1}'), "not JSON"),
-    "deep JSON": retried(sends(OK, b"[" * 5000 + b"]" * 5000), "not JSON"),
+    "deep JSON": retried(sends(OK, b"[" * 200 + b"]" * 200), "not JSON"),
     "stream": final(
         sends(OK, b"data: {}\n\ndata: [DONE]\n\n", "Content-Type: text/event-stream\r\n"),
         "unexpected stream",
@@ -404,7 +408,9 @@ def test_each_fault_ends_as_it_must(name: str, times: int, tmp_path: Path) -> No
         )
         summary, stop = process(processor, source, save)
         check_end(end, scene, save, summary, stop)
+        assert KEY not in save.read_text("utf-8") + stop
         found = verify_results(source, save)
+        assert (summary.rate_limited > 0) == fault.refused
         assert found.answered == summary.answered
         assert (found.failed, found.missing) == (summary.failed, summary.unanswered)
         assert (found.doubled, found.torn, found.foreign) == (0, 0, 0)
@@ -415,6 +421,5 @@ def test_each_fault_ends_as_it_must(name: str, times: int, tmp_path: Path) -> No
         assert len(server.heads) - before == summary.answered == found.failed + found.missing
     assert verify_results(source, save).ok
     assert {head.partition("\r\n")[0] for head in server.heads} == {"POST /v1/embeddings HTTP/1.1"}
-    assert KEY not in save.read_text("utf-8")
     threads = [thread.name for thread in threading.enumerate()]
     assert not [name for name in threads if name.startswith("parallel-processor")]

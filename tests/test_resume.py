@@ -236,7 +236,7 @@ def test_any_file_keeps_its_good_records_in_order(
 ) -> None:
     """With records of all kinds and a cut anywhere, what stays is what is whole and not a failure."""
     content = b"".join(lines)
-    content = content[: data.draw(st.integers(0, len(content)))]
+    content = good(3) + content[: data.draw(st.integers(0, len(content)))]
     path = tmp_path_factory.mktemp("results") / "r.jsonl"
     answered = prepared(path, content)
     left = path.read_bytes()
@@ -248,7 +248,7 @@ def test_any_file_keeps_its_good_records_in_order(
         rest[:-1]
     )
     assert answered.answered == sum(
-        line in (good(1), good(2), batch("i")) for line in [*stays, rest]
+        line in (good(1), good(2), good(3), batch("i")) for line in [*stays, rest]
     )
 
 
@@ -287,11 +287,14 @@ def test_torn_tails_are_cut(path: Path, tail: bytes) -> None:
         b"\x1f\x8b compressed",
     ],
 )
-def test_lines_that_are_no_records_stay(path: Path, content: bytes) -> None:
-    """A file that was named by mistake loses nothing; at most its last line gets an end."""
-    answered = prepared(path, content)
-    assert path.read_bytes() in (content, content + b"\n")
-    assert (answered.answered, answered.failed) == (0, 0)
+def test_a_file_without_any_record_is_refused(path: Path, content: bytes) -> None:
+    """A file that was named by mistake stays as it is; between records, the same lines stay too."""
+    with pytest.raises(ResultsFileError, match="holds no records: name another"):
+        prepared(path, content)
+    assert path.read_bytes() == content
+    answered = prepared(path, good(1) + content)
+    assert path.read_bytes() in (good(1) + content, good(1) + content + b"\n")
+    assert (answered.answered, answered.failed) == (1, 0)
     assert answered.foreign > 0
 
 
@@ -356,7 +359,9 @@ def test_failures_may_be_kept(path: Path) -> None:
     path.write_bytes(content)
     answered = prepare(path, keep_failures=True)
     assert (answered.answered, answered.failed) == (1, 1)
-    assert [answered.take(request(n)) for n in (1, 2, 2, 3)] == [True, True, False, False]
+    assert [answered.take(request(n)) for n in (1, 2, 3)] == [True, False, False]
+    kept = answered.kept_failures
+    assert [kept.take(request(n)) for n in (2, 2, 3)] == [True, False, False]
     assert path.read_bytes() == content
 
 

@@ -408,7 +408,7 @@ def test_requests_that_are_never_answered_fail(tmp_path: Path) -> None:
     with simulator("--latency_s", 0.05, *faults) as server, ExitStack() as stack:
         processes = []
         for max_attempts, job in jobs.items():
-            flags = ("--request_timeout", 3, "--max_attempts", max_attempts)
+            flags = ("--request_timeout", 3, "--max_attempts", max_attempts, "--max_workers", 60)
             words = job.words(server.url, *FAST, *flags, "--logging_level", 40)
             processes.append(stack.enter_context(started(*words)))
         assert [process.end() for process in processes] == [1, 1]

@@ -334,8 +334,8 @@ def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) ->
         (10, "request 17: attempt 1"),
         (30, "request 17 is tried again in 0.0 s: HTTP 500 t: oops"),
         (10, "request 17: attempt 2"),
-        (20, "pausing for 2 s: HTTP 429 t: no"),
-        (30, "request 17 was refused and waits for its turn: HTTP 429 t: no"),
+        (20, "pausing for 2 s after a rate limit"),
+        (30, "request 17 waits for its turn: HTTP 429 t: no"),
         (10, "request 17: attempt 3"),
     ]
 
@@ -362,3 +362,47 @@ def test_nothing_is_formatted_that_nobody_reads(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.ERROR)
     Bench(SERVER_ERROR, error(429, retry_after="2"), reply()).run()
     assert lines(caplog) == []
+
+
+# A server that can't be reached
+
+
+REFUSED = TransportError(
+    "connection error: Connection refused", kind="connection error", unreachable=True
+)
+
+
+def test_a_server_that_is_away_for_a_while_costs_no_attempt() -> None:
+    """Nothing was sent, so everybody waits, longer each time, and the request goes on as if new."""
+    retry = RetryPolicy(max_attempts=2, backoff_initial_s=1.0)
+    bench = Bench(reply(), REFUSED, REFUSED, REFUSED, REFUSED, reply(), retry=retry)
+    assert bench.run().ok
+    before_s = bench.now_s
+    outcome = bench.run()
+    assert outcome.ok and outcome.attempts == 5
+    assert bench.now_s - before_s == pytest.approx(1 + 2 + 4 + 8)
+    assert bench.counters.counts().pauses == 4
+
+
+def test_a_server_that_never_answered_ends_the_run() -> None:
+    """After ``max_attempts`` the run stops with the host's name, and the request has no record."""
+    bench = Bench(REFUSED, retry=RetryPolicy(max_attempts=3, backoff_initial_s=1.0))
+    outcome = bench.run()
+    assert outcome.unanswered and outcome.attempts == 3
+    assert isinstance(bench.stop.cause, RunStoppedError)
+    assert str(bench.stop.cause) == (
+        "can't reach api.openai.com: connection error: Connection refused"
+    )
+
+
+def test_a_server_that_stays_away_fails_the_request_at_the_deadline() -> None:
+    """A server that did answer once gets ``rate_limit_deadline_s``; the others may fare better."""
+    retry = RetryPolicy(backoff_initial_s=1.0, backoff_max_s=60.0, rate_limit_deadline_s=100.0)
+    bench = Bench(reply(), REFUSED, retry=retry)
+    assert bench.run().ok
+    before_s = bench.now_s
+    outcome = bench.run()
+    assert not outcome.ok and not outcome.unanswered
+    assert outcome.error == "connection error: Connection refused"
+    assert 100.0 <= bench.now_s - before_s < 200.0
+    assert not bench.stop.is_set()
