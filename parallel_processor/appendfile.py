@@ -24,15 +24,17 @@ class AppendFile:
 
     Opening creates the file where it is missing, and locks it; the lock ends with the process, however
     that ends. :class:`ResultsFileError` if it can't be written, or another process has it. Pipes and
-    devices have no lock. A new file gets ``mode``, less the umask.
+    devices have no lock. A new file gets ``mode``, less the umask; ``flags``
+    are further ones of ``os.open``.
     """
 
-    def __init__(self, path: Path, mode: int = 0o666) -> None:
+    def __init__(self, path: Path, mode: int = 0o666, flags: int = 0) -> None:
         self.path = path
         self.dirty = False
+        self._size = 0  # the least that it must have
         self._has_lasting_name = False
         try:
-            self._descriptor = _open_locked(path, mode)
+            self._descriptor = _open_locked(path, mode, flags)
         except BlockingIOError:
             raise ResultsFileError(
                 f"another process is writing {path}: wait for it, or name another results file"
@@ -64,16 +66,19 @@ class AppendFile:
                     os.ftruncate(self._descriptor, size)
             raise
         self.dirty = True
+        self._size = size + len(data)
 
     def cut(self, size: int) -> None:
         """Forget everything behind the first ``size`` bytes."""
         os.ftruncate(self._descriptor, size)
         self.dirty = True
+        self._size = size
 
     def sync(self) -> None:
         """Make what was written last through a power loss."""
         if not self.dirty:
             return
+        self._check_name()
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -83,6 +88,16 @@ class AppendFile:
         if not self._has_lasting_name:
             self._has_lasting_name = True
             _sync_directory(self.path.parent)
+
+    def _check_name(self) -> None:
+        """``OSError`` if somebody removed, replaced or shortened the file: its records are gone."""
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return
+        if not os.path.exists(self.path) or not os.path.samestat(status, os.stat(self.path)):
+            raise OSError(errno.ESTALE, "it was removed or replaced by somebody else")
+        if status.st_size < self._size:
+            raise OSError(errno.ESTALE, "it was shortened by somebody else")
 
     def replace_by(self, other: AppendFile) -> None:
         """Put ``other``, complete and synced, in this file's place, and be that file from now on.
@@ -98,7 +113,7 @@ class AppendFile:
         os.replace(other.path, target)
         _sync_directory(target.parent)
         os.close(self._descriptor)
-        self._descriptor = other._descriptor
+        self._descriptor, self._size = other._descriptor, other._size
 
     def close(self) -> None:
         """Give back the descriptor, and with it the lock; again does nothing.
@@ -114,10 +129,10 @@ class AppendFile:
         os.close(descriptor)
 
 
-def _open_locked(path: Path, mode: int) -> int:
+def _open_locked(path: Path, mode: int, flags: int) -> int:
     """Open and lock ``path``; again if it was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | flags, mode)
         try:
             if fcntl is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return descriptor

@@ -22,10 +22,10 @@ from parallel_processor.exceptions import (
     ResultsFileError,
     RunStoppedError,
 )
-from parallel_processor.flags import build_parser, settings
+from parallel_processor.flags import FlagParser, build_parser, settings, with_flag_names
 from parallel_processor.inputs import default_save_path
 from parallel_processor.models import Summary
-from parallel_processor.options import DEFAULT_REQUEST_URL
+from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, Options, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream, summary_text
 from parallel_processor.providers import needs_key
@@ -40,14 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     if words[:1] == ["verify"]:
         return _verify(words[1:])
-    parser = build_parser()
-    flags = parser.parse_args(words)
+    flags = build_parser().parse_args(words)
     _set_up_logging(flags.logging_level)
     raise_soft_limit(flags.max_workers)
     try:
+        Options(**settings(flags))  # first of all, whatever the key
         return _process(flags, _key(flags))
     except (ConfigurationError, InputFileError) as error:
-        parser.error(str(error))
+        _say(f"parallel-processor: error: {with_flag_names(str(error))}")
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -67,14 +68,14 @@ def _key(flags: argparse.Namespace) -> str | None:
             raise ConfigurationError(f"there is no key in {flags.api_key_file}")
     if key is None and needs_key(flags.request_url):
         raise ConfigurationError(
-            f"{flags.request_url} needs a key: set OPENAI_API_KEY, or give --api_key"
+            f"{shown_url(flags.request_url)} needs a key: set OPENAI_API_KEY, or give --api_key"
         )
     return key
 
 
 def _verify(words: list[str]) -> int:
     """``verify``: exit code 0 only if every line has exactly one good record."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="parallel-processor verify",
         description="Check that a results file has one good record for every line of the requests.",
         allow_abbrev=False,
@@ -95,6 +96,7 @@ def _verify(words: list[str]) -> int:
     except ParallelProcessorError as error:
         parser.error(str(error))
     _print("\n".join(f"{name:>9} {count:,}" for name, count in asdict(found).items()))
+    _say("every line has its answer" if found.ok else "not every line has exactly one answer")
     return 0 if found.ok else 1
 
 
@@ -133,12 +135,12 @@ def _say(text: str) -> None:
 
 def _stop(processor: Processor, signal_name: str) -> None:
     processor.stop(f"interrupted by {signal_name}")
-    _log.warning("%s: waiting for what is in flight; another one gives it up", signal_name)
+    _log.warning("%s: waiting for the answers under way; once more gives them up", signal_name)
 
 
 def _cut(processor: Processor, signal_name: str) -> None:
     processor.cut(f"interrupted by {signal_name}")
-    _log.warning("%s: giving up what is in flight", signal_name)
+    _log.warning("%s: giving up the answers under way", signal_name)
 
 
 def _process(flags: argparse.Namespace, api_key: str | None) -> int:
@@ -154,16 +156,25 @@ def _process(flags: argparse.Namespace, api_key: str | None) -> int:
         _log.error("%s", error)
         return 2
     if flags.logging_level <= logging.INFO:
-        limits = {"requests": flags.max_requests_per_minute, "tokens": flags.max_tokens_per_minute}
-        save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
-        _say(f"{summary_text(summary, limits)}\nresults are in {save_path}")
+        _say(_ending(summary, flags, processor.options.limits))
+    again = "Run the same command again"
+    if flags.overwrite:
+        again += ", without --overwrite,"
     if error is not None:
-        _log.error("stopped: %s. Run the same command again once that is put right.", error)
+        _log.error("stopped: %s. %s once that is put right.", str(error).rstrip("."), again)
         return 3 if isinstance(error, RunStoppedError) else 1
     if watcher.number:
-        _log.warning("%s. Run the same command again to go on.", summary.stop_reason)
+        _log.warning("%s. %s to go on.", summary.stop_reason, again)
         return 128 + watcher.number
-    return 1 if summary.failed else 0
+    if summary.failed:
+        _log.warning("%s to send the failed requests once more.", again)
+    return 1 if summary.failed or summary.already_failed else 0
+
+
+def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
+    save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
+    text = f"{summary_text(summary, limits)}\nresults are in {save_path}"
+    return f"{text}, failures in {flags.errors_filepath}" if flags.errors_filepath else text
 
 
 def _run_to_its_end(

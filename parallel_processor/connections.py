@@ -6,9 +6,11 @@ never times out. Here every read gets what is left of the exchange's time instea
 
 from __future__ import annotations
 
+import http
 import http.client
 import io
 import math
+import os
 import socket
 import threading
 import time
@@ -27,6 +29,8 @@ class ConnectionRegistry:
         self._lock = threading.Lock()  # guards _connections and _cut
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._cut = False
+        self._process = os.getpid()
+        self._sending = threading.local()
 
     def add(self, connection: HTTPConnection) -> None:
         """Remember ``connection``, unless :meth:`check` raises."""
@@ -39,13 +43,27 @@ class ConnectionRegistry:
         if self._cut:
             raise ConnectionAbortedError("the run was cut short")
 
+    def note_sending(self) -> None:
+        """This thread's connection stands, and its request goes out now."""
+        self._sending.since_s = time.monotonic()
+
+    @property
+    def sending_since_s(self) -> float:
+        """When this thread's last request went out, on the monotonic clock; 0 before the first."""
+        return float(getattr(self._sending, "since_s", 0.0))
+
     @property
     def is_cut(self) -> bool:
         """True after :meth:`cut`."""
         return self._cut
 
     def cut(self) -> None:
-        """End every exchange under way: its reads and writes fail at once."""
+        """End every exchange under way: its reads and writes fail at once.
+
+        A child that was forked meanwhile shares the sockets, and cuts nothing.
+        """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._cut = True
             connections = list(self._connections)
@@ -96,6 +114,22 @@ class _DeadlineReader(io.RawIOBase):
         super().close()
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """Reads over interim answers (102, 103 …), which ``http.client`` takes for the answer itself.
+
+    The answer behind one would then be read as that to the connection's next request.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                raise http.client.BadStatusLine(f"{version} {status} {reason}")
+            if not http.HTTPStatus.CONTINUE < status < http.HTTPStatus.OK:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
 class _DeadlineSocket:
     """What ``http.client`` reads an answer from: anything with ``makefile``."""
 
@@ -119,11 +153,12 @@ class _BoundedConnection(HTTPConnection):
         self._deadline = began_at + min(connect_s, self.exchange_timeout_s)  # of a proxy's tunnel
         super().connect()
         self._deadline = began_at + self.exchange_timeout_s
-        self.registry.add(
-            self
-        )  # a connection in the making can't be cut, and takes connect_s at most
+        self.registry.add(self)  # one in the making can't be cut, and takes connect_s at most
 
     def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is None:  # plain connections are made within; their TLS is done before
+            self.connect()
+        self.registry.note_sending()
         self._deadline = time.monotonic() + self.exchange_timeout_s
         super().request(*args, **kwargs)
 
@@ -136,7 +171,7 @@ class _BoundedConnection(HTTPConnection):
         self, sock: socket.socket, *args: Any, **kwargs: Any
     ) -> http.client.HTTPResponse:
         bounded: Any = _DeadlineSocket(sock, self._deadline)
-        return http.client.HTTPResponse(bounded, *args, **kwargs)
+        return _FinalResponse(bounded, *args, **kwargs)
 
 
 class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):

@@ -4,18 +4,53 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, RetryPolicy
 
 _EPILOG = """exit codes: 0 all answered, 1 some failed, 2 bad usage, 3 stopped by a fatal error,
-130 interrupted. Run the same command again to go on: answered requests are not sent again.
+130 interrupted, 143 terminated. Run the same command again to go on: answered requests are not sent again.
 parallel-processor verify --help: the check that every line has its answer."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+# The settings whose flags are called otherwise; the cookbook's script gave them these names.
+_FLAG_BY_SETTING = {
+    "requests_per_minute": "--max_requests_per_minute",
+    "tokens_per_minute": "--max_tokens_per_minute",
+    "pause_s": "--seconds_to_pause_after_rate_limit_error",
+    "request_timeout_s": "--request_timeout",
+    "connect_timeout_s": "--connect_timeout",
+    "drain_s": "--drain_seconds",
+    "write_retry_s": "--write_retry_seconds",
+    "token_encoding_name": "--token_encoding_name",
+    "allow_plain_http": "--allow_plain_http",
+    "request_url": "--request_url",
+    "api_key": "--api_key",
+    "max_attempts": "--max_attempts",
+    "max_workers": "--max_workers",
+    "max_response_bytes": "--max_response_bytes",
+    "burst_seconds": "--burst_seconds",
+}
+_SETTING = re.compile(rf"(?<![-\w])({'|'.join(_FLAG_BY_SETTING)})\b")
+
+
+def with_flag_names(message: str) -> str:
+    """``message`` with the names of flags in the place of those of settings."""
+    return _SETTING.sub(lambda match: _FLAG_BY_SETTING[match[1]], message)
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage of two dozen flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is; exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> FlagParser:
     """The flags; the first nine are those of the cookbook's script, with its defaults."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="parallel-processor",
         description="Send a JSONL file of LLM API requests through an account's rate limits.",
         epilog=_EPILOG,
@@ -66,7 +101,11 @@ def _add_further_flags(parser: argparse.ArgumentParser, limits: Limits, retry: R
         "--allow_plain_http", action="store_true", help="let the key go to another host without TLS"
     )
     add("--no_progress", action="store_true", help="show no bar and no progress lines")
-    add("--overwrite", action="store_true", help="start afresh, whatever the results file holds")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start afresh: what the results file holds is deleted",
+    )
     add(
         "--keep_failures",
         action="store_true",

@@ -43,7 +43,8 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
         text = line.decode("utf-8")
         body = parse(text)
         if not isinstance(body, dict):
-            raise ValueError("not a JSON object")
+            hint = " but an array; write one object a line" if isinstance(body, list) else ""
+            raise ValueError(f"not a JSON object{hint}")
         if "custom_id" in body and "body" in body:
             return _batch_request(members(text), body, number, request_url)
         return _request(text, body, number)
@@ -224,5 +225,5 @@ def _identity(body: Any, metadata: Any) -> bytes:
 
 
 def _identity_of_id(custom_id: str) -> bytes:
-    data = custom_id.encode("utf-8", "backslashreplace")
+    data = custom_id.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=16, person=b"custom_id").digest()

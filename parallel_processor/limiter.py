@@ -97,13 +97,14 @@ class TokenBucket:
 
     def _wait_for(self, reservation: Reservation, stop: StopSignal | None) -> bool:
         with stop.waking(reservation.wake) if stop is not None else nullcontext():
-            while stop is None or not stop.is_set():
+            while True:
                 reservation.wake.clear()
+                if stop is not None and stop.is_set():
+                    return False
                 delay = self.poll(reservation)
                 if delay == 0.0:
                     return True
                 self._wait(reservation.wake, delay if delay < math.inf else None)
-        return False
 
     def enqueue(self, reservation: Reservation) -> bool:
         """Take a place in the queue without waiting; true if it was admitted at once.
@@ -197,6 +198,18 @@ class TokenBucket:
             first = self._queue[0] if self._queue and extra < 0 else None
         if first is not None:
             first.wake.set()
+
+    def sent(self, reservation: Reservation, sent_at: float) -> None:
+        """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
+
+        For requests that left much later than they were admitted, told once they have been sent.
+        """
+        with self._lock:
+            now = self._clock()
+            parts = zip(self._quotas, reservation.costs, reservation.slots, strict=True)
+            for quota in self._quotas:
+                quota.advance(now)
+            reservation.slots = [q.postpone(c, slot, min(sent_at, now)) for q, c, slot in parts]
 
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
         """Admit nothing for ``seconds`` from now; true if this began or lengthened a pause.

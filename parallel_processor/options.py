@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,13 @@ from parallel_processor.exceptions import ConfigurationError
 _LARGEST = 1e300
 _LONGEST_S = 1_000_000  # eleven days; poll(2) takes 24 at most
 
+_HIDDEN = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)
 DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
+
+
+def shown_url(url: str) -> str:
+    """``url`` without a login and a query, either of which may hold a secret."""
+    return _HIDDEN.sub("", url)
 
 
 def _check(ok: bool, name: str, value: object, want: str) -> None:
@@ -131,7 +138,7 @@ class Options:
 
     def __post_init__(self) -> None:
         url: object = self.request_url
-        shown = url.partition("?")[0] if isinstance(url, str) else url  # a query may hold a key
+        shown = shown_url(url) if isinstance(url, str) else url
         _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
         if self.api_key is not None and not _is_key(self.api_key):
             raise ConfigurationError("api_key must be printable ASCII without spaces around it")

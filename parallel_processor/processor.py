@@ -22,7 +22,7 @@ from parallel_processor.formats import read_requests, request_from_body
 from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
 from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Outcome, Request, Summary
-from parallel_processor.options import Options
+from parallel_processor.options import Options, shown_url
 from parallel_processor.progress import Progress
 from parallel_processor.providers import endpoint_of, exposes_key, needs_key
 from parallel_processor.resume import AnsweredRequests, prepare_results
@@ -184,14 +184,18 @@ class Processor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        """Stop every run; what nobody is left to take is given up at once."""
+        for run in self._active():
+            run.stop(StopRequested("the processor was closed"))
+            if run.sink is None:
+                run.cut(StopRequested("the processor was closed"))
 
 
 def _check_key(options: Options) -> None:
     """A key where one is needed, and only where nobody can read it on its way."""
-    url = options.request_url.partition("?")[0]
+    url = shown_url(options.request_url)
     if options.api_key:
-        if exposes_key(url) and not options.allow_plain_http:
+        if exposes_key(options.request_url) and not options.allow_plain_http:
             raise ConfigurationError(
                 f"{url} would get the api_key in plain text: use https, or allow_plain_http, or no key"
             )
@@ -262,8 +266,10 @@ def _target(options: Options) -> str:
         (options.limits.tokens_per_minute, "tokens"),
     )
     bounds = [f"{limit:,.0f} {name}" for limit, name in limits if limit < math.inf]
-    url = options.request_url.partition("?")[0]
-    return f"{url}, at most {' and '.join(bounds)} a minute" if bounds else f"{url}, without a limit"
+    url = shown_url(options.request_url)
+    return (
+        f"{url}, at most {' and '.join(bounds)} a minute" if bounds else f"{url}, without a limit"
+    )
 
 
 def _reason(run: Run) -> str:

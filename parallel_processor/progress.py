@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -18,18 +18,13 @@ from tqdm.std import tqdm
 
 from parallel_processor.counters import Counters, Counts
 from parallel_processor.models import Summary, Usage
+from parallel_processor.options import Limits
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
-_BAR_FORMAT = "{percentage:3.0f}%|{bar:10}| {desc}"
+_BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
-_HELD_BY = {
-    "requests": "requests/min",
-    "tokens": "tokens/min",
-    "pause": "a pause after a rate limit",
-    "workers": "requests in flight",
-    "answers": "the server's answers",
-}
+_HELD_BY = {"pause": "a pause", "workers": "max_workers", "answers": "the answers"}
 
 
 class Progress:
@@ -82,7 +77,7 @@ class Progress:
         busy = sum(self._waited.values()) < (now - self._refreshed_at) / 2
         self._waited.clear()
         self._refreshed_at = now
-        return "this machine or the input" if busy else _HELD_BY.get(name, name)
+        return "the machine or input" if busy else _HELD_BY.get(name, name)
 
     def refresh(self) -> None:
         """Show where the run stands."""
@@ -126,7 +121,7 @@ class Progress:
         done = counts.answered + counts.failed + counts.already_answered
         fraction = self._fraction()
         total = _estimate(fraction, counts)
-        words = [f"{done:,}/{_about(total, fraction)} done"]
+        words = [f"{done:,}/{_about(total, fraction)}"]
         if counts.failed:
             words.append(f"{counts.failed:,} failed")
         if counts.in_flight or fraction != 1.0:
@@ -198,22 +193,37 @@ def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:
     return str(timedelta(seconds=round((total - done) * elapsed_s / fresh)))
 
 
-def summary_text(summary: Summary, limits: Mapping[str, float]) -> str:
-    """The summary as lines for a person; ``limits`` are per minute, by name."""
-    minutes = max(summary.elapsed_s, 1e-9) / 60
-    lines = [
-        f"{summary.answered:,} answered, {summary.failed:,} failed"
-        + (f", {summary.unanswered:,} given up unanswered" if summary.unanswered else "")
-        + (f", {summary.already_answered:,} answered before" if summary.already_answered else "")
-        + f" in {summary.elapsed_s:,.1f} s",
-        f"{summary.attempts:,} attempts ({summary.attempts / minutes:,.0f}"
-        f"{_of(limits['requests'])} a minute), {summary.retries:,} of them retries; "
-        f"{summary.rate_limited:,} rate-limit answers, {summary.pauses:,} pauses",
-        f"{summary.reserved_tokens:,} tokens reserved ({summary.reserved_tokens / minutes:,.0f}"
-        f"{_of(limits['tokens'])} a minute), {summary.used_tokens:,} used by the answers",
+def summary_text(summary: Summary, limits: Limits) -> str:
+    """The summary as lines for a person."""
+    before = [
+        f", {count:,} {what} before"
+        for count, what in (
+            (summary.already_answered, "answered"),
+            (summary.already_failed, "failed"),
+        )
+        if count
     ]
-    lines += [f"failed {count:,} times: {kind}" for kind, count in summary.errors_by_kind.items()]
+    lines = [
+        f"{summary.answered:,} answered, {summary.failed:,} failed{''.join(before)}"
+        + (f", {summary.unanswered:,} given up" if summary.unanswered else "")
+        + (", the rest not sent" if summary.stop_reason else "")
+        + f" in {summary.elapsed_s:,.1f} s",
+        f"attempts: {summary.attempts:,}{_pace(summary.attempts, summary, limits, 'requests')}, "
+        f"{summary.retries:,} of them retries, {summary.rate_limited:,} refused by a rate limit; "
+        f"pauses: {summary.pauses:,}",
+        f"tokens: {summary.reserved_tokens:,} reserved"
+        f"{_pace(summary.reserved_tokens, summary, limits, 'tokens')}, "
+        f"{summary.used_tokens:,} used by the answers",
+    ]
+    lines += [f"failed: {count:,} x {kind}" for kind, count in summary.errors_by_kind.items()]
     return "\n".join(lines)
+
+
+def _pace(count: int, summary: Summary, limits: Limits, name: str) -> str:
+    """What ``count`` is a minute; a short run's burst counts as the time that it stands for."""
+    limit = limits.requests_per_minute if name == "requests" else limits.tokens_per_minute
+    minutes = (summary.elapsed_s + limits.burst_seconds) / 60
+    return f" ({count / minutes:,.0f}{_of(limit)} a minute)"
 
 
 class BarStream:

@@ -11,7 +11,8 @@ Two rules say whether a quota has room for a cost, and both must hold:
   minute's limit is admitted when the window is empty.
 
 The window is a quarter of a second longer than a minute, and the pace a little below the limit, so
-that requests which spend unequal times on their way to the server keep the limit there too.
+that requests which spend unequal times on their way to the server keep the limit there too. One that
+was sent much later than it was admitted, since its connection took long, is counted when it was sent.
 """
 
 from __future__ import annotations
@@ -84,6 +85,19 @@ class Quota:
         slot = [now, cost, now]
         self.window.append(slot)
         return slot
+
+    def postpone(self, amount: float, slot: list[float], sent_at: float) -> list[float]:
+        """Count ``amount`` of what ``slot`` counts at ``sent_at`` instead; gives the slot that does.
+
+        ``sent_at`` is behind the slot's time, and past.
+        """
+        if not self.window or slot[0] < self.window[0][0]:
+            return slot  # it has left the window already
+        later = next(later for later in reversed(self.window) if later[2] <= sent_at)
+        slot[1] -= amount
+        later[1] += amount
+        later[0] = max(later[0], sent_at)
+        return later
 
     def refund(self, amount: float, slot: list[float], now: float) -> None:
         """Give back ``amount`` of what ``slot`` counts."""

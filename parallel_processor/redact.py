@@ -6,6 +6,7 @@ than its length asks for.
 
 from __future__ import annotations
 
+import json
 import re
 
 _ESCAPE = r"(?<=\\[nrt])"  # behind a line's end in JSON, whose letter belongs to no word
@@ -28,23 +29,28 @@ class Redactor:
 
     def __init__(self, api_key: str | None) -> None:
         key = api_key or ""
-        whole, part = re.escape(key) or _NOTHING, _NOTHING
+        escaped = json.dumps(key)[1:-1]
+        spellings = {key, escaped, key.replace("/", r"\/"), escaped.replace("/", r"\/")} - {""}
+        whole = "|".join(map(re.escape, sorted(spellings))) or _NOTHING
+        part = _NOTHING
         if len(key) >= _LEAST_SECRET:
             head, tail = re.escape(key[:_SHOWN]), re.escape(key[-_SHOWN:])
             part = rf"{head}[-_.…*\w]*|(?<![.…*])[.…*]+{tail}"
         else:
-            whole = rf"(?:(?<!\w)|{_ESCAPE}){whole}(?!\w)"
-        self._whole, self._part = re.compile(whole), re.compile(part)
+            whole = rf"(?:(?<!\w)|{_ESCAPE})(?:{whole})(?!\w)"
+        self._key, self._whole, self._part = key, re.compile(whole), re.compile(part)
 
     def __call__(self, text: str) -> str:
         """``text`` without keys."""
         text = self._whole.sub(_PLACEHOLDER, text)
-        text = self._part.sub(_replace_masked, text)
+        text = self._part.sub(self._replace_part, text)
         return _LOOKS_LIKE_A_KEY.sub(_replace_random, text)
 
-
-def _replace_masked(match: re.Match[str]) -> str:
-    return _PLACEHOLDER if any(mask in match[0] for mask in _MASKS) else match[0]
+    def _replace_part(self, match: re.Match[str]) -> str:
+        """A part of the key is one that is masked, or that is long enough to be no other word."""
+        found = match[0]
+        is_start = len(found) >= _LEAST_SECRET and self._key.startswith(found)
+        return _PLACEHOLDER if is_start or any(mask in found for mask in _MASKS) else found
 
 
 def _replace_random(match: re.Match[str]) -> str:

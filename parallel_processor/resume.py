@@ -11,6 +11,7 @@ it is complete on disk.
 from __future__ import annotations
 
 import logging
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -24,6 +25,7 @@ from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
 _BUFFER_BYTES = 1024 * 1024
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BUCKETS = 16_384
 
 
@@ -173,7 +175,9 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
 
     What an earlier run left of such a file, killed while writing it, is overwritten.
     """
-    beside = AppendFile(file.path.resolve().with_name(f"{file.path.name}.new~"), mode=0o600)
+    beside = AppendFile(
+        file.path.resolve().with_name(f"{file.path.name}.new~"), mode=0o600, flags=_NO_LINK
+    )
     try:
         beside.cut(0)
         with file.path.open("rb") as old:

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from parallel_processor.counters import Counters
 from parallel_processor.descriptors import affordable_workers
@@ -32,7 +33,7 @@ from parallel_processor.options import Options
 from parallel_processor.progress import Progress
 from parallel_processor.stop import StopSignal
 from parallel_processor.transport import Transport
-from parallel_processor.worker import Worker
+from parallel_processor.worker import Worker, flawed
 
 _log = logging.getLogger("parallel_processor")
 
@@ -65,7 +66,8 @@ class Run:
         self._stop = StopSignal()
         self._wake = threading.Event()
         self._lock = threading.Lock()  # guards _in_flight
-        self._in_flight = 0
+        self._in_flight = 0  # for a moment below that where an interrupt came between two steps
+        self._ticket: list[Request] = []  # holds the request that is being handed to a worker
         self._feeder_waits = False  # written by the feeder; a stale value costs one needless wake
         self._has_threads = False
         self._give_up_at = math.inf  # set by a stop
@@ -111,6 +113,7 @@ class Run:
                 raise
             except BaseException as error:
                 self._stop.set(error)
+                self._take_back()
                 raise
             finally:
                 self._finish(executor)
@@ -127,11 +130,12 @@ class Run:
                     break
             else:
                 return
-            self._take_credit()
+            self._take_credit(request)
             if reservation is None:
-                self._deliver(_flawed(request))
+                self._deliver(flawed(request))
             else:
-                self._submit(executor, request, tokens, reservation)
+                self._submit(executor, tokens, reservation)
+            self._ticket = []
             self._show()
 
     def _has_credit(self) -> bool:
@@ -172,17 +176,15 @@ class Run:
                 self._bucket.cancel(reservation)
         return reservation if admitted else None
 
-    def _submit(
-        self, executor: ThreadPoolExecutor, request: Request, tokens: int, reservation: Reservation
-    ) -> None:
+    def _submit(self, executor: ThreadPoolExecutor, tokens: int, reservation: Reservation) -> None:
         try:
-            executor.submit(self._process, request, tokens, reservation)
+            executor.submit(self._process, self._ticket, tokens, reservation)
             self._has_threads = True
         except RuntimeError as error:
             # The system has no more threads. The request is queued all the same, for one of those
             # that there are. Any other reason is the interpreter's end.
             if not self._has_threads or "can't start new thread" not in str(error):
-                self._deliver(Outcome(request=request, ok=False, unanswered=True))
+                self._take_back()
                 raise
             self._max_workers = max(1, self._in_flight - 1)
             _log.warning("only %d requests can be in flight: %s", self._max_workers, error)
@@ -211,10 +213,16 @@ class Run:
                 yield outcome
             self.recorded([outcome])
 
-    def _take_credit(self) -> None:
+    def _take_credit(self, request: Request) -> None:
         self.counters.started()
         with self._lock:
-            self._in_flight += 1
+            self._in_flight, self._ticket = self._in_flight + 1, [request]
+
+    def _take_back(self) -> None:
+        """Give up what was being handed over when the feeder was interrupted, if nobody has it."""
+        with suppress(IndexError):  # who takes it out of the ticket answers for its credit
+            request = self._ticket.pop()
+            self.recorded([Outcome(request=request, ok=False, unanswered=True)])
 
     def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
         """Give back the credits of ``outcomes``, which are on record or, if not, never will be."""
@@ -224,8 +232,12 @@ class Run:
         if self._feeder_waits:
             self._wake.set()
 
-    def _process(self, request: Request, tokens: int, reservation: Reservation) -> None:
+    def _process(self, ticket: list[Request], tokens: int, reservation: Reservation) -> None:
         """Runs in a worker thread. Whatever happens, the request gets an outcome."""
+        try:
+            request = ticket.pop()
+        except IndexError:
+            return  # the feeder took it back
         try:
             outcome = self._worker.process(request, tokens, reservation)
         except BaseException as error:  # a fault of ours: the run ends with it instead of hanging
@@ -234,7 +246,9 @@ class Run:
         self._deliver(outcome)
 
     def _deliver(self, outcome: Outcome) -> None:
-        if not outcome.ok and not outcome.unanswered:
+        if outcome.request.flaw is not None:
+            _log.error("%s", outcome.error)
+        elif not outcome.ok and not outcome.unanswered:
             _log.error("request %d failed: %s", outcome.request.number, outcome.error)
         if outcome.unanswered and self.sink is not None:
             self.recorded([outcome])
@@ -247,12 +261,12 @@ class Run:
     def _drain(self) -> Iterator[Outcome]:
         """Wait until every credit is back; after a stop for a while only."""
         self._feeder_waits = True
-        while self._in_flight:
+        while self._in_flight > 0:
             self._wake.clear()
             yield from self._ready()
             if self._stop.is_set() and self._give_up_at == math.inf:
                 self._give_up_at = self._clock() + self._drain_s()
-                _log.info("stopping: %d answers are under way", self._in_flight)
+                _log.info("stopping; requests in flight: %d", self._in_flight)
             left = self._give_up_at - self._clock()
             if left <= 0:
                 return
@@ -277,15 +291,9 @@ class Run:
                 for _ in self._drain():
                     pass
         finally:
-            if self._in_flight:
+            if self._in_flight > 0:
                 self.cut(StopRequested("gave up what was in flight"))
             executor.shutdown(wait=True)
             self._transport.close()
             if self.progress is not None:
                 self.progress.close()
-
-
-def _flawed(request: Request) -> Outcome:
-    return Outcome(
-        request=request, ok=False, errors=(request.flaw or "",), error_kind="line can't be sent"
-    )

@@ -33,7 +33,7 @@ from parallel_processor.exceptions import TransportError
 from parallel_processor.jsontext import read_answer
 from parallel_processor.models import Reply, Request
 from parallel_processor.options import Options
-from parallel_processor.providers import auth_headers
+from parallel_processor.providers import auth_headers, is_loopback
 
 _dispatch: Any = dispatch_hook
 _CHUNK_BYTES = 1024 * 1024
@@ -41,7 +41,8 @@ _MAX_PREPARED_URLS = 64
 _MAX_MESSAGE = 300
 _NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
 _NOISE = re.compile(
-    r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?|\(read timeout=[\d.]+\)"
+    r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?"
+    r"|\(read timeout=[\d.]+\)|(?<=//)[^/\s]*@"  # the last is a login
 )
 
 
@@ -86,8 +87,11 @@ class Transport:
             if lane.session.auth is not None:  # it may answer a challenge, as Digest does
                 settings = settings | {"timeout": self._timeout}
                 response = _dispatch("response", prepared.hooks, response, **settings)
+            if response.status_code < 200:  # an adapter of the session's own; see connections.py
+                adapter.close()
+                raise TransportError("the server sent an interim answer only", kind="torn body")
             body = self._read(response)
-        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+        except (requests.RequestException, HTTPError, OSError, ValueError, TypeError) as error:
             raise _transport_error(error, self._registry.is_cut) from error
         finally:
             if response is not None:
@@ -139,6 +143,8 @@ class Transport:
     def _merge_settings(self, lane: _Lane, url: str) -> dict[str, Any]:
         """Proxies, CA bundle and client certificate for ``url``, from the session and environment."""
         settings = dict(lane.session.merge_environment_settings(url, {}, True, None, None))
+        if is_loopback(url) and not lane.session.proxies:
+            settings["proxies"] = {}  # a key that may go to this machine must not go to a proxy
         with self._lock:
             if len(lane.settings) >= _MAX_PREPARED_URLS:
                 lane.settings.clear()
@@ -157,6 +163,11 @@ class Transport:
                     retryable=False,
                 )
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @property
+    def sending_since_s(self) -> float:
+        """When this thread's last request went out, on the monotonic clock; 0 if nobody knows."""
+        return self._registry.sending_since_s
 
     def cut(self) -> None:
         """End every exchange under way; each fails as a broken connection."""

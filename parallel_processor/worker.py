@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from parallel_processor.answers import judge
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, TransportError
+from parallel_processor.jsontext import parse
 from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Attempt, Outcome, Request, Verdict
+from parallel_processor.models import Attempt, Outcome, Reply, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.providers import charges_reservation
 from parallel_processor.redact import Redactor
@@ -21,6 +22,8 @@ from parallel_processor.stop import StopSignal
 from parallel_processor.transport import Transport
 
 _log = logging.getLogger("parallel_processor")
+_LATE_S = 0.1  # within this, the bucket's own margin covers a request's way to the wire
+_LEAST_PAUSE_S = 0.1  # for a server that refuses and says "0 seconds"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +87,8 @@ class Worker:
         self._counters.sent(tries.tokens, first=tries.sent == 0)
         tries.sent += 1
         attempt = self._send(tries.request)
+        if self._transport.sending_since_s - (reservation.admitted_at or 0.0) > _LATE_S:
+            self._bucket.sent(reservation, self._transport.sending_since_s)
         self._settle(reservation, attempt)
         tries.note(attempt, self._clock())
         self._react(attempt, reservation, tries)
@@ -91,7 +96,7 @@ class Worker:
 
     def _send(self, request: Request) -> Attempt:
         try:
-            attempt = judge(self._transport.send(request))
+            attempt = self._judge(self._transport.send(request))
             self._was_reached = True
         except TransportError as error:
             if error.is_cut:  # no fault of the server's, whatever attempt it was
@@ -100,15 +105,22 @@ class Worker:
             if error.unreachable:
                 verdict = Verdict.UNREACHABLE
             attempt = Attempt(verdict=verdict, kind=error.kind, error=str(error))
-        return attempt if attempt.verdict is Verdict.ANSWERED else self._without_keys(attempt)
+        return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt
 
-    def _without_keys(self, attempt: Attempt) -> Attempt:
-        reply = attempt.reply
-        if reply is not None:
-            text = self._redact(reply.body.decode("utf-8", "replace"))
-            reply = replace(reply, body=text.encode(), data=None)
-        return replace(
-            attempt, reply=reply, kind=self._redact(attempt.kind), error=self._redact(attempt.error)
+    def _judge(self, reply: Reply) -> Attempt:
+        """What ``reply`` means; of one that is no good answer, keys are cut out before it is read."""
+        attempt = judge(reply)
+        return attempt if attempt.verdict is Verdict.ANSWERED else judge(self._without_keys(reply))
+
+    def _without_keys(self, reply: Reply) -> Reply:
+        text = self._redact(reply.body.decode("utf-8", "replace"))
+        headers = {name.lower(): self._redact(value) for name, value in reply.headers.items()}
+        try:
+            data, is_json = parse(text, strict=False), True
+        except ValueError:
+            data, is_json = None, False
+        return Reply(
+            status=reply.status, headers=headers, body=text.encode(), data=data, is_json=is_json
         )
 
     def _settle(self, reservation: Reservation, attempt: Attempt) -> None:
@@ -134,6 +146,7 @@ class Worker:
         self._counters.refused()
         policy = self._options.retry
         seconds = policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
+        seconds = max(seconds, _LEAST_PAUSE_S)
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
             self._stop.set(RunStoppedError(message))
@@ -161,3 +174,10 @@ class Worker:
             _log.warning("request %d waits for its turn: %s", number, error)
         else:
             _log.warning("request %d is tried again in %.1f s: %s", number, seconds, error)
+
+
+def flawed(request: Request) -> Outcome:
+    """The outcome of a line that can't be sent."""
+    return Outcome(
+        request=request, ok=False, errors=(request.flaw or "",), error_kind="line can't be sent"
+    )

@@ -70,4 +70,4 @@ def read_lines(path: Path) -> list[Any]:
     """The rows of a JSONL file; each line must be whole."""
     text = path.read_text("utf-8")
     assert text == "" or text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]

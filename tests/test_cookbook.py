@@ -143,7 +143,7 @@ def test_exactly_the_missing_requests_are_sent(left: Left) -> None:
 def test_failures_may_be_kept(left: Left) -> None:
     """With ``--keep_failures`` failed records stay as they are, and their requests aren't sent."""
     with RawServer(answer) as server:
-        assert run(*left.words(server, "--keep_failures")).returncode == 0
+        assert run(*left.words(server, "--keep_failures")).returncode == 1
         assert bodies(server) == Counter(map(sent, left.missing))
     assert left.save.read_text("utf-8").startswith("".join(left.records))
     found = verify_results(left.source, left.save)

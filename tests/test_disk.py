@@ -305,5 +305,5 @@ def test_failures_that_cant_be_replaced_are_found_first(source: Path, tmp_path: 
     assert path.read_bytes() == before
     with RawServer(answer_all) as server:
         words = words_for(server.url, source, path, "--keep_failures")
-        assert ended([*start, *words]).returncode == 0
+        assert ended([*start, *words]).returncode == 1  # one has failed, and stays so
     assert verify_results(source, path).answered == COUNT - 1

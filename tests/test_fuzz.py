@@ -306,6 +306,10 @@ def mutated_lines(draw: st.DrawFn) -> Line:
     return Line(text[:start] + draw(st.binary(max_size=3)) + text[end:])
 
 
+ALIKE_LINES = [  # two ids that UTF-8 with escapes would make one
+    Line(b'{"custom_id": "\\ud800", "body": {"refuse": true}}'),
+    Line(b'{"custom_id": "\\\\ud800", "body": {}}'),
+]
 LINES = st.one_of(
     cookbook_lines(),
     batch_lines(),
@@ -336,6 +340,7 @@ def refuses(visit: Visit) -> None:
 
 @settings(max_examples=250)
 @example(lines=FIXED_LINES, ends=False)
+@example(lines=ALIKE_LINES, ends=True)
 @given(lines=st.lists(LINES, max_size=8), ends=st.booleans())
 def test_any_lines_have_one_record_each(stage: Stage, lines: list[Line], ends: bool) -> None:
     """Good lines arrive, bad ones name their number, and the same call sends what was refused alone."""

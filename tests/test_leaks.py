@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import linecache
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -34,7 +37,7 @@ from parallel_processor.transport import Transport
 COUNT = 40
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 ROWS = [{"model": "m", "input": f"text {number}"} for number in range(COUNT)]
-HANGS_S = 40.0
+HANGS_S = 20.0
 
 
 class Broken(Exception):
@@ -342,7 +345,7 @@ def assert_free(path: Path) -> None:
 
 
 @contextmanager
-def stage_in(folder: Path) -> Iterator[Stage]:
+def stage_in(folder: Path, drain_s: float = 0.05) -> Iterator[Stage]:
     """A stage, which goes with the block."""
     room = Room()
     source = write_lines(folder / "in.jsonl", ROWS)
@@ -352,7 +355,7 @@ def stage_in(folder: Path) -> Iterator[Stage]:
             limits=NO_LIMITS,
             retry=RetryPolicy(max_attempts=2, backoff_initial_s=0.0),
             max_workers=8,
-            drain_s=0.05,
+            drain_s=drain_s,
             write_retry_s=0.0,
         ) as processor:
             stage = Stage(room, processor, source, folder / "out.jsonl", patch)
@@ -389,3 +392,66 @@ def test_nothing_is_left(end: End, tmp_path: Path) -> None:
             assert_free(stage.save)
     assert in_use() == before
     assert set(os.listdir(tmp_path)) <= {"in.jsonl", "out.jsonl"}
+
+
+class Interrupter:
+    """Raises ``KeyboardInterrupt`` at the ``count``-th line that the feeding of a run comes to."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        """For ``sys.settrace``: follow what the feeder runs, whatever thread it may wait for."""
+        path, code = frame.f_code.co_filename, frame.f_code.co_name
+        is_ours = path.endswith("/parallel_processor/run.py") and code in FEEDING
+        is_executor = path.endswith("/concurrent/futures/thread.py") and code == "submit"
+        return self._trace_lines if is_ours or is_executor else None
+
+    def _trace_lines(self, frame: FrameType, event: str, argument: object) -> Any:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and not line.lstrip().startswith("with "):  # would leave locks held
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._trace_lines
+
+
+FEEDING = {"_feed", "_has_credit", "_admit", "_take_credit", "_submit", "_deliver", "_take_back"}
+
+
+def end_of(stage: Stage, interrupter: Interrupter) -> BaseException | None:
+    """What the job raises if it is interrupted so."""
+    ends: list[BaseException | None] = []
+
+    def work() -> None:
+        sys.settrace(interrupter.trace)
+        try:
+            stage.run()
+            ends.append(None)
+        except BaseException as error:
+            ends.append(error)
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(HANGS_S)
+    assert ends, f"it hangs after an interrupt, with {interrupter.left} lines left"
+    return ends[0]
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing_to_wait_for(tmp_path: Path) -> None:
+    """Wherever it hits the feeder, the run ends once what is in flight is answered."""
+    interrupts = 0
+    while True:
+        folder = tmp_path / f"{interrupts}"
+        folder.mkdir()
+        with stage_in(folder, drain_s=1e6) as stage:
+            write_lines(stage.source, [{"n": 1}, "no request", {"n": 2}])
+            end = end_of(stage, Interrupter(interrupts + 1))
+        if end is None:
+            break
+        assert isinstance(end, KeyboardInterrupt)
+        interrupts += 1
+    assert interrupts > 60

@@ -1112,3 +1112,36 @@ def test_the_usage_says_what_it_is_to_be_held_against() -> None:
     assert bucket.usage().span_s == 12.0
     clock.now_s += 1000.0
     assert bucket.usage().span_s == MINUTE_S
+
+
+def test_what_was_sent_late_is_counted_when_it_was_sent() -> None:
+    """Ten requests whose connections took three seconds leave the window three seconds later."""
+    clock = FakeClock()
+    limits = Limits(requests_per_minute=20, burst_seconds=30)
+    bucket = TokenBucket(limits, clock=clock)
+    late = [bucket.acquire(1) for _ in range(10)]
+    clock.now_s += 3.0
+    for reservation in late:
+        assert reservation is not None
+        bucket.sent(reservation, clock.now_s)
+    clock.now_s += 57.5
+    assert bucket.usage().admitted["requests"] == 10
+    clock.now_s += 3.0
+    assert bucket.usage().admitted == {"requests": 0, "tokens": 0}
+
+
+def test_what_was_sent_late_can_still_be_settled() -> None:
+    """The refund goes to where the request is counted now; one that has left is left alone."""
+    clock = FakeClock()
+    bucket = TokenBucket(Limits(tokens_per_minute=600), clock=clock)
+    first, second = Reservation(100), Reservation(100)
+    for reservation in (first, second):
+        bucket.enqueue(reservation)
+        clock.now_s += 30.0
+        bucket.poll(reservation)
+    bucket.sent(second, clock.now_s)
+    bucket.settle(second, 40)
+    assert bucket.usage().admitted["tokens"] == 140
+    clock.now_s += 45.0
+    bucket.sent(first, clock.now_s)
+    assert bucket.usage().admitted["tokens"] == 40

@@ -19,6 +19,7 @@ import pytest
 from parallel_processor.counters import Counters
 from parallel_processor.formats import request_from_body
 from parallel_processor.models import Outcome, Summary, Usage
+from parallel_processor.options import Limits
 from parallel_processor.progress import Progress, summary_text
 
 REQUEST = request_from_body({}, 1)
@@ -116,7 +117,7 @@ def test_a_line_says_everything() -> None:
     shown.progress.waited("tokens", 20.0)
     shown.span_s = 30.0
     assert shown.lines_after(30.0) == [
-        "20/~82 done, 1 failed, ETA 0:01:38, held back by tokens/min, 21 in flight, "
+        "20/~82, 1 failed, ETA 0:01:38, held back by tokens, 21 in flight, "
         "20/60 requests/min, 1,000/1,000 tokens/min"
     ]
 
@@ -145,7 +146,7 @@ def test_the_total_is_exact_once_all_is_read() -> None:
     shown.read = 1.0
     shown.counters.finished([ANSWERED] * 123)
     (line,) = shown.lines_after(60.0)
-    assert line.startswith("123/123 done, 0 in flight")
+    assert line.startswith("123/123, 0 in flight")
     assert "ETA" not in line
     assert "held back" not in line
 
@@ -157,7 +158,7 @@ def test_nobody_knows_the_length_of_a_pipe() -> None:
     shown.start(5)
     shown.counters.finished([ANSWERED])
     (line,) = shown.lines_after(60.0)
-    assert line.startswith("1/? done, ETA ?")
+    assert line.startswith("1/?, ETA ?")
 
 
 def test_the_eta_counts_what_this_run_did() -> None:
@@ -180,13 +181,13 @@ def test_without_an_answer_there_is_no_eta() -> None:
 @pytest.mark.parametrize(
     ("waits", "held_by"),
     [
-        ({"requests": 6.0, "tokens": 2.0}, "requests/min"),
-        ({"tokens": 9.0}, "tokens/min"),
-        ({"pause": 8.0}, "a pause after a rate limit"),
-        ({"workers": 6.0}, "requests in flight"),
-        ({"answers": 9.9}, "the server's answers"),
-        ({"requests": 2.0, "answers": 2.5}, "this machine or the input"),
-        ({}, "this machine or the input"),
+        ({"requests": 6.0, "tokens": 2.0}, "requests"),
+        ({"tokens": 9.0}, "tokens"),
+        ({"pause": 8.0}, "a pause"),
+        ({"workers": 6.0}, "max_workers"),
+        ({"answers": 9.9}, "the answers"),
+        ({"requests": 2.0, "answers": 2.5}, "the machine or input"),
+        ({}, "the machine or input"),
     ],
 )
 def test_what_was_waited_for_longest_holds_back(waits: dict[str, float], held_by: str) -> None:
@@ -197,7 +198,7 @@ def test_what_was_waited_for_longest_holds_back(waits: dict[str, float], held_by
         shown.progress.waited(name, seconds)
     assert f"held back by {held_by}, " in shown.lines_after(10.0)[0]
     shown.progress.waited("tokens", 7.0)
-    assert "held back by tokens/min, " in shown.lines_after(10.0)[1]
+    assert "held back by tokens, " in shown.lines_after(10.0)[1]
 
 
 def test_a_limit_that_is_off_is_not_shown() -> None:
@@ -248,8 +249,8 @@ def test_a_terminal_shows_a_bar(show: bool | None) -> None:
         shown.now_s += 1.0
         shown.progress.close()
         text = screen.text()
-    assert re.search(r"40%\|[^|]+\| 4/10 done, ETA ", text)
-    assert re.search(r"100%\|[^|]+\| 10/10 done, 0 in flight, [^\r\n]*\r\n$", text)
+    assert re.search(r"40%\|[^|]+\| 4/10, ETA ", text)
+    assert re.search(r"100%\|[^|]+\| 10/10, 0 in flight, [^\r\n]*\r\n$", text)
 
 
 def test_nothing_is_shown_if_so_wished() -> None:
@@ -277,7 +278,7 @@ def test_a_terminal_may_go_away() -> None:
             return True
 
         def write(self, text: str) -> int:
-            if "done" in text:
+            if "in flight" in text:
                 raise OSError(errno.EPIPE, "Broken pipe")
             return len(text)
 
@@ -298,6 +299,7 @@ LOGGING = """
 import io, logging, sys
 sys.path.insert(0, {tests!r})
 from test_progress import View
+from parallel_processor.options import Limits
 from parallel_processor.progress import BarStream
 logger = logging.getLogger("t")
 logger.addHandler(logging.StreamHandler(BarStream()))
@@ -339,17 +341,18 @@ def test_the_summary_names_everything() -> None:
         elapsed_s=120.0,
         errors_by_kind={"HTTP 500": 2, "timeout": 1},
     )
-    assert summary_text(summary, {"requests": 1_500, "tokens": float("inf")}).splitlines() == [
-        "2,000 answered, 3 failed, 4 given up unanswered, 1,000 answered before in 120.0 s",
-        "3,000 attempts (1,500/1,500 a minute), 990 of them retries; "
-        "7 rate-limit answers, 2 pauses",
-        "60,000 tokens reserved (30,000 a minute), 50,000 used by the answers",
-        "failed 2 times: HTTP 500",
-        "failed 1 times: timeout",
+    limits = Limits(requests_per_minute=1_500, tokens_per_minute=float("inf"), burst_seconds=30.0)
+    assert summary_text(summary, limits).splitlines() == [
+        "2,000 answered, 3 failed, 1,000 answered before, 4 given up in 120.0 s",
+        "attempts: 3,000 (1,200/1,500 a minute), 990 of them retries, 7 refused by a rate limit; "
+        "pauses: 2",
+        "tokens: 60,000 reserved (24,000 a minute), 50,000 used by the answers",
+        "failed: 2 x HTTP 500",
+        "failed: 1 x timeout",
     ]
 
 
 def test_a_run_that_did_nothing_has_a_summary() -> None:
     """No time and no requests divide by nothing."""
-    text = summary_text(Summary(), {"requests": 60.0, "tokens": 60.0})
-    assert text.startswith("0 answered, 0 failed in 0.0 s\n0 attempts (0/60 a minute)")
+    text = summary_text(Summary(), Limits(requests_per_minute=60))
+    assert text.startswith("0 answered, 0 failed in 0.0 s\nattempts: 0 (0/60 a minute)")

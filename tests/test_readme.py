@@ -78,7 +78,7 @@ def test_the_verify_command_runs(tmp_path: Path) -> None:
     write_lines(tmp_path / "requests.jsonl", [{"input": "a"}])
     results = write_lines(tmp_path / "requests_results.jsonl", [[{"input": "a"}, {"data": []}]])
     done = subprocess.run(command(*words), cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "every line has its answer\n")
     assert dict(line.split() for line in done.stdout.splitlines())["answered"] == "1"
     results.write_text("[{")
     assert subprocess.run(command(*words), cwd=tmp_path, capture_output=True).returncode == 1

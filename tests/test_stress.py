@@ -146,7 +146,7 @@ def test_whatever_happens_each_request_has_one_answer(tmp_path: Path) -> None:
         answered = Counter(outcome.request.body["input"] for outcome in outcomes)
         assert answered == Counter(body["input"] for body in bodies)
     assert stopper.stops > 0 < sum(stops)
-    print(stats, elapsed_s, stopper.stops, stops)
+
     assert set(stats["faults"]) == set(FAULTS.split(","))
     assert stats["peak_in_flight"] > WORKERS
     most = LIMITS.requests_per_minute * min(60.0, elapsed_s + LIMITS.burst_seconds) / 60.0

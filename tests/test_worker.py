@@ -46,6 +46,8 @@ TORN = TransportError("torn body: cut short", kind="torn body")
 class Scripted:
     """A transport whose attempts end as the script says; the last end is repeated."""
 
+    sending_since_s = 0.0
+
     def __init__(self, *ends: Reply | BaseException) -> None:
         self._ends = list(ends)
         self.sent: list[Request] = []
