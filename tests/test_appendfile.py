@@ -132,3 +132,23 @@ def test_cut_forgets_the_end(path: Path) -> None:
     file.close()
     file.close()
     assert path.read_bytes() == b"one\nthree\n"
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "shortened"])
+def test_a_file_that_is_lost_meanwhile_is_an_error(path: Path, how: str) -> None:
+    """What somebody else does to the file is found at the next sync, not at the end of the job."""
+    file = AppendFile(path)
+    file.append(b"line\n")
+    file.sync()
+    if how == "shortened":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+        if how == "replaced":
+            path.write_bytes(b"line\n")
+    if how != "shortened":
+        file.append(b"another\n")
+    file.dirty = True
+    with pytest.raises(OSError, match="by somebody else"):
+        file.sync()
+    file.close()

@@ -881,3 +881,46 @@ def test_the_simulators_faults_are_told_apart() -> None:
             url = f"{simulator.url}/v1/embeddings"
             found[fault] = error_of(url, request_timeout_s=0.3).kind
     assert found == kinds
+
+
+# Interim answers
+
+
+def test_an_interim_answer_is_not_the_answer() -> None:
+    """103 and 102 are read over, so that no request gets the answer of the one before it."""
+
+    def hint(visit: Visit) -> None:
+        while visit.read():
+            visit.sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+            visit.sock.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+            visit.answer(b'{"answer_to": ' + visit.body + b"}")
+
+    with RawServer(hint) as server, transport(server.url) as sender:
+        for text in ("a", "b", "c"):
+            got = sender.send(request_from_body({"input": text}, 1))
+            assert (got.status, got.data) == (200, {"answer_to": {"input": text}})
+        assert server.visits == 1
+
+
+def test_a_switch_of_protocols_is_no_answer() -> None:
+    """101 ends the connection; the request may be tried again on another."""
+
+    def switch(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        visit.wait_for_the_end()
+
+    with RawServer(switch) as server, transport(server.url) as sender:
+        with pytest.raises(TransportError) as caught:
+            sender.send(REQUEST)
+    assert caught.value.retryable
+
+
+def test_a_proxys_login_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's address that can't be used is named without its login."""
+    monkeypatch.setenv("http_proxy", "http://user:S3cr3t@127.0.0.1:99999")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with transport("http://host.invalid") as sender:
+        with pytest.raises(TransportError) as caught:
+            sender.send(REQUEST)
+    assert "S3cr3t" not in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
-from parallel_processor.formats import request_from_body
+from parallel_processor.formats import record, request_from_body
 from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Outcome, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
@@ -408,3 +408,17 @@ def test_a_server_that_stays_away_fails_the_request_at_the_deadline() -> None:
     assert outcome.error == "connection error: Connection refused"
     assert 100.0 <= bench.now_s - before_s < 200.0
     assert not bench.stop.is_set()
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_no_part_of_a_key_survives_where_a_text_is_shortened(status: int) -> None:
+    """Keys are cut out before anything else is, whatever they look like."""
+    key = "3f9c81d2a7b64e05b1c2d3e4f5a60718"
+    for place in range(440, 500, 7):
+        body = {"error": {"message": "x" * place + " " + key, "code": "y" * 80 + key}}
+        bench = Bench(reply(status, body, x_request_id=f"req-{key}"), api_key=key)
+        outcome = bench.run()
+        assert not outcome.ok
+        shown = f"{outcome.errors}{outcome.error_kind}{bench.stop.cause!r}{outcome.reply}"
+        shown += record(outcome).decode() + str(outcome.reply and dict(outcome.reply.headers))
+        assert not any(key[i : i + 8] in shown for i in range(len(key) - 8))
