@@ -19,7 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from parallel_processor.cli import main  # noqa: E402  (found by the line above)
+try:
+    from parallel_processor.cli import main  # found by the line above
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: pip install requests tiktoken tenacity tqdm, or use the Python in .venv")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -90,10 +91,11 @@ def test_the_library_example_runs(
     """The Python block runs as it stands, but for the host that it asks."""
     (block,) = blocks("python")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-key")
     rows = [{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Say {n}."}]} for n in "ab"]
     write_lines(tmp_path / "requests.jsonl", rows)
     with Simulator(SimulatorOptions()) as server:
-        source = block.replace("https://api.openai.com", server.url).replace("sk-…", "sk-key")
+        source = block.replace("https://api.openai.com", server.url)
         exec(compile(source, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "2 answered, 0 failed"
@@ -135,3 +137,16 @@ def test_the_layer_table_names_every_module() -> None:
     section = TEXT[TEXT.index("| layer | modules |") :]
     rows = section[: section.index("\n\n")]
     assert set(re.findall(r"`(\w+)`", rows)) == modules
+
+
+def test_the_settings_are_those_of_the_library() -> None:
+    """Every setting of the library is named, and nothing else is in that list."""
+    start = TEXT.index("take the settings of `Options`")
+    section = TEXT[start : TEXT.index("An\noutcome has", start)]
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", section))))
+    fields = {
+        field.name
+        for made in (parallel_processor.Options, parallel_processor.Limits, parallel_processor.RetryPolicy)
+        for field in dataclasses.fields(made)
+    }
+    assert named == fields | {"Options", "Limits", "RetryPolicy"}
