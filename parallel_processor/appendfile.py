@@ -132,8 +132,11 @@ class AppendFile:
 def _open_locked(path: Path, mode: int, flags: int) -> int:
     """Open and lock ``path``; again if it was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
+        # A pipe that nobody reads is an error at once, instead of a wait that nothing ends.
+        flags |= getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | flags, mode)
         try:
+            os.set_blocking(descriptor, True)
             if fcntl is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return descriptor
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

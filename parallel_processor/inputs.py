@@ -10,6 +10,7 @@ from types import TracebackType
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 
+REPLACEMENT_SUFFIX = ".new~"  # of the file that takes a results file's place
 _BUFFER_BYTES = 256 * 1024
 
 
@@ -66,6 +67,10 @@ def check_paths(requests_path: Path, save_path: Path, errors_path: Path | None) 
         named["errors"] = errors_path
     seen: dict[object, str] = {}
     for name, path in named.items():
+        if path.name.endswith(REPLACEMENT_SUFFIX):
+            raise ConfigurationError(
+                f"the {name} file {path} has an ending that is kept for files in the making"
+            )
         try:
             if path.is_dir():
                 raise ConfigurationError(f"the {name} file {path} is a directory")

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import identity, is_json, read_record
+from parallel_processor.inputs import REPLACEMENT_SUFFIX
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
@@ -176,7 +177,9 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
     What an earlier run left of such a file, killed while writing it, is overwritten.
     """
     beside = AppendFile(
-        file.path.resolve().with_name(f"{file.path.name}.new~"), mode=0o600, flags=_NO_LINK
+        file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX),
+        mode=0o600,
+        flags=_NO_LINK,
     )
     try:
         beside.cut(0)

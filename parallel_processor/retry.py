@@ -24,6 +24,8 @@ from parallel_processor.options import RetryPolicy
 
 _RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE)
 
+_MAX_ERRORS = 1000  # a rate limit may refuse a request much more often
+
 
 @dataclass(slots=True, kw_only=True)
 class Tries:
@@ -46,6 +48,7 @@ class Tries:
     def note(self, attempt: Attempt, now: float) -> None:
         """Keep what ``attempt`` says for the record."""
         if attempt.error:
+            del self.errors[_MAX_ERRORS - 1 :]  # of more than that, the first ones and the last
             self.errors.append(attempt.error)
         if attempt.verdict is Verdict.RETRY:
             self.failures += 1

@@ -36,7 +36,9 @@ class SignalWatcher:
 
     def __enter__(self) -> SignalWatcher:
         self._sender.setblocking(False)
-        self._handlers = [signal.signal(number, self._handle) for number in _SIGNALS]
+        # One that is ignored, as under nohup, stays so.
+        heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._handle) for number in heard}
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._thread.start()
         return self
@@ -48,7 +50,7 @@ class SignalWatcher:
         traceback: TracebackType | None,
     ) -> None:
         signal.set_wakeup_fd(self._wakeup)
-        for number, handler in zip(_SIGNALS, self._handlers, strict=True):
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._sender.close()
         self._thread.join()

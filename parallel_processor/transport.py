@@ -92,7 +92,7 @@ class Transport:
                 raise TransportError("the server sent an interim answer only", kind="torn body")
             body = self._read(response)
         except (requests.RequestException, HTTPError, OSError, ValueError, TypeError) as error:
-            raise _transport_error(error, self._registry.is_cut) from error
+            raise _transport_error(error, self._registry.is_cut, response is not None) from error
         finally:
             if response is not None:
                 response.close()
@@ -196,11 +196,11 @@ def _reply(response: requests.Response, body: bytes) -> Reply:
     return Reply(status=status, headers=headers, body=line, data=data, is_json=True)
 
 
-def _transport_error(error: Exception, is_cut: bool) -> TransportError:
+def _transport_error(error: Exception, is_cut: bool, has_answer: bool) -> TransportError:
     """What went wrong, by its innermost cause: the outer ones only wrap it."""
     causes = _causes_of(error)
     root = causes[-1]
-    kind, retryable = _kind_of(error, root)
+    kind, retryable = _kind_of(error, root, has_answer)
     message = " ".join(_NOISE.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
     return TransportError(
         f"{kind}: {message}",
@@ -211,7 +211,7 @@ def _transport_error(error: Exception, is_cut: bool) -> TransportError:
     )
 
 
-def _kind_of(error: Exception, root: BaseException) -> tuple[str, bool]:
+def _kind_of(error: Exception, root: BaseException, has_answer: bool) -> tuple[str, bool]:
     """A short label, and whether another attempt may end otherwise."""
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return "connect timeout", True
@@ -229,6 +229,8 @@ def _kind_of(error: Exception, root: BaseException) -> tuple[str, bool]:
         return "connection error", True
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         return "connection error", True
+    if has_answer or isinstance(error, requests.exceptions.InvalidHeader):
+        return "unreadable answer", True
     return "invalid request", False
 
 

@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
+_LONGEST_S = 366 * 86400.0  # a time farther away than a year is no wait
+
 
 def duration_s(text: str) -> float | None:
     """Seconds of a Go duration such as ``6m0s`` or ``120ms``; ``None`` for anything else."""
@@ -47,7 +49,9 @@ def wait_s(value: str, now: float) -> float | None:
     if (seconds := duration_s(value)) is not None:
         return seconds
     when = timestamp(value) if math.isnan(number) else number / (1000 if number > 1e11 else 1)
-    return max(0.0, when - now) if when is not None and math.isfinite(when) else None
+    if when is None or not math.isfinite(when) or when - now > _LONGEST_S:
+        return None
+    return max(0.0, when - now)
 
 
 def timestamp(value: str) -> float | None:

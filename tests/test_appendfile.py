@@ -152,3 +152,11 @@ def test_a_file_that_is_lost_meanwhile_is_an_error(path: Path, how: str) -> None
     with pytest.raises(OSError, match="by somebody else"):
         file.sync()
     file.close()
+
+
+def test_a_pipe_that_nobody_reads_is_an_error(tmp_path: Path) -> None:
+    """It is told at once, instead of waiting where no signal ends it."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(ResultsFileError, match="fifo: No such device"):
+        AppendFile(fifo)

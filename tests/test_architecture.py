@@ -51,6 +51,7 @@ WITHIN_LAYER = {
     ("answers", "waits"),
     ("resume", "appendfile"),
     ("resume", "formats"),
+    ("resume", "inputs"),
     ("verify", "formats"),
     ("verify", "inputs"),
     ("formats", "jsontext"),

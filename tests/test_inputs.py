@@ -182,3 +182,9 @@ def test_links_in_a_circle_are_refused_or_left_to_the_system(source: Path, tmp_p
         check_paths(source, tmp_path / "a", None)
     except ConfigurationError as error:
         assert "the results file" in str(error)
+
+
+def test_the_ending_of_a_replacement_is_kept(tmp_path: Path) -> None:
+    """A requests file must not be where a results file in the making would be."""
+    with pytest.raises(ConfigurationError, match=r"out\.jsonl\.new~ has an ending that is kept"):
+        check_paths(tmp_path / "out.jsonl.new~", tmp_path / "out.jsonl", None)

@@ -94,3 +94,15 @@ print(handled, told, watcher.number)
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "['usr1'] [] 0\n", done.stderr
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """A command under nohup isn't ended by the signal that its user had switched off."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with SignalWatcher(lambda name: None, lambda name: None):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

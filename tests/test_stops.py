@@ -192,15 +192,14 @@ def test_every_answer_that_was_given_is_on_record(number: int, code: int, job: J
     assert job.verify().ok
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_wait_for_the_limit_ends(number: int, code: int, job: Job) -> None:
+def test_a_wait_for_the_limit_ends(job: Job) -> None:
     """With a request a minute and nothing in flight a stop doesn't wait for the next minute."""
     with simulator() as server:
         flags = ("--max_requests_per_minute", 1, "--max_tokens_per_minute", "inf")
         with started(*job.words(server.url, *flags)) as process:
             until(lambda: job.has_records(1))
-            process.send(number)
-            assert process.end() == code
+            process.send(signal.SIGINT)
+            assert process.end() == 130
         assert server.stats()["requests_received"] == 1
     assert len(job.records()) == 1
     assert GO_ON in process.stderr
@@ -404,7 +403,7 @@ def test_requests_that_are_never_answered_fail(tmp_path: Path) -> None:
     for max_attempts in (1, 2):
         folder = tmp_path / f"{max_attempts}"
         folder.mkdir()
-        jobs[max_attempts] = Job(folder, rows(600))
+        jobs[max_attempts] = Job(folder, rows(400))
     faults = ("--errors", "stall,drip", "--error_attempts", 0, "--error_rate", 0.05, "--seed", 3)
     with simulator("--latency_s", 0.05, *faults) as server, ExitStack() as stack:
         processes = []
@@ -418,8 +417,8 @@ def test_requests_that_are_never_answered_fail(tmp_path: Path) -> None:
     failed = found[0].failed
     assert set(stats["faults"]) == {"stall", "drip"}
     assert sum(stats["faults"].values()) == failed * 1 + failed * 2
-    assert 10 <= failed <= 60
-    counts = {"lines": 600, "answered": 600 - failed, "failed": failed}
+    assert 8 <= failed <= 40
+    counts = {"lines": 400, "answered": 400 - failed, "failed": failed}
     none = {"missing": 0, "doubled": 0, "torn": 0, "foreign": 0}
     assert [asdict(verification) for verification in found] == [counts | none] * 2
     for max_attempts, job in jobs.items():

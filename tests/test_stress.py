@@ -20,7 +20,7 @@ from parallel_processor import Limits, Outcome, Processor, RetryPolicy, verify_r
 
 WORKERS = 64
 FILES, ITERABLES = 3, 3
-LINES = 100
+LINES = 80
 FAULTS = "500,502,503,504,529,reset,torn,html,detail,list,flat,error_in_200,bad_json,empty,stall"
 LIMITS = Limits(requests_per_minute=12_000, tokens_per_minute=1_000_000)
 HANGS_S = 120.0
@@ -59,7 +59,7 @@ class Stopper:
                 if stop_at:
                     self._rng.choice(self._ways)()
                     self.stops += 1
-                stop_at = received + self._rng.randint(1, 250)
+                stop_at = received + self._rng.randint(1, 200)
 
     def _hold_against_limit(self, received: int) -> None:
         """What has arrived against what a minute's limit lets through in the time that has passed."""
@@ -97,7 +97,7 @@ def bodies_without(outcomes: list[Outcome], bodies: list[dict[str, Any]]) -> lis
 
 def rows(rng: random.Random, name: str) -> list[dict[str, Any]]:
     """Requests of which some are equal, and some have metadata."""
-    inputs = [f"{name} {number % (LINES - 10)}" for number in range(LINES)]
+    inputs = [f"{name} {number % (LINES - 8)}" for number in range(LINES)]
     made: list[dict[str, Any]] = [{"model": "m", "input": text} for text in inputs]
     for row in rng.sample(made, LINES // 2):
         row["metadata"] = {"n": rng.randint(0, 1)}

@@ -118,3 +118,9 @@ def test_every_text_gives_a_finite_wait_or_none(value: str) -> None:
         assert seconds is None or 0 <= seconds < math.inf
     when = timestamp(value)
     assert when is None or math.isfinite(when)
+
+
+@pytest.mark.parametrize("value", ["1e308", "1e15", "9999-01-01T00:00:00Z"])
+def test_a_time_beyond_a_year_is_no_wait(value: str) -> None:
+    """A server that says so is confused; the default pause does."""
+    assert wait_s(value, 1.7e9) is None
