@@ -99,7 +99,10 @@ class Processor:
         check_paths(source, save, errors)
         started_at = self._clock()
         with RequestsFile(source) as lines, self._run() as run, _open_files(save, errors) as files:
-            answered = _prepare(files, overwrite, keep_failures)
+            try:
+                answered = _prepare(files, overwrite, keep_failures, run)
+            except StopRequested:  # nothing was changed yet
+                return run.counters.summary(self._clock() - started_at, _reason(run))
             run.progress = Progress(
                 run.counters,
                 usage=self._bucket.usage,
@@ -217,6 +220,8 @@ def _unanswered(
     """The requests that have no answer yet; says once if a member had to be left out of some."""
     warned = False
     for request in requests:
+        if run.stop_cause is not None:
+            return
         if answered.take(request):
             run.counters.skipped()
             continue
@@ -241,14 +246,18 @@ def _open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
         yield files
 
 
-def _prepare(files: list[AppendFile], overwrite: bool, keep_failures: bool) -> AnsweredRequests:
+def _prepare(
+    files: list[AppendFile], overwrite: bool, keep_failures: bool, run: Run
+) -> AnsweredRequests:
     """What is answered already; afterwards the files hold only records that stay."""
     answered = AnsweredRequests()
     for file in files:
         if overwrite and file.is_regular:
             file.cut(0)
         else:
-            prepare_results(file, keep_failures=keep_failures, answered=answered)
+            prepare_results(
+                file, keep_failures=keep_failures, answered=answered, check=lambda: _check(run)
+            )
     if answered.answered:
         _log.info("%s has %s answers", files[0].path, f"{answered.answered:,}")
     if answered.failed:
@@ -257,6 +266,11 @@ def _prepare(files: list[AppendFile], overwrite: bool, keep_failures: bool) -> A
     if answered.foreign:
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
     return answered
+
+
+def _check(run: Run) -> None:
+    if run.stop_cause is not None:
+        raise run.stop_cause
 
 
 def _target(options: Options) -> str:

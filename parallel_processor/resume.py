@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,7 @@ from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
 _BUFFER_BYTES = 1024 * 1024
+_LINES_PER_CHECK = 1000
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BUCKETS = 16_384
 
@@ -88,14 +89,22 @@ def _place_of(key: bytes) -> tuple[int, bytes]:
 class _Scan:
     """One reading of a results file: what is answered, and what has to be mended."""
 
-    def __init__(self, path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        answered: AnsweredRequests,
+        keep_failures: bool,
+        check: Callable[[], None],
+    ) -> None:
         self.answered = answered
         self._keep_failures = keep_failures
         self.end = 0  # of the last line that stays
         self.lacks_line_end = False
         self._records = self._foreign = 0
         self.failed = array("Q")  # where failed records begin and end, in turn
-        for line in _lines(path):
+        for number, line in enumerate(_lines(path)):
+            if number % _LINES_PER_CHECK == 0:
+                check()
             self._add(line)
 
     @property
@@ -141,19 +150,24 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def prepare_results(
-    file: AppendFile, *, keep_failures: bool = False, answered: AnsweredRequests | None = None
+    file: AppendFile,
+    *,
+    keep_failures: bool = False,
+    answered: AnsweredRequests | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> AnsweredRequests:
     """Read a results file, and leave only whole, good records in it; adds to ``answered`` if given.
 
     A torn last line is cut off, failed records are dropped to be tried again; with ``keep_failures``
     they stay and stand for their requests. Lines that are no records stay. :class:`ResultsFileError` if
-    the file can't be read or mended; it is whole then.
+    the file can't be read or mended; it is whole then. ``check`` is called time and again while the file
+    is read, and may raise: nothing has been changed then.
     """
     answered = AnsweredRequests() if answered is None else answered
     if not file.is_regular:
         return answered
     try:
-        scan = _Scan(file.path, answered, keep_failures)
+        scan = _Scan(file.path, answered, keep_failures, check)
         if scan.is_foreign:
             raise ResultsFileError(
                 f"{file.path} holds no records: name another results file, or start it afresh"

@@ -567,3 +567,24 @@ def test_the_results_are_json_that_came_as_it_was_sent(tmp_path: Path) -> None:
     expected = b"[" + line.encode() + b", " + answer + b"]\n"
     assert (tmp_path / "out.jsonl").read_bytes() == expected
     assert json.loads(expected)
+
+
+def test_a_stop_during_the_scan_changes_nothing(tmp_path: Path) -> None:
+    """A run that is told to stop while it reads the results ends there, and mends nothing."""
+    save = write_lines(tmp_path / "out.jsonl", [[row, ["failed"]] for row in rows(3000)])
+    source = write_lines(tmp_path / "in.jsonl", rows(3000))
+    before = save.read_bytes()
+
+    with processor("http://127.0.0.1:9") as made:
+        started = made._run
+
+        @contextmanager
+        def stopped_run() -> Iterator[Any]:
+            with started() as run:
+                made.stop("by the test")
+                yield run
+
+        made._run = stopped_run  # type: ignore[method-assign]
+        summary = made.process_file(source, save)
+    assert summary.stop_reason == "by the test"
+    assert save.read_bytes() == before
