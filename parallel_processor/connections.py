@@ -103,6 +103,7 @@ class _DeadlineReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        """Read as the socket does, by the deadline; ``TimeoutError`` behind it."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
@@ -147,6 +148,7 @@ class _BoundedConnection(HTTPConnection):
     _deadline = 0.0
 
     def connect(self) -> None:
+        """Connect, unless the run has been cut; a proxy's tunnel is bounded too."""
         self.registry.check()
         began_at = time.monotonic()
         connect_s = self.timeout if isinstance(self.timeout, (int, float)) else math.inf
@@ -156,6 +158,7 @@ class _BoundedConnection(HTTPConnection):
         self.registry.add(self)  # one in the making can't be cut, and takes connect_s at most
 
     def request(self, *args: Any, **kwargs: Any) -> None:
+        """Begin an exchange, whose time starts once the connection stands."""
         if self.sock is None:  # plain connections are made within; their TLS is done before
             self.connect()
         self.registry.note_sending()
@@ -201,6 +204,7 @@ class BoundedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
+        """A proxy's pools, bounded as well; those of a SOCKS proxy are its own."""
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = self._pools

@@ -84,6 +84,7 @@ class _Wanted:
                 self.lines += 1
 
     def give(self, record: Record) -> None:
+        """Count ``record`` for a line that wants one, or as one too many."""
         left = self._left.get(record.identity)
         if left is None:
             self.foreign += 1
