@@ -57,6 +57,7 @@ class _Bucket:
         self.updated_s = now_s
 
     def refill(self, now_s: float) -> None:
+        """Add what has come since the last call, up to a whole minute's limit."""
         if now_s > self.updated_s:
             added = (now_s - self.updated_s) * self.limit / 60
             self.level = min(self.limit, self.level + added)
@@ -68,6 +69,7 @@ class _Bucket:
         return missing * 60 / self.limit if missing > self.limit * _PART_IN_A_BILLION else 0.0
 
     def snapshot(self) -> QuotaLevel:
+        """What the headers tell; a debt is shown as nothing remaining."""
         return QuotaLevel(
             name=self.name,
             limit=self.limit,
