@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from parallel_processor.models import Attempt, Reply, Verdict
-from parallel_processor.providers import used_tokens
+from parallel_processor.models import Attempt, Refusal, Reply, Verdict
+from parallel_processor.providers import read_usage
 from parallel_processor.waits import duration_s, milliseconds_s, timestamp, wait_s
 
 _FATAL_CODES = frozenset(
@@ -45,6 +45,11 @@ _RETRY_CODES_IN_200 = frozenset(
         *("server_is_overloaded", "service_unavailable_error", "slow_down"),
     }
 )
+
+_STEEP_CODES = frozenset({"slow_down", "ramp_limit_exceeded"})  # OpenAI, Anthropic
+_OVERLOADED = re.compile(r"temporarily unable to process|high demand", re.IGNORECASE)  # Azure's 429
+_OF_TOKENS = re.compile(r"\btokens per min|\btoken rate limit|\bTPM\b", re.IGNORECASE)
+_OF_REQUESTS = re.compile(r"\brequests per min|\brequest rate limit|\bRPM\b", re.IGNORECASE)
 
 _MAX_MESSAGE = 500
 _TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
@@ -86,7 +91,24 @@ def judge(reply: Reply) -> Attempt:
     message = info.message
     if 300 <= reply.status < 400:
         message = f"redirects are not followed; the server points to {_location(reply)}"
-    return _attempt(verdict, reply, kind, message, wait)
+    attempt = _attempt(verdict, reply, kind, message, wait)
+    if verdict in (Verdict.RATE_LIMITED, Verdict.RETRY):
+        attempt = replace(attempt, refusal=_refusal(reply.status, verdict, info))
+    return attempt
+
+
+def _refusal(status: int, verdict: Verdict, info: ErrorInfo) -> Refusal | None:
+    """What the server complained of, if it turned the request away for its limits or its load."""
+    if info.codes & _STEEP_CODES:
+        return Refusal(steep=True)
+    if status in (503, 529) or (status == 429 and _OVERLOADED.search(info.message)):
+        return Refusal(overload=True)
+    if verdict is not Verdict.RATE_LIMITED:
+        return None
+    for kind, words in (("tokens", _OF_TOKENS), ("requests", _OF_REQUESTS)):
+        if info.type == kind or words.search(info.message):
+            return Refusal(kind=kind)
+    return Refusal()
 
 
 def _attempt(
@@ -112,7 +134,8 @@ def _judge_success(reply: Reply) -> Attempt:
         return Attempt(verdict=Verdict.ANSWERED, reply=reply)
     if data.get("error") or (data.get("object") == "response" and data.get("status") == "failed"):
         return _judge_error_in_200(reply)
-    return Attempt(verdict=Verdict.ANSWERED, reply=reply, used_tokens=used_tokens(data))
+    used, output = read_usage(data)
+    return Attempt(verdict=Verdict.ANSWERED, reply=reply, used_tokens=used, output_tokens=output)
 
 
 def _judge_error_in_200(reply: Reply) -> Attempt:

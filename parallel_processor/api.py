@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from parallel_processor.models import Summary
-from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, RetryPolicy
+from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy
 from parallel_processor.processor import Processor, StrPath
 
 
@@ -18,6 +18,7 @@ def process_file(
     overwrite: bool = False,
     keep_failures: bool = False,
     progress: bool | None = None,
+    report_path: StrPath | None = None,
     **settings: Any,
 ) -> Summary:
     """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
@@ -33,6 +34,7 @@ def process_file(
             overwrite=overwrite,
             keep_failures=keep_failures,
             progress=progress,
+            report_path=report_path,
         )
 
 
@@ -41,8 +43,8 @@ def process_api_requests_from_file(
     save_filepath: StrPath | None = None,
     request_url: str = DEFAULT_REQUEST_URL,
     api_key: str | None = None,
-    max_requests_per_minute: float = 1500,
-    max_tokens_per_minute: float = 125_000,
+    max_requests_per_minute: Limit = 1500,
+    max_tokens_per_minute: Limit = 125_000,
     token_encoding_name: str | None = None,
     max_attempts: int = 5,
     logging_level: int = logging.INFO,

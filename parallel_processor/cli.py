@@ -189,6 +189,7 @@ def _run_to_its_end(
             overwrite=flags.overwrite,
             keep_failures=flags.keep_failures,
             progress=not flags.no_progress,
+            report_path=flags.report_filepath,
         )
     except (RunStoppedError, ResultsFileError) as error:
         return error.summary, error

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from parallel_processor.models import Outcome, Summary
 
@@ -14,6 +15,7 @@ from parallel_processor.models import Outcome, Summary
 class Counts:
     """The counters at one moment, consistent with each other. Names as in ``Summary``."""
 
+    read: int
     started: int
     answered: int
     failed: int
@@ -36,6 +38,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards every field below
+        self._read = 0
         self._started = 0
         self._answered = 0
         self._failed = 0
@@ -56,8 +59,13 @@ class Counters:
             self._already_failed += failed
             self._already_answered += not failed
 
+    def read(self) -> None:
+        """A request was read that is to be sent."""
+        with self._lock:
+            self._read += 1
+
     def started(self) -> None:
-        """A request is in the run's hands until its outcome is on record."""
+        """A request is in flight until its outcome is on record."""
         with self._lock:
             self._started += 1
 
@@ -95,6 +103,7 @@ class Counters:
         """Where the run stands."""
         with self._lock:
             return Counts(
+                read=self._read,
                 started=self._started,
                 answered=self._answered,
                 failed=self._failed,
@@ -107,8 +116,8 @@ class Counters:
                 pauses=self._pauses,
             )
 
-    def summary(self, elapsed_s: float, stop_reason: str = "") -> Summary:
-        """The run's summary, once it has ended."""
+    def summary(self, elapsed_s: float, stop_reason: str = "", **more: Any) -> Summary:
+        """The run's summary, once it has ended; ``more`` is what others have to add."""
         with self._lock:
             return Summary(
                 already_answered=self._already_answered,
@@ -125,4 +134,5 @@ class Counters:
                 elapsed_s=elapsed_s,
                 errors_by_kind=dict(self._errors_by_kind.most_common()),
                 stop_reason=stop_reason,
+                **more,
             )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
+from parallel_processor.limitsfile import read_limits_file
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, RetryPolicy
 
 _EPILOG = """exit codes: 0 all answered, 1 some failed, 2 bad usage, 3 stopped by a fatal error,
@@ -31,6 +33,7 @@ _FLAG_BY_SETTING = {
     "max_workers": "--max_workers",
     "max_response_bytes": "--max_response_bytes",
     "burst_seconds": "--burst_seconds",
+    "headroom": "--headroom",
 }
 _SETTING = re.compile(rf"(?<![-\w])({'|'.join(_FLAG_BY_SETTING)})\b")
 
@@ -63,10 +66,10 @@ def build_parser() -> FlagParser:
     add("--request_url", default=DEFAULT_REQUEST_URL, metavar="URL", help="default: %(default)s")
     add("--api_key", metavar="KEY",
         help="default: the variable OPENAI_API_KEY, which others can't see as they can this")  # fmt: skip
-    add("--max_requests_per_minute", type=float, default=limits.requests_per_minute, metavar="N",
-        help="default: %(default)g; inf for no limit")  # fmt: skip
-    add("--max_tokens_per_minute", type=float, default=limits.tokens_per_minute, metavar="N",
-        help="default: %(default)g; inf for no limit")  # fmt: skip
+    add("--max_requests_per_minute", type=_limit, default=limits.requests_per_minute, metavar="N",
+        help="default: %(default)g; inf for no limit, auto to find it")  # fmt: skip
+    add("--max_tokens_per_minute", type=_limit, default=limits.tokens_per_minute, metavar="N",
+        help="default: %(default)g; inf for no limit, auto to find it")  # fmt: skip
     add("--token_encoding_name", metavar="NAME",
         help="tiktoken's encoding for all requests (default: that of each request's model)")  # fmt: skip
     add("--max_attempts", type=int, default=retry.max_attempts, metavar="N",
@@ -74,17 +77,28 @@ def build_parser() -> FlagParser:
     add("--logging_level", type=int, default=logging.INFO, metavar="N",
         help="40 final failures, 30 also retries and rate limits, 20 also start, pauses and end, "
         "10 also each request (default: %(default)d)")  # fmt: skip
-    _add_further_flags(parser, limits, retry)
+    _add_limit_flags(parser, limits)
+    _add_further_flags(parser, retry)
     return parser
 
 
-def _add_further_flags(parser: argparse.ArgumentParser, limits: Limits, retry: RetryPolicy) -> None:
+def _add_limit_flags(parser: argparse.ArgumentParser, limits: Limits) -> None:
+    add = parser.add_argument
+    add("--limits", metavar="FILE", help="a JSON file with limits by model pattern")
+    add("--headroom", type=float, default=limits.headroom, metavar="SHARE",
+        help="of every limit, 0 to 0.9, that is left to others (default: %(default)g)")  # fmt: skip
+    add("--token_accounting", choices=("auto", "reserve", "usage"), default="auto",
+        help="whether the server's token limit charges what a request may use at most, or what its "
+        "answer used (default: auto, by what is known of the host)")  # fmt: skip
+    add("--burst_seconds", type=float, default=limits.burst_seconds, metavar="S",
+        help="how many seconds' worth of a limit may go out at once (default: %(default)g)")  # fmt: skip
+
+
+def _add_further_flags(parser: argparse.ArgumentParser, retry: RetryPolicy) -> None:
     add = parser.add_argument
     add("--errors_filepath", metavar="FILE", help="failures go here (default: to the results)")
     add("--max_workers", type=int, default=1000, metavar="N",
         help="most requests in flight (default: %(default)d, or what ulimit -n allows)")  # fmt: skip
-    add("--burst_seconds", type=float, default=limits.burst_seconds, metavar="S",
-        help="how many seconds' worth of a limit may go out at once (default: %(default)g)")  # fmt: skip
     add("--seconds_to_pause_after_rate_limit_error", type=float, default=retry.pause_s, metavar="S",
         help="where the server doesn't say how long (default: %(default)g)")  # fmt: skip
     add("--request_timeout", type=float, default=600.0, metavar="S",
@@ -100,6 +114,8 @@ def _add_further_flags(parser: argparse.ArgumentParser, limits: Limits, retry: R
     add(
         "--allow_plain_http", action="store_true", help="let the key go to another host without TLS"
     )
+    add("--report_filepath", metavar="FILE",
+        help="what bound the run, and what became of the limits, as JSON")  # fmt: skip
     add("--no_progress", action="store_true", help="show no bar and no progress lines")
     add(
         "--overwrite",
@@ -113,15 +129,28 @@ def _add_further_flags(parser: argparse.ArgumentParser, limits: Limits, retry: R
     )
 
 
+def _limit(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number, and neither inf nor auto"
+        ) from None
+
+
 def settings(flags: argparse.Namespace) -> dict[str, Any]:
     """The settings of a Processor that ``flags`` ask for, but for the key."""
+    common = {"burst_seconds": flags.burst_seconds, "headroom": flags.headroom}
+    by_model = read_limits_file(Path(flags.limits), **common) if flags.limits else {}
     return {
         "request_url": flags.request_url,
         "limits": Limits(
             requests_per_minute=flags.max_requests_per_minute,
             tokens_per_minute=flags.max_tokens_per_minute,
-            burst_seconds=flags.burst_seconds,
+            **common,
         ),
+        "limits_by_model": by_model,
+        "token_accounting": flags.token_accounting,
         "retry": RetryPolicy(
             max_attempts=flags.max_attempts,
             pause_s=flags.seconds_to_pause_after_rate_limit_error,

@@ -23,7 +23,7 @@ class RequestsFile:
             status = os.fstat(self._file.fileno())
         except OSError as error:
             raise InputFileError(f"can't read {path}: {error.strerror or error}") from error
-        self._path = path
+        self.path = path
         self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
         self._read = 0
         self._ended = False
@@ -34,7 +34,7 @@ class RequestsFile:
                 self._read += len(line)
                 yield line
         except OSError as error:
-            raise InputFileError(f"can't read {self._path}: {error.strerror or error}") from error
+            raise InputFileError(f"can't read {self.path}: {error.strerror or error}") from error
         self._ended = True
 
     def fraction(self) -> float | None:
@@ -60,11 +60,18 @@ def default_save_path(requests_path: Path) -> Path:
     return requests_path.parent / f"{requests_path.stem}_results.jsonl"
 
 
-def check_paths(requests_path: Path, save_path: Path, errors_path: Path | None) -> None:
+def check_paths(
+    requests_path: Path,
+    save_path: Path,
+    errors_path: Path | None,
+    report_path: Path | None = None,
+) -> None:
     """The files must be different ones, and those to be written must be in a directory that exists."""
     named = {"requests": requests_path, "results": save_path}
     if errors_path is not None:
         named["errors"] = errors_path
+    if report_path is not None:
+        named["report"] = report_path
     seen: dict[object, str] = {}
     for name, path in named.items():
         if path.name.endswith(REPLACEMENT_SUFFIX):

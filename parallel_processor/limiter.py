@@ -1,8 +1,10 @@
 """The token bucket: what may be sent when.
 
-One bucket guards N quotas (requests and tokens per minute) that are consumed together or not at all.
-A caller takes a place in its queue and is admitted when it is first in line and every quota has room
-(``quota.py`` says when that is).
+A bucket guards N quotas (requests and tokens per minute, and what else the server limits) that are
+consumed together or not at all. A caller takes a place in its queue and is admitted when it is first
+in line and every quota has room (``quota.py`` and ``observed.py`` say when that is). There is one
+bucket for each model and endpoint, since that is what servers limit; what was configured for several
+of them is their ceiling (``ceiling.py``).
 
 This differs from reserving at once and sleeping until a computed time (golang.org/x/time/rate) in one
 point: only the first in line computes a time, from what was really admitted. So a place that is given
@@ -20,33 +22,19 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from urllib.parse import urlsplit
 
-from parallel_processor.models import Usage
-from parallel_processor.options import Limits
-from parallel_processor.quota import MINUTE_S, Quota
+from parallel_processor.ceiling import UNUSED, Ceiling, wake
+from parallel_processor.ceiling import Reservation as Reservation
+from parallel_processor.inflight import InFlightLimit
+from parallel_processor.models import BucketReport, Refusal, Usage
+from parallel_processor.options import Limits, shown_url
+from parallel_processor.quota import KINDS, MINUTE_S, Quota
+from parallel_processor.ratelimits import LimitReading
+from parallel_processor.serverlimits import ServerLimits
 from parallel_processor.stop import StopSignal
-
-_INSTANT_S = 1e-9  # a wait below this is rounding
-_UNUSED = threading.Event()  # stands for one that isn't made until somebody has to wait
-
-
-class Reservation:
-    """A place in the queue of a bucket, and once ``admitted_at`` is set, the right to one attempt.
-
-    ``tokens`` is what the attempt is expected to cost; ``wake`` is set whenever
-    :meth:`TokenBucket.poll` should be called again. ``admitted_at`` is in seconds of the bucket's
-    clock. The bucket alone changes a reservation.
-    """
-
-    __slots__ = ("admitted_at", "costs", "slots", "wake")
-
-    def __init__(self, tokens: float, wake: threading.Event = _UNUSED) -> None:
-        self.costs: tuple[float, ...] = (1.0, tokens)
-        self.wake = wake
-        self.admitted_at: float | None = None
-        self.slots: list[list[float]] = []
 
 
 def _wait(event: threading.Event, seconds: float | None) -> object:
@@ -57,7 +45,9 @@ class TokenBucket:
     """Admits requests so that no 60 seconds hold more than the limits. Any thread may call it.
 
     ``clock`` gives seconds that never go back; ``wait(event, seconds)`` returns when the event is set or
-    the seconds have passed (``None``: only the event). Both are injected by tests.
+    the seconds have passed (``None``: only the event). Both are injected by tests. ``ceiling`` is what
+    it shares with others; by default it has one of its own, of ``limits``. ``most_in_flight`` lets it
+    look for the number in flight that suits a server without limits, up to that many.
     """
 
     def __init__(
@@ -66,27 +56,70 @@ class TokenBucket:
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float | None], object] = _wait,
+        ceiling: Ceiling | None = None,
+        most_in_flight: int | None = None,
+        url: str = "",
+        model: str = "",
     ) -> None:
+        self.url, self.model = url, model
+        self.host = urlsplit(url).hostname or ""
         self._clock = clock
         self._wait = wait
-        self._lock = threading.Lock()  # guards every field below, and admitted_at of reservations
-        now = clock()
-        self._quotas = (
-            Quota("requests", limits.requests_per_minute, limits.burst_seconds, now),
-            Quota("tokens", limits.tokens_per_minute, limits.burst_seconds, now),
-        )
-        self._opened_at = now
+        self.ceiling = ceiling if ceiling is not None else Ceiling(limits, clock)
+        self._lock = self.ceiling.lock  # guards every field below
+        now = self._opened_at = clock() if ceiling is not None else self.ceiling.opened_at
         self._burst_s = limits.burst_seconds
-        self._queue: deque[Reservation] = deque()
-        self._pause_began = -math.inf
-        self._paused_until = -math.inf
-        self._held_by = ""
+        in_flight = InFlightLimit(
+            now=now,
+            climbs=self.ceiling.is_open and most_in_flight is not None,
+            gentle=limits.is_auto,
+            most=most_in_flight or math.inf,
+        )
+        self._server = ServerLimits(limits, now, in_flight)
+        self.queue: deque[Reservation] = deque()
+        self.delay = math.inf
+        self.held_by = ""
+        self._totals = [0.0] * len(KINDS)  # charged so far, by kind
 
-    def acquire(self, tokens: float, stop: StopSignal | None = None) -> Reservation | None:
+    # What the ceiling asks of it. Its caller holds the lock.
+
+    def advance(self, now: float) -> None:
+        """Refill what the server's own limits allow."""
+        for quota in self._server.quotas:
+            quota.advance(now)
+
+    def own_obstacle(self, now: float) -> tuple[float, str]:
+        """Seconds that the first in line has to wait for what the server says, and for what of it."""
+        return self._server.obstacle(self.queue[0].costs, now)
+
+    def take(self, now: float) -> Reservation:
+        """Admit the first in line."""
+        first = self.queue.popleft()
+        costs, charges = first.costs, first.charges
+        for configured in self.ceiling.quotas:
+            charges.append((configured, configured.charge(costs[configured.kind], now)))
+        for quota in self._server.quotas:
+            quota.charge(costs[quota.kind], now)
+            charges.append((quota, []))
+        totals = self._totals
+        for kind, cost in enumerate(costs):
+            totals[kind] += cost
+        first.totals = tuple(totals)
+        first.admitted_at = now
+        self._server.mark(now, totals)
+        self._server.in_flight.started(now)
+        self.delay, self.held_by = math.inf, ""
+        return first
+
+    # What callers do.
+
+    def acquire(
+        self, tokens: float, stop: StopSignal | None = None, *, output_tokens: float = 0.0
+    ) -> Reservation | None:
         """Wait until one request of ``tokens`` may be sent; ``None`` if ``stop`` is set before."""
         if stop is not None and stop.is_set():
             return None
-        reservation = Reservation(tokens)
+        reservation = Reservation(tokens, output_tokens=output_tokens)
         admitted = False
         try:
             admitted = self.enqueue(reservation) or self._wait_for(reservation, stop)
@@ -112,14 +145,12 @@ class TokenBucket:
         A place that isn't wanted any more must be given back by :meth:`cancel`.
         """
         with self._lock:
-            self._queue.append(reservation)
-            if self._queue[0] is reservation:
-                self._admit(self._clock())
-            if reservation.admitted_at is not None:
-                return True
-            if reservation.wake is _UNUSED:
+            woken = self.ceiling.join(self, reservation, self._clock)
+            admitted = reservation.admitted_at is not None
+            if not admitted and reservation.wake is UNUSED:
                 reservation.wake = threading.Event()
-            return False
+        wake(woken, reservation)
+        return admitted
 
     def poll(self, reservation: Reservation) -> float:
         """Admit whoever may be; seconds until ``reservation`` should be polled again.
@@ -127,77 +158,88 @@ class TokenBucket:
         0 once it is admitted, infinite while another is first in line. Clear ``wake`` before the call.
         """
         with self._lock:
-            first = self._queue[0] if self._queue else None
-            delay, woken = self._admit(self._clock())
-            waiting = reservation.admitted_at is None
-            if self._queue and self._queue[0] is not first:
-                woken.append(self._queue[0])
-            if waiting and self._queue and self._queue[0] is not reservation:
-                delay = math.inf
+            firsts = self.ceiling.firsts()
+            woken = self.ceiling.admit(self._clock())
+            woken += [first for first in self.ceiling.firsts() if first not in firsts]
+            if reservation.admitted_at is not None:
+                delay = 0.0
+            elif self.queue and self.queue[0] is reservation:
+                delay = min(self.delay, threading.TIMEOUT_MAX)  # what an event can wait for
             else:
-                delay = min(delay, threading.TIMEOUT_MAX)  # what an event can wait for
-        for other in woken:
-            if other is not reservation:
-                other.wake.set()
-        return delay if waiting else 0.0
-
-    def _admit(self, now: float) -> tuple[float, list[Reservation]]:
-        """Admit from the queue's front; seconds until the new front may be, and who was admitted.
-
-        Caller holds ``_lock``.
-        """
-        admitted: list[Reservation] = []
-        queue, quotas = self._queue, self._quotas
-        for quota in quotas:
-            quota.advance(now)
-        while queue:
-            first = queue[0]
-            delay, self._held_by = self._paused_until - now, "pause"
-            for quota, cost in zip(quotas, first.costs, strict=True):
-                quota_delay = quota.delay_s(cost, now)
-                if quota_delay > delay:
-                    delay, self._held_by = quota_delay, quota.name
-            if delay > _INSTANT_S:
-                return delay, admitted
-            queue.popleft()
-            first.slots = [q.charge(c, now) for q, c in zip(quotas, first.costs, strict=True)]
-            first.admitted_at = now
-            admitted.append(first)
-        self._held_by = ""
-        return math.inf, admitted
+                delay = math.inf
+        wake(woken, reservation)
+        return delay
 
     def cancel(self, reservation: Reservation) -> None:
         """Give back a place in the queue, or the whole charge of a request that was never sent."""
         with self._lock:
             if reservation.admitted_at is not None:
                 now = self._clock()
-                for quota, cost, slot in zip(
-                    self._quotas, reservation.costs, reservation.slots, strict=True
-                ):
-                    quota.advance(now)
-                    quota.refund(cost, slot, now)
-                reservation.costs = (0.0,) * len(self._quotas)
-            elif reservation in self._queue:
-                self._queue.remove(reservation)
-            first = self._queue[0] if self._queue else None
-        if first is not None:
-            first.wake.set()
+                self._correct(reservation, (0.0,) * len(KINDS), now)
+                self._end(reservation, now, answered=False)
+            else:
+                self.ceiling.leave(self, reservation)
+            woken = self.ceiling.firsts()
+        wake(woken)
 
-    def settle(self, reservation: Reservation, used_tokens: float) -> None:
+    def settle(
+        self, reservation: Reservation, used_tokens: float, *, output_tokens: float = 0.0
+    ) -> None:
         """Correct an admitted charge to what was really used, in either direction."""
         with self._lock:
+            less = used_tokens < reservation.costs[1]
+            costs = (reservation.costs[0], used_tokens, used_tokens - output_tokens, output_tokens)
+            self._correct(reservation, costs, self._clock())
+            woken = self.ceiling.firsts() if less else []
+        wake(woken)
+
+    def _correct(self, reservation: Reservation, costs: tuple[float, ...], now: float) -> None:
+        """Charge ``costs`` in the place of what was charged. Caller holds ``_lock``."""
+        before, reservation.costs = reservation.costs, costs
+        for quota, slot in reservation.charges:
+            extra = costs[quota.kind] - before[quota.kind]
+            if extra:
+                quota.advance(now)
+                if extra > 0:
+                    quota.charge(extra, now)
+                else:
+                    quota.refund(-extra, slot, now)
+        for kind, cost in enumerate(costs):
+            self._totals[kind] += cost - before[kind]
+
+    def _end(self, reservation: Reservation, now: float, *, answered: bool) -> bool:
+        """One less is in flight; true if that made room. Caller holds ``_lock``."""
+        if reservation.ended:
+            return False
+        reservation.ended = True
+        sent_at = reservation.admitted_at or now
+        return self._server.in_flight.ended(now, sent_at, answered=answered)
+
+    def ended(
+        self,
+        reservation: Reservation,
+        readings: Sequence[LimitReading] = (),
+        *,
+        answered: bool = False,
+    ) -> None:
+        """The attempt is over, with a good answer or without; its headers gave ``readings``.
+
+        To be told once per admitted reservation that isn't cancelled.
+        """
+        with self._lock:
             now = self._clock()
-            tokens = self._quotas[1]
-            tokens.advance(now)
-            extra = used_tokens - reservation.costs[1]
-            if extra > 0:
-                tokens.charge(extra, now)
-            elif extra < 0:
-                tokens.refund(-extra, reservation.slots[1], now)
-            reservation.costs = (reservation.costs[0], used_tokens)
-            first = self._queue[0] if self._queue and extra < 0 else None
-        if first is not None:
-            first.wake.set()
+            quicker = self._end(reservation, now, answered=answered)
+            if readings:
+                self.advance(now)
+                quicker |= self._server.observe(
+                    readings,
+                    sent_at=reservation.admitted_at or now,
+                    totals=reservation.totals,
+                    now=now,
+                    totals_now=self._totals,
+                )
+            woken = [self.queue[0]] if quicker and self.queue else []
+        wake(woken)
 
     def sent(self, reservation: Reservation, sent_at: float) -> None:
         """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
@@ -206,10 +248,24 @@ class TokenBucket:
         """
         with self._lock:
             now = self._clock()
-            parts = zip(self._quotas, reservation.costs, reservation.slots, strict=True)
-            for quota in self._quotas:
-                quota.advance(now)
-            reservation.slots = [q.postpone(c, slot, min(sent_at, now)) for q, c, slot in parts]
+            for i, (quota, slot) in enumerate(reservation.charges):
+                if isinstance(quota, Quota):
+                    quota.advance(now)
+                    cost = reservation.costs[quota.kind]
+                    reservation.charges[i] = (quota, quota.postpone(cost, slot, min(sent_at, now)))
+
+    def refuse(self, reservation: Reservation, refusal: Refusal, pause_s: float | None) -> bool:
+        """The server turned an attempt away; true if a pause of ``pause_s`` began or grew longer.
+
+        One burst of refusals cuts a rate, or the number in flight, once: those that were under way
+        already when the last one was heard of change nothing. Without ``pause_s`` nothing pauses.
+        """
+        with self._lock:
+            now, sent_at = self._clock(), reservation.admitted_at or 0.0
+            self.advance(now)
+            gap_s, costs = pause_s or 0.0, reservation.costs
+            self._server.refuse(refusal, costs, self._totals, gap_s, now, sent_at)
+            return pause_s is not None and self._server.pause(pause_s, now, sent_at)
 
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
         """Admit nothing for ``seconds`` from now; true if this began or lengthened a pause.
@@ -218,24 +274,28 @@ class TokenBucket:
         burst, and changes nothing. Whoever waits is admitted after the pause, in the same order.
         """
         with self._lock:
-            if refused is not None and (refused.admitted_at or 0.0) <= self._pause_began:
-                return False
-            now = self._clock()
-            self._pause_began = now
-            if now + seconds <= self._paused_until:
-                return False
-            self._paused_until = now + seconds
-            return True
+            sent_at = None if refused is None else refused.admitted_at or 0.0
+            return self._server.pause(seconds, self._clock(), sent_at)
 
     def usage(self) -> Usage:
-        """What was admitted in the last 60 seconds; cheap enough for a progress line."""
+        """What was admitted under its ceiling in the last 60 seconds."""
         with self._lock:
             now = self._clock()
-            for quota in self._quotas:
-                quota.advance(now)
-            return Usage(
-                admitted={quota.name: quota.in_window for quota in self._quotas},
-                limits={quota.name: quota.limit for quota in self._quotas},
-                held_by=self._held_by if self._queue else "",
-                span_s=min(MINUTE_S, now - self._opened_at + self._burst_s),
+            used, limits = self.ceiling.levels(now)
+            held_by = self.held_by if self.queue else ""
+            span_s = min(MINUTE_S, now - self._opened_at + self._burst_s)
+            return Usage(admitted=used, limits=limits, held_by=held_by, span_s=span_s)
+
+    def found_limit(self, name: str) -> float:
+        """What the server says it allows a minute of ``name``; infinite if nothing."""
+        return self._server.found_limit(name)
+
+    def report(self, since_s: float) -> BucketReport:
+        """How its limits turned out; times count from ``since_s`` of the clock."""
+        with self._lock:
+            now = self._clock()
+            self.advance(now)
+            limits = self.ceiling.report(now) + [q.report(since_s) for q in self._server.quotas]
+            return self._server.report(
+                url=shown_url(self.url), model=self.model, limits=tuple(limits)
             )

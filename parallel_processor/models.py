@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Endpoint(enum.Enum):
@@ -42,6 +42,27 @@ class Request:
     dropped: frozenset[str] = frozenset()
 
 
+class Cost(NamedTuple):
+    """What an attempt is expected to cost in tokens, all in all, and the answer's part of it."""
+
+    tokens: int
+    output_tokens: int = 0
+
+
+class Estimate(NamedTuple):
+    """What is known of a request's tokens before it is sent.
+
+    ``output_cap`` is the most that its answer may have, ``None`` if it names no cap;
+    ``output_tokens`` what is reserved while nothing was learned. ``kind`` is what answers of the same
+    length may be expected of: the endpoint and the model.
+    """
+
+    input_tokens: int
+    output_cap: int | None = None
+    output_tokens: int = 0
+    kind: tuple[Endpoint, str] = (Endpoint.UNKNOWN, "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A complete answer, whatever its status.
@@ -70,12 +91,27 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What a server that turned an attempt away complained of.
+
+    ``kind`` is the limit that it named, ``requests`` or ``tokens``, if any. ``steep`` says that the
+    traffic rose too fast, ``overload`` that the server has too much to do, whoever it is from.
+    """
+
+    kind: str = ""
+    steep: bool = False
+    overload: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """How one attempt ended.
 
     ``error`` is the text for the record, ``kind`` its short label for counting, such as
     ``HTTP 500 server_error`` or ``timeout``; both are empty for an answer. ``retry_after_s`` is what
-    the server asked for, in seconds; ``None`` where it asked for nothing.
+    the server asked for, in seconds; ``None`` where it asked for nothing. ``refusal`` is set if the
+    server turned the attempt away, for its limits or its load. ``output_tokens`` is the answer's part
+    of ``used_tokens``.
     """
 
     verdict: Verdict
@@ -83,7 +119,9 @@ class Attempt:
     kind: str = ""
     error: str = ""
     retry_after_s: float | None = None
+    refusal: Refusal | None = None
     used_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +154,50 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitReport:
+    """What one limit of a bucket was, and how much of it was used.
+
+    ``name`` is what it counts in ``window_s`` seconds. ``configured`` is the ceiling, ``found`` what
+    the server's headers said last, both ``None`` where there is none; ``tried_per_minute`` the rate
+    that was found by trying, where they say nothing. ``changes`` are the times at which the found
+    limit changed, in seconds from the run's start, with its new value. ``used`` counts what was
+    charged, ``used_share`` relates it to what the limit in force allowed meanwhile. ``others_per_minute``
+    is what other clients of the account seem to take.
+    """
+
+    name: str
+    window_s: float = 60.0
+    configured: float | None = None
+    found: float | None = None
+    tried_per_minute: float | None = None
+    changes: tuple[tuple[float, float], ...] = ()
+    used: float = 0.0
+    used_share: float | None = None
+    others_per_minute: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketReport:
+    """How the limits of one model and endpoint turned out.
+
+    ``held_by`` has the seconds for which its requests waited, by what they waited for. ``admitted``
+    counts attempts, ``refusals`` those that a limit turned away, ``pauses`` the times when sending
+    stopped for one. ``in_flight_limit`` is the number in flight that suited the server, if one had to be
+    found; ``peak_in_flight`` the largest there was.
+    """
+
+    url: str
+    model: str
+    held_by: Mapping[str, float] = field(default_factory=dict)
+    admitted: int = 0
+    refusals: int = 0
+    pauses: int = 0
+    in_flight_limit: float | None = None
+    peak_in_flight: int = 0
+    limits: tuple[LimitReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a run did, counted in requests unless a name says otherwise.
 
@@ -125,7 +207,8 @@ class Summary:
     sent, ``retries`` the attempts after a first one, ``rate_limited`` the refusals among them,
     ``pauses`` the times when all sending stopped for one. ``used_tokens`` is the sum of what the
     answers' ``usage`` says, ``reserved_tokens`` of what was charged to the token limit.
-    ``stop_reason`` is empty for a run that came to its end.
+    ``stop_reason`` is empty for a run that came to its end. ``held_by`` has the seconds for which the
+    sending waited, by what it waited for; ``buckets`` tells the same of each limit.
     """
 
     already_answered: int = 0
@@ -142,6 +225,8 @@ class Summary:
     elapsed_s: float = 0.0
     errors_by_kind: Mapping[str, int] = field(default_factory=dict)
     stop_reason: str = ""
+    held_by: Mapping[str, float] = field(default_factory=dict)
+    buckets: tuple[BucketReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -62,24 +62,57 @@ def _is_key(key: object) -> bool:
     return isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
 
 
+Limit = float | Literal["auto"]
+"""A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What may be sent in any 60 seconds.
 
-    Both limits are per minute; ``math.inf`` switches one off. ``burst_seconds`` is how many seconds'
-    worth of a limit may go out at once after a quiet time (at most 60; servers may apply a limit of
-    600 a minute as 10 a second, so that more than a few seconds' worth risks refusals).
+    All limits are per minute; ``math.inf`` switches one off, and ``"auto"`` finds it: the first few
+    requests go out gently, and then as fast as the answers' headers say, or as their refusals show.
+    Whatever a number says is a ceiling: where the server tells of less, less is sent.
+    ``input_tokens_per_minute`` and ``output_tokens_per_minute`` are for accounts that have such limits.
+    ``burst_seconds`` is how many seconds' worth of a limit may go out at once after a quiet time (at
+    most 60; servers may apply a limit of 600 a minute as 10 a second, so that more than a few seconds'
+    worth risks refusals). ``headroom`` is the share of every limit, 0 to 0.9, that is left to others.
     """
 
-    requests_per_minute: float = 1500.0
-    tokens_per_minute: float = 125_000.0
+    requests_per_minute: Limit = 1500.0
+    tokens_per_minute: Limit = 125_000.0
+    input_tokens_per_minute: float = math.inf
+    output_tokens_per_minute: float = math.inf
     burst_seconds: float = 0.5
+    headroom: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_number("requests_per_minute", self.requests_per_minute)
-        _check_number("tokens_per_minute", self.tokens_per_minute)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) != "auto":
+                _check_number(name, getattr(self, name))
+        _check_number("input_tokens_per_minute", self.input_tokens_per_minute)
+        _check_number("output_tokens_per_minute", self.output_tokens_per_minute)
         _check_number("burst_seconds", self.burst_seconds)
         _check(self.burst_seconds <= 60, "burst_seconds", self.burst_seconds, "at most 60")
+        _check_number("headroom", self.headroom, above=False)
+        _check(self.headroom <= 0.9, "headroom", self.headroom, "at most 0.9")
+
+    @property
+    def is_auto(self) -> bool:
+        """True if the server is to say how much may be sent."""
+        return "auto" in (self.requests_per_minute, self.tokens_per_minute)
+
+    @property
+    def by_kind(self) -> Mapping[str, float]:
+        """The ceilings, less the headroom, by what they count; infinite where there is none."""
+        found = {
+            "requests": self.requests_per_minute,
+            "tokens": self.tokens_per_minute,
+            "input_tokens": self.input_tokens_per_minute,
+            "output_tokens": self.output_tokens_per_minute,
+        }
+        share = 1.0 - self.headroom
+        return {k: math.inf if v == "auto" else v * share for k, v in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +152,19 @@ class Options:
     worker; ``None`` takes a plain one. ``drain_s`` bounds how long a stopped run waits for the
     answers that are under way, ``write_retry_s`` how long records that a disk refused are tried again.
     ``allow_plain_http`` lets the key go to another host without TLS. The key stays out of ``repr``.
+
+    ``limits_by_model`` has limits of their own for models, by pattern (``"gpt-4o*"``, as in a shell).
+    Models that match one pattern share its limit; the first pattern counts, and what matches none has
+    ``limits``. ``token_accounting`` says what the server's token limit charges: ``"reserve"`` the
+    most that a request may use, ``"usage"`` what its answer did use, ``"auto"`` what is known of the
+    host.
     """
 
     request_url: str = DEFAULT_REQUEST_URL
     api_key: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
+    limits_by_model: Mapping[str, Limits] = field(default_factory=dict)
+    token_accounting: Literal["auto", "reserve", "usage"] = "auto"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_workers: int = 1000
     request_timeout_s: float = 600.0
@@ -143,6 +184,13 @@ class Options:
         if self.api_key is not None and not _is_key(self.api_key):
             raise ConfigurationError("api_key must be printable ASCII without spaces around it")
         _check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
+        ok = isinstance(self.limits_by_model, Mapping) and all(
+            isinstance(pattern, str) and isinstance(limits, Limits)
+            for pattern, limits in self.limits_by_model.items()
+        )
+        _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
+        ok = self.token_accounting in ("auto", "reserve", "usage")
+        _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         _check_whole("max_workers", self.max_workers, 1)
         _check_seconds("request_timeout_s", self.request_timeout_s)

@@ -7,12 +7,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from parallel_processor.appendfile import AppendFile
+from parallel_processor.buckets import Buckets
 from parallel_processor.exceptions import (
     ConfigurationError,
     ParallelProcessorError,
@@ -20,14 +21,14 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.formats import read_requests, request_from_body
 from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
-from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Outcome, Request, Summary
 from parallel_processor.options import Options, shown_url
+from parallel_processor.pricing import Pricing
 from parallel_processor.progress import Progress
-from parallel_processor.providers import endpoint_of, exposes_key, needs_key
-from parallel_processor.resume import AnsweredRequests, prepare_results
+from parallel_processor.providers import exposes_key, needs_key
+from parallel_processor.report import write_report
+from parallel_processor.results import open_files, prepare, unanswered
 from parallel_processor.run import Run
-from parallel_processor.tokens import TokenCounter
 from parallel_processor.writer import ResultWriter
 
 _log = logging.getLogger("parallel_processor")
@@ -45,11 +46,8 @@ class Processor:
         options = self._options = Options(**settings)
         _check_key(options)
         self._clock = clock
-        self._bucket = TokenBucket(options.limits, clock=clock)
-        self._tokens = TokenCounter(
-            encoding_name=options.token_encoding_name,
-            default_output_tokens=options.default_output_tokens,
-        )
+        self._buckets = Buckets(options, clock)
+        self._pricing = Pricing(options)
         self._lock = threading.Lock()  # guards _runs
         self._runs: set[Run] = set()
 
@@ -69,7 +67,7 @@ class Processor:
         started_at = self._clock()
         with self._run() as run:
             yield from run.outcomes(_as_requests(requests))
-            _raise_cause(run, run.counters.summary(self._clock() - started_at, _reason(run)))
+            _raise_cause(run, self._summary(run, started_at))
 
     def process_file(
         self,
@@ -80,6 +78,7 @@ class Processor:
         overwrite: bool = False,
         keep_failures: bool = False,
         progress: bool | None = None,
+        report_path: StrPath | None = None,
     ) -> Summary:
         """Send every request of a file, and append its record to another.
 
@@ -87,7 +86,8 @@ class Processor:
         dropped, and their requests sent again, unless ``keep_failures`` leaves both as they are.
         ``overwrite`` starts afresh. ``save_path`` defaults to ``{requests_path}_results.jsonl``;
         failures go there too, or to ``errors_path``. ``progress``: ``True`` shows a bar on a terminal
-        and in a notebook and lines elsewhere, ``None`` the bar only, ``False`` nothing.
+        and in a notebook and lines elsewhere, ``None`` the bar only, ``False`` nothing. The summary is
+        also written to ``report_path``, however the run ends, as JSON.
 
         Raises :class:`RunStoppedError` after a fatal answer, :class:`ResultsFileError` and
         :class:`InputFileError` for broken files. An exception from outside, such as
@@ -96,26 +96,60 @@ class Processor:
         source = Path(requests_path)
         save = Path(save_path) if save_path is not None else default_save_path(source)
         errors = Path(errors_path) if errors_path is not None else None
-        check_paths(source, save, errors)
+        report = Path(report_path) if report_path is not None else None
+        check_paths(source, save, errors, report)
         started_at = self._clock()
-        with RequestsFile(source) as lines, self._run() as run, _open_files(save, errors) as files:
+        with RequestsFile(source) as lines, self._run() as run, open_files(save, errors) as files:
             try:
-                answered = _prepare(files, overwrite, keep_failures, run)
-            except StopRequested:  # nothing was changed yet
-                return run.counters.summary(self._clock() - started_at, _reason(run))
-            run.progress = Progress(
-                run.counters,
-                usage=self._bucket.usage,
-                fraction=lines.fraction,
-                show=progress,
-                clock=self._clock,
-            )
-            _log.info("sending %s to %s", source, _target(self._options))
-            requests = read_requests(lines, self._options.request_url)
-            self._feed_to_writer(run, _unanswered(requests, answered, run), files)
-            summary = run.counters.summary(self._clock() - started_at, _reason(run))
+                self._process(run, lines, files, overwrite, keep_failures, progress)
+            finally:
+                summary = self._summary(run, started_at)
+                if report is not None:
+                    write_report(report, summary)
             _raise_cause(run, summary)
         return summary
+
+    def _process(
+        self,
+        run: Run,
+        lines: RequestsFile,
+        files: list[AppendFile],
+        overwrite: bool,
+        keep_failures: bool,
+        show: bool | None,
+    ) -> None:
+        def check() -> None:
+            if run.stop_cause is not None:
+                raise run.stop_cause
+
+        try:
+            answered = prepare(files, overwrite=overwrite, keep_failures=keep_failures, check=check)
+        except StopRequested:  # nothing was changed yet
+            return
+        run.progress = Progress(
+            run.counters,
+            usage=self._buckets.usage,
+            waits=run.ledger.overall,
+            fraction=lines.fraction,
+            show=show,
+            clock=self._clock,
+        )
+        _log.info("sending %s to %s", lines.path, _target(self._options))
+        requests = unanswered(
+            read_requests(lines, self._options.request_url),
+            answered,
+            run.counters,
+            lambda: run.stop_cause is not None,
+        )
+        self._feed_to_writer(run, requests, files)
+
+    def _summary(self, run: Run, started_at: float) -> Summary:
+        return run.counters.summary(
+            self._clock() - started_at,
+            str(run.stop_cause) if run.stop_cause is not None else "",
+            held_by=run.ledger.overall(),
+            buckets=self._buckets.reports(started_at, run.ledger.of_bucket),
+        )
 
     def _feed_to_writer(
         self, run: Run, requests: Iterator[Request], files: list[AppendFile]
@@ -154,7 +188,7 @@ class Processor:
 
     @contextmanager
     def _run(self) -> Iterator[Run]:
-        run = Run(self._options, bucket=self._bucket, cost=self._cost, clock=self._clock)
+        run = Run(self._options, buckets=self._buckets, pricing=self._pricing, clock=self._clock)
         with self._lock:
             self._runs.add(run)
         try:
@@ -162,21 +196,6 @@ class Processor:
         finally:
             with self._lock:
                 self._runs.discard(run)
-
-    def _cost(self, request: Request) -> int:
-        """The tokens that ``request`` is expected to use."""
-        url = request.url or self._options.request_url
-        tokens = self._tokens.count(request.body, endpoint_of(url))
-        limit = self._options.limits.tokens_per_minute
-        if tokens > limit:
-            _log.warning(
-                "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
-                "and the minutes behind it wait",
-                request.number,
-                tokens,
-                limit,
-            )
-        return tokens
 
     def __enter__(self) -> Processor:
         return self
@@ -214,80 +233,14 @@ def _as_requests(requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Re
             yield request_from_body(request, number)
 
 
-def _unanswered(
-    requests: Iterator[Request], answered: AnsweredRequests, run: Run
-) -> Iterator[Request]:
-    """The requests that have no answer yet; says once if a member had to be left out of some."""
-    warned = False
-    for request in requests:
-        if run.stop_cause is not None:
-            return
-        if answered.take(request):
-            run.counters.skipped()
-            continue
-        if answered.kept_failures.take(request):
-            run.counters.skipped(failed=True)
-            continue
-        if request.dropped and not warned:
-            warned = True
-            names = ", ".join(sorted(request.dropped))
-            _log.warning("line %d: %s left out, here and below", request.number, names)
-        yield request
-
-
-@contextmanager
-def _open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
-    """The results file, and the errors file if there is one, locked for this process."""
-    with ExitStack() as stack:
-        files = []
-        for path in [save] if errors is None else [save, errors]:
-            files.append(AppendFile(path))
-            stack.callback(files[-1].close)
-        yield files
-
-
-def _prepare(
-    files: list[AppendFile], overwrite: bool, keep_failures: bool, run: Run
-) -> AnsweredRequests:
-    """What is answered already; afterwards the files hold only records that stay."""
-    answered = AnsweredRequests()
-    for file in files:
-        if overwrite and file.is_regular:
-            file.cut(0)
-        else:
-            prepare_results(
-                file, keep_failures=keep_failures, answered=answered, check=lambda: _check(run)
-            )
-    if answered.answered:
-        _log.info("%s has %s answers", files[0].path, f"{answered.answered:,}")
-    if answered.failed:
-        what = "stay as they are" if keep_failures else "are sent again"
-        _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
-    if answered.foreign:
-        _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
-    return answered
-
-
-def _check(run: Run) -> None:
-    if run.stop_cause is not None:
-        raise run.stop_cause
-
-
 def _target(options: Options) -> str:
     """Where the requests go, and how fast; a query may hold a key."""
-    limits = (
-        (options.limits.requests_per_minute, "requests"),
-        (options.limits.tokens_per_minute, "tokens"),
-    )
-    bounds = [f"{limit:,.0f} {name}" for limit, name in limits if limit < math.inf]
+    limits = options.limits.by_kind.items()
+    bounds = [f"{limit:,.0f} {name}" for name, limit in limits if limit < math.inf]
     url = shown_url(options.request_url)
-    return (
-        f"{url}, at most {' and '.join(bounds)} a minute" if bounds else f"{url}, without a limit"
-    )
-
-
-def _reason(run: Run) -> str:
-    return str(run.stop_cause) if run.stop_cause is not None else ""
+    if bounds:
+        return f"{url}, at most {' and '.join(bounds)} a minute"
+    return f"{url}, as fast as it lets" if options.limits.is_auto else f"{url}, without a limit"
 
 
 def _raise_cause(run: Run, summary: Summary) -> None:

@@ -10,27 +10,38 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from tqdm.std import tqdm
 
 from parallel_processor.counters import Counters, Counts
-from parallel_processor.models import Summary, Usage
+from parallel_processor.models import BucketReport, LimitReport, Summary, Usage
 from parallel_processor.options import Limits
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
-_HELD_BY = {"pause": "a pause", "workers": "max_workers", "answers": "the answers"}
+_HELD_BY = {
+    "pause": "a pause",
+    "in flight": "the server's load",
+    "answers": "the answers",
+    "input": "the machine or input",
+    "token counting": "the machine or input",
+    "consumer": "the consumer",
+    "disk": "the disk",
+}
+_MAX_BUCKETS = 10  # in a summary for people
 
 
 class Progress:
     """Shows how far a run is. For the thread that feeds the run.
 
-    ``usage`` tells what the limits admit, ``fraction`` how much of the input has been read (0 to 1;
+    ``usage`` tells what the limits admit, ``waits`` the seconds waited so far by cause, ``fraction``
+    how much of the input has been read (0 to 1;
     ``None`` where nobody knows). ``show`` asks for lines where there is no terminal; ``False`` shows
     nothing, ``None`` a bar only where somebody can see one.
     """
@@ -40,6 +51,7 @@ class Progress:
         counters: Counters,
         *,
         usage: Callable[[], Usage],
+        waits: Callable[[], Mapping[str, float]],
         fraction: Callable[[], float | None],
         show: bool | None,
         clock: Callable[[], float] = time.monotonic,
@@ -47,6 +59,7 @@ class Progress:
     ) -> None:
         self._counters = counters
         self._usage = usage
+        self._waits = waits
         self._fraction = fraction
         self._clock = clock
         self._started_at = clock()
@@ -65,19 +78,16 @@ class Progress:
             self._interval_s = _LINE_INTERVAL_S
         self.due_at = self._started_at + self._interval_s
         self._refreshed_at = self._started_at
-        self._waited: dict[str, float] = {}
-
-    def waited(self, held_by: str, seconds: float) -> None:
-        """The feeder waited ``seconds`` for ``held_by``: a quota, ``pause``, ``workers``, ``answers``."""
-        self._waited[held_by] = self._waited.get(held_by, 0.0) + seconds
+        self._waited: Mapping[str, float] = {}  # at the last refresh
 
     def _held_by(self, now: float) -> str:
-        """What the feeder has waited for most since the last refresh; if for little, the machine."""
-        name = max(self._waited, key=self._waited.__getitem__, default="")
-        busy = sum(self._waited.values()) < (now - self._refreshed_at) / 2
-        self._waited.clear()
-        self._refreshed_at = now
-        return "the machine or input" if busy else _HELD_BY.get(name, name)
+        """What was waited for most since the last refresh; if for little, the machine."""
+        waited = self._waits()
+        fresh = {name: seconds - self._waited.get(name, 0.0) for name, seconds in waited.items()}
+        name = max(fresh, key=fresh.__getitem__, default="")
+        busy = sum(fresh.values()) < (now - self._refreshed_at) / 2
+        self._waited, self._refreshed_at = waited, now
+        return _HELD_BY["input"] if busy else _HELD_BY.get(name, name)
 
     def refresh(self) -> None:
         """Show where the run stands."""
@@ -161,7 +171,7 @@ def _size(bar_class: Any, file: TextIO) -> dict[str, int]:
 
 def _estimate(fraction: float | None, counts: Counts) -> int | None:
     """The number of requests, from how many were found in the part that has been read."""
-    seen = counts.started + counts.already_answered
+    seen = counts.read + counts.already_answered
     if not fraction or not seen:
         return None
     return max(seen, round(seen / fraction))
@@ -216,12 +226,59 @@ def summary_text(summary: Summary, limits: Limits) -> str:
         f"{summary.used_tokens:,} used by the answers",
     ]
     lines += [f"failed: {count:,} x {kind}" for kind, count in summary.errors_by_kind.items()]
+    busiest = sorted(summary.buckets, key=lambda bucket: -bucket.admitted)[:_MAX_BUCKETS]
+    lines += [_bucket_text(bucket, summary.elapsed_s) for bucket in busiest if bucket.admitted]
     return "\n".join(lines)
+
+
+def _bucket_text(bucket: BucketReport, elapsed_s: float) -> str:
+    """What bound one model, and what became of its limits."""
+    words = [
+        f"{seconds / elapsed_s:.0%} {_HELD_BY.get(name, name)}"
+        for name, seconds in bucket.held_by.items()
+        if elapsed_s > 0 and seconds >= 0.01 * elapsed_s
+    ]
+    text = (
+        f"{bucket.model or urlsplit(bucket.url).path}: held back by {', '.join(words) or 'nothing'}"
+    )
+    for limit in _tightest(bucket.limits):
+        text += f"; {_limit_text(limit)}"
+    if bucket.in_flight_limit is not None:
+        text += f"; {bucket.in_flight_limit:,.0f} in flight suited the server"
+    return text
+
+
+def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:
+    """Of what was configured and what was found for one kind, the limit that is lower."""
+    kept: dict[tuple[str, float], LimitReport] = {}
+    for limit in limits:
+        key = (limit.name, limit.window_s)
+        if key not in kept or _number(limit) < _number(kept[key]):
+            kept[key] = limit
+    return tuple(kept.values())
+
+
+def _number(limit: LimitReport) -> float:
+    numbers = (limit.configured, limit.found, limit.tried_per_minute)
+    return min((number for number in numbers if number is not None), default=math.inf)
+
+
+def _limit_text(limit: LimitReport) -> str:
+    name = limit.name.replace("_", " ")
+    number = f"{_number(limit):,.0f} {name} in {timedelta(seconds=limit.window_s)}"
+    if limit.window_s == 60.0:
+        number = f"{_number(limit):,.0f} {name}/min"
+    if limit.found is None and limit.configured is None:
+        return f"{number} tried" if limit.tried_per_minute is not None else f"no limit of {name}"
+    source = " found" if limit.configured is None else ""
+    changes = f", changed {len(limit.changes) - 1} times" if len(limit.changes) > 1 else ""
+    used = "" if limit.used_share is None else f" ({min(limit.used_share, 1.0):.0%} used{changes})"
+    return f"{number}{source}{used}"
 
 
 def _pace(count: int, summary: Summary, limits: Limits, name: str) -> str:
     """What ``count`` is a minute; a short run's burst counts as the time that it stands for."""
-    limit = limits.requests_per_minute if name == "requests" else limits.tokens_per_minute
+    limit = limits.by_kind[name]
     minutes = (summary.elapsed_s + limits.burst_seconds) / 60
     return f" ({count / minutes:,.0f}{_of(limit)} a minute)"
 

@@ -46,6 +46,13 @@ _USAGE_FIELDS = (
     ),
     _OLLAMA_COUNTS,
 )
+_INPUT_FIELDS = (
+    ("prompt_tokens",),
+    ("input_tokens", "cache_creation_input_tokens"),
+    ("promptTokenCount", "toolUsePromptTokenCount"),
+    ("prompt_eval_count",),
+)
+_OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
 
 
 def _host(url: str) -> str:
@@ -154,8 +161,13 @@ def used_tokens(data: Any) -> int | None:
 
     Reads the fields of OpenAI, Anthropic, Gemini, Cohere and Ollama.
     """
+    return read_usage(data)[0]
+
+
+def read_usage(data: Any) -> tuple[int | None, int | None]:
+    """Like :func:`used_tokens`, and the output's part of it; ``None`` for what isn't named."""
     if not isinstance(data, Mapping):
-        return None
+        return None, None
     usage = data.get("usage") or data.get("usageMetadata")
     if not isinstance(usage, Mapping):
         usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
@@ -164,8 +176,19 @@ def used_tokens(data: Any) -> int | None:
     for names in _USAGE_FIELDS:
         counts = [int(usage[name]) for name in names if _is_count(usage.get(name))]
         if counts:
-            return sum(counts)
-    return None
+            total = sum(counts)
+            return total, _output(usage, total)
+    return None, None
+
+
+def _output(usage: Mapping[str, Any], total: int) -> int | None:
+    """What of ``total`` is output: the rest after the input, which holds what a model thought too."""
+    for names in _INPUT_FIELDS:
+        if _is_count(usage.get(names[0])):
+            counts = (usage.get(name) for name in names)
+            return max(0, total - sum(int(count) for count in counts if _is_count(count)))
+    outputs = [int(usage[name]) for name in _OUTPUT_FIELDS if _is_count(usage.get(name))]
+    return min(sum(outputs), total) if outputs else None
 
 
 def _is_count(value: Any) -> TypeGuard[float]:

@@ -1,4 +1,4 @@
-"""One limit's arithmetic: how long a cost has to wait, and what it leaves behind.
+"""A configured limit's arithmetic: how long a cost has to wait, and what it leaves behind.
 
 Two rules say whether a quota has room for a cost, and both must hold:
 
@@ -20,6 +20,9 @@ from __future__ import annotations
 from collections import deque
 
 MINUTE_S = 60.0
+KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
+"""What a limit may count; a request costs 1, input plus output, input, output of these."""
+
 _WINDOW_S = MINUTE_S + 0.25
 _PACE_MARGIN_S = 0.5  # the refill leaves out this many seconds' worth of each minute
 _SLOT_S = _WINDOW_S / 1024  # admissions of one slot leave the window together: bounded memory
@@ -32,11 +35,16 @@ class Quota:
     ``limit`` is per minute, times are seconds of any clock that never goes back.
     """
 
-    __slots__ = ("capacity", "in_window", "level", "limit", "name", "refill", "stamp", "window")
+    __slots__ = (
+        *("capacity", "charged", "in_window", "kind", "level", "limit", "name", "refill", "stamp"),
+        "window",
+    )
 
     def __init__(self, name: str, limit: float, burst_seconds: float, now: float) -> None:
         self.name = name
+        self.kind = KINDS.index(name)
         self.limit = limit
+        self.charged = 0.0  # in all, refunds taken off
         self.capacity = limit * burst_seconds / MINUTE_S
         self.refill = limit / MINUTE_S * (1.0 - _PACE_MARGIN_S / MINUTE_S)
         self.level = self.capacity
@@ -75,6 +83,7 @@ class Quota:
     def charge(self, cost: float, now: float) -> list[float]:
         """Take ``cost``, which may leave a debt; gives the window's slot that counts it."""
         self.level -= cost
+        self.charged += cost
         self.in_window += cost
         if self.window:
             slot = self.window[-1]
@@ -102,6 +111,7 @@ class Quota:
     def refund(self, amount: float, slot: list[float], now: float) -> None:
         """Give back ``amount`` of what ``slot`` counts."""
         self.level = min(self.capacity, self.level + amount)
+        self.charged -= amount
         if slot[0] > now - _WINDOW_S:
             slot[1] -= amount
             self.in_window -= amount

@@ -31,14 +31,12 @@ _MAX_ERRORS = 1000  # a rate limit may refuse a request much more often
 class Tries:
     """The tries of one request so far; for the worker that has it.
 
-    ``tokens`` is what each attempt costs.
     ``failures`` counts those towards ``max_attempts``, ``unreachable`` those without a connection,
     ``sent`` all of them. ``refused_since`` is when a rate limit or a server that couldn't be reached
     first turned it away, in seconds of the worker's clock.
     """
 
     request: Request
-    tokens: int
     sent: int = 0
     failures: int = 0
     unreachable: int = 0

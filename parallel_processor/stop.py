@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+
+class Settable(Protocol):
+    """What a stop can wake: an event, or a :class:`Bell`."""
+
+    def set(self) -> None:
+        """Wake who waits."""
+
+
+class Bell:
+    """Wakes the one thread that waits for it, like an event, wherever a KeyboardInterrupt hits that.
+
+    An event's wait passes a lock from hand to hand in several steps; an interrupt between two of them
+    leaves it taken. The queue beneath this one waits in a single call of C. Any thread may ring.
+    """
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        """Ring: the wait that is under way, or else the next one, ends."""
+        if self._rings.empty():
+            self._rings.put(None)
+
+    def clear(self) -> None:
+        """Forget that it rang."""
+        with suppress(queue.Empty):
+            while True:
+                self._rings.get_nowait()
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait until it rings; at most so long."""
+        with suppress(queue.Empty):
+            self._rings.get(timeout=seconds)
 
 
 class StopSignal:
@@ -17,7 +53,7 @@ class StopSignal:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _cause and _subscribers
         self._cause: BaseException | None = None
-        self._subscribers: set[threading.Event] = set()
+        self._subscribers: set[Settable] = set()
         self._event = threading.Event()
 
     @property
@@ -45,7 +81,7 @@ class StopSignal:
         return self._event.wait(seconds)
 
     @contextmanager
-    def waking(self, event: threading.Event) -> Iterator[None]:
+    def waking(self, event: Settable) -> Iterator[None]:
         """While the block runs, a stop sets ``event`` too; at once if it has come already."""
         with self._lock:
             self._subscribers.add(event)

@@ -89,25 +89,30 @@ class TokenCounter:
 
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The tokens reserved for the answer, or for all the answers of one request."""
+        cap = self.output_cap(body, endpoint)
+        if cap is not None:
+            return cap
+        choices = _choices(body, "n") if endpoint is Endpoint.CHAT else 1
+        return choices * self._default_output_tokens
+
+    def output_cap(self, body: Mapping[str, Any], endpoint: Endpoint) -> int | None:
+        """The most that the answer, or all the answers, may be long; ``None`` if it isn't bounded."""
         if endpoint is Endpoint.CHAT:
-            return _choices(body, "n") * self._cap(body, "max_tokens", "max_completion_tokens")
+            cap = _largest_cap(body, ("max_tokens", "max_completion_tokens"))
+            return None if cap is None else _choices(body, "n") * cap
         if endpoint is Endpoint.COMPLETIONS:
             cap = _largest_cap(body, ("max_tokens",))
             each = _COMPLETION_OUTPUT_TOKENS if cap is None else cap
             return _prompts(body.get("prompt")) * _choices(body, "n", "best_of") * each
         if endpoint is Endpoint.RESPONSES:
-            return self._cap(body, "max_output_tokens")
+            return _largest_cap(body, ("max_output_tokens",))
         if endpoint is Endpoint.MESSAGES:
-            return self._cap(body, "max_tokens")
+            return _largest_cap(body, ("max_tokens",))
         if endpoint is Endpoint.EMBEDDINGS or endpoint is Endpoint.MODERATIONS:
             return 0
         nested = (body.get(key) for key in _OTHER_CAPS_IN)
         places = (body, *(place for place in nested if isinstance(place, dict)))
         return max(_largest_cap(place, _OTHER_CAPS) or 0 for place in places)
-
-    def _cap(self, body: Mapping[str, Any], *names: str) -> int:
-        cap = _largest_cap(body, names)
-        return self._default_output_tokens if cap is None else cap
 
     def _content(self, body: Mapping[str, Any]) -> ContentCounter:
         model = body.get("model")

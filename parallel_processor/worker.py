@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -13,9 +13,10 @@ from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, TransportError
 from parallel_processor.jsontext import parse
 from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Attempt, Outcome, Reply, Request, Verdict
+from parallel_processor.models import Attempt, Estimate, Outcome, Refusal, Reply, Request, Verdict
 from parallel_processor.options import Options
-from parallel_processor.providers import charges_reservation
+from parallel_processor.pricing import Pricing
+from parallel_processor.ratelimits import LimitReading, read_limits
 from parallel_processor.redact import Redactor
 from parallel_processor.retry import Tries, longest_backoff_s, make_retrying
 from parallel_processor.stop import StopSignal
@@ -28,8 +29,10 @@ _LEAST_PAUSE_S = 0.1  # for a server that refuses and says "0 seconds"
 
 @dataclass(slots=True, kw_only=True)
 class _AdmittedTries(Tries):
-    """Tries with an admission that hasn't been used yet."""
+    """Tries with what they may use, their bucket, and an admission that hasn't been used yet."""
 
+    estimate: Estimate
+    bucket: TokenBucket
     reservation: Reservation | None = None
 
 
@@ -40,28 +43,31 @@ class Worker:
         self,
         options: Options,
         *,
-        bucket: TokenBucket,
+        pricing: Pricing,
         transport: Transport,
         counters: Counters,
         stop: StopSignal,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
-        self._bucket = bucket
+        self._pricing = pricing
         self._transport = transport
         self._counters = counters
         self._stop = stop
         self._clock = clock
         self._redact = Redactor(options.api_key)
         self._was_reached = False  # by any worker, in this run
-        self._charges_reservation = charges_reservation(options.request_url)
         self._retrying = make_retrying(
             options.retry, sleep=stop.wait, before_sleep=self._tell_retry, clock=clock
         )
 
-    def process(self, request: Request, tokens: int, reservation: Reservation) -> Outcome:
+    def process(
+        self, request: Request, estimate: Estimate, bucket: TokenBucket, reservation: Reservation
+    ) -> Outcome:
         """The outcome of ``request``, whose first attempt ``reservation`` has admitted already."""
-        tries = _AdmittedTries(request=request, tokens=tokens, reservation=reservation)
+        tries = _AdmittedTries(
+            request=request, estimate=estimate, bucket=bucket, reservation=reservation
+        )
         attempt: Attempt = self._retrying(self._attempt, tries)
         return Outcome(
             request=request,
@@ -76,36 +82,50 @@ class Worker:
 
     def _attempt(self, tries: _AdmittedTries) -> Attempt:
         """One attempt, from its admission to its verdict; nothing is sent once the run stops."""
-        reservation = tries.reservation or self._bucket.acquire(tries.tokens, self._stop)
+        bucket, reservation = tries.bucket, tries.reservation
+        if reservation is None:
+            tokens, output_tokens = self._pricing.cost(tries.estimate)
+            reservation = bucket.acquire(tokens, self._stop, output_tokens=output_tokens)
         tries.reservation = None
         if reservation is None:
             return Attempt(verdict=Verdict.STOPPED)
         if self._stop.is_set():
-            self._bucket.cancel(reservation)
+            bucket.cancel(reservation)
             return Attempt(verdict=Verdict.STOPPED)
         _log.debug("request %d: attempt %d", tries.request.number, tries.sent + 1)
-        self._counters.sent(tries.tokens, first=tries.sent == 0)
+        self._counters.sent(int(reservation.costs[1]), first=tries.sent == 0)
         tries.sent += 1
-        attempt = self._send(tries.request)
+        try:
+            attempt, readings = self._send(tries.request, bucket.host)
+        except BaseException:
+            bucket.ended(reservation)
+            raise
         if self._transport.sending_since_s - (reservation.admitted_at or 0.0) > _LATE_S:
-            self._bucket.sent(reservation, self._transport.sending_since_s)
-        self._settle(reservation, attempt)
+            bucket.sent(reservation, self._transport.sending_since_s)
+        self._settle(tries, reservation, attempt)
+        bucket.ended(reservation, readings, answered=attempt.verdict is Verdict.ANSWERED)
         tries.note(attempt, self._clock())
         self._react(attempt, reservation, tries)
         return attempt
 
-    def _send(self, request: Request) -> Attempt:
+    def _send(self, request: Request, host: str) -> tuple[Attempt, Sequence[LimitReading]]:
+        """How the exchange ended, and what its answer's headers say of limits."""
+        readings: Sequence[LimitReading] = ()
         try:
-            attempt = self._judge(self._transport.send(request))
+            reply = self._transport.send(request)
+            readings = read_limits(reply.headers, host)
+            attempt = self._judge(reply)
             self._was_reached = True
         except TransportError as error:
             if error.is_cut:  # no fault of the server's, whatever attempt it was
-                return Attempt(verdict=Verdict.STOPPED)
+                return Attempt(verdict=Verdict.STOPPED), ()
             verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
             if error.unreachable:
                 verdict = Verdict.UNREACHABLE
             attempt = Attempt(verdict=verdict, kind=error.kind, error=str(error))
-        return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt
+        if attempt.error:
+            attempt = replace(attempt, error=self._redact(attempt.error))
+        return attempt, readings
 
     def _judge(self, reply: Reply) -> Attempt:
         """What ``reply`` means; of one that is no good answer, keys are cut out before it is read."""
@@ -123,26 +143,30 @@ class Worker:
             status=reply.status, headers=headers, body=text.encode(), data=data, is_json=is_json
         )
 
-    def _settle(self, reservation: Reservation, attempt: Attempt) -> None:
+    def _settle(self, tries: _AdmittedTries, reservation: Reservation, attempt: Attempt) -> None:
         """Charge what was used; less than reserved only where the provider counts so."""
         if attempt.used_tokens is None:
             return
-        reserved = reservation.costs[1]
-        used = float(attempt.used_tokens)
-        if used > reserved or (used < reserved and not self._charges_reservation):
-            self._bucket.settle(reservation, used)
+        reserved, used = reservation.costs[1], float(attempt.used_tokens)
+        output = attempt.output_tokens
+        if output is not None:
+            self._pricing.learn(tries.estimate, output)
+        if used > reserved or (used < reserved and self._pricing.charges_use):
+            tries.bucket.settle(reservation, used, output_tokens=output or 0)
 
-    def _react(self, attempt: Attempt, reservation: Reservation, tries: Tries) -> None:
+    def _react(self, attempt: Attempt, reservation: Reservation, tries: _AdmittedTries) -> None:
         """What an attempt's end means for everyone else."""
         if attempt.verdict is Verdict.FATAL:
             self._stop.set(RunStoppedError(attempt.error))
         elif attempt.verdict is Verdict.RATE_LIMITED:
-            self._pause(attempt, reservation)
+            self._pause(attempt, reservation, tries.bucket)
         elif attempt.verdict is Verdict.UNREACHABLE:
             self._wait_for_server(attempt, reservation, tries)
+        elif attempt.refusal is not None:
+            tries.bucket.refuse(reservation, attempt.refusal, None)
 
-    def _pause(self, attempt: Attempt, refused: Reservation) -> None:
-        """Hold everybody for as long as the server says; a wait of hours is the user's choice."""
+    def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
+        """Hold this bucket for as long as the server says; a wait of hours is the user's choice."""
         self._counters.refused()
         policy = self._options.retry
         seconds = policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
@@ -150,11 +174,13 @@ class Worker:
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
             self._stop.set(RunStoppedError(message))
-        elif self._bucket.pause(seconds, refused):
+        elif bucket.refuse(refused, attempt.refusal or Refusal(), seconds):
             self._counters.paused()
-            _log.info("pausing for %.3g s after a rate limit", seconds)
+            _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
 
-    def _wait_for_server(self, attempt: Attempt, refused: Reservation, tries: Tries) -> None:
+    def _wait_for_server(
+        self, attempt: Attempt, refused: Reservation, tries: _AdmittedTries
+    ) -> None:
         """Hold everybody while there is no server; one that never answered ends the run."""
         policy = self._options.retry
         if not self._was_reached and tries.unreachable >= policy.max_attempts:
@@ -162,7 +188,7 @@ class Worker:
             self._stop.set(RunStoppedError(f"can't reach {host}: {attempt.error}"))
             return
         seconds = longest_backoff_s(policy, tries.unreachable)
-        if self._bucket.pause(seconds, refused):
+        if tries.bucket.pause(seconds, refused):
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
@@ -174,6 +200,10 @@ class Worker:
             _log.warning("request %d waits for its turn: %s", number, error)
         else:
             _log.warning("request %d is tried again in %.1f s: %s", number, seconds, error)
+
+
+def _of(bucket: TokenBucket) -> str:
+    return f" of {bucket.model}" if bucket.model else ""
 
 
 def flawed(request: Request) -> Outcome:

@@ -14,7 +14,7 @@ from requests.structures import CaseInsensitiveDict
 
 from parallel_processor.answers import judge, read_error, retry_after_s
 from parallel_processor.jsontext import read_answer
-from parallel_processor.models import Reply, Verdict
+from parallel_processor.models import Refusal, Reply, Verdict
 
 ANSWERED, RETRY, RATE_LIMITED, FAILED, FATAL = (
     Verdict.ANSWERED,
@@ -249,6 +249,159 @@ def test_every_known_answer_gets_its_verdict(status: int, body: Any, verdict: Ve
     assert bool(attempt.error) == bool(attempt.kind) == (verdict is not ANSWERED)
 
 
+REQUESTS, TOKENS = Refusal(kind="requests"), Refusal(kind="tokens")
+STEEP, OVERLOAD, UNNAMED = Refusal(steep=True), Refusal(overload=True), Refusal()
+AZURE_LIMIT = (
+    "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2024-10-21 have "
+    "exceeded {} rate limit of your current OpenAI S0 pricing tier. Please retry after 22 seconds."
+)
+REFUSALS = [
+    # OpenAI names the limit in the type, and in the message.
+    (429, error("rate_limit_exceeded", "requests"), REQUESTS),
+    (429, error("rate_limit_exceeded", "tokens"), TOKENS),
+    (429, error("rate_limit_exceeded", "tokens", LIMIT + "Requested 156060"), TOKENS),
+    (
+        429,
+        error(
+            "rate_limit_exceeded",
+            None,
+            "Rate limit reached for m in organization o on requests per min (RPM): Limit 3, Used 3, "
+            "Requested 1. Please try again in 20s.",
+        ),
+        REQUESTS,
+    ),
+    (429, error("rate_limit_exceeded", None, "Limit: 10000 / min on RPM."), REQUESTS),
+    (429, error("rate_limit_exceeded", None, "Limit: 10000 / min on TPM."), TOKENS),
+    (429, error("slow_down", "rate_limit_error"), STEEP),
+    (503, error("slow_down", "service_unavailable_error"), STEEP),
+    (503, error("server_is_overloaded", "service_unavailable_error"), OVERLOAD),
+    (429, error("rate_limit_exceeded", None, "Too many requests"), UNNAMED),
+    # Azure has one code for its limits and its load.
+    (429, {"error": {"code": "429", "message": AZURE_LIMIT.format("token")}}, TOKENS),
+    (429, {"error": {"code": "429", "message": AZURE_LIMIT.format("call")}}, REQUESTS),
+    (429, {"error": {"code": "429", "message": "Rate limit is exceeded. Try again."}}, UNNAMED),
+    (
+        429,
+        {
+            "error": {
+                "code": "429",
+                "message": "The system is currently experiencing high demand and cannot process your "
+                "request. Your request exceeds the maximum usage size allowed during peak load.",
+            }
+        },
+        OVERLOAD,
+    ),
+    (
+        429,
+        {
+            "error": {
+                "code": "429",
+                "message": "The service is Temporarily Unable to Process your request.",
+            }
+        },
+        OVERLOAD,
+    ),
+    # Anthropic
+    (
+        429,
+        anthropic("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}),
+        STEEP,
+    ),
+    (429, anthropic("rate_limit_error"), UNNAMED),
+    (
+        429,
+        anthropic(
+            "rate_limit_error",
+            "This request would exceed your organization's rate limit of 40,000 input tokens per minute",
+        ),
+        TOKENS,
+    ),
+    (
+        429,
+        anthropic(
+            "rate_limit_error",
+            "This request would exceed your organization's rate limit of 50 requests per minute",
+        ),
+        REQUESTS,
+    ),
+    (529, anthropic("overloaded_error"), OVERLOAD),
+    # Others
+    (429, gemini(429, "RESOURCE_EXHAUSTED"), UNNAMED),
+    (
+        429,
+        gemini(
+            429,
+            "RESOURCE_EXHAUSTED",
+            "Quota exceeded for quota metric 'Generate Content API requests per minute' and limit …",
+        ),
+        REQUESTS,
+    ),
+    (
+        429,
+        error(
+            "rate_limit_exceeded",
+            "tokens",
+            "Rate limit reached for model `m` on tokens per minute (TPM): Limit 6000, Used 5900, "
+            "Requested 200. Please try again in 1s.",
+        ),
+        TOKENS,
+    ),
+    (503, gemini(503, "UNAVAILABLE"), OVERLOAD),
+    (503, b"", OVERLOAD),
+    (503, b"<html>busy</html>", OVERLOAD),
+    (529, b"", OVERLOAD),
+    (429, b"", UNNAMED),
+    (429, b"Too Many Requests", UNNAMED),
+    (429, {"message": "Rate limit exceeded", "type": "rate_limited", "code": "1300"}, UNNAMED),
+    (429, {"detail": "Too many tokens in your request, rapid ATPMs and RPMs"}, UNNAMED),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "refusal"), REFUSALS)
+def test_a_refusal_says_what_it_is_about(status: int, body: Any, refusal: Refusal) -> None:
+    """The limit that the server names, its load, or a rise that is too steep; nothing is guessed."""
+    assert judge(reply_of(status, body)).refusal == refusal
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, {"choices": [{"message": {"content": "Rate limit: tokens per min. slow_down"}}]}),
+        (200, error("slow_down")),
+        (400, error("invalid", None, "more than 5 requests per min, high demand")),
+        (401, error("invalid_api_key")),
+        (408, error()),
+        (409, error(None, "requests", "tokens per min")),
+        (500, error("server_error", "server_error", "high demand")),
+        (502, b""),
+        (520, b"<html>"),
+        (429, error("insufficient_quota", "insufficient_quota")),
+        (429, error("rate_limit_exceeded", "tokens", TOO_LARGE)),
+        (429, anthropic("e", details={"error_code": "enforced_spend_limit_reached"})),
+    ],
+)
+def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
+    """An answer, a fault, and what no waiting helps say nothing of a rate."""
+    assert judge(reply_of(status, body)).refusal is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "refusal"),
+    [
+        (503, {"Retry-After": "2"}, OVERLOAD),
+        (402, {"Retry-After": "2"}, UNNAMED),
+        (429, {"x-should-retry": "false"}, None),
+        (503, {"x-should-retry": "false"}, None),
+        (500, {"Retry-After": "2"}, None),
+    ],
+)
+def test_headers_change_the_refusal(
+    status: int, headers: dict[str, str], refusal: Refusal | None
+) -> None:
+    """What is tried again may be a refusal; what fails isn't one."""
+    assert judge(reply_of(status, b"", headers)).refusal == refusal
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "verdict"),
     [
@@ -317,8 +470,13 @@ def test_the_error_says_what_the_server_said(
 
 
 def test_an_answer_tells_what_it_used() -> None:
-    """The tokens of the usage come with the verdict."""
-    assert judge(reply_of(200, {"usage": {"total_tokens": 9}})).used_tokens == 9
+    """The tokens of the usage come with the verdict, and the answer's part if it is there."""
+    attempt = judge(reply_of(200, {"usage": {"total_tokens": 9}}))
+    assert (attempt.used_tokens, attempt.output_tokens) == (9, None)
+    attempt = judge(reply_of(200, {"usage": {"total_tokens": 9, "prompt_tokens": 5}}))
+    assert (attempt.used_tokens, attempt.output_tokens) == (9, 4)
+    attempt = judge(reply_of(200, {"choices": []}))
+    assert (attempt.used_tokens, attempt.output_tokens) == (None, None)
 
 
 def test_codes_are_read_whatever_their_shape() -> None:

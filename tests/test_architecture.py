@@ -35,11 +35,13 @@ LAYERS = (
             "encodings",
             "formats",
         ),
-        *("images", "inputs", "jsontext", "progress", "providers", "quota", "redact", "resume"),
-        *("retry", "signals", "stop", "tokens", "transport", "verify", "waits"),
+        *("images", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
+        *("observed", "pricing"),
+        *("probing", "progress", "providers", "quota", "ratelimits", "redact", "report", "resume"),
+        *("retry", "serverlimits", "signals", "stop", "tokens", "transport", "verify", "waits"),
     },
-    {"limiter", "worker", "writer"},
-    {"processor", "run"},
+    {"buckets", "ceiling", "dispatcher", "limiter", "worker", "writer"},
+    {"processor", "results", "run"},
     {"api", "cli", "flags"},
 )
 FACES = {"__init__", "__main__"}  # they may import from any layer
@@ -64,8 +66,26 @@ WITHIN_LAYER = {
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
+    ("observed", "probing"),
+    ("observed", "quota"),
+    ("observed", "ratelimits"),
+    ("pricing", "learned"),
+    ("pricing", "providers"),
+    ("pricing", "tokens"),
+    ("ratelimits", "waits"),
+    ("report", "inputs"),
+    ("serverlimits", "inflight"),
+    ("serverlimits", "observed"),
+    ("serverlimits", "quota"),
+    ("serverlimits", "ratelimits"),
+    ("buckets", "ceiling"),
+    ("buckets", "limiter"),
+    ("dispatcher", "buckets"),
+    ("dispatcher", "limiter"),
+    ("limiter", "ceiling"),
     ("cli", "flags"),
     ("worker", "limiter"),
+    ("processor", "results"),
     ("processor", "run"),
 }
 # The simulator is a program of its own: it uses these, and nothing of the package uses it.
@@ -83,6 +103,7 @@ IMPORTERS = {
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
 THREAD_MAKERS = {
     "run": {"ThreadPoolExecutor"},  # the workers
+    "dispatcher": {"Thread"},
     "writer": {"Thread"},
     "signals": {"Thread"},  # waits for signals
     "encodings": {"Thread"},  # a download of tiktoken's own may hang
@@ -90,7 +111,8 @@ THREAD_MAKERS = {
 }
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
-    *("connections", "counters", "encodings", "limiter", "processor", "run", "stop", "transport"),
+    *("buckets", "ceiling", "connections", "counters", "dispatcher", "encodings", "learned"),
+    *("ledger", "processor", "run", "stop", "transport"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli"}

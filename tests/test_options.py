@@ -13,7 +13,10 @@ from parallel_processor.options import Limits, Options, RetryPolicy
 
 SETTINGS = (Limits, RetryPolicy, Options)
 NUMBERS = {
-    Limits: ("requests_per_minute", "tokens_per_minute", "burst_seconds"),
+    Limits: (
+        *("requests_per_minute", "tokens_per_minute"),
+        *("input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds", "headroom"),
+    ),
     RetryPolicy: ("backoff_initial_s", "backoff_max_s", "pause_s", "rate_limit_deadline_s"),
     Options: ("request_timeout_s", "connect_timeout_s", "drain_s"),
 }
@@ -23,10 +26,11 @@ WHOLE = {
 }
 MAY_BE_ZERO = {
     *("backoff_initial_s", "backoff_max_s", "pause_s", "rate_limit_deadline_s"),
-    *("drain_s", "default_output_tokens"),
+    *("drain_s", "default_output_tokens", "headroom"),
 }
 MAY_BE_INFINITE = {
     *("requests_per_minute", "tokens_per_minute", "rate_limit_deadline_s", "drain_s"),
+    *("input_tokens_per_minute", "output_tokens_per_minute"),
 }
 
 
@@ -78,6 +82,7 @@ def test_infinity_is_allowed_where_it_makes_sense(kind: Any, name: str) -> None:
     ("kind", "name", "most"),
     [
         (Limits, "burst_seconds", 60),
+        (Limits, "headroom", 0.9),
         (RetryPolicy, "backoff_max_s", 1_000_000),
         (RetryPolicy, "pause_s", 1_000_000),
         (Options, "request_timeout_s", 1_000_000),
@@ -88,6 +93,105 @@ def test_upper_bounds(kind: Any, name: str, most: float) -> None:
     """The bound itself is allowed, more isn't."""
     assert getattr(kind(**{name: most}), name) == most
     assert refused(kind, name, most + 1).endswith(f"not {most + 1!r}")
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+def test_a_limit_may_be_found_out(name: str) -> None:
+    """One or both; no other word stands for a limit."""
+    assert getattr(Limits(**{name: "auto"}), name) == "auto"
+    for word in ("AUTO", "inf", ""):
+        assert refused(Limits, name, word) == f"{name} must be a number, not {word!r}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds", "headroom"],
+)
+def test_what_no_server_tells_is_a_number(name: str) -> None:
+    """Only requests and tokens are found out."""
+    assert refused(Limits, name, "auto") == f"{name} must be a number, not 'auto'"
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "is_auto"),
+    [
+        *((1500, 125_000, False), (math.inf, math.inf, False)),
+        *(("auto", 125_000, True), (math.inf, "auto", True), ("auto", "auto", True)),
+    ],
+)
+def test_limits_say_whether_something_is_found_out(
+    requests: Any, tokens: Any, is_auto: bool
+) -> None:
+    """One word is enough."""
+    assert Limits(requests_per_minute=requests, tokens_per_minute=tokens).is_auto is is_auto
+
+
+def test_the_ceilings_are_by_what_they_count() -> None:
+    """In the order of a request's costs; what has no number has no ceiling."""
+    limits = Limits(
+        requests_per_minute="auto",
+        tokens_per_minute=600,
+        input_tokens_per_minute=400,
+        output_tokens_per_minute=200,
+    )
+    assert list(limits.by_kind.items()) == [
+        *(("requests", math.inf), ("tokens", 600)),
+        *(("input_tokens", 400), ("output_tokens", 200)),
+    ]
+    assert Limits().by_kind == {
+        "requests": 1500,
+        "tokens": 125_000,
+        "input_tokens": math.inf,
+        "output_tokens": math.inf,
+    }
+
+
+def test_headroom_is_taken_off_every_ceiling() -> None:
+    """What is left to others counts for what was typed as well."""
+    limits = Limits(
+        requests_per_minute=100,
+        tokens_per_minute=math.inf,
+        input_tokens_per_minute=1000,
+        output_tokens_per_minute=10,
+        headroom=0.25,
+    )
+    assert limits.by_kind == {
+        "requests": 75,
+        "tokens": math.inf,
+        "input_tokens": 750,
+        "output_tokens": 7.5,
+    }
+    assert limits.requests_per_minute == 100
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 5, "gpt-4o*", [("gpt-4o*", Limits())], {"gpt-4o*": 500}, {5: Limits()}),
+        *({"gpt-4o*": None}, {"good": Limits(), "bad": {"requests_per_minute": 5}}),
+    ],
+)
+def test_limits_by_model_are_limits_by_pattern(value: Any) -> None:
+    """The message names the field and the value."""
+    message = refused(Options, "limits_by_model", value)
+    assert message == f"limits_by_model must be a Limits for each pattern, not {value!r}"
+
+
+def test_limits_by_model_are_there_in_their_order() -> None:
+    """No limits by default; those that are given stay as they are."""
+    assert Options().limits_by_model == {}
+    by_model = {"b*": Limits(requests_per_minute=5), "a*": Limits(), "": Limits()}
+    assert list(Options(limits_by_model=by_model).limits_by_model.items()) == list(by_model.items())
+
+
+def test_token_accounting_is_one_of_three() -> None:
+    """The message names the choice."""
+    assert Options().token_accounting == "auto"
+    for choice in ("auto", "reserve", "usage"):
+        assert Options(token_accounting=choice).token_accounting == choice
+    for value in ("used", "", None, True, []):
+        message = refused(Options, "token_accounting", value)
+        assert message == f"token_accounting must be auto, reserve or usage, not {value!r}"
 
 
 @pytest.mark.parametrize(

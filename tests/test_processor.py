@@ -31,6 +31,7 @@ from parallel_processor import (
     RetryPolicy,
     RunStoppedError,
 )
+from parallel_processor.models import Estimate
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 KEY = "sk-test-0123456789abcdef"
@@ -327,14 +328,14 @@ def test_an_interrupt_leaves_after_the_answers_are_on_record(
     save = tmp_path / "out.jsonl"
     with held() as (server, room), processor(server.url) as made:
 
-        def interrupted(request: Request) -> int:
+        def interrupted(request: Request) -> Estimate:
             if request.number == 6:
                 room.wait_for(5)
                 room.opened.set()
                 raise KeyboardInterrupt
-            return 1
+            return Estimate(1)
 
-        monkeypatch.setattr(made, "_cost", interrupted)
+        monkeypatch.setattr(made._pricing, "estimate", interrupted)
         join = in_background(lambda: made.process_file(source, save))
         with pytest.raises(KeyboardInterrupt):
             join()
@@ -495,7 +496,7 @@ def test_threads_share_the_limits() -> None:
             for first in (0, 100)
         ]
         assert [len(join()) for join in joins] == [40, 40]
-        assert made._bucket.usage().admitted["requests"] == 80.0
+        assert made._buckets.usage().admitted["requests"] == 80.0
 
 
 def test_a_slow_consumer_holds_nobody_up() -> None:

@@ -34,7 +34,7 @@ class Call:
     now_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
     told: list[tuple[Attempt, float]] = field(default_factory=list)
-    tries: Tries = field(default_factory=lambda: Tries(request=REQUEST, tokens=1))
+    tries: Tries = field(default_factory=lambda: Tries(request=REQUEST))
 
     def run(self) -> Attempt:
         """The attempt that the call ends with."""
@@ -147,7 +147,7 @@ def test_backoff_keeps_its_bounds(
 ) -> None:
     """It is at most the doubled time and the maximum, at least what the server asked for."""
     policy = RetryPolicy(backoff_initial_s=initial_s, backoff_max_s=max_s)
-    tries = Tries(request=REQUEST, tokens=1, failures=failures)
+    tries = Tries(request=REQUEST, failures=failures)
     attempt = Attempt(verdict=Verdict.RETRY, retry_after_s=asked_s)
     wait_s = backoff_s(policy, tries, attempt)
     longest = min(max_s, initial_s * 2.0 ** min(failures - 1, 60))
@@ -158,7 +158,7 @@ def test_backoff_keeps_its_bounds(
 @pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 2.0), (3, 4.0), (7, 60.0)])
 def test_jitter_is_full(failures: int, longest: float) -> None:
     """The waits fill the whole range from 0 on, evenly."""
-    tries = Tries(request=REQUEST, tokens=1, failures=failures)
+    tries = Tries(request=REQUEST, failures=failures)
     waits = [backoff_s(RetryPolicy(), tries, RETRY) for _ in range(2000)]
     assert min(waits) < 0.05 * longest
     assert 0.95 * longest < max(waits) <= longest
@@ -182,7 +182,7 @@ def test_an_early_wake_leads_to_another_attempt() -> None:
         sleep=stop.wait,
         before_sleep=lambda *_: stop.set(),
     )
-    assert retrying(attempt, Tries(request=REQUEST, tokens=1)).verdict is Verdict.STOPPED
+    assert retrying(attempt, Tries(request=REQUEST)).verdict is Verdict.STOPPED
     assert seen == [False, True]
 
 
@@ -194,7 +194,7 @@ def test_an_exception_is_not_tried_again() -> None:
         raise LookupError("a bug")
 
     with pytest.raises(LookupError, match="a bug"):
-        retrying(attempt, Tries(request=REQUEST, tokens=1))
+        retrying(attempt, Tries(request=REQUEST))
 
 
 def test_threads_share_one_object() -> None:
@@ -218,7 +218,7 @@ def test_threads_share_one_object() -> None:
         return attempt
 
     def call(number: int) -> None:
-        tries = Tries(request=REQUEST, tokens=1)
+        tries = Tries(request=REQUEST)
         retrying(attempts_until(number), tries)
         ends[number] = tries.sent
         for _ in range(tries.sent, 8):  # keep step with the others

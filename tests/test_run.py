@@ -21,11 +21,12 @@ import urllib3
 from raw_server import RawServer, Visit
 from requests.adapters import HTTPAdapter
 
+from parallel_processor.buckets import Buckets
 from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.formats import parse_line, request_from_body
-from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Outcome, Request
+from parallel_processor.models import Estimate, Outcome, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.pricing import Pricing
 from parallel_processor.run import Run
 
 URL = "http://127.0.0.1:1/v1/embeddings"
@@ -67,7 +68,7 @@ def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run
     options = Options(
         request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
     )
-    return Run(options, bucket=TokenBucket(limits), cost=lambda _: 1)
+    return Run(options, buckets=Buckets(options), pricing=Pricing(options))
 
 
 def bodies(count: int) -> Iterator[Request]:
@@ -130,7 +131,7 @@ def real_run(server: RawServer, **settings: Any) -> tuple[Run, TickingClock]:
     """A run that goes over the network, and its clock."""
     options = Options(request_url=server.url, limits=NO_LIMITS, **settings)
     clock = TickingClock()
-    return Run(options, bucket=TokenBucket(NO_LIMITS), cost=lambda _: 1, clock=clock), clock
+    return Run(options, buckets=Buckets(options), pricing=Pricing(options), clock=clock), clock
 
 
 def in_background(work: Callable[[], object]) -> Callable[[], None]:
@@ -155,16 +156,15 @@ def in_background(work: Callable[[], object]) -> Callable[[], None]:
     return join
 
 
-class StopsAtClear(threading.Event):
-    """The feeder's event, for the moment between its look at the stop and its wait."""
+def call_at_clear(waker: Any, call: Callable[[], None]) -> None:
+    """Call something in the moment between a thread's look at the stop and its wait."""
+    clear = waker.clear
 
-    def __init__(self, stop: Callable[[], None]) -> None:
-        super().__init__()
-        self._stop = stop
+    def clear_and_call() -> None:
+        call()
+        clear()
 
-    def clear(self) -> None:
-        self._stop()
-        super().clear()
+    waker.clear = clear_and_call
 
 
 # By itself
@@ -318,11 +318,13 @@ def test_threads_are_made_for_requests_in_flight_only() -> None:
 
 def test_a_consumer_that_leaves_ends_the_run() -> None:
     """Closing the iterator gives up what is under way: no thread is left, and nothing waited for."""
-    with RawServer(Silent()) as server:
+    silent = Silent()
+    with RawServer(silent) as server:
         run, _ = real_run(server, max_workers=4, drain_s=1e6)
         flawed = parse_line(b"nonsense", 1, URL)
         outcomes = run.outcomes(itertools.chain(bodies(3), [flawed], bodies(100)))
         assert next(outcomes).request is flawed
+        silent.wait_for(3)
         assert run.counters.counts().in_flight == 4
         in_background(outcomes.close)()
     assert workers() == []
@@ -341,9 +343,12 @@ class Broken(Exception):
     """What the input raises in these tests."""
 
 
-def failing_after(count: int, error: BaseException) -> Iterator[Request]:
-    """An input that breaks after so many requests."""
+def failing_after(
+    count: int, error: BaseException, before: Callable[[], None] = lambda: None
+) -> Iterator[Request]:
+    """An input that breaks after so many requests, and after ``before``."""
     yield from bodies(count)
+    before()
     raise error
 
 
@@ -374,9 +379,12 @@ def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseExc
         run.recorded([outcome])
 
     run.sink = sink
-    join = in_background(lambda: list(run.outcomes(failing_after(5, error))))
-    gate.wait_for(5)
-    gate.opened.set()
+
+    def let_go() -> None:
+        gate.wait_for(5)
+        gate.opened.set()
+
+    join = in_background(lambda: list(run.outcomes(failing_after(5, error, let_go))))
     with pytest.raises(type(error)):
         join()
     assert numbers(kept) == [1, 2, 3, 4, 5]
@@ -402,7 +410,7 @@ def test_a_fault_of_ours_ends_the_run_with_it() -> None:
 def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
     """An exception while a request's tokens are counted is raised, and nothing hangs."""
     run = run_with(ok)
-    run._cost = lambda request: 1 // (request.number - 3)
+    run._pricing.estimate = lambda request: Estimate(1 // (request.number - 3))
     with pytest.raises(ZeroDivisionError):
         list(run.outcomes(bodies(10)))
     assert workers() == []
@@ -450,7 +458,7 @@ def test_a_stop_ends_the_wait_for_capacity() -> None:
     run.stop(StopRequested("enough"))
     join()
     assert numbers(got) == [1]
-    assert run._bucket.usage().held_by == ""
+    assert run._buckets.usage().held_by == ""
     assert str(run.stop_cause) == "enough"
 
 
@@ -512,11 +520,30 @@ def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
     run = run_with(ok, ONE_A_MINUTE)
 
     def stop() -> None:
-        if run._bucket.usage().held_by and run.counters.counts().answered:
+        if run._buckets.usage().held_by and run.counters.counts().answered:
             run.stop(StopRequested("just now"))
 
-    run._wake = StopsAtClear(stop)
+    call_at_clear(run._wake, stop)
     in_background(lambda: list(run.outcomes(bodies(3))))()
+    assert str(run.stop_cause) == "just now"
+
+
+def test_no_stop_is_missed_by_the_dispatcher() -> None:
+    """A stop between the dispatcher's look at it and its wait for a bucket isn't forgotten."""
+    run = run_with(ok, ONE_A_MINUTE)
+
+    def source() -> Iterator[Request]:
+        yield from bodies(2)
+        while not run._buckets.usage().held_by:
+            run._wake.wait(0.001)
+        yield from bodies(1)
+
+    def stop() -> None:
+        if run._buckets.usage().held_by:
+            run.stop(StopRequested("just now"))
+
+    call_at_clear(run._dispatcher._wake, stop)
+    in_background(lambda: list(run.outcomes(source())))()
     assert str(run.stop_cause) == "just now"
 
 
@@ -531,7 +558,7 @@ def test_no_stop_is_missed_on_the_way_to_a_credit() -> None:
                 silent.wait_for(1)
                 run.stop(StopRequested("just now"))
 
-        run._wake = StopsAtClear(stop)
+        call_at_clear(run._wake, stop)
         in_background(lambda: list(run.outcomes(bodies(3))))()
     assert str(run.stop_cause) == "just now"
 
@@ -555,7 +582,8 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name.startswith("parallel-processor-worker") and len(workers()) >= 3:
+        working = [name for name in workers() if "worker" in name]
+        if thread.name.startswith("parallel-processor-worker") and len(working) >= 3:
             raise RuntimeError("can't start new thread")
         start(thread)
 

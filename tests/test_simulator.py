@@ -29,8 +29,8 @@ from parallel_processor.models import Endpoint
 from parallel_processor.simulator import Simulator, SimulatorOptions
 from parallel_processor.simulator.answers import Answerer, endpoint_of
 from parallel_processor.simulator.faults import FAULT_KINDS, FaultPlan, digest_of
+from parallel_processor.simulator.headers import go_duration
 from parallel_processor.simulator.limits import RateLimits
-from parallel_processor.simulator.refusals import go_duration
 from parallel_processor.simulator.stats import Stats, busiest_window
 from parallel_processor.tokens import TokenCounter
 
@@ -237,7 +237,9 @@ FIELDS = st.sampled_from(
 def test_any_json_object_is_answered(body: dict[str, Any], endpoint: Endpoint) -> None:
     """However odd a body is, its answer is JSON."""
     answerer = Answerer(TokenCounter(), embedding_dimensions=4)
-    assert isinstance(json.loads(answerer.answer(body, endpoint, 1, 10)), dict)
+    content, written = answerer.answer(body, endpoint, number=1, read=10, digest=0)
+    assert isinstance(json.loads(content), dict)
+    assert written >= 0
 
 
 @pytest.mark.parametrize(
@@ -333,18 +335,19 @@ def test_no_schedule_gets_more_than_the_buckets_hold(
 ) -> None:
     """In any stretch of time, no more passes than a full bucket and its refill; waits are exact."""
     clock = Clock()
-    limits = RateLimits(
-        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, clock=clock
+    options = SimulatorOptions(
+        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
     )
+    limits = RateLimits(options, clock=clock)
     passed: list[tuple[float, int]] = []
     for delay_s, tokens in schedule:
         clock.now_s += delay_s
-        refusal = limits.admit(tokens).refusal
+        refusal = limits.admit("m", read=tokens, written=0).refusal
         if refusal is not None:
             assert refusal.wait_s is not None
             assert refusal.wait_s > 0
             clock.now_s += refusal.wait_s
-            assert limits.admit(tokens).refusal is None
+            assert limits.admit("m", read=tokens, written=0).refusal is None
         passed.append((clock.now_s, tokens))
     for start, (from_s, _) in enumerate(passed):
         for end in range(start, len(passed)):

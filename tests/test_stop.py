@@ -1,4 +1,4 @@
-"""The stop signal: told once, heard by everyone."""
+"""The stop signal: told once, heard by everyone; and the bell that wakes one thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from parallel_processor.stop import StopSignal
+from parallel_processor.stop import Bell, StopSignal
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 
@@ -92,3 +92,84 @@ def test_a_wait_in_a_thread_ends_with_the_stop() -> None:
         waits = [pool.submit(stop.wait, REAL_TIMEOUT_S) for _ in range(4)]
         stop.set(KeyboardInterrupt())
         assert all(wait.result(REAL_TIMEOUT_S) for wait in waits)
+
+
+def test_a_bell_that_rang_ends_the_next_wait() -> None:
+    """What rings before somebody waits isn't missed, and is heard once."""
+    bell = Bell()
+    bell.set()
+    bell.wait(REAL_TIMEOUT_S)
+    assert hears_nothing(bell)
+
+
+def test_a_bell_that_rings_often_is_heard_once() -> None:
+    """Rings that nobody heard don't pile up."""
+    bell = Bell()
+    for _ in range(1000):
+        bell.set()
+    bell.wait(REAL_TIMEOUT_S)
+    assert hears_nothing(bell)
+
+
+def test_a_bell_that_is_cleared_has_not_rung() -> None:
+    """What was heard of otherwise is forgotten, and the bell rings again."""
+    bell = Bell()
+    bell.clear()
+    bell.set()
+    bell.clear()
+    assert hears_nothing(bell)
+    bell.set()
+    bell.wait(REAL_TIMEOUT_S)
+
+
+def test_a_bell_that_does_not_ring_ends_the_wait_in_time() -> None:
+    """A wait for no time at all is one."""
+    Bell().wait(0.0)
+    Bell().wait(0.001)
+
+
+def test_a_ring_ends_a_wait_that_is_under_way() -> None:
+    """A thread waits as long as it takes, and any thread may ring."""
+    bell = Bell()
+    with ThreadPoolExecutor(1) as pool:
+        for seconds in (None, 3600.0):
+            wait = pool.submit(bell.wait, seconds)
+            bell.set()
+            wait.result(REAL_TIMEOUT_S)
+
+
+def test_no_ring_is_lost_between_a_look_and_a_wait() -> None:
+    """Who clears the bell, looks, and waits hears of whatever was done behind the look."""
+    bell, done = Bell(), 0
+
+    def wait_for_all() -> None:
+        while True:
+            bell.clear()
+            if done == 5000:
+                return
+            bell.wait(None)
+
+    waiter = threading.Thread(target=wait_for_all, daemon=True)
+    waiter.start()
+    for _ in range(5000):
+        done += 1
+        bell.set()
+    waiter.join(REAL_TIMEOUT_S)
+    assert not waiter.is_alive(), "it waits in vain"
+
+
+def test_a_stop_rings_a_bell() -> None:
+    """A bell may subscribe as an event does."""
+    stop, bell = StopSignal(), Bell()
+    with stop.waking(bell):
+        assert hears_nothing(bell)
+        stop.set(KeyboardInterrupt())
+        bell.wait(REAL_TIMEOUT_S)
+        assert hears_nothing(bell)
+    with stop.waking(bell):  # too late
+        bell.wait(REAL_TIMEOUT_S)
+
+
+def hears_nothing(bell: Bell) -> bool:
+    """True if a wait for the bell would last."""
+    return bell._rings.empty()

@@ -370,6 +370,44 @@ def test_the_other_endpoints_reserve_their_own_caps() -> None:
     assert reserved({"generationConfig": [9], "options": None}, Endpoint.UNKNOWN) == 0
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "body", "cap"),
+    [
+        (Endpoint.CHAT, {}, None),
+        (Endpoint.CHAT, {"n": 3}, None),
+        (Endpoint.CHAT, {"max_tokens": 50}, 50),
+        (Endpoint.CHAT, {"max_tokens": 50, "max_completion_tokens": 70}, 70),
+        (Endpoint.CHAT, {"max_tokens": 50, "n": 3}, 150),
+        (Endpoint.CHAT, {"max_tokens": 0}, 0),
+        (Endpoint.CHAT, {"max_tokens": None}, None),
+        (Endpoint.CHAT, {"max_tokens": "50"}, None),
+        (Endpoint.CHAT, {"max_output_tokens": 50}, None),
+        (Endpoint.CHAT, {"max_tokens": 2**31 - 1}, MAX_OUTPUT_TOKENS),
+        (Endpoint.RESPONSES, {}, None),
+        (Endpoint.RESPONSES, {"max_output_tokens": 50}, 50),
+        (Endpoint.RESPONSES, {"max_tokens": 50}, None),
+        (Endpoint.MESSAGES, {}, None),
+        (Endpoint.MESSAGES, {"max_tokens": 50}, 50),
+        (Endpoint.COMPLETIONS, {}, 16),  # the API has a cap of its own
+        (Endpoint.COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "max_tokens": 5}, 20),
+        (Endpoint.EMBEDDINGS, {"max_tokens": 50}, 0),
+        (Endpoint.MODERATIONS, {}, 0),
+        (Endpoint.UNKNOWN, {"maxTokens": 50}, 50),
+        (Endpoint.UNKNOWN, {"generationConfig": {"maxOutputTokens": 70}, "maxTokens": 50}, 70),
+        (Endpoint.UNKNOWN, {"generationConfig": {"temperature": 1}}, None),
+        (Endpoint.UNKNOWN, {}, None),
+    ],
+)
+def test_the_cap_is_what_an_answer_is_bounded_by(
+    endpoint: Endpoint, body: dict[str, Any], cap: int | None
+) -> None:
+    """Nothing bounds the answer of a request that names no cap, unless the API does."""
+    counter = TokenCounter(default_output_tokens=40)
+    assert counter.output_cap(body, endpoint) == cap
+    if cap is not None:
+        assert counter.output_tokens(body, endpoint) == cap
+
+
 def test_an_encoding_that_is_named_counts_everything() -> None:
     """The encoding that the user names is used whatever a request's model is."""
     body = {"model": "gpt-4o", "messages": user("お誕生日おめでとう")}

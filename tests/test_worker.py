@@ -14,8 +14,9 @@ from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.formats import record, request_from_body
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.models import Estimate, Outcome, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
 from parallel_processor.worker import Worker
 
@@ -76,7 +77,7 @@ class Bench:
         self.stop = StopSignal()
         self.worker = Worker(
             self.options,
-            bucket=self.bucket,
+            pricing=Pricing(self.options),
             transport=self.transport,
             counters=self.counters,
             stop=self.stop,
@@ -96,7 +97,7 @@ class Bench:
         reservation = self.bucket.acquire(TOKENS)
         assert reservation is not None
         request = request_from_body({"input": "hello"}, number)
-        return self.worker.process(request, TOKENS, reservation)
+        return self.worker.process(request, Estimate(TOKENS), self.bucket, reservation)
 
     def admitted(self) -> tuple[float, float]:
         """The requests and tokens that the bucket counts."""

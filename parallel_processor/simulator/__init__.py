@@ -1,7 +1,7 @@
 """An OpenAI-like server to try a job on before paying for it, and to test against.
 
-It has no model, but it has an account: limits on requests and tokens that it enforces with a
-server's token bucket, a key, money, latency, and faults on demand. As a process of its own::
+It has no model, but it has an account: limits on requests and tokens that it enforces as servers
+do, a key, money, latency, and faults on demand. As a process of its own::
 
     python -m parallel_processor.simulator --port 8000 --tokens_per_minute 250000 --latency_s 0.5
 
@@ -10,11 +10,27 @@ and inside one::
     with Simulator(SimulatorOptions(requests_per_minute=600, error_rate=0.1)) as simulator:
         ...  # POST to simulator.url + "/v1/chat/completions"
         print(simulator.stats())
+
+The account need not stay as it is: limits may differ by model, change in the middle of a run and be
+used by somebody else at the same time, and the server may get slower the more is asked of it::
+
+    SimulatorOptions(
+        limits_by_model={"gpt-4o*": ModelLimits(requests_per_minute=600, tokens_per_minute=30_000)},
+        changes=(LimitChange(at_s=30, requests_per_minute=300),),
+        rival_requests_per_minute=120,
+        best_in_flight=50,
+        latency_s=0.5,
+    )
+
+How limits are enforced and told differs between providers, and so it does here: `enforcement` (a
+bucket, or windows that may be as short as a second), `token_charge` (what an answer may have at
+most, or what it has), `header_style` and `retry_after`. `Simulator.timeline()` and GET /timeline
+tell what passed in each second, to compare with what the limits were.
 """
 
 from __future__ import annotations
 
-from parallel_processor.simulator.options import SimulatorOptions
+from parallel_processor.simulator.options import LimitChange, ModelLimits, SimulatorOptions
 from parallel_processor.simulator.server import Simulator
 
-__all__ = ["Simulator", "SimulatorOptions"]
+__all__ = ["LimitChange", "ModelLimits", "Simulator", "SimulatorOptions"]

@@ -12,6 +12,7 @@ import math
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import shake_128
 from typing import Any, Protocol
 
@@ -53,45 +54,83 @@ def model_of(body: dict[str, Any]) -> str:
     return model if isinstance(model, str) else "sim"
 
 
-class Answerer:
-    """Writes answers. Safe to call from any thread."""
+@dataclass(slots=True, kw_only=True)
+class Question:
+    """What is asked and how to answer: `read` input tokens, `length` tokens if not as it comes."""
 
-    def __init__(self, counter: TokenCounting, *, embedding_dimensions: int) -> None:
+    body: dict[str, Any]
+    model: str
+    number: int
+    read: int
+    length: int | None
+
+
+class Answerer:
+    """Writes answers. Safe to call from any thread.
+
+    Without `answer_tokens` an answer's usage is what its text has; with it, half as much to one and
+    a half times as much, by the digest of the request, and its text is as short as before.
+    """
+
+    def __init__(
+        self,
+        counter: TokenCounting,
+        *,
+        embedding_dimensions: int,
+        answer_tokens: int | None = None,
+    ) -> None:
         self._counter = counter
         self._dimensions = embedding_dimensions
+        self._answer_tokens = answer_tokens
 
-    def answer(self, body: dict[str, Any], endpoint: Endpoint, number: int, read: int) -> bytes:
-        """Answer a request of `read` input tokens as JSON; its ids are made from `number`."""
-        model = model_of(body)
+    def answer(
+        self, body: dict[str, Any], endpoint: Endpoint, *, number: int, read: int, digest: int
+    ) -> tuple[bytes, int]:
+        """Answer a request of `read` input tokens; return JSON, and its number of output tokens.
+
+        Its ids are made from `number`.
+        """
+        question = Question(
+            body=body,
+            model=model_of(body),
+            number=number,
+            read=read,
+            length=_varied(self._answer_tokens, digest),
+        )
         if endpoint is Endpoint.EMBEDDINGS:
-            content = self._embeddings(body, model, read)
+            content = self._embeddings(question)
         elif endpoint is Endpoint.MODERATIONS:
-            content = _moderations(body, model, number)
+            content = _moderations(question)
         elif endpoint is Endpoint.RESPONSES:
-            content = self._response(body, model, number, read)
+            content = self._response(question)
         elif endpoint is Endpoint.COMPLETIONS:
-            content = self._completion(body, model, number, read)
+            content = self._completion(question)
         elif endpoint is Endpoint.MESSAGES:
-            content = self._message(body, model, number, read)
+            content = self._message(question)
         else:
-            content = self._chat(body, model, number, read)
-        return json.dumps(content).encode()
+            content = self._chat(question)
+        usage = content.get("usage", {})
+        written = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+        return json.dumps(content).encode(), written
 
-    def _text(self, source: Any, model: str, cap: int | None) -> tuple[str, int, bool]:
+    def _text(self, question: Question, source: Any, cap: int | None) -> tuple[str, int, bool]:
         """Return an answer's text, its tokens, and whether `cap` cut it short."""
         words = next(_texts(source), "")[:400].split()[:_ECHOED_WORDS] or ["ok"]
-        text, tokens = "", 0
+        if question.length is not None:
+            tokens = question.length if cap is None else min(question.length, cap)
+            return " ".join(words), tokens, tokens < question.length
         for kept in range(len(words), 0, -1):
             text = " ".join(words[:kept])
-            counted = {"model": model, "input": text}
+            counted = {"model": question.model, "input": text}
             tokens = self._counter.input_tokens(counted, Endpoint.EMBEDDINGS)
             if cap is None or tokens <= cap:
                 return text, tokens, kept < len(words)
         return "ok", 1, True
 
-    def _chat(self, body: dict[str, Any], model: str, number: int, read: int) -> dict[str, Any]:
+    def _chat(self, question: Question) -> dict[str, Any]:
+        body = question.body
         cap = _largest(body, "max_completion_tokens", "max_tokens")
-        text, tokens, cut = self._text(body.get("messages", body), model, cap)
+        text, tokens, cut = self._text(question, body.get("messages", body), cap)
         finish = "length" if cut else "stop"
         choices = [
             {
@@ -103,80 +142,82 @@ class Answerer:
             for index in range(_choices(body))
         ]
         return {
-            "id": f"chatcmpl-{number:024d}",
+            "id": f"chatcmpl-{question.number:024d}",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": model,
+            "model": question.model,
             "choices": choices,
-            "usage": _usage(read, tokens * len(choices)),
+            "usage": _usage(question.read, tokens * len(choices)),
         }
 
-    def _completion(
-        self, body: dict[str, Any], model: str, number: int, read: int
-    ) -> dict[str, Any]:
+    def _completion(self, question: Question) -> dict[str, Any]:
+        body = question.body
         cap = _largest(body, "max_tokens") or 16
         choices: list[dict[str, Any]] = []
         written = 0
         for prompt in _inputs(body.get("prompt")):
-            text, tokens, cut = self._text(prompt, model, cap)
+            text, tokens, cut = self._text(question, prompt, cap)
             for _ in range(_choices(body)):
                 finish = "length" if cut else "stop"
                 choice = {"text": text, "index": len(choices), "logprobs": None}
                 choices.append(choice | {"finish_reason": finish})
                 written += tokens
         return {
-            "id": f"cmpl-{number:024d}",
+            "id": f"cmpl-{question.number:024d}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": model,
+            "model": question.model,
             "choices": choices,
-            "usage": _usage(read, written),
+            "usage": _usage(question.read, written),
         }
 
-    def _response(self, body: dict[str, Any], model: str, number: int, read: int) -> dict[str, Any]:
+    def _response(self, question: Question) -> dict[str, Any]:
+        body = question.body
         cap = _largest(body, "max_output_tokens")
-        text, tokens, cut = self._text(body.get("input"), model, cap)
+        text, tokens, cut = self._text(question, body.get("input"), cap)
         status = "incomplete" if cut else "completed"
         message = {
-            "id": f"msg_{number:024d}",
+            "id": f"msg_{question.number:024d}",
             "type": "message",
             "status": status,
             "role": "assistant",
             "content": [{"type": "output_text", "text": text, "annotations": []}],
         }
         return {
-            "id": f"resp_{number:024d}",
+            "id": f"resp_{question.number:024d}",
             "object": "response",
             "created_at": int(time.time()),
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "model": model,
+            "model": question.model,
             "output": [message],
             "usage": {
-                "input_tokens": read,
+                "input_tokens": question.read,
                 "input_tokens_details": {"cached_tokens": 0},
                 "output_tokens": tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": read + tokens,
+                "total_tokens": question.read + tokens,
             },
         }
 
-    def _message(self, body: dict[str, Any], model: str, number: int, read: int) -> dict[str, Any]:
+    def _message(self, question: Question) -> dict[str, Any]:
+        body = question.body
         cap = _largest(body, "max_tokens")
-        text, tokens, cut = self._text(body.get("messages"), model, cap)
+        text, tokens, cut = self._text(question, body.get("messages"), cap)
         return {
-            "id": f"msg_{number:024d}",
+            "id": f"msg_{question.number:024d}",
             "type": "message",
             "role": "assistant",
-            "model": model,
+            "model": question.model,
             "content": [{"type": "text", "text": text}],
             "stop_reason": "max_tokens" if cut else "end_turn",
             "stop_sequence": None,
-            "usage": {"input_tokens": read, "output_tokens": tokens},
+            "usage": {"input_tokens": question.read, "output_tokens": tokens},
         }
 
-    def _embeddings(self, body: dict[str, Any], model: str, read: int) -> dict[str, Any]:
+    def _embeddings(self, question: Question) -> dict[str, Any]:
+        body = question.body
         size = min(_largest(body, "dimensions") or self._dimensions, 4_096)
         packed = body.get("encoding_format") == "base64"
         data: list[dict[str, Any]] = []
@@ -185,8 +226,8 @@ class Answerer:
             if packed:
                 vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
             data.append({"object": "embedding", "index": index, "embedding": vector})
-        usage = {"prompt_tokens": read, "total_tokens": read}
-        return {"object": "list", "data": data, "model": model, "usage": usage}
+        usage = {"prompt_tokens": question.read, "total_tokens": question.read}
+        return {"object": "list", "data": data, "model": question.model, "usage": usage}
 
 
 def embedding(text: Any, dimensions: int) -> list[float]:
@@ -198,15 +239,20 @@ def embedding(text: Any, dimensions: int) -> list[float]:
     return [round(value / length, 6) for value in raw]
 
 
-def _moderations(body: dict[str, Any], model: str, number: int) -> dict[str, Any]:
+def _moderations(question: Question) -> dict[str, Any]:
     scores = {"harassment": 0.0, "hate": 0.0, "self-harm": 0.0, "sexual": 0.0, "violence": 0.0}
     result = {
         "flagged": False,
         "categories": dict.fromkeys(scores, False),
         "category_scores": scores,
     }
-    results = [result for _ in _inputs(body.get("input"))]
-    return {"id": f"modr-{number:024d}", "model": model, "results": results}
+    results = [result for _ in _inputs(question.body.get("input"))]
+    return {"id": f"modr-{question.number:024d}", "model": question.model, "results": results}
+
+
+def _varied(tokens: int | None, digest: int) -> int | None:
+    """Return half to one and a half times as many tokens, the same for the same digest."""
+    return None if tokens is None else max(1, tokens // 2 + digest % (tokens + 1))
 
 
 def _usage(read: int, written: int) -> dict[str, int]:

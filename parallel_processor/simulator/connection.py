@@ -33,7 +33,7 @@ class Connection:
 
     def pause(self, seconds: float) -> None:
         """Let time pass; raises ConnectionOver as soon as the simulator stops."""
-        if self._stopping.wait(seconds):
+        if self._stopping.wait(min(seconds, threading.TIMEOUT_MAX)):
             raise ConnectionOver("the simulator is stopping")
 
     def send(self, reply: HttpReply, *, keep_alive: bool) -> None:

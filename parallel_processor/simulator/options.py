@@ -3,13 +3,75 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.simulator.faults import FAULT_KINDS
+from parallel_processor.simulator.headers import HEADER_STYLES
+from parallel_processor.simulator.quotas import METRICS
+from parallel_processor.simulator.refusals import DEFAULT_REFUSAL_CODE
 
 DEFAULT_ERRORS = ("500", "503", "429", "reset", "torn", "html", "detail", "bad_json")
 """The faults a client is expected to get over by trying again."""
+
+CHOICES = {
+    "enforcement": ("bucket", "window"),
+    "header_style": HEADER_STYLES,
+    "token_charge": ("reserve", "usage"),
+}
+
+MOST_RIVAL_REQUESTS_PER_MINUTE = 60_000
+"""More would take the server too long to work out after a quiet time."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "latency_s": (0.0, math.inf),
+    "latency_jitter": (0.0, 1.0),
+    "error_rate": (0.0, 1.0),
+    "error_attempts": (0, math.inf),
+    "stall_s": (0.0, math.inf),
+    "embedding_dimensions": (1, 4_096),
+    "default_output_tokens": (0, math.inf),
+    "spend_limit": (0, math.inf),
+    "rival_requests_per_minute": (0, MOST_RIVAL_REQUESTS_PER_MINUTE),
+    "rival_tokens_per_request": (0, math.inf),
+    "rival_from_s": (0.0, math.inf),
+    "answer_tokens": (1, math.inf),
+    "best_in_flight": (1, math.inf),
+    "overload_exponent": (0.0, 10.0),
+    "refuse_in_flight": (1, math.inf),
+}
+_WHOLE = ("rival_tokens_per_request", "answer_tokens", "best_in_flight", "refuse_in_flight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLimits:
+    """The limits of a model that has its own; None is no limit."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_limits(self, "requests_per_minute", "tokens_per_minute")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChange:
+    """New limits from `at_s` seconds after the first request; None leaves one as it is.
+
+    They are those of the models that match `model`, an fnmatch pattern.
+    """
+
+    at_s: float
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    model: str = "*"
+
+    def __post_init__(self) -> None:
+        _check(_is_number(self.at_s, 0.0, math.inf), "at_s", self.at_s, "0 or more seconds")
+        _check(isinstance(self.model, str), "model", self.model, "a pattern")
+        _check_limits(self, "requests_per_minute", "tokens_per_minute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,15 +80,47 @@ class SimulatorOptions:
 
     A limit of None is no limit. `spend_limit` is in answered requests. `error_rate` is the share of
     the *distinct* request bodies that fail, each `error_attempts` times (0: always).
+
+    With `limits_by_model` each model has limits of its own: those of the first fnmatch pattern that
+    it matches, else the options'; without, all models share one set. `burst_s` is what a bucket
+    holds, in seconds' worth of its limit; under `enforcement="window"` each window of `window_s`
+    has its part of the limit instead. `requests_per_day` is always a bucket. `changes` and the
+    rival, another client of the same account, go by the seconds since the first request.
+
+    `token_charge="reserve"` charges the most that an answer may have at admission; "usage" charges
+    the prompt, and the answer once it is written. Then `answer_tokens` is how long answers are, by
+    their usage, half as much more or less. With `retry_after` off, refusals say no time to wait;
+    `refusal_code` is their code. `best_in_flight` and `overload_exponent` are explained in load.py;
+    above `refuse_in_flight` requests the server says that it is overloaded.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+    input_tokens_per_minute: float | None = None
+    output_tokens_per_minute: float | None = None
+    requests_per_day: float | None = None
+    limits_by_model: Mapping[str, ModelLimits] = field(default_factory=dict)
+    changes: tuple[LimitChange, ...] = ()
+    enforcement: str = "bucket"
+    burst_s: float = 60.0
+    window_s: float = 60.0
+    rival_requests_per_minute: float = 0
+    rival_tokens_per_request: int = 0
+    rival_from_s: float = 0.0
+    rival_until_s: float = math.inf
     reject_oversize: bool = False
+    token_charge: str = "reserve"
+    answer_tokens: int | None = None
+    header_style: str = "openai"
+    retry_after: bool = True
+    refusal_code: str = DEFAULT_REFUSAL_CODE
     latency_s: float = 0.0
     latency_jitter: float = 0.0
+    best_in_flight: int | None = None
+    overload_exponent: float = 1.5
+    refuse_in_flight: int | None = None
     error_rate: float = 0.0
     error_attempts: int = 1
     errors: tuple[str, ...] = DEFAULT_ERRORS
@@ -40,27 +134,66 @@ class SimulatorOptions:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError, naming the field and its value, for what can't be simulated."""
-        self._check_range("port", 0, 65_535)
-        self._check_range("latency_s", 0.0, math.inf)
-        self._check_range("latency_jitter", 0.0, 1.0)
-        self._check_range("error_rate", 0.0, 1.0)
-        self._check_range("error_attempts", 0, math.inf)
-        self._check_range("stall_s", 0.0, math.inf)
-        self._check_range("embedding_dimensions", 1, 4_096)
-        self._check_range("default_output_tokens", 0, math.inf)
-        if self.spend_limit is not None:
-            self._check_range("spend_limit", 0, math.inf)
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            limit = getattr(self, name)
-            if limit is not None and not (limit > 0 and math.isfinite(limit)):
-                raise ConfigurationError(f"{name} must be above 0 or None, not {limit!r}")
+        self._check_ranges()
+        self._check_schedule()
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            _check(value in known, name, value, f"one of {', '.join(known)}")
+        code: object = self.refusal_code
+        _check(isinstance(code, str) and bool(code), "refusal_code", code, "a text")
         unknown = sorted(set(self.errors) - FAULT_KINDS)
         if unknown:
             raise ConfigurationError(f"errors: unknown {unknown}; known: {sorted(FAULT_KINDS)}")
         if self.error_rate and not self.errors:
             raise ConfigurationError("errors must name a kind when error_rate is above 0")
 
-    def _check_range(self, name: str, lowest: float, highest: float) -> None:
-        value = getattr(self, name)
-        if not lowest <= value <= highest or (highest == math.inf and value == math.inf):
-            raise ConfigurationError(f"{name} must be {lowest} to {highest}, not {value!r}")
+    def _check_ranges(self) -> None:
+        defaults = type(self).__dataclass_fields__
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            ok = (value is None and defaults[name].default is None) or _is_number(
+                value, lowest, highest
+            )
+            _check(ok, name, value, f"{lowest} to {highest}")
+        for name in _WHOLE:
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, int), name, value, "a whole number")
+        for name in ("burst_s", "window_s"):
+            value = getattr(self, name)
+            _check(_is_number(value, 0.0, math.inf) and value > 0, name, value, "above 0")
+        _check_limits(self, *METRICS)
+
+    def _check_schedule(self) -> None:
+        until_s = self.rival_until_s
+        ok = until_s == math.inf or _is_number(until_s, 0.0, math.inf)
+        _check(ok, "rival_until_s", until_s, "0 or more seconds, or infinite")
+        own: object = self.limits_by_model
+        ok = isinstance(own, Mapping) and all(
+            isinstance(pattern, str) and isinstance(limits, ModelLimits)
+            for pattern, limits in own.items()
+        )
+        _check(ok, "limits_by_model", own, "ModelLimits by pattern")
+        for change in self.changes:
+            _check(isinstance(change, LimitChange), "changes", change, "a LimitChange")
+            ok = change.model == "*" or bool(self.limits_by_model)
+            want = "for every model (*) where models share their limits"
+            _check(ok, "changes", change, want)
+
+
+def _check(ok: bool, name: str, value: object, want: str) -> None:
+    if not ok:
+        raise ConfigurationError(f"{name} must be {want}, not {value!r}")
+
+
+def _is_number(value: object, lowest: float, highest: float) -> bool:
+    """Tell whether it is a finite number within these bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return lowest <= value <= highest and value != math.inf
+
+
+def _check_limits(options: object, *names: str) -> None:
+    for name in names:
+        limit = getattr(options, name)
+        ok = limit is None or (_is_number(limit, 0.0, math.inf) and limit > 0)
+        _check(ok, name, limit, "above 0 or None")

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import math
 
-from parallel_processor.simulator.limits import Refusal
+from parallel_processor.simulator.headers import go_duration
+from parallel_processor.simulator.quotas import Refusal
 from parallel_processor.simulator.wire import HttpReply
 
-_UNITS = {"requests": "requests per min (RPM)", "tokens": "tokens per min (TPM)"}
+DEFAULT_REFUSAL_CODE = "rate_limit_exceeded"
 
-
-def go_duration(seconds: float) -> str:
-    """Write a time the way Go does, to the millisecond above: 120ms, 7.66s, 2m59.56s, 1h0m0s."""
-    milliseconds = math.ceil(seconds * 1000 - 1e-6)
-    if milliseconds <= 0:
-        return "0s"
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, 60_000)
-    text = f"{rest / 1000:g}s"
-    if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60}m{text}"
-    return f"{minutes}m{text}" if minutes else text
+_UNITS = {
+    "requests": "requests per min (RPM)",
+    "tokens": "tokens per min (TPM)",
+    "input-tokens": "input tokens per min (ITPM)",
+    "output-tokens": "output tokens per min (OTPM)",
+    "requests-per-day": "requests per day (RPD)",
+}
 
 
 def error_reply(
@@ -56,23 +51,38 @@ def out_of_quota(headers: str) -> HttpReply:
     return error_reply(429, message, "insufficient_quota", "insufficient_quota", headers)
 
 
-def refused(refusal: Refusal, model: str, headers: str) -> HttpReply:
-    """Refuse what the limits refuse, and say when to try again, if ever."""
+def refused(
+    refusal: Refusal, model: str, headers: str, *, code: str = DEFAULT_REFUSAL_CODE, hint: bool
+) -> HttpReply:
+    """Refuse what the limits refuse; with a `hint`, say in the message when to try again."""
+    message = _why(refusal, model, hint=hint)
+    kind = "requests" if refusal.name.startswith("requests") else "tokens"
+    if refusal.wait_s is None:
+        return error_reply(429, message, kind, DEFAULT_REFUSAL_CODE, headers)
+    if code != DEFAULT_REFUSAL_CODE:
+        kind = "rate_limit_error"
+    return error_reply(429, message, kind, code, headers)
+
+
+def refused_by_anthropic(
+    refusal: Refusal, model: str, headers: str, *, request_id: str, hint: bool
+) -> HttpReply:
+    """Refuse what the limits refuse, the way Anthropic does."""
+    error = {"type": "rate_limit_error", "message": _why(refusal, model, hint=hint)}
+    content = {"type": "error", "error": error, "request_id": request_id}
+    return HttpReply(status=429, body=json.dumps(content).encode(), headers=headers)
+
+
+def _why(refusal: Refusal, model: str, *, hint: bool) -> str:
     subject = f"{model} in organization org-sim on {_UNITS[refusal.name]}"
     if refusal.wait_s is None:
-        message = (
+        return (
             f"Request too large for {subject}: Limit {int(refusal.limit)}, Requested "
             f"{refusal.requested}. The input or output tokens must be reduced in order to run "
             "successfully."
         )
-        return error_reply(429, message, refusal.name, "rate_limit_exceeded", headers)
     message = (
         f"Rate limit reached for {subject}: Limit {int(refusal.limit)}, "
-        f"Used {math.ceil(refusal.used)}, Requested {refusal.requested}. "
-        f"Please try again in {go_duration(refusal.wait_s)}."
+        f"Used {math.ceil(refusal.used)}, Requested {refusal.requested}."
     )
-    headers += (
-        f"Retry-After: {math.ceil(refusal.wait_s)}\r\n"
-        f"retry-after-ms: {math.ceil(refusal.wait_s * 1000)}\r\n"
-    )
-    return error_reply(429, message, refusal.name, "rate_limit_exceeded", headers)
+    return f"{message} Please try again in {go_duration(refusal.wait_s)}." if hint else message

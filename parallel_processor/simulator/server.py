@@ -28,7 +28,7 @@ _OUT_OF_FILES_S = 0.05  # how long accepting rests when the process has no file 
 class Simulator:
     """An OpenAI-like server in this process, for a `with` block; see `SimulatorOptions`.
 
-    `start` and `stop` are for one thread and once each; `url` and `stats` for any.
+    `start` and `stop` are for one thread and once each; `url`, `stats` and `timeline` for any.
     """
 
     def __init__(
@@ -91,7 +91,14 @@ class Simulator:
 
     def stats(self) -> dict[str, Any]:
         """Return what GET /stats does."""
-        return self._service.stats.summary()
+        return self._service.summary()
+
+    def timeline(self) -> dict[str, list[list[int]]]:
+        """Return what GET /timeline does: for each model, a list of each second since the first request.
+
+        It holds the requests admitted, tokens charged, requests refused and requests answered.
+        """
+        return self._service.timeline.snapshot()
 
     def _accept(self) -> None:
         with selectors.DefaultSelector() as selector:

@@ -1,8 +1,8 @@
 """What becomes of a request: the checks in the order in which a real API makes them.
 
-The key, the money, the body, the limits; then the time an answer takes, and the answer or a fault.
-A fault therefore costs its request's tokens, as a failed request does at OpenAI. A refusal by the
-limits costs nothing.
+The key, the money, the body, the load, the limits; then the time an answer takes, and the answer or
+a fault. A fault therefore costs its request's tokens, as a failed request does at OpenAI. A refusal
+by the limits costs nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from parallel_processor.models import Endpoint
 from parallel_processor.simulator.answers import Answerer, TokenCounting, endpoint_of, model_of
 from parallel_processor.simulator.connection import Connection
+from parallel_processor.simulator.exchange import Exchange
 from parallel_processor.simulator.faults import (
     CONNECTION_FAULTS,
     FAULT_REPLIES,
@@ -22,22 +22,28 @@ from parallel_processor.simulator.faults import (
     FaultPlan,
     digest_of,
 )
-from parallel_processor.simulator.limits import QuotaLevel, RateLimits
+from parallel_processor.simulator.headers import LimitHeaders
+from parallel_processor.simulator.limits import RateLimits
+from parallel_processor.simulator.load import Load
+from parallel_processor.simulator.names import ModelNames
 from parallel_processor.simulator.options import SimulatorOptions
+from parallel_processor.simulator.quotas import Refusal
 from parallel_processor.simulator.refusals import (
     error_reply,
-    go_duration,
     out_of_quota,
     refused,
+    refused_by_anthropic,
     wrong_key,
 )
 from parallel_processor.simulator.stats import Stats
+from parallel_processor.simulator.timeline import Timeline
 from parallel_processor.simulator.wire import HttpReply, HttpRequest
 
 _HELP = """A simulated LLM API: no model, no cost, but real rate limits.
 POST  …/chat/completions  …/responses  …/completions  …/embeddings  …/moderations  …/messages
-GET   /stats    what was received, answered and refused, as JSON
-GET   /healthz  ok
+GET   /stats     what was received, answered and refused, as JSON
+GET   /timeline  by model and second: [admitted, tokens charged, refused, answered]
+GET   /healthz   ok
 """
 
 
@@ -48,27 +54,39 @@ class Service:
         self, options: SimulatorOptions, counter: TokenCounting, clock: Callable[[], float]
     ) -> None:
         self.stats = Stats(started_s=clock())
+        self.timeline = Timeline()
         self._options = options
         self._counter = counter
         self._clock = clock
         self._random = random.Random(options.seed)  # only random(), which is one atomic call
-        self._answerer = Answerer(counter, embedding_dimensions=options.embedding_dimensions)
-        self._limits = RateLimits(
-            requests_per_minute=options.requests_per_minute,
-            tokens_per_minute=options.tokens_per_minute,
-            reject_oversize=options.reject_oversize,
-            clock=clock,
+        self._answerer = Answerer(
+            counter,
+            embedding_dimensions=options.embedding_dimensions,
+            answer_tokens=options.answer_tokens,
+        )
+        self._names = ModelNames()
+        self._limits = RateLimits(options, clock=clock)
+        self._headers = LimitHeaders(options.header_style)
+        self._load = Load(
+            best=options.best_in_flight,
+            exponent=options.overload_exponent,
+            most=options.refuse_in_flight,
         )
         self._faults = FaultPlan(
             rate=options.error_rate, attempts=options.error_attempts, kinds=options.errors
         )
+
+    def summary(self) -> dict[str, Any]:
+        """Return every figure of GET /stats."""
+        admitted, refused = self._limits.rival()
+        return self.stats.summary() | {"rival_admitted": admitted, "rival_refused": refused}
 
     def serve(self, request: HttpRequest, connection: Connection) -> None:
         """Answer one request, or fail to as planned; raises OSError when the connection is over."""
         if request.method != "POST":
             connection.send(self._get(request), keep_alive=request.keep_alive)
             return
-        exchange = _Exchange(self.stats.arrived(), self._clock())
+        exchange = Exchange(self.stats.arrived(), self._clock())
         try:
             try:
                 reply, fault = self._post(request, connection, exchange)
@@ -77,10 +95,12 @@ class Service:
             if fault is not None:
                 _play(fault, reply, connection, self._options.stall_s)
                 if fault == "drip":
-                    self.stats.answered(exchange.digest, None)
+                    self._answered(exchange, None)
                 raise ConnectionAbortedError(fault)
         finally:
             self.stats.left()
+            if exchange.in_flight:
+                self._load.leave()
         connection.send(reply, keep_alive=request.keep_alive)
 
     def _get(self, request: HttpRequest) -> HttpReply:
@@ -89,9 +109,10 @@ class Service:
         if request.method != "GET":
             message = f"Not allowed to {request.method} on {request.path}"
             return error_reply(405, message, "invalid_request_error", None)
-        if request.path == "/stats":
-            summary = json.dumps(self.stats.summary()) + "\n"
-            return HttpReply(status=200, body=summary.encode())
+        figures = {"/stats": self.summary, "/timeline": self.timeline.snapshot}
+        if request.path in figures:
+            text = json.dumps(figures[request.path]()) + "\n"
+            return HttpReply(status=200, body=text.encode())
         texts = {"/": _HELP, "/healthz": "ok\n"}
         if request.path in texts:
             body = texts[request.path].encode()
@@ -100,112 +121,121 @@ class Service:
         return error_reply(404, message, "invalid_request_error", None)
 
     def _post(
-        self, request: HttpRequest, connection: Connection, exchange: _Exchange
+        self, request: HttpRequest, connection: Connection, exchange: Exchange
     ) -> tuple[HttpReply, str | None]:
         """Return the reply, and the fault of the connection that is to befall it."""
         reply = self._turn_down(request, exchange)
         if reply is not None:
             return reply, None
         exchange.digest = digest_of(request.body, self._options.seed)
-        exchange.latency_s = self._latency_s()
+        exchange.latency_s = self._latency_s() * self._load.slowdown(exchange.in_flight)
         if exchange.latency_s > 0:
             connection.pause(exchange.latency_s)
         fault = self._faults.next_fault(exchange.digest)
         if fault is not None:
             self.stats.faulted(fault)
             if fault not in CONNECTION_FAULTS:
-                return _with_headers(FAULT_REPLIES[fault], exchange.headers()), None
+                return _with_headers(FAULT_REPLIES[fault], self._lines(exchange)), None
         reply = self._answer(exchange)
-        if fault is None and not self.stats.answered(exchange.digest, self._options.spend_limit):
+        if fault is None and not self._answered(exchange, self._options.spend_limit):
             self.stats.count("out_of_quota")  # the last of the money went while this one waited
-            return out_of_quota(exchange.headers()), None
+            return out_of_quota(self._lines(exchange)), None
         return reply, fault
 
-    def _turn_down(self, request: HttpRequest, exchange: _Exchange) -> HttpReply | None:
+    def _turn_down(self, request: HttpRequest, exchange: Exchange) -> HttpReply | None:
         """Return a refusal; None, with the tokens charged, for a request that is to be answered."""
         options, stats = self._options, self.stats
         if options.api_key not in (None, request.api_key):
             stats.count("unauthorised")
-            return wrong_key(request.api_key, exchange.headers())
+            return wrong_key(request.api_key, self._lines(exchange))
         if options.spend_limit is not None and stats.answers() >= options.spend_limit:
             stats.count("out_of_quota")
             exchange.levels = self._limits.levels()
-            return out_of_quota(exchange.headers())
+            return out_of_quota(self._lines(exchange))
         try:
             exchange.body = _parse(request.body)
         except ValueError:
             return self._unreadable(exchange)
         exchange.endpoint = endpoint_of(request.path)
+        exchange.model = self._names.of(model_of(exchange.body))
         exchange.read = self._counter.input_tokens(exchange.body, exchange.endpoint)
-        written = self._counter.output_tokens(exchange.body, exchange.endpoint)
-        verdict = self._limits.admit(exchange.read + written)
+        exchange.in_flight = self._load.enter()
+        if not exchange.in_flight:
+            stats.count("overloaded")
+            return _with_headers(FAULT_REPLIES["503"], self._lines(exchange))
+        return self._admit(exchange)
+
+    def _admit(self, exchange: Exchange) -> HttpReply | None:
+        """Charge a request to the limits, and return None, or their refusal."""
+        written = 0
+        if self._options.token_charge == "reserve":
+            written = self._counter.output_tokens(exchange.body, exchange.endpoint)
+        exchange.cost = exchange.read + written
+        verdict = self._limits.admit(exchange.model, read=exchange.read, written=written)
         exchange.levels = verdict.levels
         if verdict.refusal is not None:
-            stats.count("refused")
-            return refused(verdict.refusal, model_of(exchange.body), exchange.headers())
-        stats.admitted(exchange.arrived_s, exchange.read + written)
+            self.stats.count("refused")
+            self.timeline.book(exchange.model, verdict.at_s, refused=1)
+            return self._refused(verdict.refusal, exchange)
+        self.stats.admitted(exchange.arrived_s, exchange.cost)
+        self.timeline.book(exchange.model, verdict.at_s, admitted=1, tokens=exchange.cost)
         return None
 
-    def _unreadable(self, exchange: _Exchange) -> HttpReply:
+    def _refused(self, refusal: Refusal, exchange: Exchange) -> HttpReply:
+        options, model = self._options, model_of(exchange.body)
+        headers, hint = self._lines(exchange), options.retry_after
+        if hint and refusal.wait_s is not None:
+            headers += self._headers.wait(refusal.wait_s)
+        if options.header_style == "anthropic":
+            request_id = exchange.request_id
+            return refused_by_anthropic(refusal, model, headers, request_id=request_id, hint=hint)
+        return refused(refusal, model, headers, code=options.refusal_code, hint=hint)
+
+    def _unreadable(self, exchange: Exchange) -> HttpReply:
         self.stats.count("bad_requests")
         exchange.levels = self._limits.levels()
         message = "We could not parse the JSON body of your request."
-        return error_reply(400, message, "invalid_request_error", None, exchange.headers())
+        return error_reply(400, message, "invalid_request_error", None, self._lines(exchange))
 
-    def _answer(self, exchange: _Exchange) -> HttpReply:
-        body, headers = exchange.body, exchange.headers()
-        if body.get("stream") is True:
-            content_type = "text/event-stream"
-            content = SSE_BODY.encode()
-        else:
-            content_type = "application/json"
-            content = self._answerer.answer(body, exchange.endpoint, exchange.number, exchange.read)
+    def _answer(self, exchange: Exchange) -> HttpReply:
+        content, written = self._answerer.answer(
+            exchange.body,
+            exchange.endpoint,
+            number=exchange.number,
+            read=exchange.read,
+            digest=exchange.digest,
+        )
+        if self._options.token_charge == "usage":
+            self._settle(exchange, written)
+        content_type = "application/json"
+        if exchange.body.get("stream") is True:
+            content, content_type = SSE_BODY.encode(), "text/event-stream"
+        headers = self._lines(exchange)
         return HttpReply(status=200, body=content, headers=headers, content_type=content_type)
+
+    def _settle(self, exchange: Exchange, written: int) -> None:
+        """Charge what was written."""
+        verdict = self._limits.settle(exchange.model, written=written)
+        exchange.levels = verdict.levels
+        exchange.cost += written
+        self.stats.settled(self._clock(), written)
+        self.timeline.book(exchange.model, verdict.at_s, tokens=written)
+
+    def _answered(self, exchange: Exchange, at_most: int | None) -> bool:
+        """Count a good answer; False if `at_most` were counted."""
+        if not self.stats.answered(exchange.digest, at_most):
+            return False
+        self.timeline.book(exchange.model, self._limits.elapsed_s(), answered=1)
+        return True
+
+    def _lines(self, exchange: Exchange) -> str:
+        return exchange.headers(self._headers)
 
     def _latency_s(self) -> float:
         latency_s, jitter = self._options.latency_s, self._options.latency_jitter
         if not jitter:
             return latency_s
         return latency_s * (1 + jitter * (2 * self._random.random() - 1))
-
-
-class _Exchange:
-    """A POST on its way to its answer, and what is known of it so far; used by one thread."""
-
-    __slots__ = (
-        "arrived_s",
-        "body",
-        "digest",
-        "endpoint",
-        "latency_s",
-        "levels",
-        "number",
-        "read",
-    )
-
-    def __init__(self, number: int, arrived_s: float) -> None:
-        self.number = number
-        self.arrived_s = arrived_s
-        self.body: dict[str, Any] = {}
-        self.endpoint = Endpoint.UNKNOWN
-        self.read = 0
-        self.digest = 0
-        self.latency_s = 0.0
-        self.levels: tuple[QuotaLevel, ...] = ()
-
-    def headers(self) -> str:
-        """Write the headers that every answer has, as far as they are known."""
-        lines = [
-            f"x-request-id: req_{self.number:032x}\r\n"
-            f"openai-processing-ms: {round(self.latency_s * 1000)}\r\n"
-        ]
-        for level in self.levels:
-            lines.append(
-                f"x-ratelimit-limit-{level.name}: {int(level.limit)}\r\n"
-                f"x-ratelimit-remaining-{level.name}: {int(level.remaining)}\r\n"
-                f"x-ratelimit-reset-{level.name}: {go_duration(level.reset_s)}\r\n"
-            )
-        return "".join(lines)
 
 
 def _parse(body: bytes) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Stats:
         self._connections = self._peak_connections = 0
         self._arrivals_s = array("d")  # of admitted requests, ascending
         self._charges = array("q")  # their tokens
+        self._settled_s = array("d")  # when tokens were charged later, ascending
+        self._settled = array("q")  # these tokens
         self._answered: set[int] = set()  # digests of the bodies that got an answer
 
     def connected(self) -> None:
@@ -57,11 +59,12 @@ class Stats:
     def admitted(self, arrived_s: float, tokens: int) -> None:
         """Keep what the limits let pass; threads may report slightly out of order."""
         with self._lock:
-            place = len(self._arrivals_s)
-            if place and arrived_s < self._arrivals_s[-1]:
-                place = bisect_right(self._arrivals_s, arrived_s)
-            self._arrivals_s.insert(place, arrived_s)
-            self._charges.insert(place, tokens)
+            _insert(self._arrivals_s, self._charges, arrived_s, tokens)
+
+    def settled(self, now_s: float, tokens: int) -> None:
+        """Keep tokens that were charged after their request's admission."""
+        with self._lock:
+            _insert(self._settled_s, self._settled, now_s, tokens)
 
     def count(self, name: str) -> None:
         """Count a request that ended as `name`: refused, unauthorised, bad_requests, …"""
@@ -92,10 +95,16 @@ class Stats:
         with self._lock:
             counts, faults = Counter(self._counts), dict(sorted(self._faults.items()))
             arrivals_s, charges = self._arrivals_s[:], self._charges[:]
+            settled_s, settled = self._settled_s[:], self._settled[:]
             peak_in_flight, distinct = self._peak_in_flight, len(self._answered)
             connections, peak_connections = self._connections, self._peak_connections
         most_requests, most_tokens = busiest_window(arrivals_s, charges)
-        first = bisect_left(arrivals_s, arrivals_s[0] + WINDOW_S) if arrivals_s else 0
+        first = first_settled = 0
+        if arrivals_s:
+            first = bisect_left(arrivals_s, arrivals_s[0] + WINDOW_S)
+            first_settled = bisect_left(settled_s, arrivals_s[0] + WINDOW_S)
+        if settled:
+            _, most_tokens = busiest_window(*_merged(arrivals_s, charges, settled_s, settled))
         return {
             "requests_received": counts["requests_received"],
             "answered": counts["answered"],
@@ -104,8 +113,9 @@ class Stats:
             "unauthorised": counts["unauthorised"],
             "out_of_quota": counts["out_of_quota"],
             "bad_requests": counts["bad_requests"],
+            "overloaded": counts["overloaded"],
             "faults": faults,
-            "tokens_received": sum(charges),
+            "tokens_received": sum(charges) + sum(settled),
             "connections_opened": counts["connections_opened"],
             "connections_now": connections,
             "connections_peak": peak_connections,
@@ -113,7 +123,7 @@ class Stats:
             "max_requests_in_60_s": most_requests,
             "max_tokens_in_60_s": most_tokens,
             "requests_in_first_60_s": first,
-            "tokens_in_first_60_s": sum(charges[:first]),
+            "tokens_in_first_60_s": sum(charges[:first]) + sum(settled[:first_settled]),
             "first_arrival_s": arrivals_s[0] - self._started_s if arrivals_s else None,
             "last_arrival_s": arrivals_s[-1] - self._started_s if arrivals_s else None,
         }
@@ -130,3 +140,20 @@ def busiest_window(arrivals_s: array[float], charges: array[int]) -> tuple[int, 
         most_requests = max(most_requests, end + 1 - start)
         most_tokens = max(most_tokens, tokens)
     return most_requests, most_tokens
+
+
+def _insert(times_s: array[float], values: array[int], at_s: float, value: int) -> None:
+    """Put a time and its value where they belong, mostly at the end."""
+    place = len(times_s)
+    if place and at_s < times_s[-1]:
+        place = bisect_right(times_s, at_s)
+    times_s.insert(place, at_s)
+    values.insert(place, value)
+
+
+def _merged(
+    first_s: array[float], first: array[int], second_s: array[float], second: array[int]
+) -> tuple[array[float], array[int]]:
+    """Merge two series by their times."""
+    pairs = sorted([*zip(first_s, first, strict=True), *zip(second_s, second, strict=True)])
+    return array("d", [time_s for time_s, _ in pairs]), array("q", [value for _, value in pairs])

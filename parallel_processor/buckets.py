@@ -1,0 +1,106 @@
+"""Which bucket a request belongs to: one for each model and endpoint, under the ceiling meant for it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from parallel_processor.ceiling import Ceiling
+from parallel_processor.limiter import TokenBucket
+from parallel_processor.models import BucketReport, Estimate, Request, Usage
+from parallel_processor.options import Options
+from parallel_processor.quota import MINUTE_S
+
+_MAX_BUCKETS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A request that was read, with what it may use and the bucket that it is for.
+
+    ``bucket`` is ``None`` for a line that can't be sent.
+    """
+
+    request: Request
+    estimate: Estimate
+    bucket: TokenBucket | None
+
+
+class Buckets:
+    """The buckets of one processor. Any thread may call it.
+
+    A file may name a new model in each line: beyond 256 buckets, further models of one ceiling share
+    a bucket.
+    """
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._lock = threading.Lock()  # guards _buckets
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}
+        self._default = Ceiling(options.limits, clock)
+        self._patterns = [
+            (pattern, Ceiling(limits, clock)) for pattern, limits in options.limits_by_model.items()
+        ]
+        self._opened_at = clock()
+
+    def bucket(self, url: str, model: str) -> TokenBucket:
+        """The bucket of requests to ``url`` for ``model``."""
+        key = (url, model)
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            return bucket
+        ceiling = self._ceiling(model)
+        with self._lock:
+            if len(self._buckets) >= _MAX_BUCKETS:
+                key = ("", "")
+            if key not in self._buckets:
+                self._buckets[key] = TokenBucket(
+                    ceiling.limits,
+                    clock=self._clock,
+                    ceiling=ceiling,
+                    most_in_flight=self._options.max_workers,
+                    url=key[0],
+                    model=key[1],
+                )
+            return self._buckets[key]
+
+    def _ceiling(self, model: str) -> Ceiling:
+        for pattern, ceiling in self._patterns:
+            if fnmatchcase(model, pattern):
+                return ceiling
+        return self._default
+
+    def _all(self) -> list[TokenBucket]:
+        with self._lock:
+            return list(self._buckets.values())
+
+    def usage(self) -> Usage:
+        """What all buckets together admitted in the last 60 seconds, and what of how much."""
+        admitted = dict.fromkeys(("requests", "tokens"), 0.0)
+        limits = dict.fromkeys(admitted, 0.0)
+        buckets = self._all()
+        for ceiling in {bucket.ceiling for bucket in buckets} or {self._default}:
+            with ceiling.lock:
+                used, ceilings = ceiling.levels(self._clock())
+            own = [bucket for bucket in buckets if bucket.ceiling is ceiling]
+            for name in admitted:
+                found = sum(bucket.found_limit(name) for bucket in own) if own else math.inf
+                admitted[name] += used[name]
+                limits[name] += min(ceilings[name], found)
+        now = self._clock()
+        span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
+        held_by = next((bucket.held_by for bucket in buckets if bucket.queue), "")
+        return Usage(admitted=admitted, limits=limits, held_by=held_by, span_s=span_s)
+
+    def reports(
+        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[str, float]]
+    ) -> tuple[BucketReport, ...]:
+        """What became of each limit; times are counted from ``since_s`` of the clock."""
+        return tuple(
+            replace(bucket.report(since_s), held_by=held_by(bucket)) for bucket in self._all()
+        )

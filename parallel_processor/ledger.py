@@ -1,0 +1,46 @@
+"""What held a run back, and for how long: seconds by cause, of the whole run and of each bucket."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+
+
+class Ledger:
+    """Adds up waiting times. Any thread may call it.
+
+    The causes are what a bucket waits for (``requests``, ``tokens``, ``input_tokens``,
+    ``output_tokens``, ``in flight``, ``pause``) and what a run does: ``max_workers`` (as many requests
+    are in flight as may be), ``disk`` (records wait to be written), ``consumer`` (outcomes wait to be
+    taken), ``input`` (nothing was there to send), ``token counting``, ``look-ahead`` (too much waits
+    for other buckets to read on), ``answers`` (all is sent).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards both fields below
+        self._overall: defaultdict[str, float] = defaultdict(float)
+        self._by_bucket: defaultdict[Hashable, defaultdict[str, float]] = defaultdict(
+            lambda: defaultdict(float)
+        )
+
+    def note(self, seconds: float, cause: str, buckets: Iterable[tuple[Hashable, str]]) -> None:
+        """For ``seconds`` the run waited for ``cause``, and each bucket for its own."""
+        with self._lock:
+            self._overall[cause] += seconds
+            for bucket, own_cause in buckets:
+                self._by_bucket[bucket][own_cause] += seconds
+
+    def overall(self) -> Mapping[str, float]:
+        """The seconds of the whole run so far, the longest first."""
+        with self._lock:
+            return _sorted(self._overall)
+
+    def of_bucket(self, bucket: Hashable) -> Mapping[str, float]:
+        """The seconds of one bucket so far, the longest first."""
+        with self._lock:
+            return _sorted(self._by_bucket[bucket]) if bucket in self._by_bucket else {}
+
+
+def _sorted(seconds: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))

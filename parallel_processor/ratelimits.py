@@ -1,0 +1,256 @@
+"""What the headers of an answer tell about the account's limits.
+
+Understood are the names of OpenAI (Azure, Groq, Cerebras, SambaNova and most gateways use them, some with
+a unit behind), Anthropic, Mistral, OpenRouter and Together.
+
+**Which window a limit is for** OpenAI's names don't say: one account's ``limit-requests`` is a minute's,
+another's a day's. Its limiter is a bucket that refills all the time, and ``reset`` is the time until it is
+full: ``(limit - remaining) * window / limit``. Published dumps fit to the millisecond or to one token:
+500 / 499 / ``120ms`` and 10000 / 9481 / ``3.114s`` are a minute's, 10000 / 9999 / ``8.64s`` and
+1500000 / 1495621 / ``4m12.172s`` (community.openai.com, thread 541210) a day's. Other servers count in
+fixed windows and show the time to the window's end, whatever remains. A day's limit that is taken for a
+minute's costs some refusals until the next answer; the reverse all but stops the run. So a limit is a
+minute's unless its reset speaks for a day:
+
+* above ten minutes: a day. Neither a fixed minute nor a bucket in debt shows that.
+* above a minute: a day if it fits the refill of a day's bucket, whose ``remaining`` is in whole units. If
+  not, it may be the debt of a minute's bucket, or what Azure's manual shows (``300``).
+* up to a minute: a day only if it fits that refill closely and has a fraction of a second. Fixed windows
+  mostly show whole seconds; of the others no answer passes unless it comes before 0.07 % of the limit is
+  used, and of those one in a hundred at most. The bucket of a day shows up with its first request after a
+  rest, and for good as soon as a minute's worth of it is used.
+
+Whoever keeps readings should hold on to a day once it was seen with a reset above ten minutes.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from parallel_processor.waits import duration_s, timestamp, wait_s
+
+_MINUTE_S, _DAY_S = 60.0, 86_400.0
+_WINDOW_S = {"second": 1.0, "minute": _MINUTE_S, "hour": 3600.0, "day": _DAY_S}
+
+_ROUNDING_S = 1.1  # of a reset in whole seconds, held against a clock in whole seconds
+_LONGEST_DEBT_S = 600.0
+_LONGEST_RESET_S = 2 * _DAY_S  # a day's bucket in debt; what is farther away is no reset
+_SHORTEST_TELLING_S = 0.1  # below, a bucket's own rounding could pass for a day's refill
+
+_GREATEST_LIMIT = 1e15  # servers without a limit show 2**63 - 1
+
+_ANY = r"(requests|req|(?:input-|output-)?tokens)"
+_OPENAI = re.compile(rf"x-ratelimit-limit-(?:project-)?{_ANY}(?:-(second|minute|hour|day))?")
+_ANTHROPIC = re.compile(rf"anthropic-ratelimit-{_ANY}-limit")
+_TOGETHER = re.compile(r"x-(rate|token)limit-limit(?:-dynamic)?")
+_OPENROUTER = "x-ratelimit-limit"
+
+_TOGETHER_HOSTS = ("api.together.xyz", "api.together.ai")
+_LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitReading:
+    """One limit as one answer's headers show it, as of when the server admitted that request.
+
+    ``name`` is ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``. ``limit`` is per
+    ``window_s``. ``remaining`` may be rounded and, rarely, above the limit. ``reset_s`` is the time until
+    all of it is there again: until a bucket is full, or a fixed window ends. ``None`` is for what the
+    headers don't say.
+    """
+
+    name: str
+    limit: float
+    remaining: float | None
+    reset_s: float | None
+    window_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lookup:
+    """The headers of one limit, in the answer's own spelling; ``None`` for one that it doesn't have.
+
+    Without a ``window_s`` the values decide; ``stamped`` is for limits with a Unix time as reset.
+    """
+
+    name: str
+    limit: str
+    remaining: str | None
+    reset: str | None
+    window_s: float | None
+    stamped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What to look up in an answer that has certain headers."""
+
+    lookups: tuple[_Lookup, ...]
+    date: str | None
+
+
+def read_limits(
+    headers: Mapping[str, str], host: str = "", *, now: Callable[[], float] = time.time
+) -> tuple[LimitReading, ...]:
+    """The limits that an answer's ``headers`` show, in their order; those that are unclear are left out.
+
+    ``host`` is the server's name, in lower case and without a port; some providers use the names of
+    others with a meaning of their own. ``now`` is Unix time, for an answer with timestamps but no ``Date``.
+    A project's and a dynamic limit are readings of the same name as the account's: all of them hold.
+    """
+    plan = _plan(tuple(headers), host)
+    if not plan.lookups:
+        return ()
+
+    def server_time() -> float:
+        sent = None if plan.date is None else _cached_timestamp(headers[plan.date][:100])
+        return now() if sent is None else sent
+
+    readings = [_read(lookup, headers, server_time) for lookup in plan.lookups]
+    return tuple([reading for reading in readings if reading is not None])
+
+
+def looks_refilled(reading: LimitReading) -> bool | None:
+    """True for a bucket that refills all the time, false for a fixed window; ``None`` if it can't be told.
+
+    One reading proves little: at some moment of its minute, a fixed window's reset fits by chance, and a
+    bucket that holds less than ``limit`` looks like a fixed window.
+    """
+    if reading.reset_s is None or reading.remaining is None:
+        return None
+    predicted_s = _refill_s(reading.limit, reading.remaining, reading.window_s)
+    tolerance_s = max(_ROUNDING_S, 0.03 * predicted_s)
+    off_s = reading.reset_s - predicted_s
+    if predicted_s <= tolerance_s and reading.reset_s <= tolerance_s:
+        return None
+    if abs(off_s) <= tolerance_s or (reading.remaining == 0 and off_s > 0):  # in debt
+        return True
+    if reading.reset_s > reading.window_s + _ROUNDING_S:
+        return None  # neither shows that
+    # What remains is rounded down to whole units, of tokens also to thousands. Of a timestamp rounded up
+    # and a clock rounded down comes up to a second more.
+    unit_s = reading.window_s / reading.limit
+    thousand_s = (
+        1000 * unit_s if reading.name != "requests" and reading.remaining % 1000 == 0 else 0
+    )
+    earliest_s = -max(unit_s, thousand_s) - tolerance_s
+    latest_s = thousand_s + tolerance_s + (1 if reading.reset_s % 1 == 0 else 0)
+    return None if earliest_s <= off_s <= latest_s else False
+
+
+@functools.lru_cache(maxsize=32)
+def _plan(names: tuple[str, ...], host: str) -> _Plan:
+    """A server's answers have few sets of headers, so this is worked out once for each."""
+    spelled = {name.lower(): name for name in names}
+    lookups = (_lookup(name, spelled, host) for name in spelled)
+    return _Plan(
+        lookups=tuple(lookup for lookup in lookups if lookup is not None),
+        date=spelled.get("date"),
+    )
+
+
+def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
+    """How to read the limit whose header is ``name``, in lower case; ``None`` if it is of no limit."""
+    window_s, stamped = None, False
+    if match := _OPENAI.fullmatch(name):
+        window_s = _known_window_s(match[1], match[2], host)
+    elif match := _ANTHROPIC.fullmatch(name):
+        window_s = _MINUTE_S
+    elif _is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
+        window_s = _WINDOW_S["second"]
+    elif name == _OPENROUTER:
+        stamped = True
+    else:
+        return None
+    kind = match[1] if match else "requests"
+    return _Lookup(
+        name=_LIMIT_NAMES.get(kind, kind.replace("-", "_")),
+        limit=spelled[name],
+        remaining=spelled.get(name.replace("-limit", "-remaining", 1)),
+        reset=spelled.get(name.replace("-limit", "-reset", 1)),
+        window_s=window_s,
+        stamped=stamped,
+    )
+
+
+def _known_window_s(kind: str, unit: str | None, host: str) -> float | None:
+    """What a name of OpenAI's style means by its unit, or at ``host``; ``None`` if it may be any."""
+    if unit:
+        return _WINDOW_S[unit]
+    if _is_host(host, "api.groq.com"):
+        return _DAY_S if kind == "requests" else _MINUTE_S
+    return _MINUTE_S if _is_host(host, "azure.com") else None
+
+
+def _is_host(host: str, *names: str) -> bool:
+    return any(host == name or host.endswith("." + name) for name in names)
+
+
+def _read(
+    lookup: _Lookup, headers: Mapping[str, str], server_time: Callable[[], float]
+) -> LimitReading | None:
+    limit = _count(headers[lookup.limit])
+    if not limit or limit < 1:  # of less than one request nobody can be admitted
+        return None
+    remaining = None if lookup.remaining is None else _count(headers[lookup.remaining])
+    text = None if lookup.reset is None else headers[lookup.reset]
+    reset_s = None if text is None else _reset_s(text, server_time)
+    window_s = lookup.window_s
+    if lookup.stamped:
+        if reset_s is None or (_count(text or "") or 0) <= 1e11:
+            return None  # not OpenRouter's: any gateway may count its own requests, in any window
+        window_s = _MINUTE_S if reset_s <= _MINUTE_S + _ROUNDING_S else _DAY_S
+    elif window_s is None:
+        window_s = _inferred_window_s(limit, remaining, reset_s)
+    return LimitReading(
+        name=lookup.name, limit=limit, remaining=remaining, reset_s=reset_s, window_s=window_s
+    )
+
+
+def _count(text: str) -> float | None:
+    """The number in ``text``; ``None`` if it is negative, too great for a limit, or none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < _GREATEST_LIMIT else None
+
+
+def _reset_s(text: str, server_time: Callable[[], float]) -> float | None:
+    """Seconds until the reset: a duration, bare seconds, or a time after ``server_time()``."""
+    seconds = duration_s(text)
+    if seconds is None:  # what is too short for a time needs no clock
+        seconds = wait_s(text, 0.0 if len(text) < 10 else server_time())
+    return seconds if seconds is not None and seconds <= _LONGEST_RESET_S else None
+
+
+# A second's answers share their date.
+_cached_timestamp = functools.lru_cache(maxsize=32)(timestamp)
+
+
+def _inferred_window_s(limit: float, remaining: float | None, reset_s: float | None) -> float:
+    """A minute or a day, by the rule above."""
+    if reset_s is None or reset_s < _SHORTEST_TELLING_S:
+        return _MINUTE_S
+    if reset_s > _LONGEST_DEBT_S:
+        return _DAY_S
+    if remaining is None:
+        return _MINUTE_S
+    predicted_s = _refill_s(limit, remaining, _DAY_S)
+    unit_s = _DAY_S / limit
+    if reset_s > _MINUTE_S + _ROUNDING_S:
+        tolerance_s = max(_ROUNDING_S, 0.03 * predicted_s)
+        fits = -unit_s - tolerance_s <= reset_s - predicted_s <= tolerance_s
+    else:
+        tolerance_s = 0.001 + min(0.005 * predicted_s, 2 * unit_s)
+        fits = abs(reset_s - predicted_s) <= tolerance_s and not reset_s.is_integer()
+    return _DAY_S if fits else _MINUTE_S
+
+
+def _refill_s(limit: float, remaining: float, window_s: float) -> float:
+    """Seconds that a bucket which refills all the time takes to be full."""
+    return max(0.0, (limit - remaining) / limit) * window_s

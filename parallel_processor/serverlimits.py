@@ -1,0 +1,192 @@
+"""Everything that one model's server holds a client to, as far as it is known: limits, load, pauses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from parallel_processor.inflight import InFlightLimit
+from parallel_processor.models import BucketReport, Refusal
+from parallel_processor.observed import LONGEST_PACED_S, ObservedQuota, Sent
+from parallel_processor.options import Limits
+from parallel_processor.quota import KINDS, MINUTE_S
+from parallel_processor.ratelimits import LimitReading
+
+_MARK_S = 1.5
+
+
+class ServerLimits:
+    """The limits of one model and endpoint. Not thread-safe: the bucket's lock guards it."""
+
+    __slots__ = (
+        *("_limits", "_marks", "_pause_began", "in_flight", "paused_until", "pauses", "quotas"),
+        "refusals",
+    )
+
+    def __init__(self, limits: Limits, now: float, in_flight: InFlightLimit) -> None:
+        self._limits = limits
+        self.in_flight = in_flight
+        self.quotas: list[ObservedQuota] = []
+        if limits.requests_per_minute == "auto":
+            self._add("requests", MINUTE_S, now, is_sought=True)
+        self._pause_began = -math.inf
+        self.paused_until = -math.inf
+        self.pauses = self.refusals = 0
+        nothing = (0.0,) * len(KINDS)
+        self._marks = [(now - _MARK_S, nothing), (now, nothing)]  # what had been sent when
+
+    def _add(
+        self, name: str, window_s: float, now: float, is_sought: bool = False
+    ) -> ObservedQuota:
+        quota = ObservedQuota(
+            name,
+            now=now,
+            window_s=window_s,
+            burst_seconds=self._limits.burst_seconds,
+            headroom=self._limits.headroom,
+            is_sought=is_sought,
+        )
+        self.quotas.append(quota)
+        return quota
+
+    def _quota(self, name: str, window_s: float, now: float) -> ObservedQuota:
+        for quota in self.quotas:
+            if quota.name == name and quota.window_s == window_s:
+                return quota
+        return self._add(name, window_s, now)
+
+    def mark(self, now: float, totals: Sequence[float]) -> None:
+        """Keep in mind what has been sent by now, for the rate of the last seconds."""
+        if now - self._marks[1][0] >= _MARK_S:
+            self._marks = [self._marks[1], (now, tuple(totals))]
+
+    def _sent(self, now: float, totals: Sequence[float]) -> Sent:
+        when, before = self._marks[0]
+        seconds = max(now - when, _MARK_S)
+        per_s = [(after - b) / seconds for after, b in zip(totals, before, strict=True)]
+        return Sent(per_s, totals)
+
+    def obstacle(self, costs: Sequence[float], now: float) -> tuple[float, str]:
+        """Seconds that an attempt of ``costs`` has to wait, and for what."""
+        delay, held_by = self.paused_until - now, "pause"
+        for quota in self.quotas:
+            quota_delay = quota.delay_s(costs[quota.kind], now)
+            if quota_delay > delay:
+                delay, held_by = quota_delay, quota.name
+        if not self.in_flight.has_room and delay < math.inf:
+            delay, held_by = math.inf, "in flight"
+        return delay, held_by
+
+    def observe(
+        self,
+        readings: Sequence[LimitReading],
+        *,
+        sent_at: float,
+        totals: Sequence[float],
+        now: float,
+        totals_now: Sequence[float],
+    ) -> bool:
+        """Follow an answer's headers; true if more may be sent now. See ``ObservedQuota.observe``."""
+        quicker = False
+        if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
+            quicker = self.in_flight.set_free()
+            for quota in self.quotas:
+                quota.probe.set_free()
+        for reading in _tightest(readings):
+            quota = self._quota(reading.name, self._window_s(reading), now)
+            quicker |= quota.observe(
+                reading,
+                sent_at=sent_at,
+                total=totals[quota.kind],
+                now=now,
+                total_now=totals_now[quota.kind],
+            )
+        return quicker
+
+    def _window_s(self, reading: LimitReading) -> float:
+        """The reading's window; a limit that was a day's once is no minute's for a short reset."""
+        alike = [q for q in self.quotas if q.name == reading.name and q.limit == reading.limit]
+        longest = max([reading.window_s, *(quota.window_s for quota in alike)])
+        for quota in alike:
+            if quota.window_s < longest:
+                self.quotas.remove(quota)
+        return longest
+
+    def found_limit(self, name: str) -> float:
+        """What the server said it allows a minute of ``name``; infinite if nothing."""
+        found = (q for q in self.quotas if q.name == name and q.window_s <= LONGEST_PACED_S)
+        return min((q.limit * MINUTE_S / q.window_s for q in found), default=math.inf)
+
+    def report(self, **bucket: Any) -> BucketReport:
+        """What became of it; ``bucket`` is what the bucket itself has to say."""
+        limit = self.in_flight.limit
+        return BucketReport(
+            admitted=self.in_flight.total,
+            refusals=self.refusals,
+            pauses=self.pauses,
+            in_flight_limit=limit if limit < math.inf else None,
+            peak_in_flight=self.in_flight.peak,
+            **bucket,
+        )
+
+    def pause(self, seconds: float, now: float, admitted_at: float | None) -> bool:
+        """Admit nothing for ``seconds``; true if this began or lengthened a pause.
+
+        A refusal of what was admitted before the current pause began belongs to the same burst.
+        """
+        if self._is_old(admitted_at):
+            return False
+        self._pause_began = now
+        if now + seconds <= self.paused_until:
+            return False
+        self.paused_until = now + seconds
+        self.pauses += 1
+        return True
+
+    def _is_old(self, admitted_at: float | None) -> bool:
+        return admitted_at is not None and admitted_at <= self._pause_began
+
+    def refuse(
+        self,
+        refusal: Refusal,
+        costs: Sequence[float],
+        totals: Sequence[float],
+        pause_s: float,
+        now: float,
+        admitted_at: float,
+    ) -> None:
+        """Cut what a refusal speaks of, once per burst. To be told before the pause for it."""
+        if refusal.overload:
+            self.in_flight.overloaded(now, admitted_at)
+            return
+        self.refusals += 1
+        limited = [quota for quota in self.quotas if quota.limit < math.inf]
+        requests = self._quota(refusal.kind or "requests", MINUTE_S, now)
+        requests.probe.refusals += 1
+        if self._is_old(admitted_at):
+            return
+        if refusal.kind or refusal.steep or not limited:
+            cost, named = costs[requests.kind], requests.limit < math.inf
+        elif any(quota.lacks(costs[quota.kind]) for quota in limited):
+            return  # the headers say why
+        else:
+            cost, named = 1.0, True
+        sent = self._sent(now, totals)
+        requests.refused(cost, sent=sent, pause_s=pause_s, steep=refusal.steep, named=named)
+
+
+def _tightest(readings: Sequence[LimitReading]) -> Sequence[LimitReading]:
+    """One reading for each kind and window: of a project's limit and its organisation's the scarcer."""
+    if any(reading.name in ("input_tokens", "output_tokens") for reading in readings):
+        readings = [r for r in readings if r.name != "tokens"]  # Anthropic's is one of these two
+    found: dict[tuple[str, float], LimitReading] = {}
+    for reading in readings:
+        key = (reading.name, reading.window_s)
+        if key not in found or _left(reading) < _left(found[key]):
+            found[key] = reading
+    return tuple(found.values())
+
+
+def _left(reading: LimitReading) -> float:
+    return reading.limit if reading.remaining is None else reading.remaining

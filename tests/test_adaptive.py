@@ -1,0 +1,361 @@
+"""Finding, holding and following limits: a bucket against the simulator's limits, in virtual time.
+
+Each row of ``scripts/bench adaptive`` is here too, over more kinds of server, and without waiting. The
+shares are of what the server lets through; the numbers beside them are what was measured, rounded
+down, so that a change for the worse shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from virtual import AUTO, Client, Server, World, share
+
+from parallel_processor.ceiling import Ceiling
+from parallel_processor.options import Limits
+from parallel_processor.simulator import LimitChange, ModelLimits
+
+RATE = 600.0  # requests a minute
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+QUIET: dict[str, Any] = {"header_style": "none", "retry_after": False}
+
+ENFORCEMENTS: dict[str, dict[str, Any]] = {
+    "bucket": {},
+    "bucket of 5 s": {"burst_s": 5.0},
+    "bucket of 1 s": {"burst_s": 1.0},
+    "minutes": {"enforcement": "window"},
+    "seconds": {"enforcement": "window", "window_s": 1.0},
+}
+
+
+def play(
+    seconds: int, limits: Limits = AUTO, client: dict[str, Any] | None = None, **options: Any
+) -> tuple[Server, Client]:
+    """Let a client work against a server for some time."""
+    world = World()
+    server = Server(world, **({"latency_s": 0.5, "latency_jitter": 0.3} | options))
+    made = Client(world, server, limits, **(client or {}))
+    world.run(seconds)
+    return server, made
+
+
+def refused_share(client: Client) -> float:
+    return client.refused / client.sent
+
+
+def busiest_minute(counts: Counter[int], seconds: int) -> int:
+    return max(sum(counts[s] for s in range(t, t + 60)) for t in range(seconds - 59))
+
+
+# The limit is unknown, and the headers tell it.
+
+
+@pytest.mark.parametrize("style", ["openai", "project", "azure", "anthropic", "mistral"])
+def test_headers_of_any_style_are_followed(style: str) -> None:
+    """From ten seconds on, 95 % of a limit that nobody typed is used, and nothing is refused."""
+    limit: dict[str, Any] = {"requests_per_minute": RATE}
+    if style == "project":
+        limit["tokens_per_minute"] = RATE * 1000
+    server, client = play(90, header_style=style, **limit)
+    assert share(server.admitted, 10, 90, RATE) >= 0.98
+    assert client.refused == 0
+
+
+@pytest.mark.parametrize("enforcement", ENFORCEMENTS)
+@pytest.mark.parametrize("latency_s", [0.1, 3.0])
+def test_any_enforcement_is_held(enforcement: str, latency_s: float) -> None:
+    """Buckets with much and little in them and fixed windows are used to 94 % with hardly a refusal."""
+    options = {"requests_per_minute": RATE, "latency_s": latency_s} | ENFORCEMENTS[enforcement]
+    server, client = play(130, **options)
+    assert share(server.admitted, 10, 130, RATE) >= 0.94
+    assert refused_share(client) <= 0.002
+
+
+@pytest.mark.parametrize("rate", [30.0, 100_000.0])
+def test_small_and_large_limits_are_found(rate: float) -> None:
+    """A limit of one request in two seconds is found as well as one of 1,700 a second."""
+    server, client = play(70, requests_per_minute=rate, latency_s=0.2)
+    assert share(server.admitted, 10, 70, rate) >= 0.95
+    assert client.refused == 0
+
+
+def test_it_starts_gently() -> None:
+    """Before the first answer has told the limit, a few requests are sent."""
+    server, client = play(2, requests_per_minute=100_000.0, latency_s=5.0)
+    assert client.sent <= 4
+
+
+def test_headroom_is_left_to_others() -> None:
+    """With a headroom of a fifth, at most four fifths of what the headers tell are used."""
+    limits = Limits(requests_per_minute="auto", tokens_per_minute="auto", headroom=0.2)
+    server, client = play(130, limits, requests_per_minute=RATE)
+    assert busiest_minute(server.admitted, 130) <= 0.8 * RATE + 5
+    assert share(server.admitted, 10, 130, 0.8 * RATE) >= 0.97
+
+
+def test_a_number_is_a_ceiling() -> None:
+    """What is typed is never exceeded, though the server would allow more."""
+    limits = Limits(requests_per_minute=300, tokens_per_minute=math.inf)
+    server, client = play(130, limits, requests_per_minute=RATE)
+    assert busiest_minute(server.admitted, 130) <= 300
+    assert share(server.admitted, 0, 130, 300) >= 0.98
+
+
+def test_headers_lower_a_number_that_is_too_high() -> None:
+    """What is typed in is ten times too high; the server's word counts, after the first answers."""
+    limits = Limits(requests_per_minute=10 * RATE, tokens_per_minute=math.inf)
+    server, client = play(130, limits, requests_per_minute=RATE, burst_s=5.0)
+    assert share(server.admitted, 10, 130, RATE) >= 0.98
+    assert refused_share(client) <= 0.05
+
+
+def test_input_and_output_tokens_have_limits_of_their_own() -> None:
+    """Anthropic's limits of input and output tokens are found; the output's binds, and is used."""
+    server, client = play(
+        90,
+        client={
+            "read": 50,
+            "cap": 200,
+            "used": lambda: 100,
+            "reserved": lambda: 100,
+            "settles": True,
+        },
+        header_style="anthropic",
+        token_charge="usage",
+        input_tokens_per_minute=100_000.0,
+        output_tokens_per_minute=60_000.0,
+    )
+    answered = share(server.answered, 15, 90, 600.0)
+    assert 0.95 <= answered <= 1.01
+    assert {limit.name for limit in client.bucket.report(0.0).limits} == {
+        *("requests", "input_tokens", "output_tokens")
+    }
+
+
+def test_a_days_limit_is_spent_and_then_dripped() -> None:
+    """Groq's requests of a day may go out in minutes; then they come back one by one."""
+    server, client = play(400, header_style="groq", requests_per_day=300.0, latency_s=0.2)
+    assert sum(server.admitted.values()) >= 300
+    assert client.refused <= 6
+    (limit,) = [limit for limit in client.bucket.report(0.0).limits if limit.found]
+    assert (limit.window_s, limit.found) == (86_400.0, 300.0)
+
+
+# The limit changes, or others take of it.
+
+
+@pytest.mark.parametrize("enforcement", ["bucket", "bucket of 5 s", "minutes", "seconds"])
+def test_a_limit_that_halves_is_followed_within_ten_seconds(enforcement: str) -> None:
+    """95 % of the new limit is used from ten seconds later on, and at most 1 % is refused."""
+    change = (LimitChange(at_s=60, requests_per_minute=RATE / 2),)
+    options = {"requests_per_minute": RATE, "changes": change} | ENFORCEMENTS[enforcement]
+    server, client = play(130, **options)
+    assert 0.94 <= share(server.admitted, 70, 130, RATE / 2) <= 1.02
+    assert refused_share(client) <= 0.01
+
+
+@pytest.mark.parametrize("enforcement", ["bucket", "bucket of 5 s", "minutes", "seconds"])
+def test_a_limit_that_doubles_is_followed(enforcement: str) -> None:
+    """95 % of the new limit is used soon; of a fixed minute's from the next one on."""
+    change = (LimitChange(at_s=60, requests_per_minute=RATE * 2),)
+    options = {"requests_per_minute": RATE, "changes": change} | ENFORCEMENTS[enforcement]
+    server, client = play(200, **options)
+    first = 125 if enforcement == "minutes" else 70
+    assert share(server.admitted, first, 200, RATE * 2) >= 0.94
+    assert refused_share(client) <= 0.002
+
+
+@pytest.mark.parametrize("enforcement", ["bucket", "bucket of 5 s", "minutes", "seconds"])
+@pytest.mark.parametrize("latency_s", [0.5, 5.0])
+def test_a_rival_is_made_room_for(enforcement: str, latency_s: float) -> None:
+    """Of what a rival leaves 93 % is used at least, and at most 2 % is refused."""
+    options = {"requests_per_minute": RATE, "rival_requests_per_minute": RATE / 2}
+    server, client = play(300, latency_s=latency_s, **options, **ENFORCEMENTS[enforcement])
+    assert share(server.admitted, 180, 300, RATE / 2) >= 0.93
+    assert refused_share(client) <= 0.02
+
+
+def test_a_greedy_rival_leaves_the_rest() -> None:
+    """With nine tenths taken, the last one is used, and nothing is refused."""
+    server, client = play(
+        600, requests_per_minute=RATE, rival_requests_per_minute=0.9 * RATE, latency_s=2.0
+    )
+    assert 0.95 <= share(server.admitted, 300, 600, 0.1 * RATE) <= 1.1
+    assert refused_share(client) <= 0.005
+
+
+def test_what_others_take_is_told() -> None:
+    """The report estimates the rival's rate."""
+    server, client = play(400, requests_per_minute=RATE, rival_requests_per_minute=RATE / 2)
+    (limit,) = [limit for limit in client.bucket.report(0.0).limits if limit.found]
+    assert limit.others_per_minute == pytest.approx(RATE / 2, rel=0.2)
+
+
+# Nobody tells the limit.
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "least"),
+    [
+        ("bucket", 0.95),
+        ("bucket of 5 s", 0.80),
+        ("bucket of 1 s", 0.80),
+        ("minutes", 0.98),
+        ("seconds", 0.76),
+    ],
+)
+@pytest.mark.parametrize("rate", [600.0, 6000.0])
+def test_a_limit_that_nobody_tells_is_found(enforcement: str, least: float, rate: float) -> None:
+    """After a minute most of it is used, though each refusal costs a pause, and 2 % are refused."""
+    options = {"requests_per_minute": rate} | QUIET | ENFORCEMENTS[enforcement]
+    server, client = play(300, **options)
+    assert share(server.admitted, 60, 300, rate) >= least
+    assert refused_share(client) <= 0.02
+
+
+def test_a_number_that_is_too_high_is_found_out() -> None:
+    """A ceiling of ten times the limit is no more than a ceiling: refusals teach the rest."""
+    limits = Limits(requests_per_minute=10 * RATE, tokens_per_minute=math.inf)
+    server, client = play(300, limits, requests_per_minute=RATE, **QUIET)
+    assert share(server.admitted, 60, 300, RATE) >= 0.85
+    assert refused_share(client) <= 0.03
+
+
+def test_a_limit_that_nobody_tells_may_rise() -> None:
+    """Where a limit doubles silently, more is sent in time."""
+    change = (LimitChange(at_s=300, requests_per_minute=RATE * 2),)
+    server, client = play(1200, requests_per_minute=RATE, changes=change, **QUIET)
+    assert share(server.admitted, 1000, 1200, RATE * 2) >= 0.7
+
+
+def test_slow_down_is_obeyed_for_long() -> None:
+    """After a complaint of the rise, the rate rises by half in a quarter of an hour at most."""
+    server, client = play(700, requests_per_minute=RATE, refusal_code="slow_down", **QUIET)
+    times = sorted(second for second, count in server.refused.items() if count)
+    after = times[-1] + 20
+    early, late = (
+        share(server.admitted, after, after + 60, 1.0),
+        share(server.admitted, 600, 660, 1.0),
+    )
+    assert late <= 1.5 * early
+    assert refused_share(client) <= 0.02
+
+
+def test_refusals_that_have_another_reason_dont_end_in_a_standstill() -> None:
+    """A server that refuses one request in fifty, whatever the rate, is still used."""
+    world = World()
+    server = Server(world, latency_s=0.2, **QUIET)
+    client = Client(world, server, AUTO)
+    serve = server.serve
+
+    def sometimes_refuse(model: str, read: int, cap: int, used: int, answer: Any) -> None:
+        if client.sent % 50 == 0:
+            server.refuse(answer)
+        else:
+            serve(model, read, cap, used, answer)
+
+    server.serve = sometimes_refuse  # type: ignore[method-assign]
+    world.run(300)
+    assert sum(server.answered.values()) >= 800
+
+
+# Tokens
+
+
+def test_caps_that_are_too_high_leave_nothing_unused() -> None:
+    """Where the server charges use, 90 % of the limit is used in real tokens with learned reservations."""
+    answers = World(5).random
+    expected = 90
+    server, client = play(
+        100,
+        client={
+            **{"read": 50, "cap": 800, "settles": True, "reserved": lambda: expected},
+            "used": lambda: answers.randint(40, 120),
+        },
+        tokens_per_minute=60_000.0,
+        token_charge="usage",
+        latency_s=2.0,
+    )
+    assert 0.9 <= share(server.tokens, 10, 100, 60_000.0) <= 1.02
+    assert client.refused == 0
+
+
+def test_a_server_that_counts_more_than_we_do_is_believed() -> None:
+    """Where each request costs a fifth more there than here, the remaining tokens show it."""
+    server, client = play(
+        400,
+        client={"read": 80, "cap": 20, "reserved": lambda: 0},
+        tokens_per_minute=60_000.0,
+    )
+    assert share(server.tokens, 200, 400, 60_000.0) >= 0.97
+    assert refused_share(client) <= 0.005
+
+
+# Several models
+
+
+def test_a_slow_model_holds_up_no_fast_one() -> None:
+    """Two models have limits of their own, found by their own headers."""
+    world = World()
+    limits = {
+        "slow": ModelLimits(requests_per_minute=RATE / 10),
+        "fast": ModelLimits(requests_per_minute=RATE),
+    }
+    servers = [Server(world, latency_s=0.5, limits_by_model=limits) for _ in limits]
+    ceiling = Ceiling(AUTO, world.clock)
+    for server, model in zip(servers, limits, strict=True):
+        Client(world, server, model=model, ceiling=ceiling)
+    world.run(100)
+    for server, rate in zip(servers, (RATE / 10, RATE), strict=True):
+        assert share(server.admitted, 20, 100, rate) >= 0.95
+        assert not server.refused
+
+
+def test_models_share_what_was_typed_for_all_of_them() -> None:
+    """Under one ceiling two models together never exceed it, and both get their part."""
+    world = World()
+    limits = Limits(requests_per_minute=RATE, tokens_per_minute=math.inf)
+    ceiling = Ceiling(limits, world.clock)
+    servers = [Server(world, latency_s=0.5) for _ in range(2)]
+    for server in servers:
+        Client(world, server, limits, ceiling=ceiling)
+    world.run(130)
+    assert busiest_minute(servers[0].admitted + servers[1].admitted, 130) <= RATE
+    for server in servers:
+        assert share(server.admitted, 0, 130, RATE / 2) >= 0.97
+
+
+# Load
+
+
+@pytest.mark.parametrize("latency_s", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("best", [8, 64, 400])
+def test_an_overloaded_server_gets_as_many_as_suit_it(latency_s: float, best: int) -> None:
+    """85 % of the best throughput is reached, wherever the best number in flight is."""
+    server, client = play(400, NO_LIMITS, latency_s=latency_s, best_in_flight=best)
+    most = best / (latency_s + 0.02) * 60  # the network's way there and back included
+    assert share(server.answered, 200, 400, most) >= 0.85
+
+
+def test_a_server_that_turns_away_is_filled_and_not_flooded() -> None:
+    """Where 503 is the answer above 64 in flight, most of them are used, and few are turned away."""
+    server, client = play(300, NO_LIMITS, latency_s=1.0, refuse_in_flight=64)
+    assert share(server.answered, 30, 300, 64 / 1.02 * 60) >= 0.83
+    assert refused_share(client) <= 0.04
+
+
+def test_a_server_that_bears_anything_gets_all_there_is() -> None:
+    """The number in flight grows to ``max_workers`` within ten latencies, and stays there."""
+    client = {"max_workers": 1000}
+    server, made = play(120, NO_LIMITS, client, latency_s=2.0)
+    assert share(server.answered, 30, 120, 1000 / 2.02 * 60) >= 0.93
+
+
+def test_what_isnt_used_isnt_raised() -> None:
+    """Where little is asked for, the number in flight stays what it was."""
+    server, made = play(200, NO_LIMITS, {"demand_per_s": 5.0}, latency_s=1.0)
+    assert made.bucket.report(0.0).in_flight_limit == 32
+    assert share(server.answered, 20, 200, 5 * 60) >= 0.98

@@ -1,0 +1,257 @@
+"""Which bucket a request belongs to, and what all of them say together."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from clocks import FakeClock
+
+from parallel_processor.buckets import Buckets
+from parallel_processor.ledger import Ledger
+from parallel_processor.limiter import Reservation, TokenBucket
+from parallel_processor.options import Limits, Options
+from parallel_processor.ratelimits import LimitReading
+
+URL = "https://host.example/v1/chat/completions"
+OTHER_URL = "https://host.example/v1/embeddings"
+REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
+
+
+def limited(requests: float = math.inf, tokens: float = math.inf, **more: Any) -> Limits:
+    """Limits of so many requests and tokens a minute."""
+    return Limits(requests_per_minute=requests, tokens_per_minute=tokens, **more)
+
+
+def buckets_of(
+    limits: Limits | None = None,
+    by_model: dict[str, Limits] | None = None,
+    clock: FakeClock | None = None,
+    **settings: Any,
+) -> Buckets:
+    """The buckets of a processor with these limits."""
+    options = Options(
+        limits=limits or limited(600, 6000), limits_by_model=by_model or {}, **settings
+    )
+    return Buckets(options, clock or FakeClock())
+
+
+def admit(bucket: TokenBucket, tokens: float = 1.0) -> Reservation:
+    """One admitted attempt."""
+    place = Reservation(tokens)
+    assert bucket.enqueue(place)
+    return place
+
+
+def reading(name: str, limit: float) -> LimitReading:
+    """What an answer's headers say of one limit."""
+    return LimitReading(name=name, limit=limit, remaining=limit, reset_s=None, window_s=60.0)
+
+
+def test_a_model_at_a_url_has_one_bucket() -> None:
+    """The same one each time; another model's or endpoint's is another."""
+    buckets = buckets_of()
+    bucket = buckets.bucket(URL, "a")
+    assert (bucket.url, bucket.model, bucket.host) == (URL, "a", "host.example")
+    assert buckets.bucket(URL, "a") is bucket
+    others = {buckets.bucket(URL, "b"), buckets.bucket(OTHER_URL, "a"), buckets.bucket(URL, "")}
+    assert len(others | {bucket}) == 4
+
+
+def test_threads_agree_on_the_bucket() -> None:
+    """Who asks first for a model makes its bucket, and nobody a second one."""
+    buckets, start = buckets_of(), threading.Barrier(8)
+
+    def ask() -> list[TokenBucket]:
+        start.wait(REAL_TIMEOUT_S)
+        return [buckets.bucket(URL, f"m{number}") for number in range(200)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [asked.result(REAL_TIMEOUT_S) for asked in [pool.submit(ask) for _ in range(8)]]
+    assert all(each == found[0] for each in found)
+    assert len(set(found[0])) == 200
+
+
+def test_what_matches_no_pattern_shares_the_limits() -> None:
+    """One ceiling is over all models and endpoints that have no limits of their own."""
+    buckets = buckets_of(limited(600))
+    a, b, c = buckets.bucket(URL, "a"), buckets.bucket(URL, "b"), buckets.bucket(OTHER_URL, "a")
+    assert a.ceiling is b.ceiling is c.ceiling
+    assert a.ceiling.limits == limited(600)
+    for number in range(5):  # half a second's worth
+        admit((a, b, c)[number % 3])
+    late = Reservation(1.0)
+    assert not b.enqueue(late)
+    assert b.poll(late) == pytest.approx(0.1, rel=0.02)
+
+
+def test_models_of_one_pattern_share_its_limits() -> None:
+    """What one of them takes is missing to the other, and to nobody else."""
+    buckets = buckets_of(limited(600), {"gpt-4o*": limited(60), "o?": limited(120)})
+    mini, full = buckets.bucket(URL, "gpt-4o-mini"), buckets.bucket(OTHER_URL, "gpt-4o")
+    other, third = buckets.bucket(URL, "o3"), buckets.bucket(URL, "gpt-4")
+    assert mini.ceiling is full.ceiling
+    assert len({mini.ceiling, other.ceiling, third.ceiling}) == 3
+    admit(mini)
+    assert not full.enqueue(Reservation(1.0))
+    admit(other)
+    admit(third)
+
+
+@pytest.mark.parametrize(
+    ("model", "rpm"),
+    [
+        ("gpt-4o-mini", 10),
+        ("gpt-4o-mini-2024-07-18", 10),
+        ("gpt-4o", 20),
+        ("gpt-4o-2024-08-06", 20),
+        ("GPT-4o", 40),  # as in a shell, case matters
+        ("my-gpt-4o", 40),
+        ("o1", 30),
+        ("o2", 40),
+        ("o12", 40),
+        ("a[b]", 40),
+        ("", 40),
+    ],
+)
+def test_the_first_pattern_that_matches_counts(model: str, rpm: float) -> None:
+    """Patterns are those of a shell, in their order; what matches none has the limits of all."""
+    buckets = buckets_of(
+        limited(40),
+        {
+            "gpt-4o-mini*": limited(10),
+            "gpt-4o*": limited(20),
+            "o[13]": limited(30),
+            "gpt-4o-*": limited(99),
+        },
+    )
+    assert buckets.bucket(URL, model).ceiling.limits.requests_per_minute == rpm
+
+
+def test_a_pattern_for_everything_leaves_nothing_to_the_limits() -> None:
+    """A star matches requests without a model as well."""
+    buckets = buckets_of(limited(40), {"*": limited(10)})
+    assert buckets.bucket(URL, "").ceiling.limits == limited(10)
+
+
+def test_more_models_than_256_share_a_bucket() -> None:
+    """A file may name a new model in each line; what has a bucket already keeps it."""
+    buckets = buckets_of()
+    own = [buckets.bucket(URL, f"m{number}") for number in range(256)]
+    shared = {buckets.bucket(URL, f"m{number}") for number in range(256, 600)}
+    assert len(set(own)) == 256
+    (bucket,) = shared
+    assert bucket not in own
+    assert bucket.ceiling is own[0].ceiling
+    assert [buckets.bucket(URL, f"m{number}") for number in range(256)] == own
+    assert len(buckets.reports(0.0, lambda bucket: {})) == 257
+
+
+def test_a_shared_bucket_is_one_ceilings() -> None:
+    """However many models there are, each stays under the limits that are meant for it."""
+    buckets = buckets_of(limited(600), {"gpt-*": limited(60), "o*": limited(120)})
+    for number in range(256):
+        buckets.bucket(URL, f"m{number}")
+    late = [buckets.bucket(URL, model) for model in ("late", "gpt-4o", "o3")]
+    found = [bucket.ceiling.limits.requests_per_minute for bucket in late]
+    assert found == [600, 60, 120]
+
+
+def test_the_number_in_flight_is_sought_only_without_limits() -> None:
+    """A server without rate limits has its own best number, which is never above the workers'."""
+    for limits, limit in [(limited(600), None), (limited(), 8)]:
+        buckets = buckets_of(limits, max_workers=8)
+        admit(buckets.bucket(URL, "a"))
+        (report,) = buckets.reports(0.0, lambda bucket: {})
+        assert report.in_flight_limit == limit
+
+
+def test_the_usage_of_no_bucket_is_nothing() -> None:
+    """Before the first request the limits are known, and nothing is used."""
+    usage = buckets_of(limited(600, 6000)).usage()
+    assert usage.admitted == {"requests": 0.0, "tokens": 0.0}
+    assert usage.limits == {"requests": 600.0, "tokens": 6000.0}
+    assert (usage.held_by, usage.span_s) == ("", 0.5)
+
+
+def test_the_usage_adds_up_what_ceilings_admitted() -> None:
+    """Buckets of one ceiling count once, others add to them."""
+    clock = FakeClock()
+    buckets = buckets_of(limited(600, 6000), {"gpt*": limited(1200, 60_000)}, clock)
+    clock.now_s += 2.5
+    admit(buckets.bucket(URL, "a"), 10)
+    admit(buckets.bucket(URL, "b"), 20)
+    admit(buckets.bucket(URL, "gpt-4o"), 300)
+    usage = buckets.usage()
+    assert usage.admitted == {"requests": 3.0, "tokens": 330.0}
+    assert usage.limits == {"requests": 1800.0, "tokens": 66_000.0}
+    assert usage.span_s == 3.0
+    clock.now_s += 120
+    usage = buckets.usage()
+    assert usage.admitted == {"requests": 0.0, "tokens": 0.0}
+    assert usage.span_s == 60.0
+
+
+def test_the_usage_is_held_against_what_the_server_allows() -> None:
+    """Where the server told of less than was configured, that is the limit."""
+    buckets = buckets_of(limited(600))
+    a, b = buckets.bucket(URL, "a"), buckets.bucket(URL, "b")
+    a.ended(admit(a), [reading("requests", 100)])
+    assert buckets.usage().limits["requests"] == 600  # b may have more
+    b.ended(admit(b), [reading("requests", 200)])
+    assert buckets.usage().limits["requests"] == 300
+    a.ended(admit(a), [reading("requests", 900)])
+    assert buckets.usage().limits["requests"] == 600
+    assert buckets.usage().limits["tokens"] == math.inf
+
+
+def test_the_usage_tells_what_somebody_waits_for() -> None:
+    """The first bucket with a queue says it; without one nobody waits."""
+    buckets = buckets_of(limited(60, 60_000))
+    a, b = buckets.bucket(URL, "a"), buckets.bucket(URL, "b")
+    admit(a)
+    assert buckets.usage().held_by == ""
+    place = Reservation(1.0)
+    b.enqueue(place)
+    assert buckets.usage().held_by == "requests"
+    b.pause(30.0)
+    b.poll(place)
+    assert buckets.usage().held_by == "pause"
+    b.cancel(place)
+    assert buckets.usage().held_by == ""
+
+
+def test_each_limit_is_reported() -> None:
+    """A report says of each bucket what it is, what it admitted, and what it waited for."""
+    clock, ledger = FakeClock(), Ledger()
+    buckets = buckets_of(limited(600, 6000), {"gpt*": limited()}, clock)
+    clock.now_s += 59.5
+    plain, special = buckets.bucket(URL + "?key=secret", "a"), buckets.bucket(URL, "gpt")
+    for tokens in (10, 20):
+        admit(plain, tokens)
+    ledger.note(2.0, "requests", [(plain, "requests")])
+    first, second = buckets.reports(1000.0, ledger.of_bucket)
+    assert (first.url, first.model, first.admitted) == (URL, "a", 2)
+    assert first.held_by == {"requests": 2.0}
+    found = [(each.name, each.configured, each.used, each.used_share) for each in first.limits]
+    assert found == [
+        ("requests", 600.0, 2.0, pytest.approx(2 / 600)),
+        ("tokens", 6000.0, 30.0, pytest.approx(30 / 6000)),
+    ]
+    assert (second.model, second.admitted, second.held_by, second.limits) == ("gpt", 0, {}, ())
+    assert special.model == "gpt"
+
+
+def test_times_of_a_report_count_from_the_runs_start() -> None:
+    """When the server's limit was found is told in seconds of the run."""
+    clock = FakeClock(1000.0)
+    buckets = buckets_of(limited(), clock=clock)
+    bucket = buckets.bucket(URL, "a")
+    clock.now_s = 1012.0
+    bucket.ended(admit(bucket), [reading("tokens", 500)])
+    (report,) = buckets.reports(1010.0, lambda bucket: {})
+    (limit,) = [each for each in report.limits if each.found is not None]
+    assert (limit.name, limit.found, limit.changes) == ("tokens", 500, ((2.0, 500),))

@@ -1,0 +1,168 @@
+"""The report file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel_processor.models import BucketReport, LimitReport, Summary
+from parallel_processor.report import write_report
+
+LIMIT = LimitReport(
+    name="tokens",
+    configured=30000.0,
+    found=math.inf,
+    changes=((1.25, 500.0), (2.0, math.inf)),
+    used=123.456789123,
+    used_share=math.nan,
+)
+BUCKET = BucketReport(
+    url="https://h/v1/embeddings", model="m", held_by={"tokens": 2.0}, limits=(LIMIT,)
+)
+SUMMARY = Summary(
+    answered=5,
+    elapsed_s=1.23456789,
+    errors_by_kind={"timeout": 2},
+    stop_reason='the "server" said\nno',
+    held_by={"input": 0.1 + 0.2},
+    buckets=(BUCKET,),
+)
+
+
+def no_constant(name: str) -> Any:
+    """Refuse what JSON doesn't have."""
+    raise AssertionError(f"{name} is no JSON")
+
+
+def read(path: Path) -> Any:
+    """The report, read as strictly as any parser."""
+    return json.loads(path.read_text("utf-8"), parse_constant=no_constant)
+
+
+def test_the_report_is_the_summary(tmp_path: Path) -> None:
+    """Every field is there under its name, buckets and their limits as well."""
+    path = tmp_path / "report.json"
+    write_report(path, SUMMARY)
+    report = read(path)
+    assert set(report) == set(Summary.__dataclass_fields__)
+    assert (report["answered"], report["stop_reason"]) == (5, 'the "server" said\nno')
+    assert report["errors_by_kind"] == {"timeout": 2}
+    (bucket,) = report["buckets"]
+    assert set(bucket) == set(BucketReport.__dataclass_fields__)
+    assert bucket["held_by"] == {"tokens": 2.0}
+    (limit,) = bucket["limits"]
+    assert set(limit) == set(LimitReport.__dataclass_fields__)
+    assert (limit["name"], limit["configured"]) == ("tokens", 30000.0)
+
+
+def test_an_empty_summary_is_a_report(tmp_path: Path) -> None:
+    """A run that did nothing says so, in whole lines."""
+    path = tmp_path / "report.json"
+    write_report(path, Summary())
+    assert read(path)["buckets"] == []
+    assert path.read_text("utf-8").endswith("}\n")
+
+
+def test_what_is_infinite_is_null(tmp_path: Path) -> None:
+    """JSON has neither infinities nor NaN, at whatever depth."""
+    path = tmp_path / "report.json"
+    write_report(path, SUMMARY)
+    limit = read(path)["buckets"][0]["limits"][0]
+    assert (limit["found"], limit["used_share"]) == (None, None)
+    assert limit["changes"] == [[1.25, 500.0], [2.0, None]]
+
+
+def test_figures_are_readable(tmp_path: Path) -> None:
+    """Six digits behind the point are enough, and nobody reads seventeen."""
+    path = tmp_path / "report.json"
+    write_report(path, SUMMARY)
+    report = read(path)
+    assert (report["elapsed_s"], report["held_by"]) == (1.234568, {"input": 0.3})
+    assert report["buckets"][0]["limits"][0]["used"] == 123.456789
+
+
+def test_any_models_name_is_written(tmp_path: Path) -> None:
+    """A name comes from the requests file, which may hold half of a surrogate pair."""
+    path = tmp_path / "report.json"
+    name = 'm\ud800"\n\u6a21'
+    write_report(path, Summary(buckets=(BucketReport(url="", model=name),)))
+    assert read(path)["buckets"][0]["model"] == name
+
+
+def test_the_last_report_is_replaced(tmp_path: Path) -> None:
+    """A longer one leaves nothing behind, and nothing stands beside the new one."""
+    path = tmp_path / "report.json"
+    path.write_text("x" * 100_000)
+    write_report(path, Summary())
+    assert read(path)["answered"] == 0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_has_a_whole_report(tmp_path: Path) -> None:
+    """The old file isn't written into: who has it open reads on in it."""
+    path = tmp_path / "report.json"
+    write_report(path, Summary(answered=1))
+    with path.open() as old:
+        write_report(path, SUMMARY)
+        assert json.load(old)["answered"] == 1
+    assert read(path)["answered"] == 5
+
+
+def test_a_report_that_cant_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is over and its records are there: it doesn't fail for a report."""
+    path = tmp_path / "nowhere" / "report.json"
+    with caplog.at_level(logging.WARNING, logger="parallel_processor"):
+        write_report(path, SUMMARY)
+    assert caplog.messages == [f"can't write the report {path}: No such file or directory"]
+
+
+def test_a_report_that_cant_be_written_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk costs the new report, not the old one, and leaves no half of a file."""
+    path = tmp_path / "report.json"
+    write_report(path, Summary(answered=1))
+
+    def full(self: Path, text: str, *_: object) -> int:
+        with self.open("w") as file:
+            file.write(text[:50])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with caplog.at_level(logging.WARNING, logger="parallel_processor"):
+        write_report(path, SUMMARY)
+    assert caplog.messages == [f"can't write the report {path}: No space left on device"]
+    assert read(path)["answered"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """A report behind a symbolic link goes where that points, as results do."""
+    target, path = tmp_path / "target.json", tmp_path / "report.json"
+    target.write_text("{}")
+    path.symlink_to(target)
+    write_report(path, SUMMARY)
+    assert path.is_symlink()
+    assert read(target)["answered"] == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_stays_one(tmp_path: Path) -> None:
+    """What isn't a regular file, such as /dev/null or /dev/stdout, isn't replaced by one."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_report(path, Summary())
+        assert path.is_fifo()
+    finally:
+        os.close(reader)

@@ -1,0 +1,238 @@
+"""A client's bucket and a server's limits in virtual time: an hour in a second, the same each time.
+
+The client is what a dispatcher and workers do with a :class:`TokenBucket`; the server is the
+simulator's limits, its headers and its refusals. Between them lies the network, whose delays vary. No
+thread, no socket: one heap of events.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import math
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from clocks import FakeClock
+
+from parallel_processor.answers import judge
+from parallel_processor.ceiling import Ceiling
+from parallel_processor.limiter import Reservation, TokenBucket
+from parallel_processor.models import Refusal, Reply, Verdict
+from parallel_processor.options import Limits
+from parallel_processor.ratelimits import read_limits
+from parallel_processor.simulator import SimulatorOptions
+from parallel_processor.simulator.headers import LimitHeaders
+from parallel_processor.simulator.limits import RateLimits
+from parallel_processor.simulator.load import Load
+from parallel_processor.simulator.refusals import refused
+
+PAUSE_S = 15.0
+AUTO = Limits(requests_per_minute="auto", tokens_per_minute="auto")
+
+
+class World:
+    """Time, and what is to happen in it."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.clock = FakeClock(1000.0)
+        self.random = random.Random(seed)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+
+    def after(self, seconds: float, event: Callable[[], None]) -> None:
+        """Let ``event`` happen in so many seconds."""
+        heapq.heappush(self._events, (self.clock.now_s + seconds, next(self._numbers), event))
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        until = self.clock.now_s + seconds
+        while self._events and self._events[0][0] <= until:
+            when, _, event = heapq.heappop(self._events)
+            self.clock.now_s = max(self.clock.now_s, when)
+            event()
+        self.clock.now_s = until
+
+
+class Server:
+    """The simulator's limits, load and headers, and what it saw in each second."""
+
+    def __init__(self, world: World, **options: Any) -> None:
+        self.options = SimulatorOptions(**options)
+        self._world = world
+        self._limits = RateLimits(self.options, clock=world.clock)
+        self._headers = LimitHeaders(self.options.header_style, wall=world.clock)
+        self._load = Load(
+            best=self.options.best_in_flight,
+            exponent=self.options.overload_exponent,
+            most=self.options.refuse_in_flight,
+        )
+        self.admitted: Counter[int] = Counter()  # requests by second
+        self.tokens: Counter[int] = Counter()
+        self.answered: Counter[int] = Counter()
+        self.refused: Counter[int] = Counter()
+        self._started_s = world.clock()
+
+    def _second(self) -> int:
+        return int(self._world.clock() - self._started_s)
+
+    def refuse(self, answer: Callable[[Reply], None]) -> None:
+        """Turn a request away, and say nothing of the reason."""
+        self.refused[self._second()] += 1
+        self._world.after(0.01, lambda: answer(_reply(429, "", {"error": {"message": "no"}})))
+
+    def serve(
+        self, model: str, read: int, cap: int, used: int, answer: Callable[[Reply], None]
+    ) -> None:
+        """Take a request that arrives now; ``answer`` is called when its reply arrives."""
+        options, world = self.options, self._world
+        way_back_s = world.random.uniform(0.001, 0.02)
+        in_flight = self._load.enter()
+        if not in_flight:
+            self.refused[self._second()] += 1
+            reply = _reply(503, "", {"error": {"code": "server_is_overloaded", "message": "busy"}})
+            world.after(way_back_s, lambda: answer(reply))
+            return
+        written = cap if options.token_charge == "reserve" else 0
+        verdict = self._limits.admit(model, read=read, written=written)
+        lines = self._headers.levels(verdict.levels, read + written)
+        if verdict.refusal is not None:
+            self._load.leave()
+            self.refused[self._second()] += 1
+            hint = options.retry_after
+            if hint and verdict.refusal.wait_s is not None:
+                lines += self._headers.wait(verdict.refusal.wait_s)
+            made = refused(verdict.refusal, model, lines, code=options.refusal_code, hint=hint)
+            reply = _reply(429, made.headers, json.loads(made.body))
+            world.after(way_back_s, lambda: answer(reply))
+            return
+        self.admitted[self._second()] += 1
+        self.tokens[self._second()] += read + written
+        jitter = 1 + options.latency_jitter * world.random.uniform(-1, 1)
+        latency_s = options.latency_s * jitter * self._load.slowdown(in_flight)
+
+        def end() -> None:
+            self._load.leave()
+            self.answered[self._second()] += 1
+            text = lines
+            if options.token_charge == "usage":
+                levels = self._limits.settle(model, written=used).levels
+                self.tokens[self._second()] += used
+                text = self._headers.levels(levels, read + used)
+            usage = {"prompt_tokens": read, "completion_tokens": used, "total_tokens": read + used}
+            answer(_reply(200, text, {"usage": usage}))
+
+        world.after(latency_s + way_back_s, end)
+
+
+def _reply(status: int, lines: str, data: Any) -> Reply:
+    pairs = (line.split(": ", 1) for line in lines.split("\r\n") if line)
+    headers = {name.lower(): value for name, value in pairs}
+    return Reply(status=status, headers=headers, body=b"", data=data, is_json=True)
+
+
+class Client:
+    """Endless work for one model, sent as a bucket admits it."""
+
+    def __init__(
+        self,
+        world: World,
+        server: Server,
+        limits: Limits = AUTO,
+        *,
+        model: str = "m",
+        ceiling: Ceiling | None = None,
+        read: int = 50,
+        cap: int = 50,
+        used: Callable[[], int] | None = None,
+        reserved: Callable[[], int] | None = None,
+        settles: bool = False,
+        max_workers: int = 1000,
+        demand_per_s: float = math.inf,
+    ) -> None:
+        self.bucket = TokenBucket(
+            limits, clock=world.clock, ceiling=ceiling, most_in_flight=max_workers
+        )
+        self._world, self._server, self._model = world, server, model
+        self._read, self._cap = read, cap
+        self._used = used or (lambda: cap)
+        self._reserved = reserved or (lambda: cap)
+        self._settles = settles
+        self._max_workers = max_workers
+        self._due_s = 0.0 if demand_per_s == math.inf else world.clock()
+        self._gap_s = 1.0 / demand_per_s
+        self._wake = threading.Event()
+        self._place: Reservation | None = None
+        self.sent = self.refused = self.in_flight = 0
+        self.outputs: list[int] = []
+        world.after(0.0, self.turn)
+
+    def turn(self) -> None:
+        """What the dispatcher does when it wakes."""
+        while True:
+            self._wake.clear()
+            if self.in_flight >= self._max_workers:
+                return
+            if self._due_s > self._world.clock():  # no more work yet
+                return
+            if self._place is None:
+                output = self._reserved()
+                self._place = Reservation(self._read + output, self._wake, output_tokens=output)
+                self.bucket.enqueue(self._place)
+            delay = self.bucket.poll(self._place)
+            if delay > 0:
+                if delay < math.inf:
+                    self._world.after(delay + 1e-6, partial(self._poll, self._place))
+                return
+            self._send(self._place)
+            self._place = None
+            if self._due_s:
+                self._due_s += self._gap_s
+                self._world.after(max(0.0, self._due_s - self._world.clock()), self.turn)
+
+    def _poll(self, place: Reservation | None) -> None:
+        if place is self._place:
+            self.turn()
+
+    def _send(self, place: Reservation) -> None:
+        self.sent += 1
+        self.in_flight += 1
+        used = self._used()
+        self._world.after(
+            self._world.random.uniform(0.001, 0.02),
+            lambda: self._server.serve(
+                self._model, self._read, self._cap, used, lambda reply: self._end(place, reply)
+            ),
+        )
+
+    def _end(self, place: Reservation, reply: Reply) -> None:
+        """What a worker does when an answer comes."""
+        self.in_flight -= 1
+        attempt = judge(reply)
+        bucket = self.bucket
+        if attempt.used_tokens is not None:
+            self.outputs.append(attempt.output_tokens or 0)
+            used = float(attempt.used_tokens)
+            if self._settles or used > place.costs[1]:
+                bucket.settle(place, used, output_tokens=attempt.output_tokens or 0)
+        readings = read_limits(reply.headers, now=self._world.clock)
+        bucket.ended(place, readings, answered=attempt.verdict is Verdict.ANSWERED)
+        if attempt.verdict is Verdict.RATE_LIMITED:
+            self.refused += 1
+            wait = PAUSE_S if attempt.retry_after_s is None else max(attempt.retry_after_s, 0.1)
+            bucket.refuse(place, attempt.refusal or Refusal(), wait)
+        elif attempt.refusal is not None:
+            self.refused += 1
+            bucket.refuse(place, attempt.refusal, None)
+        self.turn()
+
+
+def share(counts: Counter[int], first_s: int, last_s: int, per_minute: float) -> float:
+    """What ``counts`` hold from ``first_s`` to before ``last_s``, of what so many a minute allow."""
+    seconds = range(first_s, last_s)
+    return sum(counts[second] for second in seconds) / (per_minute / 60 * len(seconds))
