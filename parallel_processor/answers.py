@@ -49,7 +49,9 @@ _RETRY_CODES_IN_200 = frozenset(
 _STEEP_CODES = frozenset({"slow_down", "ramp_limit_exceeded"})  # OpenAI, Anthropic
 _OVERLOADED = re.compile(r"temporarily unable to process|high demand", re.IGNORECASE)  # Azure's 429
 _OF_TOKENS = re.compile(r"\btokens per min|\btoken rate limit|\bTPM\b", re.IGNORECASE)
-_OF_REQUESTS = re.compile(r"\brequests per min|\brequest rate limit|\bRPM\b", re.IGNORECASE)
+_OF_REQUESTS = re.compile(
+    r"\brequests per min|\b(?:request|call) rate limit|\bRPM\b", re.IGNORECASE
+)
 
 _MAX_MESSAGE = 500
 _TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)

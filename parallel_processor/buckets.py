@@ -40,8 +40,9 @@ class Buckets:
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
-        self._lock = threading.Lock()  # guards _buckets
+        self._lock = threading.Lock()  # guards both fields below
         self._buckets: dict[tuple[str, str], TokenBucket] = {}
+        self._shared: dict[Ceiling, TokenBucket] = {}  # of further models
         self._default = Ceiling(options.limits, clock)
         self._patterns = [
             (pattern, Ceiling(limits, clock)) for pattern, limits in options.limits_by_model.items()
@@ -54,20 +55,21 @@ class Buckets:
         bucket = self._buckets.get(key)
         if bucket is not None:
             return bucket
-        ceiling = self._ceiling(model)
         with self._lock:
-            if len(self._buckets) >= _MAX_BUCKETS:
-                key = ("", "")
-            if key not in self._buckets:
-                self._buckets[key] = TokenBucket(
-                    ceiling.limits,
-                    clock=self._clock,
-                    ceiling=ceiling,
-                    most_in_flight=self._options.max_workers,
-                    url=key[0],
-                    model=key[1],
-                )
-            return self._buckets[key]
+            ceiling = self._ceiling(model)
+            if key not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
+                return self._shared.setdefault(ceiling, self._make(ceiling, "", ""))
+            return self._buckets.setdefault(key, self._make(ceiling, url, model))
+
+    def _make(self, ceiling: Ceiling, url: str, model: str) -> TokenBucket:
+        return TokenBucket(
+            ceiling.limits,
+            clock=self._clock,
+            ceiling=ceiling,
+            most_in_flight=self._options.max_workers,
+            url=url,
+            model=model,
+        )
 
     def _ceiling(self, model: str) -> Ceiling:
         for pattern, ceiling in self._patterns:
@@ -77,7 +79,7 @@ class Buckets:
 
     def _all(self) -> list[TokenBucket]:
         with self._lock:
-            return list(self._buckets.values())
+            return [*self._buckets.values(), *self._shared.values()]
 
     def usage(self) -> Usage:
         """What all buckets together admitted in the last 60 seconds, and what of how much."""
@@ -89,7 +91,7 @@ class Buckets:
                 used, ceilings = ceiling.levels(self._clock())
             own = [bucket for bucket in buckets if bucket.ceiling is ceiling]
             for name in admitted:
-                found = sum(bucket.found_limit(name) for bucket in own) if own else math.inf
+                found = sum(bucket.server.found_limit(name) for bucket in own) if own else math.inf
                 admitted[name] += used[name]
                 limits[name] += min(ceilings[name], found)
         now = self._clock()

@@ -16,7 +16,7 @@ from typing import Protocol
 from parallel_processor.models import LimitReport
 from parallel_processor.observed import ObservedQuota
 from parallel_processor.options import Limits
-from parallel_processor.quota import MINUTE_S, Quota
+from parallel_processor.quota import MINUTE_S, TOKENS, Quota
 
 INSTANT_S = 1e-9  # a wait below this is rounding
 UNUSED = threading.Event()  # stands for one that isn't made until somebody has to wait
@@ -160,7 +160,10 @@ class Ceiling:
         """What the first in line of ``bucket`` waits for here."""
         costs = bucket.queue[0].costs
         for quota in self.quotas:
-            delay = quota.delay_s(costs[quota.kind], now)
+            cost = costs[quota.kind]
+            if not cost and quota.kind > TOKENS:
+                continue  # an embedding has no output, and doesn't wait for others' debt
+            delay = quota.delay_s(cost, now)
             if delay > bucket.delay:
                 bucket.delay, bucket.held_by = delay, quota.name
 

@@ -18,6 +18,7 @@ from parallel_processor.descriptors import raise_soft_limit
 from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
+    LimitsFileError,
     ParallelProcessorError,
     ResultsFileError,
     RunStoppedError,
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Options(**settings(flags))  # first of all, whatever the key
         return _process(flags, _key(flags))
     except (ConfigurationError, InputFileError) as error:
-        _say(f"parallel-processor: error: {with_flag_names(str(error))}")
+        text = str(error) if isinstance(error, LimitsFileError) else with_flag_names(str(error))
+        _say(f"parallel-processor: error: {text}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -83,22 +83,20 @@ class Dispatcher:
         self._stop = stop
         self._clock = clock
         self._wake = threading.Event()
-        self._lines: dict[TokenBucket, _Line] = {}  # the thread's own, as is
-        self._known: set[TokenBucket] = set()
+        self._lines: dict[TokenBucket, _Line] = {}  # the thread's own, and in turn
+        self._known: set[TokenBucket] = set()  # as are these
         self._lock = threading.Lock()  # guards what follows
         self._max_workers = max_workers
         self._inbox: deque[Waiting] = deque()
         self._waiting = self._waiting_bytes = 0  # inbox and lines
-        self._in_flight = 0
+        self.in_flight = 0  # admitted, and not on record; anybody may look
         self._blocked = False  # every line waits for its bucket
         self._reader_waits = False
         self._is_idle = False  # the thread is about to wait
-        self._closed = self._hurries = False
-        self._has_threads = False
-        self._thread = threading.Thread(
-            target=self._run, name="parallel-processor-dispatcher", daemon=True
-        )
-        self._is_started = False
+        self._closed = self._hurries = self._has_left = False
+        self._has_threads = self._is_started = False
+        name = "parallel-processor-dispatcher"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # The reader's side.
 
@@ -112,13 +110,15 @@ class Dispatcher:
     def _may_read(self) -> bool:
         if self._waiting and self._waiting_bytes >= _LOOK_AHEAD_BYTES:
             return False
-        if self._waiting + self._in_flight < self._max_workers:
+        if self._waiting + self.in_flight < self._max_workers:
             return True
-        return self._blocked and self._waiting < LOOK_AHEAD and self._in_flight < self._max_workers
+        return self._blocked and self._waiting < LOOK_AHEAD and self.in_flight < self._max_workers
 
     def put(self, waiting: Waiting) -> None:
-        """Take in what was read."""
+        """Take in what was read; after a stop it is dropped."""
         with self._lock:
+            if self._has_left:
+                return
             self._inbox.append(waiting)
             self._waiting += 1
             self._waiting_bytes += len(waiting.request.payload)
@@ -144,21 +144,16 @@ class Dispatcher:
             self._thread.join()
 
     def is_busy(self) -> bool:
-        """True while anything waits or is in flight; ``on_room`` tells when that changes."""
+        """True while anything waits or is in flight; ``on_room`` tells when that ends."""
         with self._lock:
             self._reader_waits = True
-            return self._waiting > 0 or self._in_flight > 0
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that were admitted and aren't on record."""
-        return self._in_flight
+            return self._waiting > 0 or self.in_flight > 0
 
     def recorded(self, count: int) -> None:
         """So many that were in flight are on record, or never will be. Any thread may call it."""
         with self._lock:
-            was_full = self._in_flight >= self._max_workers
-            self._in_flight -= count
+            was_full = self.in_flight >= self._max_workers
+            self.in_flight -= count
             reader_waits = self._reader_waits
         if was_full:
             self._wake.set()
@@ -218,25 +213,28 @@ class Dispatcher:
         with self._lock:
             self._waiting -= 1
             self._waiting_bytes -= len(waiting.request.payload)
-            self._in_flight += 1
+            self.in_flight += 1
             reader_waits = self._reader_waits
         if reader_waits:
             self._on_room()
 
     def _admit(self) -> float:
-        """Send off the first of each line that may go; seconds until another may."""
+        """Send off the first of each line in turn, while any may go; seconds until another may."""
         delay = math.inf
-        for bucket, line in list(self._lines.items()):
-            while line.waiting:
-                if self._in_flight >= self._max_workers:
-                    self._give_places_back()
-                    return math.inf
-                line_delay = self._admit_first(bucket, line)
-                if line_delay > 0:
-                    delay = min(delay, line_delay)
-                    break
-            else:
-                del self._lines[bucket]
+        turns = deque(self._lines)
+        while turns:
+            if self.in_flight >= self._max_workers:
+                self._give_places_back()
+                return math.inf
+            bucket = turns.popleft()
+            line_delay = self._admit_first(bucket, self._lines[bucket])
+            if line_delay > 0:
+                delay = min(delay, line_delay)
+                continue
+            line = self._lines.pop(bucket)
+            if line.waiting:  # it is behind the others now
+                self._lines[bucket] = line
+                turns.append(bucket)
         return delay
 
     def _admit_first(self, bucket: TokenBucket, line: _Line) -> float:
@@ -253,10 +251,10 @@ class Dispatcher:
         place, line.place = line.place, None
         line.waiting.popleft()
         self._take_into_flight(waiting)
-        self._submit(waiting, place)
+        self._submit(waiting, bucket, place)
         return 0.0
 
-    def _submit(self, waiting: Waiting, place: Reservation) -> None:
+    def _submit(self, waiting: Waiting, bucket: TokenBucket, place: Reservation) -> None:
         try:
             self._executor.submit(self._process, waiting, place)
             self._has_threads = True
@@ -264,10 +262,11 @@ class Dispatcher:
             # The request is queued all the same, for one of the threads that there are. Any other
             # reason is the interpreter's end.
             if not self._has_threads or "can't start new thread" not in str(error):
+                bucket.cancel(place)
                 self.recorded(1)
                 raise
             with self._lock:
-                self._max_workers = max(1, self._in_flight - 1)
+                self._max_workers = max(1, self.in_flight - 1)
             _log.warning("only %d requests can be in flight: %s", self._max_workers, error)
 
     def _give_places_back(self) -> None:
@@ -279,7 +278,7 @@ class Dispatcher:
 
     def _wait(self, delay: float) -> None:
         began = self._clock()
-        full = self._in_flight >= self._max_workers
+        full = self.in_flight >= self._max_workers
         idle = self._activity(full)
         causes = [(bucket, idle if full else bucket.held_by) for bucket in self._lines]
         causes += [(bucket, idle) for bucket in self._known - self._lines.keys()]
@@ -295,6 +294,7 @@ class Dispatcher:
         self._give_places_back()
         self._lines.clear()
         with self._lock:
+            self._has_left = True
             self._inbox.clear()
             self._waiting = self._waiting_bytes = 0
         self._on_room()

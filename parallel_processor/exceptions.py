@@ -5,6 +5,7 @@ the caller's mistakes, for broken files, and for an account that can't go on::
 
     ParallelProcessorError
     ├── ConfigurationError (ValueError)   an option has a value that can't work
+    │   └── LimitsFileError               a file of limits does
     ├── InputFileError (OSError)          the requests file can't be read
     ├── ResultsFileError (OSError)        a results file can't be read, written or replaced
     ├── RunStoppedError                   the server refuses the whole account; carries the summary
@@ -31,6 +32,10 @@ class ParallelProcessorError(Exception):
 
 class ConfigurationError(ParallelProcessorError, ValueError):
     """An option has a value that can't work; the message names the option and the value."""
+
+
+class LimitsFileError(ConfigurationError):
+    """A file of limits has a value that can't work; the message names its entry."""
 
 
 class InputFileError(ParallelProcessorError, OSError):

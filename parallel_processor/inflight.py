@@ -9,8 +9,10 @@ uphill in steps of a tenth, back and forth around the best. A round is as many a
 requests in flight, and only those count that were sent in it, after the number was reached. A number
 that isn't used isn't changed: nothing was learned.
 
-A refusal for overload (503, 529) cuts the number once per burst, to 0.7 of what was in flight then, or
-0.85 if the last one was a while ago. Where nothing else bounds it, it grows back by a twentieth a round.
+A refusal for overload (503, 529) cuts the number once per burst, in proportion to the share of attempts
+that were refused since the last cut (as DCTCP does, RFC 8257), to 0.7 of what was in flight at most: few
+refusals have another reason than load, or ask for little less. Where nothing else bounds it, it grows
+back by a twentieth a round.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ _GENTLE = 4  # for a server that may tell of rate limits in its first answers
 _STEP = 1.1
 _WORTH = 0.1  # of the relative growth in number is the least gain in throughput that is worth it
 _LEAP_WORTH = 0.3  # of the same for a doubling: a doubtful one is left to the small steps
-_CUT, _LATE_CUT = 0.7, 0.85
-_LATE_ROUNDS = 4
+_LARGEST_CUT = 0.3
+_CUT_PER_SHARE = 1.5
 _GROWTH = 1.05
 _FULL = 0.7  # a share of the limit that must have been in flight for a round to tell anything
 _LEAST_ANSWERS = 8
@@ -38,7 +40,17 @@ class InFlightLimit:
 
     __slots__ = (
         *("count", "limit", "peak", "total", "_answers", "_area", "_climbs", "_cut_at", "_factor"),
-        *("_leaps", "_rounds", "_settles", "_last", "_latency", "_most", "_round_at", "_stamp"),
+        *(
+            "_ended",
+            "_leaps",
+            "_refused",
+            "_settles",
+            "_last",
+            "_latency",
+            "_most",
+            "_round_at",
+            "_stamp",
+        ),
     )
 
     def __init__(
@@ -50,7 +62,7 @@ class InFlightLimit:
         self._climbs = climbs
         self._leaps = 0  # taken so far; negative once they are over
         self._factor = 2.0
-        self._rounds = 0  # since the last cut
+        self._ended = self._refused = 0  # since the last cut
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._cut_at = -math.inf
         self._settles = True
@@ -99,6 +111,7 @@ class InFlightLimit:
         was_full = not self.has_room
         self._pass_time(now)
         self.count -= 1
+        self._ended += 1
         if self.limit == math.inf:
             return False
         if self._settles:
@@ -111,7 +124,6 @@ class InFlightLimit:
         return was_full
 
     def _end_round(self, now: float) -> None:
-        self._rounds += 1
         latency = self._latency / self._answers
         self._settles = True
         number = self._area / max(now - self._round_at, 1e-9)
@@ -158,11 +170,13 @@ class InFlightLimit:
 
         What was in flight at the last cut belongs to the same burst.
         """
+        self._refused += 1
         if admitted_at <= self._cut_at:
             return False
-        cut = _CUT if self._rounds < _LATE_ROUNDS else _LATE_CUT
-        self._cut_at, self._rounds = now, 0
+        cut = min(_LARGEST_CUT, _CUT_PER_SHARE * self._refused / max(self._ended, 1))
+        self._cut_at = now
+        self._ended = self._refused = 0
         self._leaps, self._factor, self._last = -1, _STEP, None
-        self.limit = max(1.0, cut * min(self.limit, max(self.count, 1)))
+        self.limit = max(1.0, (1.0 - cut) * min(self.limit, max(self.count, 1)))
         self._settles = True
         return True

@@ -75,7 +75,7 @@ class TokenBucket:
             gentle=limits.is_auto,
             most=most_in_flight or math.inf,
         )
-        self._server = ServerLimits(limits, now, in_flight)
+        self.server = ServerLimits(limits, now, in_flight)
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
         self.held_by = ""
@@ -85,12 +85,12 @@ class TokenBucket:
 
     def advance(self, now: float) -> None:
         """Refill what the server's own limits allow."""
-        for quota in self._server.quotas:
+        for quota in self.server.quotas:
             quota.advance(now)
 
     def own_obstacle(self, now: float) -> tuple[float, str]:
         """Seconds that the first in line has to wait for what the server says, and for what of it."""
-        return self._server.obstacle(self.queue[0].costs, now)
+        return self.server.obstacle(self.queue[0].costs, now)
 
     def take(self, now: float) -> Reservation:
         """Admit the first in line."""
@@ -98,7 +98,7 @@ class TokenBucket:
         costs, charges = first.costs, first.charges
         for configured in self.ceiling.quotas:
             charges.append((configured, configured.charge(costs[configured.kind], now)))
-        for quota in self._server.quotas:
+        for quota in self.server.quotas:
             quota.charge(costs[quota.kind], now)
             charges.append((quota, []))
         totals = self._totals
@@ -106,8 +106,8 @@ class TokenBucket:
             totals[kind] += cost
         first.totals = tuple(totals)
         first.admitted_at = now
-        self._server.mark(now, totals)
-        self._server.in_flight.started(now)
+        self.server.mark(now, totals)
+        self.server.in_flight.started(now)
         self.delay, self.held_by = math.inf, ""
         return first
 
@@ -213,7 +213,7 @@ class TokenBucket:
             return False
         reservation.ended = True
         sent_at = reservation.admitted_at or now
-        return self._server.in_flight.ended(now, sent_at, answered=answered)
+        return self.server.in_flight.ended(now, sent_at, answered=answered)
 
     def ended(
         self,
@@ -222,16 +222,13 @@ class TokenBucket:
         *,
         answered: bool = False,
     ) -> None:
-        """The attempt is over, with a good answer or without; its headers gave ``readings``.
-
-        To be told once per admitted reservation that isn't cancelled.
-        """
+        """The attempt is over, with a good answer or without; its headers gave ``readings``."""
         with self._lock:
             now = self._clock()
             quicker = self._end(reservation, now, answered=answered)
             if readings:
                 self.advance(now)
-                quicker |= self._server.observe(
+                quicker |= self.server.observe(
                     readings,
                     sent_at=reservation.admitted_at or now,
                     totals=reservation.totals,
@@ -264,8 +261,11 @@ class TokenBucket:
             now, sent_at = self._clock(), reservation.admitted_at or 0.0
             self.advance(now)
             gap_s, costs = pause_s or 0.0, reservation.costs
-            self._server.refuse(refusal, costs, self._totals, gap_s, now, sent_at)
-            return pause_s is not None and self._server.pause(pause_s, now, sent_at)
+            self.server.refuse(refusal, costs, self._totals, gap_s, now, sent_at)
+            began = pause_s is not None and self.server.pause(pause_s, now, sent_at)
+            woken = self.ceiling.firsts()  # whoever was held behind this bucket's first
+        wake(woken)
+        return began
 
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
         """Admit nothing for ``seconds`` from now; true if this began or lengthened a pause.
@@ -275,7 +275,10 @@ class TokenBucket:
         """
         with self._lock:
             sent_at = None if refused is None else refused.admitted_at or 0.0
-            return self._server.pause(seconds, self._clock(), sent_at)
+            began = self.server.pause(seconds, self._clock(), sent_at)
+            woken = self.ceiling.firsts()
+        wake(woken)
+        return began
 
     def usage(self) -> Usage:
         """What was admitted under its ceiling in the last 60 seconds."""
@@ -286,16 +289,12 @@ class TokenBucket:
             span_s = min(MINUTE_S, now - self._opened_at + self._burst_s)
             return Usage(admitted=used, limits=limits, held_by=held_by, span_s=span_s)
 
-    def found_limit(self, name: str) -> float:
-        """What the server says it allows a minute of ``name``; infinite if nothing."""
-        return self._server.found_limit(name)
-
     def report(self, since_s: float) -> BucketReport:
         """How its limits turned out; times count from ``since_s`` of the clock."""
         with self._lock:
             now = self._clock()
             self.advance(now)
-            limits = self.ceiling.report(now) + [q.report(since_s) for q in self._server.quotas]
-            return self._server.report(
+            limits = self.ceiling.report(now) + [q.report(since_s) for q in self.server.quotas]
+            return self.server.report(
                 url=shown_url(self.url), model=self.model, limits=tuple(limits)
             )

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.exceptions import ConfigurationError, LimitsFileError
 from parallel_processor.options import Limits
 
 _NAMES = ("requests_per_minute", "tokens_per_minute")
@@ -21,14 +21,14 @@ _PART_NAMES = ("input_tokens_per_minute", "output_tokens_per_minute")
 def read_limits_file(path: Path, **common: float) -> dict[str, Limits]:
     """The limits in ``path`` by pattern, in its order; ``common`` is set for all of them.
 
-    Raises :class:`ConfigurationError`, which names the entry and what it may hold.
+    Raises :class:`LimitsFileError`, which names the entry and what it may hold.
     """
     try:
         entries = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_doubles)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"can't read the limits in {path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LimitsFileError(f"can't read the limits in {path}: {error}") from None
     if not isinstance(entries, dict):
-        raise ConfigurationError(f"{path} must be an object of limits by model pattern")
+        raise LimitsFileError(f"{path} must be an object of limits by model pattern")
     return {pattern: _limits(path, pattern, entry, common) for pattern, entry in entries.items()}
 
 
@@ -43,15 +43,15 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _limits(path: Path, pattern: str, entry: Any, common: dict[str, float]) -> Limits:
     where = f"{path}: the limits of {pattern!r}"
     if not isinstance(entry, dict):
-        raise ConfigurationError(f"{where} must be an object such as {{{_NAMES[0]!r}: 500}}")
+        raise LimitsFileError(f"{where} must be an object such as {{{_NAMES[0]!r}: 500}}")
     known = _NAMES + _PART_NAMES
     unknown = [name for name in entry if name not in known]
     if unknown:
-        raise ConfigurationError(f"{where} have {unknown[0]!r}; known are {', '.join(known)}")
+        raise LimitsFileError(f"{where} have {unknown[0]!r}; known are {', '.join(known)}")
     values: dict[str, Any] = dict.fromkeys(_NAMES, "auto")
     for name, value in entry.items():
         values[name] = math.inf if value in (None, "inf") else value
     try:
         return Limits(**values, **common)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{where}: {error}") from None
+        raise LimitsFileError(f"{where}: {error}") from None

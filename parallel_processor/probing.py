@@ -12,7 +12,7 @@ worth for bursts refuses only when that is gone, by which time a doubling rate i
 refills. But nothing is cut below what the server let through between two refusals, pauses included: so
 much it refilled. A refusal of the first request after a pause cuts nothing: the server still has none
 left, and the rate was not tried. Where refusals stay few and don't become fewer, the rate isn't their
-reason, and is not cut below an eighth. A server that says that the *rise* was too steep (``slow_down``)
+reason, and is not cut below a quarter. A server that says that the *rise* was too steep (``slow_down``)
 gets what OpenAI asks for: back below the former rate, and half as much again in a quarter of an hour.
 """
 
@@ -30,7 +30,7 @@ _LEAST_SPAN_S = 10.0  # between two refusals, if what was let through is to tell
 _PEAK = 0.95  # of a rate that was refused sooner than one before it, the limit is below
 _RAMP_S = 900.0  # in which a rate may grow by half after a "slow down"
 _RAMP_CUT = 0.8
-_FLOOR = 1 / 8  # of the first rate that was refused; below it only while much is refused
+_FLOOR = 1 / 4  # of the first rate that was refused; below it only while much is refused
 _MUCH = 0.2
 
 
@@ -107,7 +107,7 @@ class RateProbe:
         self._count_row(mild)
         cut = min(_CUTS[self._row], _RAMP_CUT if steep else 1.0)
         self._floor = self._floor or peak * _FLOOR
-        if refusals < _MUCH * (accepted + refusals):
+        if refusals < _MUCH * (accepted + refusals) and not steep:
             least = max(least, self._floor)
         if now - self._cut_at >= _LEAST_SPAN_S:
             let_through = (charged - self._charged - refusals * cost) / (now - self._cut_at)

@@ -22,6 +22,7 @@ from collections import deque
 MINUTE_S = 60.0
 KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
 """What a limit may count; a request costs 1, input plus output, input, output of these."""
+TOKENS = 1  # the place of all tokens among them
 
 _WINDOW_S = MINUTE_S + 0.25
 _PACE_MARGIN_S = 0.5  # the refill leaves out this many seconds' worth of each minute

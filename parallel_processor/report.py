@@ -21,13 +21,21 @@ def write_report(path: Path, summary: Summary) -> None:
 
     A report that can't be written costs a warning, not the run.
     """
-    replacement = path.with_name(path.name + REPLACEMENT_SUFFIX)
+    text = json.dumps(_plain(asdict(summary)), indent=2) + "\n"
     try:
-        text = json.dumps(_plain(asdict(summary)), indent=2) + "\n"
-        replacement.write_text(text, "utf-8")
-        os.replace(replacement, path)
-    except OSError as error:
-        _log.warning("can't write the report %s: %s", path, error.strerror or error)
+        path = path.resolve()
+        if path.exists() and not path.is_file():  # a pipe, or /dev/stdout
+            path.write_text(text, "utf-8")
+            return
+        replacement = path.with_name(path.name + REPLACEMENT_SUFFIX)
+        try:
+            replacement.write_text(text, "utf-8")
+            os.replace(replacement, path)
+        finally:
+            replacement.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or error
+        _log.warning("can't write the report %s: %s", path, reason)
 
 
 def _plain(value: Any) -> Any:

@@ -8,10 +8,11 @@ from typing import Any
 
 from parallel_processor.inflight import InFlightLimit
 from parallel_processor.models import BucketReport, Refusal
-from parallel_processor.observed import LONGEST_PACED_S, ObservedQuota, Sent
+from parallel_processor.observed import ObservedQuota, Sent
 from parallel_processor.options import Limits
 from parallel_processor.quota import KINDS, MINUTE_S
 from parallel_processor.ratelimits import LimitReading
+from parallel_processor.remaining import LONGEST_PACED_S
 
 _MARK_S = 1.5
 
@@ -168,7 +169,7 @@ class ServerLimits:
             return
         if refusal.kind or refusal.steep or not limited:
             cost, named = costs[requests.kind], requests.limit < math.inf
-        elif any(quota.lacks(costs[quota.kind]) for quota in limited):
+        elif any(quota.remaining.lacks(costs[quota.kind]) for quota in limited):
             return  # the headers say why
         else:
             cost, named = 1.0, True

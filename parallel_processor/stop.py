@@ -39,6 +39,8 @@ class Bell:
 
     def wait(self, seconds: float | None) -> None:
         """Wait until it rings; at most so long."""
+        if seconds is not None:
+            seconds = min(seconds, threading.TIMEOUT_MAX)
         with suppress(queue.Empty):
             self._rings.get(timeout=seconds)
 

@@ -92,6 +92,8 @@ class TokenCounter:
         cap = self.output_cap(body, endpoint)
         if cap is not None:
             return cap
+        if endpoint is Endpoint.UNKNOWN:
+            return 0
         choices = _choices(body, "n") if endpoint is Endpoint.CHAT else 1
         return choices * self._default_output_tokens
 
@@ -112,7 +114,8 @@ class TokenCounter:
             return 0
         nested = (body.get(key) for key in _OTHER_CAPS_IN)
         places = (body, *(place for place in nested if isinstance(place, dict)))
-        return max(_largest_cap(place, _OTHER_CAPS) or 0 for place in places)
+        caps = (_largest_cap(place, _OTHER_CAPS) for place in places)
+        return max((cap for cap in caps if cap is not None), default=None)
 
     def _content(self, body: Mapping[str, Any]) -> ContentCounter:
         model = body.get("model")

@@ -315,6 +315,7 @@ def test_a_refusal_of_who_is_first_lets_the_others_go() -> None:
     late = shared.arrive(B, 1)
     shared.buckets[A].refuse(first.place, Refusal(), 300.0)
     shared.paused_until_s[A] = 1355.0
+    shared._run_woken()
     shared.run(1056.0)
     assert late.is_admitted
 

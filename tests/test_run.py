@@ -584,15 +584,20 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
     def refuse(thread: threading.Thread) -> None:
         working = [name for name in workers() if "worker" in name]
         if thread.name.startswith("parallel-processor-worker") and len(working) >= 3:
+            refused.set()
             raise RuntimeError("can't start new thread")
         start(thread)
 
+    refused = threading.Event()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     gate = Gate()
     run = run_with(gate.answer, max_workers=50)
     got: list[Outcome] = []
     join = in_background(lambda: got.extend(run.outcomes(bodies(100))))
     gate.wait_for(3)
+    assert refused.wait(20)
+    while not caplog.text:
+        refused.wait(0.001)
     gate.opened.set()
     join()
     assert numbers(got) == list(range(1, 101))
