@@ -95,22 +95,23 @@ def judge(reply: Reply) -> Attempt:
         message = f"redirects are not followed; the server points to {_location(reply)}"
     attempt = _attempt(verdict, reply, kind, message, wait)
     if verdict in (Verdict.RATE_LIMITED, Verdict.RETRY):
-        attempt = replace(attempt, refusal=_refusal(reply.status, verdict, info))
+        attempt = replace(attempt, refusal=_refusal(reply.status, verdict, info, wait))
     return attempt
 
 
-def _refusal(status: int, verdict: Verdict, info: ErrorInfo) -> Refusal | None:
+def _refusal(status: int, verdict: Verdict, info: ErrorInfo, wait: float | None) -> Refusal | None:
     """What the server complained of, if it turned the request away for its limits or its load."""
+    hinted = wait is not None
     if info.codes & _STEEP_CODES:
-        return Refusal(steep=True)
+        return Refusal(steep=True, hinted=hinted)
     if status in (503, 529) or (status == 429 and _OVERLOADED.search(info.message)):
-        return Refusal(overload=True)
+        return Refusal(overload=True, hinted=hinted)
     if verdict is not Verdict.RATE_LIMITED:
         return None
     for kind, words in (("tokens", _OF_TOKENS), ("requests", _OF_REQUESTS)):
         if info.type == kind or words.search(info.message):
-            return Refusal(kind=kind)
-    return Refusal()
+            return Refusal(kind=kind, hinted=hinted)
+    return Refusal(hinted=hinted)
 
 
 def _attempt(

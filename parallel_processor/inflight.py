@@ -10,9 +10,10 @@ requests in flight, and only those count that were sent in it, after the number 
 that isn't used isn't changed: nothing was learned.
 
 A refusal for overload (503, 529) cuts the number once per burst, in proportion to the share of attempts
-that were refused since the last cut (as DCTCP does, RFC 8257), to 0.7 of what was in flight at most: few
-refusals have another reason than load, or ask for little less. Where nothing else bounds it, it grows
-back by a twentieth a round.
+that were refused lately (as DCTCP does, RFC 8257), to 0.7 of what was in flight at most. Where that half
+as many in flight are refused as often, the load wasn't the reason: the cuts are taken back, and as many
+refusals are borne from then on. Where nothing else bounds it, the number grows back by a twentieth a
+round.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _WORTH = 0.1  # of the relative growth in number is the least gain in throughput
 _LEAP_WORTH = 0.3  # of the same for a doubling: a doubtful one is left to the small steps
 _LARGEST_CUT = 0.3
 _CUT_PER_SHARE = 1.5
+_MUCH = 0.25  # refused of a load that half of it may still be too much of
+_SAME = 0.6  # of a share that half the load should have brought to nothing
+_BORNE = 1.5
+_TELLING_ENDS = 50
 _GROWTH = 1.05
 _FULL = 0.7  # a share of the limit that must have been in flight for a round to tell anything
 _LEAST_ANSWERS = 8
@@ -39,7 +44,19 @@ class InFlightLimit:
     """
 
     __slots__ = (
-        *("count", "limit", "peak", "total", "_answers", "_area", "_climbs", "_cut_at", "_factor"),
+        *(
+            "_before",
+            "_borne",
+            "count",
+            "limit",
+            "peak",
+            "total",
+            "_answers",
+            "_area",
+            "_climbs",
+            "_cut_at",
+            "_factor",
+        ),
         *(
             "_ended",
             "_leaps",
@@ -62,7 +79,9 @@ class InFlightLimit:
         self._climbs = climbs
         self._leaps = 0  # taken so far; negative once they are over
         self._factor = 2.0
-        self._ended = self._refused = 0  # since the last cut
+        self._ended = self._refused = 0  # since the first cut, or the last that helped
+        self._before: tuple[float, float] | None = None  # the limit and the share refused then
+        self._borne = 0.0  # the share of refusals that is nothing new
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._cut_at = -math.inf
         self._settles = True
@@ -173,10 +192,29 @@ class InFlightLimit:
         self._refused += 1
         if admitted_at <= self._cut_at:
             return False
-        cut = min(_LARGEST_CUT, _CUT_PER_SHARE * self._refused / max(self._ended, 1))
+        share = self._refused / max(self._ended, 1)
+        number = min(self.limit, max(self.count, 1))
+        if self._ended >= _TELLING_ENDS and (
+            share <= self._borne or self._is_futile(number, share)
+        ):
+            return False
+        if self._before is None:
+            self._before = (number, share)
         self._cut_at = now
-        self._ended = self._refused = 0
+        cut = min(_LARGEST_CUT, _CUT_PER_SHARE * share)
         self._leaps, self._factor, self._last = -1, _STEP, None
-        self.limit = max(1.0, (1.0 - cut) * min(self.limit, max(self.count, 1)))
+        self.limit = max(1.0, (1.0 - cut) * number)
+        self._settles = True
+        return True
+
+    def _is_futile(self, number: float, share: float) -> bool:
+        """Half as many in flight were refused as often: take the cuts back."""
+        if self._before is None or number > self._before[0] / 2:
+            return False
+        (before, share_before), self._before = self._before, None
+        self._ended = self._refused = 0
+        if share >= _MUCH or share < _SAME * share_before:
+            return False  # it helped, or there is still far to go
+        self.limit, self._borne = before, _BORNE * max(share, share_before)
         self._settles = True
         return True

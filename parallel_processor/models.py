@@ -95,12 +95,14 @@ class Refusal:
     """What a server that turned an attempt away complained of.
 
     ``kind`` is the limit that it named, ``requests`` or ``tokens``, if any. ``steep`` says that the
-    traffic rose too fast, ``overload`` that the server has too much to do, whoever it is from.
+    traffic rose too fast, ``overload`` that the server has too much to do, whoever it is from;
+    ``hinted`` that it named a time to wait.
     """
 
     kind: str = ""
     steep: bool = False
     overload: bool = False
+    hinted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from parallel_processor.models import LimitReport
+from parallel_processor.models import LimitReport, Refusal
 from parallel_processor.probing import GENTLE_PER_S, RateProbe
 from parallel_processor.quota import KINDS
 from parallel_processor.ratelimits import LimitReading
@@ -167,21 +167,24 @@ class ObservedQuota:
         self.limit = limit
         self.remaining.set_limit(limit)
 
-    def refused(self, cost: float, *, sent: Sent, pause_s: float, steep: bool, named: bool) -> None:
+    def refused(
+        self, cost: float, refusal: Refusal, *, sent: Sent, pause_s: float, named: bool
+    ) -> None:
         """A burst of refusals: cut the rate, unless the headers explain it, and not for the second time.
 
         ``sent`` tells what was sent before, ``named`` that the answer's headers named this limit.
         """
         explained = named and self.remaining.lacks(cost)
         again, self._explained_at = self._stamp - self._explained_at < _AGAIN_S, self._stamp
-        if steep or again or not explained:
+        if refusal.steep or again or not explained:
             self.probe.refused(
                 cost,
                 sent_per_s=sent.per_s[self.kind],
                 charged=sent.totals[self.kind],
                 now=self._stamp,
                 gap_s=max(pause_s, _LEAST_GAP_S),
-                steep=steep,
+                hinted=refusal.hinted,
+                steep=refusal.steep,
                 mild=named,
             )
 

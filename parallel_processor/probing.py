@@ -31,7 +31,7 @@ _PEAK = 0.95  # of a rate that was refused sooner than one before it, the limit 
 _RAMP_S = 900.0  # in which a rate may grow by half after a "slow down"
 _RAMP_CUT = 0.8
 _FLOOR = 1 / 4  # of the first rate that was refused; below it only while much is refused
-_MUCH = 0.2
+_MUCH, _FEW = 0.2, 0.05  # shares of refusals
 
 
 class RateProbe:
@@ -87,15 +87,16 @@ class RateProbe:
         charged: float,
         now: float,
         gap_s: float,
+        hinted: bool = False,
         steep: bool = False,
         mild: bool = False,
     ) -> None:
         """Cut the rate after a burst of refusals.
 
         ``cost`` is that of the request that was refused, ``sent_per_s`` what was sent lately,
-        ``charged`` all that was ever sent. The rate stays above one such request in ``gap_s``, the time
-        for which all sending pauses now. ``steep`` says that the server complained of the rise,
-        ``mild`` that it names a limit which the rate was within.
+        ``charged`` all that was ever sent. The rate stays above one such request in ``gap_s``, the
+        time for which all sending pauses now; ``hinted`` says that the server named it, ``steep``
+        that it complained of the rise, ``mild`` that it names a limit which the rate was within.
         """
         accepted, refusals = self.sent - self.refusals, self.refusals
         self.sent = self.refusals = 0
@@ -104,7 +105,7 @@ class RateProbe:
         tried = self._starting or 0.0 < self._since_s < math.inf
         least = cost / gap_s
         peak = max(least, self.rate if tried else min(self.rate, sent_per_s))
-        self._count_row(mild)
+        self._count_row(mild or (hinted and refusals < _FEW * (accepted + refusals)))
         cut = min(_CUTS[self._row], _RAMP_CUT if steep else 1.0)
         self._floor = self._floor or peak * _FLOOR
         if refusals < _MUCH * (accepted + refusals) and not steep:
@@ -121,9 +122,9 @@ class RateProbe:
         self._since_s, self._cut_at, self._charged = 0.0, now, charged
 
     def _count_row(self, mild: bool) -> None:
-        if self._starting or (self.rate == math.inf and not mild):
-            self._row = len(_CUTS) - 1
-        elif self._since_s >= _EARLY_S or mild:
+        if mild or self._since_s >= _EARLY_S and self.rate < math.inf and not self._starting:
             self._row = 0
+        elif self._starting or self.rate == math.inf:
+            self._row = len(_CUTS) - 1
         else:
             self._row = min(self._row + 1, len(_CUTS) - 1)

@@ -265,13 +265,13 @@ def _number(limit: LimitReport) -> float:
 
 def _limit_text(limit: LimitReport) -> str:
     name = limit.name.replace("_", " ")
-    number = f"{_number(limit):,.0f} {name} in {timedelta(seconds=limit.window_s)}"
+    number = f"{_number(limit):,.0f} {name} in {limit.window_s / 3600:g} h"
     if limit.window_s == 60.0:
         number = f"{_number(limit):,.0f} {name}/min"
     if limit.found is None and limit.configured is None:
         return f"{number} tried" if limit.tried_per_minute is not None else f"no limit of {name}"
     source = " found" if limit.configured is None else ""
-    changes = f", changed {len(limit.changes) - 1} times" if len(limit.changes) > 1 else ""
+    changes = f", {len(limit.changes) - 1} changes" if len(limit.changes) > 1 else ""
     used = "" if limit.used_share is None else f" ({min(limit.used_share, 1.0):.0%} used{changes})"
     return f"{number}{source}{used}"
 

@@ -194,7 +194,7 @@ def _read(
     lookup: _Lookup, headers: Mapping[str, str], server_time: Callable[[], float]
 ) -> LimitReading | None:
     limit = _count(headers[lookup.limit])
-    if not limit or limit < 1:  # of less than one request nobody can be admitted
+    if not limit:
         return None
     remaining = None if lookup.remaining is None else _count(headers[lookup.remaining])
     text = None if lookup.reset is None else headers[lookup.reset]
@@ -206,6 +206,8 @@ def _read(
         window_s = _MINUTE_S if reset_s <= _MINUTE_S + _ROUNDING_S else _DAY_S
     elif window_s is None:
         window_s = _inferred_window_s(limit, remaining, reset_s)
+    if limit < 1 and window_s >= _MINUTE_S:
+        return None  # less than one request: no server means that
     return LimitReading(
         name=lookup.name, limit=limit, remaining=remaining, reset_s=reset_s, window_s=window_s
     )

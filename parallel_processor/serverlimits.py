@@ -14,7 +14,7 @@ from parallel_processor.quota import KINDS, MINUTE_S
 from parallel_processor.ratelimits import LimitReading
 from parallel_processor.remaining import LONGEST_PACED_S
 
-_MARK_S = 1.5
+_MARK_S, _LEAST_S = 1.5, 0.2  # over which a rate is measured
 
 
 class ServerLimits:
@@ -35,7 +35,7 @@ class ServerLimits:
         self.paused_until = -math.inf
         self.pauses = self.refusals = 0
         nothing = (0.0,) * len(KINDS)
-        self._marks = [(now - _MARK_S, nothing), (now, nothing)]  # what had been sent when
+        self._marks = [(-math.inf, nothing), (-math.inf, nothing)]  # what had been sent when
 
     def _add(
         self, name: str, window_s: float, now: float, is_sought: bool = False
@@ -59,12 +59,15 @@ class ServerLimits:
 
     def mark(self, now: float, totals: Sequence[float]) -> None:
         """Keep in mind what has been sent by now, for the rate of the last seconds."""
-        if now - self._marks[1][0] >= _MARK_S:
-            self._marks = [self._marks[1], (now, tuple(totals))]
+        newer = self._marks[1]
+        if newer[0] == -math.inf:  # the first
+            self._marks = [(now, newer[1]), (now, newer[1])]
+        elif now - newer[0] >= _MARK_S:
+            self._marks = [newer, (now, tuple(totals))]
 
     def _sent(self, now: float, totals: Sequence[float]) -> Sent:
         when, before = self._marks[0]
-        seconds = max(now - when, _MARK_S)
+        seconds = max(now - when, _LEAST_S)
         per_s = [(after - b) / seconds for after, b in zip(totals, before, strict=True)]
         return Sent(per_s, totals)
 
@@ -174,7 +177,7 @@ class ServerLimits:
         else:
             cost, named = 1.0, True
         sent = self._sent(now, totals)
-        requests.refused(cost, sent=sent, pause_s=pause_s, steep=refusal.steep, named=named)
+        requests.refused(cost, refusal, sent=sent, pause_s=pause_s, named=named)
 
 
 def _tightest(readings: Sequence[LimitReading]) -> Sequence[LimitReading]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -360,7 +361,8 @@ REFUSALS = [
 @pytest.mark.parametrize(("status", "body", "refusal"), REFUSALS)
 def test_a_refusal_says_what_it_is_about(status: int, body: Any, refusal: Refusal) -> None:
     """The limit that the server names, its load, or a rise that is too steep; nothing is guessed."""
-    assert judge(reply_of(status, body)).refusal == refusal
+    attempt = judge(reply_of(status, body))
+    assert attempt.refusal == replace(refusal, hinted=attempt.retry_after_s is not None)
 
 
 @pytest.mark.parametrize(
@@ -388,8 +390,8 @@ def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "refusal"),
     [
-        (503, {"Retry-After": "2"}, OVERLOAD),
-        (402, {"Retry-After": "2"}, UNNAMED),
+        (503, {"Retry-After": "2"}, replace(OVERLOAD, hinted=True)),
+        (402, {"Retry-After": "2"}, replace(UNNAMED, hinted=True)),
         (429, {"x-should-retry": "false"}, None),
         (503, {"x-should-retry": "false"}, None),
         (500, {"Retry-After": "2"}, None),

