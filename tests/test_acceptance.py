@@ -84,19 +84,7 @@ def start(stack: ExitStack, folder: Path, name: str, requests: list[Any], *flags
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[subprocess.Popen[str]]:
-    """The benchmark of the adaptive limits at its small size, under way beside the long jobs."""
-    script = Path(__file__).parent.parent / "scripts" / "bench"
-    words = [sys.executable, str(script), "adaptive", "--size", "small"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
-        yield process
-        process.terminate()
-
-
-@pytest.fixture(scope="module")
-def long_jobs(
-    tmp_path_factory: pytest.TempPathFactory, bench: subprocess.Popen[str]
-) -> Iterator[dict[str, Job]]:
+def long_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Job]]:
     """The jobs that take minutes, run side by side to their ends."""
     folder = tmp_path_factory.mktemp("long")
     plenty = ("--max_tokens_per_minute", 1e9)
@@ -213,12 +201,13 @@ def test_an_account_that_cant_go_on_stops_the_run(tmp_path: Path, flags: tuple[o
     assert os.fspath(source) in done.stderr
 
 
-@pytest.mark.usefixtures("long_jobs")
-def test_limits_are_found_held_and_followed(bench: subprocess.Popen[str]) -> None:
+def test_limits_are_found_held_and_followed() -> None:
     """Each case of the adaptive benchmark reaches its goal: a share of the true limit, and few 429s."""
-    table, _ = bench.communicate(timeout=200)
-    print(table)
-    rows = table.splitlines()
+    script = Path(__file__).parent.parent / "scripts" / "bench"
+    words = [sys.executable, str(script), "adaptive", "--size", "small"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment(), timeout=200)
+    print(done.stdout)
+    rows = done.stdout.splitlines()
     assert len(rows) == 8
     assert [row for row in rows if not row.endswith("ok")] == []
-    assert bench.returncode == 0
+    assert done.returncode == 0
