@@ -147,12 +147,11 @@ class InFlightLimit:
         self._settles = True
         number = self._area / max(now - self._round_at, 1e-9)
         self._begin_round(now)
-        if number < _FULL * min(self.limit, self._most) or latency <= 0:
-            return
+        is_full = number >= _FULL * min(self.limit, self._most)
         if not self._climbs:
-            self.limit = self.limit * _GROWTH + 1.0
-            if self.limit > 2 * self.peak:
-                self.limit = math.inf  # it has long been more than is needed
+            self.limit = self.limit * _GROWTH + 1.0 if is_full else math.inf  # it isn't needed
+            return
+        if not is_full or latency <= 0:
             return
         here = (math.log(number), math.log(number / latency))
         self._climb(here)

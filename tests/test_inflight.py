@@ -1,0 +1,125 @@
+"""The number in flight that suits a server: rounds of answers whose latency depends on the number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from parallel_processor.inflight import InFlightLimit
+
+
+class Load:
+    """A server that is kept as full as the limit permits, one answer after the other."""
+
+    def __init__(self, latency_s: Callable[[int], float], **settings: object) -> None:
+        self.now_s = 0.0
+        self.limit = InFlightLimit(now=0.0, **({"climbs": True} | settings))  # type: ignore[arg-type]
+        self._latency_s = latency_s
+        self._due: list[tuple[float, float]] = []  # end, admission
+
+    def answer(self, count: int, *, most: float = math.inf) -> None:
+        """Let so many answers come; at most so many requests are there at a time."""
+        for _ in range(count):
+            while self.limit.has_room and self.limit.count < most:
+                self.limit.started(self.now_s)
+                latency_s = self._latency_s(self.limit.count)
+                self._due.append((self.now_s + latency_s, self.now_s))
+                self.now_s += 1e-6
+            self._due.sort()
+            end, admitted = self._due.pop(0)
+            self.now_s = max(self.now_s, end)
+            self.limit.ended(self.now_s, admitted, answered=True)
+
+    def refuse(self) -> bool:
+        """The newest request is turned away."""
+        _, admitted = self._due.pop()
+        self.limit.ended(self.now_s, admitted, answered=False)
+        return self.limit.overloaded(self.now_s, admitted)
+
+
+def test_without_a_reason_there_is_no_limit() -> None:
+    """It counts, and lets everything pass."""
+    load = Load(lambda n: 1.0, climbs=False)
+    load.answer(500, most=300)
+    assert load.limit.limit == math.inf
+    assert (load.limit.peak, load.limit.total) == (300, 799)
+
+
+def test_a_server_that_bears_all_gets_all() -> None:
+    """While twice as many gain twice the throughput, the number doubles, up to the most."""
+    load = Load(lambda n: 1.0, most=500.0)
+    load.answer(4000)
+    assert load.limit.limit == pytest.approx(500.0, rel=0.1)
+
+
+@pytest.mark.parametrize("best", [5, 20, 100])
+def test_it_comes_to_rest_around_the_best(best: int) -> None:
+    """Beyond some number the throughput falls; the limit settles within a quarter of it."""
+    load = Load(lambda n: max(1.0, n / best) ** 1.5)
+    load.answer(60 * best + 2000)
+    assert 0.75 * best <= load.limit.limit <= 1.3 * best
+
+
+def test_what_isnt_used_isnt_changed() -> None:
+    """With a few in flight nothing is learned of more."""
+    load = Load(lambda n: 1.0)
+    load.answer(2000, most=10)
+    assert load.limit.limit == 32
+
+
+def test_a_gentle_start_has_four() -> None:
+    """A server that may tell of limits gets few requests before its first answers."""
+    assert Load(lambda n: 1.0, gentle=True).limit.limit == 4
+
+
+def test_rate_limits_end_the_search() -> None:
+    """Where they bound what is sent, the number is free; who waited for it may go."""
+    load = Load(lambda n: 1.0)
+    assert load.limit.set_free()
+    assert load.limit.limit == math.inf
+    assert not load.limit.set_free()
+
+
+def test_one_burst_of_overload_is_one_cut() -> None:
+    """What was in flight at the cut says nothing new; what was sent since does."""
+    load = Load(lambda n: 1.0, climbs=False)
+    load.answer(20, most=100)
+    assert load.refuse()
+    first = load.limit.limit
+    assert first < 99
+    assert not load.refuse()
+    assert load.limit.limit == first
+    load.answer(60, most=100)
+    assert load.refuse()
+
+
+def test_a_cut_is_in_proportion_to_what_is_refused() -> None:
+    """One refusal in two hundred costs less than a hundredth of the number."""
+    load = Load(lambda n: 1.0, climbs=False)
+    load.answer(200, most=100)
+    load.refuse()
+    assert load.limit.limit == pytest.approx(98 * (1 - 1.5 / 201), abs=1.0)
+
+
+def test_after_a_cut_it_grows_back() -> None:
+    """A twentieth a round, until it is more than is needed."""
+    load = Load(lambda n: 1.0, climbs=False)
+    load.answer(100, most=100)
+    load.refuse()
+    assert load.limit.limit < 100
+    load.answer(5000, most=100)
+    assert load.limit.limit > 100
+
+
+def test_refusals_that_half_the_load_doesnt_cure_are_borne() -> None:
+    """Where one in twenty is refused whatever the number, it isn't kept low."""
+    load = Load(lambda n: 1.0, climbs=False)
+    lowest = math.inf
+    for _ in range(300):
+        load.answer(19, most=100)
+        load.refuse()
+        lowest = min(lowest, load.limit.limit)
+    assert lowest < 60
+    assert load.limit.limit > 80
