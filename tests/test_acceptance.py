@@ -116,6 +116,16 @@ def long_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Jo
         yield jobs
 
 
+@pytest.fixture(scope="module")
+def bench(long_jobs: dict[str, Job]) -> Iterator[subprocess.Popen[str]]:
+    """The benchmark of the adaptive limits at its small size, begun when the long jobs are over."""
+    script = Path(__file__).parent.parent / "scripts" / "bench"
+    words = [sys.executable, str(script), "adaptive", "--size", "small"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        yield process
+        process.terminate()
+
+
 @pytest.mark.parametrize("name", ["requests", "tokens", "oversize", "latency"])
 def test_a_long_job_answers_every_request_once(long_jobs: dict[str, Job], name: str) -> None:
     """Nothing is lost or doubled, whatever limit binds; a request beyond a minute's limit included."""
@@ -146,6 +156,7 @@ def test_threads_are_for_requests_in_flight(long_jobs: dict[str, Job]) -> None:
     assert job.stats["peak_in_flight"] <= 120
 
 
+@pytest.mark.usefixtures("bench")
 def test_the_cookbooks_example(tmp_path: Path) -> None:
     """Its 10,000 lines at 600,000 requests a minute are each answered once."""
     requests = embeddings(10_000)
@@ -161,6 +172,7 @@ def test_the_cookbooks_example(tmp_path: Path) -> None:
     assert (stats["answered"], stats["requests_received"]) == (10_000, 10_000)
 
 
+@pytest.mark.usefixtures("bench")
 def test_a_fifth_of_the_requests_fails_once(tmp_path: Path) -> None:
     """500, 503, 429, a reset, torn bodies, HTML, {"detail"} and broken JSON: all are answered."""
     requests = embeddings(1000)
@@ -201,13 +213,11 @@ def test_an_account_that_cant_go_on_stops_the_run(tmp_path: Path, flags: tuple[o
     assert os.fspath(source) in done.stderr
 
 
-def test_limits_are_found_held_and_followed() -> None:
+def test_limits_are_found_held_and_followed(bench: subprocess.Popen[str]) -> None:
     """Each case of the adaptive benchmark reaches its goal: a share of the true limit, and few 429s."""
-    script = Path(__file__).parent.parent / "scripts" / "bench"
-    words = [sys.executable, str(script), "adaptive", "--size", "small"]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment(), timeout=200)
-    print(done.stdout)
-    rows = done.stdout.splitlines()
+    table, _ = bench.communicate(timeout=200)
+    print(table)
+    rows = table.splitlines()
     assert len(rows) == 8
     assert [row for row in rows if not row.endswith("ok")] == []
-    assert done.returncode == 0
+    assert bench.returncode == 0
