@@ -7,6 +7,7 @@ whatever bucket it is in. Who waits for its own bucket holds up nobody else's.
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 from collections import deque
@@ -140,20 +141,22 @@ class Ceiling:
             quota.advance(now)
         for bucket in self.waiting:
             bucket.advance(now)
-        candidates = list(self.waiting)
+        candidates = [(bucket.queue[0].ticket, bucket) for bucket in self.waiting]
+        heapq.heapify(candidates)
         while candidates:
-            bucket = candidates[0] if len(candidates) == 1 else min(candidates, key=_ticket)
+            bucket = candidates[0][1]
             bucket.delay, bucket.held_by = bucket.own_obstacle(now)
             if bucket.delay <= INSTANT_S:
                 self._add_obstacle(bucket, now)
                 if bucket.delay > INSTANT_S:  # what came later waits for the ceiling too
-                    self._hold(candidates, bucket, now)
+                    self._hold([other for _, other in candidates], bucket, now)
                     break
                 admitted.append(bucket.take(now))
                 if bucket.queue:
+                    heapq.heapreplace(candidates, (bucket.queue[0].ticket, bucket))
                     continue
                 self.waiting.remove(bucket)
-            candidates.remove(bucket)
+            heapq.heappop(candidates)
         return admitted
 
     def _add_obstacle(self, bucket: Line, now: float) -> None:
@@ -173,10 +176,6 @@ class Ceiling:
                 bucket.delay, bucket.held_by = max(
                     (first.delay, first.held_by), bucket.own_obstacle(now)
                 )
-
-
-def _ticket(bucket: Line) -> int:
-    return bucket.queue[0].ticket
 
 
 def wake(woken: list[Reservation], but: Reservation | None = None) -> None:

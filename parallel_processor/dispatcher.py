@@ -11,10 +11,10 @@ flight, ``max_workers``, can be here, waiting or in flight. While a bucket holds
 ``LOOK_AHEAD`` further ones may be read, in case they are another bucket's, but no more than 16 MB of
 them. Beyond that the reader waits, until the slow line moves.
 
-**Who owns what.** The lines belong to the dispatcher's thread alone. The inbox and the counts are
-guarded by ``_lock``. The thread is started by the first request and ends with the input or a stop; it is
-a daemon only so that an iterator which nobody closes doesn't keep the interpreter. It isn't the caller's
-thread, so that no KeyboardInterrupt comes between two steps of an admission.
+**Who owns what.** The lines belong to the dispatcher's thread alone, the inbox and the counts are guarded
+by ``_lock``. The thread is started by the first request and ends with the input or a stop; it is a daemon
+only so that an iterator which nobody closes doesn't keep the interpreter. It isn't the caller's, so that
+no KeyboardInterrupt comes between two steps of an admission.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from parallel_processor.buckets import Waiting
+from parallel_processor.ceiling import Ceiling
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Cost, Estimate
@@ -94,7 +95,7 @@ class Dispatcher:
         self._reader_waits = False
         self._is_idle = False  # the thread is about to wait
         self._closed = self._hurries = self._has_left = False
-        self._has_threads = self._is_started = False
+        self._has_threads = False
         name = "parallel-processor-dispatcher"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -125,8 +126,7 @@ class Dispatcher:
             wakes, self._is_idle = self._is_idle, False
         if wakes:
             self._wake.set()
-        if not self._is_started:
-            self._is_started = True
+        if self._thread.ident is None:
             self._thread.start()
 
     def close(self, *, hurry: bool = False) -> None:
@@ -140,7 +140,7 @@ class Dispatcher:
 
     def join(self) -> None:
         """Wait until the thread has ended, which a stop or :meth:`close` brings about."""
-        if self._is_started:
+        if self._thread.ident is not None:
             self._thread.join()
 
     def is_busy(self) -> bool:
@@ -220,14 +220,14 @@ class Dispatcher:
 
     def _admit(self) -> float:
         """Send off the first of each line in turn, while any may go; seconds until another may."""
-        delay = math.inf
-        turns = deque(self._lines)
+        delay, turns = math.inf, deque(self._lines)
+        asked: set[Ceiling] = set()  # one poll is for all the buckets under a ceiling
         while turns:
             if self.in_flight >= self._max_workers:
                 self._give_places_back()
                 return math.inf
             bucket = turns.popleft()
-            line_delay = self._admit_first(bucket, self._lines[bucket])
+            line_delay = self._admit_first(bucket, self._lines[bucket], asked)
             if line_delay > 0:
                 delay = min(delay, line_delay)
                 continue
@@ -237,17 +237,18 @@ class Dispatcher:
                 turns.append(bucket)
         return delay
 
-    def _admit_first(self, bucket: TokenBucket, line: _Line) -> float:
+    def _admit_first(self, bucket: TokenBucket, line: _Line, asked: set[Ceiling]) -> float:
         """Send off the first in line if its bucket admits it; seconds until it may, else 0."""
         waiting = line.waiting[0]
         if line.place is None:
             tokens, output_tokens = self._cost(waiting.estimate)
             line.place = Reservation(tokens, self._wake, output_tokens=output_tokens)
-            admitted = bucket.enqueue(line.place)
-        else:
-            admitted = line.place.admitted_at is not None
-        if not admitted and (delay := bucket.poll(line.place)) > 0:
-            return delay
+            bucket.enqueue(line.place)
+        if line.place.admitted_at is None:
+            known = bucket.ceiling in asked
+            asked.add(bucket.ceiling)
+            if (delay := bucket.delay if known else bucket.poll(line.place)) > 0:
+                return delay
         place, line.place = line.place, None
         line.waiting.popleft()
         self._take_into_flight(waiting)
@@ -259,8 +260,7 @@ class Dispatcher:
             self._executor.submit(self._process, waiting, place)
             self._has_threads = True
         except RuntimeError as error:
-            # The request is queued all the same, for one of the threads that there are. Any other
-            # reason is the interpreter's end.
+            # It is queued for one of the threads there are; other reasons are the interpreter's end.
             if not self._has_threads or "can't start new thread" not in str(error):
                 bucket.cancel(place)
                 self.recorded(1)
@@ -283,11 +283,11 @@ class Dispatcher:
         causes = [(bucket, idle if full else bucket.held_by) for bucket in self._lines]
         causes += [(bucket, idle) for bucket in self._known - self._lines.keys()]
         self._wake.wait(delay if delay < math.inf else None)
-        seconds = self._clock() - began
         with self._lock:
             self._is_idle = False
-        held_by = causes[0][1] if self._lines else idle
-        self._ledger.note(seconds, held_by, causes)
+        soonest = min(self._lines, key=lambda bucket: bucket.delay, default=None)
+        held_by = idle if soonest is None or full else soonest.held_by
+        self._ledger.note(self._clock() - began, held_by, causes)
 
     def _leave(self) -> None:
         """Drop what waits: the next run sends it."""

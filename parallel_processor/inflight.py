@@ -192,7 +192,7 @@ class InFlightLimit:
         if admitted_at <= self._cut_at:
             return False
         share = self._refused / max(self._ended, 1)
-        number = min(self.limit, max(self.count, 1))
+        number = self.limit if self.limit < math.inf else max(self.peak, 1)
         if self._ended >= _TELLING_ENDS and (
             share <= self._borne or self._is_futile(number, share)
         ):

@@ -158,7 +158,7 @@ class TokenBucket:
         0 once it is admitted, infinite while another is first in line. Clear ``wake`` before the call.
         """
         with self._lock:
-            firsts = self.ceiling.firsts()
+            firsts = set(self.ceiling.firsts())
             woken = self.ceiling.admit(self._clock())
             woken += [first for first in self.ceiling.firsts() if first not in firsts]
             if reservation.admitted_at is not None:
@@ -177,6 +177,7 @@ class TokenBucket:
                 now = self._clock()
                 self._correct(reservation, (0.0,) * len(KINDS), now)
                 self._end(reservation, now, answered=False)
+                self.server.in_flight.total -= 1
             else:
                 self.ceiling.leave(self, reservation)
             woken = self.ceiling.firsts()
@@ -283,8 +284,7 @@ class TokenBucket:
     def usage(self) -> Usage:
         """What was admitted under its ceiling in the last 60 seconds."""
         with self._lock:
-            now = self._clock()
-            used, limits = self.ceiling.levels(now)
+            used, limits = self.ceiling.levels(now := self._clock())
             held_by = self.held_by if self.queue else ""
             span_s = min(MINUTE_S, now - self._opened_at + self._burst_s)
             return Usage(admitted=used, limits=limits, held_by=held_by, span_s=span_s)

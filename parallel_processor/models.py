@@ -163,8 +163,9 @@ class LimitReport:
     the server's headers said last, both ``None`` where there is none; ``tried_per_minute`` the rate
     that was found by trying, where they say nothing. ``changes`` are the times at which the found
     limit changed, in seconds from the run's start, with its new value. ``used`` counts what was
-    charged, ``used_share`` relates it to what the limit in force allowed meanwhile. ``others_per_minute``
-    is what other clients of the account seem to take.
+    charged (to a configured limit by all models under it), ``used_share`` relates it to what the
+    limit in force allowed meanwhile. ``others_per_minute`` is what other clients of the account seem
+    to take.
     """
 
     name: str

@@ -28,6 +28,8 @@ PACE = 1.0 - 0.5 / 60.0  # of the limit, as configured quotas have it
 _BLIND_BURST_S = 0.1
 _AGAIN_S = 10.0
 _LEAST_GAP_S, _LONGEST_GAP_S = 5.0, 60.0  # an hour's wait is for a refusal to ask for
+_RECHECK_S = 0.25  # a wait that others may shorten is looked at again after this
+_LONGEST_USE_S = 4.0  # a pause isn't time in which a rate was used
 _EPSILON = 1e-6
 _MAX_CHANGES = 100
 
@@ -86,7 +88,7 @@ class ObservedQuota:
             return
         self._stamp = now
         if self._asked:
-            self.probe.advance(seconds)
+            self.probe.advance(min(seconds, _LONGEST_USE_S))
             self._asked = False
         if self.limit < math.inf:
             self.allowance += self.limit / self.window_s * seconds
@@ -122,8 +124,10 @@ class ObservedQuota:
                 self._asked = True
                 delay = short / rate
         delay = self.remaining.delay_s(cost, now, delay)
-        if delay > _LONGEST_GAP_S:
+        if delay > _RECHECK_S:
             delay = min(delay, max(0.0, self._charged_at + _LONGEST_GAP_S - now))
+            if self.remaining.may_change(now) and self.window_s <= LONGEST_PACED_S:
+                delay = min(delay, _RECHECK_S)
         return delay
 
     def charge(self, cost: float, now: float) -> None:
@@ -170,23 +174,28 @@ class ObservedQuota:
     def refused(
         self, cost: float, refusal: Refusal, *, sent: Sent, pause_s: float, named: bool
     ) -> None:
-        """A burst of refusals: cut the rate, unless the headers explain it, and not for the second time.
+        """A burst of refusals: cut the rate, unless the headers explain it.
 
-        ``sent`` tells what was sent before, ``named`` that the answer's headers named this limit.
+        In fixed windows, which may be shorter than an answer takes, they do so once only. ``sent``
+        tells what was sent before, ``named`` that the answer's headers named this limit.
         """
         explained = named and self.remaining.lacks(cost)
         again, self._explained_at = self._stamp - self._explained_at < _AGAIN_S, self._stamp
-        if refusal.steep or again or not explained:
-            self.probe.refused(
-                cost,
-                sent_per_s=sent.per_s[self.kind],
-                charged=sent.totals[self.kind],
-                now=self._stamp,
-                gap_s=max(pause_s, _LEAST_GAP_S),
-                hinted=refusal.hinted,
-                steep=refusal.steep,
-                mild=named,
-            )
+        if explained and not refusal.steep and not (again and self.remaining.is_fixed):
+            return
+        sent_per_s = sent.per_s[self.kind]
+        if named:  # what was sent lately may be little for want of work
+            sent_per_s = max(sent_per_s, self.limit / self.window_s / 2)
+        self.probe.refused(
+            cost,
+            sent_per_s=sent_per_s,
+            charged=sent.totals[self.kind],
+            now=self._stamp,
+            gap_s=max(pause_s, _LEAST_GAP_S),
+            hinted=refusal.hinted,
+            steep=refusal.steep,
+            mild=named,
+        )
 
     def report(self, since_s: float) -> LimitReport:
         """What became of it; ``since_s`` is where its times begin."""

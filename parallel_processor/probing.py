@@ -31,7 +31,7 @@ _PEAK = 0.95  # of a rate that was refused sooner than one before it, the limit 
 _RAMP_S = 900.0  # in which a rate may grow by half after a "slow down"
 _RAMP_CUT = 0.8
 _FLOOR = 1 / 4  # of the first rate that was refused; below it only while much is refused
-_MUCH, _FEW = 0.2, 0.05  # shares of refusals
+_MUCH, _FEW, _BORNE = 0.2, 0.05, 0.01  # shares of refusals
 
 
 class RateProbe:
@@ -98,11 +98,14 @@ class RateProbe:
         time for which all sending pauses now; ``hinted`` says that the server named it, ``steep``
         that it complained of the rise, ``mild`` that it names a limit which the rate was within.
         """
+        if hinted and not steep and self.refusals <= _BORNE * self.sent:
+            return  # fewer than whoever has no limit would mind
         accepted, refusals = self.sent - self.refusals, self.refusals
         self.sent = self.refusals = 0
         if self._since_s < math.inf and accepted <= 0:
             return
         tried = self._starting or 0.0 < self._since_s < math.inf
+        cost = max(cost, 1.0)
         least = cost / gap_s
         peak = max(least, self.rate if tried else min(self.rate, sent_per_s))
         self._count_row(mild or (hinted and refusals < _FEW * (accepted + refusals)))

@@ -35,7 +35,7 @@ from parallel_processor.models import Estimate, Outcome, Request
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing, model_of
 from parallel_processor.progress import Progress
-from parallel_processor.stop import Bell, StopSignal
+from parallel_processor.stop import Bell, StopSignal, do_all
 from parallel_processor.transport import Transport
 from parallel_processor.worker import Worker, flawed
 
@@ -287,10 +287,13 @@ class Run:
                 for _ in self._drain():
                     pass
         finally:
-            self._dispatcher.join()
-            if self._dispatcher.in_flight > 0:
-                self.cut(StopRequested("gave up what was in flight"))
-            self._executor.shutdown(wait=True)
-            self._transport.close()
-            if self.progress is not None:
-                self.progress.close()
+            steps = (self._dispatcher.join, self._cut_rest, self._executor.shutdown)
+            do_all((*steps, self._transport.close, self._close_progress))
+
+    def _cut_rest(self) -> None:
+        if self._dispatcher.in_flight > 0:
+            self.cut(StopRequested("gave up what was in flight"))
+
+    def _close_progress(self) -> None:
+        if self.progress is not None:
+            self.progress.close()

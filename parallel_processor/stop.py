@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
+
+_TRIES = 5
 
 
 class Settable(Protocol):
@@ -95,3 +97,20 @@ class StopSignal:
         finally:
             with self._lock:
                 self._subscribers.discard(event)
+
+
+def do_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Take every step to its end, whatever interrupts one: once more Ctrl-C, say.
+
+    Raises the last interruption, behind the last step.
+    """
+    interruption: BaseException | None = None
+    for step in steps:
+        for _ in range(_TRIES):
+            try:
+                step()
+                break
+            except BaseException as error:
+                interruption = error
+    if interruption is not None:
+        raise interruption

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from virtual import AUTO, Client, Server, World, share
+from virtual import AUTO, Client, Server, World, _reply, share
 
 from parallel_processor.ceiling import Ceiling
+from parallel_processor.models import Reply
 from parallel_processor.options import Limits
 from parallel_processor.simulator import LimitChange, ModelLimits
 
@@ -189,6 +191,19 @@ def test_a_greedy_rival_leaves_the_rest() -> None:
     assert refused_share(client) <= 0.005
 
 
+def test_a_rival_that_takes_everything_for_a_while_is_outlived() -> None:
+    """When all was gone, and nothing in flight to tell of better times, it goes on soon after."""
+    server, client = play(
+        120,
+        requests_per_minute=RATE,
+        latency_s=0.2,
+        rival_requests_per_minute=60_000.0,
+        rival_from_s=4.0,
+        rival_until_s=8.0,
+    )
+    assert share(server.admitted, 30, 120, RATE) >= 0.95
+
+
 def test_what_others_take_is_told() -> None:
     """The report estimates the rival's rate."""
     server, client = play(400, requests_per_minute=RATE, rival_requests_per_minute=RATE / 2)
@@ -300,6 +315,42 @@ def test_a_server_that_counts_more_than_we_do_is_believed() -> None:
     )
     assert share(server.tokens, 200, 400, 60_000.0) >= 0.97
     assert refused_share(client) <= 0.005
+
+
+class Hostile(Server):
+    """Admits everything, and tells the same limit in each answer."""
+
+    def __init__(self, world: World, lines: str) -> None:
+        super().__init__(world, latency_s=0.2)
+        self._lines = lines
+
+    def serve(
+        self, model: str, read: int, cap: int, used: int, answer: Callable[[Reply], None]
+    ) -> None:
+        self.admitted[self._second()] += 1
+        self._world.after(0.2, lambda: answer(_reply(200, self._lines, {"ok": True})))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "x-ratelimit-limit-tokens: 1\r\nx-ratelimit-remaining-tokens: 0\r\n",
+        "x-ratelimit-limit-requests: 2\r\nx-ratelimit-remaining-requests: 0\r\n",
+        "x-ratelimit-limit-requests: 600\r\nx-ratelimit-remaining-requests: 0\r\n"
+        "x-ratelimit-reset-requests: 9h\r\n",
+        "x-ratelimit-limit-requests: 1000000000000\r\nx-ratelimit-remaining-requests: 0\r\n",
+    ],
+)
+def test_whatever_headers_say_one_request_a_minute_is_sent(lines: str) -> None:
+    """A limit that can't be meant holds nobody for longer than it takes to hear of it anew."""
+    world = World()
+    server = Hostile(world, lines)
+    limits = Limits(requests_per_minute="auto", tokens_per_minute="auto", headroom=0.9)
+    Client(world, server, limits)
+    world.run(1200)
+    busy = sorted(server.admitted)
+    assert max(later - earlier for earlier, later in zip(busy, busy[1:], strict=False)) <= 62
+    assert busy[-1] >= 1130
 
 
 # Several models

@@ -85,6 +85,7 @@ WITHIN_LAYER = {
     ("buckets", "ceiling"),
     ("buckets", "limiter"),
     ("dispatcher", "buckets"),
+    ("dispatcher", "ceiling"),
     ("dispatcher", "limiter"),
     ("limiter", "ceiling"),
     ("cli", "flags"),

@@ -100,7 +100,7 @@ def test_a_cut_is_in_proportion_to_what_is_refused() -> None:
     load = Load(lambda n: 1.0, climbs=False)
     load.answer(200, most=100)
     load.refuse()
-    assert load.limit.limit == pytest.approx(98 * (1 - 1.5 / 201), abs=1.0)
+    assert load.limit.limit == pytest.approx(100 * (1 - 1.5 / 201), abs=0.1)
 
 
 def test_after_a_cut_it_grows_back() -> None:

@@ -112,6 +112,22 @@ def test_a_number_that_is_too_high_is_cut_from_what_was_sent() -> None:
     assert probe.rate == pytest.approx(50.0)
 
 
+def test_a_request_that_costs_nothing_can_be_refused() -> None:
+    """An empty text, refused for its tokens: the rate stays above zero."""
+    probe = RateProbe()
+    probe.refused(0.0, sent_per_s=0.0, charged=0.0, now=0.0, gap_s=15.0)
+    assert probe.rate > 0
+
+
+def test_one_refusal_in_a_hundred_that_says_how_long_is_borne() -> None:
+    """Pausing for as long as the server says is enough."""
+    probe = RateProbe()
+    refuse(probe, 0.0, sent=100, refused=1, hinted=True)
+    assert probe.rate == math.inf
+    refuse(probe, 1.0, sent=100, refused=2, hinted=True)
+    assert probe.rate < math.inf
+
+
 def test_a_complaint_of_the_rise_slows_the_rise() -> None:
     """From then on the rate grows by half in a quarter of an hour, and evenly."""
     probe = settled()
