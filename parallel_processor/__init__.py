@@ -11,14 +11,23 @@ from parallel_processor.exceptions import (
     ResultsFileError,
     RunStoppedError,
 )
-from parallel_processor.models import Outcome, Reply, Request, Summary
+from parallel_processor.models import (
+    BucketReport,
+    LimitReport,
+    Outcome,
+    Reply,
+    Request,
+    Summary,
+)
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.processor import Processor
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
+    "BucketReport",
     "ConfigurationError",
     "InputFileError",
+    "LimitReport",
     "Limits",
     "Options",
     "Outcome",

@@ -28,9 +28,10 @@ from parallel_processor.inputs import default_save_path
 from parallel_processor.models import Summary
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, Options, shown_url
 from parallel_processor.processor import Processor
-from parallel_processor.progress import BarStream, summary_text
+from parallel_processor.progress import BarStream
 from parallel_processor.providers import needs_key
 from parallel_processor.signals import SignalWatcher
+from parallel_processor.summaries import summary_text
 from parallel_processor.verify import verify_results
 
 _log = logging.getLogger("parallel_processor")
@@ -154,11 +155,21 @@ def _process(flags: argparse.Namespace, api_key: str | None) -> int:
         ) as watcher,
     ):
         summary, error = _run_to_its_end(processor, flags)
-    if summary is None:
-        _log.error("%s", error)
-        return 2
-    if flags.logging_level <= logging.INFO:
-        _say(_ending(summary, flags, processor.options.limits))
+        if summary is None:
+            _log.error("%s", error)
+            return 2
+        if flags.logging_level <= logging.INFO:
+            _say(_ending(summary, flags, processor.options.limits))
+        return _exit_code(summary, error, flags, watcher)
+
+
+def _exit_code(
+    summary: Summary,
+    error: ParallelProcessorError | None,
+    flags: argparse.Namespace,
+    watcher: SignalWatcher,
+) -> int:
+    """The exit code, with a word on what to do next."""
     again = "Run the same command again"
     if flags.overwrite:
         again += ", without --overwrite,"
@@ -176,7 +187,20 @@ def _process(flags: argparse.Namespace, api_key: str | None) -> int:
 def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
     save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
     text = f"{summary_text(summary, limits)}\nresults are in {save_path}"
+    if _may_reserve_too_much(summary) and flags.token_accounting == "auto":
+        text += (
+            "\nthe answers used far fewer tokens than were reserved for them: if the server's limit "
+            "charges what is used, --token_accounting usage is faster"
+        )
     return f"{text}, failures in {flags.errors_filepath}" if flags.errors_filepath else text
+
+
+def _may_reserve_too_much(summary: Summary) -> bool:
+    """True if a token limit held the run back for reservations that the answers didn't use."""
+    waited_s = summary.held_by.get("tokens", 0.0)
+    return (
+        waited_s > summary.elapsed_s / 3 and summary.reserved_tokens > 3 * summary.used_tokens > 0
+    )
 
 
 def _run_to_its_end(

@@ -6,10 +6,9 @@ keeps a line for each bucket there, holds a place in the bucket for the first of
 admitted into flight, and hands it to the executor. Lines are first come, first served; no line waits
 for another.
 
-**What bounds it.** A request counts from being read until its record is written: as many as may be in
-flight, ``max_workers``, can be here, waiting or in flight. While a bucket holds its line up, up to
-``LOOK_AHEAD`` further ones may be read, in case they are another bucket's, but no more than 16 MB of
-them. Beyond that the reader waits, until the slow line moves.
+**What bounds it.** As many requests as may be in flight, ``max_workers``, can be here, waiting or in flight
+until their record is written. While a bucket holds its line up, up to ``LOOK_AHEAD`` may be read, in case
+they are another bucket's, but no more than 16 MB. Beyond that the reader waits, until the slow line moves.
 
 **Who owns what.** The lines belong to the dispatcher's thread alone, the inbox and the counts are guarded
 by ``_lock``. The thread is started by the first request and ends with the input or a stop; it is a daemon
@@ -282,11 +281,12 @@ class Dispatcher:
         idle = self._activity(full)
         causes = [(bucket, idle if full else bucket.held_by) for bucket in self._lines]
         causes += [(bucket, idle) for bucket in self._known - self._lines.keys()]
+        soonest = min(self._lines, key=lambda bucket: bucket.delay, default=None)
+        held_by = idle if soonest is None or full else soonest.held_by
+        self._ledger.begin(began, held_by)
         self._wake.wait(delay if delay < math.inf else None)
         with self._lock:
             self._is_idle = False
-        soonest = min(self._lines, key=lambda bucket: bucket.delay, default=None)
-        held_by = idle if soonest is None or full else soonest.held_by
         self._ledger.note(self._clock() - began, held_by, causes)
 
     def _leave(self) -> None:

@@ -18,23 +18,36 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards both fields below
+        self._lock = threading.Lock()  # guards every field below
+        self._current: tuple[float, str] | None = (
+            None  # a wait that is under way: since when, for what
+        )
         self._overall: defaultdict[str, float] = defaultdict(float)
         self._by_bucket: defaultdict[Hashable, defaultdict[str, float]] = defaultdict(
             lambda: defaultdict(float)
         )
 
+    def begin(self, now: float, cause: str) -> None:
+        """A wait for ``cause`` begins, which :meth:`note` will tell the length of."""
+        with self._lock:
+            self._current = (now, cause)
+
     def note(self, seconds: float, cause: str, buckets: Iterable[tuple[Hashable, str]]) -> None:
         """For ``seconds`` the run waited for ``cause``, and each bucket for its own."""
         with self._lock:
+            self._current = None
             self._overall[cause] += seconds
             for bucket, own_cause in buckets:
                 self._by_bucket[bucket][own_cause] += seconds
 
-    def overall(self) -> Mapping[str, float]:
-        """The seconds of the whole run so far, the longest first."""
+    def overall(self, now: float | None = None) -> Mapping[str, float]:
+        """The seconds of the whole run so far, the longest first; with ``now`` up to that moment."""
         with self._lock:
-            return _sorted(self._overall)
+            seconds = dict(self._overall)
+            if now is not None and self._current is not None:
+                began, cause = self._current
+                seconds[cause] = seconds.get(cause, 0.0) + max(now - began, 0.0)
+            return _sorted(seconds)
 
     def of_bucket(self, bucket: Hashable) -> Mapping[str, float]:
         """The seconds of one bucket so far, the longest first."""

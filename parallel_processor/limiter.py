@@ -212,8 +212,7 @@ class TokenBucket:
         """One less is in flight; true if that made room. Caller holds ``_lock``."""
         if reservation.ended:
             return False
-        reservation.ended = True
-        sent_at = reservation.admitted_at or now
+        reservation.ended, sent_at = True, reservation.admitted_at or now
         return self.server.in_flight.ended(now, sent_at, answered=answered)
 
     def ended(
@@ -222,8 +221,11 @@ class TokenBucket:
         readings: Sequence[LimitReading] = (),
         *,
         answered: bool = False,
-    ) -> None:
-        """The attempt is over, with a good answer or without; its headers gave ``readings``."""
+    ) -> list[tuple[str, float, float, float]]:
+        """The attempt is over; its answer, if any, had ``readings`` in its headers.
+
+        Gives the limits that were found or changed by that: name, window, limit before and now.
+        """
         with self._lock:
             now = self._clock()
             quicker = self._end(reservation, now, answered=answered)
@@ -237,7 +239,9 @@ class TokenBucket:
                     totals_now=self._totals,
                 )
             woken = [self.queue[0]] if quicker and self.queue else []
+            news, self.server.news = self.server.news, []
         wake(woken)
+        return news
 
     def sent(self, reservation: Reservation, sent_at: float) -> None:
         """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
@@ -271,8 +275,7 @@ class TokenBucket:
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
         """Admit nothing for ``seconds`` from now; true if this began or lengthened a pause.
 
-        A refusal of a request that was admitted before the current pause began belongs to the same
-        burst, and changes nothing. Whoever waits is admitted after the pause, in the same order.
+        Not if ``refused`` was admitted before the current pause began: that is the same burst.
         """
         with self._lock:
             sent_at = None if refused is None else refused.admitted_at or 0.0
@@ -292,9 +295,6 @@ class TokenBucket:
     def report(self, since_s: float) -> BucketReport:
         """How its limits turned out; times count from ``since_s`` of the clock."""
         with self._lock:
-            now = self._clock()
-            self.advance(now)
-            limits = self.ceiling.report(now) + [q.report(since_s) for q in self.server.quotas]
-            return self.server.report(
-                url=shown_url(self.url), model=self.model, limits=tuple(limits)
-            )
+            self.advance(now := self._clock())
+            limits = (*self.ceiling.report(now), *(q.report(since_s) for q in self.server.quotas))
+            return self.server.report(url=shown_url(self.url), model=self.model, limits=limits)

@@ -88,8 +88,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute"):
-            if getattr(self, name) != "auto":
-                _check_number(name, getattr(self, name))
+            value = getattr(self, name)
+            if isinstance(value, str):
+                _check(value == "auto", name, value, "a number, inf or auto")
+            else:
+                _check_number(name, value)
         _check_number("input_tokens_per_minute", self.input_tokens_per_minute)
         _check_number("output_tokens_per_minute", self.output_tokens_per_minute)
         _check_number("burst_seconds", self.burst_seconds)

@@ -129,7 +129,7 @@ class Processor:
         run.progress = Progress(
             run.counters,
             usage=self._buckets.usage,
-            waits=run.ledger.overall,
+            waits=lambda: run.ledger.overall(self._clock()),
             fraction=lines.fraction,
             show=show,
             clock=self._clock,
@@ -236,11 +236,13 @@ def _as_requests(requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Re
 def _target(options: Options) -> str:
     """Where the requests go, and how fast; a query may hold a key."""
     limits = options.limits.by_kind.items()
-    bounds = [f"{limit:,.0f} {name}" for name, limit in limits if limit < math.inf]
+    bounds = [f"{limit:,.0f} {name} a minute" for name, limit in limits if limit < math.inf]
     url = shown_url(options.request_url)
+    if options.limits_by_model:
+        bounds.append(f"what the limits of {len(options.limits_by_model)} model patterns say")
     if bounds:
-        return f"{url}, at most {' and '.join(bounds)} a minute"
-    return f"{url}, as fast as it lets" if options.limits.is_auto else f"{url}, without a limit"
+        return f"{url}, at most {' and '.join(bounds)}"
+    return f"{url}, as fast as it allows" if options.limits.is_auto else f"{url}, without a limit"
 
 
 def _raise_cause(run: Run, summary: Summary) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and what it says at its end.
+"""What a run shows while it goes on.
 
 A bar on a terminal and in a notebook, a plain line every 10 seconds elsewhere. The thread that feeds
 the run draws it, between requests and while it waits: no thread of its own, no lock on anyone's way.
@@ -10,22 +10,20 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
 from tqdm.std import tqdm
 
 from parallel_processor.counters import Counters, Counts
-from parallel_processor.models import BucketReport, LimitReport, Summary, Usage
-from parallel_processor.options import Limits
+from parallel_processor.models import Usage
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
-_HELD_BY = {
+HELD_BY = {
     "pause": "a pause",
     "in flight": "the server's load",
     "answers": "the answers",
@@ -34,7 +32,6 @@ _HELD_BY = {
     "consumer": "the consumer",
     "disk": "the disk",
 }
-_MAX_BUCKETS = 10  # in a summary for people
 
 
 class Progress:
@@ -87,7 +84,7 @@ class Progress:
         name = max(fresh, key=fresh.__getitem__, default="")
         busy = sum(fresh.values()) < (now - self._refreshed_at) / 2
         self._waited, self._refreshed_at = waited, now
-        return _HELD_BY["input"] if busy else _HELD_BY.get(name, name)
+        return HELD_BY["input"] if busy else HELD_BY.get(name, name)
 
     def refresh(self) -> None:
         """Show where the run stands."""
@@ -134,7 +131,8 @@ class Progress:
         words = [f"{done:,}/{_about(total, fraction)}"]
         if counts.failed:
             words.append(f"{counts.failed:,} failed")
-        if counts.in_flight or fraction != 1.0:
+        ended = counts.answered + counts.failed + counts.unanswered
+        if ended < counts.read or fraction != 1.0:
             words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
             words.append(f"held back by {self._held_by(now)}")
         words.append(f"{counts.in_flight:,} in flight")
@@ -187,12 +185,13 @@ def _rates(usage: Usage) -> list[str]:
     """What goes out a minute, against the limits."""
     scale = 60.0 / max(usage.span_s, 1.0)
     return [
-        f"{usage.admitted[name] * scale:,.0f}{_of(limit)} {name}/min"
+        f"{usage.admitted[name] * scale:,.0f}{of_limit(limit)} {name}/min"
         for name, limit in usage.limits.items()
     ]
 
 
-def _of(limit: float) -> str:
+def of_limit(limit: float) -> str:
+    """What is behind a figure that a limit bounds."""
     return f"/{limit:,.0f}" if math.isfinite(limit) else ""
 
 
@@ -201,86 +200,6 @@ def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:
     if total is None or not fresh or elapsed_s <= 0:
         return "?"
     return str(timedelta(seconds=round((total - done) * elapsed_s / fresh)))
-
-
-def summary_text(summary: Summary, limits: Limits) -> str:
-    """The summary as lines for a person."""
-    before = [
-        f", {count:,} {what} before"
-        for count, what in (
-            (summary.already_answered, "answered"),
-            (summary.already_failed, "failed"),
-        )
-        if count
-    ]
-    lines = [
-        f"{summary.answered:,} answered, {summary.failed:,} failed{''.join(before)}"
-        + (f", {summary.unanswered:,} given up" if summary.unanswered else "")
-        + (", the rest not sent" if summary.stop_reason else "")
-        + f" in {summary.elapsed_s:,.1f} s",
-        f"attempts: {summary.attempts:,}{_pace(summary.attempts, summary, limits, 'requests')}, "
-        f"{summary.retries:,} of them retries, {summary.rate_limited:,} refused by a rate limit; "
-        f"pauses: {summary.pauses:,}",
-        f"tokens: {summary.reserved_tokens:,} reserved"
-        f"{_pace(summary.reserved_tokens, summary, limits, 'tokens')}, "
-        f"{summary.used_tokens:,} used by the answers",
-    ]
-    lines += [f"failed: {count:,} x {kind}" for kind, count in summary.errors_by_kind.items()]
-    busiest = sorted(summary.buckets, key=lambda bucket: -bucket.admitted)[:_MAX_BUCKETS]
-    lines += [_bucket_text(bucket, summary.elapsed_s) for bucket in busiest if bucket.admitted]
-    return "\n".join(lines)
-
-
-def _bucket_text(bucket: BucketReport, elapsed_s: float) -> str:
-    """What bound one model, and what became of its limits."""
-    words = [
-        f"{seconds / elapsed_s:.0%} {_HELD_BY.get(name, name)}"
-        for name, seconds in bucket.held_by.items()
-        if elapsed_s > 0 and seconds >= 0.01 * elapsed_s
-    ]
-    text = (
-        f"{bucket.model or urlsplit(bucket.url).path}: held back by {', '.join(words) or 'nothing'}"
-    )
-    for limit in _tightest(bucket.limits):
-        text += f"; {_limit_text(limit)}"
-    if bucket.in_flight_limit is not None:
-        text += f"; {bucket.in_flight_limit:,.0f} in flight suited the server"
-    return text
-
-
-def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:
-    """Of what was configured and what was found for one kind, the limit that is lower."""
-    kept: dict[tuple[str, float], LimitReport] = {}
-    for limit in limits:
-        key = (limit.name, limit.window_s)
-        if key not in kept or _number(limit) < _number(kept[key]):
-            kept[key] = limit
-    return tuple(kept.values())
-
-
-def _number(limit: LimitReport) -> float:
-    numbers = (limit.configured, limit.found, limit.tried_per_minute)
-    return min((number for number in numbers if number is not None), default=math.inf)
-
-
-def _limit_text(limit: LimitReport) -> str:
-    name = limit.name.replace("_", " ")
-    number = f"{_number(limit):,.0f} {name} in {limit.window_s / 3600:g} h"
-    if limit.window_s == 60.0:
-        number = f"{_number(limit):,.0f} {name}/min"
-    if limit.found is None and limit.configured is None:
-        return f"{number} tried" if limit.tried_per_minute is not None else f"no limit of {name}"
-    source = " found" if limit.configured is None else ""
-    changes = f", {len(limit.changes) - 1} changes" if len(limit.changes) > 1 else ""
-    used = "" if limit.used_share is None else f" ({min(limit.used_share, 1.0):.0%} used{changes})"
-    return f"{number}{source}{used}"
-
-
-def _pace(count: int, summary: Summary, limits: Limits, name: str) -> str:
-    """What ``count`` is a minute; a short run's burst counts as the time that it stands for."""
-    limit = limits.by_kind[name]
-    minutes = (summary.elapsed_s + limits.burst_seconds) / 60
-    return f" ({count / minutes:,.0f}{_of(limit)} a minute)"
 
 
 class BarStream:

@@ -22,7 +22,7 @@ class ServerLimits:
 
     __slots__ = (
         *("_limits", "_marks", "_pause_began", "in_flight", "paused_until", "pauses", "quotas"),
-        "refusals",
+        *("news", "refusals"),
     )
 
     def __init__(self, limits: Limits, now: float, in_flight: InFlightLimit) -> None:
@@ -34,6 +34,7 @@ class ServerLimits:
         self._pause_began = -math.inf
         self.paused_until = -math.inf
         self.pauses = self.refusals = 0
+        self.news: list[tuple[str, float, float, float]] = []  # name, window, limit before and now
         nothing = (0.0,) * len(KINDS)
         self._marks = [(-math.inf, nothing), (-math.inf, nothing)]  # what had been sent when
 
@@ -99,6 +100,7 @@ class ServerLimits:
                 quota.probe.set_free()
         for reading in _tightest(readings):
             quota = self._quota(reading.name, self._window_s(reading), now)
+            before, changes = quota.limit, len(quota.changes)
             quicker |= quota.observe(
                 reading,
                 sent_at=sent_at,
@@ -106,6 +108,8 @@ class ServerLimits:
                 now=now,
                 total_now=totals_now[quota.kind],
             )
+            if len(quota.changes) > changes:
+                self.news.append((quota.name, quota.window_s, before, quota.limit))
         return quicker
 
     def _window_s(self, reading: LimitReading) -> float:

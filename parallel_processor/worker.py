@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,10 @@ class Worker:
         if self._transport.sending_since_s - (reservation.admitted_at or 0.0) > _LATE_S:
             bucket.sent(reservation, self._transport.sending_since_s)
         self._settle(tries, reservation, attempt)
-        bucket.ended(reservation, readings, answered=attempt.verdict is Verdict.ANSWERED)
+        answered = attempt.verdict is Verdict.ANSWERED
+        for name, window_s, before, limit in bucket.ended(reservation, readings, answered=answered):
+            was = f", was {before:,.0f}" if before < math.inf else ""
+            _log.info("limit%s: %s %s in %g s%s", _of(bucket), f"{limit:,.0f}", name, window_s, was)
         tries.note(attempt, self._clock())
         self._react(attempt, reservation, tries)
         return attempt

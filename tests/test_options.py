@@ -100,7 +100,7 @@ def test_a_limit_may_be_found_out(name: str) -> None:
     """One or both; no other word stands for a limit."""
     assert getattr(Limits(**{name: "auto"}), name) == "auto"
     for word in ("AUTO", "inf", ""):
-        assert refused(Limits, name, word) == f"{name} must be a number, not {word!r}"
+        assert refused(Limits, name, word) == f"{name} must be a number, inf or auto, not {word!r}"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from parallel_processor.counters import Counters
 from parallel_processor.formats import request_from_body
 from parallel_processor.models import BucketReport, LimitReport, Outcome, Summary, Usage
 from parallel_processor.options import Limits
-from parallel_processor.progress import Progress, summary_text
+from parallel_processor.progress import Progress
+from parallel_processor.summaries import summary_text
 
 REQUEST = request_from_body({}, 1)
 ANSWERED = Outcome(request=REQUEST, ok=True)
