@@ -96,7 +96,7 @@ def test_names_may_be_in_any_script(tmp_path: Path) -> None:
         ({"burst_seconds": 5}, "have 'burst_seconds'; known are"),
         ({"requests_per_minute": 0}, "requests_per_minute must be above 0, not 0"),
         ({"requests_per_minute": -5}, "requests_per_minute must be above 0, not -5"),
-        ({"tokens_per_minute": "500"}, "tokens_per_minute must be a number, not '500'"),
+        ({"tokens_per_minute": "500"}, "tokens_per_minute must be a number, inf or auto, not '500'"),
         ({"tokens_per_minute": True}, "tokens_per_minute must be a number, not True"),
         ({"tokens_per_minute": [5]}, "tokens_per_minute must be a number, not [5]"),
         ({"tokens_per_minute": math.nan}, "tokens_per_minute must be a number, not nan"),
