@@ -526,6 +526,9 @@ def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
                 file.write('{"input": "a"}\n')
                 file.flush()
                 process.wait_for("sending")
+                results = tmp_path / "in_results.jsonl"
+                while not (results.exists() and results.stat().st_size):  # then it reads on
+                    server.closing.wait(0.01)
                 process.send(signal.SIGINT)
                 process.wait_for("waiting for the answers under way")
                 process.send(signal.SIGINT)
