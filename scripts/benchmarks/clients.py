@@ -1,0 +1,175 @@
+"""The clients to compare with: ``python -m benchmarks.clients NAME URL BODY COUNT --threads N``.
+
+Each sends the first line of the file ``BODY`` ``COUNT`` times, reads each answer, looks at nothing but its
+status, and writes nothing. All check the server's certificate against the file that SSL_CERT_FILE and
+REQUESTS_CA_BUNDLE name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer sk-benchmark"}
+Work = Callable[[Iterator[int]], None]
+
+
+def check(status: int) -> None:
+    """Anything but 200 ends the run."""
+    if status != 200:
+        raise RuntimeError(f"HTTP status {status}")
+
+
+def run_threads(work: Work, count: int, threads: int) -> None:
+    """Let ``threads`` share ``count`` requests."""
+    numbers = iter(range(count))
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work(numbers)
+        except BaseException as error:
+            errors.append(error)
+
+    running = [threading.Thread(target=guarded) for _ in range(threads)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join()
+    if errors:
+        raise errors[0]
+
+
+def requests_post(url: str, body: bytes, threads: int) -> Work:
+    """``requests.post``: a connection and a handshake for each."""
+    import requests
+
+    def work(numbers: Iterator[int]) -> None:
+        for _ in numbers:
+            check(requests.post(url, data=body, headers=HEADERS, timeout=600).status_code)
+
+    return work
+
+
+def session_post(url: str, body: bytes, threads: int) -> Work:
+    """One ``requests.Session`` a thread."""
+    import requests
+
+    def work(numbers: Iterator[int]) -> None:
+        with requests.Session() as session:
+            for _ in numbers:
+                check(session.post(url, data=body, headers=HEADERS, timeout=600).status_code)
+
+    return work
+
+
+def prepared_once(url: str, body: bytes, threads: int) -> Work:
+    """One session a thread, a request prepared once whose body is exchanged, and settings read once."""
+    import requests
+
+    def work(numbers: Iterator[int]) -> None:
+        with requests.Session() as session:
+            prepared = session.prepare_request(
+                requests.Request("POST", url, headers=HEADERS, data=body)
+            )
+            settings: dict[str, Any] = dict(
+                session.merge_environment_settings(url, {}, None, None, None)
+            )
+            for _ in numbers:
+                prepared.body = bytes(body)
+                reply = session.send(prepared, timeout=600, allow_redirects=False, **settings)
+                check(reply.status_code)
+
+    return work
+
+
+def urllib3_pool(url: str, body: bytes, threads: int) -> Work:
+    """One ``urllib3.PoolManager`` for all threads."""
+    import urllib3
+
+    pool = urllib3.PoolManager(maxsize=threads, block=True, ca_certs=os.environ["SSL_CERT_FILE"])
+
+    def work(numbers: Iterator[int]) -> None:
+        for _ in numbers:
+            check(pool.request("POST", url, body=body, headers=HEADERS, timeout=600).status)
+
+    return work
+
+
+def http_client(url: str, body: bytes, threads: int) -> Work:
+    """The standard library's ``http.client``, a connection a thread."""
+    from http.client import HTTPSConnection
+
+    parts, context = urlsplit(url), ssl.create_default_context()
+
+    def work(numbers: Iterator[int]) -> None:
+        host = parts.hostname or ""
+        connection = HTTPSConnection(host, parts.port, context=context, timeout=600)
+        for _ in numbers:
+            connection.request("POST", parts.path, body, HEADERS)
+            reply = connection.getresponse()
+            reply.read()
+            check(reply.status)
+        connection.close()
+
+    return work
+
+
+async def aiohttp_tasks(url: str, body: bytes, count: int, tasks: int) -> None:
+    """``aiohttp``: so many tasks in one event loop."""
+    import asyncio
+
+    import aiohttp
+
+    numbers = iter(range(count))
+    connector = aiohttp.TCPConnector(limit=tasks, ssl=ssl.create_default_context())
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        for _ in numbers:
+            async with session.post(url, data=body, headers=HEADERS) as reply:
+                await reply.read()
+                check(reply.status)
+
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(work(session) for _ in range(tasks)))
+
+
+THREADED: dict[str, Callable[[str, bytes, int], Work]] = {
+    "requests_post": requests_post,
+    "session_post": session_post,
+    "prepared_once": prepared_once,
+    "urllib3_pool": urllib3_pool,
+    "http_client": http_client,
+}
+
+
+def main() -> int:
+    """Run one of the clients."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=[*THREADED, "aiohttp"])
+    parser.add_argument("url")
+    parser.add_argument("body", type=Path)
+    parser.add_argument("count", type=int)
+    parser.add_argument("--threads", type=int, default=16)
+    flags = parser.parse_args()
+    with flags.body.open("rb") as file:
+        body = file.readline().rstrip()
+    if flags.name == "aiohttp":
+        import asyncio
+
+        asyncio.run(aiohttp_tasks(flags.url, body, flags.count, flags.threads))
+    else:
+        work = THREADED[flags.name](flags.url, body, flags.threads)
+        run_threads(work, flags.count, flags.threads)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Requests/s, CPU and memory of the command beside other clients, against a server that answers at once.
+
+Each row is a process of its own; all rows run in turn in each round, and what is printed are medians of
+the rounds, of ratios as well. Start-up is what the same command takes for one request; it is subtracted
+from time, CPU and context switches (but at size tiny), and has a column of its own. For the processor that
+is its package, its token ranks and its files; the baselines do nothing else but send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import jobs
+from benchmarks.jobs import Place
+from benchmarks.processes import BenchmarkError, Usage, measured, python
+from benchmarks.tables import Cell, middle, print_table, ratios
+
+SIZES = {"tiny": (200, 1), "small": (3000, 3), "full": (10_000, 5)}  # requests and rounds
+SESSION, COOKBOOK = "session.post threads", "cookbook's way"
+COLUMNS = (
+    "client",
+    "requests/s",
+    "CPU us",
+    "switches",
+    "peak MiB",
+    "start s",
+    "x session",
+    "x cookbook",
+)
+Command = Callable[[Path, Path, int], list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A client: what runs it for a file of so many requests, and what share of them it gets."""
+
+    name: str
+    command: Command
+    share: float = 1.0
+    saves: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One run, less its start-up."""
+
+    per_s: float
+    cpu_us: float
+    switches: float
+    peak_mib: float
+    start_s: float | None
+
+
+def baselines(url: str, threads: int) -> list[Row]:
+    """The clients that do nothing but send."""
+    names = {
+        "requests.post threads": ("requests_post", 0.1),
+        SESSION: ("session_post", 1.0),
+        "session, prepared once": ("prepared_once", 1.0),
+        "urllib3 pool threads": ("urllib3_pool", 1.0),
+        "http.client threads": ("http_client", 1.0),
+    }
+    if jobs.has_aiohttp():
+        names["aiohttp, one loop"] = ("aiohttp", 1.0)
+
+    def row(name: str, client: str, share: float) -> Row:
+        def command(requests: Path, _: Path, count: int) -> list[str]:
+            return jobs.client_command(client, requests, url, count, threads)
+
+        return Row(name=name, command=command, share=share)
+
+    return [row(name, *client) for name, client in names.items()]
+
+
+def ours(where: Place, threads: int) -> list[Row]:
+    """The command, as it may be called."""
+    at, workers = where.server.url, ("--max_workers", threads)
+    limits = ("--max_requests_per_minute", 600_000, "--max_tokens_per_minute", 1e9)
+    variants: dict[str, tuple[object, ...]] = {
+        f"processor, {threads} workers": (at(), *jobs.NO_LIMIT, *workers),
+        "processor, default workers": (at(), *jobs.NO_LIMIT),
+        "processor, 600,000 requests/min": (at(), *limits, *workers),
+        "processor, limits in headers": (at("/with-limits"), *jobs.NO_LIMIT, *workers),
+    }
+    if "--processes" in jobs.our_flags():
+        variants["processor, 2 processes"] = (at(), *jobs.NO_LIMIT, *workers, "--processes", 2)
+    else:
+        print("note: the command has no --processes: that row is skipped")
+
+    def row(name: str, words: tuple[object, ...]) -> Row:
+        def command(requests: Path, results: Path, _: int) -> list[str]:
+            return jobs.our_command(requests, results, str(words[0]), *words[1:])
+
+        return Row(name=name, command=command, saves=True)
+
+    return [row(name, words) for name, words in variants.items()]
+
+
+def cookbook(where: Place) -> list[Row]:
+    """The loop that is to be replaced."""
+    if not jobs.has_aiohttp():
+        return []
+
+    def command(requests: Path, results: Path, _: int) -> list[str]:
+        return jobs.cookbook_command(where, requests, results, where.server.url())
+
+    return [Row(name=COOKBOOK, command=command, saves=True)]
+
+
+def once(where: Place, row: Row, count: int) -> Usage:
+    """One run of ``count`` requests, checked."""
+    requests, results = where.folder / f"{count}.jsonl", where.folder / "results.jsonl"
+    if not requests.exists():
+        jobs.write_requests(requests, count)
+    results.unlink(missing_ok=True)
+    usage = jobs.run(where, row.command(requests, results, count), count)
+    if row.saves:
+        jobs.check_results(requests, results)
+    return usage
+
+
+def measure(where: Place, row: Row, count: int, tiny: bool) -> Result:
+    """One run, less what one request takes."""
+    count = max(round(count * row.share), 20)
+    none = Usage(wall_s=0.0, cpu_s=0.0, switches=0, peak_mib=0.0)
+    start = none if tiny else once(where, row, 1)
+    usage, less = once(where, row, count), not tiny
+    counted = count - less
+    return Result(
+        per_s=counted / max(usage.wall_s - start.wall_s, 1e-9),
+        cpu_us=(usage.cpu_s - start.cpu_s) / counted * 1e6,
+        switches=(usage.switches - start.switches) / counted,
+        peak_mib=usage.peak_mib,
+        start_s=start.wall_s if less else None,
+    )
+
+
+def table(results: dict[str, list[Result]]) -> list[tuple[str, list[Cell]]]:
+    """A row of medians for each client."""
+    rates = {name: [result.per_s for result in found] for name, found in results.items()}
+    return [
+        (
+            name,
+            [
+                middle(rates[name]),
+                middle([result.cpu_us for result in found]),
+                middle([result.switches for result in found]),
+                middle([result.peak_mib for result in found]),
+                middle([result.start_s for result in found]),
+                ratios(rates[name], rates.get(SESSION)),
+                ratios(rates[name], rates.get(COOKBOOK)),
+            ],
+        )
+        for name, found in results.items()
+    ]
+
+
+def delays(where: Place, count: int, threads: int) -> None:
+    """Print how long answers wait for their lines to be written."""
+    requests, report = where.folder / f"{count}.jsonl", where.folder / "delays.json"
+    if not requests.exists():
+        jobs.write_requests(requests, count)
+    results = where.folder / "results.jsonl"
+    results.unlink(missing_ok=True)
+    words = (requests, results, where.server.url(), threads, report)
+    measured(python("-m", "benchmarks.delays", *words), where.folder, **where.server.variables())
+    jobs.check_results(requests, results)
+    found = json.loads(report.read_text("utf-8"))
+    print(f"from an outcome to its line in the file, of {count:,} with {threads} workers: ", end="")
+    print(", ".join(f"{name} {value_ms:.3g} ms" for name, value_ms in found.items()), flush=True)
+
+
+def flags(arguments: list[str]) -> argparse.Namespace:
+    """What is asked for."""
+    parser = jobs.parser("speed")
+    parser.add_argument(
+        "--threads", type=int, default=16, help="of each client (default: %(default)d)"
+    )
+    parser.add_argument("--requests", type=int, help="in each run")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument(
+        "--rows", default="", help="words, one of which a row's name must have: a,b"
+    )
+    return parser.parse_args(arguments)
+
+
+def speed(arguments: list[str]) -> int:
+    """All clients in turn, several times; 1 if something failed."""
+    asked = flags(arguments)
+    count, rounds = SIZES[asked.size]
+    count, rounds = asked.requests or count, asked.rounds or rounds
+    try:
+        with jobs.place(asked.cookbook) as where:
+            rows = [
+                *baselines(where.server.url(), asked.threads),
+                *cookbook(where),
+                *ours(where, asked.threads),
+            ]
+            words = [word for word in asked.rows.split(",") if word]
+            rows = [r for r in rows if not words or any(word in r.name for word in words)]
+            results: dict[str, list[Result]] = {row.name: [] for row in rows}
+            for _ in range(rounds):
+                for row in rows:
+                    results[row.name].append(measure(where, row, count, asked.size == "tiny"))
+            print(
+                f"{count:,} requests, {asked.threads} threads or tasks, medians of {rounds} rounds"
+            )
+            print_table(COLUMNS, table(results))
+            delays(where, count, asked.threads)
+    except BenchmarkError as error:
+        print(f"FAILED: {error}", flush=True)
+        return 1
+    return 0
