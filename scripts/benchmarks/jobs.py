@@ -137,11 +137,13 @@ def our_flags() -> str:
     return done.stdout
 
 
-def has_aiohttp() -> bool:
+def has_aiohttp(*, quiet: bool = False) -> bool:
     """True if aiohttp is there; says so if it isn't."""
     if find_spec("aiohttp") is not None:
         return True
-    print("note: aiohttp is missing (pip install 'parallel-processor[bench]'): rows are skipped")
+    if not quiet:
+        hint = "pip install 'parallel-processor[bench]'"
+        print(f"note: aiohttp is missing ({hint}): rows are skipped")
     return False
 
 

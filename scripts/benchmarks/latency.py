@@ -1,0 +1,141 @@
+"""Many requests in flight, at a server that takes two seconds for each.
+
+Little's law says how much can come: W workers finish W / latency requests a second. The share of that is
+taken from the answer number W, when each worker has had one and the ramp is over, to the last one, by
+the growth of the results file. Since W divides the number of requests, all workers have the same number.
+Memory a thread is the peak less that of the same command with one request, by W.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import jobs
+from benchmarks.jobs import Place
+from benchmarks.processes import BenchmarkError
+from benchmarks.tables import Cell, middle, print_table
+
+# workers, requests for each of them, seconds for an answer, rounds
+SIZES = {"tiny": (40, 3, 0.3, 1), "small": (1000, 3, 2.0, 1), "full": (2000, 5, 2.0, 3)}
+COOKBOOK_CONNECTIONS = 100  # aiohttp's default
+COLUMNS = (
+    *("client", "in flight", "answers/s", "Little's law", "share"),
+    *("first answers by s", "CPU us", "peak MiB", "KiB a thread"),
+)
+
+
+class Growth:
+    """When a file had how many lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._lines = path, 0, 0
+        self._started_at = time.perf_counter()
+        self.seen: list[tuple[float, int]] = []
+
+    def look(self) -> None:
+        """Count the lines that came since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        if data:
+            self._offset += len(data)
+            self._lines += data.count(b"\n")
+            self.seen.append((time.perf_counter() - self._started_at, self._lines))
+
+    def reached(self, lines: int) -> tuple[float, int]:
+        """When there were so many lines, and how many there were then."""
+        return next(point for point in self.seen if point[1] >= lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One run."""
+
+    per_s: float
+    share: float
+    ramp_s: float
+    cpu_us: float
+    peak_mib: float
+    thread_kib: float
+
+
+def command(where: Place, name: str, requests: Path, results: Path, workers: int) -> list[str]:
+    """What runs the client ``name``."""
+    url = where.server.slow_url
+    if name == "processor":
+        return jobs.our_command(requests, results, url, *jobs.NO_LIMIT, "--max_workers", workers)
+    return jobs.cookbook_command(where, requests, results, url)
+
+
+def measure(where: Place, name: str, workers: int, each: int) -> Result:
+    """One run of ``each`` requests for every worker, and one of a single request beside it."""
+    results, count = where.folder / "results.jsonl", workers * each
+    one = jobs.write_requests(where.folder / "1.jsonl", 1)
+    many = jobs.write_requests(where.folder / f"{count}.jsonl", count)
+    results.unlink(missing_ok=True)
+    idle = jobs.run(where, command(where, name, one, results, workers), 1)
+    results.unlink()
+    growth = Growth(results)
+    used = jobs.run(where, command(where, name, many, results, workers), count, watch=growth.look)
+    jobs.check_results(many, results)
+    ramp_s, ramp_lines = growth.reached(workers)
+    end_s, lines = growth.reached(count)
+    per_s = (lines - ramp_lines) / (end_s - ramp_s)
+    return Result(
+        per_s=per_s,
+        share=per_s * where.server.slow_s / workers,
+        ramp_s=ramp_s,
+        cpu_us=(used.cpu_s - idle.cpu_s) / count * 1e6,
+        peak_mib=used.peak_mib,
+        thread_kib=(used.peak_mib - idle.peak_mib) * 1024 / workers,
+    )
+
+
+def row(name: str, workers: int, slow_s: float, results: list[Result]) -> tuple[str, list[Cell]]:
+    """The medians of a client."""
+    return name, [
+        f"{workers:,}",
+        middle([result.per_s for result in results]),
+        workers / slow_s,
+        middle([result.share for result in results]),
+        middle([result.ramp_s for result in results]),
+        middle([result.cpu_us for result in results]),
+        middle([result.peak_mib for result in results]),
+        middle([result.thread_kib for result in results]),
+    ]
+
+
+def flags(arguments: list[str]) -> argparse.Namespace:
+    """What is asked for."""
+    parser = jobs.parser("latency")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--rounds", type=int)
+    return parser.parse_args(arguments)
+
+
+def latency(arguments: list[str]) -> int:
+    """Our command and the cookbook's way in turn; 1 if something failed."""
+    asked = flags(arguments)
+    workers, each, slow_s, rounds = SIZES[asked.size]
+    workers, rounds = asked.workers or workers, asked.rounds or rounds
+    clients = {"processor": workers}
+    if jobs.has_aiohttp():
+        clients["cookbook's way"] = COOKBOOK_CONNECTIONS if asked.size != "tiny" else 100
+    found: dict[str, list[Result]] = {name: [] for name in clients}
+    try:
+        with jobs.place(asked.cookbook, slow_s) as where:
+            for _ in range(rounds):
+                for name, most in clients.items():
+                    found[name].append(measure(where, name, most, each))
+    except BenchmarkError as error:
+        print(f"FAILED: {error}", flush=True)
+        return 1
+    print(f"{each} requests for each in flight, {slow_s:g} s for an answer, medians of {rounds} rounds")
+    print_table(COLUMNS, [row(name, clients[name], slow_s, found[name]) for name in clients])
+    return 0

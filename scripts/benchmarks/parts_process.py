@@ -1,0 +1,266 @@
+"""What ``scripts/bench parts`` runs: each part of the package beside the least that could do its work."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.jobs import request, write_requests
+from benchmarks.tables import Cell, print_table
+from parallel_processor.appendfile import AppendFile
+from parallel_processor.encodings import text_counter
+from parallel_processor.exceptions import StopRequested
+from parallel_processor.formats import read_requests, request_from_body
+from parallel_processor.inputs import RequestsFile
+from parallel_processor.limiter import TokenBucket
+from parallel_processor.models import Outcome, Reply
+from parallel_processor.options import Limits, Options
+from parallel_processor.pricing import Pricing
+from parallel_processor.stop import StopSignal
+from parallel_processor.writer import ResultWriter
+
+URL = "https://127.0.0.1/v1/chat/completions"
+PER_S = 10_000
+LINE_BYTES = 2000
+Row = tuple[str, list[Cell]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is done."""
+
+    calls: int
+    waiting: int
+    wait_s: float
+    paced_s: float
+    lines: int
+    rounds: int
+
+
+SIZES = {
+    "tiny": Size(calls=2000, waiting=100, wait_s=0.3, paced_s=0.3, lines=1000, rounds=2),
+    "small": Size(calls=30_000, waiting=1000, wait_s=5, paced_s=1, lines=20_000, rounds=3),
+    "full": Size(calls=100_000, waiting=1000, wait_s=5, paced_s=2, lines=50_000, rounds=5),
+}
+
+
+class PlainBucket:
+    """The baseline: a lock, the arithmetic of one quota, and a sleep."""
+
+    def __init__(self, per_s: float, size: float) -> None:
+        self._lock, self._per_s, self._size = threading.Lock(), per_s, size
+        self._level, self._at = size, time.monotonic()
+
+    def acquire(self, cost: float) -> None:
+        """Wait until there is ``cost``."""
+        with self._lock:
+            now = time.monotonic()
+            self._level = min(self._level + (now - self._at) * self._per_s, self._size) - cost
+            self._at = now
+            wait_s = -self._level / self._per_s
+        if wait_s > 0:
+            time.sleep(wait_s)
+
+
+def per_second(work: Callable[[], None], count: int) -> float:
+    """How many of ``count`` things ``work`` does in a second."""
+    started = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started)
+
+
+def compared(
+    name: str, ours: Callable[[], None], plain: Callable[[], None], count: int, rounds: int
+) -> Row:
+    """Things a second of both in turn, microseconds for one of ours, and the median ratio."""
+    pairs = [(per_second(ours, count), per_second(plain, count)) for _ in range(rounds)]
+    rate, baseline = (median(each) for each in zip(*pairs, strict=True))
+    return name, [rate, baseline, 1e6 / rate, 1e6 / baseline, median(a / b for a, b in pairs)]
+
+
+def uncontended(size: Size) -> list[Row]:
+    """Admissions by one thread under limits that never bind."""
+
+    def whole(ends: bool) -> Callable[[], None]:
+        def work() -> None:
+            limits = Limits(requests_per_minute=1e9, tokens_per_minute=1e12)
+            bucket = TokenBucket(limits)
+            for _ in range(size.calls):
+                reservation = bucket.acquire(100.0)
+                if ends and reservation is not None:
+                    bucket.ended(reservation, answered=True)
+
+        return work
+
+    def plain() -> None:
+        bucket = PlainBucket(1e9, 1e9)
+        for _ in range(size.calls):
+            bucket.acquire(1.0)
+
+    return [
+        compared("bucket: acquire, 1 thread", whole(False), plain, size.calls, size.rounds),
+        compared("bucket: acquire and ended", whole(True), plain, size.calls, size.rounds),
+    ]
+
+
+def pace(acquire: Callable[[], object], threads: int, seconds: float) -> tuple[float, float]:
+    """Admissions a second once the first burst is over, and CPU seconds used in one."""
+    counts, over = [0] * threads, threading.Event()
+
+    def work(place: int) -> None:
+        while not over.is_set():
+            acquire()
+            counts[place] += 1
+
+    running = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+    for each in running:
+        each.start()
+    time.sleep(0.3)
+    before, cpu_s, started = sum(counts), time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    rate = (sum(counts) - before) / (time.perf_counter() - started)
+    cpu_s = (time.process_time() - cpu_s) / (time.perf_counter() - started)
+    over.set()
+    for each in running:
+        each.join()
+    return rate, cpu_s
+
+
+def paced(size: Size) -> list[Row]:
+    """One bucket of 10,000 a second, by 1 and by 16 threads."""
+    rows: list[Row] = []
+    for threads in (1, 16):
+        found = []
+        for _ in range(size.rounds):
+            limits = Limits(
+                requests_per_minute=PER_S * 60, tokens_per_minute=1e12, burst_seconds=0.05
+            )
+            bucket, plain = TokenBucket(limits), PlainBucket(PER_S, PER_S * 0.05)
+            ours = pace(lambda bucket=bucket: bucket.acquire(100.0), threads, size.paced_s)
+            baseline = pace(lambda plain=plain: plain.acquire(1.0), threads, size.paced_s)
+            found.append((*ours, *baseline))
+        rate, cpu, plain_rate, plain_cpu = (median(each) for each in zip(*found, strict=True))
+        shares = [rate / PER_S, plain_rate / PER_S, cpu, plain_cpu]
+        rows.append((f"{PER_S:,}/s through one bucket, {threads} threads", [*shares]))
+    return rows
+
+
+def waiting_cpu(size: Size) -> list[Row]:
+    """CPU seconds used in a second by threads that all wait for one bucket."""
+    stop, event = StopSignal(), threading.Event()
+    bucket = TokenBucket(Limits(requests_per_minute=1, tokens_per_minute=math.inf))
+    bucket.acquire(1.0)
+
+    def cpu(wait: Callable[[], object], end: Callable[[], object]) -> float:
+        running = [threading.Thread(target=wait) for _ in range(size.waiting)]
+        for each in running:
+            each.start()
+        time.sleep(0.2)
+        before = time.process_time()
+        time.sleep(size.wait_s)
+        used = (time.process_time() - before) / size.wait_s
+        end()
+        for each in running:
+            each.join()
+        return used
+
+    ours = cpu(lambda: bucket.acquire(1.0, stop), lambda: stop.set(StopRequested("enough")))
+    plain = cpu(event.wait, event.set)
+    return [(f"{size.waiting:,} threads that wait", [None, None, ours, plain])]
+
+
+def writing(size: Size, folder: Path) -> Row:
+    """Lines of 2 kB through the writer, and by plain writes and one sync."""
+    text = "x" * (LINE_BYTES - len(json.dumps(request(0))))
+    body = json.dumps({"answer": text}).encode()
+    reply = Reply(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
+    outcomes = [
+        Outcome(request=request_from_body(request(number), number + 1), ok=True, reply=reply)
+        for number in range(size.lines)
+    ]
+    path = folder / "lines.jsonl"
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    def ours() -> None:
+        path.unlink(missing_ok=True)
+        file = AppendFile(path)
+        writer = ResultWriter(file, on_written=lambda *_: None, on_failure=fail)
+        for outcome in outcomes:
+            writer.put(outcome)
+        writer.close()
+        file.close()
+
+    def plain() -> None:
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            for outcome in outcomes:
+                file.write(b"[" + outcome.request.payload + b", " + body + b"]\n")
+
+    row = compared("writer: lines of 2 kB; plain writes", ours, plain, size.lines, size.rounds)
+    ours()
+    with path.open("rb") as file:
+        if sum(1 for _ in file) != size.lines:
+            raise RuntimeError(f"{path} hasn't {size.lines} lines")
+    return row
+
+
+def reading(size: Size, folder: Path) -> Row:
+    """Lines through the reader, and by a loop that parses them."""
+    path = write_requests(folder / "requests.jsonl", size.lines)
+
+    def ours() -> None:
+        with RequestsFile(path) as lines:
+            if sum(1 for _ in read_requests(lines, URL)) != size.lines:
+                raise RuntimeError("lines were lost")
+
+    def plain() -> None:
+        with path.open("rb") as file:
+            for line in file:
+                json.loads(line)
+
+    return compared("reader: lines; json.loads", ours, plain, size.lines, size.rounds)
+
+
+def counting(size: Size) -> list[Row]:
+    """Requests estimated, and tokens counted, by one thread; tiktoken's bare encoding beside them."""
+    pricing = Pricing(Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench"))
+    requests = [request_from_body(request(n), n + 1) for n in range(min(size.lines, 5000))]
+    counter = text_counter("cl100k_base")
+    texts = [each.body["messages"][0]["content"] for each in requests]
+    tokens = sum(map(counter.count, texts))
+
+    def ours() -> None:
+        for each in requests:
+            pricing.estimate(each)
+
+    def plain() -> None:
+        for text in texts:
+            counter.count(text)
+
+    by_request = compared("estimates; the prompt's tokens only", ours, plain, len(texts), size.rounds)
+    rate = median(per_second(ours, tokens) for _ in range(size.rounds))
+    baseline = median(per_second(plain, tokens) for _ in range(size.rounds))
+    by_token = [rate * 60, baseline * 60, 1e6 / rate, 1e6 / baseline, rate / baseline]
+    return [by_request, ("tokens of these a minute", [*by_token])]
+
+
+def main() -> None:
+    """``parts_process SIZE FOLDER``."""
+    size, folder = SIZES[sys.argv[1]], Path(sys.argv[2])
+    rows = [*uncontended(size), writing(size, folder), reading(size, folder), *counting(size)]
+    print_table(("part; baseline", "a second", "baseline", "us each", "baseline", "ratio"), rows)
+    columns = ("limiter; baseline", "share", "baseline", "CPU s in 1 s", "baseline")
+    print_table(columns, [*paced(size), *waiting_cpu(size)])
+
+
+if __name__ == "__main__":
+    main()
