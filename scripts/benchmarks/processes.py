@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT / "scripts"
-LONGEST_S = 900.0
+LONGEST_S = 7200.0
 
 
 class BenchmarkError(Exception):
@@ -84,17 +85,12 @@ def measured(
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
-        timer = threading.Timer(LONGEST_S, process.kill)
-        timer.daemon = True
-        timer.start()
         try:
             status, usage = _wait(process.pid, watch, interval_s)
         except BaseException:
             process.kill()
             process.wait()
             raise
-        finally:
-            timer.cancel()
         wall_s = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
@@ -111,16 +107,22 @@ def measured(
 def _wait(
     pid: int, watch: Callable[[], None] | None, interval_s: float
 ) -> tuple[int, resource.struct_rusage]:
-    """The exit status of ``pid`` and what it used."""
-    if watch is None:
-        _, status, usage = os.wait4(pid, 0)
-        return status, usage
-    while True:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-        watch()
-        if done:
+    """The exit status of ``pid`` and what it used; ends it if that takes too long."""
+    timer = threading.Timer(LONGEST_S, os.kill, (pid, signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+    try:
+        if watch is None:
+            _, status, usage = os.wait4(pid, 0)
             return status, usage
-        time.sleep(interval_s)
+        while True:
+            done, status, usage = os.wait4(pid, os.WNOHANG)
+            watch()
+            if done:
+                return status, usage
+            time.sleep(interval_s)
+    finally:
+        timer.cancel()
 
 
 def raise_file_limit(wanted: int) -> None:

@@ -169,13 +169,22 @@ def install() -> Path:
         hint = f"nginx and its echo module are needed: {' '.join(command)}"
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise BenchmarkError(hint)
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode != 0:
-            raise BenchmarkError(f"{hint}\n{done.stderr}")
+        if _apt(command) is not None:
+            _apt(["apt-get", "-qq", "update"])
+            error = _apt(command)
+            if error is not None:
+                raise BenchmarkError(f"{hint}\n{error}")
     module = _echo_module()
     if module is None:
         raise BenchmarkError(f"nginx has no echo module: install {PACKAGES[1]}")
     return module
+
+
+def _apt(command: list[str]) -> str | None:
+    """Run ``command`` without questions, and without starting a service; what it said if it failed."""
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True)
+    return done.stderr if done.returncode else None
 
 
 def _echo_module() -> Path | None:

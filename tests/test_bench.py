@@ -1,0 +1,118 @@
+"""The speed benchmarks run, have their rows, and lose no request. What they measure is not judged here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from commands import environment
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "bench"
+CLIENTS = ["requests.post threads", "session.post threads", "session, prepared once"]
+CLIENTS += ["urllib3 pool threads", "http.client threads"]
+PROCESSOR = ["16 workers", "default workers", "600,000 requests/min", "limits in headers"]
+WITH_AIOHTTP = ["aiohttp, one loop", "cookbook's way"] if find_spec("aiohttp") else []
+LAST_S = 120
+
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.skipif(
+        shutil.which("nginx") is None and (os.geteuid() != 0 or shutil.which("apt-get") is None),
+        reason="nginx isn't there and can't be installed",
+    ),
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl"),
+]
+
+
+def bench(*words: str) -> str:
+    """What ``scripts/bench`` prints; it must succeed."""
+    command = [sys.executable, os.fspath(SCRIPT), *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=LAST_S
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    return done.stdout
+
+
+def rows(table: str, name: str) -> list[str]:
+    """The lines that begin with ``name``."""
+    return [line for line in table.splitlines() if line.startswith(name)]
+
+
+def test_speed_has_a_row_for_each_client() -> None:
+    """Every client sends each request exactly once, by the server's own count, and has its row."""
+    table = bench("speed", "--size", "tiny")
+    names = [*CLIENTS, *WITH_AIOHTTP, *(f"processor, {name}" for name in PROCESSOR)]
+    for name in names:
+        assert len(rows(table, name)) == 1, name
+    assert len(rows(table, "from an outcome to its line")) == 1
+
+
+def test_latency_shares_are_printed() -> None:
+    """Our command, and the cookbook's way where aiohttp is there."""
+    table = bench("latency", "--size", "tiny")
+    for name in ["processor", *WITH_AIOHTTP[1:]]:
+        assert len(rows(table, name)) == 1, name
+
+
+def test_start_measures_all_sizes() -> None:
+    """Imports, first requests, memory, and large bodies."""
+    table = bench("start", "--size", "tiny")
+    for name in ("import parallel_processor", "first request of 10, processor"):
+        assert len(rows(table, name)) == 1, name
+    assert len(rows(table, "processor, ")) == 2
+    assert len(rows(table, "100 kB prompts")) == len(rows(table, "1 MB answers")) == 2
+
+
+def test_parts_are_compared() -> None:
+    """The limiter, the writer, the reader and the counting."""
+    table = bench("parts", "--size", "tiny")
+    for name in ("bucket: acquire", "10,000/s through one bucket"):
+        assert len(rows(table, name)) == 2, name
+    for name in ("writer", "reader", "estimates", "tokens", "100 threads that wait"):
+        assert len(rows(table, name)) == 1, name
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A benchmark under way, its folders in ``tmp_path``."""
+    command = [sys.executable, os.fspath(SCRIPT), "latency", "--size", "small"]
+    changed = environment(TMPDIR=os.fspath(tmp_path))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True, env=changed) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_after_a_stop(
+    running: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """The server and the clients end with the benchmark, and its folder goes."""
+    deadline = time.monotonic() + 30
+    while len(children(running.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = children(running.pid)
+    assert len(started) >= 2  # nginx and a client
+    running.send_signal(number)
+    assert running.wait(timeout=30) != 0
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` started and that go on."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
