@@ -3,6 +3,8 @@
 Little's law says how much can come: W workers finish W / latency requests a second. The share of that is
 taken from the answer number W, when each worker has had one and the ramp is over, to the last one, by
 the growth of the results file. Since W divides the number of requests, all workers have the same number.
+Without any limit the processor looks for the number in flight that suits the server, which takes a while;
+so it has a row with limits that don't bind, where it doesn't, and one without.
 Memory a thread is the peak less that of the same command with one request, by W.
 """
 
@@ -21,9 +23,10 @@ from benchmarks.tables import Cell, middle, print_table
 # workers, requests for each of them, seconds for an answer, rounds
 SIZES = {"tiny": (40, 3, 0.3, 1), "small": (1000, 3, 2.0, 1), "full": (2000, 5, 2.0, 3)}
 COOKBOOK_CONNECTIONS = 100  # aiohttp's default
+PROCESSOR, UNLIMITED, COOKBOOK = "processor", "processor, no limits", "cookbook's way"
 COLUMNS = (
     *("client", "in flight", "answers/s", "Little's law", "share"),
-    *("first answers by s", "CPU us", "peak MiB", "KiB a thread"),
+    *("ramp s", "whole run/s", "CPU us", "peak MiB", "KiB a thread"),
 )
 
 
@@ -55,11 +58,12 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One run."""
+    """One run. ``ramp_s`` goes from its start until each worker may have had an answer."""
 
     per_s: float
     share: float
     ramp_s: float
+    whole_per_s: float
     cpu_us: float
     peak_mib: float
     thread_kib: float
@@ -68,8 +72,9 @@ class Result:
 def command(where: Place, name: str, requests: Path, results: Path, workers: int) -> list[str]:
     """What runs the client ``name``."""
     url = where.server.slow_url
-    if name == "processor":
-        return jobs.our_command(requests, results, url, *jobs.NO_LIMIT, "--max_workers", workers)
+    if name != COOKBOOK:
+        limits = jobs.NO_LIMIT if name == UNLIMITED else jobs.PLENTY
+        return jobs.our_command(requests, results, url, *limits, "--max_workers", workers)
     return jobs.cookbook_command(where, requests, results, url)
 
 
@@ -91,6 +96,7 @@ def measure(where: Place, name: str, workers: int, each: int) -> Result:
         per_s=per_s,
         share=per_s * where.server.slow_s / workers,
         ramp_s=ramp_s,
+        whole_per_s=count / used.wall_s,
         cpu_us=(used.cpu_s - idle.cpu_s) / count * 1e6,
         peak_mib=used.peak_mib,
         thread_kib=(used.peak_mib - idle.peak_mib) * 1024 / workers,
@@ -105,6 +111,7 @@ def row(name: str, workers: int, slow_s: float, results: list[Result]) -> tuple[
         workers / slow_s,
         middle([result.share for result in results]),
         middle([result.ramp_s for result in results]),
+        middle([result.whole_per_s for result in results]),
         middle([result.cpu_us for result in results]),
         middle([result.peak_mib for result in results]),
         middle([result.thread_kib for result in results]),
@@ -124,9 +131,9 @@ def latency(arguments: list[str]) -> int:
     asked = flags(arguments)
     workers, each, slow_s, rounds = SIZES[asked.size]
     workers, rounds = asked.workers or workers, asked.rounds or rounds
-    clients = {"processor": workers}
+    clients = {PROCESSOR: workers, UNLIMITED: workers}
     if jobs.has_aiohttp():
-        clients["cookbook's way"] = COOKBOOK_CONNECTIONS if asked.size != "tiny" else 100
+        clients[COOKBOOK] = COOKBOOK_CONNECTIONS
     found: dict[str, list[Result]] = {name: [] for name in clients}
     try:
         with jobs.place(asked.cookbook, slow_s) as where:
