@@ -60,7 +60,7 @@ def test_speed_has_a_row_for_each_client() -> None:
 def test_latency_shares_are_printed() -> None:
     """Our command, and the cookbook's way where aiohttp is there."""
     table = bench("latency", "--size", "tiny")
-    for name in ["processor  ", "processor, no limits", *WITH_AIOHTTP[1:]]:
+    for name in ["session.post threads", "processor  ", "processor, no limits", *WITH_AIOHTTP[1:]]:
         assert len(rows(table, name)) == 1, name
 
 

@@ -4,7 +4,8 @@ Little's law says how much can come: W workers finish W / latency requests a sec
 taken from the answer number W, when each worker has had one and the ramp is over, to the last one, by
 the growth of the results file. Since W divides the number of requests, all workers have the same number.
 Without any limit the processor looks for the number in flight that suits the server, which takes a while;
-so it has a row with limits that don't bind, where it doesn't, and one without.
+so it has a row with limits that don't bind, where it doesn't, and one without. Threads that only send
+are there for what the machine can do; they write no file, so that only their whole run is known.
 Memory a thread is the peak less that of the same command with one request, by W.
 """
 
@@ -21,9 +22,10 @@ from benchmarks.processes import BenchmarkError
 from benchmarks.tables import Cell, middle, print_table
 
 # workers, requests for each of them, seconds for an answer, rounds
-SIZES = {"tiny": (40, 3, 0.3, 1), "small": (1000, 3, 2.0, 1), "full": (2000, 5, 2.0, 3)}
+SIZES = {"tiny": (40, 2, 0.2, 1), "small": (1000, 3, 2.0, 1), "full": (2000, 5, 2.0, 3)}
 COOKBOOK_CONNECTIONS = 100  # aiohttp's default
 PROCESSOR, UNLIMITED, COOKBOOK = "processor", "processor, no limits", "cookbook's way"
+SESSION = "session.post threads"
 COLUMNS = (
     *("client", "in flight", "answers/s", "Little's law", "share"),
     *("ramp s", "whole run/s", "CPU us", "peak MiB", "KiB a thread"),
@@ -60,18 +62,21 @@ class Growth:
 class Result:
     """One run. ``ramp_s`` goes from its start until each worker may have had an answer."""
 
-    per_s: float
-    share: float
-    ramp_s: float
+    per_s: float | None
+    share: float | None
+    ramp_s: float | None
     whole_per_s: float
     cpu_us: float
     peak_mib: float
     thread_kib: float
 
 
-def command(where: Place, name: str, requests: Path, results: Path, workers: int) -> list[str]:
-    """What runs the client ``name``."""
-    url = where.server.slow_url
+def command(where: Place, name: str, requests: Path, count: int, workers: int) -> list[str]:
+    """What runs the client ``name`` for ``count`` requests."""
+    url, results = where.server.slow_url, where.folder / "results.jsonl"
+    results.unlink(missing_ok=True)
+    if name == SESSION:
+        return jobs.client_command("session_post", requests, url, count, workers)
     if name != COOKBOOK:
         limits = jobs.NO_LIMIT if name == UNLIMITED else jobs.PLENTY
         return jobs.our_command(requests, results, url, *limits, "--max_workers", workers)
@@ -83,18 +88,18 @@ def measure(where: Place, name: str, workers: int, each: int) -> Result:
     results, count = where.folder / "results.jsonl", workers * each
     one = jobs.write_requests(where.folder / "1.jsonl", 1)
     many = jobs.write_requests(where.folder / f"{count}.jsonl", count)
-    results.unlink(missing_ok=True)
-    idle = jobs.run(where, command(where, name, one, results, workers), 1)
-    results.unlink()
-    growth = Growth(results)
-    used = jobs.run(where, command(where, name, many, results, workers), count, watch=growth.look)
-    jobs.check_results(many, results)
-    ramp_s, ramp_lines = growth.reached(workers)
-    end_s, lines = growth.reached(count)
-    per_s = (lines - ramp_lines) / (end_s - ramp_s)
+    idle = jobs.run(where, command(where, name, one, 1, workers), 1)
+    words, growth = command(where, name, many, count, workers), Growth(results)
+    used = jobs.run(where, words, count, watch=growth.look)
+    per_s = ramp_s = None
+    if name != SESSION:
+        jobs.check_results(many, results)
+        ramp_s, ramp_lines = growth.reached(workers)
+        end_s, lines = growth.reached(count)
+        per_s = (lines - ramp_lines) / (end_s - ramp_s)
     return Result(
         per_s=per_s,
-        share=per_s * where.server.slow_s / workers,
+        share=None if per_s is None else per_s * where.server.slow_s / workers,
         ramp_s=ramp_s,
         whole_per_s=count / used.wall_s,
         cpu_us=(used.cpu_s - idle.cpu_s) / count * 1e6,
@@ -131,7 +136,7 @@ def latency(arguments: list[str]) -> int:
     asked = flags(arguments)
     workers, each, slow_s, rounds = SIZES[asked.size]
     workers, rounds = asked.workers or workers, asked.rounds or rounds
-    clients = {PROCESSOR: workers, UNLIMITED: workers}
+    clients = {SESSION: workers, PROCESSOR: workers, UNLIMITED: workers}
     if jobs.has_aiohttp():
         clients[COOKBOOK] = COOKBOOK_CONNECTIONS
     found: dict[str, list[Result]] = {name: [] for name in clients}

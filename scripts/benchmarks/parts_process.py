@@ -45,7 +45,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(calls=2000, waiting=100, wait_s=0.3, paced_s=0.3, lines=1000, rounds=2),
+    "tiny": Size(calls=2000, waiting=100, wait_s=0.3, paced_s=0.2, lines=1000, rounds=1),
     "small": Size(calls=30_000, waiting=1000, wait_s=5, paced_s=1, lines=20_000, rounds=3),
     "full": Size(calls=100_000, waiting=1000, wait_s=5, paced_s=2, lines=50_000, rounds=5),
 }
