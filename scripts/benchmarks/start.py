@@ -38,7 +38,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(few=10, many=10_000, sent=(50, 500), large=10, repeats=1, rounds=1),
+    "tiny": Size(few=10, many=10_000, sent=(50, 200), large=10, repeats=1, rounds=1),
     "small": Size(few=10, many=200_000, sent=(2000, 20_000), large=500, repeats=5, rounds=3),
     "full": Size(few=10, many=1_000_000, sent=(5000, 1_000_000), large=2000, repeats=9, rounds=3),
 }
