@@ -10,6 +10,7 @@ from parallel_processor.exceptions import (
     ParallelProcessorError,
     ResultsFileError,
     RunStoppedError,
+    WorkerProcessError,
 )
 from parallel_processor.models import (
     BucketReport,
@@ -40,6 +41,7 @@ __all__ = [
     "RunStoppedError",
     "Summary",
     "Verification",
+    "WorkerProcessError",
     "process_api_requests_from_file",
     "process_file",
     "verify_results",

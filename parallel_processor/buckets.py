@@ -14,20 +14,22 @@ from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import BucketReport, Estimate, Request, Usage
 from parallel_processor.options import Options
 from parallel_processor.quota import MINUTE_S
+from parallel_processor.retry import Tries
 
 _MAX_BUCKETS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Waiting:
-    """A request that was read, with what it may use and the bucket that it is for.
+    """A request on its way, with what it may use, its bucket, and its tries once one has failed.
 
-    ``bucket`` is ``None`` for a line that can't be sent.
+    Whoever has it may change ``tries``: the thread that makes its attempt, else the dispatcher.
     """
 
     request: Request
     estimate: Estimate
-    bucket: TokenBucket | None
+    bucket: TokenBucket
+    tries: Tries | None = None
 
 
 class Buckets:

@@ -20,6 +20,8 @@ from parallel_processor.options import Limits
 from parallel_processor.quota import MINUTE_S, TOKENS, Quota
 
 INSTANT_S = 1e-9  # a wait below this is rounding
+Charge = tuple[Quota | ObservedQuota, list[float]]  # what was charged, and its window's slot
+_UNCHARGED: list[Charge] = []
 UNUSED = threading.Event()  # stands for one that isn't made until somebody has to wait
 
 
@@ -42,7 +44,7 @@ class Reservation:
         self.ticket = 0
         self.admitted_at: float | None = None
         self.ended = False
-        self.charges: list[tuple[Quota | ObservedQuota, list[float]]] = []  # and windows' slots
+        self.charges = _UNCHARGED  # a list of its own once it's admitted
         self.totals: tuple[float, ...] = ()  # what the bucket had charged by then, by kind
 
 
@@ -55,6 +57,9 @@ class Line(Protocol):
 
     def advance(self, now: float) -> None:
         """Refill what the server's own limits allow."""
+
+    def is_free(self, now: float) -> bool:
+        """True if nothing but the ceiling can hold the first in line."""
 
     def own_obstacle(self, now: float) -> tuple[float, str]:
         """Seconds that the first in line has to wait for its own bucket, and for what of it."""
@@ -97,14 +102,34 @@ class Ceiling:
     def join(
         self, bucket: Line, reservation: Reservation, now: Callable[[], float]
     ) -> list[Reservation]:
-        """Put ``reservation`` in line, and admit whoever may be. Caller holds ``lock``."""
+        """Put ``reservation`` in line, and admit whoever may be; the others of them are returned.
+
+        Caller holds ``lock``.
+        """
         self._tickets += 1
         reservation.ticket = self._tickets
         bucket.queue.append(reservation)
         if bucket.queue[0] is not reservation:
             return []
+        if self.waiting:
+            self.waiting.append(bucket)
+            return self.admit(now())
+        moment = now()
+        if self._admits(reservation, moment) and bucket.is_free(moment):
+            bucket.take(moment)
+            return []
         self.waiting.append(bucket)
-        return self.admit(now())
+        return self.admit(moment)
+
+    def _admits(self, reservation: Reservation, now: float) -> bool:
+        """True if every quota has room; the short way where nobody waits."""
+        costs = reservation.costs
+        for quota in self.quotas:
+            quota.advance(now)
+            cost = costs[quota.kind]
+            if cost > quota.level or quota.in_window + cost > quota.limit:
+                return False
+        return True
 
     def leave(self, bucket: Line, reservation: Reservation) -> None:
         """Take ``reservation`` out of the line, if it is there. Caller holds ``lock``."""

@@ -22,6 +22,7 @@ from parallel_processor.exceptions import (
     ParallelProcessorError,
     ResultsFileError,
     RunStoppedError,
+    WorkerProcessError,
 )
 from parallel_processor.flags import FlagParser, build_parser, settings, with_flag_names
 from parallel_processor.inputs import default_save_path
@@ -217,6 +218,6 @@ def _run_to_its_end(
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
         )
-    except (RunStoppedError, ResultsFileError) as error:
+    except (RunStoppedError, ResultsFileError, WorkerProcessError) as error:
         return error.summary, error
     return summary, None

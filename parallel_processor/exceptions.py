@@ -8,6 +8,7 @@ the caller's mistakes, for broken files, and for an account that can't go on::
     │   └── LimitsFileError               a file of limits does
     ├── InputFileError (OSError)          the requests file can't be read
     ├── ResultsFileError (OSError)        a results file can't be read, written or replaced
+    ├── WorkerProcessError                worker processes can't be started, or don't live
     ├── RunStoppedError                   the server refuses the whole account; carries the summary
     ├── StopRequested                     a run was told to stop; a cause, never raised
     └── TransportError                    one attempt got no answer; never leaves the package
@@ -46,6 +47,13 @@ class ResultsFileError(ParallelProcessorError, OSError):
     """A results or errors file can't be read, written or replaced.
 
     Raised after the run has ended in order: what could be written is on disk.
+    """
+
+
+class WorkerProcessError(ParallelProcessorError):
+    """Worker processes can't be started, or end before they have sent anything.
+
+    Requests without a record stay unanswered; the same call does them.
     """
 
 

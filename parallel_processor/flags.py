@@ -99,6 +99,9 @@ def _add_further_flags(parser: argparse.ArgumentParser, retry: RetryPolicy) -> N
     add("--errors_filepath", metavar="FILE", help="failures go here (default: to the results)")
     add("--max_workers", type=int, default=1000, metavar="N",
         help="most requests in flight (default: %(default)d, or what ulimit -n allows)")  # fmt: skip
+    add("--processes", type=int, default=1, metavar="N",
+        help="spread the workers over so many processes, for servers without limits that one core "
+        "can't keep up with (default: %(default)d)")  # fmt: skip
     add("--seconds_to_pause_after_rate_limit_error", type=float, default=retry.pause_s, metavar="S",
         help="where the server doesn't say how long (default: %(default)g)")  # fmt: skip
     add("--request_timeout", type=float, default=600.0, metavar="S",
@@ -156,6 +159,7 @@ def settings(flags: argparse.Namespace) -> dict[str, Any]:
             pause_s=flags.seconds_to_pause_after_rate_limit_error,
         ),
         "max_workers": flags.max_workers,
+        "processes": flags.processes,
         "request_timeout_s": flags.request_timeout,
         "connect_timeout_s": flags.connect_timeout,
         "max_response_bytes": flags.max_response_bytes,

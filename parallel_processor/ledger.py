@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+
+_Wait = tuple[float, str, Sequence[tuple[Hashable, str]]]  # since when, for what
 
 
 class Ledger:
@@ -19,33 +21,39 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards every field below
-        self._current: tuple[float, str] | None = (
-            None  # a wait that is under way: since when, for what
-        )
+        self._wait: _Wait | None = None  # that is under way
         self._overall: defaultdict[str, float] = defaultdict(float)
         self._by_bucket: defaultdict[Hashable, defaultdict[str, float]] = defaultdict(
             lambda: defaultdict(float)
         )
 
-    def begin(self, now: float, cause: str) -> None:
-        """A wait for ``cause`` begins, which :meth:`note` will tell the length of."""
+    def begin(self, now: float, cause: str, buckets: Sequence[tuple[Hashable, str]] = ()) -> None:
+        """The run waits for ``cause`` from now on, and each bucket for its own."""
         with self._lock:
-            self._current = (now, cause)
+            self._add(now)
+            self._wait = (now, cause, buckets)
 
-    def note(self, seconds: float, cause: str, buckets: Iterable[tuple[Hashable, str]]) -> None:
-        """For ``seconds`` the run waited for ``cause``, and each bucket for its own."""
+    def end(self, now: float) -> None:
+        """The run waits for nothing any more; again does nothing."""
         with self._lock:
-            self._current = None
-            self._overall[cause] += seconds
-            for bucket, own_cause in buckets:
-                self._by_bucket[bucket][own_cause] += seconds
+            self._add(now)
+            self._wait = None
+
+    def _add(self, now: float) -> None:
+        if self._wait is None:
+            return
+        began, cause, buckets = self._wait
+        seconds = max(now - began, 0.0)
+        self._overall[cause] += seconds
+        for bucket, own_cause in buckets:
+            self._by_bucket[bucket][own_cause] += seconds
 
     def overall(self, now: float | None = None) -> Mapping[str, float]:
         """The seconds of the whole run so far, the longest first; with ``now`` up to that moment."""
         with self._lock:
             seconds = dict(self._overall)
-            if now is not None and self._current is not None:
-                began, cause = self._current
+            if now is not None and self._wait is not None:
+                began, cause, _ = self._wait
                 seconds[cause] = seconds.get(cause, 0.0) + max(now - began, 0.0)
             return _sorted(seconds)
 

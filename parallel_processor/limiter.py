@@ -21,27 +21,37 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.ceiling import UNUSED, Ceiling, wake
 from parallel_processor.ceiling import Reservation as Reservation
-from parallel_processor.inflight import InFlightLimit
+from parallel_processor.charges import Charges
 from parallel_processor.models import BucketReport, Refusal, Usage
 from parallel_processor.options import Limits, shown_url
 from parallel_processor.quota import KINDS, MINUTE_S, Quota
 from parallel_processor.ratelimits import LimitReading
-from parallel_processor.serverlimits import ServerLimits
 from parallel_processor.stop import StopSignal
+
+
+class Ending(NamedTuple):
+    """What the end of an attempt brought.
+
+    ``news`` are the limits that were found or changed: name, window, limit before and now.
+    ``made_room`` says that who waits with the caller's ``waker`` may go sooner than it was told.
+    """
+
+    news: list[tuple[str, float, float, float]]
+    made_room: bool
 
 
 def _wait(event: threading.Event, seconds: float | None) -> object:
     return event.wait(seconds)
 
 
-class TokenBucket:
+class TokenBucket(Charges):
     """Admits requests so that no 60 seconds hold more than the limits. Any thread may call it.
 
     ``clock`` gives seconds that never go back; ``wait(event, seconds)`` returns when the event is set or
@@ -66,50 +76,10 @@ class TokenBucket:
         self._clock = clock
         self._wait = wait
         self.ceiling = ceiling if ceiling is not None else Ceiling(limits, clock)
-        self._lock = self.ceiling.lock  # guards every field below
+        self._lock = self.ceiling.lock  # guards what follows, and everything of Charges
         now = self._opened_at = clock() if ceiling is not None else self.ceiling.opened_at
         self._burst_s = limits.burst_seconds
-        in_flight = InFlightLimit(
-            now=now,
-            climbs=self.ceiling.is_open and most_in_flight is not None,
-            gentle=limits.is_auto,
-            most=most_in_flight or math.inf,
-        )
-        self.server = ServerLimits(limits, now, in_flight)
-        self.queue: deque[Reservation] = deque()
-        self.delay = math.inf
-        self.held_by = ""
-        self._totals = [0.0] * len(KINDS)  # charged so far, by kind
-
-    # What the ceiling asks of it. Its caller holds the lock.
-
-    def advance(self, now: float) -> None:
-        """Refill what the server's own limits allow."""
-        for quota in self.server.quotas:
-            quota.advance(now)
-
-    def own_obstacle(self, now: float) -> tuple[float, str]:
-        """Seconds that the first in line has to wait for what the server says, and for what of it."""
-        return self.server.obstacle(self.queue[0].costs, now)
-
-    def take(self, now: float) -> Reservation:
-        """Admit the first in line."""
-        first = self.queue.popleft()
-        costs, charges = first.costs, first.charges
-        for configured in self.ceiling.quotas:
-            charges.append((configured, configured.charge(costs[configured.kind], now)))
-        for quota in self.server.quotas:
-            quota.charge(costs[quota.kind], now)
-            charges.append((quota, []))
-        totals = self._totals
-        for kind, cost in enumerate(costs):
-            totals[kind] += cost
-        first.totals = tuple(totals)
-        first.admitted_at = now
-        self.server.mark(now, totals)
-        self.server.in_flight.started(now)
-        self.delay, self.held_by = math.inf, ""
-        return first
+        super().__init__(self.ceiling, limits, most_in_flight=most_in_flight, now=now)
 
     # What callers do.
 
@@ -149,7 +119,8 @@ class TokenBucket:
             admitted = reservation.admitted_at is not None
             if not admitted and reservation.wake is UNUSED:
                 reservation.wake = threading.Event()
-        wake(woken, reservation)
+        if woken:
+            wake(woken, reservation)
         return admitted
 
     def poll(self, reservation: Reservation) -> float:
@@ -189,31 +160,9 @@ class TokenBucket:
         """Correct an admitted charge to what was really used, in either direction."""
         with self._lock:
             less = used_tokens < reservation.costs[1]
-            costs = (reservation.costs[0], used_tokens, used_tokens - output_tokens, output_tokens)
-            self._correct(reservation, costs, self._clock())
+            self._settle(reservation, used_tokens, output_tokens, self._clock())
             woken = self.ceiling.firsts() if less else []
         wake(woken)
-
-    def _correct(self, reservation: Reservation, costs: tuple[float, ...], now: float) -> None:
-        """Charge ``costs`` in the place of what was charged. Caller holds ``_lock``."""
-        before, reservation.costs = reservation.costs, costs
-        for quota, slot in reservation.charges:
-            extra = costs[quota.kind] - before[quota.kind]
-            if extra:
-                quota.advance(now)
-                if extra > 0:
-                    quota.charge(extra, now)
-                else:
-                    quota.refund(-extra, slot, now)
-        for kind, cost in enumerate(costs):
-            self._totals[kind] += cost - before[kind]
-
-    def _end(self, reservation: Reservation, now: float, *, answered: bool) -> bool:
-        """One less is in flight; true if that made room. Caller holds ``_lock``."""
-        if reservation.ended:
-            return False
-        reservation.ended, sent_at = True, reservation.admitted_at or now
-        return self.server.in_flight.ended(now, sent_at, answered=answered)
 
     def ended(
         self,
@@ -221,13 +170,20 @@ class TokenBucket:
         readings: Sequence[LimitReading] = (),
         *,
         answered: bool = False,
-    ) -> list[tuple[str, float, float, float]]:
+        used_tokens: float | None = None,
+        output_tokens: float = 0.0,
+        waker: object = None,
+    ) -> Ending:
         """The attempt is over; its answer, if any, had ``readings`` in its headers.
 
-        Gives the limits that were found or changed by that: name, window, limit before and now.
+        ``used_tokens`` corrects the charge, as :meth:`settle` does. Whoever waits with ``waker`` isn't
+        woken for the room that this made, but told of it by what is returned.
         """
         with self._lock:
             now = self._clock()
+            less = used_tokens is not None and used_tokens < reservation.costs[1]
+            if used_tokens is not None:
+                self._settle(reservation, used_tokens, output_tokens, now)
             quicker = self._end(reservation, now, answered=answered)
             if readings:
                 self.advance(now)
@@ -238,10 +194,14 @@ class TokenBucket:
                     now=now,
                     totals_now=self._totals,
                 )
-            woken = [self.queue[0]] if quicker and self.queue else []
             news, self.server.news = self.server.news, []
-        wake(woken)
-        return news
+            if less:
+                woken = self.ceiling.firsts()
+            else:
+                woken = [self.queue[0]] if quicker and self.queue else []
+        others = [first for first in woken if first.wake is not waker]
+        wake(others)
+        return Ending(news, len(others) < len(woken))
 
     def sent(self, reservation: Reservation, sent_at: float) -> None:
         """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.

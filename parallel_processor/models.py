@@ -85,6 +85,7 @@ class Verdict(enum.Enum):
     RETRY = "retry"
     RATE_LIMITED = "rate limited"
     UNREACHABLE = "unreachable"
+    LOST = "lost"  # with the worker process that had it under way
     FAILED = "failed"
     FATAL = "fatal"
     STOPPED = "stopped"

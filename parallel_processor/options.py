@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from parallel_processor.exceptions import ConfigurationError
 
 _LARGEST = 1e300
+_MOST_PROCESSES = 64
 _LONGEST_S = 1_000_000  # eleven days; poll(2) takes 24 at most
 
 _HIDDEN = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)
@@ -148,6 +149,8 @@ class Options:
     """The settings of a :class:`~parallel_processor.Processor`.
 
     ``max_workers`` bounds the requests in flight, and with them threads, connections and memory.
+    With ``processes`` above 1 (64 at most) their threads are in so many processes, for servers without
+    limits which one core can't keep up with; everything else stays in this one.
     ``request_timeout_s`` bounds one whole exchange, however slowly the answer drips;
     ``connect_timeout_s`` the connection's making. ``token_encoding_name`` is used for every request;
     ``None`` takes what the request's model uses. ``default_output_tokens`` is reserved for the answer
@@ -170,6 +173,7 @@ class Options:
     token_accounting: Literal["auto", "reserve", "usage"] = "auto"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_workers: int = 1000
+    processes: int = 1
     request_timeout_s: float = 600.0
     connect_timeout_s: float = 10.0
     max_response_bytes: int = 64 * 1024 * 1024
@@ -196,6 +200,8 @@ class Options:
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         _check_whole("max_workers", self.max_workers, 1)
+        _check_whole("processes", self.processes, 1)
+        _check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
         _check_seconds("request_timeout_s", self.request_timeout_s)
         _check_seconds("connect_timeout_s", self.connect_timeout_s)
         _check_whole("max_response_bytes", self.max_response_bytes, 1)

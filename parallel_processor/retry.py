@@ -1,13 +1,14 @@
-"""Which ends of an attempt are tried again, and when: the policy, as one ``tenacity.Retrying``.
+"""Which ends of an attempt are followed by another, and when: the policy, decided by ``tenacity``.
 
 A retryable failure counts towards ``max_attempts`` and is followed by exponential backoff with full
 jitter. A refusal by a rate limit doesn't count, nor does a server that can't be reached: nothing was
 sent. The bucket's pause holds such a request until its turn comes again, and only the time since it was
-first turned away bounds that.
+first turned away bounds that. What was lost with a worker process is sent again at once, three times.
 
-The ``Retrying`` object is called, never used as a decorator: what it keeps per call is thread-local, so
-that one serves all workers of a run. (Calls of one decorated function would share their statistics:
-jd/tenacity issue 701.)
+No thread sleeps between two attempts: tenacity's ``iter`` tells how long to wait, as it tells its own
+asyncio flavour, and the request goes back to the dispatcher for so long. What a ``Retrying`` keeps per
+call is thread-local, so that one serves all workers of a run. (Calls of one decorated function would
+share their statistics: jd/tenacity issue 701.)
 """
 
 from __future__ import annotations
@@ -22,77 +23,86 @@ import tenacity
 from parallel_processor.models import Attempt, Request, Verdict
 from parallel_processor.options import RetryPolicy
 
-_RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE)
+RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE, Verdict.LOST)
 
+_MOST_LOST = 3
 _MAX_ERRORS = 1000  # a rate limit may refuse a request much more often
 
 
 @dataclass(slots=True, kw_only=True)
 class Tries:
-    """The tries of one request so far; for the worker that has it.
+    """The tries of one request that has failed at least once; for whoever has the request.
 
     ``failures`` counts those towards ``max_attempts``, ``unreachable`` those without a connection,
-    ``sent`` all of them. ``refused_since`` is when a rate limit or a server that couldn't be reached
-    first turned it away, in seconds of the worker's clock.
+    ``lost`` those whose process is gone, ``sent`` all of them. ``refused_since`` is when a rate limit or
+    a server that couldn't be reached first turned it away, in seconds of the worker's clock.
     """
 
     request: Request
     sent: int = 0
     failures: int = 0
     unreachable: int = 0
+    lost: int = 0
     refused_since: float | None = None
     errors: list[str] = field(default_factory=list)
+    state: tenacity.RetryCallState | None = None  # what tenacity knows of them
 
     def note(self, attempt: Attempt, now: float) -> None:
-        """Keep what ``attempt`` says for the record."""
+        """Count ``attempt``, and keep what it says for the record."""
+        self.sent += 1
         if attempt.error:
             del self.errors[_MAX_ERRORS - 1 :]  # of more than that, the first ones and the last
             self.errors.append(attempt.error)
         if attempt.verdict is Verdict.RETRY:
             self.failures += 1
+        elif attempt.verdict is Verdict.LOST:
+            self.lost += 1
         elif attempt.verdict in (Verdict.RATE_LIMITED, Verdict.UNREACHABLE):
             self.unreachable += attempt.verdict is Verdict.UNREACHABLE
             if self.refused_since is None:
                 self.refused_since = now
 
 
-def make_retrying(
-    policy: RetryPolicy,
-    *,
-    sleep: Callable[[float], object],
-    before_sleep: Callable[[Tries, Attempt, float], None],
-    clock: Callable[[], float] = time.monotonic,
-) -> tenacity.Retrying:
-    """A ``Retrying`` for calls ``retrying(attempt, tries)`` that give an :class:`Attempt`.
+class RetrySchedule:
+    """Tells what follows a failed attempt. Any thread may call it, for a request that it has.
 
-    It gives the last attempt, whatever its verdict. ``sleep`` may return early; the next attempt then
-    has to look at the stop signal first.
+    ``tell`` hears of each attempt that will be followed by another, and in how many seconds.
     """
 
-    def is_over(state: tenacity.RetryCallState) -> bool:
-        tries, attempt = _call(state)
-        if attempt.verdict is Verdict.RETRY:
-            return tries.failures >= policy.max_attempts
-        return clock() - (tries.refused_since or 0.0) >= policy.rate_limit_deadline_s
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        tell: Callable[[Tries, Attempt, float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        def is_over(state: tenacity.RetryCallState) -> bool:
+            tries, attempt = _call(state)
+            if attempt.verdict is Verdict.RETRY:
+                return tries.failures >= policy.max_attempts
+            if attempt.verdict is Verdict.LOST:
+                return tries.lost > _MOST_LOST
+            return clock() - (tries.refused_since or 0.0) >= policy.rate_limit_deadline_s
 
-    def wait(state: tenacity.RetryCallState) -> float:
-        return backoff_s(policy, *_call(state))
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda attempt: attempt.verdict in RETRIED),
+            stop=is_over,
+            wait=lambda state: backoff_s(policy, *_call(state)),
+            before_sleep=lambda state: tell(*_call(state), state.upcoming_sleep),
+            retry_error_callback=lambda state: None,
+        )
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        before_sleep(*_call(state), state.upcoming_sleep)
-
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda attempt: attempt.verdict in _RETRIED),
-        stop=is_over,
-        wait=wait,
-        before_sleep=tell,
-        sleep=lambda seconds: _ignore(sleep(seconds)),
-        retry_error_callback=lambda state: _call(state)[1],
-    )
-
-
-def _ignore(result: object) -> None:
-    """Waiting on an event tells whether it was set, which tenacity doesn't ask for."""
+    def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
+        """Seconds until the next attempt behind ``attempt``, which ``tries`` has noted; else ``None``."""
+        if tries.state is None:
+            tries.state = tenacity.RetryCallState(self._retrying, None, (tries,), {})
+        self._retrying.begin()
+        tries.state.set_result(attempt)
+        step = self._retrying.iter(tries.state)
+        if not isinstance(step, tenacity.DoSleep):
+            return None
+        tries.state.prepare_for_next_attempt()
+        return float(step)
 
 
 def _call(state: tenacity.RetryCallState) -> tuple[Tries, Attempt]:

@@ -1,12 +1,12 @@
 """One run: a stream of requests is fed through their buckets to worker threads, until all have outcomes.
 
-The caller's thread feeds: it reads a request, works out what it costs, and puts it into the waiting room
-of the dispatcher (``dispatcher.py``), whose thread takes it into flight when its bucket admits it, and
-hands it to a ``ThreadPoolExecutor``, which has an idle thread for it or makes one: threads exist for
-requests in flight, not for requests that wait. A request counts as in flight until its outcome has been
-written, or yielded to the embedding caller, so that a slow disk and a slow consumer bound memory as the
-network does. The feeder waits on one bell, ``_wake``, which rings for whatever it may be waiting for:
-room for another request, an outcome, the stop.
+The caller's thread feeds: it reads a request, works out what it costs, and gives it to the dispatcher
+(``dispatcher.py``), which hands it to a ``ThreadPoolExecutor`` when its bucket admits it. The executor has
+an idle thread for it or makes one: threads exist for requests in flight, not for requests that wait. A
+thread goes on with the next request as long as the dispatcher has one for it. What has an outcome counts
+until that has been written, or yielded to the embedding caller, so that a slow disk and a slow consumer
+bound memory as the network does. The feeder waits on one bell, ``_wake``, which rings for whatever it may
+be waiting for: room for more requests, an outcome, the stop.
 
 How a run ends. *By itself*: the input is at its end and everything is on record. *By a stop* (a fatal
 answer, a failing disk, :meth:`Run.stop`, an exception in the feeder, which is how Ctrl-C arrives):
@@ -18,29 +18,28 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
+from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Buckets, Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.descriptors import affordable_workers
-from parallel_processor.dispatcher import Dispatcher
+from parallel_processor.dispatcher import Admitted, Dispatcher
 from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
 from parallel_processor.ledger import Ledger
-from parallel_processor.limiter import Reservation
-from parallel_processor.models import Estimate, Outcome, Request
+from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing, model_of
+from parallel_processor.processes import WorkerProcesses
 from parallel_processor.progress import Progress
 from parallel_processor.stop import Bell, StopSignal, do_all
-from parallel_processor.transport import Transport
-from parallel_processor.worker import Worker, flawed
+from parallel_processor.threads import Crew, WorkerThreads
+from parallel_processor.worker import Worker, flawed, unanswered
 
 _log = logging.getLogger("parallel_processor")
-_NOTHING = Estimate(0)
+_WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
 
 
 class Run:
@@ -74,29 +73,22 @@ class Run:
         self._activity = "input"  # what the feeder is doing
         self._give_up_at = math.inf  # set by a stop
         self._outcomes: deque[Outcome] = deque()
-        self._lock = threading.Lock()  # guards _unrecorded
-        self._unrecorded = 0  # outcomes that were delivered and are neither written nor taken
-        self._transport = Transport(options)
         self._max_workers = affordable_workers(options.max_workers)
-        self._executor = ThreadPoolExecutor(
-            self._max_workers, thread_name_prefix="parallel-processor-worker"
-        )
         self._worker = Worker(
-            options,
-            pricing=pricing,
-            transport=self._transport,
-            counters=self.counters,
-            stop=self._stop,
-            clock=clock,
+            options, pricing=pricing, counters=self.counters, stop=self._stop, clock=clock
+        )
+        make_crew = WorkerThreads if options.processes == 1 else WorkerProcesses
+        self._crew: Crew = make_crew(
+            options, self._max_workers, begin=self._worker.begin, finish=self._end
         )
         self._dispatcher = self._make_dispatcher()
+        self._worker.waker = self._dispatcher.wake
 
     def _make_dispatcher(self) -> Dispatcher:
         return Dispatcher(
-            self._executor,
             cost=self._pricing.cost,
-            process=self._process,
-            pass_by=lambda waiting: self._deliver(flawed(waiting.request)),
+            start=self._crew.start,
+            drop=lambda waiting: self._deliver(unanswered(waiting)),
             on_room=self._wake.set,
             activity=self._idle_cause,
             ledger=self.ledger,
@@ -117,12 +109,14 @@ class Run:
     def cut(self, cause: BaseException) -> None:
         """Stop, and end what is in flight now."""
         self._stop.set(cause)
-        self._transport.cut()
+        self._crew.cut()
         if self.on_cut is not None:
             self.on_cut()
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Feed ``requests``, and yield what there is no sink for, as it comes."""
+        self._dispatcher.slack = _WRITER_SLACK if self.sink is not None else 0
+        self._crew.reads_values = self.sink is None
         with self._stop.waking(self._wake):
             try:
                 yield from self._feed(requests)
@@ -149,22 +143,27 @@ class Run:
             yield from self._ready()
             if self._stop.is_set():
                 return
-            if not self._has_room():
-                continue
-            self._activity = "input"
-            request = next(iterator, None)
-            if request is None:
-                return
+            for _ in range(self._room()):
+                self._activity = "input"
+                request = next(iterator, None)
+                if request is None:
+                    return
+                self._take_in(request)
+                if self._outcomes or self._stop.is_set():
+                    break
+
+    def _take_in(self, request: Request) -> None:
+        self.counters.read()
+        if request.flaw is not None:
+            self._deliver(flawed(request))
+            self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
+        else:
             self._activity = "token counting"
-            waiting = self._prepare(request)
-            self.counters.read()
-            self._dispatcher.put(waiting)
-            self._activity = "input"
-            self._show()
+            self._dispatcher.put(self._prepare(request))
+        self._activity = "input"
+        self._show()
 
     def _prepare(self, request: Request) -> Waiting:
-        if request.flaw is not None:
-            return Waiting(request=request, estimate=_NOTHING, bucket=None)
         url = request.url or self._options.request_url
         bucket = self._buckets.bucket(url, model_of(request))
         estimate = self._pricing.estimate(request)
@@ -179,24 +178,22 @@ class Run:
             )
         return Waiting(request=request, estimate=estimate, bucket=bucket)
 
-    def _has_room(self) -> bool:
-        """Wait until another request may be read; false if an outcome or the stop came first."""
+    def _room(self) -> int:
+        """Wait until more requests may be read, and how many; 0 if an outcome or the stop came first."""
         self._wake.clear()
         if self._outcomes or self._stop.is_set():
-            return False
-        if self._dispatcher.has_room():
-            return True
-        self._activity = "look-ahead"
-        self._wait(math.inf)
-        return False
+            return 0
+        count = self._dispatcher.room()
+        if not count:
+            self._activity = "look-ahead"
+            self._wait(math.inf)
+        return count
 
     def _idle_cause(self, is_full: bool) -> str:
         """What holds the run back where no bucket does."""
-        if not is_full:
-            return self._activity
-        if self._unrecorded > self._dispatcher.in_flight / 2:
+        if self._dispatcher.unrecorded > self._dispatcher.in_flight + self._dispatcher.slack / 2:
             return "consumer" if self.sink is None else "disk"
-        return "max_workers"
+        return "max_workers" if is_full else self._activity
 
     def _wait(self, seconds: float) -> None:
         """Wait for ``_wake``, at most ``seconds``, and keep the display going."""
@@ -221,21 +218,23 @@ class Run:
     def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
         """Make room for as many as ``outcomes``, which are on record or, if not, never will be."""
         self.counters.finished(outcomes, recorded=on_record)
-        with self._lock:
-            self._unrecorded -= len(outcomes)
         self._dispatcher.recorded(len(outcomes))
 
-    def _process(self, waiting: Waiting, reservation: Reservation) -> None:
-        """Runs in a worker thread. Whatever happens, the request gets an outcome."""
-        request = waiting.request
-        self.counters.started()
+    def _end(self, admitted: Admitted, ended: Ended | BaseException | None) -> Admitted | None:
+        """An attempt is over: its request gets an outcome or goes back. Gives the next to be sent.
+
+        Any thread of the crew calls this, and whatever goes wrong ends the run instead of hanging it.
+        """
         try:
-            assert waiting.bucket is not None
-            outcome = self._worker.process(request, waiting.estimate, waiting.bucket, reservation)
-        except BaseException as error:  # a fault of ours: the run ends with it instead of hanging
+            outcome, retry_in_s, made_room = self._worker.finish(*admitted, ended)
+            if outcome is not None:
+                self._deliver(outcome)
+                return self._dispatcher.done(made_room=made_room)
+            waiting = admitted.waiting
+            return self._dispatcher.done(waiting, retry_in_s=retry_in_s, made_room=made_room)
+        except BaseException as error:
             self._stop.set(error)
-            outcome = Outcome(request=request, ok=False, unanswered=True)
-        self._deliver(outcome)
+            return None
 
     def _deliver(self, outcome: Outcome) -> None:
         if outcome.request.flaw is not None:
@@ -243,8 +242,6 @@ class Run:
             _log.error("%s", outcome.error)
         elif not outcome.ok and not outcome.unanswered:
             _log.error("request %d failed: %s", outcome.request.number, outcome.error)
-        with self._lock:
-            self._unrecorded += 1
         if outcome.unanswered and self.sink is not None:
             self.recorded([outcome])
         elif self.sink is not None:
@@ -287,8 +284,8 @@ class Run:
                 for _ in self._drain():
                     pass
         finally:
-            steps = (self._dispatcher.join, self._cut_rest, self._executor.shutdown)
-            do_all((*steps, self._transport.close, self._close_progress))
+            steps = (self._dispatcher.join, self._cut_rest, self._crew.close)
+            do_all((*steps, self._close_progress))
 
     def _cut_rest(self) -> None:
         if self._dispatcher.in_flight > 0:

@@ -1,173 +1,159 @@
-"""What a worker thread does with one request, from its admission to its outcome."""
+"""What an attempt means: for the limits, for everybody who waits, and for its request.
+
+An attempt is begun when its bucket has admitted it, made by a thread (``attempts.py``), and finished
+here: what it used is charged, what the server said is followed, and its request either has an outcome
+or is to be tried again after some seconds. Nothing here waits, so that no thread and no connection is
+held by a request that isn't under way.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.answers import judge
+from parallel_processor.attempts import Ended
+from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
-from parallel_processor.exceptions import RunStoppedError, TransportError
-from parallel_processor.jsontext import parse
-from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Attempt, Estimate, Outcome, Refusal, Reply, Request, Verdict
+from parallel_processor.exceptions import RunStoppedError
+from parallel_processor.limiter import Ending, Reservation, TokenBucket
+from parallel_processor.models import Attempt, Outcome, Refusal, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing
-from parallel_processor.ratelimits import LimitReading, read_limits
-from parallel_processor.redact import Redactor
-from parallel_processor.retry import Tries, longest_backoff_s, make_retrying
+from parallel_processor.retry import RETRIED, RetrySchedule, Tries, longest_backoff_s
 from parallel_processor.stop import StopSignal
-from parallel_processor.transport import Transport
 
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # within this, the bucket's own margin covers a request's way to the wire
 _LEAST_PAUSE_S = 0.1  # for a server that refuses and says "0 seconds"
 
 
-@dataclass(slots=True, kw_only=True)
-class _AdmittedTries(Tries):
-    """Tries with what they may use, their bucket, and an admission that hasn't been used yet."""
+class Finished(NamedTuple):
+    """What follows an attempt: the request's outcome, or another attempt in ``retry_in_s`` seconds.
 
-    estimate: Estimate
-    bucket: TokenBucket
-    reservation: Reservation | None = None
+    ``made_room`` says that somebody who waits for the bucket may go now.
+    """
+
+    outcome: Outcome | None
+    retry_in_s: float = 0.0
+    made_room: bool = False
 
 
 class Worker:
-    """Takes requests to their outcomes for one run. Every worker thread calls the same object."""
+    """Takes requests to their outcomes for one run, attempt by attempt. Any thread may call it.
+
+    ``waker`` is what wakes the one who fills the buckets' queues, and isn't used where
+    :class:`Finished` tells the same.
+    """
+
+    waker: object = None
 
     def __init__(
         self,
         options: Options,
         *,
         pricing: Pricing,
-        transport: Transport,
         counters: Counters,
         stop: StopSignal,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
         self._pricing = pricing
-        self._transport = transport
         self._counters = counters
         self._stop = stop
         self._clock = clock
-        self._redact = Redactor(options.api_key)
-        self._was_reached = False  # by any worker, in this run
-        self._retrying = make_retrying(
-            options.retry, sleep=stop.wait, before_sleep=self._tell_retry, clock=clock
-        )
+        self._was_reached = False  # by any attempt of this run
+        self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
-    def process(
-        self, request: Request, estimate: Estimate, bucket: TokenBucket, reservation: Reservation
-    ) -> Outcome:
-        """The outcome of ``request``, whose first attempt ``reservation`` has admitted already."""
-        tries = _AdmittedTries(
-            request=request, estimate=estimate, bucket=bucket, reservation=reservation
-        )
-        attempt: Attempt = self._retrying(self._attempt, tries)
-        return Outcome(
-            request=request,
-            ok=attempt.verdict is Verdict.ANSWERED,
-            reply=attempt.reply,
-            errors=tuple(tries.errors),
-            error_kind=attempt.kind,
-            attempts=tries.sent,
-            used_tokens=attempt.used_tokens,
-            unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
-        )
-
-    def _attempt(self, tries: _AdmittedTries) -> Attempt:
-        """One attempt, from its admission to its verdict; nothing is sent once the run stops."""
-        bucket, reservation = tries.bucket, tries.reservation
-        if reservation is None:
-            tokens, output_tokens = self._pricing.cost(tries.estimate)
-            reservation = bucket.acquire(tokens, self._stop, output_tokens=output_tokens)
-        tries.reservation = None
-        if reservation is None:
-            return Attempt(verdict=Verdict.STOPPED)
+    def begin(self, waiting: Waiting, reservation: Reservation) -> bool:
+        """The attempt goes out now; false if the run has stopped, and it must not."""
+        if waiting.tries is None:
+            self._counters.started()
         if self._stop.is_set():
-            bucket.cancel(reservation)
-            return Attempt(verdict=Verdict.STOPPED)
-        _log.debug("request %d: attempt %d", tries.request.number, tries.sent + 1)
-        self._counters.sent(int(reservation.costs[1]), first=tries.sent == 0)
-        tries.sent += 1
-        try:
-            attempt, readings = self._send(tries.request, bucket.host)
-        except BaseException:
-            bucket.ended(reservation)
-            raise
-        if self._transport.sending_since_s - (reservation.admitted_at or 0.0) > _LATE_S:
-            bucket.sent(reservation, self._transport.sending_since_s)
-        self._settle(tries, reservation, attempt)
-        answered = attempt.verdict is Verdict.ANSWERED
-        for name, window_s, before, limit in bucket.ended(reservation, readings, answered=answered):
-            was = f", was {before:,.0f}" if before < math.inf else ""
-            _log.info("limit%s: %s %s in %g s%s", _of(bucket), f"{limit:,.0f}", name, window_s, was)
-        tries.note(attempt, self._clock())
-        self._react(attempt, reservation, tries)
-        return attempt
+            waiting.bucket.cancel(reservation)
+            return False
+        sent = waiting.tries.sent if waiting.tries is not None else 0
+        _log.debug("request %d: attempt %d", waiting.request.number, sent + 1)
+        self._counters.sent(int(reservation.costs[1]), first=sent == 0)
+        return True
 
-    def _send(self, request: Request, host: str) -> tuple[Attempt, Sequence[LimitReading]]:
-        """How the exchange ended, and what its answer's headers say of limits."""
-        readings: Sequence[LimitReading] = ()
-        try:
-            reply = self._transport.send(request)
-            readings = read_limits(reply.headers, host)
-            attempt = self._judge(reply)
+    def finish(
+        self, waiting: Waiting, reservation: Reservation, ended: Ended | BaseException | None
+    ) -> Finished:
+        """The attempt is over: charge what it used, follow what the server said, and go on.
+
+        ``ended`` is ``None`` if it was not sent. A fault of ours ends the run.
+        """
+        if isinstance(ended, Ended):
+            try:
+                return self._finish(waiting, reservation, ended)
+            except BaseException as error:
+                ended = error
+        if ended is not None:
+            self._stop.set(ended)
+            waiting.bucket.ended(reservation)
+        return Finished(unanswered(waiting))
+
+    def _finish(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Finished:
+        attempt = ended.attempt
+        if attempt.reply is not None:
             self._was_reached = True
-        except TransportError as error:
-            if error.is_cut:  # no fault of the server's, whatever attempt it was
-                return Attempt(verdict=Verdict.STOPPED), ()
-            verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
-            if error.unreachable:
-                verdict = Verdict.UNREACHABLE
-            attempt = Attempt(verdict=verdict, kind=error.kind, error=str(error))
-        if attempt.error:
-            attempt = replace(attempt, error=self._redact(attempt.error))
-        return attempt, readings
+        if ended.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
+            waiting.bucket.sent(reservation, ended.sent_at_s)
+        ending = self._settle(waiting, reservation, ended)
+        for name, window_s, before, limit in ending.news:
+            was = f", was {before:,.0f}" if before < math.inf else ""
+            of = _of(waiting.bucket)
+            _log.info("limit%s: %s %s in %g s%s", of, f"{limit:,.0f}", name, window_s, was)
+        if attempt.verdict is not Verdict.ANSWERED:
+            delay_s = self._fail(waiting, reservation, attempt)
+            if delay_s is not None and self._stop.is_set():
+                return Finished(unanswered(waiting), 0.0, ending.made_room)
+            if delay_s is not None:
+                return Finished(None, delay_s, ending.made_room)
+        return Finished(_outcome(waiting, attempt), 0.0, ending.made_room)
 
-    def _judge(self, reply: Reply) -> Attempt:
-        """What ``reply`` means; of one that is no good answer, keys are cut out before it is read."""
-        attempt = judge(reply)
-        return attempt if attempt.verdict is Verdict.ANSWERED else judge(self._without_keys(reply))
-
-    def _without_keys(self, reply: Reply) -> Reply:
-        text = self._redact(reply.body.decode("utf-8", "replace"))
-        headers = {name.lower(): self._redact(value) for name, value in reply.headers.items()}
-        try:
-            data, is_json = parse(text, strict=False), True
-        except ValueError:
-            data, is_json = None, False
-        return Reply(
-            status=reply.status, headers=headers, body=text.encode(), data=data, is_json=is_json
+    def _settle(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Ending:
+        """Charge what was used; less than reserved only where the provider counts so."""
+        attempt = ended.attempt
+        used, output = attempt.used_tokens, attempt.output_tokens
+        if output is not None:
+            self._pricing.learn(waiting.estimate, output)
+        if used is not None and used < reservation.costs[1] and not self._pricing.charges_use:
+            used = None
+        return waiting.bucket.ended(
+            reservation,
+            ended.readings,
+            answered=attempt.verdict is Verdict.ANSWERED,
+            used_tokens=used,
+            output_tokens=output or 0,
+            waker=self.waker,
         )
 
-    def _settle(self, tries: _AdmittedTries, reservation: Reservation, attempt: Attempt) -> None:
-        """Charge what was used; less than reserved only where the provider counts so."""
-        if attempt.used_tokens is None:
-            return
-        reserved, used = reservation.costs[1], float(attempt.used_tokens)
-        output = attempt.output_tokens
-        if output is not None:
-            self._pricing.learn(tries.estimate, output)
-        if used > reserved or (used < reserved and self._pricing.charges_use):
-            tries.bucket.settle(reservation, used, output_tokens=output or 0)
+    def _fail(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> float | None:
+        """Tell everyone whom a failure concerns; seconds until the next attempt, if there is one."""
+        tries = waiting.tries
+        if tries is None:
+            tries = waiting.tries = Tries(request=waiting.request)
+        tries.note(attempt, self._clock())
+        self._react(attempt, reservation, waiting.bucket, tries)
+        return self._schedule.retry_in_s(tries, attempt) if attempt.verdict in RETRIED else None
 
-    def _react(self, attempt: Attempt, reservation: Reservation, tries: _AdmittedTries) -> None:
+    def _react(
+        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, tries: Tries
+    ) -> None:
         """What an attempt's end means for everyone else."""
         if attempt.verdict is Verdict.FATAL:
             self._stop.set(RunStoppedError(attempt.error))
         elif attempt.verdict is Verdict.RATE_LIMITED:
-            self._pause(attempt, reservation, tries.bucket)
+            self._pause(attempt, reservation, bucket)
         elif attempt.verdict is Verdict.UNREACHABLE:
-            self._wait_for_server(attempt, reservation, tries)
+            self._wait_for_server(attempt, reservation, bucket, tries)
         elif attempt.refusal is not None:
-            tries.bucket.refuse(reservation, attempt.refusal, None)
+            bucket.refuse(reservation, attempt.refusal, None)
 
     def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
         """Hold this bucket for as long as the server says; a wait of hours is the user's choice."""
@@ -183,7 +169,7 @@ class Worker:
             _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
 
     def _wait_for_server(
-        self, attempt: Attempt, refused: Reservation, tries: _AdmittedTries
+        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, tries: Tries
     ) -> None:
         """Hold everybody while there is no server; one that never answered ends the run."""
         policy = self._options.retry
@@ -192,7 +178,7 @@ class Worker:
             self._stop.set(RunStoppedError(f"can't reach {host}: {attempt.error}"))
             return
         seconds = longest_backoff_s(policy, tries.unreachable)
-        if tries.bucket.pause(seconds, refused):
+        if bucket.pause(seconds, refused):
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
@@ -208,6 +194,33 @@ class Worker:
 
 def _of(bucket: TokenBucket) -> str:
     return f" of {bucket.model}" if bucket.model else ""
+
+
+def _outcome(waiting: Waiting, attempt: Attempt) -> Outcome:
+    """The outcome of a request whose last attempt this was."""
+    ok, tries = attempt.verdict is Verdict.ANSWERED, waiting.tries
+    return Outcome(
+        request=waiting.request,
+        ok=ok,
+        reply=attempt.reply,
+        errors=tuple(tries.errors) if tries is not None else (),
+        error_kind=attempt.kind,
+        attempts=ok + (tries.sent if tries is not None else 0),
+        used_tokens=attempt.used_tokens,
+        unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
+    )
+
+
+def unanswered(waiting: Waiting) -> Outcome:
+    """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
+    tries = waiting.tries
+    return Outcome(
+        request=waiting.request,
+        ok=False,
+        errors=tuple(tries.errors) if tries is not None else (),
+        attempts=tries.sent if tries is not None else 0,
+        unanswered=True,
+    )
 
 
 def flawed(request: Request) -> Outcome:

@@ -36,12 +36,16 @@ LAYERS = (
             "formats",
         ),
         *("images", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
+        "messages",
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
         *("report", "resume", "retry"),
         *("serverlimits", "signals", "stop", "summaries", "tokens", "transport", "verify", "waits"),
     },
-    {"buckets", "ceiling", "dispatcher", "limiter", "worker", "writer"},
+    {
+        *("attempts", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
+        *("processes", "threads", "worker", "writer"),
+    },
     {"processor", "results", "run"},
     {"api", "cli", "flags"},
 )
@@ -85,11 +89,29 @@ WITHIN_LAYER = {
     ("serverlimits", "ratelimits"),
     ("buckets", "ceiling"),
     ("buckets", "limiter"),
+    ("charges", "ceiling"),
     ("dispatcher", "buckets"),
-    ("dispatcher", "ceiling"),
     ("dispatcher", "limiter"),
+    ("dispatcher", "lines"),
     ("limiter", "ceiling"),
+    ("limiter", "charges"),
+    ("lines", "buckets"),
+    ("lines", "ceiling"),
+    ("lines", "limiter"),
     ("cli", "flags"),
+    ("child", "attempts"),
+    ("messages", "jsontext"),
+    ("processes", "attempts"),
+    ("processes", "buckets"),
+    ("processes", "child"),
+    ("processes", "limiter"),
+    ("processes", "lines"),
+    ("threads", "attempts"),
+    ("threads", "buckets"),
+    ("threads", "limiter"),
+    ("threads", "lines"),
+    ("worker", "attempts"),
+    ("worker", "buckets"),
     ("worker", "limiter"),
     ("processor", "results"),
     ("processor", "run"),
@@ -108,8 +130,10 @@ IMPORTERS = {
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
 THREAD_MAKERS = {
-    "run": {"ThreadPoolExecutor"},  # the workers
+    "threads": {"ThreadPoolExecutor"},  # the workers
+    "child": {"Thread", "ThreadPoolExecutor"},  # a process with workers alone
     "dispatcher": {"Thread"},
+    "processes": {"Thread"},  # one for each
     "writer": {"Thread"},
     "signals": {"Thread"},  # waits for signals
     "encodings": {"Thread"},  # a download of tiktoken's own may hang
@@ -118,7 +142,7 @@ THREAD_MAKERS = {
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
     *("buckets", "ceiling", "connections", "counters", "dispatcher", "encodings", "learned"),
-    *("ledger", "processor", "run", "stop", "transport"),
+    *("ledger", "processes", "processor", "stop", "transport"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli"}

@@ -232,7 +232,8 @@ def test_each_limit_is_reported() -> None:
     plain, special = buckets.bucket(URL + "?key=secret", "a"), buckets.bucket(URL, "gpt")
     for tokens in (10, 20):
         admit(plain, tokens)
-    ledger.note(2.0, "requests", [(plain, "requests")])
+    ledger.begin(0.0, "requests", [(plain, "requests")])
+    ledger.end(2.0)
     first, second = buckets.reports(1000.0, ledger.of_bucket)
     assert (first.url, first.model, first.admitted) == (URL, "a", 2)
     assert first.held_by == {"requests": 2.0}

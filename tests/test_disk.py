@@ -107,7 +107,7 @@ def test_a_full_disk_and_room_made_later(disk: Disk, source: Path) -> None:
         assert_says(done.stderr, save, "No space left on device")
         kept = assert_no_longer_than(save, ROOM_BYTES + 12_288)
         sent = server.stats()["requests_received"]
-        assert kept <= sent <= kept + 20
+        assert kept <= sent <= kept + 20 + 256  # in flight, and answered while the disk was at it
         _mount("-o", "remount,size=5m", save.parent)
         assert ended(words).returncode == 0
         assert server.stats()["requests_received"] == sent + COUNT - kept

@@ -37,6 +37,7 @@ def test_no_flags_are_the_defaults_of_the_library() -> None:
         ("--max_attempts 9", "retry.max_attempts", 9),
         ("--seconds_to_pause_after_rate_limit_error 3", "retry.pause_s", 3.0),
         ("--max_workers 12", "max_workers", 12),
+        ("--processes 2", "processes", 2),
         ("--request_timeout 4", "request_timeout_s", 4.0),
         ("--connect_timeout 5", "connect_timeout_s", 5.0),
         ("--max_response_bytes 100", "max_response_bytes", 100),

@@ -418,7 +418,7 @@ class Interrupter:
         return self._trace_lines
 
 
-FEEDING = {"_feed", "_has_credit", "_admit", "_take_credit", "_submit", "_deliver", "_take_back"}
+FEEDING = {"_feed", "_take_in", "_prepare", "_room", "_deliver"}
 
 
 def end_of(stage: Stage, interrupter: Interrupter) -> BaseException | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +11,18 @@ import pytest
 from parallel_processor.ledger import Ledger
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
+
+
+class Played(Ledger):
+    """A ledger with a clock of its own."""
+
+    now_s = 0.0
+
+    def note(self, seconds: float, cause: str, buckets: Sequence[tuple[Hashable, str]]) -> None:
+        """Wait so long."""
+        self.begin(self.now_s, cause, buckets)
+        self.now_s += seconds
+        self.end(self.now_s)
 
 
 def test_a_new_ledger_is_empty() -> None:
@@ -19,7 +33,7 @@ def test_a_new_ledger_is_empty() -> None:
 
 def test_seconds_add_up_by_cause() -> None:
     """The run and each bucket have their own sums."""
-    ledger = Ledger()
+    ledger = Played()
     ledger.note(2.0, "requests", [("a", "requests"), ("b", "tokens")])
     ledger.note(3.0, "tokens", [("b", "tokens")])
     ledger.note(0.5, "requests", [("a", "pause")])
@@ -32,7 +46,7 @@ def test_seconds_add_up_by_cause() -> None:
 
 def test_the_longest_wait_comes_first() -> None:
     """The order is that in which the causes matter, not in which they came."""
-    ledger = Ledger()
+    ledger = Played()
     for seconds, cause in [(1.0, "pause"), (3.0, "disk"), (2.0, "input")]:
         ledger.note(seconds, cause, [("a", cause)])
     assert list(ledger.overall()) == list(ledger.of_bucket("a")) == ["disk", "input", "pause"]
@@ -40,25 +54,44 @@ def test_the_longest_wait_comes_first() -> None:
 
 def test_what_was_told_stays_as_it_was() -> None:
     """A summary that was made doesn't change with what comes behind it."""
-    ledger = Ledger()
+    ledger = Played()
     ledger.note(1.0, "input", [("a", "input")])
     overall, own = ledger.overall(), ledger.of_bucket("a")
     ledger.note(1.0, "disk", [("a", "disk")])
     assert overall == own == {"input": 1.0}
 
 
-def test_threads_lose_no_second() -> None:
-    """Sums from many threads add up while others read them."""
+def test_a_wait_under_way_counts_if_asked_for() -> None:
+    """A summary has what is over, the progress line what goes on as well."""
     ledger = Ledger()
+    ledger.begin(10.0, "input", [("a", "input")])
+    assert ledger.overall() == {}
+    assert ledger.overall(12.0) == {"input": 2.0}
+    ledger.begin(13.0, "tokens")  # ends the one before
+    assert ledger.overall() == {"input": 3.0}
+    assert ledger.overall(14.0) == {"input": 3.0, "tokens": 1.0}
+    ledger.end(15.0)
+    ledger.end(16.0)
+    assert ledger.overall(20.0) == {"input": 3.0, "tokens": 2.0}
+    assert ledger.of_bucket("a") == {"input": 3.0}
 
-    def note(bucket: int) -> None:
-        for number in range(1000):
-            ledger.note(1.0, f"cause {number % 50}", [(bucket, "tokens"), (-1, "tokens")])
+
+def test_threads_lose_no_second() -> None:
+    """Sums add up while other threads read them."""
+    ledger = Played()
+
+    def read() -> None:
+        while not over.is_set():
+            assert set(ledger.overall(1e9)) <= {f"cause {number}" for number in range(50)}
             ledger.of_bucket(-1)
-            ledger.overall()
 
-    with ThreadPoolExecutor(8) as pool:
-        for noted in [pool.submit(note, bucket) for bucket in range(8)]:
-            noted.result(REAL_TIMEOUT_S)
-    assert sum(ledger.overall().values()) == pytest.approx(8000)
-    assert [ledger.of_bucket(bucket)["tokens"] for bucket in (0, 7, -1)] == [1000, 1000, 8000]
+    over = threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read) for _ in range(4)]
+        for number in range(4000):
+            ledger.note(1.0, f"cause {number % 50}", [(number % 8, "tokens"), (-1, "tokens")])
+        over.set()
+        for reader in readers:
+            reader.result(REAL_TIMEOUT_S)
+    assert sum(ledger.overall().values()) == pytest.approx(4000)
+    assert [ledger.of_bucket(bucket)["tokens"] for bucket in (0, 7, -1)] == [500, 500, 4000]

@@ -41,7 +41,7 @@ def test_the_flag_table_is_that_of_the_command() -> None:
     flags = help_flags(*command())
     assert set(table) == set(flags) - {"--help"}
     numbers = {flag: default for flag, default in flags.items() if re.fullmatch(r"[\d.]+", default)}
-    assert len(numbers) == 13
+    assert len(numbers) == 14
     assert {flag: table[flag] for flag in numbers} == numbers
     assert table["--request_url"] == f"`{flags['--request_url']}`"
 

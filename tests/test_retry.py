@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parallel_processor.formats import request_from_body
 from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import RetryPolicy
-from parallel_processor.retry import Tries, backoff_s, make_retrying
+from parallel_processor.retry import RetrySchedule, Tries, backoff_s
 
 REQUEST = request_from_body({"input": "hello"}, 1)
 ANSWERED = Attempt(verdict=Verdict.ANSWERED)
@@ -38,28 +38,20 @@ class Call:
 
     def run(self) -> Attempt:
         """The attempt that the call ends with."""
-        attempts = iter(self.attempts)
-
-        def attempt(tries: Tries) -> Attempt:
-            found = next(attempts)
-            self.now_s += self.attempt_s
-            tries.sent += 1
-            tries.note(found, self.now_s)
-            return found
-
-        def sleep(seconds: float) -> bool:
-            self.waits_s.append(seconds)
-            self.now_s += seconds
-            return False
-
-        retrying = make_retrying(
+        schedule = RetrySchedule(
             self.policy,
-            sleep=sleep,
-            before_sleep=lambda _, attempt, seconds: self.told.append((attempt, seconds)),
+            tell=lambda _, attempt, seconds: self.told.append((attempt, seconds)),
             clock=lambda: self.now_s,
         )
-        result: Attempt = retrying(attempt, self.tries)
-        return result
+        for attempt in self.attempts:
+            self.now_s += self.attempt_s
+            self.tries.note(attempt, self.now_s)
+            seconds = schedule.retry_in_s(self.tries, attempt)
+            if seconds is None:
+                return attempt
+            self.waits_s.append(seconds)
+            self.now_s += seconds
+        raise AssertionError("the schedule wants more attempts than there are")
 
 
 @pytest.mark.parametrize(
@@ -165,64 +157,24 @@ def test_jitter_is_full(failures: int, longest: float) -> None:
     assert 0.45 * longest < sum(waits) / len(waits) < 0.55 * longest
 
 
-def test_an_early_wake_leads_to_another_attempt() -> None:
-    """A wait that a stop cuts short is followed by one more call, which looks at the stop first."""
-    stop = threading.Event()
-    seen: list[bool] = []
-
-    def attempt(tries: Tries) -> Attempt:
-        seen.append(stop.is_set())
-        verdict = Verdict.STOPPED if stop.is_set() else Verdict.RETRY
-        made = Attempt(verdict=verdict)
-        tries.note(made, 0.0)
-        return made
-
-    retrying = make_retrying(
-        RetryPolicy(backoff_initial_s=1e5, backoff_max_s=1e5),
-        sleep=stop.wait,
-        before_sleep=lambda *_: stop.set(),
-    )
-    assert retrying(attempt, Tries(request=REQUEST)).verdict is Verdict.STOPPED
-    assert seen == [False, True]
-
-
-def test_an_exception_is_not_tried_again() -> None:
-    """A fault of ours leaves at once, as it is."""
-    retrying = make_retrying(RetryPolicy(), sleep=_no_sleep, before_sleep=lambda *_: None)
-
-    def attempt(tries: Tries) -> Attempt:
-        raise LookupError("a bug")
-
-    with pytest.raises(LookupError, match="a bug"):
-        retrying(attempt, Tries(request=REQUEST))
-
-
 def test_threads_share_one_object() -> None:
-    """Calls at the same time don't see each other's attempts."""
+    """What threads ask at the same time, each for its request, they are told as if alone."""
     barrier = threading.Barrier(8)
     ends: dict[int, int] = {}
-    retrying = make_retrying(
-        RetryPolicy(max_attempts=8, backoff_initial_s=0.0),
-        sleep=lambda _: None,
-        before_sleep=lambda *_: None,
+    schedule = RetrySchedule(
+        RetryPolicy(max_attempts=8, backoff_initial_s=0.0), tell=lambda *_: barrier.wait(20)
     )
 
-    def attempts_until(fine_after: int) -> Callable[[Tries], Attempt]:
-        def attempt(tries: Tries) -> Attempt:
-            barrier.wait()
-            tries.sent += 1
-            made = ANSWERED if tries.sent > fine_after else RETRY
-            tries.note(made, 0.0)
-            return made
-
-        return attempt
-
-    def call(number: int) -> None:
+    def call(fine_after: int) -> None:
         tries = Tries(request=REQUEST)
-        retrying(attempts_until(number), tries)
-        ends[number] = tries.sent
+        while True:
+            attempt = ANSWERED if tries.sent == fine_after else RETRY
+            tries.note(attempt, 0.0)
+            if schedule.retry_in_s(tries, attempt) is None:
+                break
+        ends[fine_after] = tries.sent
         for _ in range(tries.sent, 8):  # keep step with the others
-            barrier.wait()
+            barrier.wait(20)
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -232,5 +184,17 @@ def test_threads_share_one_object() -> None:
     assert ends == {number: number + 1 for number in range(8)}
 
 
-def _no_sleep(seconds: float) -> None:
-    raise AssertionError("nothing is to wait for")
+def test_a_request_may_change_threads() -> None:
+    """The thread that has it after a backoff is another one, and counts on."""
+    schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None)
+    tries, told = Tries(request=REQUEST), []
+
+    def one_attempt() -> None:
+        tries.note(RETRY, 0.0)
+        told.append(schedule.retry_in_s(tries, RETRY))
+
+    for _ in range(3):
+        thread = threading.Thread(target=one_attempt)
+        thread.start()
+        thread.join()
+    assert [seconds is None for seconds in told] == [False, False, True]

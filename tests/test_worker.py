@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from parallel_processor.attempts import Attempts
+from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.formats import record, request_from_body
-from parallel_processor.limiter import TokenBucket
+from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Estimate, Outcome, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
-from parallel_processor.worker import Worker
+from parallel_processor.worker import Finished, Worker
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 ANTHROPIC = "https://api.anthropic.com/v1/messages"
@@ -73,12 +75,12 @@ class Bench:
         self.options = Options(request_url=url, limits=limits, retry=retry, **settings)
         self.bucket = TokenBucket(self.options.limits, clock=self.clock, wait=self._wait)
         self.transport: Any = Scripted(*ends)
+        self.attempts = Attempts(self.options, self.transport)
         self.counters = Counters()
         self.stop = StopSignal()
         self.worker = Worker(
             self.options,
             pricing=Pricing(self.options),
-            transport=self.transport,
             counters=self.counters,
             stop=self.stop,
             clock=self.clock,
@@ -93,11 +95,23 @@ class Bench:
             self.now_s += seconds
 
     def run(self, number: int = 1) -> Outcome:
-        """Take a request to its outcome, as the feeder and a worker thread do."""
-        reservation = self.bucket.acquire(TOKENS)
-        assert reservation is not None
+        """Take a request to its outcome, as the dispatcher and a worker thread do."""
         request = request_from_body({"input": "hello"}, number)
-        return self.worker.process(request, Estimate(TOKENS), self.bucket, reservation)
+        waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
+        while True:
+            reservation = self.bucket.acquire(TOKENS)
+            assert reservation is not None
+            outcome, retry_in_s, _ = self.attempt(waiting, reservation)
+            if outcome is not None:
+                return outcome
+            self.now_s += retry_in_s
+
+    def attempt(self, waiting: Waiting, reservation: Reservation) -> Finished:
+        """What one attempt ends in."""
+        ended = None
+        if self.worker.begin(waiting, reservation):
+            ended = self.attempts.make(waiting.request, self.bucket.host)
+        return self.worker.finish(waiting, reservation, ended)
 
     def admitted(self) -> tuple[float, float]:
         """The requests and tokens that the bucket counts."""
@@ -187,12 +201,18 @@ def test_an_answer_after_the_stop_counts() -> None:
     assert bench.run().ok
 
 
-def test_a_stop_ends_the_backoff() -> None:
-    """A request that waits for its next attempt is given up at once."""
-    policy = RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6)
-    bench = Bench(SERVER_ERROR, retry=policy)
-    threading.Timer(0.05, bench.stop.set, [StopRequested("enough")]).start()
-    assert bench.run().unanswered
+def test_a_backoff_is_nobodys_wait() -> None:
+    """A failed attempt gives its request back with a time, and keeps neither thread nor place."""
+    bench = Bench(SERVER_ERROR, retry=RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6))
+    request = request_from_body({"input": "hello"}, 1)
+    waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
+    reservation = bench.bucket.acquire(TOKENS)
+    assert reservation is not None
+    outcome, retry_in_s, _ = bench.attempt(waiting, reservation)
+    assert outcome is None
+    assert 0 <= retry_in_s <= 1e6
+    assert waiting.tries is not None and waiting.tries.errors == ["HTTP 500 t: oops"]
+    assert bench.bucket.server.in_flight.count == 0
 
 
 def test_an_unexpected_exception_passes_through() -> None:

@@ -1,0 +1,83 @@
+"""What a run and its worker processes tell each other, over real pipes."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from parallel_processor import messages
+from parallel_processor.models import Attempt, Refusal, Reply, Verdict
+
+ANSWER = Attempt(
+    verdict=Verdict.ANSWERED,
+    reply=Reply(
+        status=200, headers={"x": "1"}, body=b'{"a": [1, "\xc3\xbc"]}', data={"a": [1, "ü"]}, is_json=True
+    ),
+    used_tokens=7,
+    output_tokens=3,
+)
+REFUSED = Attempt(
+    verdict=Verdict.RATE_LIMITED,
+    reply=Reply(status=429, headers={"retry-after": "2"}, body=b"no"),
+    kind="HTTP 429",
+    error="HTTP 429: no",
+    retry_after_s=2.0,
+    refusal=Refusal(kind="tokens", hinted=True),
+)
+
+
+@pytest.mark.parametrize("attempt", [ANSWER, REFUSED, Attempt(verdict=Verdict.STOPPED)])
+def test_an_attempt_arrives_as_it_was(attempt: Attempt) -> None:
+    """Answers and failures, with all that is known of them."""
+    file = io.BytesIO()
+    messages.write(file, messages.pack(attempt))
+    file.seek(0)
+    assert messages.unpack(messages.read(file), parses=True) == attempt
+
+
+def test_a_value_that_nobody_reads_is_not_made() -> None:
+    """A results file needs the answer's text alone."""
+    attempt = messages.unpack(messages.pack(ANSWER), parses=False)
+    assert attempt.reply is not None
+    assert (attempt.reply.data, attempt.reply.is_json) == (None, True)
+    assert ANSWER.reply is not None
+    assert attempt.reply.body == ANSWER.reply.body
+
+
+def test_long_messages_pass_a_pipe_whole() -> None:
+    """More than a pipe holds is written and read to its end, and then comes the end."""
+    reader, writer = os.pipe()
+    sent: list[Any] = [[b"x" * size] for size in (0, 1, 5_000_000, 70_000)]
+
+    def write() -> None:
+        with os.fdopen(writer, "wb", 0) as file:
+            for message in sent:
+                messages.write(file, message)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with os.fdopen(reader, "rb") as file:
+        received = [messages.read(file) for _ in sent]
+        assert messages.read(file) is None
+    thread.join()
+    assert received == sent
+
+
+@pytest.mark.parametrize("length", [0, 3, 8, 20])
+def test_a_torn_message_is_the_end(length: int) -> None:
+    """A process that was killed amid a message has said nothing."""
+    file = io.BytesIO()
+    messages.write(file, ["something", 1, 2, 3])
+    assert messages.read(io.BytesIO(file.getvalue()[:length])) is None
+
+
+def test_nobody_to_read_is_an_error() -> None:
+    """The other end is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", 0) as file, pytest.raises(BrokenPipeError):
+        messages.write(file, ["something"])

@@ -1,0 +1,372 @@
+"""Worker processes: as reliable as threads, whatever becomes of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from commands import command, environment, read_lines, simulator, write_lines
+from raw_server import RawServer, Visit
+
+from parallel_processor import (
+    ConfigurationError,
+    Limits,
+    Outcome,
+    Processor,
+    RetryPolicy,
+    WorkerProcessError,
+    verify_results,
+)
+from parallel_processor.simulator import Simulator, SimulatorOptions
+
+HANGS_S = 60.0
+KEY = "sk-test-0123456789abcdef"
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """So many different requests."""
+    return [{"model": "m", "input": f"text {number}"} for number in range(count)]
+
+
+@contextmanager
+def processor(url: str, **settings: Any) -> Iterator[Processor]:
+    """A processor with two processes for the embeddings of a server."""
+    options: dict[str, Any] = {"api_key": KEY, "limits": NO_LIMITS, "processes": 2} | settings
+    with Processor(request_url=f"{url}/v1/embeddings", **options) as made:
+        yield made
+
+
+def children() -> list[int]:
+    """The processes that this one has started and not yet seen off."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found += [int(word) for word in (task / "children").read_text().split()]
+        except FileNotFoundError:  # a thread that has ended
+            continue
+    return found
+
+
+def of_ours() -> list[str]:
+    """The package's threads."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("parallel-processor")]
+
+
+def inputs_of(outcomes: list[Outcome]) -> Counter[str]:
+    """How often each input has an answer."""
+    return Counter(outcome.request.body["input"] for outcome in outcomes if outcome.ok)
+
+
+def factory() -> requests.Session:
+    """A session of the caller's."""
+    session = requests.Session()
+    session.headers["X-Made-By"] = f"process {os.getpid()}"
+    return session
+
+
+# Work
+
+
+def test_every_request_has_one_outcome() -> None:
+    """All are answered once, with their values, and nothing is left of the processes."""
+    files, before = set(os.listdir("/proc/self/fd")), children()
+    with Simulator(SimulatorOptions()) as server, processor(server.url, max_workers=20) as made:
+        outcomes = list(made.imap_unordered(rows(300)))
+        assert server.stats()["requests_received"] == 300
+    assert inputs_of(outcomes) == Counter(row["input"] for row in rows(300))
+    assert all(outcome.response["object"] == "list" for outcome in outcomes)
+    assert all(outcome.reply is not None and outcome.reply.headers for outcome in outcomes)
+    assert (of_ours(), children()) == ([], before)
+    assert set(os.listdir("/proc/self/fd")) <= files
+
+
+def test_failures_are_tried_again_and_recorded() -> None:
+    """Retries, final failures and refusals are as with threads."""
+    options = SimulatorOptions(
+        errors=("500", "reset", "bad_json"), error_rate=0.3, error_attempts=1, seed=5
+    )
+    retry = RetryPolicy(backoff_initial_s=0.0, pause_s=0.0)
+    with Simulator(options) as server, processor(server.url, retry=retry) as made:
+        outcomes = list(made.imap_unordered(rows(200)))
+        faults = sum(server.stats()["faults"].values())
+    assert len(inputs_of(outcomes)) == 200
+    assert sum(outcome.attempts for outcome in outcomes) == 200 + faults
+    assert faults > 20
+
+
+def test_the_limits_are_of_all_processes_together() -> None:
+    """A server that enforces what is configured refuses nobody."""
+    limits = Limits(requests_per_minute=600, tokens_per_minute=math.inf, burst_seconds=3)
+    options = SimulatorOptions(requests_per_minute=600, burst_s=3)
+    with Simulator(options) as server, processor(server.url, limits=limits) as made:
+        assert len(list(made.imap_unordered(rows(50)))) == 50
+        assert server.stats()["faults"] == {}
+
+
+def test_a_session_of_the_callers_is_made_in_each_process() -> None:
+    """A factory that can be imported works, with its headers, proxies and so on."""
+    seen: set[str] = set()
+
+    def note(visit: Visit) -> None:
+        while visit.read():
+            seen.add(visit.header("x-made-by") or "")
+            visit.answer()
+
+    with RawServer(note) as server:
+        sys.path.insert(0, str(Path(__file__).parent))
+        try:
+            from test_processes import factory as importable
+
+            settings = {"session_factory": importable, "api_key": None, "max_workers": 8}
+            with processor(server.url.rsplit("/v1", 1)[0], **settings) as made:
+                outcomes = list(made.imap_unordered(rows(40)))
+        finally:
+            sys.path.remove(str(Path(__file__).parent))
+    assert all(outcome.ok for outcome in outcomes)
+    assert len(seen) == 2 and f"process {os.getpid()}" not in seen
+
+
+def test_a_factory_that_cannot_travel_is_refused() -> None:
+    """The error says what would work."""
+    with (
+        processor("http://127.0.0.1:1", session_factory=lambda: requests.Session()) as made,
+        pytest.raises(ConfigurationError, match="of a module that another process can import"),
+    ):
+        list(made.imap_unordered(rows(1)))
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "2", 65])
+def test_the_number_is_checked(count: Any) -> None:
+    """At least one, and no more than make sense."""
+    with pytest.raises(ConfigurationError, match="processes must be"):
+        Processor(request_url="http://127.0.0.1:1/v1/embeddings", processes=count)
+
+
+# Deaths
+
+
+class Killer:
+    """A server whose ``at``-th requests have a worker process killed while they are under way."""
+
+    def __init__(self, *at: int) -> None:
+        self._at = at
+        self._lock = threading.Lock()
+        self.received = 0
+        self.killed: list[int] = []
+
+    def __call__(self, visit: Visit) -> None:
+        while visit.read():
+            with self._lock:
+                self.received += 1
+                kills = self.received in self._at
+            if kills and (left := children()):
+                self.killed.append(left[0])
+                os.kill(left[0], signal.SIGKILL)
+            visit.answer()
+
+
+def test_what_a_killed_process_had_under_way_is_sent_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is lost or doubled, nothing counts as a failure, and another takes its place."""
+    caplog.set_level(logging.WARNING)
+    killer = Killer(20, 60, 100)
+    with RawServer(killer) as server:
+        settings = {"retry": RetryPolicy(max_attempts=1), "max_workers": 10}
+        with processor(server.url.rsplit("/v1", 1)[0], **settings) as made:
+            outcomes = list(made.imap_unordered(rows(200)))
+    assert inputs_of(outcomes) == Counter(row["input"] for row in rows(200))
+    assert len(killer.killed) == 3
+    assert 200 <= killer.received <= 200 + 3 * 10
+    assert caplog.text.count("a worker process is gone (killed by signal 9)") == 3
+    assert of_ours() == []
+
+
+def test_a_request_that_kills_its_process_each_time_fails() -> None:
+    """It is lost four times at most, and the others are answered."""
+
+    def kill(visit: Visit) -> None:
+        while visit.read():
+            if b"text 7" in visit.body:
+                for child in children():
+                    os.kill(child, signal.SIGKILL)
+                return
+            visit.answer()
+
+    with RawServer(kill) as server:
+        retry = RetryPolicy(backoff_initial_s=0.0)
+        with processor(
+            server.url.rsplit("/v1", 1)[0], max_workers=1, processes=1 + 1, retry=retry
+        ) as made:
+            outcomes = list(made.imap_unordered(rows(10)))
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    assert [outcome.request.body["input"] for outcome in failed] == ["text 7"]
+    assert failed[0].error == "lost: its worker process is gone (killed by signal 9)"
+    assert len(failed[0].errors) == 4
+    assert len(inputs_of(outcomes)) == 9
+
+
+def test_processes_that_do_not_live_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no child comes to work, the run ends with an error instead of starting more for ever."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with (
+        processor("http://127.0.0.1:1") as made,
+        pytest.raises(WorkerProcessError, match="end before they have sent anything"),
+    ):
+        list(made.imap_unordered(rows(5)))
+    assert of_ours() == []
+
+
+def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's error is raised as it is."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with processor("http://127.0.0.1:1") as made, pytest.raises(FileNotFoundError):
+        list(made.imap_unordered(rows(5)))
+    assert of_ours() == []
+
+
+# Ends
+
+
+def test_a_consumer_that_leaves_ends_the_processes() -> None:
+    """Closing the iterator cuts what is under way; no process outlives it."""
+    before = children()
+    with (
+        Simulator(SimulatorOptions(latency_s=0.02)) as server,
+        processor(server.url, max_workers=6) as made,
+    ):
+        outcomes = made.imap_unordered(rows(1000))
+        assert next(outcomes).ok
+        outcomes.close()
+    assert (of_ours(), children()) == ([], before)
+
+
+def test_a_cut_ends_what_a_silent_server_holds() -> None:
+    """Exchanges in the other processes are cut as those of threads are."""
+    entered = threading.Semaphore(0)
+
+    def silent(visit: Visit) -> None:
+        visit.read()
+        entered.release()
+        visit.wait_for_the_end()
+
+    with RawServer(silent) as server:
+        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
+
+            def cut() -> None:
+                for _ in range(4):
+                    assert entered.acquire(timeout=HANGS_S)
+                made.cut("enough")
+
+            thread = threading.Thread(target=cut)
+            thread.start()
+            assert list(made.imap_unordered(rows(100))) == []
+            thread.join()
+    assert of_ours() == []
+
+
+def job(folder: Path, url: str, count: int, *more: object) -> tuple[list[str], Path, Path]:
+    """The command for a job with two processes, its input and its output."""
+    source = write_lines(folder / "in.jsonl", rows(count))
+    save = folder / "out.jsonl"
+    words = command(
+        *("--requests_filepath", source, "--save_filepath", save, "--no_progress"),
+        *("--request_url", f"{url}/v1/embeddings", "--processes", 2),
+        *("--max_requests_per_minute", "inf", "--max_tokens_per_minute", "inf", *more),
+    )
+    return words, source, save
+
+
+def test_an_interrupt_ends_the_command_in_order(tmp_path: Path) -> None:
+    """Ctrl-C reaches all of a terminal's processes; the answers under way are kept, and it goes on."""
+    with simulator("--latency_s", 0.05) as server:
+        words, source, save = job(tmp_path, server.url, 2000, "--max_workers", 20)
+        with subprocess.Popen(
+            words, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            while not save.exists() or save.stat().st_size < 1000:
+                assert process.poll() is None
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=HANGS_S)
+        assert process.returncode == 130, stderr
+        assert "Traceback" not in stderr
+        kept = len(read_lines(save))
+        assert kept == server.stats()["requests_received"]
+        assert subprocess.run(words, env=environment(), timeout=300).returncode == 0
+        assert server.stats()["requests_received"] == 2000
+    assert verify_results(source, save).ok
+
+
+def test_processes_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    """``kill -9`` of the run leaves no process behind, and the next run does the rest."""
+    with simulator("--latency_s", 0.05) as server:
+        words, source, save = job(tmp_path, server.url, 1000, "--max_workers", 20)
+        with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE) as process:
+            while not save.exists() or save.stat().st_size < 1000:
+                assert process.poll() is None
+            process.kill()
+            assert process.stderr is not None
+            process.stderr.read()  # its end is that of the last process that has it
+        assert subprocess.run(words, env=environment(), timeout=300).returncode == 0
+        most = 20 + 30  # in flight, and answered in the last milliseconds
+        assert server.stats()["requests_received"] <= 1000 + most
+    assert verify_results(source, save).ok
+
+
+PROGRAM = """
+from parallel_processor import Limits, Processor
+
+with Processor(request_url={url!r}, processes=2, limits=Limits(requests_per_minute=6e5)) as processor:
+    outcomes = list(processor.imap_unordered({{"input": str(n)}} for n in range(50)))
+print(sum(outcome.ok for outcome in outcomes))
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_a_program_needs_no_main_guard(way: str, tmp_path: Path) -> None:
+    """A plain script isn't run again in each process, and neither a file nor a name is needed."""
+    with Simulator(SimulatorOptions()) as server:
+        text = PROGRAM.format(url=f"{server.url}/v1/embeddings")
+        path = tmp_path / "program.py"
+        path.write_text(text, "utf-8")
+        done = subprocess.run(
+            [sys.executable, *([str(path)] if way == "file" else ["-"])],
+            input=text if way == "stdin" else None,
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=HANGS_S,
+        )
+        assert done.stdout == "50\n", done.stderr
+        assert server.stats()["requests_received"] == 50
+
+
+def test_the_key_is_on_no_command_line() -> None:
+    """Others of the machine see the processes' arguments; the key isn't among them."""
+    seen: list[bytes] = []
+
+    def look(visit: Visit) -> None:
+        while visit.read():
+            seen.extend(Path(f"/proc/{child}/cmdline").read_bytes() for child in children())
+            seen.extend(Path(f"/proc/{child}/environ").read_bytes() for child in children())
+            visit.answer()
+
+    with RawServer(look) as server:
+        with processor(server.url.rsplit("/v1", 1)[0], max_workers=1) as made:
+            assert all(outcome.ok for outcome in made.imap_unordered(rows(3)))
+    assert any(b"parallel_processor.child" in text for text in seen)
+    assert not any(KEY.encode() in text for text in seen)
