@@ -33,13 +33,17 @@ LAYERS = (
             "counters",
             "descriptors",
             "encodings",
+            "exchange",
+            "failures",
             "formats",
+            "heads",
         ),
-        *("images", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
+        *("images", "incoming", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
         *("report", "resume", "retry"),
-        *("serverlimits", "signals", "stop", "summaries", "tokens", "transport", "verify", "waits"),
+        *("serverlimits", "signals", "stop", "summaries", "tlscontexts", "tokens", "transport"),
+        *("verify", "waits"),
     },
     {"buckets", "ceiling", "dispatcher", "limiter", "worker", "writer"},
     {"processor", "results", "run"},
@@ -63,7 +67,15 @@ WITHIN_LAYER = {
     ("content", "images"),
     ("tokens", "content"),
     ("tokens", "encodings"),
+    ("connections", "incoming"),
+    ("connections", "tlscontexts"),
+    ("exchange", "connections"),
+    ("exchange", "heads"),
+    ("exchange", "incoming"),
     ("transport", "connections"),
+    ("transport", "exchange"),
+    ("transport", "failures"),
+    ("transport", "heads"),
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
@@ -99,8 +111,10 @@ SIMULATOR_MAY_IMPORT = LAYERS[0] | {"encodings", "tokens"}
 
 # Who imports a third-party package: exactly these.
 IMPORTERS = {
-    "requests": {"transport", "connections"},  # the adapter of a session without its own
-    "urllib3": {"transport", "connections"},  # requests brings it
+    # The adapter of a session without its own; what goes wrong in one.
+    "requests": {"transport", "connections", "failures"},
+    # requests brings it
+    "urllib3": {"transport", "connections", "exchange", "failures", "tlscontexts"},
     "tenacity": {"retry"},
     "tiktoken": {"encodings"},
     "tqdm": {"progress"},
@@ -118,7 +132,7 @@ THREAD_MAKERS = {
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
     *("buckets", "ceiling", "connections", "counters", "dispatcher", "encodings", "learned"),
-    *("ledger", "processor", "run", "stop", "transport"),
+    *("ledger", "processor", "run", "stop", "tlscontexts", "transport"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli"}
