@@ -111,6 +111,7 @@ def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> 
             bound_by(sock, deadline)
             sent = sock.send(piece)
             if sent < len(piece):
+                bound_by(sock, deadline)
                 sock.sendall(memoryview(piece)[sent:])
     except OSError as error:
         if error.errno not in _STILL_READABLE:

@@ -19,6 +19,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from parallel_processor.exceptions import TransportError
 
@@ -28,7 +29,7 @@ FAILURES = (
 )
 _KINDS = {
     "connect timeout": (requests.exceptions.ConnectTimeout, ConnectTimeoutError),
-    "TLS error": (requests.exceptions.SSLError, SSLError, ssl.SSLError),
+    "TLS error": (requests.exceptions.SSLError, SSLError, ssl.SSLError, CertificateError),
     "proxy error": (requests.exceptions.ProxyError, ProxyError),
 }
 _UNREADABLE = (requests.exceptions.InvalidHeader, requests.exceptions.ContentDecodingError)

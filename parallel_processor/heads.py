@@ -66,27 +66,20 @@ def _read_headers(text: str) -> dict[str, str]:
     lines = text.split("\n")
     if len(lines) > _MAX_HEADERS:
         raise http.client.HTTPException(f"got more than {_MAX_HEADERS} headers")
-    pairs = [line.partition(":") for line in lines]
-    headers = {name.lower(): value.strip(" \t\r") for name, _, value in pairs}
-    return headers if len(headers) == len(lines) else _join(pairs)
-
-
-def _join(pairs: list[tuple[str, str, str]]) -> dict[str, str]:
-    """The headers, where a name may occur more than once."""
     headers: dict[str, str] = {}
-    for name, _, value in pairs:
-        name, value = name.lower(), value.strip(" \t\r")
+    for line in lines:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
 def _read_length(text: str) -> int | None:
     """The number; ``None`` if it is none. An ``HTTPException`` for several that differ."""
-    values = {value.strip() for value in text.split(",")}
-    if len(values) > 1:
+    first, *others = [value.strip() for value in text.split(",")]
+    if any(value != first for value in others):
         raise http.client.HTTPException(f"the answer has several lengths: {text[:100]}")
-    value = values.pop()
-    return int(value) if value.isdecimal() and value.isascii() and len(value) < 20 else None
+    return int(first) if first.isdecimal() and first.isascii() and len(first) < 20 else None
 
 
 class _Recorder(http.client.HTTPConnection):

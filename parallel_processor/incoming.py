@@ -16,7 +16,7 @@ _RECEIVE_BYTES = 16 * 1024  # a TLS record holds no more; each waiting thread ha
 _RECEIVE_BYTES_OF_LONG_BODY = 64 * 1024
 _SLACK = 1.01
 _PROTOCOL = b"HTTP/"
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 
 def bound_by(sock: socket.socket, deadline: float) -> None:
@@ -47,7 +47,10 @@ class Incoming:
         self.rest = b""  # has come in and wasn't read yet
 
     def head(self) -> str:
-        """The lines before an answer's body, without the empty one that ends them."""
+        """The lines before an answer's body, without the empty one that ends them.
+
+        Lines end with CRLF or, from some servers, with LF; the last one's CR is left.
+        """
         while (end := _HEAD_END.search(self.rest)) is None:
             if not self.rest.startswith(_PROTOCOL[: len(self.rest)]):
                 raise http.client.BadStatusLine(repr(self.rest[:100]))
