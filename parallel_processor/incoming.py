@@ -59,7 +59,9 @@ class Incoming:
             if not self._receive():
                 if self.rest:
                     raise http.client.IncompleteRead(self.rest)
-                raise http.client.RemoteDisconnected("the server ended the connection")
+                raise http.client.RemoteDisconnected(
+                    "Remote end closed connection without response"
+                )
         head, self.rest = self.rest[: end.start()], self.rest[end.end() :]
         return head.decode("latin-1")
 
@@ -90,6 +92,9 @@ class Incoming:
     def makefile(self, mode: str) -> Incoming:
         """Itself: ``http.client`` asks a socket for this."""
         return self
+
+    def flush(self) -> None:
+        """Nothing; ``http.client`` calls it."""
 
     def close(self) -> None:
         """Nothing: the socket belongs to its connection."""

@@ -14,9 +14,17 @@ from typing import Any
 
 import pytest
 import requests
-from raw_server import CERTIFICATE, RawServer, Visit, answer_all, certificate_file, head_of
+from raw_server import (
+    CERTIFICATE,
+    RawServer,
+    Visit,
+    answer_all,
+    certificate_file,
+    head_of,
+    header_of,
+)
 
-from parallel_processor.connections import ConnectionRegistry
+from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
 from parallel_processor.exchange import Answer, Line
 from parallel_processor.formats import request_from_body
@@ -453,6 +461,30 @@ def test_sessions_with_an_auth_share_a_tls_context(monkeypatch: pytest.MonkeyPat
             assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
             assert len(sender._adapter._contexts._contexts) == 1
         assert server.visits == 1
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_without_urllib3s_insides_the_ordinary_way_is_taken(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a pool can't open connections for others, its adapter sends, and all else stays the same."""
+    monkeypatch.setattr(BoundedPool, "can_open", False)
+    headers = "X-Request-ID: abc\r\nX-A: 1\r\nx-a: 2\r\n"
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(headers=headers)
+
+    with RawServer(script, tls=tls) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url, api_key="sk-test") as sender:
+            replies = [sender.send(REQUEST) for _ in range(3)]
+            assert sender._threads.lane.lines == {}
+            assert sender.sending_since_s > 0.0
+        assert server.visits == 1
+    assert {header_of(head, "authorization") for head in server.heads} == {"Bearer sk-test"}
+    assert replies[0].data == {"ok": True}
+    assert replies[0].headers == {"content-length": "12", "x-request-id": "abc", "x-a": "1, 2"}
 
 
 # Proxies
