@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,6 +203,46 @@ def test_lines_and_bytes_are_read_alternately() -> None:
         assert answer.readline(100) == b"\n"
         assert answer.readline(100) == b"last"
         assert answer.readline(100) == b""
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(b'{"a": 1}')),
+        ("GZIP", gzip.compress(b'{"a": 1}')),
+        ("x-gzip", gzip.compress(b'{"a": 1}')),
+        ("gzip", gzip.compress(b'{"a"') + gzip.compress(b": 1}")),
+        ("gzip", gzip.compress(b'{"a": 1}') + b"\0\0"),
+        ("deflate", zlib.compress(b'{"a": 1}')),
+        ("deflate", zlib.compress(b'{"a": 1}')[2:-4]),
+        ("deflate, gzip", gzip.compress(zlib.compress(b'{"a": 1}'))),
+        ("unheard-of", b'{"a": 1}'),
+    ],
+)
+def test_an_answer_is_decompressed_however_it_was_compressed(coding: str, body: bytes) -> None:
+    """Streams in a row, padding and codings within codings are read, and the connection is kept."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(body, headers=f"Content-Encoding: {coding}\r\n")
+
+    with RawServer(script) as server, transport(server.url) as sender:
+        assert [sender.send(REQUEST).data for _ in range(2)] == [{"a": 1}] * 2
+        assert server.visits == 1
+
+
+def test_a_decompressed_answer_may_have_the_greatest_size() -> None:
+    """What counts is the decompressed size: ``max_response_bytes`` are read, and not one more."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            body = gzip.compress(b"x" * (1000 + visit.number))
+            visit.answer(body, headers="Content-Encoding: gzip\r\nConnection: close\r\n")
+
+    with RawServer(script) as server, transport(server.url, max_response_bytes=1001) as sender:
+        assert len(sender.send(REQUEST).body) == 1001
+        with pytest.raises(TransportError, match="larger than 1,001 bytes"):
+            sender.send(REQUEST)
 
 
 # What is kept
