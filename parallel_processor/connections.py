@@ -1,7 +1,7 @@
-"""Connections whose whole exchange is bounded, and which another thread can cut.
+"""Connections whose whole exchange is bounded, and which another thread can cut; pools and adapter of such.
 
-``requests`` and urllib3 bound each read of a socket, so that an answer which drips a byte a second
-never times out. Here every read gets what is left of the exchange's time instead.
+A connection may be used as ``requests`` and urllib3 do, through the adapter, or be opened by a pool and
+kept by one thread (``exchange.py``).
 """
 
 from __future__ import annotations
@@ -12,14 +12,22 @@ import io
 import math
 import os
 import socket
+import ssl
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
+import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, ProxyError
+from urllib3.util.proxy import connection_requires_http_tunnel
+
+from parallel_processor.incoming import bound_by
+from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
 
 
 class ConnectionRegistry:
@@ -43,9 +51,10 @@ class ConnectionRegistry:
         if self._cut:
             raise ConnectionAbortedError("the run was cut short")
 
-    def note_sending(self) -> None:
-        """This thread's connection stands, and its request goes out now."""
-        self._sending.since_s = time.monotonic()
+    def note_sending(self) -> float:
+        """This thread's connection stands, and its request goes out now; returns this time."""
+        self._sending.since_s = now = time.monotonic()
+        return now
 
     @property
     def sending_since_s(self) -> float:
@@ -104,10 +113,7 @@ class _DeadlineReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         """Read as the socket does, by the deadline; ``TimeoutError`` behind it."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self._sock.settimeout(left)
+        bound_by(self._sock, self._deadline)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -161,13 +167,12 @@ class _BoundedConnection(HTTPConnection):
         """Begin an exchange, whose time starts once the connection stands."""
         if self.sock is None:  # plain connections are made within; their TLS is done before
             self.connect()
-        self.registry.note_sending()
-        self._deadline = time.monotonic() + self.exchange_timeout_s
+        self._deadline = self.registry.note_sending() + self.exchange_timeout_s
         super().request(*args, **kwargs)
 
     def send(self, data: Any) -> None:
         if self.sock is not None:
-            self.sock.settimeout(max(self._deadline - time.monotonic(), 0.001))
+            bound_by(self.sock, self._deadline)
         super().send(data)
 
     def response_class(  # type: ignore[override]
@@ -181,23 +186,67 @@ class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):
     pass
 
 
+class BoundedPool(HTTPConnectionPool):
+    """A pool that can also open a connection for somebody to keep."""
+
+    @property
+    def can_open(self) -> bool:
+        """False where urllib3 has changed, and for TLS within a proxy's TLS."""
+        names = ("_new_conn", "_prepare_proxy", "_validate_conn", "proxy", "proxy_config")
+        return all(hasattr(self, name) for name in names) and not self.has_tls_proxy
+
+    @property
+    def has_tls_proxy(self) -> bool:
+        """True if the proxy itself is reached by TLS."""
+        return self.proxy is not None and self.proxy.scheme == "https"
+
+    @property
+    def has_tunnel(self) -> bool:
+        """True if a proxy passes on the bytes, and not the requests."""
+        return bool(connection_requires_http_tunnel(self.proxy, self.proxy_config, self.scheme))
+
+    def open(self, timeout_s: float) -> HTTPConnection:
+        """A connection that stands, through the proxy if there is one; what fails is urllib3's error."""
+        made: Any = self._new_conn()
+        made.timeout = timeout_s
+        try:
+            if self.has_tunnel:
+                self._prepare_proxy(made)
+            self._validate_conn(made)
+            if made.sock is None:
+                made.connect()
+        except BaseException as error:
+            made.close()
+            if self.proxy is None or isinstance(error, ssl.SSLError):
+                raise
+            if not isinstance(error, (OSError, HTTPError, http.client.HTTPException)):
+                raise
+            raise ProxyError("can't connect to the proxy", error) from error
+        return made  # type: ignore[no-any-return]
+
+
+class _BoundedTLSPool(BoundedPool, HTTPSConnectionPool):
+    pass
+
+
 def bounded_pools(exchange_timeout_s: float, registry: ConnectionRegistry) -> dict[str, Any]:
     """Pool classes by scheme, whose exchanges take at most ``exchange_timeout_s`` seconds."""
     fields = {"exchange_timeout_s": exchange_timeout_s, "registry": registry}
     plain = type("BoundedConnection", (_BoundedConnection,), fields)
     tls = type("BoundedTLSConnection", (_BoundedTLSConnection,), fields)
     return {
-        "http": type("BoundedPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
-        "https": type("BoundedTLSPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
+        "http": type("BoundedPool", (BoundedPool,), {"ConnectionCls": plain}),
+        "https": type("BoundedTLSPool", (_BoundedTLSPool,), {"ConnectionCls": tls}),
     }
 
 
 class BoundedAdapter(HTTPAdapter):
-    """The adapter of a session that has none of its own; for one thread, with one connection a host."""
+    """The adapter of sessions that have none of their own; any number of threads may share it."""
 
-    def __init__(self, pools: dict[str, Any]) -> None:
+    def __init__(self, pools: dict[str, Any], max_connections: int) -> None:
         self._pools = pools
-        super().__init__(pool_connections=8, pool_maxsize=1, max_retries=0)
+        self._contexts = TLSContexts()
+        super().__init__(pool_connections=8, pool_maxsize=max_connections, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -209,3 +258,35 @@ class BoundedAdapter(HTTPAdapter):
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = self._pools
         return manager
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Give ``conn``, which is a pool, the context that others with these settings have, too."""
+        read_settings: Any = super().cert_verify
+        is_ours = isinstance(conn, BoundedPool) and not conn.has_tls_proxy
+        if not is_ours or not url.lower().startswith("https"):
+            read_settings(conn, url, verify, cert)
+            return
+        settings = SimpleNamespace()
+        read_settings(settings, url, verify, cert)
+        try:
+            context = self._contexts.get(TLSPolicy(**vars(settings)))
+        except OSError as error:
+            raise requests.exceptions.SSLError(error) from error
+        conn.cert_reqs = settings.cert_reqs
+        # Whatever is named here would be read into the context again, by each connection.
+        conn.ca_certs = conn.ca_cert_dir = conn.cert_file = conn.key_file = None
+        conn.conn_kw["ssl_context"] = context
+
+    def pool_for(self, prepared: Any, settings: dict[str, Any]) -> BoundedPool | None:
+        """The pool that can open connections for ``prepared``; ``None`` if only :meth:`send` is right."""
+        verify, cert = settings["verify"], settings["cert"]
+        try:
+            pool: Any = self.get_connection_with_tls_context(
+                prepared, verify, proxies=settings["proxies"], cert=cert
+            )
+        except (ValueError, HTTPError):
+            return None  # it will say what is wrong
+        if not isinstance(pool, BoundedPool) or not pool.can_open:
+            return None
+        self.cert_verify(pool, prepared.url, verify, cert)
+        return pool

@@ -68,7 +68,7 @@ class Reply:
     """A complete answer, whatever its status.
 
     ``body`` holds the bytes as they came, decompressed; ``data`` the same parsed as JSON, or ``None``
-    with ``is_json`` false. ``headers`` look up their names without regard to case.
+    with ``is_json`` false. the names in ``headers`` are in lower case.
     """
 
     status: int

@@ -224,14 +224,15 @@ def _count(text: str) -> float | None:
 
 def _reset_s(text: str, server_time: Callable[[], float]) -> float | None:
     """Seconds until the reset: a duration, bare seconds, or a time after ``server_time()``."""
-    seconds = duration_s(text)
+    seconds = _cached_duration_s(text[:100])
     if seconds is None:  # what is too short for a time needs no clock
         seconds = wait_s(text, 0.0 if len(text) < 10 else server_time())
     return seconds if seconds is not None and seconds <= _LONGEST_RESET_S else None
 
 
-# A second's answers share their date.
+# A second's answers share their date, and many the few milliseconds until a bucket is full.
 _cached_timestamp = functools.lru_cache(maxsize=32)(timestamp)
+_cached_duration_s = functools.lru_cache(maxsize=256)(duration_s)
 
 
 def _inferred_window_s(limit: float, remaining: float | None, reset_s: float | None) -> float:

@@ -1,60 +1,79 @@
 """One attempt on the wire: a ``requests.Session`` per worker thread, an answer turned into a Reply.
 
 What a session would do again for every request is done once: the environment's proxies and CA bundle
-are merged once per run, and a request per URL is prepared once per thread, whose body is exchanged.
-The prepared request goes straight to the session's adapter: redirects are never followed, so that no
-key goes to another host, and urllib3 never retries by itself.
+are merged once per run, and a request per URL is prepared once per thread, as a head that only lacks
+the length of its body. Head and body are sent over a connection that the thread keeps (``exchange.py``):
+redirects are never followed, so that no key goes to another host, and nothing is sent twice.
 
 A session that comes without an adapter of its own gets ours, which bounds the whole exchange
 (``connections.py``). One that comes with another adapter keeps it, and its meaning of a read timeout.
+Such an adapter is given prepared requests, as ours is for sessions with an auth class, which sees each
+body, and behind proxies that are reached by SOCKS or TLS.
 """
 
 from __future__ import annotations
 
-import http.client
-import re
+import functools
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.hooks import dispatch_hook
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    DecodeError,
-    HTTPError,
-    NewConnectionError,
-    ReadTimeoutError,
-)
 from urllib3.util import Timeout
 
-from parallel_processor.connections import BoundedAdapter, ConnectionRegistry, bounded_pools
+from parallel_processor.connections import (
+    BoundedAdapter,
+    BoundedPool,
+    ConnectionRegistry,
+    bounded_pools,
+)
 from parallel_processor.exceptions import TransportError
+from parallel_processor.exchange import Answer, Line, read_bounded
+from parallel_processor.failures import FAILURES, transport_error
+from parallel_processor.heads import request_head
 from parallel_processor.jsontext import read_answer
 from parallel_processor.models import Reply, Request
 from parallel_processor.options import Options
 from parallel_processor.providers import auth_headers, is_loopback
 
 _dispatch: Any = dispatch_hook
-_CHUNK_BYTES = 1024 * 1024
 _MAX_PREPARED_URLS = 64
-_MAX_MESSAGE = 300
-_NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
-_NOISE = re.compile(
-    r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?"
-    r"|\(read timeout=[\d.]+\)|(?<=//)[^/\s]*@"  # the last is a login
-)
+_MAX_LINES = 8
+
+
+class _Route(NamedTuple):
+    """How requests to one URL go out: with this head, over this line."""
+
+    head: bytes
+    line: Line
 
 
 class _Lane:
-    """What one worker thread sends with."""
+    """What one worker thread sends with; ``routes`` has ``None`` for a URL that needs the adapter."""
 
-    __slots__ = ("prepared", "session", "settings")
+    __slots__ = ("lines", "prepared", "routes", "session", "settings")
 
     def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
         self.session = session
         self.settings = settings
         self.prepared: dict[str, requests.PreparedRequest] = {}
+        self.routes: dict[str, _Route | None] = {}
+        self.lines: dict[BoundedPool, Line] = {}
+
+    def line(self, pool: BoundedPool, make: Callable[[BoundedPool], Line]) -> Line:
+        """The line for what ``pool`` connects to."""
+        if pool not in self.lines and len(self.lines) >= _MAX_LINES:
+            self.close()
+        return self.lines.get(pool) or self.lines.setdefault(pool, make(pool))
+
+    def close(self) -> None:
+        """Close the connections."""
+        for line in self.lines.values():
+            line.close()
+        self.lines.clear()
+        self.routes.clear()
 
 
 class Transport:
@@ -63,56 +82,101 @@ class Transport:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._registry = ConnectionRegistry()
-        self._pools = bounded_pools(options.request_timeout_s, self._registry)
+        pools = bounded_pools(options.request_timeout_s, self._registry)
+        self._adapter = BoundedAdapter(pools, options.max_workers)
         self._timeout: Any = Timeout(
             connect=options.connect_timeout_s,
             read=options.request_timeout_s,
             total=options.request_timeout_s,
         )
-        self._lanes = threading.local()
-        self._lock = threading.Lock()  # guards _sessions and the lanes' settings
-        self._sessions: list[requests.Session] = []
+        self._threads = threading.local()
+        self._lock = threading.Lock()  # guards _lanes and the lanes' settings
+        self._lanes: list[_Lane] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
     def send(self, request: Request) -> Reply:
         """Send one attempt and read the whole answer; :class:`TransportError` if none came."""
         url = request.url or self._options.request_url
-        response: requests.Response | None = None
+        route: _Route | None = None
         try:
-            lane = self._lane()
-            prepared = self._prepare(lane, url, request.payload)
-            settings = lane.settings.get(url) or self._merge_settings(lane, url)
-            adapter = lane.session.get_adapter(url)
-            response = adapter.send(prepared, timeout=self._timeout, **settings)
+            lane: _Lane | None = getattr(self._threads, "lane", None)
+            if lane is None:
+                lane = self._make_lane()
+            route = lane.routes[url] if url in lane.routes else self._make_route(lane, url)
+            if route is None:
+                answer = self._send_by_adapter(lane, url, request.payload)
+            else:
+                answer = route.line.exchange(
+                    route.head, request.payload, self._options.max_response_bytes
+                )
+        except FAILURES as error:
+            is_cut, is_ready = self._registry.is_cut, route is not None
+            raise transport_error(error, is_cut=is_cut, is_ready=is_ready) from error
+        return _reply(answer)
+
+    def _make_lane(self) -> _Lane:
+        factory = self._options.session_factory
+        if factory is None:
+            lane = _Lane(requests.Session(), self._settings)
+        else:
+            lane = _Lane(factory(), {})  # whose proxies may be its own
+        self._threads.lane = lane
+        for scheme in ("http://", "https://"):
+            if type(lane.session.adapters.get(scheme)) is HTTPAdapter:
+                lane.session.mount(scheme, self._adapter)
+        with self._lock:
+            self._lanes.append(lane)
+        return lane
+
+    def _make_route(self, lane: _Lane, url: str) -> _Route | None:
+        if len(lane.routes) >= _MAX_PREPARED_URLS:
+            lane.routes.clear()
+        route = lane.routes[url] = self._find_route(lane, url)
+        return route
+
+    def _find_route(self, lane: _Lane, url: str) -> _Route | None:
+        """How requests to ``url`` go out; ``None`` if the session's adapter has to send them."""
+        adapter = lane.session.get_adapter(url)
+        if adapter is not self._adapter or lane.session.auth is not None:
+            return None
+        prepared = self._prepare_new(lane, url, b"")
+        settings = lane.settings.get(url) or self._merge_settings(lane, url)
+        pool = self._adapter.pool_for(prepared, settings)
+        if pool is None:
+            return None
+        headers = dict(prepared.headers)
+        if pool.proxy is not None and not pool.has_tunnel:
+            headers |= pool.proxy_headers
+        target = self._adapter.request_url(prepared, settings["proxies"])
+        default_port = 443 if pool.scheme == "https" else 80
+        head = request_head(pool.host, pool.port or default_port, default_port, target, headers)
+        return _Route(head, lane.line(pool, self._make_line))
+
+    def _make_line(self, pool: BoundedPool) -> Line:
+        options = self._options
+        return Line(pool, self._registry, options.connect_timeout_s, options.request_timeout_s)
+
+    def _send_by_adapter(self, lane: _Lane, url: str, payload: bytes) -> Answer:
+        """Send a prepared request as a session would."""
+        prepared = self._prepare(lane, url, payload)
+        settings = lane.settings.get(url) or self._merge_settings(lane, url)
+        adapter = lane.session.get_adapter(url)
+        response = adapter.send(prepared, timeout=self._timeout, **settings)
+        try:
             if lane.session.auth is not None:  # it may answer a challenge, as Digest does
                 settings = settings | {"timeout": self._timeout}
                 response = _dispatch("response", prepared.hooks, response, **settings)
             if response.status_code < 200:  # an adapter of the session's own; see connections.py
                 adapter.close()
                 raise TransportError("the server sent an interim answer only", kind="torn body")
-            body = self._read(response)
-        except (requests.RequestException, HTTPError, OSError, ValueError, TypeError) as error:
-            raise _transport_error(error, self._registry.is_cut, response is not None) from error
+            read = functools.partial(response.raw.read, decode_content=True)
+            body = read_bounded(read, self._options.max_response_bytes)
+        except (ValueError, TypeError) as error:
+            raise requests.exceptions.ContentDecodingError(error) from error
         finally:
-            if response is not None:
-                response.close()
-        return _reply(response, body)
-
-    def _lane(self) -> _Lane:
-        lane: _Lane | None = getattr(self._lanes, "lane", None)
-        if lane is None:
-            factory = self._options.session_factory
-            if factory is None:
-                lane = _Lane(requests.Session(), self._settings)
-            else:
-                lane = _Lane(factory(), {})  # whose proxies may be its own
-            self._lanes.lane = lane
-            for scheme in ("http://", "https://"):
-                if type(lane.session.adapters.get(scheme)) is HTTPAdapter:
-                    lane.session.mount(scheme, BoundedAdapter(self._pools))
-            with self._lock:
-                self._sessions.append(lane.session)
-        return lane
+            response.close()
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status_code, headers, body)
 
     def _prepare(self, lane: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
         """The request to send; an auth class of the session's own sees each body."""
@@ -150,20 +214,6 @@ class Transport:
                 lane.settings.clear()
             return lane.settings.setdefault(url, settings)
 
-    def _read(self, response: requests.Response) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := response.raw.read(_CHUNK_BYTES, decode_content=True):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > self._options.max_response_bytes:
-                raise TransportError(
-                    f"the answer is larger than {self._options.max_response_bytes:,} bytes",
-                    kind="answer too large",
-                    retryable=False,
-                )
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
     @property
     def sending_since_s(self) -> float:
         """When this thread's last request went out, on the monotonic clock; 0 if nobody knows."""
@@ -176,9 +226,11 @@ class Transport:
     def close(self) -> None:
         """Close every session. No other thread may be sending."""
         with self._lock:
-            sessions, self._sessions = self._sessions, []
-        for session in sessions:
-            session.close()
+            lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            lane.close()
+            lane.session.close()
+        self._adapter.close()
         self._registry.close()
 
 
@@ -187,61 +239,10 @@ def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedReques
     return prepared
 
 
-def _reply(response: requests.Response, body: bytes) -> Reply:
-    status, headers = response.status_code, response.headers
+def _reply(answer: Answer) -> Reply:
+    status, headers, body = answer
     try:
         data, line = read_answer(body)
     except ValueError:
         return Reply(status=status, headers=headers, body=body)
     return Reply(status=status, headers=headers, body=line, data=data, is_json=True)
-
-
-def _transport_error(error: Exception, is_cut: bool, has_answer: bool) -> TransportError:
-    """What went wrong, by its innermost cause: the outer ones only wrap it."""
-    causes = _causes_of(error)
-    root = causes[-1]
-    kind, retryable = _kind_of(error, root, has_answer)
-    message = " ".join(_NOISE.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
-    return TransportError(
-        f"{kind}: {message}",
-        kind=kind,
-        retryable=retryable,
-        is_cut=is_cut,
-        unreachable=any(isinstance(cause, _NO_CONNECTION) for cause in causes),
-    )
-
-
-def _kind_of(error: Exception, root: BaseException, has_answer: bool) -> tuple[str, bool]:
-    """A short label, and whether another attempt may end otherwise."""
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "connect timeout", True
-    if isinstance(error, requests.exceptions.SSLError):
-        return "TLS error", True
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "proxy error", True
-    if isinstance(error, (requests.exceptions.Timeout, ReadTimeoutError)):
-        return "timeout", True
-    if isinstance(root, TimeoutError):
-        return "timeout", True
-    if isinstance(error, DecodeError) or isinstance(root, http.client.IncompleteRead):
-        return "torn body", True
-    if isinstance(error, (requests.exceptions.ConnectionError, HTTPError)):
-        return "connection error", True
-    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-        return "connection error", True
-    if has_answer or isinstance(error, requests.exceptions.InvalidHeader):
-        return "unreadable answer", True
-    return "invalid request", False
-
-
-def _causes_of(error: BaseException) -> list[BaseException]:
-    """``error`` and what it wraps, the innermost last."""
-    causes = [error]
-    for _ in range(10):
-        inner = getattr(causes[-1], "reason", None) or next(
-            (arg for arg in causes[-1].args if isinstance(arg, BaseException)), None
-        )
-        if not isinstance(inner, BaseException):
-            break
-        causes.append(inner)
-    return causes

@@ -33,14 +33,18 @@ LAYERS = (
             "counters",
             "descriptors",
             "encodings",
+            "exchange",
+            "failures",
             "formats",
+            "heads",
         ),
-        *("images", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
+        *("images", "incoming", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
         "messages",
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
         *("report", "resume", "retry"),
-        *("serverlimits", "signals", "stop", "summaries", "tokens", "transport", "verify", "waits"),
+        *("serverlimits", "signals", "stop", "summaries", "tlscontexts", "tokens", "transport"),
+        *("verify", "waits"),
     },
     {
         *("attempts", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
@@ -67,7 +71,15 @@ WITHIN_LAYER = {
     ("content", "images"),
     ("tokens", "content"),
     ("tokens", "encodings"),
+    ("connections", "incoming"),
+    ("connections", "tlscontexts"),
+    ("exchange", "connections"),
+    ("exchange", "heads"),
+    ("exchange", "incoming"),
     ("transport", "connections"),
+    ("transport", "exchange"),
+    ("transport", "failures"),
+    ("transport", "heads"),
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
@@ -121,8 +133,10 @@ SIMULATOR_MAY_IMPORT = LAYERS[0] | {"encodings", "tokens"}
 
 # Who imports a third-party package: exactly these.
 IMPORTERS = {
-    "requests": {"transport", "connections"},  # the adapter of a session without its own
-    "urllib3": {"transport", "connections"},  # requests brings it
+    # The adapter of a session without its own; what goes wrong in one.
+    "requests": {"transport", "connections", "failures"},
+    # requests brings it
+    "urllib3": {"transport", "connections", "exchange", "failures", "tlscontexts"},
     "tenacity": {"retry"},
     "tiktoken": {"encodings"},
     "tqdm": {"progress"},
@@ -142,7 +156,7 @@ THREAD_MAKERS = {
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
     *("buckets", "ceiling", "connections", "counters", "dispatcher", "encodings", "learned"),
-    *("ledger", "processes", "processor", "stop", "transport"),
+    *("ledger", "processes", "processor", "stop", "tlscontexts", "transport"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli"}

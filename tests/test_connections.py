@@ -142,14 +142,14 @@ def test_close_closes_every_socket() -> None:
 
 
 def test_an_adapters_pools_are_bounded_through_a_proxy_too() -> None:
-    """Direct and proxied exchanges have the bound; each adapter keeps one connection a host."""
+    """Direct and proxied exchanges have the bound, and as many connections are kept as there may be."""
     pools = bounded_pools(10.0, ConnectionRegistry())
-    adapter = BoundedAdapter(pools)
+    adapter = BoundedAdapter(pools, 7)
     direct = adapter.poolmanager.connection_from_url("https://api.example.com/")
     proxied = adapter.proxy_manager_for("http://127.0.0.1:1").connection_from_url("http://x/")
     assert type(direct) is pools["https"]
     assert type(proxied) is pools["http"]
     assert direct.pool is not None
-    assert direct.pool.maxsize == 1
+    assert direct.pool.maxsize == 7
     assert adapter.max_retries.total == 0
     adapter.close()

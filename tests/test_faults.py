@@ -247,7 +247,7 @@ FAULTS = {
     "reset in the body": retried(resets(LONG + b'{"a": '), "connection error"),
     "close": retried(writes(), "connection error"),
     "torn": retried(writes(LONG + b'{"ok": true}'), "torn body"),
-    "torn head": retried(writes(b"HTTP/1.1 200 OK\r\nContent-"), "not JSON"),
+    "torn head": retried(writes(b"HTTP/1.1 200 OK\r\nContent-"), "torn body"),
     "torn chunk": retried(writes(CHUNKED + b'ff\r\n{"ok": true}'), "torn body"),
     "no last chunk": retried(writes(CHUNKED + b'c\r\n{"ok": true}\r\n'), "torn body"),
     "no chunk": retried(writes(CHUNKED + b"here it comes\r\n"), "torn body"),

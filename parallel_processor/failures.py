@@ -1,0 +1,94 @@
+"""What went wrong on the wire: any exception of an exchange, as a TransportError.
+
+Exceptions come bare from an exchange of our own, and wrapped by urllib3 and ``requests`` from an adapter.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import ssl
+
+import requests
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    DecodeError,
+    HTTPError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.util.ssl_match_hostname import CertificateError
+
+from parallel_processor.exceptions import TransportError
+
+FAILURES = (
+    *(requests.RequestException, HTTPError, http.client.HTTPException),
+    *(OSError, ValueError, TypeError),
+)
+_KINDS = {
+    "connect timeout": (requests.exceptions.ConnectTimeout, ConnectTimeoutError),
+    "TLS error": (requests.exceptions.SSLError, SSLError, ssl.SSLError, CertificateError),
+    "proxy error": (requests.exceptions.ProxyError, ProxyError),
+}
+_UNREADABLE = (requests.exceptions.InvalidHeader, requests.exceptions.ContentDecodingError)
+_NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
+_MAX_MESSAGE = 300
+_NOISE = re.compile(
+    r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?"
+    r"|\(read timeout=[\d.]+\)|(?<=//)[^/\s]*@"  # the last is a login
+)
+
+
+def transport_error(error: Exception, *, is_cut: bool, is_ready: bool) -> TransportError:
+    """What went wrong, by its innermost cause: the outer ones only wrap it.
+
+    ``is_ready`` says that the request itself was in order, whatever came of it.
+    """
+    causes = _causes_of(error)
+    root = causes[-1]
+    kind, retryable = _kind_of(error, root, is_ready)
+    message = " ".join(_NOISE.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
+    return TransportError(
+        f"{kind}: {message}",
+        kind=kind,
+        retryable=retryable,
+        is_cut=is_cut,
+        unreachable=any(isinstance(cause, _NO_CONNECTION) for cause in causes),
+    )
+
+
+def _kind_of(error: Exception, root: BaseException, is_ready: bool) -> tuple[str, bool]:
+    """A short label, and whether another attempt may end otherwise."""
+    for kind, classes in _KINDS.items():
+        if isinstance(error, classes) and not isinstance(error, NewConnectionError):
+            return kind, True
+    if isinstance(error, (requests.exceptions.Timeout, ReadTimeoutError)):
+        return "timeout", True
+    if isinstance(root, TimeoutError):
+        return "timeout", True
+    if isinstance(error, DecodeError) or isinstance(root, http.client.IncompleteRead):
+        return "torn body", True
+    if isinstance(
+        error, (requests.exceptions.ConnectionError, HTTPError, http.client.HTTPException)
+    ):
+        return "connection error", True
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        return "connection error", True
+    if is_ready or isinstance(error, _UNREADABLE):
+        return "unreadable answer", True
+    return "invalid request", False
+
+
+def _causes_of(error: BaseException) -> list[BaseException]:
+    """``error`` and what it wraps, the innermost last."""
+    causes = [error]
+    for _ in range(10):
+        inner = getattr(causes[-1], "reason", None) or next(
+            (arg for arg in causes[-1].args if isinstance(arg, BaseException)), None
+        )
+        if not isinstance(inner, BaseException):
+            break
+        causes.append(inner)
+    return causes

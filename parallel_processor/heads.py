@@ -1,0 +1,112 @@
+"""The heads of HTTP/1 messages: a request's is written once per URL, an answer's is read by a few lines.
+
+``http.client`` reads an answer's with the parser for e-mail, which costs more than all the rest of an
+exchange. What is accepted here is what it accepts, but for the bound: all lines of a head together may
+have 64 KiB.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_MAX_HEADERS = 100
+_STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9][0-9])(?:[ \t].*)?")
+_FOLD = re.compile(r"\r?\n[ \t]+")
+_NO_BODY_STATUSES = frozenset({204, 304})
+
+
+class AnswerHead(NamedTuple):
+    """An answer's head.
+
+    ``headers`` have their names in lower case; the values of one name are joined by ``", "``.
+    ``length`` is the body's size, ``None`` if it is chunked or ends with the connection.
+    """
+
+    status: int
+    headers: dict[str, str]
+    length: int | None
+    is_chunked: bool
+    keeps_connection: bool
+
+
+def parse_head(text: str) -> AnswerHead:
+    """Read a head's lines; an ``http.client.HTTPException`` if they are not HTTP/1."""
+    first, _, rest = text.partition("\n")
+    is_old, status = _read_status_line(first)
+    headers = _read_headers(rest) if rest else {}
+    is_chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
+    length = None
+    if status in _NO_BODY_STATUSES:
+        length = 0
+    elif not is_chunked and "content-length" in headers:
+        length = _read_length(headers["content-length"])
+    connection = headers.get("connection", "").lower()
+    keeps = "keep-alive" in connection if is_old else "close" not in connection
+    return AnswerHead(
+        status, headers, length, is_chunked, keeps and (is_chunked or length is not None)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _read_status_line(line: str) -> tuple[bool, int]:
+    """Whether the version is 1.0, and the status."""
+    match = _STATUS_LINE.fullmatch(line.rstrip("\r"))
+    if match is None:
+        raise http.client.BadStatusLine(line[:100])
+    return match[1] == "0", int(match[2])
+
+
+def _read_headers(text: str) -> dict[str, str]:
+    if "\n " in text or "\n\t" in text:  # values that go on in the next line, as was usual once
+        text = _FOLD.sub(" ", text)
+    lines = text.split("\n")
+    if len(lines) > _MAX_HEADERS:
+        raise http.client.HTTPException(f"got more than {_MAX_HEADERS} headers")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _read_length(text: str) -> int | None:
+    """The number; ``None`` if it is none. An ``HTTPException`` for several that differ."""
+    first, *others = [value.strip() for value in text.split(",")]
+    if any(value != first for value in others):
+        raise http.client.HTTPException(f"the answer has several lengths: {text[:100]}")
+    return int(first) if first.isdecimal() and first.isascii() and len(first) < 20 else None
+
+
+class _Recorder(http.client.HTTPConnection):
+    """Keeps what would be sent."""
+
+    sent = b""
+
+    def send(self, data: bytes) -> None:  # type: ignore[override]
+        self.sent += data
+
+
+def request_head(
+    host: str, port: int, default_port: int, target: str, headers: Mapping[str, str | bytes]
+) -> bytes:
+    """The head of a POST to ``target``, up to where the number of its body's bytes has to follow."""
+    recorder = _Recorder(host, port)
+    recorder.default_port = default_port
+    names = {name.lower() for name in headers}
+    recorder.putrequest(
+        "POST",
+        target,
+        skip_host="host" in names,
+        skip_accept_encoding="accept-encoding" in names,
+    )
+    for name, value in headers.items():
+        if name.lower() != "content-length":
+            recorder.putheader(name, value)
+    recorder.putheader("Content-Length", "")
+    recorder.endheaders()
+    return recorder.sent.removesuffix(b"\r\n\r\n")

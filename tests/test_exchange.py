@@ -1,0 +1,583 @@
+"""Exchanges on kept connections: what is written and read, what is kept, and what is never mixed up."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from raw_server import (
+    CERTIFICATE,
+    RawServer,
+    Visit,
+    answer_all,
+    certificate_file,
+    head_of,
+    header_of,
+)
+
+from parallel_processor.connections import BoundedPool, ConnectionRegistry
+from parallel_processor.exceptions import TransportError
+from parallel_processor.exchange import Answer, Line
+from parallel_processor.formats import request_from_body
+from parallel_processor.incoming import Incoming, bound_by
+from parallel_processor.models import Request
+from parallel_processor.options import Options
+from parallel_processor.transport import Transport
+
+HEAD = b"POST /v1 HTTP/1.1\r\nHost: here\r\nContent-Length: "
+REQUEST = request_from_body({"input": "hello"}, 1)
+CERTIFICATE_HASH = "ce275665"  # openssl x509 -hash: how a folder of certificates names its files
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy and no CA bundle of the machine's own."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class CountingSocket(socket.socket):
+    """A socket that knows what was called."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        super().__init__(fileno=plain.detach())
+        self.calls: list[str] = []
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, and count it."""
+        self.calls.append("send")
+        return super().send(data, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send all, and count it."""
+        self.calls.append("sendall")
+        super().sendall(data, flags)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive, and count it."""
+        self.calls.append("recv")
+        return super().recv(size, flags)
+
+    def settimeout(self, value: float | None) -> None:
+        """Set the timeout, and count it."""
+        self.calls.append("settimeout")
+        super().settimeout(value)
+
+
+class OneConnection:
+    """A pool whose only connection is this one."""
+
+    def __init__(self, sock: CountingSocket) -> None:
+        self.sock: CountingSocket | None = sock
+
+    def open(self, timeout_s: float) -> Any:
+        """Itself."""
+        return self
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+@contextmanager
+def line_to(script: Callable[[Visit], None]) -> Iterator[tuple[Line, CountingSocket]]:
+    """A line to a server, and its socket."""
+    with RawServer(script) as server:
+        sock = CountingSocket(socket.create_connection(server._listener.getsockname()[:2]))
+        sock.settimeout(50.0)
+        sock.calls.clear()
+        pool: Any = OneConnection(sock)
+        line = Line(pool, ConnectionRegistry(), 10.0, 50.0)
+        yield line, sock
+        line.close()
+
+
+@contextmanager
+def transport(url: str, **settings: Any) -> Iterator[Transport]:
+    """A transport to ``url`` that is closed afterwards."""
+    made = Transport(Options(**{"request_url": url, "request_timeout_s": 10.0} | settings))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+# What it costs
+
+
+def test_an_exchange_is_one_write_and_one_read() -> None:
+    """Head and body go out together, the answer comes in at once, and no timeout is changed."""
+    with line_to(answer_all) as (line, sock):
+        for _ in range(3):
+            assert line.exchange(HEAD, b"{}", 100) == Answer(
+                200, {"content-length": "12"}, b'{"ok": true}'
+            )
+        assert sock.calls == ["send", "recv"] * 3
+
+
+def test_a_long_request_is_written_in_two() -> None:
+    """A body that would take long to copy is sent as it is, and completely."""
+    payload = b"x" * 3_000_000
+
+    def measure(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(b"%d" % len(visit.body))
+
+    with line_to(measure) as (line, sock):
+        assert line.exchange(HEAD, payload, 100).body == b"3000000"
+        assert sock.calls[:2] == ["send", "send"]
+        assert set(sock.calls[2:]) <= {"sendall", "recv"}
+
+
+def test_a_timeout_that_is_about_right_stays() -> None:
+    """A socket's timeout is changed when it is more than 1 % off, and is never less than what is left."""
+    one, other = socket.socketpair()
+    with CountingSocket(one) as sock, other:
+        for left_s in (100.0, 99.5, 50.0, 49.9, 100.0):
+            bound_by(sock, time.monotonic() + left_s)
+            assert left_s - 0.1 <= (sock.gettimeout() or 0.0) <= left_s * 1.01
+        assert sock.calls == ["settimeout"] * 3
+        with pytest.raises(TimeoutError):
+            bound_by(sock, time.monotonic() - 1.0)
+
+
+# What comes in
+
+
+@contextmanager
+def incoming(data: bytes, *, ends: bool = True) -> Iterator[Incoming]:
+    """What a peer has sent that leaves afterwards."""
+    one, other = socket.socketpair()
+    with one, other:
+        other.sendall(data)
+        if ends:
+            other.shutdown(socket.SHUT_WR)
+        yield Incoming(one, time.monotonic() + 10.0)
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n"])
+def test_a_head_ends_with_an_empty_line(end: bytes) -> None:
+    """Whatever follows stays to be read."""
+    with incoming(b"HTTP/1.1 200 OK\r\nA: b" + end + b"\r\n\r\nbody") as answer:
+        assert answer.head().rstrip("\r") == "HTTP/1.1 200 OK\r\nA: b"
+        assert answer.read(100) == b"\r\n\r\nbody"
+        assert answer.read(100) == b""
+
+
+def test_a_head_has_a_bound() -> None:
+    """Lines without end are given up."""
+    with incoming(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000) as answer:
+        with pytest.raises(http.client.LineTooLong):
+            answer.head()
+
+
+def test_another_protocol_is_told_by_its_first_bytes() -> None:
+    """Nobody waits for the rest of what is no HTTP."""
+    with incoming(b"SSH-2.0-", ends=False) as answer, pytest.raises(http.client.BadStatusLine):
+        answer.head()
+
+
+def test_lines_and_bytes_are_read_alternately() -> None:
+    """What ``http.client`` needs for chunks."""
+    with incoming(b"one\ntwo" + b"x" * 100_000 + b"\nlast") as answer:
+        assert answer.readline(100) == b"one\n"
+        assert answer.read(3) == b"two"
+        assert answer.readline(10) == b"x" * 10
+        assert answer.read(99_990) == b"x" * 99_990
+        assert answer.readline(100) == b"\n"
+        assert answer.readline(100) == b"last"
+        assert answer.readline(100) == b""
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(b'{"a": 1}')),
+        ("GZIP", gzip.compress(b'{"a": 1}')),
+        ("x-gzip", gzip.compress(b'{"a": 1}')),
+        ("gzip", gzip.compress(b'{"a"') + gzip.compress(b": 1}")),
+        ("gzip", gzip.compress(b'{"a": 1}') + b"\0\0"),
+        ("deflate", zlib.compress(b'{"a": 1}')),
+        ("deflate", zlib.compress(b'{"a": 1}')[2:-4]),
+        ("deflate, gzip", gzip.compress(zlib.compress(b'{"a": 1}'))),
+        ("unheard-of", b'{"a": 1}'),
+    ],
+)
+def test_an_answer_is_decompressed_however_it_was_compressed(coding: str, body: bytes) -> None:
+    """Streams in a row, padding and codings within codings are read, and the connection is kept."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(body, headers=f"Content-Encoding: {coding}\r\n")
+
+    with RawServer(script) as server, transport(server.url) as sender:
+        assert [sender.send(REQUEST).data for _ in range(2)] == [{"a": 1}] * 2
+        assert server.visits == 1
+
+
+def test_a_decompressed_answer_may_have_the_greatest_size() -> None:
+    """What counts is the decompressed size: ``max_response_bytes`` are read, and not one more."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            body = gzip.compress(b"x" * (1000 + visit.number))
+            visit.answer(body, headers="Content-Encoding: gzip\r\nConnection: close\r\n")
+
+    with RawServer(script) as server, transport(server.url, max_response_bytes=1001) as sender:
+        assert len(sender.send(REQUEST).body) == 1001
+        with pytest.raises(TransportError, match="larger than 1,001 bytes"):
+            sender.send(REQUEST)
+
+
+# What is kept
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 50\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2;a=b\r\n{}\r\n0\r\nX-One: 1\r\nX-Two: 2\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+@pytest.mark.parametrize("dripped", [False, True])
+def test_a_connection_is_kept_after_a_complete_answer(answer: bytes, dripped: bool) -> None:
+    """Whatever tells where the body ends, and however the bytes come in, the next request follows."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            if dripped:
+                visit.drip(answer, interval_s=0.0)
+            else:
+                visit.sock.sendall(answer)
+
+    with RawServer(script) as server, transport(server.url) as sender:
+        bodies = [sender.send(REQUEST).body for _ in range(3)]
+        assert bodies in ([b""] * 3, [b"{}"] * 3)
+        assert server.visits == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{} and more",
+        b"HTTP/1.1 204 No Content\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_a_connection_with_more_on_it_is_not_kept(answer: bytes) -> None:
+    """Bytes behind an answer are not the next one's, nor is anything after a connection's last one."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.sock.sendall(answer)
+
+    with RawServer(script) as server, transport(server.url) as sender:
+        assert [sender.send(REQUEST).status for _ in range(3)] in ([200] * 3, [204] * 3)
+        assert server.visits == 3
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    "unasked",
+    [
+        b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"unasked": true}',
+        b"x",
+    ],
+)
+def test_what_nobody_asked_for_is_no_answer(
+    unasked: bytes, tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that come in on an idle connection end it, and the next request has another."""
+    sent = threading.Event()
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(visit.body)
+            visit.sock.sendall(unasked)
+            sent.set()
+
+    with RawServer(script, tls=tls) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url) as sender:
+            for number in range(3):
+                request = request_from_body({"input": number}, 1)
+                assert sender.send(request).body == request.payload
+                assert sent.wait(10)
+                sent.clear()
+        assert server.visits == 3
+
+
+def test_a_tls_connection_that_was_closed_while_idle_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A TLS server that hangs up between two requests costs no attempt."""
+    closed = threading.Event()
+
+    def one_answer(visit: Visit) -> None:
+        visit.read()
+        visit.answer()
+        socket.socket.shutdown(visit.sock, socket.SHUT_RDWR)
+        closed.set()
+
+    with RawServer(one_answer, tls=True) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url) as sender:
+            for _ in range(3):
+                assert sender.send(REQUEST).status == 200
+                assert closed.wait(10)
+                closed.clear()
+    assert server.visits == 3
+
+
+def test_an_answer_before_the_requests_end_is_read() -> None:
+    """A server that refuses a large request while it is sent is heard, if it lets itself be heard."""
+
+    def refuse(visit: Visit) -> None:
+        visit.sock.recv(1000)
+        visit.sock.sendall(head_of(b"", "413 Content Too Large"))
+        visit.sock.shutdown(socket.SHUT_WR)
+        visit.wait_for_the_end()
+
+    request = request_from_body({"input": "x" * 5_000_000}, 1)
+    with RawServer(refuse) as server, transport(server.url) as sender:
+        assert sender.send(request).status == 413
+
+
+def test_urls_of_a_host_share_a_connection() -> None:
+    """A thread needs one connection for all that goes to one server."""
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        for number in range(150):
+            url = f"{server.url}/{number}"
+            sender.send(Request(body={}, payload=b"{}", number=1, url=url))
+        assert server.visits == 1
+
+
+def test_many_hosts_are_no_trouble() -> None:
+    """A thread keeps few connections, whatever its requests' URLs."""
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        for number in range(1, 30):
+            url = server.url.replace("127.0.0.1", f"127.0.0.{number}")
+            try:
+                sender.send(Request(body={}, payload=b"{}", number=1, url=url))
+            except TransportError as error:
+                assert error.unreachable
+        assert len(sender._threads.lane.lines) <= 8
+
+
+# TLS
+
+
+def contexts_of(sender: Transport) -> set[int]:
+    """Which TLS contexts a transport's open connections have."""
+    lines = [line for lane in sender._lanes for line in lane.lines.values()]
+    return {id(line._connection.sock.context) for line in lines}
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_threads_share_a_tls_context(
+    in_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom to trust is read once, from a file or a folder, for all connections."""
+    path = tmp_path / f"{CERTIFICATE_HASH}.0"
+    path.write_text(CERTIFICATE)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path if in_folder else path))
+    with RawServer(answer_all, tls=True) as server, transport(server.url) as sender:
+        threads = [threading.Thread(target=sender.send, args=(REQUEST,)) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.bodies) == server.visits == 5
+        assert len(contexts_of(sender)) == 1
+
+
+@pytest.mark.parametrize("as_pair", [False, True])
+def test_a_clients_certificate_is_shown(as_pair: bool, tmp_path: Path) -> None:
+    """A server that wants to know its clients lets those in that have a certificate."""
+    path = tmp_path / "certificate.pem"
+    path.write_text(CERTIFICATE)
+
+    def factory(cert: Any) -> Callable[[], requests.Session]:
+        def make() -> requests.Session:
+            session = requests.Session()
+            session.verify, session.cert = str(path), cert
+            return session
+
+        return make
+
+    server = RawServer(answer_all, tls=True)
+    assert server._tls is not None
+    server._tls.load_verify_locations(path)
+    server._tls.verify_mode = ssl.CERT_REQUIRED
+    cert = (str(path), str(path)) if as_pair else str(path)
+    with server:
+        with transport(server.url, session_factory=factory(cert)) as sender:
+            assert sender.send(REQUEST).status == 200
+        with transport(server.url, session_factory=factory(None)) as sender:
+            with pytest.raises(TransportError):
+                sender.send(REQUEST)
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+def test_a_session_may_trust_everybody() -> None:
+    """``verify = False`` is the caller's choice, and is warned of as always."""
+
+    def factory() -> requests.Session:
+        session = requests.Session()
+        session.verify = False
+        return session
+
+    with RawServer(answer_all, tls=True) as server:
+        with transport(server.url, session_factory=factory) as sender:
+            assert [sender.send(REQUEST).status for _ in range(2)] == [200] * 2
+        assert server.visits == 1
+
+
+def test_a_certificate_of_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom we trust must also be whom we asked for."""
+    with RawServer(tunnel) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        monkeypatch.setenv("HTTPS_PROXY", server.url)
+        with transport("https://api.example.com/") as sender:
+            with pytest.raises(TransportError) as caught:
+                sender.send(REQUEST)
+    assert caught.value.kind == "TLS error"
+    assert "api.example.com" in str(caught.value)
+    assert [head.split()[0] for head in server.heads] == ["CONNECT"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(None, "connection error"), ("nothing", "TLS error")]
+)
+def test_a_bundle_that_is_none_is_an_error(
+    content: str | None, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CA bundle that is missing or empty fails each request, and says so."""
+    path = tmp_path / "bundle.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with transport("https://127.0.0.1:1/") as sender:
+        for _ in range(2):
+            with pytest.raises(TransportError) as caught:
+                sender.send(REQUEST)
+            assert caught.value.kind == kind
+
+
+def test_sessions_with_an_auth_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes the ordinary way has the same context, and keeps its connections."""
+
+    def factory() -> requests.Session:
+        session = requests.Session()
+        session.auth = ("user", "password")
+        return session
+
+    with RawServer(answer_all, tls=True) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url, session_factory=factory) as sender:
+            assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
+            assert len(sender._adapter._contexts._contexts) == 1
+        assert server.visits == 1
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_without_urllib3s_insides_the_ordinary_way_is_taken(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a pool can't open connections for others, its adapter sends, and all else stays the same."""
+    monkeypatch.setattr(BoundedPool, "can_open", False)
+    headers = "X-Request-ID: abc\r\nX-A: 1\r\nx-a: 2\r\n"
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(headers=headers)
+
+    with RawServer(script, tls=tls) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        with transport(server.url, api_key="sk-test") as sender:
+            replies = [sender.send(REQUEST) for _ in range(3)]
+            assert sender._threads.lane.lines == {}
+            assert sender.sending_since_s > 0.0
+        assert server.visits == 1
+    assert {header_of(head, "authorization") for head in server.heads} == {"Bearer sk-test"}
+    assert replies[0].data == {"ok": True}
+    assert replies[0].headers == {"content-length": "12", "x-request-id": "abc", "x-a": "1, 2"}
+
+
+# Proxies
+
+
+def tunnel(visit: Visit) -> None:
+    """Consent to a tunnel, and be the server at its other end, too."""
+    visit.read()
+    visit.sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with certificate_file() as path:
+        context.load_cert_chain(path)
+    with context.wrap_socket(visit.sock, server_side=True) as sock:
+        answer_all(Visit(visit.server, sock, visit.number))
+
+
+def test_a_tunnel_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's tunnel is made once; its login goes to the proxy, and the key to the server only."""
+    with RawServer(tunnel) as server, certificate_file() as path:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+
+        def factory() -> requests.Session:
+            session = requests.Session()
+            session.proxies["https"] = server.url.replace("//", "//me:pass@")
+            return session
+
+        with transport(
+            "https://localhost:1/v1/x", api_key="sk-test", session_factory=factory
+        ) as sender:
+            assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
+    assert server.visits == 1
+    connect, *posts = [head.split("\r\n") for head in server.heads]
+    assert connect[0] == "CONNECT localhost:1 HTTP/1.1" or connect[0].startswith(
+        "CONNECT localhost:1"
+    )
+    assert "Proxy-Authorization: Basic bWU6cGFzcw==" in connect
+    assert not any("sk-test" in line for line in connect)
+    for post in posts:
+        assert post[:2] == ["POST /v1/x HTTP/1.1", "Host: localhost:1"]
+        assert "Authorization: Bearer sk-test" in post
+        assert not any(line.startswith("Proxy-") for line in post)
+
+
+# Time
+
+
+def test_the_time_of_sending_is_known() -> None:
+    """It is when the thread's last request went out, after its connection was made."""
+    with RawServer(answer_all) as server, transport(server.url) as sender:
+        assert sender.sending_since_s == 0.0
+        for _ in range(2):
+            before = time.monotonic()
+            sender.send(REQUEST)
+            assert before <= sender.sending_since_s <= time.monotonic()
