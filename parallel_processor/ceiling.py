@@ -112,8 +112,10 @@ class Ceiling:
         if bucket.queue[0] is not reservation:
             return []
         if self.waiting:
+            before = set(self.firsts())
             self.waiting.append(bucket)
-            return self.admit(now())
+            woken = self.admit(now())
+            return woken + [first for first in self.firsts() if first not in before]
         moment = now()
         if self._admits(reservation, moment) and bucket.is_free(moment):
             bucket.take(moment)

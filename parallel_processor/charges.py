@@ -47,6 +47,11 @@ class Charges:
         server = self.server
         return not server.quotas and now >= server.paused_until and server.in_flight.has_room
 
+    @property
+    def has_room(self) -> bool:
+        """False if one has to end before another may go. To be sure, the caller holds the lock."""
+        return self.server.in_flight.has_room
+
     def own_obstacle(self, now: float) -> tuple[float, str]:
         """Seconds that the first in line has to wait for what the server says, and for what of it."""
         return self.server.obstacle(self.queue[0].costs, now)

@@ -32,6 +32,7 @@ from parallel_processor.options import Options
 _log = logging.getLogger("parallel_processor")
 _MOST_FRUITLESS = 3  # children in a row that end without any result
 _PATIENCE_S = 15.0  # for the end of what was cut: as long as it takes to connect
+_MOST_TOGETHER = 16  # requests of one message, so that the processes share them
 _READ_BYTES = 1 << 16
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.child import main; main()"
@@ -96,6 +97,12 @@ class _Child:
             except OSError:
                 pass  # what was left to write
 
+    def kill(self) -> None:
+        """End the process at once, if it hasn't ended."""
+        with self.lock:
+            if not self.is_lost:
+                self.process.kill()
+
     def end(self) -> str:
         """Wait for the process's end, and say how it ended."""
         try:
@@ -132,15 +139,25 @@ class WorkerProcesses:
         self._finish = finish
         self._first_message = (sys.path, _pickled(options))
         self._numbers = itertools.count()
+        self._started: list[Admitted] = []
         self._lock = threading.Lock()  # guards what follows
         self._size = options.processes
         self._children: list[_Child] = []
+        self._threads: list[threading.Thread] = []  # of all children, those that are gone included
         self._fruitless = 0
         self._is_closing = False
 
     def start(self, admitted: Admitted) -> None:
-        """Have ``admitted`` sent by the process with the least to do."""
-        self._send(None, [admitted])
+        """Have ``admitted`` sent, with others, by :meth:`flush`. Only one thread may call these two."""
+        self._started.append(admitted)
+        if len(self._started) >= _MOST_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have those who were started sent by the process with the least to do."""
+        started, self._started = self._started, []
+        if started:
+            self._send(None, started)
 
     def _send(self, child: _Child | None, batch: list[Admitted]) -> None:
         """Have those sent which may be, by ``child`` if it lives; what can't be sent ends the run."""
@@ -169,6 +186,8 @@ class WorkerProcesses:
         if self._fruitless >= _MOST_FRUITLESS * self._size:
             raise WorkerProcessError("the worker processes end before they have sent anything")
         child = _Child(self._first_message, self._listen)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(child.thread)
         child.thread.start()
         return child
 
@@ -224,14 +243,14 @@ class WorkerProcesses:
         """End the processes; what they still have under way is cut."""
         with self._lock:
             self._is_closing = True
-            children = list(self._children)
+            children, threads = list(self._children), list(self._threads)
         for child in children:
             child.hang_up()
         for child in children:
             child.thread.join(_PATIENCE_S)
-            if child.thread.is_alive():
-                child.process.kill()
-                child.thread.join()
+            child.kill()
+        for thread in threads:
+            thread.join()
 
 
 def _pickled(options: Options) -> bytes:
