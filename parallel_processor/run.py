@@ -45,8 +45,7 @@ _WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
 class Run:
     """The feeding of one stream of requests. :meth:`stop` and :meth:`cut` may come from any thread.
 
-    ``pricing`` gives the tokens that a request is expected to use, ``buckets`` the limits. With
-    ``sink``, outcomes go there from the worker threads, and whoever takes them calls
+    With ``sink``, outcomes go there from the worker threads, and whoever takes them calls
     :meth:`recorded`; without one, :meth:`outcomes` yields them. ``on_cut`` is called when what is in
     flight is given up.
     """
@@ -72,8 +71,8 @@ class Run:
         self._wake = Bell()
         self._activity = "input"  # what the feeder is doing
         self._give_up_at = math.inf  # set by a stop
-        self._outcomes: deque[Outcome] = deque()
         self._seen: set[TokenBucket] = set()
+        self._outcomes: deque[Outcome] = deque()
         self._max_workers = affordable_workers(options.max_workers)
         self._worker = Worker(
             options, pricing=pricing, counters=self.counters, stop=self._stop, clock=clock
@@ -162,10 +161,9 @@ class Run:
             self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
         else:
             url = request.url or self._options.request_url
-            bucket = self._buckets.bucket(url, model_of(request))
-            waiting = Waiting(request=request, bucket=bucket)
-            if self._options.processes > 1 or bucket not in self._seen:
-                self._seen.add(bucket)  # here its encoding is loaded: a fork amid an import is fatal
+            waiting = Waiting(request=request, bucket=self._buckets.bucket(url, model_of(request)))
+            if self._options.processes > 1 or waiting.bucket not in self._seen:
+                self._seen.add(waiting.bucket)  # its encoding is loaded here: no import amid a fork
                 self._count(waiting)
             self._dispatcher.put(waiting)
         self._show()
