@@ -33,6 +33,7 @@ _log = logging.getLogger("parallel_processor")
 _MOST_FRUITLESS = 3  # children in a row that end without any result
 _PATIENCE_S = 15.0  # for the end of what was cut: as long as it takes to connect
 _MOST_TOGETHER = 16  # requests of one message, so that the processes share them
+_MOST_SILENT_S = 2.0
 _READ_BYTES = 1 << 16
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.child import main; main()"
@@ -49,6 +50,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            start_new_session=True,  # a terminal's Ctrl-C is for the run alone
         )
         self.lock = threading.Lock()  # guards what follows, and writing
         self.under_way: dict[int, Admitted] = {}
@@ -72,9 +74,19 @@ class _Child:
         return True
 
     def tell(self, message: Any) -> None:
-        """Write ``message``, if somebody reads it."""
-        with self.lock:
-            self._write(message)
+        """Write ``message``, if somebody reads it; a process that doesn't is killed."""
+        if self._has_lock():
+            try:
+                self._write(message)
+            finally:
+                self.lock.release()
+
+    def _has_lock(self) -> bool:
+        """Take the lock, which a writer has for long only if the process doesn't read any more."""
+        if self.lock.acquire(timeout=_MOST_SILENT_S):
+            return True
+        self.process.kill()
+        return False
 
     def _write(self, message: Any) -> None:
         try:
@@ -91,17 +103,18 @@ class _Child:
 
     def hang_up(self) -> None:
         """Let the process end."""
-        with self.lock:
+        if self._has_lock():
             try:
                 self._errands.close()
             except OSError:
                 pass  # what was left to write
+            finally:
+                self.lock.release()
 
     def kill(self) -> None:
         """End the process at once, if it hasn't ended."""
-        with self.lock:
-            if not self.is_lost:
-                self.process.kill()
+        if self.thread.is_alive():
+            self.process.kill()
 
     def end(self) -> str:
         """Wait for the process's end, and say how it ended."""
