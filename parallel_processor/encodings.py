@@ -17,11 +17,9 @@ from __future__ import annotations
 import binascii
 import functools
 import hashlib
-import importlib.resources
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -242,6 +240,7 @@ def bundled_ranks(file: str, sha256: str) -> dict[bytes, int]:
     Raises ``ValueError`` if the decompressed file doesn't have that sha256, and ``lzma.LZMAError``,
     ``EOFError`` or ``OSError`` if there is nothing to decompress.
     """
+    import importlib.resources
     import lzma
 
     packed = (importlib.resources.files("parallel_processor") / "data" / file).read_bytes()
@@ -258,6 +257,8 @@ def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
     tiktoken's own ``get_encoding`` would hold the lock of its registry while it waits for a network
     that drops packets, and so stop the embedding program's other threads; hence the constructor.
     """
+    from concurrent.futures import Future
+
     import tiktoken
     import tiktoken.registry
 
