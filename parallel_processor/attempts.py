@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from parallel_processor.answers import judge
 from parallel_processor.exceptions import TransportError
@@ -17,7 +17,9 @@ from parallel_processor.models import Attempt, Reply, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.ratelimits import LimitReading, read_limits
 from parallel_processor.redact import Redactor
-from parallel_processor.transport import Transport
+
+if TYPE_CHECKING:
+    from parallel_processor.transport import Transport
 
 
 class Ended(NamedTuple):

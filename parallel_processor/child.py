@@ -22,7 +22,6 @@ from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport import Transport
 
-CUT = "cut"
 _GATHER_S = 0.001  # so long answers wait for others to travel with
 
 
@@ -44,7 +43,7 @@ class Child:
     def run(self, errands: BinaryIO) -> None:
         """Do what comes from ``errands``, until its end."""
         while (message := messages.read(errands)) is not None:
-            if message == CUT:
+            if message == messages.CUT:
                 self._transport.cut()
                 continue
             for errand in message:

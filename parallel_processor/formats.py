@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def _batch_record(outcome: Outcome) -> bytes:
         response = head[:-1] + b', "body": ' + body + b"}"
     if not outcome.ok:
         error = dump({"code": outcome.error_kind, "message": outcome.error})
-    head = dump({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": outcome.request.custom_id})
+    head = dump({"id": f"batch_req_{os.urandom(16).hex()}", "custom_id": outcome.request.custom_id})
     return head[:-1] + b', "response": ' + response + b', "error": ' + error + b"}\n"
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from parallel_processor.jsontext import parse
 from parallel_processor.models import Attempt, Reply, Verdict
 
+CUT = "cut"  # in the place of a list: give up what is under way
 _LENGTH = struct.Struct("<Q")
 
 

@@ -22,7 +22,6 @@ from typing import Any
 from parallel_processor import messages
 from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Waiting
-from parallel_processor.child import CUT
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
 from parallel_processor.limiter import Reservation
 from parallel_processor.lines import Admitted
@@ -246,7 +245,7 @@ class WorkerProcesses:
     def cut(self) -> None:
         """End every exchange under way; each fails as a broken connection."""
         for child in self._all():
-            child.tell(CUT)
+            child.tell(messages.CUT)
 
     def _all(self) -> list[_Child]:
         with self._lock:

@@ -1,7 +1,8 @@
 """What a run shows while it goes on.
 
 A bar on a terminal and in a notebook, a plain line every 10 seconds elsewhere. The thread that feeds
-the run draws it, between requests and while it waits: no thread of its own, no lock on anyone's way.
+the run draws it, between requests and while it waits: no thread of its own, no lock on anyone's way. tqdm
+is imported for a bar only: a run that shows none starts sooner without.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TextIO
-
-from tqdm.std import tqdm
 
 from parallel_processor.counters import Counters, Counts
 from parallel_processor.models import Usage
@@ -148,12 +147,16 @@ def _bar_class(file: TextIO) -> Any:
         from tqdm.auto import tqdm as notebook_bar
 
         return _without_monitor(notebook_bar)
-    return _without_monitor(tqdm) if file.isatty() else None
+    if not file.isatty():
+        return None
+    from tqdm.std import tqdm  # for a bar only; see above
+
+    return _without_monitor(tqdm)
 
 
 def _without_monitor(bar_class: Any) -> Any:
     """The same bar without tqdm's thread, which would outlive it."""
-    tqdm.get_lock()  # type: ignore[no-untyped-call]  # made now, it is the one lock of all bars
+    bar_class.get_lock()  # made now, it is the one lock of all bars
     return type("Bar", (bar_class,), {"monitor_interval": 0})
 
 
@@ -209,6 +212,11 @@ class BarStream:
         """Write ``text`` to stderr, if there is one, with the bar taken away meanwhile."""
         if sys.stderr is None:
             return
+        if "tqdm.std" not in sys.modules:  # there is no bar
+            sys.stderr.write(text)
+            return
+        from tqdm.std import tqdm
+
         with tqdm.external_write_mode(file=sys.stderr):
             sys.stderr.write(text)
 

@@ -13,15 +13,18 @@ share their statistics: jd/tenacity issue 701.)
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import tenacity
+from typing import TYPE_CHECKING
 
 from parallel_processor.models import Attempt, Request, Verdict
 from parallel_processor.options import RetryPolicy
+
+if TYPE_CHECKING:
+    import tenacity
 
 RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE, Verdict.LOST)
 
@@ -76,24 +79,37 @@ class RetrySchedule:
         tell: Callable[[Tries, Attempt, float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        def is_over(state: tenacity.RetryCallState) -> bool:
-            tries, attempt = _call(state)
-            if attempt.verdict is Verdict.RETRY:
-                return tries.failures >= policy.max_attempts
-            if attempt.verdict is Verdict.LOST:
-                return tries.lost > _MOST_LOST
-            return clock() - (tries.refused_since or 0.0) >= policy.rate_limit_deadline_s
+        self._policy = policy
+        self._tell = tell
+        self._clock = clock
 
-        self._retrying = tenacity.Retrying(
+    @functools.cached_property
+    def _retrying(self) -> tenacity.Retrying:
+        """Made at the first failure: few runs have one, and tenacity takes 10 ms to import.
+
+        Threads whose first failures coincide may each make one, which is as good as another's.
+        """
+        import tenacity
+
+        return tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda attempt: attempt.verdict in RETRIED),
-            stop=is_over,
-            wait=lambda state: backoff_s(policy, *_call(state)),
-            before_sleep=lambda state: tell(*_call(state), state.upcoming_sleep),
+            stop=lambda state: self._is_over(*_call(state)),
+            wait=lambda state: backoff_s(self._policy, *_call(state)),
+            before_sleep=lambda state: self._tell(*_call(state), state.upcoming_sleep),
             retry_error_callback=lambda state: None,
         )
 
+    def _is_over(self, tries: Tries, attempt: Attempt) -> bool:
+        if attempt.verdict is Verdict.RETRY:
+            return tries.failures >= self._policy.max_attempts
+        if attempt.verdict is Verdict.LOST:
+            return tries.lost > _MOST_LOST
+        return self._clock() - (tries.refused_since or 0.0) >= self._policy.rate_limit_deadline_s
+
     def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
         """Seconds until the next attempt behind ``attempt``, which ``tries`` has noted; else ``None``."""
+        import tenacity
+
         if tries.state is None:
             tries.state = tenacity.RetryCallState(self._retrying, None, (tries,), {})
         self._retrying.begin()

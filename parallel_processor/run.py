@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Buckets, Waiting
 from parallel_processor.counters import Counters
+from parallel_processor.crews import make_crew
 from parallel_processor.descriptors import affordable_workers
 from parallel_processor.dispatcher import Admitted, Dispatcher
 from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
@@ -32,10 +33,8 @@ from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing, model_of
-from parallel_processor.processes import WorkerProcesses
 from parallel_processor.progress import Progress
 from parallel_processor.stop import Bell, StopSignal, do_all
-from parallel_processor.threads import Crew, WorkerThreads
 from parallel_processor.worker import Worker, flawed, unanswered
 
 _log = logging.getLogger("parallel_processor")
@@ -77,8 +76,7 @@ class Run:
         self._worker = Worker(
             options, pricing=pricing, counters=self.counters, stop=self._stop, clock=clock
         )
-        make_crew = WorkerThreads if options.processes == 1 else WorkerProcesses
-        self._crew: Crew = make_crew(
+        self._crew = make_crew(
             options, self._max_workers, begin=self._worker.begin, finish=self._end
         )
         self._dispatcher = self._make_dispatcher()

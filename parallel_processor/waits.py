@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import math
 import re
 from datetime import datetime, timezone
@@ -57,7 +56,7 @@ def wait_s(value: str, now: float) -> float | None:
 def timestamp(value: str) -> float | None:
     """Unix time of an RFC 3339 timestamp or an HTTP date, UTC if it names no zone; else ``None``."""
     value = value[:100].strip()
-    for read in (_from_rfc_3339, email.utils.parsedate_to_datetime):
+    for read in (_from_rfc_3339, _from_http_date):
         try:
             when = read(value)
             return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
@@ -68,3 +67,9 @@ def timestamp(value: str) -> float | None:
 
 def _from_rfc_3339(value: str) -> datetime:
     return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value))
+
+
+def _from_http_date(value: str) -> datetime:
+    import email.utils  # takes longer than this module, and few servers say a date
+
+    return email.utils.parsedate_to_datetime(value)

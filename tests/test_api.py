@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import read_lines, write_lines
 from raw_server import RawServer, answer_all, header_of
 
+import parallel_processor
 from parallel_processor import (
     ConfigurationError,
     Limits,
@@ -18,7 +21,55 @@ from parallel_processor import (
     process_file,
 )
 
+ROOT = Path(parallel_processor.__file__).resolve().parent.parent
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+# What only some programs need, and takes a while to import.
+BY_NEED = ("argparse", "email.utils", "lzma", "multiprocessing", "pickle", "requests", "ssl")
+BY_NEED += ("subprocess", "tenacity", "tiktoken", "tqdm", "urllib3", "uuid")
+
+
+def loaded_by(code: str, folder: Path) -> set[str]:
+    """Which of ``BY_NEED`` a program has imported at its end."""
+    program = f"{code}\nimport sys\nprint(*(name for name in {BY_NEED!r} if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_little(tmp_path: Path) -> None:
+    """Neither the import nor a Processor loads what waits for a run, a failure, a bar or a count."""
+    assert loaded_by("import parallel_processor", tmp_path) == set()
+    code = "from parallel_processor import Processor\nProcessor(api_key='sk-1')"
+    assert loaded_by(code, tmp_path) == set()
+    assert loaded_by("import parallel_processor.cli", tmp_path) == {"argparse"}
+
+
+def test_a_run_that_goes_well_loads_no_bar_and_no_retries(tmp_path: Path) -> None:
+    """tqdm is loaded for a bar only, tenacity after a failure only."""
+    write_lines(tmp_path / "in.jsonl", [{"n": 1}])
+    with RawServer(answer_all) as server:
+        words = f"--requests_filepath in.jsonl --request_url {server.url}/v1/embeddings"
+        code = f"""
+from parallel_processor.cli import main
+assert main({words.split()!r}) == 0
+"""
+        found = loaded_by(code, tmp_path)
+    assert not found & {"multiprocessing", "tenacity", "tqdm"}
+    assert {"requests", "tiktoken"} <= found
+
+
+def test_a_worker_process_loads_what_sends(tmp_path: Path) -> None:
+    """A worker process has requests, and nothing that limits, counts, retries or shows."""
+    found = loaded_by("import parallel_processor.child", tmp_path)
+    assert "requests" in found
+    assert not found & {"argparse", "subprocess", "tenacity", "tiktoken", "tqdm"}
 
 
 def test_process_file_does_a_file(tmp_path: Path) -> None:

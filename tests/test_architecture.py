@@ -50,7 +50,7 @@ LAYERS = (
         *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
         *("processes", "threads", "worker", "writer"),
     },
-    {"processor", "results", "run"},
+    {"crews", "processor", "results", "run"},
     {"api", "cli", "flags"},
 )
 FACES = {"__init__", "__main__"}  # they may import from any layer
@@ -117,7 +117,6 @@ WITHIN_LAYER = {
     ("messages", "jsontext"),
     ("processes", "attempts"),
     ("processes", "buckets"),
-    ("processes", "child"),
     ("processes", "limiter"),
     ("processes", "lines"),
     ("threads", "attempts"),
@@ -129,6 +128,7 @@ WITHIN_LAYER = {
     ("worker", "limiter"),
     ("processor", "results"),
     ("processor", "run"),
+    ("run", "crews"),
 }
 # The simulator is a program of its own: it uses these, and nothing of the package uses it.
 SIMULATOR_MAY_IMPORT = LAYERS[0] | {"encodings", "tokens"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
-import lzma
 import os
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +37,10 @@ BUNDLED = ("cl100k_base", "o200k_base", "o200k_harmony")
 CACHE_NAMES = {  # sha1 of the URL from which tiktoken downloads
     "cl100k_base": "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
     "o200k_base": "fb374d419588a4632f3f557e76b4b70aebbca790",
+}
+SHA256 = {  # as in tiktoken_ext.openai_public
+    "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    "o200k_base": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
 }
 # The cookbook's table: cl100k_base, o200k_base.
 STRINGS = [
@@ -73,18 +79,30 @@ def run_offline(code: str, home: Path, *paths: Path, **environment: str) -> tupl
     return done.stdout, done.stderr
 
 
+def rank_file(name: str) -> bytes:
+    """The file that tiktoken would download, made of what the package has."""
+    bundle = encodings._BUNDLES[name]
+    ranks = bundled_ranks(bundle.file, bundle.sha256).items()
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks)
+
+
 @pytest.fixture(scope="module")
 def tiktokens_own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tiktoken.Encoding]:
     """The encodings as tiktoken makes them from a cache that has the right files."""
     cache = tmp_path_factory.mktemp("cache")
     for name, cache_name in CACHE_NAMES.items():
-        packed = (PACKAGE / "data" / f"{name}.tiktoken.xz").read_bytes()
-        (cache / cache_name).write_bytes(lzma.decompress(packed))
+        (cache / cache_name).write_bytes(rank_file(name))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
         tiktoken.list_encoding_names()  # finds the constructors
         constructors = tiktoken.registry.ENCODING_CONSTRUCTORS or {}
         return {name: tiktoken.Encoding(**constructors[name]()) for name in BUNDLED}
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_the_ranks_are_those_of_openai(name: str) -> None:
+    """The rank file that the bundled tokens make is OpenAI's, byte for byte."""
+    assert hashlib.sha256(rank_file(name)).hexdigest() == SHA256[name]
 
 
 @pytest.mark.parametrize(("text", "cl100k", "o200k"), STRINGS)
@@ -191,7 +209,7 @@ def test_damaged_data_is_detected(tmp_path: Path, damage: str) -> None:
     """A damaged rank file is never used: the counts become estimates, and two warnings say why."""
     copy = tmp_path / "site" / "parallel_processor"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "o200k*"))
-    file = copy / "data" / "cl100k_base.tiktoken.xz"
+    file = copy / "data" / "cl100k_base.tokens.z"
     content = file.read_bytes()
     file.unlink()
     if damage == "truncated":
@@ -201,7 +219,7 @@ def test_damaged_data_is_detected(tmp_path: Path, damage: str) -> None:
     elif damage == "empty":
         file.write_bytes(b"")
     elif damage == "other":
-        file.write_bytes(lzma.compress(lzma.decompress(content) + b"YQ== 999999\n"))
+        file.write_bytes(zlib.compress(zlib.decompress(content) + b"\xf8\xf9one more"))
     code = "print(text_counter('cl100k_base').count('tiktoken is great!'))"
     out, err = run_offline(code, tmp_path / "home", copy.parent)
     assert out == "5\n"
@@ -212,7 +230,7 @@ def test_damaged_data_is_detected(tmp_path: Path, damage: str) -> None:
 def test_the_checksum_guards_the_ranks() -> None:
     """Ranks whose file has another sha256 than is expected are refused."""
     with pytest.raises(ValueError, match="damaged"):
-        bundled_ranks("cl100k_base.tiktoken.xz", "0" * 64)
+        bundled_ranks("cl100k_base.tokens.z", "0" * 64)
 
 
 def test_importing_the_package_does_not_import_tiktoken(tmp_path: Path) -> None:

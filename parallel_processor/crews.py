@@ -1,0 +1,36 @@
+"""Which crew sends for a run. Each is imported only where it is wanted.
+
+``requests``, which takes longer to import than everything else together, is therefore loaded by the
+first run with threads: ``import parallel_processor`` does without, as does a run with worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from parallel_processor.attempts import Ended
+from parallel_processor.buckets import Waiting
+from parallel_processor.limiter import Reservation
+from parallel_processor.lines import Admitted
+from parallel_processor.options import Options
+
+if TYPE_CHECKING:
+    from parallel_processor.threads import Crew
+
+
+def make_crew(
+    options: Options,
+    max_workers: int,
+    *,
+    begin: Callable[[Waiting, Reservation], bool],
+    finish: Callable[[Admitted, Ended | BaseException | None], Admitted | None],
+) -> Crew:
+    """Threads of this process, or the processes that ``options`` ask for."""
+    if options.processes == 1:
+        from parallel_processor.threads import WorkerThreads
+
+        return WorkerThreads(options, max_workers, begin=begin, finish=finish)
+    from parallel_processor.processes import WorkerProcesses
+
+    return WorkerProcesses(options, max_workers, begin=begin, finish=finish)
