@@ -137,10 +137,8 @@ class TextCounter:
             return estimated_tokens(text)
         try:
             return len(self._encode(text))
-        except ValueError:  # tiktoken's regular expressions gave up
-            return estimated_tokens(text)
-        except BaseException as error:  # as its faster way tells the same: Rust's own, no Exception
-            if type(error).__name__ != "PanicException":
+        except BaseException as error:  # tiktoken's regular expressions gave up, in Python or in Rust
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
             return estimated_tokens(text)
 

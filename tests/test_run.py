@@ -650,4 +650,4 @@ def test_a_run_that_outlives_the_main_thread_ends_with_an_error() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(("RuntimeError: cannot schedule new futures", "6"))
+    assert done.stdout.startswith(("RuntimeError: can", "6"))  # not schedule, or register
