@@ -60,8 +60,9 @@ class Charges:
         """Admit the first in line."""
         first = self.queue.popleft()
         costs = first.costs
-        charges: list[Charge]
-        charges = [(q, q.charge(costs[q.kind], now)) for q in self._configured]
+        charges: list[Charge] = []
+        for configured in self._configured:
+            charges.append((configured, configured.charge(costs[configured.kind], now)))
         for quota in self.server.quotas:
             quota.charge(costs[quota.kind], now)
             charges.append((quota, []))

@@ -137,7 +137,9 @@ class TextCounter:
             return estimated_tokens(text)
         try:
             return len(self._encode(text))
-        except BaseException as error:  # tiktoken's regular expressions gave up, in Python or in Rust
+        except (
+            BaseException
+        ) as error:  # tiktoken's regular expressions gave up, in Python or in Rust
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
             return estimated_tokens(text)
