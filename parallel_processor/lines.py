@@ -205,9 +205,14 @@ class Lines:
     @property
     def held_by(self) -> str:
         """What the one who may go soonest waits for."""
-        return min(self._lines, key=lambda bucket: bucket.delay).held_by
+        return _cause(min(self._lines, key=lambda bucket: bucket.delay))
 
     def causes(self, idle: str, is_full: bool) -> list[tuple[TokenBucket, str]]:
         """What each bucket waits for; ``idle`` is for those that nobody waits for, or all if full."""
-        causes = [(bucket, idle if is_full else bucket.held_by) for bucket in self._lines]
+        causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._lines]
         return causes + [(bucket, idle) for bucket in self._known - self._lines.keys()]
+
+
+def _cause(bucket: TokenBucket) -> str:
+    """What those in line wait for, though nobody may have a place yet."""
+    return bucket.held_by or ("token counting" if bucket.has_room else "in flight")
