@@ -536,7 +536,7 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
 
     def source() -> Iterator[Request]:
         yield from bodies(2)
-        while not run._buckets.usage().held_by:
+        while not run._buckets.usage().held_by and run.stop_cause is None:
             run._wake.wait(0.001)
         yield request_from_body({"n": 3, "model": "another"}, 3)  # which the thread has to look at
 
