@@ -21,14 +21,14 @@ _MAX_BUCKETS = 256
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Waiting:
-    """A request on its way, with what it may use, its bucket, and its tries once one has failed.
+    """A request on its way: its bucket, what it may use once that is counted, its tries once one failed.
 
-    Whoever has it may change ``tries``: the thread that makes its attempt, else the dispatcher.
+    Whoever has it may change it: the thread that counts its tokens or makes its attempt.
     """
 
     request: Request
-    estimate: Estimate
     bucket: TokenBucket
+    estimate: Estimate | None = None
     tries: Tries | None = None
 
 

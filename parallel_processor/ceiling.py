@@ -112,24 +112,21 @@ class Ceiling:
         if bucket.queue[0] is not reservation:
             return []
         if self.waiting:
+            before = set(self.firsts())
             self.waiting.append(bucket)
-            return self.admit(now())
-        moment = now()
-        if self._admits(reservation, moment) and bucket.is_free(moment):
+            woken = self.admit(now())
+            return woken + [first for first in self.firsts() if first not in before]
+        moment, costs, has_room = now(), reservation.costs, True  # the short way: nobody waits
+        for quota in self.quotas:
+            quota.advance(moment)
+            cost = costs[quota.kind]
+            if cost > quota.level or quota.in_window + cost > quota.limit:
+                has_room = False
+        if has_room and bucket.is_free(moment):
             bucket.take(moment)
             return []
         self.waiting.append(bucket)
         return self.admit(moment)
-
-    def _admits(self, reservation: Reservation, now: float) -> bool:
-        """True if every quota has room; the short way where nobody waits."""
-        costs = reservation.costs
-        for quota in self.quotas:
-            quota.advance(now)
-            cost = costs[quota.kind]
-            if cost > quota.level or quota.in_window + cost > quota.limit:
-                return False
-        return True
 
     def leave(self, bucket: Line, reservation: Reservation) -> None:
         """Take ``reservation`` out of the line, if it is there. Caller holds ``lock``."""

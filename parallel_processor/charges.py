@@ -47,6 +47,11 @@ class Charges:
         server = self.server
         return not server.quotas and now >= server.paused_until and server.in_flight.has_room
 
+    @property
+    def has_room(self) -> bool:
+        """False if one has to end before another may go. To be sure, the caller holds the lock."""
+        return self.server.in_flight.has_room
+
     def own_obstacle(self, now: float) -> tuple[float, str]:
         """Seconds that the first in line has to wait for what the server says, and for what of it."""
         return self.server.obstacle(self.queue[0].costs, now)
@@ -55,8 +60,9 @@ class Charges:
         """Admit the first in line."""
         first = self.queue.popleft()
         costs = first.costs
-        charges: list[Charge]
-        charges = [(q, q.charge(costs[q.kind], now)) for q in self._configured]
+        charges: list[Charge] = []
+        for configured in self._configured:
+            charges.append((configured, configured.charge(costs[configured.kind], now)))
         for quota in self.server.quotas:
             quota.charge(costs[quota.kind], now)
             charges.append((quota, []))

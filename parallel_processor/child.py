@@ -89,7 +89,10 @@ def main() -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     errands, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a session of the user's prints must not get between
+    try:
+        os.dup2(2, 1)  # what a session of the user's prints must not get between
+    except OSError:  # there is no stderr
+        os.dup2(0, 1)
     first = messages.read(errands)
     if first is not None:
         sys.path[:] = first[0]  # before what may have to be imported

@@ -7,11 +7,7 @@ stand one whose model has: it only puts what it reads into the line of its bucke
 and sends that at once: while there is work, nothing is handed from thread to thread. Our own thread waits
 for what only time brings, and starts a thread for whoever may go when nobody asks. It sleeps while each
 line's first has a place that isn't admitted and no backoff is over; whoever changes that wakes it.
-
-**What bounds it.** In flight are ``max_workers`` at most. So many (64 at most) are read ahead of them, and
-up to ``LOOK_AHEAD`` while all buckets hold their lines up, in case they are another bucket's, but no more
-than 16 MB. Outcomes that are not on record count as if they were in flight, less the ``slack`` for a
-writer that writes many at once.
+So tokens are counted by the thread that will send, right before, or by ours.
 
 **Who owns what.** ``_lock`` guards everything; a bucket's lock is taken within it, never the other way
 round. The thread lives from the first request to the last one or a stop; it is a daemon only so that an
@@ -27,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from parallel_processor.bounds import Bounds
 from parallel_processor.buckets import Waiting
 from parallel_processor.ledger import Ledger
 from parallel_processor.lines import Admitted as Admitted
@@ -35,26 +32,26 @@ from parallel_processor.models import Cost, Estimate
 from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
-
-LOOK_AHEAD = 4096
-READ_AHEAD = 64
-_LOOK_AHEAD_BYTES = 16 * 1024 * 1024
+_GATHER_S = 0.001  # how long those who wake the thread at once wait for others
 
 
-class Dispatcher:
+class Dispatcher(Bounds):
     """The waiting requests of one run, and the thread that waits for their buckets.
 
-    ``cost`` tells what an attempt is expected to be charged if it is sent now. ``start`` makes a
-    thread send what was admitted. ``drop`` is called with each request that has been tried and won't
-    be any more, ``on_room`` when more may be read. ``activity`` tells what holds the run back where no
-    bucket does, given whether as many are in flight as may be. ``wake`` is what buckets wake.
+    ``count`` sets a request's ``estimate`` if it is put without one, in any thread; ``cost`` tells what an
+    attempt is expected to be charged if it is sent now. ``start`` has what was admitted sent, before
+    ``flush`` returns. ``drop`` gets each request that has been tried and won't be any more; ``on_room``
+    is called when more may be read. ``activity`` tells what holds the run back where no bucket does,
+    given whether as many are in flight as may be. ``wake`` is what buckets wake.
     """
 
     def __init__(
         self,
         *,
+        count: Callable[[Waiting], None] | None = None,
         cost: Callable[[Estimate], Cost],
         start: Callable[[Admitted], object],
+        flush: Callable[[], object] = lambda: None,
         drop: Callable[[Waiting], None],
         on_room: Callable[[], None],
         activity: Callable[[bool], str],
@@ -65,21 +62,17 @@ class Dispatcher:
     ) -> None:
         self.error: BaseException | None = None  # a fault of ours, or the system's
         self.wake = threading.Event()
+        self._count = count
         self._start = start
+        self._flush = flush
         self._drop = drop
         self._on_room = on_room
         self._activity = activity
         self._ledger = ledger
         self._stop = stop
         self._clock = clock
-        self._lock = threading.Lock()  # guards what follows
-        self._lines = Lines(cost, self.wake)
-        self._max_workers = max_workers
-        self._ahead = min(max_workers, READ_AHEAD)
-        self.slack = 0
-        self.in_flight = self.unrecorded = 0  # anybody may look
-        self._reader_waits = False
-        self._is_asleep = False
+        self._lock = threading.Lock()  # guards what follows, and everything of Bounds
+        super().__init__(Lines(cost, self.wake), max_workers)
         self._due_at = math.inf  # when the thread wakes by itself, if it is asleep
         self._waits_as = (False, False)  # its state when what it waits for was told
         self._closed = self._hurries = self._has_left = False
@@ -95,20 +88,6 @@ class Dispatcher:
             count = self._room()
             self._reader_waits = not count
             return count
-
-    def _room(self) -> int:
-        """Caller holds ``_lock``."""
-        waiting = self._lines.count
-        if waiting and self._lines.size_bytes >= _LOOK_AHEAD_BYTES:
-            return 0
-        left = self._max_workers + self._ahead + self.slack - self.in_flight - self.unrecorded
-        if self._is_asleep and not self._is_full and self._lines.may_be_passed:
-            return max(0, min(LOOK_AHEAD - waiting, left))
-        return max(0, min(self._ahead, left) - waiting)
-
-    @property
-    def _is_full(self) -> bool:
-        return self.in_flight >= self._max_workers
 
     def put(self, waiting: Waiting) -> None:
         """Take in what was read; after a stop it is dropped."""
@@ -142,9 +121,6 @@ class Dispatcher:
             self._reader_waits = True
             return not self._is_empty()
 
-    def _is_empty(self) -> bool:
-        return self._lines.count == self.in_flight == 0 >= self.unrecorded
-
     # The side of the threads that send, and of those that record.
 
     def done(
@@ -165,46 +141,61 @@ class Dispatcher:
                     self._rouse(due_at)
             else:
                 self.unrecorded += 1
-            admitted = self._next(made_room)
+            admitted, uncounted = self._next(made_room)
             rings = self._reader_waits and self._should_ring()
         if rings:
             self._on_room()
         if again is not None and not comes_back:
             self._drop(again)
+        while uncounted is not None:
+            self._do_count(uncounted)
+            with self._lock:
+                admitted, uncounted = self._next(made_room=False)
         return admitted
 
+    def _do_count(self, waiting: Waiting) -> None:
+        """Count the tokens of one that was taken for that."""
+        try:
+            if self._count is not None:
+                self._count(waiting)
+        finally:
+            with self._lock:
+                self._lines.add_counted(waiting)
+
     def recorded(self, count: int) -> None:
-        """So many outcomes are on record, or never will be. Any thread may call it."""
+        """So many outcomes are on record, or never will be."""
         with self._lock:
             self.unrecorded -= count
             rings = self._reader_waits and self._should_ring()
         if rings:
             self._on_room()
 
-    def _should_ring(self) -> bool:
-        """True if the reader should know of room: not for each request. Caller holds ``_lock``."""
-        if self._is_empty() or self._room() > self._ahead // 2:
-            self._reader_waits = False
-            return True
-        return False
+    def _next(self, made_room: bool) -> tuple[Admitted | None, Waiting | None]:
+        """Admit one for the thread that asks, or have it count one; wake ours if more may go.
 
-    def _next(self, made_room: bool) -> Admitted | None:
-        """Admit one for the thread that asks, and wake ours if more may go. Caller holds ``_lock``."""
+        Caller holds ``_lock``.
+        """
         if self._has_left or self._stop.is_set():
-            return None
-        admitted = self._admit() if self._lines and not self._is_full else None
-        if not self._is_asleep:
-            return admitted  # it will see for itself
-        if self._closed and self._lines.count == self.in_flight == 0:
-            self._rouse()  # it was the last
+            return None, None
+        admitted = uncounted = None
+        if self._lines and not self._is_full:
+            admitted = self._admit()
+            uncounted = self._lines.take_uncounted() if admitted is None else None
+        if self._is_asleep:  # else it will see for itself
+            self._look_after_others(made_room and admitted is not None)
+        return admitted, uncounted
+
+    def _look_after_others(self, made_room: bool) -> None:
+        """Wake our thread if somebody may go, and no other thread asks. Caller holds ``_lock``."""
+        if self._closed and self._is_over:  # it was the last
+            self._rouse()
         elif self._lines and not self._is_full:
-            if made_room and admitted is not None and len(self._lines) > 1:
+            if made_room and len(self._lines) > 1:
                 self._rouse()  # the room may be another line's
             else:
                 self._rouse(self._clock() + self._lines.take_places())
-        if self._is_asleep and self._waits_as != self._state:
+        if self._is_asleep and self._waits_as != (self._is_full, len(self._lines) > 0):
             self._begin_wait(self._clock())
-        return admitted
 
     def _admit(self) -> Admitted | None:
         """Take one into flight if its bucket admits it. Caller holds ``_lock``."""
@@ -216,7 +207,7 @@ class Dispatcher:
         return admitted
 
     def _rouse(self, due_at: float = -math.inf) -> None:
-        """Let the thread look again, by ``due_at`` at the latest. Caller holds ``_lock``."""
+        """Let the thread look again by ``due_at``. Caller holds ``_lock``."""
         if self._is_asleep and due_at < self._due_at:
             self._is_asleep = False
             self.wake.set()
@@ -244,9 +235,12 @@ class Dispatcher:
             now = self._clock()
             self._ledger.end(now)
             due_at = self._lines.call(now)
-            admitted = self._admit() if self._lines and not self._is_full else None
-            if admitted is None:
-                if self._closed and (self._hurries or self._lines.count == self.in_flight == 0):
+            admitted = uncounted = None
+            if self._lines and not self._is_full:
+                admitted = self._admit()
+                uncounted = self._lines.take_uncounted() if admitted is None else None
+            if admitted is None and uncounted is None:
+                if self._closed and (self._hurries or self._is_over):
                     return False
                 delay = math.inf if self._is_full else self._lines.take_places()
                 delay = max(0.0, min(delay, due_at - now))
@@ -255,10 +249,15 @@ class Dispatcher:
                 rings = self._reader_waits and self._should_ring()
         if admitted is not None:
             self._submit(admitted)
-            return True
-        if rings:
-            self._on_room()
-        self.wake.wait(delay if delay < math.inf else None)
+        elif uncounted is not None:
+            self._do_count(uncounted)
+        else:
+            self._flush()
+            if rings:
+                self._on_room()
+            self.wake.wait(min(delay, threading.TIMEOUT_MAX) if delay < math.inf else None)
+            if self._clock() - now < _GATHER_S:
+                self._stop.wait(_GATHER_S)
         return True
 
     def _submit(self, admitted: Admitted) -> None:
@@ -271,9 +270,13 @@ class Dispatcher:
                 admitted.waiting.bucket.cancel(admitted.place)
                 with self._lock:
                     self.in_flight -= 1
+                    self._lines.add_again(
+                        admitted.waiting, -math.inf
+                    )  # to be dropped with the rest
                 raise
             with self._lock:
                 self._max_workers = max(1, self.in_flight - 1)
+                self._lines.give_places_back()
             _log.warning("only %d requests can be in flight: %s", self._max_workers, error)
 
     def _leave(self) -> None:
@@ -286,15 +289,9 @@ class Dispatcher:
             self._drop(waiting)
         self._on_room()
 
-    # What the run waits for. Caller holds ``_lock``.
-
-    @property
-    def _state(self) -> tuple[bool, bool]:
-        return self._is_full, len(self._lines) > 0
-
     def _begin_wait(self, now: float) -> None:
-        """The run waits from now on, for something else than before."""
-        is_full, has_lines = self._waits_as = self._state
+        """The run waits from now on, for something else than before. Caller holds ``_lock``."""
+        is_full, has_lines = self._waits_as = self._is_full, len(self._lines) > 0
         idle = self._activity(is_full)
         held_by = self._lines.held_by if has_lines and not is_full else idle
         self._ledger.begin(now, held_by, self._lines.causes(idle, is_full))

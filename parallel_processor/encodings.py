@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -61,7 +62,22 @@ _CHUNK_CHARS = 100_000  # the worst text of this length takes 0.1 s; o200k fails
 _MAX_CHUNKS = 20  # texts above 2,000,000 characters exceed every model's context: sampled
 _REMEMBERED_CHARS = 8_192
 _REMEMBERED_TEXTS = 1_024
-_LOADING = threading.Lock()  # guards no field: the second of two threads waits for the first's work
+
+
+class _Loading:
+    """A lock that guards no field: the second of two threads waits for the first one's work."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Make the lock anew: in a forked child nobody lives who could give it back."""
+        self.lock = threading.Lock()
+
+
+_LOADING = _Loading()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_LOADING.renew)
 
 
 class _Bundle(NamedTuple):
@@ -121,7 +137,11 @@ class TextCounter:
             return estimated_tokens(text)
         try:
             return len(self._encode(text))
-        except ValueError:  # tiktoken's regular expressions gave up
+        except (
+            BaseException
+        ) as error:  # tiktoken's regular expressions gave up, in Python or in Rust
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                raise
             return estimated_tokens(text)
 
     def count_repeated(self, text: str) -> int:
@@ -203,7 +223,7 @@ def text_counter(name: str) -> TextCounter:
 
     Never raises: where the encoding can't be loaded, the counter estimates, and a warning says why.
     """
-    with _LOADING:
+    with _LOADING.lock:
         return _text_counter(name)
 
 
@@ -219,7 +239,7 @@ def _text_counter(name: str) -> TextCounter:
             error,
         )
         return TextCounter(name, None)
-    return TextCounter(name, functools.partial(encoding.encode, disallowed_special=()))
+    return TextCounter(name, encoding.encode_ordinary)
 
 
 def _load(name: str) -> tiktoken.Encoding:

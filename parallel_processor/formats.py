@@ -17,7 +17,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from parallel_processor.jsontext import MAX_NESTING, Member, dump, members, one_line, parse, without
+from parallel_processor.jsontext import (
+    MAX_NESTING,
+    Member,
+    dump,
+    members,
+    one_line,
+    parse,
+    split_last,
+    without,
+)
 from parallel_processor.models import Outcome, Request
 from parallel_processor.providers import resolve_url
 
@@ -59,10 +68,17 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:
-    """A cookbook line: ``metadata`` becomes a column, and what only a stream can answer is left out."""
+    """A cookbook line: ``metadata`` becomes a column, and what only a stream can answer is left out.
+
+    ``body`` is the parsed text, and changed.
+    """
     dropped = unsendable(body)
     metadata: bytes | None = None
-    if dropped or "metadata" in body:
+    if not dropped and (split := split_last(text, "metadata")) is not None:
+        text, value = split
+        if body.pop("metadata") is not None:
+            metadata = one_line(value.encode())
+    elif dropped or "metadata" in body:
         parts = members(text)
         if body.get("metadata") is not None:
             metadata = one_line(_last(parts, "metadata").encode())

@@ -118,10 +118,13 @@ class InFlightLimit:
 
     def started(self, now: float) -> None:
         """One more is in flight."""
-        self._pass_time(now)
-        self.count += 1
+        if now > self._stamp:
+            self._area += self.count * (now - self._stamp)
+            self._stamp = now
+        self.count = count = self.count + 1
         self.total += 1
-        self.peak = max(self.peak, self.count)
+        if count > self.peak:
+            self.peak = count
         if self._settles:
             self._settle(now)
 

@@ -89,6 +89,27 @@ def members(text: str) -> list[Member]:
     return found
 
 
+def split_last(text: str, key: str) -> tuple[str, str] | None:
+    """The object ``text`` without its last member, and that one's value, if it is named ``key``.
+
+    The quick way where that can be told at a glance, else ``None``: the key stands there once, nothing
+    in the text is escaped as the key might be, and the value is followed by the object's end.
+    """
+    quoted = f'"{key}"'
+    start = text.find(quoted)
+    if start < 0 or text.find(quoted, start + 1) >= 0 or "\\u00" in text:
+        return None
+    colon = _skip(text, start + len(quoted))
+    before = text[:start].rstrip(" \t\n\r")
+    if text[colon] != ":" or before[-1] != ",":
+        return None
+    value_start = _skip(text, colon + 1)
+    end = _end_of_value(text, value_start)
+    if text[end:].strip(" \t\n\r") != "}":
+        return None
+    return before[:-1].rstrip(" \t\n\r") + "}", text[value_start:end]
+
+
 def without(parts: list[Member], keys: frozenset[str]) -> str:
     """An object's text from ``parts``, less the members named ``keys``."""
     return "{" + ", ".join(part.text for part in parts if part.key not in keys) + "}"

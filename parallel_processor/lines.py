@@ -1,6 +1,7 @@
 """The lines in which requests wait for their buckets: first come, first served, and none for another.
 
-The first of each line has a place in its bucket. A request that is to be tried again comes back to the
+The first of each line has a place in its bucket, for which its tokens have to be counted before: by
+whichever thread has the time, and not under a lock. A request that is to be tried again comes back to the
 head of its line, once its backoff is over. What a bucket admits while it is asked for something else
 (other runs may share it) is sent by whoever asks here next.
 """
@@ -29,11 +30,16 @@ class Admitted(NamedTuple):
 
 
 class _Line:
-    """The requests that wait for one bucket. ``first`` has the place in it; else both are ``None``."""
+    """The requests that wait for one bucket. ``first`` has the place in it; else both are ``None``.
 
-    __slots__ = ("first", "place", "waiting")
+    Behind ``waiting`` come those ``uncounted``; ``counting`` more are with the threads that count them.
+    """
+
+    __slots__ = ("counting", "first", "place", "uncounted", "waiting")
 
     def __init__(self) -> None:
+        self.counting = 0
+        self.uncounted: deque[Waiting] = deque()
         self.waiting: deque[Waiting] = deque()
         self.first: Waiting | None = None
         self.place: Reservation | None = None
@@ -53,7 +59,12 @@ class Lines:
         self._known: set[TokenBucket] = set()
         self._later: list[tuple[float, int, Waiting]] = []  # a heap of what is to be tried again
         self._numbers = itertools.count()
-        self.count = self.size_bytes = 0
+        self.count = self.size_bytes = 0  # those in the lines; the bytes of the later ones, too
+
+    @property
+    def later(self) -> int:
+        """How many wait for the end of their backoff."""
+        return len(self._later)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -61,29 +72,48 @@ class Lines:
     def add(self, waiting: Waiting) -> bool:
         """Put ``waiting`` at the end of its line; true if nobody else is in it."""
         is_new = waiting.bucket not in self._lines
-        self._line(waiting.bucket).waiting.append(waiting)
-        self._counted(waiting)
+        line = self._line(waiting.bucket)
+        (line.uncounted if waiting.estimate is None else line.waiting).append(waiting)
+        self.count += 1
+        self.size_bytes += len(waiting.request.payload)
         return is_new
+
+    def take_uncounted(self) -> Waiting | None:
+        """One that has to be counted before anybody of its line can go; see :meth:`add_counted`."""
+        for line in self._lines.values():
+            if line.uncounted and line.place is None and not line.waiting:
+                line.counting += 1
+                return line.uncounted.popleft()
+        return None
+
+    def add_counted(self, waiting: Waiting) -> None:
+        """What was taken to be counted has been, or will never be."""
+        line = self._lines.get(waiting.bucket)
+        if line is None or not line.counting:
+            return  # everybody was dropped meanwhile
+        line.counting -= 1
+        line.waiting.append(waiting)
 
     def add_again(self, waiting: Waiting, due_at: float) -> None:
         """Put ``waiting`` to the head of its line at ``due_at``, at once if that is minus infinity."""
-        self._counted(waiting)
+        self.size_bytes += len(waiting.request.payload)
         if due_at == -math.inf:
-            self._line(waiting.bucket).waiting.appendleft(waiting)
+            self._put_first(waiting)
         else:
             heapq.heappush(self._later, (due_at, next(self._numbers), waiting))
 
     def call(self, now: float) -> float:
         """Let those come whose backoff is over; the time of the next one."""
-        later = self._later
+        later, due = self._later, []
         while later and later[0][0] <= now:
-            waiting = heapq.heappop(later)[2]
-            self._line(waiting.bucket).waiting.appendleft(waiting)
+            due.append(heapq.heappop(later)[2])
+        for waiting in reversed(due):
+            self._put_first(waiting)
         return later[0][0] if later else math.inf
 
-    def _counted(self, waiting: Waiting) -> None:
+    def _put_first(self, waiting: Waiting) -> None:
+        self._line(waiting.bucket).waiting.appendleft(waiting)
         self.count += 1
-        self.size_bytes += len(waiting.request.payload)
 
     def _line(self, bucket: TokenBucket) -> _Line:
         line = self._lines.get(bucket)
@@ -98,6 +128,8 @@ class Lines:
         for bucket in tuple(self._lines):
             line = self._lines[bucket]
             if line.place is None:
+                if not line.waiting:
+                    continue
                 self._take_place(bucket, line)
             elif line.place.admitted_at is None and bucket.ceiling not in asked:
                 asked.add(bucket.ceiling)
@@ -107,7 +139,9 @@ class Lines:
         return None
 
     def _take_place(self, bucket: TokenBucket, line: _Line) -> None:
-        tokens, output_tokens = self._cost(line.waiting[0].estimate)
+        estimate = line.waiting[0].estimate
+        assert estimate is not None
+        tokens, output_tokens = self._cost(estimate)
         line.place = Reservation(tokens, self._wake, output_tokens=output_tokens)
         line.first = line.waiting.popleft()
         bucket.enqueue(line.place)
@@ -116,17 +150,21 @@ class Lines:
         waiting, line.place, line.first = line.first, None, None
         assert waiting is not None
         del self._lines[bucket]
-        if line.waiting:  # it is behind the others now
+        if line.waiting or line.uncounted or line.counting:  # it is behind the others now
             self._lines[bucket] = line
         self.count -= 1
         self.size_bytes -= len(waiting.request.payload)
         return Admitted(waiting, place)
 
     def take_places(self) -> float:
-        """Give each line's first a place; seconds until one may go, 0 if one may now."""
+        """Give each line's first a place; seconds until one may go, 0 if one may or can be counted now."""
         delay = math.inf
         for bucket, line in self._lines.items():
             if line.place is None:
+                if not line.waiting:
+                    if not line.counting and bucket.has_room:
+                        return 0.0
+                    continue
                 self._take_place(bucket, line)
             if line.place is not None and line.place.admitted_at is not None:
                 return 0.0
@@ -155,18 +193,26 @@ class Lines:
 
     @property
     def may_be_passed(self) -> bool:
-        """True if it is worth to look for requests of other buckets behind those that wait here.
+        """True if all wait for their buckets, and one of another's may come behind them.
 
-        Where only the server's load holds a single model back, it isn't.
+        Where only the server's load holds a single model back, it isn't worth to look for one.
         """
-        return bool(self._lines) and (len(self._known) > 1 or self.held_by != "in flight")
+        places = [line.place for line in self._lines.values()]
+        if not places or not all(place and place.admitted_at is None for place in places):
+            return False
+        return len(self._known) > 1 or self.held_by != "in flight"
 
     @property
     def held_by(self) -> str:
         """What the one who may go soonest waits for."""
-        return min(self._lines, key=lambda bucket: bucket.delay).held_by
+        return _cause(min(self._lines, key=lambda bucket: bucket.delay))
 
     def causes(self, idle: str, is_full: bool) -> list[tuple[TokenBucket, str]]:
         """What each bucket waits for; ``idle`` is for those that nobody waits for, or all if full."""
-        causes = [(bucket, idle if is_full else bucket.held_by) for bucket in self._lines]
+        causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._lines]
         return causes + [(bucket, idle) for bucket in self._known - self._lines.keys()]
+
+
+def _cause(bucket: TokenBucket) -> str:
+    """What those in line wait for, though nobody may have a place yet."""
+    return bucket.held_by or ("token counting" if bucket.has_room else "in flight")

@@ -31,6 +31,8 @@ from parallel_processor.options import Options
 _log = logging.getLogger("parallel_processor")
 _MOST_FRUITLESS = 3  # children in a row that end without any result
 _PATIENCE_S = 15.0  # for the end of what was cut: as long as it takes to connect
+_MOST_TOGETHER = 16  # requests of one message, so that the processes share them
+_MOST_SILENT_S = 2.0
 _READ_BYTES = 1 << 16
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.child import main; main()"
@@ -47,6 +49,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            start_new_session=True,  # a terminal's Ctrl-C is for the run alone
         )
         self.lock = threading.Lock()  # guards what follows, and writing
         self.under_way: dict[int, Admitted] = {}
@@ -70,9 +73,19 @@ class _Child:
         return True
 
     def tell(self, message: Any) -> None:
-        """Write ``message``, if somebody reads it."""
-        with self.lock:
-            self._write(message)
+        """Write ``message``, if somebody reads it; a process that doesn't is killed."""
+        if self._has_lock():
+            try:
+                self._write(message)
+            finally:
+                self.lock.release()
+
+    def _has_lock(self) -> bool:
+        """Take the lock, which a writer has for long only if the process doesn't read any more."""
+        if self.lock.acquire(timeout=_MOST_SILENT_S):
+            return True
+        self.process.kill()
+        return False
 
     def _write(self, message: Any) -> None:
         try:
@@ -89,11 +102,18 @@ class _Child:
 
     def hang_up(self) -> None:
         """Let the process end."""
-        with self.lock:
+        if self._has_lock():
             try:
                 self._errands.close()
             except OSError:
                 pass  # what was left to write
+            finally:
+                self.lock.release()
+
+    def kill(self) -> None:
+        """End the process at once, if it hasn't ended."""
+        if self.thread.is_alive():
+            self.process.kill()
 
     def end(self) -> str:
         """Wait for the process's end, and say how it ended."""
@@ -131,15 +151,25 @@ class WorkerProcesses:
         self._finish = finish
         self._first_message = (sys.path, _pickled(options))
         self._numbers = itertools.count()
+        self._started: list[Admitted] = []
         self._lock = threading.Lock()  # guards what follows
         self._size = options.processes
         self._children: list[_Child] = []
+        self._threads: list[threading.Thread] = []  # of all children, those that are gone included
         self._fruitless = 0
         self._is_closing = False
 
     def start(self, admitted: Admitted) -> None:
-        """Have ``admitted`` sent by the process with the least to do."""
-        self._send(None, [admitted])
+        """Have ``admitted`` sent, with others, by :meth:`flush`. Only one thread may call these two."""
+        self._started.append(admitted)
+        if len(self._started) >= _MOST_TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have those who were started sent by the process with the least to do."""
+        started, self._started = self._started, []
+        if started:
+            self._send(None, started)
 
     def _send(self, child: _Child | None, batch: list[Admitted]) -> None:
         """Have those sent which may be, by ``child`` if it lives; what can't be sent ends the run."""
@@ -168,6 +198,8 @@ class WorkerProcesses:
         if self._fruitless >= _MOST_FRUITLESS * self._size:
             raise WorkerProcessError("the worker processes end before they have sent anything")
         child = _Child(self._first_message, self._listen)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(child.thread)
         child.thread.start()
         return child
 
@@ -223,14 +255,14 @@ class WorkerProcesses:
         """End the processes; what they still have under way is cut."""
         with self._lock:
             self._is_closing = True
-            children = list(self._children)
+            children, threads = list(self._children), list(self._threads)
         for child in children:
             child.hang_up()
         for child in children:
             child.thread.join(_PATIENCE_S)
-            if child.thread.is_alive():
-                child.process.kill()
-                child.thread.join()
+            child.kill()
+        for thread in threads:
+            thread.join()
 
 
 def _pickled(options: Options) -> bytes:

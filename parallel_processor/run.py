@@ -1,12 +1,11 @@
 """One run: a stream of requests is fed through their buckets to worker threads, until all have outcomes.
 
-The caller's thread feeds: it reads a request, works out what it costs, and gives it to the dispatcher
-(``dispatcher.py``), which hands it to a ``ThreadPoolExecutor`` when its bucket admits it. The executor has
-an idle thread for it or makes one: threads exist for requests in flight, not for requests that wait. A
-thread goes on with the next request as long as the dispatcher has one for it. What has an outcome counts
-until that has been written, or yielded to the embedding caller, so that a slow disk and a slow consumer
-bound memory as the network does. The feeder waits on one bell, ``_wake``, which rings for whatever it may
-be waiting for: room for more requests, an outcome, the stop.
+The caller's thread feeds: it reads requests, and gives them to the dispatcher (``dispatcher.py``), which
+hands them to a ``ThreadPoolExecutor`` when their buckets admit them: threads exist for requests in flight,
+not for requests that wait. A thread goes on with the next request as long as the dispatcher has one for
+it. What has an outcome counts until that has been written, or yielded to the embedding caller, so that a
+slow disk and a slow consumer bound memory as the network does. The feeder waits on one bell, ``_wake``,
+which rings for whatever it may be waiting for: room for more requests, an outcome, the stop.
 
 How a run ends. *By itself*: the input is at its end and everything is on record. *By a stop* (a fatal
 answer, a failing disk, :meth:`Run.stop`, an exception in the feeder, which is how Ctrl-C arrives):
@@ -30,6 +29,7 @@ from parallel_processor.descriptors import affordable_workers
 from parallel_processor.dispatcher import Admitted, Dispatcher
 from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
 from parallel_processor.ledger import Ledger
+from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing, model_of
@@ -44,8 +44,7 @@ _WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
 class Run:
     """The feeding of one stream of requests. :meth:`stop` and :meth:`cut` may come from any thread.
 
-    ``pricing`` gives the tokens that a request is expected to use, ``buckets`` the limits. With
-    ``sink``, outcomes go there from the worker threads, and whoever takes them calls
+    With ``sink``, outcomes go there from the worker threads, and whoever takes them calls
     :meth:`recorded`; without one, :meth:`outcomes` yields them. ``on_cut`` is called when what is in
     flight is given up.
     """
@@ -71,6 +70,7 @@ class Run:
         self._wake = Bell()
         self._activity = "input"  # what the feeder is doing
         self._give_up_at = math.inf  # set by a stop
+        self._seen: set[TokenBucket] = set()
         self._outcomes: deque[Outcome] = deque()
         self._max_workers = affordable_workers(options.max_workers)
         self._worker = Worker(
@@ -84,8 +84,10 @@ class Run:
 
     def _make_dispatcher(self) -> Dispatcher:
         return Dispatcher(
+            count=self._count,
             cost=self._pricing.cost,
             start=self._crew.start,
+            flush=self._crew.flush,
             drop=lambda waiting: self._deliver(unanswered(waiting)),
             on_room=self._wake.set,
             activity=self._idle_cause,
@@ -156,28 +158,30 @@ class Run:
             self._deliver(flawed(request))
             self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
         else:
-            self._activity = "token counting"
-            self._dispatcher.put(self._prepare(request))
-        self._activity = "input"
+            url = request.url or self._options.request_url
+            waiting = Waiting(request=request, bucket=self._buckets.bucket(url, model_of(request)))
+            if self._options.processes > 1 or waiting.bucket not in self._seen:
+                self._seen.add(waiting.bucket)  # its encoding is loaded here: no import amid a fork
+                self._count(waiting)
+            self._dispatcher.put(waiting)
         self._show()
 
-    def _prepare(self, request: Request) -> Waiting:
-        url = request.url or self._options.request_url
-        bucket = self._buckets.bucket(url, model_of(request))
-        estimate = self._pricing.estimate(request)
-        cost = self._pricing.cost(estimate)
-        if cost.tokens > bucket.ceiling.tokens_per_minute:
+    def _count(self, waiting: Waiting) -> None:
+        """Count the request's tokens. Any thread may do it."""
+        waiting.estimate = self._pricing.estimate(waiting.request)
+        tokens, limit = (
+            self._pricing.cost(waiting.estimate).tokens,
+            waiting.bucket.ceiling.tokens_per_minute,
+        )
+        if tokens > limit:
             _log.warning(
                 "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
                 "and the minutes behind it wait",
-                request.number,
-                cost.tokens,
-                bucket.ceiling.tokens_per_minute,
+                *(waiting.request.number, tokens, limit),
             )
-        return Waiting(request=request, estimate=estimate, bucket=bucket)
 
     def _room(self) -> int:
-        """Wait until more requests may be read, and how many; 0 if an outcome or the stop came first."""
+        """Wait until more may be read, and how many; 0 if an outcome or the stop came first."""
         self._wake.clear()
         if self._outcomes or self._stop.is_set():
             return 0
@@ -276,7 +280,7 @@ class Run:
         return self._options.drain_s
 
     def _finish(self) -> None:
-        """Let what is in flight end, or cut it; then end the threads and close the sockets."""
+        """Let what is in flight end, or cut it; then end threads and processes."""
         try:
             if self.sink is not None:  # else nobody is left to take what still comes
                 for _ in self._drain():

@@ -25,6 +25,9 @@ class Crew(Protocol):
     def start(self, admitted: Admitted) -> None:
         """Let somebody send ``admitted``; ``RuntimeError`` if the system has nobody any more."""
 
+    def flush(self) -> None:
+        """Nobody else is started for now."""
+
     def cut(self) -> None:
         """End every exchange under way. Any thread may call it."""
 
@@ -59,6 +62,9 @@ class WorkerThreads:
     def start(self, admitted: Admitted) -> None:
         """Take an idle thread for ``admitted``, or make one."""
         self._executor.submit(self._work, admitted)
+
+    def flush(self) -> None:
+        """Nothing is left to do."""
 
     def _work(self, admitted: Admitted | None) -> None:
         while admitted is not None:

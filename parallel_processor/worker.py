@@ -120,7 +120,7 @@ class Worker:
         """Charge what was used; less than reserved only where the provider counts so."""
         attempt = ended.attempt
         used, output = attempt.used_tokens, attempt.output_tokens
-        if output is not None:
+        if output is not None and waiting.estimate is not None:
             self._pricing.learn(waiting.estimate, output)
         if used is not None and used < reservation.costs[1] and not self._pricing.charges_use:
             used = None

@@ -34,7 +34,15 @@ class CrashReport:
         return self.exit_code == 0 and self.verification.ok and self.lines <= self.answered <= most
 
 
-def crash(folder: Path, *, lines: int, kills: int, seed: int, error_rate: float = 0.0) -> CrashReport:
+def crash(
+    folder: Path,
+    *,
+    lines: int,
+    kills: int,
+    seed: int,
+    error_rate: float = 0.0,
+    processes: int = 1,
+) -> CrashReport:
     """Run a job of ``lines`` to its end in spite of ``kills`` times SIGKILL."""
     rng = random.Random(seed)
     inputs = [f"{n % (lines // 2)}" for n in range(lines)]  # some lines are equal
@@ -47,7 +55,7 @@ def crash(folder: Path, *, lines: int, kills: int, seed: int, error_rate: float 
             *("--requests_filepath", source, "--save_filepath", results, "--no_progress"),
             *("--request_url", f"{server.url}/v1/embeddings", "--max_workers", MAX_WORKERS),
             *("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf"),
-            *("--logging_level", 40),
+            *("--logging_level", 40, "--processes", processes),
         )
         done = 0
         while done < kills:

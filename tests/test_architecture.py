@@ -47,7 +47,7 @@ LAYERS = (
         *("verify", "waits"),
     },
     {
-        *("attempts", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
+        *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
         *("processes", "threads", "worker", "writer"),
     },
     {"crews", "processor", "results", "run"},
@@ -102,6 +102,8 @@ WITHIN_LAYER = {
     ("buckets", "ceiling"),
     ("buckets", "limiter"),
     ("charges", "ceiling"),
+    ("bounds", "lines"),
+    ("dispatcher", "bounds"),
     ("dispatcher", "buckets"),
     ("dispatcher", "limiter"),
     ("dispatcher", "lines"),

@@ -8,8 +8,19 @@ import pytest
 from crashes import crash
 
 
-@pytest.mark.parametrize(("kills", "error_rate"), [(12, 0.0), (10, 0.2)])
-def test_a_job_survives_being_killed(tmp_path: Path, kills: int, error_rate: float) -> None:
+@pytest.mark.parametrize(
+    ("kills", "error_rate", "processes"), [(12, 0.0, 1), (10, 0.2, 1), (6, 0.1, 2)]
+)
+def test_a_job_survives_being_killed(
+    tmp_path: Path, kills: int, error_rate: float, processes: int
+) -> None:
     """Every line has one good record, and what was sent twice was in flight at a kill."""
-    report = crash(tmp_path, lines=3000, kills=kills, seed=kills, error_rate=error_rate)
+    report = crash(
+        tmp_path,
+        lines=250 * kills,
+        kills=kills,
+        seed=kills,
+        error_rate=error_rate,
+        processes=processes,
+    )
     assert report.ok, report

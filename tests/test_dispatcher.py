@@ -1,12 +1,14 @@
-"""The way from reading to sending: lines of requests, and the thread that empties them.
+"""The way from reading to sending: who is read, who is admitted, and which thread sends it.
 
 The clock of most buckets here stands still, so that what they don't admit at once they don't admit.
+Where a dispatcher is driven by hand, a test takes the turns of its thread.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import queue
 import random
 import sys
 import threading
@@ -20,42 +22,66 @@ from typing import Any
 import pytest
 from clocks import FakeClock
 
+from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.buckets import Waiting
-from parallel_processor.ceiling import Reservation
-from parallel_processor.dispatcher import LOOK_AHEAD, Dispatcher
+from parallel_processor.ceiling import INSTANT_S, Ceiling, Reservation
+from parallel_processor.dispatcher import Admitted, Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Cost, Estimate, Request
+from parallel_processor.models import Cost, Estimate, Refusal, Request
 from parallel_processor.options import Limits
+from parallel_processor.retry import Tries
 from parallel_processor.stop import StopSignal
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MB = 1024 * 1024
-ESTIMATE = Estimate(input_tokens=1, output_cap=0)
 ENDED = StopRequested("enough")
 
 
-class Serial:
-    """An executor that does everything at once, in the thread that asks."""
+class ByHand(Dispatcher):
+    """A dispatcher without a thread: whoever has it takes the turns, and nobody really sleeps."""
 
-    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Do ``work`` now."""
-        work(*arguments)
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._thread = threading.current_thread()  # so that none is started
+        self.slept_s: float | None = (
+            0.0  # how long the last turn would have slept; None if it didn't
+        )
+        self.wake.wait = self._sleep  # type: ignore[method-assign]
+        self._stop.wait = lambda seconds: False  # type: ignore[method-assign]
+
+    def _sleep(self, timeout: float | None = None) -> bool:
+        self.slept_s = math.inf if timeout is None else timeout
+        return True
+
+    @property
+    def is_asleep(self) -> bool:
+        """True if the thread would be waiting now, with nobody having woken it."""
+        return self.slept_s is not None and not self.wake.is_set()
+
+    def turn(self) -> None:
+        """What the thread does when it wakes, up to its next sleep or end."""
+        while not self._has_left:
+            self.slept_s = None
+            if not self._turn():
+                self._leave()
+            elif self.slept_s and not self.wake.is_set():
+                return
 
 
 class Scarce:
-    """An executor on a system that has only so many threads; what is queued nobody does."""
+    """A start of threads on a system that has only so many; what is queued nobody does."""
 
     def __init__(self, threads: int, message: str = "can't start new thread") -> None:
         self.queued: list[Waiting] = []
-        self._threads = threads
+        self.threads = threads
         self._message = message
 
-    def submit(self, work: Callable[..., None], waiting: Waiting, place: Reservation) -> None:
-        """Queue ``work``, and fail if there is no thread for it."""
-        self.queued.append(waiting)
-        if len(self.queued) > self._threads:
+    def __call__(self, admitted: Admitted) -> None:
+        """Queue it, and fail if there is no thread for it."""
+        self.queued.append(admitted.waiting)
+        if len(self.queued) > self.threads:
             raise RuntimeError(self._message)
 
 
@@ -64,73 +90,124 @@ def activity_of(is_full: bool) -> str:
     return "max_workers" if is_full else "input"
 
 
+def request_of(
+    number: int, bucket: TokenBucket, *, size_bytes: int = 1, tokens: int = 1
+) -> Waiting:
+    """A request on its way."""
+    request = Request(body={}, payload=bytes(size_bytes), number=number)
+    estimate = Estimate(input_tokens=tokens, output_cap=0)
+    return Waiting(request=request, estimate=estimate, bucket=bucket)
+
+
+def tried(waiting: Waiting) -> Waiting:
+    """The same with one more try, as a worker leaves it."""
+    if waiting.tries is None:
+        waiting.tries = Tries(request=waiting.request)
+    waiting.tries.sent += 1
+    return waiting
+
+
 class Room:
     """A dispatcher with all that it talks to, and what it did.
 
-    ``executor`` is a serial one by default. What was sent stays in flight until a test says
-    otherwise.
+    What was sent stays in flight until a test says otherwise.
     """
 
-    def __init__(self, executor: Any = None, *, max_workers: int = 10_000, **parts: Any) -> None:
-        self.clock = FakeClock()
+    def __init__(
+        self, made: Callable[..., Any] = Dispatcher, *, max_workers: int = 10_000, **parts: Any
+    ) -> None:
+        self.clock = parts.pop("clock", None) or FakeClock()
         self.stop = StopSignal()
         self.ledger = Ledger()
         self.sent: list[int] = []
+        self.waiting: dict[int, Waiting] = {}
         self.places: dict[int, Reservation] = {}
-        self.passed: list[int] = []
+        self.dropped: list[int] = []
         self.rings = 0
-        self._activity = parts.get("activity", activity_of)
-        self._changed = threading.Condition()  # guards what was done
-        self.dispatcher = Dispatcher(
-            executor or Serial(),
-            cost=parts.get("cost", lambda estimate: Cost(estimate.input_tokens)),
-            process=parts.get("process", self._process),
-            pass_by=parts.get("pass_by", self._pass_by),
+        self.bell = threading.Event()  # what a reader waits for
+        self._activity = parts.pop("activity", activity_of)
+        self._changed = threading.Condition()  # guards the count of changes; nothing is asked in it
+        self._changes = 0
+        self.dispatcher = made(
+            cost=parts.pop("cost", lambda estimate: Cost(estimate.input_tokens)),
+            start=parts.pop("start", self.send),
+            drop=parts.pop("drop", self._drop),
             on_room=self._ring,
             activity=self._tell_activity,
             ledger=self.ledger,
             stop=self.stop,
             max_workers=max_workers,
             clock=self.clock,
+            **parts,
         )
 
-    def _process(self, waiting: Waiting, place: Reservation) -> None:
-        with self._changed:
-            self.sent.append(waiting.request.number)
-            self.places[waiting.request.number] = place
-            self._changed.notify_all()
+    def send(self, admitted: Admitted) -> None:
+        """An attempt begins."""
+        number = admitted.waiting.request.number
+        assert admitted.place.admitted_at is not None
+        self.places[number] = admitted.place
+        self.sent.append(number)
+        self.change()
 
-    def _pass_by(self, waiting: Waiting) -> None:
-        with self._changed:
-            self.passed.append(waiting.request.number)
-            self._changed.notify_all()
+    def _drop(self, waiting: Waiting) -> None:
+        self.dropped.append(waiting.request.number)
+        self.change()
 
     def _tell_activity(self, is_full: bool) -> str:
         told: str = self._activity(is_full)
-        with self._changed:
-            self._changed.notify_all()
+        self.change()
         return told
 
     def _ring(self) -> None:
+        self.rings += 1
+        self.bell.set()
+        self.change()
+
+    def change(self) -> None:
+        """Let who waits for something look again."""
         with self._changed:
-            self.rings += 1
+            self._changes += 1
             self._changed.notify_all()
 
-    def until(self, is_so: Callable[[], bool]) -> None:
+    def until(self, is_so: Callable[[], object]) -> None:
         """Return once it is so."""
-        with self._changed:
-            assert self._changed.wait_for(is_so, REAL_TIMEOUT_S), "this never comes"
+        while True:
+            seen = self._changes
+            if is_so():
+                return
+            assert self.dispatcher.error is None, repr(self.dispatcher.error)
+            with self._changed:
+                changed = self._changed.wait_for(lambda: self._changes != seen, REAL_TIMEOUT_S)  # noqa: B023
+            assert changed, "this never comes"
 
-    def read(self, number: int, bucket: TokenBucket | None, size_bytes: int = 1) -> None:
+    def read(self, number: int, bucket: TokenBucket, size_bytes: int = 1) -> None:
         """Put a request in once there is room for it, as a reader does."""
-        self.until(self.dispatcher.has_room)
+        self.until(self.dispatcher.room)
         self.put(number, bucket, size_bytes)
 
-    def put(self, number: int, bucket: TokenBucket | None, size_bytes: int = 1) -> None:
+    def put(self, number: int, bucket: TokenBucket, size_bytes: int = 1) -> None:
         """Put a request in."""
-        flaw = None if bucket is not None else "it has one"
-        request = Request(body={}, payload=bytes(size_bytes), number=number, flaw=flaw)
-        self.dispatcher.put(Waiting(request=request, estimate=ESTIMATE, bucket=bucket))
+        self.waiting[number] = request_of(number, bucket, size_bytes=size_bytes)
+        self.dispatcher.put(self.waiting[number])
+
+    def done(self, number: int, *, again: bool = False, **how: Any) -> int | None:
+        """An attempt has ended, and its thread sends what it gets instead; gives that one's number."""
+        waiting = self.waiting[number]
+        waker = self.dispatcher.wake
+        ending = waiting.bucket.ended(self.places[number], answered=not again, waker=waker)
+        how.setdefault("made_room", ending.made_room)
+        admitted = self.dispatcher.done(tried(waiting) if again else None, **how)
+        if admitted is None:
+            return None
+        self.send(admitted)
+        given: int = admitted.waiting.request.number
+        return given
+
+    def finish(self, number: int) -> int | None:
+        """An attempt has ended, and its outcome is on record."""
+        given = self.done(number)
+        self.dispatcher.recorded(1)
+        return given
 
     def end(self) -> None:
         """Wait for the thread's end."""
@@ -169,10 +246,34 @@ def narrow() -> Iterator[Room]:
         yield made
 
 
+@pytest.fixture
+def hand() -> Room:
+    """A room of which two may be in flight, driven by hand."""
+    return Room(ByHand, max_workers=2)
+
+
 def bucket_of(requests_per_minute: float = math.inf, clock: Any = None) -> TokenBucket:
     """A bucket whose time stands still; one request, or all of them, goes at once."""
     limits = Limits(requests_per_minute=requests_per_minute, tokens_per_minute=math.inf)
     return TokenBucket(limits, clock=clock or FakeClock())
+
+
+def server_of(most_in_flight: int) -> TokenBucket:
+    """The bucket of a server without limits that can do with so many at once."""
+    limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+    return TokenBucket(limits, clock=FakeClock(), most_in_flight=most_in_flight)
+
+
+def paused_bucket(seconds: float = 1e6) -> TokenBucket:
+    """A bucket that admits nothing for a while."""
+    bucket = bucket_of()
+    bucket.pause(seconds)
+    return bucket
+
+
+def pass_time(bucket: TokenBucket, seconds: float) -> None:
+    """Move the clock of ``bucket``."""
+    bucket._clock.now_s += seconds  # type: ignore[attr-defined]
 
 
 # Lines.
@@ -183,8 +284,7 @@ def test_a_line_is_first_come_first_served(room: Room) -> None:
     buckets = [bucket_of() for _ in range(3)]
     for number in range(300):
         room.read(number, buckets[number % 7 % 3])
-    room.dispatcher.close()
-    room.end()
+    room.until(lambda: len(room.sent) == 300)
     assert sorted(room.sent) == list(range(300))
     for bucket in range(3):
         line = [number for number in room.sent if number % 7 % 3 == bucket]
@@ -192,10 +292,10 @@ def test_a_line_is_first_come_first_served(room: Room) -> None:
 
 
 def test_an_admitted_request_comes_with_its_place(room: Room) -> None:
-    """The worker gets the reservation that its bucket admitted."""
+    """Whoever sends it gets the reservation that its bucket admitted."""
     bucket = bucket_of(60)
     room.read(1, bucket)
-    room.until(lambda: bool(room.sent))
+    room.until(lambda: room.sent)
     assert room.places[1].admitted_at == 1000.0
     assert bucket.usage().admitted["requests"] == 1
 
@@ -243,49 +343,473 @@ def test_lines_go_on_by_themselves() -> None:
         bucket = bucket_of(60_000, time.monotonic)
         for number in range(600):  # at 1,000 a second, of which 500 go at once
             room.read(number, bucket)
-        room.dispatcher.close()
-        room.end()
+        room.until(lambda: len(room.sent) == 600)
     assert room.sent == list(range(600))
 
 
-def test_flawed_lines_pass_by(room: Room) -> None:
-    """What can't be sent waits for no bucket, and is in flight until it is on record."""
+@pytest.mark.parametrize("seconds", [1e10, 1e300])
+def test_a_wait_may_be_longer_than_the_system_can_count(room: Room, seconds: float) -> None:
+    """A bucket that is closed for thousands of years is no fault."""
+    bucket, other = paused_bucket(seconds), bucket_of()
+    room.read(0, bucket)
+    room.read(1, other)
+    room.until(lambda: room.sent == [1])
+    room.read(2, other)
+    room.until(lambda: room.sent == [1, 2])
+    assert room.dispatcher.error is None
+
+
+# A thread that is done gets the next one.
+
+
+def test_a_thread_that_is_done_sends_the_next_one(hand: Room) -> None:
+    """It gets each at once, in order, and nobody else is woken for that."""
+    bucket = bucket_of()
+    for number in range(4):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1]
+    for number in range(50):
+        assert hand.done(number) == number + 2
+        assert hand.dispatcher.in_flight == 2
+        assert hand.dispatcher.is_asleep
+        hand.put(number + 4, bucket)
+        assert hand.dispatcher.is_asleep
+    assert hand.sent == list(range(52))
+
+
+def test_a_thread_that_is_done_gets_nothing_where_nothing_may_go(hand: Room) -> None:
+    """Where its bucket doesn't admit the next one, there is nothing for it, and ours sleeps on."""
     slow = bucket_of(60)
-    for number in range(6):
-        room.read(number, slow if number < 3 else None)
-    room.until(lambda: len(room.passed) == 3)
-    assert room.passed == [3, 4, 5]
-    assert room.sent == [0]
-    assert room.dispatcher.in_flight == 4
+    hand.put(0, slow)
+    hand.put(1, slow)
+    hand.dispatcher.turn()
+    assert hand.sent == [0]
+    assert hand.done(0) is None
+    assert hand.dispatcher.is_asleep
+    assert 0.0 < hand.dispatcher.slept_s < 2.0
+    pass_time(slow, 1.1)
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1]
+
+
+def test_a_thread_that_is_done_gets_nothing_where_nobody_waits(hand: Room) -> None:
+    """The end of the input leaves it without work."""
+    hand.put(0, bucket_of())
+    hand.dispatcher.turn()
+    assert hand.done(0) is None
+    assert hand.dispatcher.in_flight == 0
+    assert hand.dispatcher.is_asleep
+
+
+def test_a_thread_that_is_done_gets_anothers_request(hand: Room) -> None:
+    """Where its own model waits, it goes on with one that doesn't."""
+    slow, other = bucket_of(60), bucket_of()
+    for number in range(2):
+        hand.put(number, slow)
+    hand.dispatcher.turn()
+    hand.put(2, other)
+    hand.dispatcher.turn()
+    hand.put(3, other)
+    assert hand.sent == [0, 2]
+    assert hand.done(0) == 3
+
+
+def test_a_thread_that_is_done_takes_each_line_in_its_turn(hand: Room) -> None:
+    """Where workers are short, no line waits for all of another."""
+    buckets = [bucket_of() for _ in range(3)]
+    for number in range(9):
+        hand.put(number, buckets[min(number // 4, 2)])
+    hand.dispatcher.turn()
+    for place in range(7):
+        hand.done(hand.sent[place])
+    assert sorted(hand.sent) == list(range(9))
+    assert hand.sent[:3] == [0, 4, 8]
+    for line in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        assert [number for number in hand.sent if number in line] == line
+
+
+def test_where_nobody_takes_the_turn_the_next_one_is_given_all_the_same(hand: Room) -> None:
+    """Before our thread has had its turn, a thread that is done gets what was put already."""
+    bucket = bucket_of()
+    hand.put(0, bucket)
+    hand.dispatcher.turn()
+    hand.put(1, bucket)
+    hand.put(2, bucket)
+    assert hand.done(0) == 1
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1, 2]
+
+
+def test_after_a_stop_a_thread_that_is_done_gets_nothing(hand: Room) -> None:
+    """What waits isn't sent any more, though our thread hasn't heard of the stop."""
+    bucket = bucket_of()
+    for number in range(4):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    hand.stop.set(ENDED)
+    assert hand.done(0) is None
+    hand.dispatcher.turn()
+    assert hand.done(1) is None
+    assert hand.sent == [0, 1]
+
+
+def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> None:
+    """A thread sends one only, and there may be more that may go now."""
+    limits, clock = Limits(requests_per_minute=6e5, tokens_per_minute=6000.0), FakeClock()
+    one = TokenBucket(limits, clock=clock)
+    other = TokenBucket(limits, clock=clock, ceiling=one.ceiling)
+    dear = request_of(0, one, tokens=50)  # of 50 that go at once
+    hand.waiting[0] = dear
+    hand.dispatcher.put(dear)
+    hand.dispatcher.turn()
+    for number in range(1, 5):
+        hand.put(number, (one, other)[number % 2])
+    hand.dispatcher.turn()
+    assert hand.sent == [0]
+    assert hand.dispatcher.is_asleep
+    ending = one.ended(hand.places[0], answered=True, used_tokens=1.0, waker=hand.dispatcher.wake)
+    assert ending.made_room
+    assert hand.dispatcher.is_asleep
+    admitted = hand.dispatcher.done(made_room=True)
+    assert admitted is not None
+    assert not hand.dispatcher.is_asleep
+    hand.dispatcher.turn()
+    assert len(hand.sent) == 2
+    assert hand.dispatcher.in_flight == 2
+
+
+def test_room_that_was_made_for_the_same_line_wakes_nobody(hand: Room) -> None:
+    """With one model only, whoever is done takes the place of its own request."""
+    server = server_of(1)
+    for number in range(4):
+        hand.put(number, server)
+    hand.dispatcher.turn()
+    for number in range(3):
+        assert hand.sent == list(range(number + 1))
+        assert hand.done(number) == number + 1
+        assert hand.dispatcher.is_asleep
+
+
+def test_when_there_are_workers_again_the_thread_looks_after_all_lines(hand: Room) -> None:
+    """Where as many were in flight as may be, each first takes a place, and the thread a new time."""
+    slow, slower, free = bucket_of(60), paused_bucket(3.0), bucket_of()
+    slow.enqueue(Reservation(1.0))
+    for number in range(2):
+        hand.put(number, free)
+    hand.dispatcher.turn()
+    hand.put(2, slower)
+    hand.put(3, slow)
+    hand.dispatcher.turn()
+    assert hand.dispatcher.slept_s == math.inf
+    assert hand.done(0) is None
+    assert not hand.dispatcher.is_asleep
+    hand.dispatcher.turn()
+    assert 0.5 < hand.dispatcher.slept_s < 1.5
+    assert all(bucket.queue for bucket in (slow, slower))
+
+
+# Those that are tried again.
+
+
+def test_who_is_tried_again_at_once_is_the_next(hand: Room) -> None:
+    """A request that comes back goes to the head of its line, and its thread goes on with it."""
+    bucket = bucket_of()
+    for number in range(4):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    assert hand.done(1, again=True) == 1
+    assert hand.done(0) == 2
+    assert hand.done(1) == 3
+    assert hand.dispatcher.unrecorded == 2
+    assert hand.sent == [0, 1, 1, 2, 3]
+
+
+def test_who_is_tried_again_waits_for_its_bucket(hand: Room) -> None:
+    """One that was refused is the first of those that wait behind the pause."""
+    bucket = bucket_of()
+    for number in range(4):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    bucket.pause(10.0)
+    assert hand.done(0, again=True) is None
+    assert hand.done(1) is None
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1]
+    assert len(bucket.queue) == 1
+    pass_time(bucket, 11.0)
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1, 0, 2]
+
+
+def test_who_is_tried_again_later_is_not_tried_before(hand: Room) -> None:
+    """The thread sleeps until its time has come, and others go meanwhile."""
+    bucket = bucket_of()
+    hand.put(0, bucket)
+    hand.dispatcher.turn()
+    assert hand.done(0, again=True, retry_in_s=7.0) is None
+    assert not hand.dispatcher.is_asleep  # it has to learn when to wake
+    hand.dispatcher.turn()
+    assert hand.dispatcher.slept_s == 7.0
+    hand.put(1, bucket)
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1]
+    hand.clock.now_s += 6.9
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1]
+    assert hand.dispatcher.slept_s == pytest.approx(0.1)
+    hand.clock.now_s += 0.2
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1, 0]
+
+
+def test_only_a_nearer_time_wakes_the_thread(hand: Room) -> None:
+    """One that is to be tried again after the time at which the thread wakes anyway doesn't."""
+    bucket = bucket_of()
+    for number in range(2):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    hand.done(0, again=True, retry_in_s=7.0)
+    hand.dispatcher.turn()
+    hand.done(1, again=True, retry_in_s=8.0)
+    assert hand.dispatcher.is_asleep
+    hand.clock.now_s += 7.0
+    hand.dispatcher.turn()
+    assert hand.dispatcher.slept_s == 1.0
+    hand.done(0, again=True, retry_in_s=0.5)
+    assert not hand.dispatcher.is_asleep
+
+
+def test_who_is_tried_again_goes_while_all_workers_are_busy_to_the_head(hand: Room) -> None:
+    """Its time may come where nobody may be sent: then it is the next that is."""
+    bucket = bucket_of()
+    for number in range(5):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    assert hand.done(0, again=True, retry_in_s=7.0) == 2
+    hand.dispatcher.turn()
+    assert hand.dispatcher.slept_s == 7.0
+    hand.clock.now_s += 7.0
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1, 2]
+    assert hand.dispatcher.slept_s == math.inf
+    assert hand.dispatcher.in_flight == 2
+    assert hand.done(1) == 0
+    assert hand.done(2) == 3
+
+
+def test_a_closed_input_waits_for_those_that_are_tried_again(hand: Room) -> None:
+    """The thread lives until nobody waits, is in flight, or will be tried again."""
+    bucket = bucket_of()
+    hand.put(0, bucket)
+    hand.dispatcher.close()
+    hand.dispatcher.turn()
+    assert not hand.dispatcher._has_left
+    hand.done(0, again=True, retry_in_s=7.0)
+    hand.dispatcher.turn()
+    assert not hand.dispatcher._has_left
+    hand.clock.now_s += 7.0
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 0]
+    assert not hand.dispatcher._has_left
+    assert hand.done(0) is None
+    hand.dispatcher.turn()
+    assert hand.dispatcher._has_left
+    assert hand.dispatcher.unrecorded == 1
+    assert hand.dropped == []
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_thread_sleeps_until_a_backoff_is_over(closed: bool) -> None:
+    """With a real thread and a real clock, a request is sent again when its time has come."""
+    with stopped_at_the_end(Room(clock=time.monotonic)) as room:
+        room.read(0, bucket_of())
+        room.until(lambda: room.sent == [0])
+        if closed:
+            room.dispatcher.close()
+        began = time.monotonic()
+        room.done(0, again=True, retry_in_s=0.05)
+        room.until(lambda: room.sent == [0, 0])
+        assert 0.05 <= time.monotonic() - began < REAL_TIMEOUT_S
+        room.finish(0)
+        room.dispatcher.close()
+        room.end()
+        assert not room.dispatcher.is_busy()
+
+
+def test_many_backoffs_end_in_their_order() -> None:
+    """With a real thread and a real clock, each is sent in its time."""
+    with stopped_at_the_end(Room(clock=time.monotonic)) as room:
+        bucket = bucket_of()
+        for number in range(20):
+            room.read(number, bucket)
+        room.until(lambda: len(room.sent) == 20)
+        order = random.Random(1).sample(range(20), 20)
+        for place, number in enumerate(order):
+            room.done(number, again=True, retry_in_s=0.1 + 0.01 * place)
+        room.until(lambda: len(room.sent) == 40)
+    assert sorted(room.sent[20:]) == list(range(20))
+
+
+def test_a_backoff_holds_up_nobody_else(room: Room) -> None:
+    """As many requests as are read ahead may wait for their backoffs, and others are read and sent."""
+    bucket = bucket_of()
+    for number in range(READ_AHEAD):
+        room.read(number, bucket)
+    room.until(lambda: len(room.sent) == READ_AHEAD)
+    for number in range(READ_AHEAD):
+        room.done(number, again=True, retry_in_s=1e6)
+    assert room.dispatcher.in_flight == 0
+    assert room.dispatcher.room()
+    room.put(READ_AHEAD, bucket)
+    room.until(lambda: room.sent[-1] == READ_AHEAD)
+
+
+def test_a_stop_drops_those_that_were_tried(hand: Room) -> None:
+    """In line or in their backoff: they count until that is on record; the others are forgotten."""
+    bucket = bucket_of()
+    for number in range(4):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    bucket.pause(1e6)
+    hand.done(0, again=True)
+    hand.done(1, again=True, retry_in_s=7.0)
+    hand.dispatcher.turn()
+    hand.stop.set(ENDED)
+    hand.dispatcher.turn()
+    assert sorted(hand.dropped) == [0, 1]
+    assert hand.dispatcher.unrecorded == 2
+    assert hand.dispatcher.in_flight == 0
+    assert hand.dispatcher.is_busy()
+    assert not bucket.queue
+    hand.dispatcher.recorded(2)
+    assert not hand.dispatcher.is_busy()
+
+
+def test_who_comes_back_after_the_end_is_dropped(hand: Room) -> None:
+    """An attempt that was under way at the stop isn't followed by another."""
+    bucket = bucket_of()
+    for number in range(3):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    hand.stop.set(ENDED)
+    hand.dispatcher.turn()
+    assert hand.dropped == []
+    assert hand.done(0, again=True) is None
+    assert hand.dropped == [0]
+    assert hand.done(1, again=True, retry_in_s=7.0) is None
+    assert hand.dropped == [0, 1]
+    assert (hand.dispatcher.in_flight, hand.dispatcher.unrecorded) == (0, 2)
+    hand.dispatcher.recorded(1)
+    assert hand.dispatcher.is_busy()
+    hand.dispatcher.recorded(1)
+    assert not hand.dispatcher.is_busy()
+
+
+def test_who_comes_back_between_the_stop_and_the_end_is_dropped_once(hand: Room) -> None:
+    """Our thread drops it when it hears of the stop."""
+    bucket = bucket_of()
+    for number in range(2):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    hand.stop.set(ENDED)
+    assert hand.done(0, again=True) is None
+    assert hand.done(1, again=True, retry_in_s=7.0) is None
+    assert hand.dropped == []
+    hand.dispatcher.turn()
+    assert sorted(hand.dropped) == [0, 1]
+    assert hand.dispatcher.unrecorded == 2
+
+
+def test_in_a_hurry_who_comes_back_is_dropped(hand: Room) -> None:
+    """There is nobody left to wait for its next attempt."""
+    bucket = bucket_of()
+    for number in range(3):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    hand.done(0, again=True, retry_in_s=7.0)
+    hand.dispatcher.close(hurry=True)
+    hand.dispatcher.turn()
+    assert hand.dropped == [0]
+    hand.done(1, again=True)
+    hand.done(2)
+    assert hand.dropped == [0, 1]
+    assert hand.dispatcher.unrecorded == 3
+    hand.dispatcher.recorded(3)
+    assert not hand.dispatcher.is_busy()
 
 
 # What bounds it.
 
 
-def test_no_more_are_read_than_may_be_in_flight(narrow: Room) -> None:
-    """Where no bucket holds its line up, nothing is read ahead."""
+def test_no_more_are_read_ahead_than_may_be_in_flight(narrow: Room) -> None:
+    """Where no bucket holds its line up, as many more are read as there are workers."""
     bucket = bucket_of()
-    for number in range(2):
+    for number in range(4):
         narrow.read(number, bucket)
-    assert not narrow.dispatcher.has_room()
-    narrow.until(lambda: len(narrow.sent) == 2)
-    assert not narrow.dispatcher.has_room()
+    narrow.until(lambda: narrow.sent == [0, 1])
+    assert not narrow.dispatcher.room()
+    narrow.until(lambda: narrow.dispatcher.in_flight == 2)
+    assert not narrow.dispatcher.room()
 
 
-def test_what_is_on_record_makes_room(narrow: Room) -> None:
-    """The reader that waits is told, and one more goes for each."""
+@pytest.mark.parametrize("max_workers", [1, 2, 63, 64, 65, 1000])
+def test_so_many_may_be_read(max_workers: int) -> None:
+    """At first the read-ahead is all that may be, and behind those in flight it is there again."""
+    room = Room(ByHand, max_workers=max_workers)
+    ahead = min(max_workers, READ_AHEAD)
+    bucket, number = bucket_of(), 0
+    while count := room.dispatcher.room():
+        assert count <= ahead
+        for _ in range(count):
+            room.put(number, bucket)
+            number += 1
+        room.dispatcher.turn()
+    assert number == max_workers + ahead
+    assert len(room.sent) == max_workers
+
+
+def test_what_is_not_on_record_bounds_the_reading(hand: Room) -> None:
+    """Outcomes that nobody takes count as if they were in flight."""
     bucket = bucket_of()
-    for number in range(2):
-        narrow.read(number, bucket)
-    narrow.until(lambda: len(narrow.sent) == 2)
-    assert not narrow.dispatcher.has_room()
-    rings = narrow.rings
-    narrow.dispatcher.recorded(1)
-    assert narrow.rings == rings + 1
-    assert narrow.dispatcher.has_room()
-    narrow.read(2, bucket)
-    narrow.until(lambda: len(narrow.sent) == 3)
-    assert not narrow.dispatcher.has_room()
+    for number in range(4):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    assert hand.done(0) == 2
+    assert hand.done(1) == 3
+    assert hand.dispatcher.room() == 0
+    hand.dispatcher.recorded(1)
+    assert hand.dispatcher.room() == 1
+    hand.dispatcher.recorded(1)
+    assert hand.dispatcher.room() == 2
+    hand.done(2)
+    hand.done(3)
+    assert hand.dispatcher.room() == 2
+
+
+def test_what_passes_by_counts_until_it_is_on_record(hand: Room) -> None:
+    """What can't be sent waits for no bucket, but bounds the reading as the others do."""
+    for left in (2, 2, 1, 0):
+        hand.dispatcher.pass_by()
+        assert hand.dispatcher.room() == left
+    assert hand.dispatcher.is_busy()
+    assert hand.dispatcher.in_flight == 0
+    hand.dispatcher.recorded(4)
+    assert hand.dispatcher.room() == 2
+    assert not hand.dispatcher.is_busy()
+
+
+def test_a_writer_may_have_some_slack(hand: Room) -> None:
+    """So many more outcomes may wait for a writer that writes many at once."""
+    hand.dispatcher.slack = 10
+    for _ in range(12):
+        assert hand.dispatcher.room() == 2
+        hand.dispatcher.pass_by()
+    assert hand.dispatcher.room() == 2
+    hand.dispatcher.pass_by()
+    assert hand.dispatcher.room() == 1
+    hand.dispatcher.pass_by()
+    assert hand.dispatcher.room() == 0
 
 
 def test_nobody_is_told_who_does_not_wait(room: Room) -> None:
@@ -294,10 +818,76 @@ def test_nobody_is_told_who_does_not_wait(room: Room) -> None:
     for number in range(20):
         room.read(number, bucket)
     room.until(lambda: len(room.sent) == 20)
-    assert room.dispatcher.has_room()
+    assert room.dispatcher.room()
     rings = room.rings
-    room.dispatcher.recorded(20)
+    for number in range(20):
+        room.finish(number)
     assert room.rings == rings
+
+
+def test_the_reader_is_told_when_half_of_the_read_ahead_is_free() -> None:
+    """A reader that waits isn't woken for each request, and when it is, not again."""
+    room = Room(ByHand, max_workers=8)
+    bucket = bucket_of()
+    for number in range(16):
+        room.put(number, bucket)
+    room.dispatcher.turn()
+    assert room.dispatcher.room() == 0
+    for number in range(8):
+        assert room.rings == (number > 4)
+        assert room.finish(number) == number + 8
+    assert room.rings == 1
+    assert room.dispatcher.room() == 8
+
+
+def test_the_reader_is_told_of_what_is_on_record() -> None:
+    """Where outcomes are what bounds it, their records wake it: not each, but before all are."""
+    room = Room(ByHand, max_workers=8)
+    for _ in range(16):
+        room.dispatcher.pass_by()
+    assert room.dispatcher.room() == 0
+    for recorded in range(8):
+        assert room.rings == (recorded > 4)
+        room.dispatcher.recorded(1)
+    assert room.rings == 1
+
+
+def test_the_reader_is_told_when_our_thread_has_sent_enough() -> None:
+    """What was read goes into flight, and there is room for as many again."""
+    room = Room(ByHand, max_workers=8)
+    bucket = bucket_of()
+    for number in range(8):
+        room.put(number, bucket)
+    assert room.dispatcher.room() == 0
+    room.dispatcher.turn()
+    assert len(room.sent) == 8
+    assert room.rings == 1
+    assert room.dispatcher.room() == 8
+
+
+def test_the_reader_is_told_when_all_lines_wait(hand: Room) -> None:
+    """Then the look-ahead begins, in case there are other models behind them."""
+    slow = paused_bucket()
+    for number in range(2):
+        hand.put(number, slow)
+    assert hand.dispatcher.room() == 0
+    hand.dispatcher.turn()
+    assert hand.rings == 1
+    assert hand.dispatcher.room() > 0
+
+
+def test_the_last_record_is_told(hand: Room) -> None:
+    """Who asked whether anything is under way hears when that changes."""
+    hand.put(0, bucket_of())
+    hand.dispatcher.close()
+    hand.dispatcher.turn()
+    hand.done(0)
+    hand.dispatcher.turn()
+    assert hand.dispatcher.is_busy()
+    rings = hand.rings
+    hand.dispatcher.recorded(1)
+    assert hand.rings == rings + 1
+    assert not hand.dispatcher.is_busy()
 
 
 def test_behind_a_bucket_that_waits_so_many_are_read(narrow: Room) -> None:
@@ -307,14 +897,30 @@ def test_behind_a_bucket_that_waits_so_many_are_read(narrow: Room) -> None:
     narrow.until(lambda: narrow.sent == [0])
     for number in range(1, LOOK_AHEAD + 1):
         narrow.read(number, slow)
-    assert not narrow.dispatcher.has_room()
+    narrow.until(lambda: narrow.dispatcher._is_asleep)
+    assert not narrow.dispatcher.room()
     slow.cancel(narrow.places[0])
     narrow.until(lambda: narrow.sent == [0, 1])
-    assert not narrow.dispatcher.has_room()  # as many are in flight as may be
-    narrow.dispatcher.recorded(1)
+    assert not narrow.dispatcher.room()  # as many are in flight as may be
+    assert narrow.finish(0) is None
     narrow.read(LOOK_AHEAD + 1, slow)
-    assert not narrow.dispatcher.has_room()
+    narrow.until(lambda: narrow.dispatcher._is_asleep)
+    assert not narrow.dispatcher.room()
     assert narrow.sent == [0, 1]
+
+
+def test_a_single_servers_load_is_no_reason_to_look_ahead(hand: Room) -> None:
+    """Behind requests for one model without limits there is nobody who may go."""
+    server = server_of(1)
+    for number in range(2):
+        hand.put(number, server)
+    hand.dispatcher.turn()
+    assert hand.sent == [0]
+    assert hand.dispatcher.room() == 1
+    hand.put(2, server)
+    hand.dispatcher.turn()
+    assert hand.dispatcher.room() == 0
+    assert hand.done(0) == 1
 
 
 def test_among_what_is_read_ahead_another_buckets_requests_go(narrow: Room) -> None:
@@ -325,7 +931,7 @@ def test_among_what_is_read_ahead_another_buckets_requests_go(narrow: Room) -> N
         narrow.read(number, slow)
     narrow.read(100, other)
     narrow.until(lambda: narrow.sent == [0, 100])
-    narrow.dispatcher.recorded(1)
+    narrow.finish(0)
     narrow.read(101, other)
     narrow.until(lambda: narrow.sent == [0, 100, 101])
 
@@ -337,10 +943,10 @@ def test_what_is_read_ahead_has_a_size(narrow: Room) -> None:
     narrow.until(lambda: narrow.sent == [0])
     narrow.read(1, slow, 16 * MB - 1)
     narrow.read(2, slow, 1)
-    assert not narrow.dispatcher.has_room()
+    assert not narrow.dispatcher.room()
     slow.cancel(narrow.places[0])
     narrow.until(lambda: narrow.sent == [0, 1])
-    narrow.dispatcher.recorded(1)
+    narrow.finish(0)
     narrow.read(3, slow)
 
 
@@ -350,35 +956,38 @@ def test_one_request_may_have_any_size(narrow: Room) -> None:
     for number in range(3):
         narrow.read(number, bucket, 17 * MB)
         narrow.until(lambda number=number: number in narrow.sent)
-        narrow.dispatcher.recorded(1)
+        narrow.finish(number)
 
 
-def test_what_waits_goes_when_others_are_on_record(narrow: Room) -> None:
-    """A line that was held up goes on where as many are in flight as may be, one for each record."""
-    bucket = bucket_of()
-    bucket.pause(1e6)
+def test_what_waits_goes_when_others_end(narrow: Room) -> None:
+    """A line that was held up goes on where as many are in flight as may be, one for each end."""
+    bucket = paused_bucket()
     for number in range(6):
         narrow.read(number, bucket)
-    bucket._clock.now_s += 2e6  # type: ignore[attr-defined]
+    pass_time(bucket, 2e6)
     narrow.read(6, bucket)
+    narrow.dispatcher.wake.set()
     narrow.until(lambda: narrow.sent == [0, 1])
-    for number in range(2, 7):
-        narrow.dispatcher.recorded(1)
-        narrow.until(lambda number=number: narrow.sent[-1] == number)
+    for number in range(5):
+        assert narrow.finish(number) == number + 2
         assert narrow.dispatcher.in_flight == 2
 
 
-def test_who_waits_for_a_worker_keeps_no_place(narrow: Room) -> None:
-    """Where as many are in flight as may be, retries aren't behind what can't be sent anyway."""
+def test_who_waits_for_a_worker_keeps_no_place(hand: Room) -> None:
+    """Where as many are in flight as may be, other runs aren't behind what can't be sent anyway."""
     bucket = bucket_of(6000)
     bucket.pause(1e6)
     for number in range(6):
-        narrow.read(number, bucket)
-    bucket._clock.now_s += 2e6  # type: ignore[attr-defined]
-    narrow.read(6, bucket)
-    narrow.until(lambda: narrow.sent == [0, 1])
-    narrow.until(lambda: not bucket.queue)
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    assert len(bucket.queue) == 1
+    pass_time(bucket, 2e6)
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 1]
+    assert not bucket.queue
     assert bucket.enqueue(Reservation(1.0))
+    assert hand.done(0) == 2
+    assert not bucket.queue
 
 
 def test_where_workers_are_short_no_line_waits_for_all_of_another() -> None:
@@ -393,10 +1002,10 @@ def test_where_workers_are_short_no_line_waits_for_all_of_another() -> None:
         for number in range(2, 50):
             room.read(number, long)
         clock.now_s += 2e6
-        room.read(50, long)
-        for count in range(1, 52):
-            room.until(lambda count=count: len(room.sent) == count)
-            room.dispatcher.recorded(1)
+        room.dispatcher.wake.set()
+        room.until(lambda: len(room.sent) == 1)
+        for place in range(49):
+            assert room.finish(room.sent[place]) is not None
     assert room.sent.index(1) <= 2
 
 
@@ -404,40 +1013,133 @@ def test_where_workers_are_short_no_line_waits_for_all_of_another() -> None:
 
 
 class Load:
-    """Requests for many buckets, sent by many threads, with an eye on all bounds."""
+    """Requests for many buckets, sent by many threads, with an eye on all bounds.
 
-    def __init__(self, max_workers: int, buckets: int, seed: int, clock: Any) -> None:
-        self.max_workers = max_workers
+    ``again`` is the share of attempts that are followed by another. A writer records outcomes as it
+    gets them, many at once.
+    """
+
+    def __init__(
+        self, max_workers: int, seed: int, *, again: float = 0.0, slack: int = 0, rate: float = 6e4
+    ) -> None:
         self.random = random.Random(seed)
-        self.buckets = [bucket_of(60_000, clock) for _ in range(buckets)] + [bucket_of()]
+        clock = time.monotonic
+        limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+        free = TokenBucket(limits, clock=clock, most_in_flight=max(1, max_workers // 2))
+        self.buckets = [bucket_of(rate, clock) for _ in range(2)] + [bucket_of(clock=clock), free]
+        self.buckets.append(
+            TokenBucket(
+                self.buckets[0].ceiling.limits, clock=clock, ceiling=self.buckets[0].ceiling
+            )
+        )
+        self.again = again
         self.lock = threading.Lock()  # guards what follows
-        self.in_flight = self.peak = 0
+        self.in_flight = self.peak = self.ahead = 0
+        self.attempts = 0
         self.done: list[int] = []
         self.lines: defaultdict[TokenBucket, list[tuple[int, int]]] = defaultdict(list)
         self.executor = ThreadPoolExecutor(max_workers)
-        self.room = Room(self.executor, max_workers=max_workers, process=self.process)
+        self.unwritten: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.writer = threading.Thread(target=self.write, daemon=True)
+        self.writer.start()
+        self.room = Room(
+            start=lambda admitted: self.executor.submit(self.work, admitted),
+            drop=lambda waiting: self.unwritten.put(1),
+            max_workers=max_workers,
+            clock=clock,
+        )
+        self.room.dispatcher.slack = slack
 
-    def process(self, waiting: Waiting, place: Reservation) -> None:
-        """One attempt."""
-        assert waiting.bucket is not None
+    def work(self, admitted: Admitted | None) -> None:
+        """What a thread does."""
+        try:
+            while admitted is not None:
+                admitted = self.attempt(*admitted)
+        except BaseException as error:
+            self.room.stop.set(error)
+            raise
+
+    def attempt(self, waiting: Waiting, place: Reservation) -> Admitted | None:
+        """One attempt, and what comes next."""
         with self.lock:
             self.in_flight += 1
+            self.attempts += 1
             self.peak = max(self.peak, self.in_flight)
-            self.lines[waiting.bucket].append((place.ticket, waiting.request.number))
-        waiting.bucket.ended(place)
+            if waiting.tries is None:
+                self.lines[waiting.bucket].append((place.ticket, waiting.request.number))
+            luck = self.random.random()
+        waker = self.room.dispatcher.wake
+        ending = waiting.bucket.ended(place, answered=True, waker=waker)
+        if luck < self.again / 10:
+            waiting.bucket.pause(0.002)
         with self.lock:
             self.in_flight -= 1
+        if luck < self.again:
+            seconds = self.random.choice((0.0, 1e-6, 0.001, 0.01))
+            return self.room.dispatcher.done(
+                tried(waiting), retry_in_s=seconds, made_room=ending.made_room
+            )
+        with self.lock:
             self.done.append(waiting.request.number)
-        self.room.dispatcher.recorded(1)
+            self.room.change()
+        self.unwritten.put(1)
+        return self.room.dispatcher.done(made_room=ending.made_room)
+
+    def write(self) -> None:
+        """Record what there is, again and again."""
+        while count := self.unwritten.get():
+            try:
+                while more := self.unwritten.get_nowait():
+                    count += more
+            except queue.Empty:
+                self.room.dispatcher.recorded(count)
+            else:
+                self.room.dispatcher.recorded(count)
+                return
 
     def feed(self, count: int) -> None:
-        """Read so many requests; fewer if a stop comes."""
-        dispatcher = self.room.dispatcher
-        for number in range(count):
-            self.room.until(lambda: dispatcher.has_room() or self.room.stop.is_set())
-            if self.room.stop.is_set():
+        """Read so many requests, waiting for the bell only; fewer if a stop comes."""
+        room, dispatcher, number = self.room, self.room.dispatcher, 0
+        while number < count:
+            room.bell.clear()
+            if room.stop.is_set():
                 return
-            self.room.put(number, self.random.choice(self.buckets))
+            if not (places := dispatcher.room()):
+                assert room.bell.wait(REAL_TIMEOUT_S), "the reader sleeps for ever"
+            for _ in range(min(places, count - number)):
+                if self.random.random() < 0.05:
+                    dispatcher.pass_by()
+                    with self.lock:
+                        self.done.append(number)
+                    self.unwritten.put(1)
+                else:
+                    room.put(number, self.random.choice(self.buckets))
+                number += 1
+
+    def drain(self) -> None:
+        """Wait for the bell until nothing is under way."""
+        while True:
+            self.room.bell.clear()
+            if not self.room.dispatcher.is_busy():
+                return
+            assert self.room.bell.wait(REAL_TIMEOUT_S), "nobody tells the end"
+
+    def run(self, count: int) -> None:
+        """Read so many, and wait until all is on record."""
+        with stopped_at_the_end(self.room), self.executor, self.room.stop.waking(self.room.bell):
+            try:
+                self.feed(count)
+                self.room.dispatcher.close()
+                self.drain()
+                self.room.end()
+            finally:
+                self.room.stop.set(ENDED)
+                self.unwritten.put(0)
+                self.writer.join(REAL_TIMEOUT_S)
+        assert self.room.dispatcher.error is None
+        assert self.room.dispatcher.in_flight == self.room.dispatcher.unrecorded == 0
+        assert not any(bucket.queue for bucket in self.buckets)
+        assert not any(bucket.server.in_flight.count for bucket in self.buckets)
 
 
 @pytest.fixture
@@ -453,27 +1155,37 @@ def quick_switches() -> Iterator[None]:
 @pytest.mark.parametrize("max_workers", [1, 2, 7, 64])
 def test_everything_is_sent_once_by_no_more_than_so_many(max_workers: int) -> None:
     """With real threads and real limits: nothing lost, nothing twice, in order, within bounds."""
-    load = Load(max_workers, buckets=3, seed=max_workers, clock=time.monotonic)
-    with stopped_at_the_end(load.room), load.executor:
-        load.feed(2000)
-        load.room.dispatcher.close()
-        load.room.end()
-        load.room.until(lambda: not load.room.dispatcher.is_busy())
-        assert sorted(load.done) == list(range(2000))
-    assert load.room.dispatcher.error is None
+    load = Load(max_workers, seed=max_workers)
+    load.run(2000)
+    assert load.room.stop.cause is ENDED
+    assert sorted(load.done) == list(range(2000))
     assert load.peak <= max_workers
-    assert load.room.dispatcher.in_flight == 0
     for line in load.lines.values():
         in_order = [number for _, number in sorted(line)]
         assert in_order == sorted(in_order)
-    assert not any(bucket.queue for bucket in load.buckets)
+
+
+@pytest.mark.usefixtures("quick_switches")
+@pytest.mark.parametrize("max_workers", [1, 2, 7, 64])
+@pytest.mark.parametrize("seed", range(4))
+def test_nobody_sleeps_for_ever(max_workers: int, seed: int) -> None:
+    """The reader hears of room, our thread of those that come back, and everything has an end."""
+    slack = (0, 256)[seed % 2]
+    load = Load(max_workers, seed, again=0.2, slack=slack, rate=(6e4, 1e9)[seed // 2])
+    load.run(1000)
+    assert load.room.stop.cause is ENDED
+    assert sorted(load.done) == list(range(1000))
+    assert load.peak <= max_workers
+    for line in load.lines.values():
+        in_order = [number for _, number in sorted(line)]
+        assert in_order == sorted(in_order)
 
 
 @pytest.mark.usefixtures("quick_switches")
 @pytest.mark.parametrize("seed", range(10))
 def test_a_stop_at_any_time_ends_it(seed: int) -> None:
     """What was sent comes to its end, the rest is dropped, and nobody waits for it."""
-    load = Load(8, buckets=3, seed=seed, clock=time.monotonic)
+    load = Load(8, seed, again=0.2 * (seed % 2))
     at = random.Random(seed).randrange(1, 1000)
 
     def stop() -> None:
@@ -482,14 +1194,9 @@ def test_a_stop_at_any_time_ends_it(seed: int) -> None:
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    with stopped_at_the_end(load.room), load.executor:
-        load.feed(2000)
-        load.room.end()
-        load.room.until(lambda: not load.room.dispatcher.is_busy())
+    load.run(2000)
     stopper.join(REAL_TIMEOUT_S)
-    assert load.room.dispatcher.in_flight == 0
     assert len(set(load.done)) == len(load.done)
-    assert not any(bucket.queue for bucket in load.buckets)
 
 
 def test_the_thread_has_a_name_and_an_end() -> None:
@@ -509,6 +1216,239 @@ def test_the_thread_has_a_name_and_an_end() -> None:
     assert len(threads()) == before
 
 
+# A model of it: nobody who may be admitted is left waiting.
+
+
+def soonest(ceiling: Ceiling, now: float) -> dict[TokenBucket, float]:
+    """When the first of each bucket may go, worked out anew; nothing changes.
+
+    Those that are behind another's place under ``ceiling`` are left out: it may go first.
+    """
+    with ceiling.lock:
+        before = [(bucket, bucket.delay, bucket.held_by) for bucket in ceiling.waiting]
+        for quota in ceiling.quotas:
+            quota.advance(now)
+        found: dict[TokenBucket, float] = {}
+        line: list[Any] = sorted(ceiling.waiting, key=lambda bucket: bucket.queue[0].ticket)
+        for bucket in line:
+            bucket.advance(now)
+            bucket.delay, bucket.held_by = bucket.own_obstacle(now)
+            is_ready = bucket.delay <= INSTANT_S
+            if is_ready:
+                ceiling._add_obstacle(bucket, now)
+            found[bucket] = bucket.delay
+            if is_ready:
+                break
+        for bucket, delay, held_by in before:
+            bucket.delay, bucket.held_by = delay, held_by
+    return found
+
+
+class ModelRun:
+    """One run: its dispatcher, its input, and what is under way."""
+
+    def __init__(self, world: World, max_workers: int, count: int) -> None:
+        self.world = world
+        self.max_workers = max_workers
+        self.input = [self._make(number) for number in reversed(range(count))]
+        self.in_flight: list[Admitted] = []
+        self.ended: list[tuple[Waiting, bool, float, bool]] = []  # and whether, when, made room
+        self.unrecorded = self.passed = 0
+        self.outcomes: list[int] = []
+        self.order: defaultdict[TokenBucket, list[int]] = defaultdict(list)
+        self.is_rung = True
+        self.is_closed = False
+        self.dispatcher = ByHand(
+            cost=lambda estimate: Cost(estimate.input_tokens),
+            start=self.send,
+            drop=lambda waiting: pytest.fail("nothing is dropped"),
+            on_room=self.ring,
+            activity=activity_of,
+            ledger=Ledger(),
+            stop=StopSignal(),
+            max_workers=max_workers,
+            clock=world.clock,
+        )
+        self.dispatcher.slack = world.random.choice((0, 0, 20))
+        self.dispatcher.turn()
+
+    def _make(self, number: int) -> Waiting:
+        luck = self.world.random
+        tokens = luck.choice((1, 10, 100, 400))
+        return request_of(number, luck.choice(self.world.buckets), tokens=tokens)
+
+    def ring(self) -> None:
+        self.is_rung = True
+
+    def send(self, admitted: Admitted) -> None:
+        self.in_flight.append(admitted)
+        if admitted.waiting.tries is None:
+            self.order[admitted.waiting.bucket].append(admitted.waiting.request.number)
+
+    # What may happen.
+
+    @property
+    def due_at(self) -> float:
+        """When the thread wakes by itself or is awake already; infinite once it has left."""
+        if self.dispatcher._has_left:
+            return math.inf
+        return self.dispatcher._due_at if self.dispatcher.is_asleep else -math.inf
+
+    def events(self) -> list[Callable[[], None]]:
+        """All that may happen now."""
+        may: list[tuple[object, Callable[[], None]]] = [
+            (self.is_rung and not self.is_closed, self.read),
+            (self.in_flight, self.end),
+            (self.in_flight, self.end),
+            (self.ended, self.done),
+            (self.ended, self.done),
+            (self.unrecorded, self.record),
+            (self.due_at <= self.world.clock(), self.dispatcher.turn),
+        ]
+        return [event for is_possible, event in may if is_possible]
+
+    def read(self) -> None:
+        if not self.input:
+            self.is_closed = True
+            self.dispatcher.close()
+            return
+        count = self.dispatcher.room()
+        self.is_rung = count > 0
+        for _ in range(min(count, self.world.random.randint(1, 80))):
+            if not self.input:
+                return
+            waiting = self.input.pop()
+            if self.world.random.random() < 0.03:
+                self.outcomes.append(waiting.request.number)
+                self.unrecorded += 1
+                self.dispatcher.pass_by()
+            else:
+                self.dispatcher.put(waiting)
+
+    def end(self) -> None:
+        """An answer comes, or a refusal."""
+        luck = self.world.random
+        waiting, place = self.in_flight.pop(luck.randrange(len(self.in_flight)))
+        bucket, kind = waiting.bucket, luck.random()
+        used = luck.choice((None, place.costs[1] / 4, place.costs[1] * 2))
+        again = kind < 0.3
+        ending = bucket.ended(
+            place, answered=not again, used_tokens=used, waker=self.dispatcher.wake
+        )
+        retry_in_s = 0.0
+        if kind < 0.05:
+            bucket.refuse(place, Refusal(overload=True), None)
+            retry_in_s = luck.uniform(0.0, 10.0)
+        elif kind < 0.1:
+            bucket.pause(luck.uniform(0.1, 20.0), place)
+        elif again:
+            retry_in_s = luck.choice((0.0, luck.uniform(0.0, 2.0), luck.uniform(0.0, 60.0)))
+        self.ended.append((waiting, again, retry_in_s, ending.made_room))
+
+    def done(self) -> None:
+        """The thread of an attempt tells of its end."""
+        place = self.world.random.randrange(len(self.ended))
+        waiting, again, retry_in_s, made_room = self.ended.pop(place)
+        if not again:
+            self.outcomes.append(waiting.request.number)
+            self.unrecorded += 1
+        admitted = self.dispatcher.done(
+            tried(waiting) if again else None, retry_in_s=retry_in_s, made_room=made_room
+        )
+        if admitted is not None:
+            self.send(admitted)
+
+    def record(self) -> None:
+        count = self.world.random.randint(1, self.unrecorded)
+        self.unrecorded -= count
+        self.dispatcher.recorded(count)
+
+    # What must be so.
+
+    def check(self) -> None:
+        """Whoever may be admitted has somebody who will admit it, in time."""
+        dispatcher, now = self.dispatcher, self.world.clock()
+        assert dispatcher.in_flight == len(self.in_flight) + len(self.ended) <= self.max_workers
+        assert dispatcher.unrecorded == self.unrecorded
+        if self.due_at <= now or dispatcher._has_left:
+            return
+        if dispatcher.in_flight == self.max_workers:
+            assert not any(line.place for line in dispatcher._lines._lines.values())
+            return
+        assert all(due_at >= self.due_at for due_at, _, _ in dispatcher._lines._later)
+        made_room = any(ending[3] for ending in self.ended)
+        for bucket, line in dispatcher._lines._lines.items():
+            assert line.place is not None
+            assert line.place.admitted_at is None
+            if bucket.queue[0] is line.place and not made_room:  # else who made it will ask
+                delay = soonest(bucket.ceiling, now).get(bucket, math.inf)
+                assert self.due_at <= now + delay + 1e-6, (self.due_at - now, delay, bucket.held_by)
+
+
+class World:
+    """Buckets of all kinds, and the runs that use them, in a time that passes when nothing else does."""
+
+    def __init__(self, seed: int, runs: int) -> None:
+        self.random = random.Random(seed)
+        self.clock = FakeClock()
+        self.buckets: list[TokenBucket] = []
+        for limits in ((60, math.inf), (600, 6000), (math.inf, 20_000), (math.inf, math.inf)):
+            requests, tokens = limits
+            made = Limits(requests_per_minute=requests, tokens_per_minute=tokens)
+            ceiling = Ceiling(made, self.clock)
+            for most in (None, self.random.choice((1, 2, 5))):
+                self.buckets.append(
+                    TokenBucket(made, clock=self.clock, ceiling=ceiling, most_in_flight=most)
+                )
+        self.buckets = self.random.sample(self.buckets, self.random.randint(1, len(self.buckets)))
+        self.runs = [
+            ModelRun(self, self.random.choice((1, 2, 3, 8, 100)), 120) for _ in range(runs)
+        ]
+
+    def step(self) -> bool:
+        """Let one thing happen; false if nothing can any more."""
+        events = [event for run in self.runs for event in run.events()]
+        if events and self.random.random() < 0.9:
+            self.random.choice(events)()
+            return True
+        due_at = min(run.due_at for run in self.runs)
+        if not events and due_at == math.inf:
+            return False
+        seconds = self.random.expovariate(1.0)
+        if not events or self.clock.now_s + seconds > due_at > self.clock.now_s:
+            self.clock.now_s = max(self.clock.now_s, due_at)
+        else:
+            self.clock.now_s += seconds
+        return True
+
+    def run(self) -> None:
+        """Let everything happen, and look at each step."""
+        while self.step():
+            for run in self.runs:
+                run.check()
+        for run in self.runs:
+            assert not run.input, "the reader sleeps for ever"
+            assert run.dispatcher._has_left, "the dispatcher sleeps for ever"
+            assert sorted(run.outcomes) == list(range(120))
+            assert not run.dispatcher.is_busy()
+            for line in run.order.values():
+                assert line == sorted(line)
+        assert not any(bucket.queue for bucket in self.buckets)
+        assert not any(bucket.server.in_flight.count for bucket in self.buckets)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nobody_who_may_be_admitted_is_left_waiting(seed: int) -> None:
+    """Whatever happens in whatever order, the thread wakes when the first of any line may go."""
+    World(seed, runs=1).run()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_runs_that_share_buckets_leave_nobody_waiting(seed: int) -> None:
+    """The same with two runs that are in each other's way."""
+    World(seed, runs=2).run()
+
+
 # How it ends.
 
 
@@ -522,7 +1462,7 @@ def test_a_dispatcher_without_requests_ends_at_once() -> None:
 
 
 def test_closing_waits_for_everybody(room: Room) -> None:
-    """The thread goes on until the last one in line is sent, and then ends."""
+    """The thread goes on until the last one in line is sent and has ended, and then ends."""
     slow = bucket_of(60)
     for number in range(3):
         room.read(number, slow)
@@ -531,37 +1471,29 @@ def test_closing_waits_for_everybody(room: Room) -> None:
         room.until(lambda number=number: number in room.places)
         assert room.dispatcher.is_busy()
         slow.cancel(room.places[number])
+    room.until(lambda: room.sent == [0, 1, 2])
+    assert room.dispatcher._thread.is_alive()
+    for number in range(3):
+        assert room.done(number) is None
     room.end()
-    assert room.sent == [0, 1, 2]
     assert room.dispatcher.is_busy()  # until they are on record
     room.dispatcher.recorded(3)
     assert not room.dispatcher.is_busy()
 
 
-def test_the_last_record_is_told(room: Room) -> None:
-    """Who asked whether anything is under way hears when that changes."""
-    room.read(0, bucket_of())
-    room.dispatcher.close()
-    room.end()
-    assert room.dispatcher.is_busy()
-    rings = room.rings
-    room.dispatcher.recorded(1)
-    assert room.rings == rings + 1
-
-
 def test_in_a_hurry_what_may_go_goes(room: Room) -> None:
     """What was read is sent if its bucket admits it now; the rest is dropped."""
-    slow, paused, free = bucket_of(60), bucket_of(), bucket_of()
-    paused.pause(300.0)
-    for number in range(40):
-        room.put(number, (slow, paused, free, None)[number % 4])
+    slow, paused, free = bucket_of(60), paused_bucket(300.0), bucket_of()
+    for number in range(39):
+        room.put(number, (slow, paused, free)[number % 3])
     room.dispatcher.close(hurry=True)
     room.end()
-    assert sorted(room.sent) == [0, *range(2, 40, 4)]
-    assert room.passed == list(range(3, 40, 4))
+    assert sorted(room.sent) == [0, *range(2, 39, 3)]
+    assert room.dropped == []
     assert not slow.queue
     assert not paused.queue
-    room.dispatcher.recorded(21)
+    for number in room.sent:
+        room.finish(number)
     assert not room.dispatcher.is_busy()
 
 
@@ -573,6 +1505,7 @@ def test_in_a_hurry_no_more_go_than_workers_there_are(narrow: Room) -> None:
     narrow.dispatcher.close(hurry=True)
     narrow.end()
     assert narrow.sent == [0, 1]
+    assert narrow.done(0) is None
 
 
 def test_who_waits_already_is_dropped_in_a_hurry(room: Room) -> None:
@@ -583,7 +1516,7 @@ def test_who_waits_already_is_dropped_in_a_hurry(room: Room) -> None:
     room.until(lambda: room.sent == [0])
     room.dispatcher.close(hurry=True)
     room.end()
-    room.dispatcher.recorded(1)
+    room.finish(0)
     assert room.sent == [0]
     assert not room.dispatcher.is_busy()
     assert not slow.queue
@@ -596,17 +1529,19 @@ def test_a_stop_drops_what_waits_and_wakes_the_reader(narrow: Room) -> None:
         narrow.read(number, slow)
     narrow.until(lambda: narrow.sent == [0])
     narrow.read(LOOK_AHEAD, slow)
-    assert not narrow.dispatcher.has_room()
+    narrow.until(lambda: narrow.dispatcher._is_asleep)
+    assert not narrow.dispatcher.room()
     rings = narrow.rings
     narrow.stop.set(ENDED)
     narrow.until(lambda: narrow.rings > rings)
     narrow.end()
     assert narrow.sent == [0]
+    assert narrow.dropped == []
     assert not slow.queue
     assert slow.usage().admitted["requests"] == 1
     assert narrow.dispatcher.in_flight == 1
     assert narrow.dispatcher.is_busy()
-    narrow.dispatcher.recorded(1)
+    narrow.finish(0)
     assert not narrow.dispatcher.is_busy()
 
 
@@ -619,16 +1554,16 @@ def test_after_a_stop_nothing_is_sent(room: Room) -> None:
     assert not room.dispatcher.is_busy()
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_what_comes_after_the_end_is_dropped(room: Room, number: int) -> None:
+def test_what_comes_after_the_end_is_dropped(room: Room) -> None:
     """A reader that was amid a slow line when the stop came doesn't wait for it for ever."""
-    room.put(number, bucket_of())
+    room.put(0, bucket_of())
     room.until(lambda: len(room.sent) == 1)
-    room.dispatcher.recorded(1)
+    room.finish(0)
     room.stop.set(ENDED)
     room.end()
-    room.put(number + 1, (bucket_of(), None)[number])
+    room.put(1, bucket_of())
     assert not room.dispatcher.is_busy()
+    assert room.dropped == []
 
 
 # Faults.
@@ -639,34 +1574,52 @@ def fault(*arguments: object) -> Any:
     raise ZeroDivisionError(f"a fault, with {len(arguments)} arguments")
 
 
-@pytest.mark.parametrize(
-    ("part", "bucket"),
-    [
-        *(("cost", bucket_of()), ("process", bucket_of())),
-        *(("pass_by", None), ("activity", bucket_of())),
-    ],
-)
-def test_a_fault_ends_the_run(part: str, bucket: TokenBucket | None) -> None:
+@pytest.mark.parametrize("part", ["cost", "start", "activity"])
+def test_a_fault_ends_the_run(part: str) -> None:
     """A fault of ours in the dispatcher's thread is told, and nobody waits for what was read."""
     room = Room(**{part: fault})
     with stopped_at_the_end(room):
         slow = bucket_of(60)
         slow.enqueue(Reservation(1.0))
         room.put(0, slow)
-        room.put(1, bucket)
+        room.put(1, bucket_of())
         room.end()
         assert isinstance(room.dispatcher.error, ZeroDivisionError)
         assert room.stop.cause is room.dispatcher.error
         assert not slow.queue
         assert room.rings > 0
-        room.dispatcher.recorded(room.dispatcher.in_flight)
+        for _ in range(room.dispatcher.in_flight):
+            room.dispatcher.done()
+            room.dispatcher.recorded(1)
         assert not room.dispatcher.is_busy()
 
 
-def test_an_executor_that_takes_nothing_ends_the_run() -> None:
+def test_a_fault_in_a_thread_that_sends_is_its_own() -> None:
+    """It is raised there, and whoever comes next finds everything as it should be."""
+    faults = iter((False, False, True))
+
+    def cost(estimate: Estimate) -> Cost:
+        return fault() if next(faults, False) else Cost(estimate.input_tokens)
+
+    room = Room(ByHand, max_workers=2, cost=cost)
+    bucket = bucket_of()
+    for number in range(4):
+        room.put(number, bucket)
+    room.dispatcher.turn()
+    with pytest.raises(ZeroDivisionError):
+        room.done(0)
+    assert (room.dispatcher.in_flight, room.dispatcher.unrecorded) == (1, 1)
+    assert room.done(1) == 2
+    room.stop.set(ENDED)
+    room.dispatcher.turn()
+    assert room.done(2) is None
+    room.dispatcher.recorded(3)
+    assert not room.dispatcher.is_busy()
+
+
+def test_threads_that_nobody_makes_end_the_run() -> None:
     """At the interpreter's end nothing can be sent; what was taken isn't in flight."""
-    executor = Scarce(1, "cannot schedule new futures after shutdown")
-    room = Room(executor)
+    room = Room(start=Scarce(1, "cannot schedule new futures after shutdown"))
     with stopped_at_the_end(room):
         bucket = bucket_of()
         for number in range(5):
@@ -675,23 +1628,42 @@ def test_an_executor_that_takes_nothing_ends_the_run() -> None:
         assert isinstance(room.dispatcher.error, RuntimeError)
         assert room.stop.cause is room.dispatcher.error
         assert room.dispatcher.in_flight == 1
+        room.dispatcher.done()
         room.dispatcher.recorded(1)
         assert not room.dispatcher.is_busy()
 
 
-def test_what_the_executor_does_not_take_is_not_in_flight_for_its_bucket() -> None:
+def test_what_nobody_sends_is_not_in_flight_for_its_bucket() -> None:
     """The bucket outlives the run, and must not count what was never sent."""
-    room = Room(Scarce(0, "cannot schedule new futures after shutdown"))
+    room = Room(start=Scarce(0, "cannot schedule new futures after shutdown"))
     with stopped_at_the_end(room):
         bucket = bucket_of(60)
         room.put(0, bucket)
         room.end()
         assert bucket.usage().admitted["requests"] == 0
+        assert bucket.server.in_flight.count == 0
+
+
+def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
+    """At the interpreter's end a request that was tried before counts like the others that were."""
+    start = Scarce(1, "cannot schedule new futures after shutdown")
+    room = Room(start=start)
+    with stopped_at_the_end(room):
+        bucket = bucket_of()
+        room.put(0, bucket)
+        room.until(lambda: room.dispatcher.in_flight == 1 and room.dispatcher._is_asleep)
+        assert room.dispatcher.done(tried(room.waiting[0]), retry_in_s=1.0) is None
+        room.clock.now_s += 2.0
+        room.dispatcher.wake.set()
+        room.end()
+        assert isinstance(room.dispatcher.error, RuntimeError)
+        assert room.dropped == [0]
+        assert room.dispatcher.unrecorded == 1
 
 
 def test_without_any_thread_the_run_ends() -> None:
     """Where the system has none, nobody would ever do what is queued."""
-    room = Room(Scarce(0))
+    room = Room(start=Scarce(0))
     with stopped_at_the_end(room):
         room.put(0, bucket_of())
         room.end()
@@ -701,71 +1673,139 @@ def test_without_any_thread_the_run_ends() -> None:
 
 def test_where_threads_run_out_fewer_are_in_flight(caplog: pytest.LogCaptureFixture) -> None:
     """What couldn't get a thread is queued for those that there are, and no more are taken."""
-    executor = Scarce(3)
-    room = Room(executor)
-    with stopped_at_the_end(room), caplog.at_level(logging.WARNING, logger="parallel_processor"):
-        bucket = bucket_of()
+    start = Scarce(3)
+    room = Room(ByHand, start=start)
+    bucket = bucket_of()
+    with caplog.at_level(logging.WARNING, logger="parallel_processor"):
         for number in range(8):
             room.put(number, bucket)
-        room.until(lambda: bool(caplog.messages))
-        executor._threads = 100  # those that there are take it
-        room.dispatcher.recorded(1)
-        room.dispatcher.recorded(1)
-        room.dispatcher.close(hurry=True)
-        room.end()
+        room.dispatcher.turn()
     assert caplog.messages == ["only 3 requests can be in flight: can't start new thread"]
-    assert [waiting.request.number for waiting in executor.queued] == [0, 1, 2, 3, 4]
-    assert room.dispatcher.error is None
+    assert [waiting.request.number for waiting in start.queued] == [0, 1, 2, 3]
+    assert room.dispatcher.in_flight == 4
+    assert room.dispatcher.done() is None
+    admitted = room.dispatcher.done()
+    assert admitted is not None
+    assert admitted.waiting.request.number == 4
     assert room.dispatcher.in_flight == 3
+    room.dispatcher.turn()
+    assert len(start.queued) == 4
+    assert room.dispatcher.error is None
+
+
+def test_where_threads_run_out_nobody_keeps_a_place() -> None:
+    """Other runs aren't behind what waits for one of the threads that there are."""
+    room = Room(ByHand, start=Scarce(1))
+    other, bucket = paused_bucket(), bucket_of()
+    room.put(0, other)
+    room.dispatcher.turn()
+    assert other.queue
+    for number in range(1, 4):
+        room.put(number, bucket)
+    room.dispatcher.turn()
+    assert room.dispatcher.in_flight == 2
+    assert room.dispatcher.is_asleep
+    assert not bucket.queue
+    assert not other.queue
 
 
 # What it waits for.
 
 
-def test_each_wait_has_its_cause() -> None:
+def test_each_wait_has_its_cause(hand: Room) -> None:
     """A bucket that waits says for what; those without requests have what the run waits for."""
-    told: list[bool] = []
-
-    def activity(is_full: bool) -> str:
-        told.append(is_full)
-        room.clock.now_s += 1.0  # that is how long the wait takes
-        return activity_of(is_full)
-
-    room = Room(activity=activity)
-    with stopped_at_the_end(room):
-        idle, paused, slow = bucket_of(), bucket_of(), bucket_of(60)
-        paused.pause(300.0)
-        slow.enqueue(Reservation(1.0))
-        room.read(0, idle)
-        room.until(lambda: room.sent == [0])
-        room.read(1, paused)
-        room.read(2, slow)
-        room.read(3, idle)
-        room.until(lambda: room.sent == [0, 3])
-    assert told
-    assert not any(told)
-    assert set(room.ledger.of_bucket(paused)) == {"pause"}
-    assert set(room.ledger.of_bucket(slow)) == {"requests"}
-    assert set(room.ledger.of_bucket(idle)) == {"input"}
-    assert set(room.ledger.overall()) <= {"input", "pause", "requests"}
-    assert sum(room.ledger.overall().values()) == len(told)
+    idle, paused, slow = bucket_of(), paused_bucket(300.0), bucket_of(60)
+    slow.enqueue(Reservation(1.0))
+    hand.put(0, idle)
+    hand.dispatcher.turn()
+    hand.clock.now_s += 1.0
+    hand.put(1, paused)
+    hand.dispatcher.turn()
+    hand.clock.now_s += 2.0
+    hand.put(2, slow)
+    hand.dispatcher.turn()
+    hand.clock.now_s += 4.0
+    hand.dispatcher.turn()
+    assert hand.ledger.of_bucket(idle) == {"input": 7.0}
+    assert hand.ledger.of_bucket(paused) == {"pause": 6.0}
+    assert hand.ledger.of_bucket(slow) == {"requests": 4.0}
+    assert hand.ledger.overall() == {"requests": 4.0, "pause": 2.0, "input": 1.0}
 
 
-def test_a_wait_for_workers_is_told_as_that() -> None:
+def test_a_wait_for_workers_is_told_as_that(hand: Room) -> None:
     """Where as many are in flight as may be, no bucket is to blame."""
+    bucket, idle = bucket_of(), bucket_of()
+    hand.put(0, bucket)
+    hand.put(1, idle)
+    hand.dispatcher.turn()
+    hand.put(2, bucket)
+    hand.clock.now_s += 3.0
+    assert hand.done(0) == 2
+    hand.clock.now_s += 5.0
+    hand.stop.set(ENDED)
+    hand.dispatcher.turn()
+    assert hand.ledger.overall() == {"max_workers": 8.0}
+    assert hand.ledger.of_bucket(idle) == {"max_workers": 8.0}
+    assert hand.ledger.of_bucket(bucket) == {"max_workers": 8.0}
 
-    def activity(is_full: bool) -> str:
-        room.clock.now_s += 1.0
-        return activity_of(is_full)
 
-    room = Room(max_workers=2, activity=activity)
-    with stopped_at_the_end(room):
-        bucket, idle = bucket_of(), bucket_of()
-        room.read(0, bucket)
-        room.read(1, idle)
-        room.until(lambda: len(room.sent) == 2)
-        before = room.ledger.of_bucket(idle).get("max_workers", 0.0)
-        room.put(2, bucket)
-        room.until(lambda: room.clock.now_s >= 1003.0)
-    assert room.ledger.of_bucket(idle)["max_workers"] > before
-    assert set(room.ledger.of_bucket(bucket)) <= {"max_workers", "input"}
+def test_a_cause_changes_while_the_thread_sleeps(hand: Room) -> None:
+    """Threads that are done begin another wait without our thread, for the input or for workers."""
+    bucket = bucket_of()
+    for number in range(3):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    hand.clock.now_s += 1.0
+    assert hand.done(0) == 2
+    hand.clock.now_s += 2.0
+    assert hand.done(1) is None
+    hand.clock.now_s += 4.0
+    assert hand.done(2) is None
+    assert hand.dispatcher.is_asleep
+    hand.clock.now_s += 8.0
+    hand.stop.set(ENDED)
+    hand.dispatcher.turn()
+    assert hand.ledger.overall() == {"input": 12.0, "max_workers": 3.0}
+    assert hand.ledger.of_bucket(bucket) == {"input": 12.0, "max_workers": 3.0}
+
+
+def test_where_workers_are_free_again_the_bucket_is_the_cause(hand: Room) -> None:
+    """What was held up by workers is held up by its limit next."""
+    slow, free = bucket_of(60), bucket_of()
+    slow.enqueue(Reservation(1.0))
+    for number in range(2):
+        hand.put(number, free)
+    hand.dispatcher.turn()
+    hand.put(2, slow)
+    hand.clock.now_s += 1.0
+    assert hand.done(0) is None
+    hand.dispatcher.turn()
+    hand.clock.now_s += 2.0
+    assert hand.done(1) is None
+    hand.dispatcher.turn()
+    assert hand.ledger.overall() == {"requests": 2.0, "max_workers": 1.0}
+    assert hand.ledger.of_bucket(slow) == {"requests": 2.0}
+    assert hand.ledger.of_bucket(free) == {"input": 2.0, "max_workers": 1.0}
+
+
+def test_a_wait_that_goes_on_is_seen(hand: Room) -> None:
+    """What is waited for now counts up to the moment at which somebody asks."""
+    hand.put(0, paused_bucket())
+    hand.dispatcher.turn()
+    hand.clock.now_s += 3.0
+    assert hand.ledger.overall() == {}
+    assert hand.ledger.overall(hand.clock()) == {"pause": 3.0}
+
+
+def test_backoffs_are_what_the_run_does(hand: Room) -> None:
+    """While all that there is waits to be tried again, no bucket holds anybody."""
+    bucket = bucket_of()
+    hand.put(0, bucket)
+    hand.dispatcher.turn()
+    hand.done(0, again=True, retry_in_s=7.0)
+    hand.dispatcher.turn()
+    hand.clock.now_s += 7.0
+    hand.dispatcher.turn()
+    assert hand.sent == [0, 0]
+    assert hand.ledger.overall() == {"input": 7.0}
+    assert hand.ledger.of_bucket(bucket) == {"input": 7.0}

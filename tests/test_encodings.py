@@ -321,6 +321,19 @@ def test_a_text_that_tiktoken_gives_up_on_is_estimated() -> None:
 
     assert TextCounter("broken", give_up).count("é" * 5) == 3
 
+    class PanicException(BaseException):
+        """What Rust's panics are in Python."""
+
+    def panic(text: str) -> list[int]:
+        raise PanicException("no way")
+
+    def interrupt(text: str) -> list[int]:
+        raise KeyboardInterrupt
+
+    assert TextCounter("broken", panic).count("é" * 5) == 3
+    with pytest.raises(KeyboardInterrupt):
+        TextCounter("sound", interrupt).count("é")
+
 
 def test_long_texts_are_counted_in_pieces() -> None:
     """Above 100,000 characters a text is cut, which adds at most two tokens per cut."""

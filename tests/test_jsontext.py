@@ -19,6 +19,7 @@ from parallel_processor.jsontext import (
     one_line,
     parse,
     read_answer,
+    split_last,
     without,
 )
 
@@ -245,3 +246,54 @@ def test_pythons_limit_for_integers_may_be_lower() -> None:
         assert [part.value for part in members('{"a": ' + "1" * 1000 + "}")] == ["1" * 1000]
     finally:
         sys.set_int_max_str_digits(limit)
+
+
+KEYS = st.sampled_from(["a", "metadata", "x", "é", "meta\"data", "data,"]) | st.text(max_size=4)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    body=st.dictionaries(KEYS, JSON_VALUES, max_size=4),
+    last=JSON_VALUES,
+    ascii_only=st.booleans(),
+    separators=st.sampled_from([(", ", ": "), (",", ":"), (" ,\t", " : ")]),
+)
+def test_the_last_member_is_split_off_as_it_would_be_found(
+    body: dict[str, Any], last: Any, ascii_only: bool, separators: tuple[str, str]
+) -> None:
+    """Where the quick way gives anything, it is what the slow way finds."""
+    body.pop("metadata", None)
+    text = json.dumps(body | {"metadata": last}, ensure_ascii=ascii_only, separators=separators)
+    found = split_last(text, "metadata")
+    if found is not None:
+        assert parse(found[0]) == body
+        assert found[1] == members(text)[-1].value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"metadata": 1}',
+        '{"metadata": 1, "a": 2}',
+        '{"a": {"b": 1, "metadata": 2}}',
+        '{"a": "metadata"}',
+        '{"b": 1, "x \\"metadata": 2}',
+        '{"metadata": 1, "a": 0, "metadata": 2}',
+        '{"m\\u0065tadata": 1, "a": 0, "metadata": 2}',
+        '{"a": [1, "metadata"]}',
+        '{"a": 1}',
+    ],
+)
+def test_what_is_not_plainly_the_last_member_is_left_to_the_slow_way(text: str) -> None:
+    """Doubles, escapes, depth, other places: the quick way doesn't guess."""
+    assert split_last(text, "metadata") is None
+
+
+def test_the_last_member_is_split_off() -> None:
+    """The usual line is split, byte for byte."""
+    text = '{"model": "m", "input": "é\\n" , "metadata" : {"n": 1, "x": [ ]} }'
+    assert split_last(text, "metadata") == ('{"model": "m", "input": "é\\n"}', '{"n": 1, "x": [ ]}')

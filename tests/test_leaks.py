@@ -365,7 +365,7 @@ def stage_in(folder: Path, drain_s: float = 0.05) -> Iterator[Stage]:
                 stage.transports.append(Transport(options))
                 return stage.transports[-1]
 
-            patch.setattr("parallel_processor.run.Transport", transport)
+            patch.setattr("parallel_processor.threads.Transport", transport)
             yield stage
             for thread in stage.threads:
                 thread.join()

@@ -239,6 +239,34 @@ def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     assert of_ours() == []
 
 
+def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> None:
+    """One that is stopped (SIGSTOP) keeps its requests, but not the run when that is cut."""
+    entered = threading.Semaphore(0)
+
+    def silent(visit: Visit) -> None:
+        visit.read()
+        entered.release()
+        visit.wait_for_the_end()
+
+    with RawServer(silent) as server:
+        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
+
+            def cut() -> None:
+                for _ in range(4):
+                    assert entered.acquire(timeout=HANGS_S)
+                for child in children():
+                    os.kill(child, signal.SIGSTOP)
+                made.cut("enough")
+                for child in children():  # as close does after a while
+                    os.kill(child, signal.SIGKILL)
+
+            thread = threading.Thread(target=cut)
+            thread.start()
+            assert list(made.imap_unordered(rows(100))) == []
+            thread.join()
+    assert of_ours() == []
+
+
 # Ends
 
 

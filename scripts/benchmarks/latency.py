@@ -128,6 +128,7 @@ def flags(arguments: list[str]) -> argparse.Namespace:
     parser = jobs.parser("latency")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rows", default="", metavar="NAMES", help="comma-separated; default: all")
     return parser.parse_args(arguments)
 
 
@@ -139,12 +140,20 @@ def latency(arguments: list[str]) -> int:
     clients = {SESSION: workers, PROCESSOR: workers, UNLIMITED: workers}
     if jobs.has_aiohttp():
         clients[COOKBOOK] = COOKBOOK_CONNECTIONS
+    if asked.rows:
+        clients = {name: most for name, most in clients.items() if name in asked.rows.split(",")}
     found: dict[str, list[Result]] = {name: [] for name in clients}
     try:
         with jobs.place(asked.cookbook, slow_s) as where:
             for _ in range(rounds):
-                for name, most in clients.items():
-                    found[name].append(measure(where, name, most, each))
+                for name, most in list(clients.items()):
+                    try:
+                        found[name].append(measure(where, name, most, each))
+                    except BenchmarkError as error:
+                        if name != SESSION:
+                            raise
+                        print(f"{name} can't do it, and have no row: {str(error).splitlines()[-1]}")
+                        del clients[name]
     except BenchmarkError as error:
         print(f"FAILED: {error}", flush=True)
         return 1
