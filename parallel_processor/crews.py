@@ -6,6 +6,9 @@ first run with threads: ``import parallel_processor`` does without, as does a ru
 
 from __future__ import annotations
 
+# The executor's module registers itself for the interpreter's end, which refuses that once the main
+# thread has ended; a run in another thread may begin then.
+import concurrent.futures.thread  # noqa: F401
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 

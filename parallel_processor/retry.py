@@ -87,7 +87,7 @@ class RetrySchedule:
     def _retrying(self) -> tenacity.Retrying:
         """Made at the first failure: few runs have one, and tenacity takes 10 ms to import.
 
-        Threads whose first failures coincide may each make one, which is as good as another's.
+        Threads whose first failures coincide may each make one. Either will do, but not half of each.
         """
         import tenacity
 
@@ -110,11 +110,12 @@ class RetrySchedule:
         """Seconds until the next attempt behind ``attempt``, which ``tries`` has noted; else ``None``."""
         import tenacity
 
+        retrying = self._retrying  # once
         if tries.state is None:
-            tries.state = tenacity.RetryCallState(self._retrying, None, (tries,), {})
-        self._retrying.begin()
+            tries.state = tenacity.RetryCallState(retrying, None, (tries,), {})
+        retrying.begin()
         tries.state.set_result(attempt)
-        step = self._retrying.iter(tries.state)
+        step = retrying.iter(tries.state)
         if not isinstance(step, tenacity.DoSleep):
             return None
         tries.state.prepare_for_next_attempt()

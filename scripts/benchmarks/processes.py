@@ -41,10 +41,12 @@ class Usage:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This environment with the package and without a proxy or a key, and with ``changes``."""
-    kept = {
-        k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k != "OPENAI_API_KEY"
-    }
+    """This environment with the package and without a proxy or a key, and with ``changes``.
+
+    Modules are compiled once, as installed ones are, whatever this process does.
+    """
+    without = ("OPENAI_API_KEY", "PYTHONDONTWRITEBYTECODE")
+    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k not in without}
     if not find_spec("parallel_processor"):
         kept["PYTHONPATH"] = str(ROOT)
     return kept | changes

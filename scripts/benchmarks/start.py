@@ -23,6 +23,8 @@ from benchmarks.tables import Cell, print_table
 
 SHORT_CHARS = 30
 LONG_CHARS = 100_000
+_CHILD = "parallel_processor.child"
+_O200K = ("--token_encoding_name", "o200k_base")  # of the largest file of ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,17 @@ SIZES = {
 
 def imports(where: Place, repeats: int) -> list[tuple[str, list[Cell]]]:
     """Milliseconds that an import takes, less what an empty program takes."""
-    names = ("", "requests", "tiktoken", "parallel_processor")
+    names = ("", "requests", "tiktoken", "parallel_processor", _CHILD)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
             command = python("-c", f"import {name}" if name else "pass")
             times[name].append(measured(command, where.folder).wall_s * 1000)
     empty = median(times.pop(""))
-    return [(f"import {name}", [median(found) - empty]) for name, found in times.items()]
+    rows = {name: median(found) - empty for name, found in times.items()}
+    child = rows.pop(_CHILD)
+    shown: list[tuple[str, list[Cell]]] = [(f"import {name}", [found]) for name, found in rows.items()]
+    return [*shown, ("imports of a worker process", [child])]
 
 
 def first_request(make: Callable[[str], list[str]], where: Place) -> float:
@@ -95,6 +100,7 @@ def first_commands(where: Place, source: Path) -> dict[str, Callable[[str], list
     commands: dict[str, Callable[[str], list[str]]] = {
         "session.post": lambda url: jobs.client_command("session_post", source, url, 1, 1),
         "processor": lambda url: jobs.our_command(source, results, url, *one),
+        "o200k, processor": lambda url: jobs.our_command(source, results, url, *one, *_O200K),
     }
     if jobs.has_aiohttp(quiet=True):
         commands["cookbook's way"] = lambda url: jobs.cookbook_command(where, source, results, url)
