@@ -60,15 +60,13 @@ _LOAD_TIMEOUT_S = 30.0
 _MODEL_CHARS = 256  # a longer "model" is none, and is not worth remembering
 _CHUNK_CHARS = 100_000  # the worst text of this length takes 0.1 s; o200k fails on 1,000,000 spaces
 _MAX_CHUNKS = 20  # texts above 2,000,000 characters exceed every model's context: sampled
-_REMEMBERED_CHARS = 8_192
-_REMEMBERED_TEXTS = 1_024
+_REMEMBERED_CHARS, _REMEMBERED_TEXTS = 8_192, 1_024
 
 
 class _Loading:
-    """A lock that guards no field: the second of two threads waits for the first one's work."""
+    """Its lock guards no field: the second of two threads waits for the first one's work."""
 
-    def __init__(self) -> None:
-        self.renew()
+    lock = threading.Lock()
 
     def renew(self) -> None:
         """Make the lock anew: in a forked child nobody lives who could give it back."""
@@ -112,10 +110,10 @@ _BUNDLES: Mapping[str, _Bundle] = MappingProxyType(
 class TextCounter:
     """Counts the tokens of texts in one encoding.
 
-    Any thread may call it, and no text makes it raise. Special tokens' names, such as
-    ``<|endoftext|>``, are counted as the text they are. Texts above 100,000 characters are counted
-    in pieces (a token or two too many per cut), those above 2,000,000 from at most twenty samples.
-    ``exact`` is false where every count is a quarter of the bytes.
+    Any thread may call it, and no text makes it raise. Special tokens' names, such as ``<|endoftext|>``,
+    are counted as the text they are. Texts above 100,000 characters are counted in pieces (a token or two
+    too many per cut), those above 2,000,000 from at most twenty samples. ``exact`` is false where every
+    count is a quarter of the bytes.
     """
 
     __slots__ = ("_encode", "_remembered", "exact", "name")
