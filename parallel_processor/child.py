@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from parallel_processor import messages
 from parallel_processor.attempts import Attempts
+from parallel_processor.exceptions import WorkerProcessError
 from parallel_processor.messages import Errand
 from parallel_processor.models import Request
 from parallel_processor.options import Options
@@ -43,6 +44,8 @@ class Child:
     def run(self, errands: BinaryIO) -> None:
         """Do what comes from ``errands``, until its end."""
         while (message := messages.read(errands)) is not None:
+            if message == messages.BYE:
+                break
             if message == messages.CUT:
                 self._transport.cut()
                 continue
@@ -60,8 +63,11 @@ class Child:
         try:
             attempt, readings, sent_at_s = self._attempts.make(request, host)
             self._ended.put((number, messages.pack(attempt), readings, sent_at_s))
-        except BaseException as error:  # a fault of ours, which ends the run
-            self._ended.put((number, error, (), 0.0))
+        except (
+            BaseException
+        ) as error:  # a fault of ours, which ends the run; not all can be pickled
+            fault = WorkerProcessError(f"{type(error).__name__} in a worker process: {error}")
+            self._ended.put((number, fault, (), 0.0))
 
     def _send(self) -> None:
         """Runs in a thread: what has ended meanwhile travels together."""
@@ -76,7 +82,7 @@ class Child:
                 pass
             try:
                 messages.write(self._results, batch)
-            except OSError:  # nobody is there any more
+            except BaseException:  # nobody is there any more, or this can't be sent
                 os._exit(1)
             if ended is not None:
                 self._closing.wait(_GATHER_S)

@@ -14,6 +14,7 @@ from parallel_processor.jsontext import parse
 from parallel_processor.models import Attempt, Reply, Verdict
 
 CUT = "cut"  # in the place of a list: give up what is under way
+BYE = "bye"  # the same, and end
 _LENGTH = struct.Struct("<Q")
 
 

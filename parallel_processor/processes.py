@@ -15,6 +15,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ class _Child:
             if self.is_lost:
                 return False
             self.under_way.update(numbered)
-            self._write([_errand(number, admitted.waiting) for number, admitted in numbered])
+            try:
+                self._write([_errand(number, admitted.waiting) for number, admitted in numbered])
+            except BaseException:
+                for number, _ in numbered:
+                    del self.under_way[number]
+                raise
         return True
 
     def tell(self, message: Any) -> None:
@@ -101,9 +107,10 @@ class _Child:
         return left
 
     def hang_up(self) -> None:
-        """Let the process end."""
+        """Let the process end; a fork of ours may have its pipe, so that closing it isn't enough."""
         if self._has_lock():
             try:
+                self._write(messages.BYE)
                 self._errands.close()
             except OSError:
                 pass  # what was left to write
@@ -195,9 +202,16 @@ class WorkerProcesses:
 
     def _new_child(self) -> _Child:
         """Caller holds ``_lock``."""
+        if self._is_closing:
+            raise WorkerProcessError("the run is over")
         if self._fruitless >= _MOST_FRUITLESS * self._size:
-            raise WorkerProcessError("the worker processes end before they have sent anything")
-        child = _Child(self._first_message, self._listen)
+            raise WorkerProcessError(
+                "the worker processes end before they have sent anything, one after the other"
+            )
+        try:
+            child = _Child(self._first_message, self._listen)
+        except OSError as error:
+            raise WorkerProcessError(f"can't start a worker process: {error}") from error
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads.append(child.thread)
         child.thread.start()
@@ -231,10 +245,14 @@ class WorkerProcesses:
             self._children.remove(child)
             if left:
                 self._fruitless = 0 if child.was_of_use else self._fruitless + 1
+        if fault is not None:
+            child.process.kill()
         how = child.end()
         lost = Ended(Attempt(verdict=Verdict.STOPPED))
         if not is_closing:
-            _log.warning("a worker process is gone (%s); requests under way: %d", how, len(left))
+            _log.warning(
+                "a worker process is gone (%s); requests that are sent again: %d", how, len(left)
+            )
             text = f"lost: its worker process is gone ({how})"
             lost = Ended(Attempt(verdict=Verdict.LOST, kind="lost", error=text))
         for admitted in left:
@@ -258,8 +276,9 @@ class WorkerProcesses:
             children, threads = list(self._children), list(self._threads)
         for child in children:
             child.hang_up()
+        until = time.monotonic() + _PATIENCE_S
         for child in children:
-            child.thread.join(_PATIENCE_S)
+            child.thread.join(max(until - time.monotonic(), 0.0))
             child.kill()
         for thread in threads:
             thread.join()

@@ -183,7 +183,7 @@ class Worker:
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
     def _tell_retry(self, tries: Tries, attempt: Attempt, seconds: float) -> None:
-        if self._stop.is_set():
+        if self._stop.is_set() or attempt.verdict is Verdict.LOST:  # whose process has its own line
             return
         number, error = tries.request.number, attempt.error
         if attempt.verdict is not Verdict.RETRY:

@@ -231,10 +231,42 @@ def test_processes_that_do_not_live_end_the_run(monkeypatch: pytest.MonkeyPatch)
     assert of_ours() == []
 
 
+class Locked(Exception):
+    """What can't be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("it has a lock")
+        self.lock = threading.Lock()
+
+
+def faulty_factory() -> requests.Session:
+    """A factory with a fault."""
+    raise Locked
+
+
+def test_a_fault_in_a_process_ends_the_run_at_once() -> None:
+    """An exception that can't travel is told as text, and nothing waits for its process."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        from test_processes import faulty_factory as importable
+
+        with (
+            processor("http://127.0.0.1:1", session_factory=importable, api_key=None) as made,
+            pytest.raises(WorkerProcessError, match="Locked in a worker process: it has a lock"),
+        ):
+            list(made.imap_unordered(rows(5)))
+    finally:
+        sys.path.remove(str(Path(__file__).parent))
+    assert of_ours() == []
+
+
 def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's error is raised as it is."""
+    """What the system says is in the error."""
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    with processor("http://127.0.0.1:1") as made, pytest.raises(FileNotFoundError):
+    with (
+        processor("http://127.0.0.1:1") as made,
+        pytest.raises(WorkerProcessError, match="can't start a worker process: .*nonexistent"),
+    ):
         list(made.imap_unordered(rows(5)))
     assert of_ours() == []
 
