@@ -63,9 +63,8 @@ class Child:
         try:
             attempt, readings, sent_at_s = self._attempts.make(request, host)
             self._ended.put((number, messages.pack(attempt), readings, sent_at_s))
-        except (
-            BaseException
-        ) as error:  # a fault of ours, which ends the run; not all can be pickled
+        except BaseException as error:  # a fault of ours, which ends the run
+            # As text: not every exception can be pickled, or made again.
             fault = WorkerProcessError(f"{type(error).__name__} in a worker process: {error}")
             self._ended.put((number, fault, (), 0.0))
 

@@ -143,14 +143,15 @@ class Dispatcher(Bounds):
                 self.unrecorded += 1
             admitted, uncounted = self._next(made_room)
             rings = self._reader_waits and self._should_ring()
-        if rings:
-            self._on_room()
         if again is not None and not comes_back:
             self._drop(again)
         while uncounted is not None:
             self._do_count(uncounted)
             with self._lock:
                 admitted, uncounted = self._next(made_room=False)
+                rings = rings or (self._reader_waits and self._should_ring())
+        if rings:
+            self._on_room()
         return admitted
 
     def _do_count(self, waiting: Waiting) -> None:
@@ -177,10 +178,7 @@ class Dispatcher(Bounds):
         """
         if self._has_left or self._stop.is_set():
             return None, None
-        admitted = uncounted = None
-        if self._lines and not self._is_full:
-            admitted = self._admit()
-            uncounted = self._lines.take_uncounted() if admitted is None else None
+        admitted, uncounted = self._choose()
         if self._is_asleep:  # else it will see for itself
             self._look_after_others(made_room and admitted is not None)
         return admitted, uncounted
@@ -197,14 +195,17 @@ class Dispatcher(Bounds):
         if self._is_asleep and self._waits_as != (self._is_full, len(self._lines) > 0):
             self._begin_wait(self._clock())
 
-    def _admit(self) -> Admitted | None:
-        """Take one into flight if its bucket admits it. Caller holds ``_lock``."""
+    def _choose(self) -> tuple[Admitted | None, Waiting | None]:
+        """One to be sent, which is in flight now, or else one to be counted. Caller holds ``_lock``."""
+        if not self._lines or self._is_full:
+            return None, None
         admitted = self._lines.admit()
-        if admitted is not None:
-            self.in_flight += 1
-            if self._is_full:
-                self._lines.give_places_back()
-        return admitted
+        if admitted is None:
+            return None, self._lines.take_uncounted()
+        self.in_flight += 1
+        if self._is_full:
+            self._lines.give_places_back()
+        return admitted, None
 
     def _rouse(self, due_at: float = -math.inf) -> None:
         """Let the thread look again by ``due_at``. Caller holds ``_lock``."""
@@ -235,10 +236,7 @@ class Dispatcher(Bounds):
             now = self._clock()
             self._ledger.end(now)
             due_at = self._lines.call(now)
-            admitted = uncounted = None
-            if self._lines and not self._is_full:
-                admitted = self._admit()
-                uncounted = self._lines.take_uncounted() if admitted is None else None
+            admitted, uncounted = self._choose()
             if admitted is None and uncounted is None:
                 if self._closed and (self._hurries or self._is_over):
                     return False
@@ -269,10 +267,8 @@ class Dispatcher(Bounds):
             if not self._has_started or "can't start new thread" not in str(error):
                 admitted.waiting.bucket.cancel(admitted.place)
                 with self._lock:
-                    self.in_flight -= 1
-                    self._lines.add_again(
-                        admitted.waiting, -math.inf
-                    )  # to be dropped with the rest
+                    self.in_flight -= 1  # it is dropped with the rest
+                    self._lines.add_again(admitted.waiting, -math.inf)
                 raise
             with self._lock:
                 self._max_workers = max(1, self.in_flight - 1)

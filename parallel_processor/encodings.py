@@ -135,9 +135,7 @@ class TextCounter:
             return estimated_tokens(text)
         try:
             return len(self._encode(text))
-        except (
-            BaseException
-        ) as error:  # tiktoken's regular expressions gave up, in Python or in Rust
+        except BaseException as error:  # its regular expressions gave up, in Python or in Rust
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
             return estimated_tokens(text)
@@ -290,6 +288,7 @@ def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
     future: Future[tiktoken.Encoding] = Future()
 
     def load() -> None:
+        """Runs in the thread."""
         try:
             future.set_result(tiktoken.Encoding(**constructor()))
         except Exception as error:

@@ -62,6 +62,8 @@ class Incoming:
                 raise http.client.RemoteDisconnected(
                     "Remote end closed connection without response"
                 )
+        if end.end() > MAX_HEAD_BYTES:
+            raise http.client.LineTooLong("header line")
         head, self.rest = self.rest[: end.start()], self.rest[end.end() :]
         return head.decode("latin-1")
 

@@ -23,6 +23,7 @@ class _Recent:
         self.expected: int | None = None
 
     def add(self, tokens: int) -> None:
+        """One more; works out ``expected`` after each ten."""
         self.sizes.append(tokens)
         self.fresh += 1
         if self.fresh == _EVERY:

@@ -1,7 +1,7 @@
 """What a run and its worker processes tell each other: requests to be sent, and how attempts ended.
 
-A message is a list of such, pickled, behind its length. Both ends are of one program and one version;
-nobody else holds the pipes.
+A message is a list of such, pickled, behind its length. Both ends are of one program and one version,
+and nobody else writes to the pipes; a fork of the run's process may hold them.
 """
 
 from __future__ import annotations

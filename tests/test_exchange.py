@@ -354,6 +354,18 @@ def test_a_tls_connection_that_was_closed_while_idle_is_replaced(
     assert server.visits == 3
 
 
+def test_a_head_has_a_bound_however_it_comes() -> None:
+    """More than 64 KiB are refused, though the head's end comes with the last of them."""
+
+    def long_head(visit: Visit) -> None:
+        visit.read()
+        visit.sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 65_600 + b"\r\n\r\n")
+        visit.wait_for_the_end()
+
+    with line_to(long_head) as (line, _), pytest.raises(http.client.LineTooLong):
+        line.exchange(b"POST / HTTP/1.1\r\nContent-Length: ", b"{}", 1000)
+
+
 def test_an_answer_before_the_requests_end_is_read() -> None:
     """A server that refuses a large request while it is sent is heard, if it lets itself be heard."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,20 @@ def processor(url: str, **settings: Any) -> Iterator[Processor]:
 
 
 def children() -> list[int]:
-    """The processes that this one has started and not yet seen off."""
+    """The processes that this one has started and that live."""
     found = []
     for task in Path("/proc/self/task").iterdir():
-        try:
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
             found += [int(word) for word in (task / "children").read_text().split()]
-        except FileNotFoundError:  # a thread that has ended
-            continue
-    return found
+    return [child for child in found if is_alive(child)]
+
+
+def is_alive(pid: int) -> bool:
+    """True for a process that is there, and not only its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def of_ours() -> list[str]:
@@ -69,6 +76,30 @@ def of_ours() -> list[str]:
 def inputs_of(outcomes: list[Outcome]) -> Counter[str]:
     """How often each input has an answer."""
     return Counter(outcome.request.body["input"] for outcome in outcomes if outcome.ok)
+
+
+def outcomes_of_a_silent_server(end: Callable[[Processor], None]) -> list[Outcome]:
+    """Call ``end`` in a thread while four requests are under way that nobody answers."""
+    entered = threading.Semaphore(0)
+
+    def silent(visit: Visit) -> None:
+        visit.read()
+        entered.release()
+        visit.wait_for_the_end()
+
+    with RawServer(silent) as server:
+        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
+
+            def end_it() -> None:
+                for _ in range(4):
+                    assert entered.acquire(timeout=HANGS_S)
+                end(made)
+
+            thread = threading.Thread(target=end_it)
+            thread.start()
+            outcomes = list(made.imap_unordered(rows(100)))
+            thread.join()
+    return outcomes
 
 
 def factory() -> requests.Session:
@@ -174,8 +205,9 @@ class Killer:
                 self.received += 1
                 kills = self.received in self._at
             if kills and (left := children()):
-                self.killed.append(left[0])
-                os.kill(left[0], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(left[0], signal.SIGKILL)
+                    self.killed.append(left[0])
             visit.answer()
 
 
@@ -203,7 +235,8 @@ def test_a_request_that_kills_its_process_each_time_fails() -> None:
         while visit.read():
             if b"text 7" in visit.body:
                 for child in children():
-                    os.kill(child, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
                 return
             visit.answer()
 
@@ -273,29 +306,17 @@ def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> None:
     """One that is stopped (SIGSTOP) keeps its requests, but not the run when that is cut."""
-    entered = threading.Semaphore(0)
 
-    def silent(visit: Visit) -> None:
-        visit.read()
-        entered.release()
-        visit.wait_for_the_end()
+    def end(made: Processor) -> None:
+        stopped = children()
+        for child in stopped:
+            os.kill(child, signal.SIGSTOP)
+        made.cut("enough")
+        for child in stopped:  # as close does after a while
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
-    with RawServer(silent) as server:
-        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
-
-            def cut() -> None:
-                for _ in range(4):
-                    assert entered.acquire(timeout=HANGS_S)
-                for child in children():
-                    os.kill(child, signal.SIGSTOP)
-                made.cut("enough")
-                for child in children():  # as close does after a while
-                    os.kill(child, signal.SIGKILL)
-
-            thread = threading.Thread(target=cut)
-            thread.start()
-            assert list(made.imap_unordered(rows(100))) == []
-            thread.join()
+    assert outcomes_of_a_silent_server(end) == []
     assert of_ours() == []
 
 
@@ -317,25 +338,7 @@ def test_a_consumer_that_leaves_ends_the_processes() -> None:
 
 def test_a_cut_ends_what_a_silent_server_holds() -> None:
     """Exchanges in the other processes are cut as those of threads are."""
-    entered = threading.Semaphore(0)
-
-    def silent(visit: Visit) -> None:
-        visit.read()
-        entered.release()
-        visit.wait_for_the_end()
-
-    with RawServer(silent) as server:
-        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
-
-            def cut() -> None:
-                for _ in range(4):
-                    assert entered.acquire(timeout=HANGS_S)
-                made.cut("enough")
-
-            thread = threading.Thread(target=cut)
-            thread.start()
-            assert list(made.imap_unordered(rows(100))) == []
-            thread.join()
+    assert outcomes_of_a_silent_server(lambda made: made.cut("enough")) == []
     assert of_ours() == []
 
 

@@ -9,6 +9,7 @@ lock around every call.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class Refusal:
     wait_s: float | None
 
 
-class Quota:
+class Quota(ABC):
     """What buckets and windows have in common: a level between its capacity and any debt."""
 
     __slots__ = ("capacity", "level", "limit", "metric", "now_s")
@@ -103,19 +104,21 @@ class Quota:
             name=self.metric.name, limit=self.limit, level=self.level, reset_s=self._reset_s()
         )
 
+    @abstractmethod
     def advance(self, now_s: float) -> None:
         """Bring the level up to a time, which is not before that of the last call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _capacity(self, limit: float) -> float:
-        raise NotImplementedError
+        """What a quota of `limit` holds when it is full."""
 
+    @abstractmethod
     def _until_s(self, missing: float) -> float:
         """Seconds until the level is higher by `missing`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reset_s(self) -> float:
-        raise NotImplementedError
+        """Seconds until it is full."""
 
 
 class Bucket(Quota):
