@@ -8,19 +8,15 @@ from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
     ParallelProcessorError,
+    RequestFailedError,
     ResultsFileError,
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.models import (
-    BucketReport,
-    LimitReport,
-    Outcome,
-    Reply,
-    Request,
-    Summary,
-)
+from parallel_processor.figures import BucketReport, LimitReport, Summary
+from parallel_processor.models import Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
 from parallel_processor.verify import Verification, verify_results
 
@@ -36,6 +32,7 @@ __all__ = [
     "Processor",
     "Reply",
     "Request",
+    "RequestFailedError",
     "ResultsFileError",
     "RetryPolicy",
     "RunStoppedError",

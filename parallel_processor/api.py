@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from parallel_processor.models import Summary
+from parallel_processor.figures import Summary
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy
 from parallel_processor.processor import Processor, StrPath
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from parallel_processor.ceiling import Ceiling
+from parallel_processor.figures import BucketReport, Usage
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import BucketReport, Estimate, Request, Usage
+from parallel_processor.models import Estimate, Request
 from parallel_processor.options import Options
 from parallel_processor.quota import MINUTE_S
 from parallel_processor.retry import Tries

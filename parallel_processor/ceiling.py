@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from parallel_processor.models import LimitReport
+from parallel_processor.figures import LimitReport
 from parallel_processor.observed import ObservedQuota
 from parallel_processor.options import Limits
 from parallel_processor.quota import MINUTE_S, TOKENS, Quota

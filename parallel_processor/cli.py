@@ -24,9 +24,9 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
+from parallel_processor.figures import Summary
 from parallel_processor.flags import FlagParser, build_parser, settings, with_flag_names
 from parallel_processor.inputs import default_save_path
-from parallel_processor.models import Summary
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, Options, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_processor.models import Outcome, Summary
+from parallel_processor.figures import Summary
+from parallel_processor.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

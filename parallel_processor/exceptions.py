@@ -10,6 +10,7 @@ the caller's mistakes, for broken files, and for an account that can't go on::
     ├── ResultsFileError (OSError)        a results file can't be read, written or replaced
     ├── WorkerProcessError                worker processes can't be started, or don't live
     ├── RunStoppedError                   the server refuses the whole account; carries the summary
+    ├── RequestFailedError                :meth:`Outcome.raise_for_error` of a request that failed
     ├── StopRequested                     a run was told to stop; a cause, never raised
     └── TransportError                    one attempt got no answer; never leaves the package
 """
@@ -19,7 +20,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parallel_processor.models import Summary
+    from parallel_processor.figures import Summary
+    from parallel_processor.outcome import Outcome
 
 
 class ParallelProcessorError(Exception):
@@ -62,6 +64,24 @@ class RunStoppedError(ParallelProcessorError):
 
     Requests without a record stay unanswered; the same call does them once the cause is removed.
     """
+
+
+class RequestFailedError(ParallelProcessorError):
+    """A request failed, for those who want exceptions; ``outcome`` says how.
+
+    >>> with Processor(request_url=url, retry=RetryPolicy(max_attempts=1)) as processor:
+    ...     (outcome,) = processor.map([Request(body={"input": "?"}, url="/v1/no-such-endpoint")])
+    >>> try:
+    ...     outcome.raise_for_error()
+    ... except RequestFailedError as error:
+    ...     print(error.outcome.error_kind)
+    HTTP 404
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        place = f"request {outcome.request.number}" if outcome.request.number else "a request"
+        super().__init__(f"{place} failed: {outcome.error or 'it was given up'}")
+        self.outcome = outcome
 
 
 class StopRequested(ParallelProcessorError):

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from parallel_processor.jsontext import (
@@ -27,7 +28,9 @@ from parallel_processor.jsontext import (
     split_last,
     without,
 )
-from parallel_processor.models import Outcome, Request
+from parallel_processor.models import Request
+from parallel_processor.options import DEFAULT_REQUEST_URL
+from parallel_processor.outcome import Outcome
 from parallel_processor.providers import resolve_url
 
 _BOM = b"\xef\xbb\xbf"
@@ -73,22 +76,24 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     ``body`` is the parsed text, and changed.
     """
     dropped = unsendable(body)
-    metadata: bytes | None = None
+    metadata, metadata_json = body.get("metadata"), None
     if not dropped and (split := split_last(text, "metadata")) is not None:
         text, value = split
-        if body.pop("metadata") is not None:
-            metadata = one_line(value.encode())
+        del body["metadata"]
+        if metadata is not None:
+            metadata_json = one_line(value.encode())
     elif dropped or "metadata" in body:
         parts = members(text)
-        if body.get("metadata") is not None:
-            metadata = one_line(_last(parts, "metadata").encode())
+        if metadata is not None:
+            metadata_json = one_line(_last(parts, "metadata").encode())
         text = without(parts, dropped | _METADATA)
         body = {key: value for key, value in body.items() if key not in dropped | _METADATA}
     return Request(
         body=body,
         payload=one_line(text.encode()),
         number=number,
-        metadata_json=metadata,
+        metadata=metadata,
+        metadata_json=metadata_json,
         dropped=dropped,
     )
 
@@ -127,19 +132,52 @@ def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
     return _UNSENDABLE & body.keys()
 
 
-def request_from_body(body: Mapping[str, Any], number: int) -> Request:
-    """The request of a body given by a caller, treated as a cookbook line; ``TypeError`` if not JSON.
+def made_request(
+    given: Request | Mapping[str, Any], number: int, request_url: str = DEFAULT_REQUEST_URL
+) -> Request:
+    """The request that a program gave, ready to be sent; ``TypeError`` if it can't be.
 
-    The request keeps nothing of ``body`` itself, which the caller may change afterwards.
+    A mapping is treated as a cookbook line: its ``metadata`` is a column. A :class:`Request` is sent to
+    its ``url``, and its body as it is, but for what only a stream can answer. What is made keeps nothing of
+    the body, which the caller may change afterwards.
     """
-    if not isinstance(body, Mapping):
-        raise TypeError(f"request {number} is a {type(body).__name__}, not a dict or a Request")
     try:
-        text = json.dumps(dict(body), ensure_ascii=False, allow_nan=False)
-        text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates as escapes
+        if isinstance(given, Request):
+            return _completed(given, number, request_url)
+        if not isinstance(given, Mapping):
+            raise TypeError(f"it is a {type(given).__name__}, not a dict or a Request")
+        text = _as_json(dict(given))
         return _request(text, parse(text), number)
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"request {number} can't be written as JSON: {error}") from None
+        raise TypeError(f"request {number} can't be sent: {error}") from None
+
+
+def _completed(given: Request, number: int, request_url: str) -> Request:
+    """``given`` as ``number``: one that was read from a file stays as it is."""
+    if given.payload or given.flaw is not None:
+        return replace(given, number=number)
+    if not isinstance(given.body, Mapping):
+        raise TypeError(f"its body is a {type(given.body).__name__}, not a dict")
+    if given.custom_id is not None and not isinstance(given.custom_id, str):
+        raise TypeError("its custom_id is not a string")
+    dropped = unsendable(given.body)
+    text = _as_json({key: given.body[key] for key in given.body if key not in dropped})
+    metadata = None if given.metadata is None else _as_json(given.metadata)
+    return replace(
+        given,
+        number=number,
+        body=parse(text),
+        payload=text.encode(),
+        metadata_json=None if metadata is None else metadata.encode(),
+        url=resolve_url(request_url, given.url) if given.url else None,
+        dropped=dropped,
+    )
+
+
+def _as_json(value: Any) -> str:
+    """``value`` as one line of JSON; lone surrogates, which UTF-8 can't hold, as escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _last(parts: list[Member], key: str) -> str:

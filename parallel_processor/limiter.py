@@ -29,7 +29,8 @@ from urllib.parse import urlsplit
 from parallel_processor.ceiling import UNUSED, Ceiling, wake
 from parallel_processor.ceiling import Reservation as Reservation
 from parallel_processor.charges import Charges
-from parallel_processor.models import BucketReport, Refusal, Usage
+from parallel_processor.figures import BucketReport, Usage
+from parallel_processor.models import Refusal
 from parallel_processor.options import Limits, shown_url
 from parallel_processor.quota import KINDS, MINUTE_S, Quota
 from parallel_processor.ratelimits import LimitReading

@@ -24,18 +24,22 @@ class Endpoint(enum.Enum):
 class Request:
     """One request of a run.
 
-    ``payload`` is the JSON text that is sent and recorded, byte for byte as it was read; ``body`` is
-    the same, parsed. ``metadata_json`` is the cookbook's metadata column, which is echoed with the
-    result and never sent. A request with a ``custom_id`` came from a Batch row and is recorded as
-    one. ``number`` counts from 1: the line of the file, or the place in the iterable. ``flaw`` says
+    What a program sets: ``body``, the JSON that is sent; ``metadata``, which isn't sent and comes back
+    with the outcome; ``custom_id``, with which it is recorded as a row of the Batch API; ``url``, if it
+    isn't the processor's: a path (``/v1/embeddings``), or a URL on the same host.
+
+    What the package sets: ``payload`` is the JSON text that is sent and recorded, byte for byte as it was
+    read; ``body`` is the same, parsed. ``metadata_json`` is the text of ``metadata``, the cookbook's
+    column. ``number`` counts from 1: the line of the file, or the place in the iterable. ``flaw`` says
     why a line can't be sent; such a request becomes a failed record without any attempt. ``dropped``
     names the members that were left out, since they ask for an answer that isn't one JSON object.
     """
 
     body: Any
-    payload: bytes = field(repr=False)
-    number: int
-    metadata_json: bytes | None = None
+    payload: bytes = field(default=b"", repr=False)
+    number: int = 0
+    metadata: Any = None
+    metadata_json: bytes | None = field(default=None, repr=False)
     custom_id: str | None = None
     url: str | None = None
     flaw: str | None = None
@@ -68,7 +72,7 @@ class Reply:
     """A complete answer, whatever its status.
 
     ``body`` holds the bytes as they came, decompressed; ``data`` the same parsed as JSON, or ``None``
-    with ``is_json`` false. the names in ``headers`` are in lower case.
+    with ``is_json`` false. The names in ``headers`` are in lower case.
     """
 
     status: int
@@ -125,124 +129,3 @@ class Attempt:
     refusal: Refusal | None = None
     used_tokens: int | None = None
     output_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one request.
-
-    ``ok`` is true for an answer. A failure has one string per attempt in ``errors``, oldest first.
-    ``unanswered`` marks a request that was given up because the run stopped: it has no record, and
-    the next run sends it. ``attempts`` counts what was really sent.
-    """
-
-    request: Request
-    ok: bool
-    reply: Reply | None = None
-    errors: tuple[str, ...] = ()
-    error_kind: str = ""
-    attempts: int = 0
-    used_tokens: int | None = None
-    unanswered: bool = False
-
-    @property
-    def response(self) -> Any:
-        """The answer's parsed JSON; ``None`` where there is no answer."""
-        return self.reply.data if self.reply is not None else None
-
-    @property
-    def error(self) -> str | None:
-        """The last attempt's error; ``None`` for an answer."""
-        return self.errors[-1] if self.errors and not self.ok else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitReport:
-    """What one limit of a bucket was, and how much of it was used.
-
-    ``name`` is what it counts in ``window_s`` seconds. ``configured`` is the ceiling, ``found`` what
-    the server's headers said last, both ``None`` where there is none; ``tried_per_minute`` the rate
-    that was found by trying, where they say nothing. ``changes`` are the times at which the found
-    limit changed, in seconds from the run's start, with its new value. ``used`` counts what was
-    charged (to a configured limit by all models under it), ``used_share`` relates it to what the
-    limit in force allowed meanwhile. ``others_per_minute`` is what other clients of the account seem
-    to take.
-    """
-
-    name: str
-    window_s: float = 60.0
-    configured: float | None = None
-    found: float | None = None
-    tried_per_minute: float | None = None
-    changes: tuple[tuple[float, float], ...] = ()
-    used: float = 0.0
-    used_share: float | None = None
-    others_per_minute: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BucketReport:
-    """How the limits of one model and endpoint turned out.
-
-    ``held_by`` has the seconds for which its requests waited, by what they waited for. ``admitted``
-    counts attempts, ``refusals`` those that a limit turned away, ``pauses`` the times when sending
-    stopped for one. ``in_flight_limit`` is the number in flight that suited the server, if one had to be
-    found; ``peak_in_flight`` the largest there was.
-    """
-
-    url: str
-    model: str
-    held_by: Mapping[str, float] = field(default_factory=dict)
-    admitted: int = 0
-    refusals: int = 0
-    pauses: int = 0
-    in_flight_limit: float | None = None
-    peak_in_flight: int = 0
-    limits: tuple[LimitReport, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What a run did, counted in requests unless a name says otherwise.
-
-    ``already_answered`` were in the results file before, as were ``already_failed`` if failures were to
-    be kept; ``answered`` and ``failed`` are this run's;
-    ``unanswered`` were started and given up, because the run stopped. ``attempts`` counts what was
-    sent, ``retries`` the attempts after a first one, ``rate_limited`` the refusals among them,
-    ``pauses`` the times when all sending stopped for one. ``used_tokens`` is the sum of what the
-    answers' ``usage`` says, ``reserved_tokens`` of what was charged to the token limit.
-    ``stop_reason`` is empty for a run that came to its end. ``held_by`` has the seconds for which the
-    sending waited, by what it waited for; ``buckets`` tells the same of each limit.
-    """
-
-    already_answered: int = 0
-    already_failed: int = 0
-    answered: int = 0
-    failed: int = 0
-    unanswered: int = 0
-    attempts: int = 0
-    retries: int = 0
-    rate_limited: int = 0
-    pauses: int = 0
-    used_tokens: int = 0
-    reserved_tokens: int = 0
-    elapsed_s: float = 0.0
-    errors_by_kind: Mapping[str, int] = field(default_factory=dict)
-    stop_reason: str = ""
-    held_by: Mapping[str, float] = field(default_factory=dict)
-    buckets: tuple[BucketReport, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """How much of each limit was admitted in the last 60 seconds, and what the first in line waits for.
-
-    ``admitted`` and ``limits`` are keyed by quota name. ``span_s`` is how many seconds' worth of the
-    limits ``admitted`` is to be held against: less than a minute for a young bucket. ``held_by`` is a
-    quota's name, ``pause``, or empty when nobody waits.
-    """
-
-    admitted: Mapping[str, float]
-    limits: Mapping[str, float]
-    held_by: str
-    span_s: float = 60.0

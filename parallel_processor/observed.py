@@ -18,7 +18,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from parallel_processor.models import LimitReport, Refusal
+from parallel_processor.figures import LimitReport
+from parallel_processor.models import Refusal
 from parallel_processor.probing import GENTLE_PER_S, RateProbe
 from parallel_processor.quota import KINDS
 from parallel_processor.ratelimits import LimitReading

@@ -19,10 +19,12 @@ from parallel_processor.exceptions import (
     ParallelProcessorError,
     StopRequested,
 )
-from parallel_processor.formats import read_requests, request_from_body
+from parallel_processor.figures import Summary
+from parallel_processor.formats import made_request, read_requests
 from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
-from parallel_processor.models import Outcome, Request, Summary
+from parallel_processor.models import Request
 from parallel_processor.options import Options, shown_url
+from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing
 from parallel_processor.progress import Progress
 from parallel_processor.providers import exposes_key, needs_key
@@ -66,7 +68,9 @@ class Processor:
         """
         started_at = self._clock()
         with self._run() as run:
-            yield from run.outcomes(_as_requests(requests))
+            url = self._options.request_url
+            made = (made_request(each, number, url) for number, each in enumerate(requests, 1))
+            yield from run.outcomes(made)
             _raise_cause(run, self._summary(run, started_at))
 
     def process_file(
@@ -223,14 +227,6 @@ def _check_key(options: Options) -> None:
             )
     elif options.session_factory is None and needs_key(url):
         raise ConfigurationError(f"{url} needs an api_key")
-
-
-def _as_requests(requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Request]:
-    for number, request in enumerate(requests, 1):
-        if isinstance(request, Request):
-            yield request
-        else:
-            yield request_from_body(request, number)
 
 
 def _target(options: Options) -> str:

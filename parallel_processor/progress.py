@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, TextIO
 
 from parallel_processor.counters import Counters, Counts
-from parallel_processor.models import Usage
+from parallel_processor.figures import Usage
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from parallel_processor.figures import Summary
 from parallel_processor.inputs import REPLACEMENT_SUFFIX
-from parallel_processor.models import Summary
 
 _log = logging.getLogger("parallel_processor")
 

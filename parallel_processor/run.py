@@ -30,8 +30,9 @@ from parallel_processor.dispatcher import Admitted, Dispatcher
 from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Outcome, Request
+from parallel_processor.models import Request
 from parallel_processor.options import Options
+from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing, model_of
 from parallel_processor.progress import Progress
 from parallel_processor.stop import Bell, StopSignal, do_all

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from parallel_processor.figures import BucketReport
 from parallel_processor.inflight import InFlightLimit
-from parallel_processor.models import BucketReport, Refusal
+from parallel_processor.models import Refusal
 from parallel_processor.observed import ObservedQuota, Sent
 from parallel_processor.options import Limits
 from parallel_processor.quota import KINDS, MINUTE_S

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from parallel_processor.models import BucketReport, LimitReport, Summary
+from parallel_processor.figures import BucketReport, LimitReport, Summary
 from parallel_processor.options import Limits
 from parallel_processor.progress import HELD_BY, of_limit
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
-from parallel_processor.models import Outcome
+from parallel_processor.outcome import Outcome
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000

@@ -23,7 +23,7 @@ PACKAGE = "parallel_processor"
 
 # A module imports only from layers below its own.
 LAYERS = (
-    {"exceptions", "models", "options"},
+    {"exceptions", "figures", "models", "options", "outcome", "replies"},
     {
         *(
             "answers",
@@ -38,7 +38,8 @@ LAYERS = (
             "formats",
             "heads",
         ),
-        *("images", "incoming", "inflight", "inputs", "jsontext", "learned", "ledger", "limitsfile"),
+        *("images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
+        *("learned", "ledger", "limitsfile"),
         "messages",
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
@@ -56,7 +57,11 @@ LAYERS = (
 FACES = {"__init__", "__main__"}  # they may import from any layer
 # What may be imported within a layer, one direction only.
 WITHIN_LAYER = {
-    ("exceptions", "models"),  # for annotations
+    ("exceptions", "figures"),  # for annotations
+    ("exceptions", "outcome"),  # for annotations
+    ("outcome", "exceptions"),
+    ("outcome", "models"),
+    ("outcome", "replies"),
     ("options", "exceptions"),
     ("answers", "providers"),
     ("answers", "waits"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 
 from parallel_processor.counters import Counters
-from parallel_processor.formats import request_from_body
-from parallel_processor.models import Outcome, Summary
+from parallel_processor.figures import Summary
+from parallel_processor.formats import made_request
+from parallel_processor.outcome import Outcome
 
-REQUEST = request_from_body({}, 1)
+REQUEST = made_request({}, 1)
 
 
 def outcome(ok: bool, kind: str = "", used: int | None = None, unanswered: bool = False) -> Outcome:

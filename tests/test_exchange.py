@@ -29,14 +29,14 @@ from raw_server import (
 from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
 from parallel_processor.exchange import Answer, Line
-from parallel_processor.formats import request_from_body
+from parallel_processor.formats import made_request
 from parallel_processor.incoming import Incoming, bound_by
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport import Transport
 
 HEAD = b"POST /v1 HTTP/1.1\r\nHost: here\r\nContent-Length: "
-REQUEST = request_from_body({"input": "hello"}, 1)
+REQUEST = made_request({"input": "hello"}, 1)
 CERTIFICATE_HASH = "ce275665"  # openssl x509 -hash: how a folder of certificates names its files
 
 
@@ -325,7 +325,7 @@ def test_what_nobody_asked_for_is_no_answer(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
         with transport(server.url) as sender:
             for number in range(3):
-                request = request_from_body({"input": number}, 1)
+                request = made_request({"input": number}, 1)
                 assert sender.send(request).body == request.payload
                 assert sent.wait(10)
                 sent.clear()
@@ -375,7 +375,7 @@ def test_an_answer_before_the_requests_end_is_read() -> None:
         visit.sock.shutdown(socket.SHUT_WR)
         visit.wait_for_the_end()
 
-    request = request_from_body({"input": "x" * 5_000_000}, 1)
+    request = made_request({"input": "x" * 5_000_000}, 1)
     with RawServer(refuse) as server, transport(server.url) as sender:
         assert sender.send(request).status == 413
 

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from parallel_processor.formats import (
     identity,
+    made_request,
     parse_line,
     read_record,
     read_requests,
     record,
-    request_from_body,
 )
 from parallel_processor.jsontext import MAX_NESTING, read_answer
-from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.models import Reply, Request
+from parallel_processor.outcome import Outcome
 
 URL = "https://api.openai.com/v1/chat/completions"
 METADATA = [{"row": 1}, [1, 2], "text", 5, 1.5, True, {}, [], "", 0, False, 0.0]
@@ -210,14 +211,14 @@ def test_nesting_has_one_limit() -> None:
 @pytest.mark.parametrize("body", [{"a": [1]}, MappingProxyType({"a": [1]}), UserDict({"a": [1]})])
 def test_a_callers_body_is_a_cookbook_line(body: Mapping[str, Any]) -> None:
     """Any mapping will do, and it may change afterwards."""
-    request = request_from_body(body, 3)
+    request = made_request(body, 3)
     body["a"].append(2)
     assert (request.body, request.payload, request.number) == ({"a": [1]}, b'{"a": [1]}', 3)
 
 
 def test_a_callers_body_is_taken_as_json_has_it() -> None:
     """Metadata is cut out, keys become strings, tuples lists, and lone surrogates escapes."""
-    request = request_from_body({1: (2, "é\ud800"), "metadata": {"i": 1}, "stream": True}, 1)
+    request = made_request({1: (2, "é\ud800"), "metadata": {"i": 1}, "stream": True}, 1)
     assert request.payload == '{"1": [2, "é\\ud800"]}'.encode()
     assert request.body == {"1": [2, "é\ud800"]}
     assert request.metadata_json == b'{"i": 1}'
@@ -237,7 +238,7 @@ for _ in range(200):
 def test_a_callers_body_that_is_no_json_is_a_type_error(body: Any) -> None:
     """The message says which request it is."""
     with pytest.raises(TypeError, match="request 3 "):
-        request_from_body(body, 3)
+        made_request(body, 3)
 
 
 def test_records_of_batch_lines_are_batch_output() -> None:

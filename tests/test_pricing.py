@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.formats import request_from_body
+from parallel_processor.formats import made_request
 from parallel_processor.models import Cost, Endpoint, Request
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing, model_of
@@ -27,7 +27,7 @@ def pricing(url: str = OPENAI, **settings: Any) -> Pricing:
 
 def chat(**more: Any) -> Request:
     """A chat request."""
-    return request_from_body({"model": "gpt-4o", "messages": MESSAGES, **more}, 1)
+    return made_request({"model": "gpt-4o", "messages": MESSAGES, **more}, 1)
 
 
 def cost(prices: Pricing, request: Request) -> Cost:
@@ -135,7 +135,7 @@ def test_models_and_endpoints_are_told_apart() -> None:
 def test_an_embedding_has_no_output() -> None:
     """Whatever was learned, the prompt is all that an embedding costs."""
     prices = pricing("https://api.mistral.ai/v1/embeddings")
-    request = request_from_body({"model": "e", "input": "Say something."}, 1)
+    request = made_request({"model": "e", "input": "Say something."}, 1)
     before = cost(prices, request)
     learn(prices, request, 0)
     assert cost(prices, request) == before == Cost(before.tokens, 0)
@@ -144,7 +144,7 @@ def test_an_embedding_has_no_output() -> None:
 def test_an_anthropic_cap_is_not_reserved_once_answers_are_known() -> None:
     """``max_tokens`` is a must there, and says little."""
     prices = pricing(ANTHROPIC)
-    request = request_from_body({"model": "c", "max_tokens": 8192, "messages": MESSAGES}, 1)
+    request = made_request({"model": "c", "max_tokens": 8192, "messages": MESSAGES}, 1)
     learn(prices, request, 200, 300)
     assert cost(prices, request).output_tokens == 300
 
@@ -159,7 +159,7 @@ def test_an_anthropic_cap_is_not_reserved_once_answers_are_known() -> None:
 def test_an_unknown_endpoint_without_a_cap_learns_too(url: str) -> None:
     """A request that names no cap gets what recent answers used, whatever its endpoint is called."""
     prices = pricing(url)
-    request = request_from_body({"contents": [{"parts": [{"text": "Say something."}]}]}, 1)
+    request = made_request({"contents": [{"parts": [{"text": "Say something."}]}]}, 1)
     learn(prices, request, 500)
     assert cost(prices, request).output_tokens == 500
 

@@ -484,7 +484,7 @@ def test_a_stop_from_the_consumers_loop_ends_it() -> None:
         for outcome in made.imap_unordered(rows(1000)):
             got.append(outcome)
             made.stop()
-    assert 1 <= len(got) <= 5
+    assert 1 <= len(got) <= 6  # in flight, and read ahead of them: 3 each
 
 
 def test_threads_share_the_limits() -> None:

@@ -18,13 +18,14 @@ from typing import Any, TextIO
 import pytest
 
 from parallel_processor.counters import Counters
-from parallel_processor.formats import request_from_body
-from parallel_processor.models import BucketReport, LimitReport, Outcome, Summary, Usage
+from parallel_processor.figures import BucketReport, LimitReport, Summary, Usage
+from parallel_processor.formats import made_request
 from parallel_processor.options import Limits
+from parallel_processor.outcome import Outcome
 from parallel_processor.progress import Progress
 from parallel_processor.summaries import summary_text
 
-REQUEST = request_from_body({}, 1)
+REQUEST = made_request({}, 1)
 ANSWERED = Outcome(request=REQUEST, ok=True)
 FAILED = Outcome(request=REQUEST, ok=False, error_kind="HTTP 500")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.models import BucketReport, LimitReport, Summary
+from parallel_processor.figures import BucketReport, LimitReport, Summary
 from parallel_processor.report import write_report
 
 LIMIT = LimitReport(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.formats import request_from_body
+from parallel_processor.formats import made_request
 from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import RetryPolicy
 from parallel_processor.retry import RetrySchedule, Tries, backoff_s
 
-REQUEST = request_from_body({"input": "hello"}, 1)
+REQUEST = made_request({"input": "hello"}, 1)
 ANSWERED = Attempt(verdict=Verdict.ANSWERED)
 RETRY = Attempt(verdict=Verdict.RETRY, kind="HTTP 500", error="HTTP 500: oops")
 REFUSED = Attempt(verdict=Verdict.RATE_LIMITED, kind="HTTP 429", error="HTTP 429: slower")

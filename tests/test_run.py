@@ -24,9 +24,10 @@ from requests.adapters import HTTPAdapter
 
 from parallel_processor.buckets import Buckets
 from parallel_processor.exceptions import RunStoppedError, StopRequested
-from parallel_processor.formats import parse_line, request_from_body
-from parallel_processor.models import Estimate, Outcome, Request
+from parallel_processor.formats import made_request, parse_line
+from parallel_processor.models import Estimate, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing
 from parallel_processor.run import Run
 
@@ -75,7 +76,7 @@ def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run
 def bodies(count: int) -> Iterator[Request]:
     """So many requests, numbered."""
     for number in range(1, count + 1):
-        yield request_from_body({"n": number}, number)
+        yield made_request({"n": number}, number)
 
 
 def numbers(outcomes: Iterable[Outcome]) -> list[int]:
@@ -199,7 +200,7 @@ def test_a_flawed_request_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
         sent.append(body["n"])
         return ok(body)
 
-    requests_ = [*bodies(2), parse_line(b"{not json", 3, URL), request_from_body({"n": 4}, 4)]
+    requests_ = [*bodies(2), parse_line(b"{not json", 3, URL), made_request({"n": 4}, 4)]
     outcomes = {o.request.number: o for o in run_with(note).outcomes(requests_)}
     assert sorted(sent) == [1, 2, 4]
     assert [number for number, outcome in outcomes.items() if not outcome.ok] == [3]
@@ -540,7 +541,7 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
         yield from bodies(2)
         while not run._buckets.usage().held_by and run.stop_cause is None:
             run._wake.wait(0.001)
-        yield request_from_body({"n": 3, "model": "another"}, 3)  # which the thread has to look at
+        yield made_request({"n": 3, "model": "another"}, 3)  # which the thread has to look at
 
     def stop() -> None:
         if run._buckets.usage().held_by:

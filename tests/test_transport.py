@@ -21,14 +21,14 @@ from raw_server import RawServer, Visit, answer_all, certificate_file, head_of, 
 from requests.adapters import HTTPAdapter
 
 from parallel_processor.exceptions import TransportError
-from parallel_processor.formats import request_from_body
+from parallel_processor.formats import made_request
 from parallel_processor.models import Reply
 from parallel_processor.options import Options
 from parallel_processor.simulator import Simulator, SimulatorOptions
 from parallel_processor.transport import Transport
 
 KEY = "sk-test-0123456789abcdef"
-REQUEST = request_from_body({"model": "m", "input": "hello"}, 1)
+REQUEST = made_request({"model": "m", "input": "hello"}, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def open_sockets() -> int:
 
 def test_a_request_arrives_as_it_was_written() -> None:
     """The payload goes out byte for byte, with its length, its type and the key."""
-    request = request_from_body({"input": "Grüße 🎉", "n": 10**30}, 1)
+    request = made_request({"input": "Grüße 🎉", "n": 10**30}, 1)
     with RawServer(answer_all) as server, transport(f"{server.url}/v1/embeddings") as sender:
         reply = sender.send(request)
     head = server.heads[0]
@@ -105,7 +105,7 @@ def test_a_request_arrives_as_it_was_written() -> None:
 
 def test_each_body_has_its_own_length() -> None:
     """Requests that share a prepared head don't share a body or a length."""
-    sent = [request_from_body({"input": "x" * size}, size) for size in (1, 5000, 2)]
+    sent = [made_request({"input": "x" * size}, size) for size in (1, 5000, 2)]
     with RawServer(answer_all) as server, transport(server.url) as sender:
         for request in sent:
             sender.send(request)
@@ -140,7 +140,7 @@ def test_a_request_of_its_own_url_goes_there() -> None:
     with RawServer(answer_all) as server, transport(f"{server.url}/v1/responses") as sender:
         for url in (f"{server.url}/v1/embeddings", None):
             sender.send(
-                request_from_body({}, 1)
+                made_request({}, 1)
                 if url is None
                 else type(REQUEST)(body={}, payload=b"{}", number=1, url=url)
             )
@@ -537,7 +537,7 @@ def test_no_answer_outlasts_the_bound(script: Callable[[Visit], None]) -> None:
 
 def test_a_request_that_is_not_read_is_given_up() -> None:
     """A server that takes in a part of the request only can't hold the worker."""
-    request = request_from_body({"input": "x" * 20_000_000}, 1)
+    request = made_request({"input": "x" * 20_000_000}, 1)
     with RawServer(stops_reading) as server, transport(server.url, request_timeout_s=0.3) as sender:
         with pytest.raises(TransportError) as caught:
             sender.send(request)
@@ -552,7 +552,7 @@ def test_a_slow_reader_is_not_held_to_the_connect_timeout() -> None:
         visit.read()
         visit.answer()
 
-    request = request_from_body({"input": "x" * 20_000_000}, 1)
+    request = made_request({"input": "x" * 20_000_000}, 1)
     with RawServer(late_reader) as server, transport(server.url, connect_timeout_s=0.2) as sender:
         assert sender.send(request).status == 200
 
@@ -752,7 +752,7 @@ def test_an_auth_of_the_callers_sees_every_body() -> None:
             prepared.headers["Authorization"] = f"Signed {zlib.crc32(prepared.body)}"
             return prepared
 
-    sent = [request_from_body({"input": text}, 1) for text in ("a", "b")]
+    sent = [made_request({"input": text}, 1) for text in ("a", "b")]
     with RawServer(answer_all) as server:
         with transport(server.url, session_factory=session_with(auth=Signature())) as sender:
             for request in sent:
@@ -897,7 +897,7 @@ def test_an_interim_answer_is_not_the_answer() -> None:
 
     with RawServer(hint) as server, transport(server.url) as sender:
         for text in ("a", "b", "c"):
-            got = sender.send(request_from_body({"input": text}, 1))
+            got = sender.send(made_request({"input": text}, 1))
             assert (got.status, got.data) == (200, {"answer_to": {"input": text}})
         assert server.visits == 1
 

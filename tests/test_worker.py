@@ -14,10 +14,11 @@ from parallel_processor.attempts import Attempts
 from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
-from parallel_processor.formats import record, request_from_body
+from parallel_processor.formats import made_request, record
 from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Estimate, Outcome, Reply, Request
+from parallel_processor.models import Estimate, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
 from parallel_processor.worker import Finished, Worker
@@ -96,7 +97,7 @@ class Bench:
 
     def run(self, number: int = 1) -> Outcome:
         """Take a request to its outcome, as the dispatcher and a worker thread do."""
-        request = request_from_body({"input": "hello"}, number)
+        request = made_request({"input": "hello"}, number)
         waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
         while True:
             reservation = self.bucket.acquire(TOKENS)
@@ -204,7 +205,7 @@ def test_an_answer_after_the_stop_counts() -> None:
 def test_a_backoff_is_nobodys_wait() -> None:
     """A failed attempt gives its request back with a time, and keeps neither thread nor place."""
     bench = Bench(SERVER_ERROR, retry=RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6))
-    request = request_from_body({"input": "hello"}, 1)
+    request = made_request({"input": "hello"}, 1)
     waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
     reservation = bench.bucket.acquire(TOKENS)
     assert reservation is not None

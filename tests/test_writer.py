@@ -16,8 +16,9 @@ import pytest
 
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
-from parallel_processor.formats import request_from_body
-from parallel_processor.models import Outcome, Reply
+from parallel_processor.formats import made_request
+from parallel_processor.models import Reply
+from parallel_processor.outcome import Outcome
 from parallel_processor.writer import ResultWriter
 
 FULL = Path("/dev/full")
@@ -28,12 +29,12 @@ def answered(number: int, text: str = "hello") -> Outcome:
     """An answered request."""
     body = json.dumps({"answer": text}).encode()
     reply = Reply(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
-    return Outcome(request=request_from_body({"n": number}, number), ok=True, reply=reply)
+    return Outcome(request=made_request({"n": number}, number), ok=True, reply=reply)
 
 
 def failed(number: int) -> Outcome:
     """A request that failed twice."""
-    request = request_from_body({"n": number}, number)
+    request = made_request({"n": number}, number)
     return Outcome(request=request, ok=False, errors=("first", "second"), error_kind="HTTP 500")
 
 

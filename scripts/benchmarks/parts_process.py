@@ -17,11 +17,12 @@ from benchmarks.tables import Cell, print_table
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.encodings import text_counter
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.formats import read_requests, request_from_body
+from parallel_processor.formats import made_request, read_requests
 from parallel_processor.inputs import RequestsFile
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Outcome, Reply
+from parallel_processor.models import Reply
 from parallel_processor.options import Limits, Options
+from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
 from parallel_processor.writer import ResultWriter
@@ -182,7 +183,7 @@ def writing(size: Size, folder: Path) -> Row:
     body = json.dumps({"answer": text}).encode()
     reply = Reply(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
     outcomes = [
-        Outcome(request=request_from_body(request(number), number + 1), ok=True, reply=reply)
+        Outcome(request=made_request(request(number), number + 1), ok=True, reply=reply)
         for number in range(size.lines)
     ]
     path = folder / "lines.jsonl"
@@ -233,7 +234,7 @@ def reading(size: Size, folder: Path) -> Row:
 def counting(size: Size) -> list[Row]:
     """Requests estimated, and tokens counted, by one thread; tiktoken's bare encoding beside them."""
     pricing = Pricing(Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench"))
-    requests = [request_from_body(request(n), n + 1) for n in range(min(size.lines, 5000))]
+    requests = [made_request(request(n), n + 1) for n in range(min(size.lines, 5000))]
     counter = text_counter("cl100k_base")
     texts = [each.body["messages"][0]["content"] for each in requests]
     tokens = sum(map(counter.count, texts))

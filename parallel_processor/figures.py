@@ -1,0 +1,205 @@
+"""What a run tells of itself: its figures at one moment, over time, and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitReport:
+    """What one limit of a bucket was, and how much of it was used.
+
+    ``name`` is what it counts in ``window_s`` seconds. ``configured`` is the ceiling, ``found`` what
+    the server's headers said last, both ``None`` where there is none; ``tried_per_minute`` the rate
+    that was found by trying, where they say nothing. ``changes`` are the times at which the found
+    limit changed, in seconds from the run's start, with its new value. ``used`` counts what was
+    charged (to a configured limit by all models under it), ``used_share`` relates it to what the
+    limit in force allowed meanwhile. ``others_per_minute`` is what other clients of the account seem
+    to take.
+    """
+
+    name: str
+    window_s: float = 60.0
+    configured: float | None = None
+    found: float | None = None
+    tried_per_minute: float | None = None
+    changes: tuple[tuple[float, float], ...] = ()
+    used: float = 0.0
+    used_share: float | None = None
+    others_per_minute: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketReport:
+    """How the limits of one model and endpoint turned out.
+
+    ``held_by`` has the seconds for which its requests waited, by what they waited for. ``admitted``
+    counts attempts, ``refusals`` those that a limit turned away, ``pauses`` the times when sending
+    stopped for one. ``reserved_tokens`` were charged before sending, ``used_tokens`` were used by the
+    ``answered`` ones. ``in_flight_limit`` is the number in flight that suited the server, if one had to be
+    found; ``peak_in_flight`` the largest there was.
+    """
+
+    url: str
+    model: str
+    held_by: Mapping[str, float] = field(default_factory=dict)
+    admitted: int = 0
+    refusals: int = 0
+    pauses: int = 0
+    answered: int = 0
+    reserved_tokens: int = 0
+    used_tokens: int = 0
+    in_flight_limit: float | None = None
+    peak_in_flight: int = 0
+    limits: tuple[LimitReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run did, counted in requests unless a name says otherwise.
+
+    ``already_answered`` were in the results file before, as were ``already_failed`` if failures were to
+    be kept; ``answered`` and ``failed`` are this run's;
+    ``unanswered`` were started and given up, because the run stopped. ``deduplicated`` of the answered and
+    failed were not sent, since an equal request was. ``attempts`` counts what was
+    sent, ``retries`` the attempts after a first one, ``rate_limited`` the refusals among them,
+    ``pauses`` the times when all sending stopped for one. ``used_tokens`` is the sum of what the
+    answers' ``usage`` says, ``reserved_tokens`` of what was charged to the token limit.
+    ``stop_reason`` is empty for a run that came to its end. ``held_by`` has the seconds for which the
+    sending waited, by what it waited for; ``buckets`` tells the same of each limit.
+    """
+
+    already_answered: int = 0
+    already_failed: int = 0
+    answered: int = 0
+    failed: int = 0
+    unanswered: int = 0
+    deduplicated: int = 0
+    attempts: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    pauses: int = 0
+    used_tokens: int = 0
+    reserved_tokens: int = 0
+    elapsed_s: float = 0.0
+    errors_by_kind: Mapping[str, int] = field(default_factory=dict)
+    stop_reason: str = ""
+    held_by: Mapping[str, float] = field(default_factory=dict)
+    buckets: tuple[BucketReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How much of each limit was admitted in the last 60 seconds, and what the first in line waits for.
+
+    ``admitted`` and ``limits`` are keyed by quota name. ``span_s`` is how many seconds' worth of the
+    limits ``admitted`` is to be held against: less than a minute for a young bucket. ``held_by`` is a
+    quota's name, ``pause``, or empty when nobody waits.
+    """
+
+    admitted: Mapping[str, float]
+    limits: Mapping[str, float]
+    held_by: str
+    span_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Where a run stood at one moment, ``at_s`` seconds after its start.
+
+    All counts are since the start, so that the difference of two samples tells what was between them.
+    ``errors`` has the failed attempts by kind, the refusals of a rate limit among them; ``held_by`` the
+    seconds waited by cause; ``latencies`` how many answers took how long, in the bins of
+    ``latencies.py``. ``in_flight`` is the number at that moment, and ``limits`` what was in force then, a
+    minute, by name (infinite where there is none).
+    """
+
+    at_s: float
+    attempts: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    answered: int = 0
+    failed: int = 0
+    reserved_tokens: int = 0
+    used_tokens: int = 0
+    in_flight: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    held_by: Mapping[str, float] = field(default_factory=dict)
+    latencies: tuple[int, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestNote:
+    """One request that the report names: one of the slowest, or one that failed.
+
+    ``number`` is its line in the file. ``latency_s`` is that of its last attempt, ``None`` if none was
+    timed; ``error`` is that attempt's, empty for an answer.
+    """
+
+    number: int
+    custom_id: str | None = None
+    model: str = ""
+    attempts: int = 0
+    latency_s: float | None = None
+    error: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """All that is known of a run, while it goes on (``is_running``) or at its end.
+
+    ``started_at`` and ``told_at`` are seconds since 1970. ``fraction`` is the share of the input that has
+    been read. ``timeline`` has its samples, at most some hundreds, the first at the start; ``slowest`` the
+    answers that took longest, and ``failures`` the failed requests that came last, both longest or
+    latest first. ``url`` is where the requests go, without what may be secret.
+    """
+
+    summary: Summary
+    started_at: float
+    told_at: float
+    is_running: bool = False
+    fraction: float | None = None
+    requests_path: str = ""
+    save_path: str = ""
+    url: str = ""
+    max_workers: int = 0
+    processes: int = 1
+    timeline: tuple[Sample, ...] = ()
+    slowest: tuple[RequestNote, ...] = ()
+    failures: tuple[RequestNote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Where a processor stands, all its runs together, those that have ended included.
+
+    Counts as in :class:`Summary`, since the processor was made. ``runs`` are under way now;
+    ``in_flight`` are the requests that were sent and have no answer yet, or no record.
+    ``requests_per_minute`` and ``tokens_per_minute`` went out in the last 60 seconds (of a younger
+    processor, as a rate), ``limits`` has what may (infinite where there is no limit). ``held_by`` is what
+    sending waits for at this moment, empty if for nothing. ``latency_s`` has the percentiles 50, 95 and
+    99 of the answers' latency in seconds, to 9 %, and is empty while there are no answers.
+    """
+
+    runs: int = 0
+    read: int = 0
+    answered: int = 0
+    failed: int = 0
+    unanswered: int = 0
+    deduplicated: int = 0
+    in_flight: int = 0
+    attempts: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    pauses: int = 0
+    used_tokens: int = 0
+    reserved_tokens: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    limits: Mapping[str, float] = field(default_factory=dict)
+    held_by: str = ""
+    latency_s: Mapping[int, float] = field(default_factory=dict)
