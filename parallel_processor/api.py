@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from parallel_processor.figures import Summary
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy
+from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor, StrPath
 
 
@@ -19,6 +21,7 @@ def process_file(
     keep_failures: bool = False,
     progress: bool | None = None,
     report_path: StrPath | None = None,
+    on_outcome: Callable[[Outcome], object] | None = None,
     **settings: Any,
 ) -> Summary:
     """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
@@ -35,6 +38,7 @@ def process_file(
             keep_failures=keep_failures,
             progress=progress,
             report_path=report_path,
+            on_outcome=on_outcome,
         )
 
 

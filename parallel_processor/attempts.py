@@ -6,6 +6,7 @@ limits, the request and the run is decided by ``worker.py``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,11 +27,13 @@ class Ended(NamedTuple):
     """How an attempt ended, what its answer's headers say of limits, and when it went out.
 
     ``sent_at_s`` is on the monotonic clock, which all processes of a machine share; 0 if nobody knows.
+    ``latency_s`` is how long the exchange took, from the sending on where that is known.
     """
 
     attempt: Attempt
     readings: Sequence[LimitReading] = ()
     sent_at_s: float = 0.0
+    latency_s: float | None = None
 
 
 class Attempts:
@@ -43,15 +46,19 @@ class Attempts:
     def make(self, request: Request, host: str) -> Ended:
         """Send ``request`` once; ``host`` is what the answer's headers are read as."""
         readings: Sequence[LimitReading] = ()
+        began_at_s = time.monotonic()
         try:
             reply = self._transport.send(request)
+            ended_at_s = time.monotonic()
             readings = read_limits(reply.headers, host)
             attempt = self._judge(reply)
         except TransportError as error:
+            ended_at_s = time.monotonic()
             attempt = _broken(error)
         if attempt.error:
             attempt = replace(attempt, error=self._redact(attempt.error))
-        return Ended(attempt, readings, self._transport.sending_since_s)
+        sent_at_s = self._transport.sending_since_s
+        return Ended(attempt, readings, sent_at_s, ended_at_s - max(began_at_s, sent_at_s))
 
     def _judge(self, reply: Reply) -> Attempt:
         """What ``reply`` means; of one that is no good answer, keys are cut out before it is read."""

@@ -35,6 +35,7 @@ class Charges:
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
         self.held_by = ""
+        self.answered = self.answer_tokens = 0  # attempts, and what their answers used
         self._totals: tuple[float, ...] = (0.0,) * len(KINDS)  # charged so far, by kind
 
     def advance(self, now: float) -> None:

@@ -61,12 +61,12 @@ class Child:
         number, url, payload, host = errand
         request = Request(body=None, payload=payload, number=number, url=url)
         try:
-            attempt, readings, sent_at_s = self._attempts.make(request, host)
-            self._ended.put((number, messages.pack(attempt), readings, sent_at_s))
+            attempt, *more = self._attempts.make(request, host)
+            self._ended.put((number, messages.pack(attempt), *more))
         except BaseException as error:  # a fault of ours, which ends the run
             # As text: not every exception can be pickled, or made again.
             fault = WorkerProcessError(f"{type(error).__name__} in a worker process: {error}")
-            self._ended.put((number, fault, (), 0.0))
+            self._ended.put((number, fault))
 
     def _send(self) -> None:
         """Runs in a thread: what has ended meanwhile travels together."""

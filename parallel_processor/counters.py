@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 import threading
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_processor.figures import Summary
+from parallel_processor.latencies import BINS, bin_of
 from parallel_processor.outcome import Outcome
+
+_MOST_KINDS = 50  # of errors, whose names servers choose
+_OTHERS = "other errors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """The counters at one moment, consistent with each other. Names as in ``Summary``."""
+    """The counters at one moment, consistent with each other. Names as in ``Summary``.
 
-    read: int
-    started: int
-    answered: int
-    failed: int
-    unanswered: int
-    already_answered: int
-    already_failed: int
-    attempts: int
-    retries: int
-    rate_limited: int
-    pauses: int
+    ``errors`` are the attempts that failed, by kind; ``latencies`` the answers by bin (see
+    ``latencies.py``).
+    """
+
+    read: int = 0
+    started: int = 0
+    answered: int = 0
+    failed: int = 0
+    unanswered: int = 0
+    deduplicated: int = 0
+    already_answered: int = 0
+    already_failed: int = 0
+    attempts: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    pauses: int = 0
+    used_tokens: int = 0
+    reserved_tokens: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    latencies: tuple[int, ...] = ()
 
     @property
     def in_flight(self) -> int:
         """Requests that were started and have no outcome on record yet."""
         return self.started - self.answered - self.failed - self.unanswered
+
+    def __add__(self, other: Counts) -> Counts:
+        """The counts of two runs together."""
+        sums: dict[str, Any] = {
+            name: getattr(self, name) + getattr(other, name) for name in _NUMBERS
+        }
+        errors = Counter(self.errors)
+        errors.update(other.errors)
+        pairs = (self.latencies or other.latencies, other.latencies or self.latencies)
+        both = self.latencies and other.latencies
+        latencies = tuple(map(operator.add, *pairs)) if both else pairs[0]
+        return Counts(errors=errors, latencies=latencies, **sums)
+
+
+_NUMBERS = [each.name for each in dataclasses.fields(Counts)[:-2]]
 
 
 class Counters:
@@ -44,6 +74,7 @@ class Counters:
         self._answered = 0
         self._failed = 0
         self._unanswered = 0
+        self._deduplicated = 0
         self._already_answered = 0
         self._already_failed = 0
         self._attempts = 0
@@ -52,7 +83,9 @@ class Counters:
         self._pauses = 0
         self._used_tokens = 0
         self._reserved_tokens = 0
-        self._errors_by_kind: Counter[str] = Counter()
+        self._errors: dict[str, int] = {}
+        self._errors_by_kind: dict[str, int] = {}
+        self._latencies = [0] * BINS
 
     def skipped(self, *, failed: bool = False) -> None:
         """A request isn't sent, since the results file has its answer, or a failure that is kept."""
@@ -77,6 +110,12 @@ class Counters:
             self._retries += not first
             self._reserved_tokens += tokens
 
+    def erred(self, kind: str, *, used_tokens: int = 0) -> None:
+        """An attempt failed; ``used_tokens`` were paid for all the same."""
+        with self._lock:
+            self._used_tokens += used_tokens
+            _count(self._errors, kind)
+
     def refused(self) -> None:
         """A rate limit refused an attempt."""
         with self._lock:
@@ -93,47 +132,45 @@ class Counters:
             for outcome in outcomes:
                 if outcome.unanswered or not recorded:
                     self._unanswered += 1
-                elif outcome.ok:
+                    continue
+                self._deduplicated += outcome.deduplicated
+                if outcome.ok:
                     self._answered += 1
                     self._used_tokens += outcome.used_tokens or 0
+                    if outcome.latency_s is not None:
+                        self._latencies[bin_of(outcome.latency_s)] += 1
                 else:
                     self._failed += 1
-                    self._errors_by_kind[outcome.error_kind] += 1
+                    _count(self._errors_by_kind, outcome.error_kind)
 
     def counts(self) -> Counts:
         """Where the run stands."""
         with self._lock:
             return Counts(
-                read=self._read,
-                started=self._started,
-                answered=self._answered,
-                failed=self._failed,
-                unanswered=self._unanswered,
-                already_answered=self._already_answered,
-                already_failed=self._already_failed,
-                attempts=self._attempts,
-                retries=self._retries,
-                rate_limited=self._rate_limited,
-                pauses=self._pauses,
+                errors=dict(self._errors),
+                latencies=tuple(self._latencies),
+                **{name: getattr(self, f"_{name}") for name in _NUMBERS},
             )
 
     def summary(self, elapsed_s: float, stop_reason: str = "", **more: Any) -> Summary:
         """The run's summary, once it has ended; ``more`` is what others have to add."""
+        counts = self.counts()
         with self._lock:
-            return Summary(
-                already_answered=self._already_answered,
-                already_failed=self._already_failed,
-                answered=self._answered,
-                failed=self._failed,
-                unanswered=self._unanswered,
-                attempts=self._attempts,
-                retries=self._retries,
-                rate_limited=self._rate_limited,
-                pauses=self._pauses,
-                used_tokens=self._used_tokens,
-                reserved_tokens=self._reserved_tokens,
-                elapsed_s=elapsed_s,
-                errors_by_kind=dict(self._errors_by_kind.most_common()),
-                stop_reason=stop_reason,
-                **more,
-            )
+            by_kind = sorted(self._errors_by_kind.items(), key=lambda item: -item[1])
+        return Summary(
+            **{name: getattr(counts, name) for name in _IN_SUMMARY},
+            elapsed_s=elapsed_s,
+            errors_by_kind=dict(by_kind),
+            stop_reason=stop_reason,
+            **more,
+        )
+
+
+_IN_SUMMARY = [name for name in _NUMBERS if name not in ("read", "started")]
+
+
+def _count(errors: dict[str, int], kind: str) -> None:
+    """One more of ``kind``; what comes after many other kinds is counted with others."""
+    if kind not in errors and len(errors) >= _MOST_KINDS:
+        kind = _OTHERS
+    errors[kind] = errors.get(kind, 0) + 1

@@ -1,4 +1,4 @@
-"""Which crew sends for a run. Each is imported only where it is wanted.
+"""Which crew sends for a run, and who remembers what. Each is imported only where it is wanted.
 
 ``requests``, which takes longer to import than everything else together, is therefore loaded by the
 first run with threads: ``import parallel_processor`` does without, as does a run with worker processes.
@@ -19,6 +19,7 @@ from parallel_processor.lines import Admitted
 from parallel_processor.options import Options
 
 if TYPE_CHECKING:
+    from parallel_processor.duplicates import Duplicates
     from parallel_processor.threads import Crew
 
 
@@ -37,3 +38,12 @@ def make_crew(
     from parallel_processor.processes import WorkerProcesses
 
     return WorkerProcesses(options, max_workers, begin=begin, finish=finish)
+
+
+def make_duplicates(options: Options) -> Duplicates | None:
+    """What remembers equal requests, if ``options`` ask for that."""
+    if not options.dedupe:
+        return None
+    from parallel_processor.duplicates import Duplicates
+
+    return Duplicates()

@@ -28,9 +28,11 @@ class ParallelProcessorError(Exception):
     """The base of everything that this package raises on purpose.
 
     ``summary`` says what a run did before it ended with this; ``None`` where none had begun.
+    ``outcomes`` are those that ``Processor.map`` had by then.
     """
 
     summary: Summary | None = None
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class ConfigurationError(ParallelProcessorError, ValueError):

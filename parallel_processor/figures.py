@@ -36,7 +36,7 @@ class BucketReport:
 
     ``held_by`` has the seconds for which its requests waited, by what they waited for. ``admitted``
     counts attempts, ``refusals`` those that a limit turned away, ``pauses`` the times when sending
-    stopped for one. ``reserved_tokens`` were charged before sending, ``used_tokens`` were used by the
+    stopped for one. ``reserved_tokens`` were charged to its limits, ``used_tokens`` were used by the
     ``answered`` ones. ``in_flight_limit`` is the number in flight that suited the server, if one had to be
     found; ``peak_in_flight`` the largest there was.
     """

@@ -272,6 +272,12 @@ def identity(request: Request) -> bytes:
     return _identity(request.body, parse(metadata.decode()) if metadata is not None else None)
 
 
+def content_key(request: Request) -> bytes:
+    """16 bytes that requests share which ask for the same: of their URL and content."""
+    content = _encode([request.url, request.body])
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
 def _identity(body: Any, metadata: Any) -> bytes:
     """The order of keys doesn't matter; the cookbook's script drops metadata that is empty."""
     content = _encode([body, metadata or None])

@@ -173,11 +173,13 @@ class TokenBucket(Charges):
         answered: bool = False,
         used_tokens: float | None = None,
         output_tokens: float = 0.0,
+        answer_tokens: int = 0,
         waker: object = None,
     ) -> Ending:
         """The attempt is over; its answer, if any, had ``readings`` in its headers.
 
-        ``used_tokens`` corrects the charge, as :meth:`settle` does. Whoever waits with ``waker`` isn't
+        ``used_tokens`` corrects the charge, as :meth:`settle` does; ``answer_tokens`` is what the answer
+        says was used, which the report tells. Whoever waits with ``waker`` isn't
         woken for the room that this made, but told of it by what is returned.
         """
         with self._lock:
@@ -185,6 +187,8 @@ class TokenBucket(Charges):
             less = used_tokens is not None and used_tokens < reservation.costs[1]
             if used_tokens is not None:
                 self._settle(reservation, used_tokens, output_tokens, now)
+            self.answered += answered
+            self.answer_tokens += answer_tokens
             quicker = self._end(reservation, now, answered=answered)
             if readings:
                 self.advance(now)
@@ -258,4 +262,11 @@ class TokenBucket(Charges):
         with self._lock:
             self.advance(now := self._clock())
             limits = (*self.ceiling.report(now), *(q.report(since_s) for q in self.server.quotas))
-            return self.server.report(url=shown_url(self.url), model=self.model, limits=limits)
+            return self.server.report(
+                url=shown_url(self.url),
+                model=self.model,
+                limits=limits,
+                answered=self.answered,
+                reserved_tokens=round(self._totals[1]),
+                used_tokens=self.answer_tokens,
+            )

@@ -159,6 +159,10 @@ class Options:
     answers that are under way, ``write_retry_s`` how long records that a disk refused are tried again.
     ``allow_plain_http`` lets the key go to another host without TLS. The key stays out of ``repr``.
 
+    ``validate`` is called with the parsed JSON of each answer, in several threads at once. What it raises
+    is a failed attempt, after which the request is tried again, up to ``max_attempts``; what it returns
+    is ignored. ``dedupe`` sends equal requests of a run once, and gives all of them that answer.
+
     ``limits_by_model`` has limits of their own for models, by pattern (``"gpt-4o*"``, as in a shell).
     Models that match one pattern share its limit; the first pattern counts, and what matches none has
     ``limits``. ``token_accounting`` says what the server's token limit charges: ``"reserve"`` the
@@ -183,6 +187,8 @@ class Options:
     token_encoding_name: str | None = None
     default_output_tokens: int = 16
     session_factory: Callable[[], Any] | None = None
+    validate: Callable[[Any], object] | None = None
+    dedupe: bool = False
 
     def __post_init__(self) -> None:
         url: object = self.request_url
@@ -208,5 +214,6 @@ class Options:
         _check_number("drain_s", self.drain_s, above=False)
         _check_number("write_retry_s", self.write_retry_s, above=False)
         _check_whole("default_output_tokens", self.default_output_tokens, 0)
-        ok = self.session_factory is None or callable(self.session_factory)
-        _check(ok, "session_factory", self.session_factory, "a function")
+        for name in ("session_factory", "validate"):
+            function = getattr(self, name)
+            _check(function is None or callable(function), name, function, "a function")

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +231,12 @@ class WorkerProcesses:
         self._replace(child, fault)
 
     def _receive(self, child: _Child, message: tuple[Any, ...]) -> Admitted | None:
-        number, packed, readings, sent_at_s = message
+        number, packed, *more = message
         admitted = child.under_way.pop(number)
         if isinstance(packed, BaseException):
             return self._finish(admitted, packed)
         attempt = messages.unpack(packed, parses=self.reads_values)
-        return self._finish(admitted, Ended(attempt, readings, sent_at_s))
+        return self._finish(admitted, Ended(attempt, *more))
 
     def _replace(self, child: _Child, fault: BaseException | None) -> None:
         """``child`` is gone: send what it had under way by another."""
@@ -289,7 +290,7 @@ def _pickled(options: Options) -> bytes:
     try:
         if getattr(factory, "__module__", "") == "__main__":
             raise pickle.PicklingError("it is in the main module")
-        return pickle.dumps(options)
+        return pickle.dumps(replace(options, validate=None))  # which is called in this process
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"with processes={options.processes} the session_factory must be a function of a module that "

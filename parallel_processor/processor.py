@@ -2,76 +2,176 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from parallel_processor.appendfile import AppendFile
-from parallel_processor.buckets import Buckets
+from parallel_processor.account import Account
 from parallel_processor.exceptions import (
     ConfigurationError,
     ParallelProcessorError,
+    RunStoppedError,
     StopRequested,
 )
-from parallel_processor.figures import Summary
-from parallel_processor.formats import made_request, read_requests
-from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
+from parallel_processor.figures import Stats, Summary
+from parallel_processor.filejob import FileJob, FileRun
+from parallel_processor.given import GivenRequests, InOrder
+from parallel_processor.inputs import check_paths, default_save_path
 from parallel_processor.models import Request
-from parallel_processor.options import Options, shown_url
+from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
-from parallel_processor.pricing import Pricing
-from parallel_processor.progress import Progress
-from parallel_processor.providers import exposes_key, needs_key
-from parallel_processor.report import write_report
-from parallel_processor.results import open_files, prepare, unanswered
-from parallel_processor.run import Run
-from parallel_processor.writer import ResultWriter
-
-_log = logging.getLogger("parallel_processor")
+from parallel_processor.providers import check_key
+from parallel_processor.submissions import Submissions
 
 StrPath = str | Path
+RequestLike = Request | Mapping[str, Any]
+"""What can be sent: a body, whose ``metadata`` is taken out and comes back, or a :class:`Request`."""
+
+
+class _Shared:
+    """What the threads of one process share of a processor."""
+
+    def __init__(self, options: Options, clock: Callable[[], float]) -> None:
+        self.account = Account(options, clock)
+        self.submissions = Submissions(self.account.run, options.request_url)
 
 
 class Processor:
     """Sends requests through the limits of one account. Threads may share it, and then its limits.
 
-    ``settings`` are those of :class:`Options`. Between runs it holds no thread, socket or file.
+    ``settings`` are those of :class:`Options`. Between runs it holds no thread, socket or file. After a
+    fork the child's has limits, counts and connections of its own.
+
+    >>> with Processor(request_url=url, limits=Limits(requests_per_minute=6000)) as processor:
+    ...     outcomes = processor.map({"model": "m", "input": text} for text in ["one", "two"])
+    >>> [outcome.ok for outcome in outcomes]
+    [True, True]
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> None:
-        options = self._options = Options(**settings)
-        _check_key(options)
+        self._options = Options(**settings)
+        check_key(self._options)
         self._clock = clock
-        self._buckets = Buckets(options, clock)
-        self._pricing = Pricing(options)
-        self._lock = threading.Lock()  # guards _runs
-        self._runs: set[Run] = set()
+        self._by_process: dict[int, _Shared] = {}
+        _ = self._shared
+
+    @property
+    def _shared(self) -> _Shared:
+        """This process's own. Locks that were copied by a fork may be taken for good."""
+        pid = os.getpid()
+        shared = self._by_process.get(pid)
+        if shared is None:  # setdefault is one step, whoever else does the same
+            shared = self._by_process.setdefault(pid, _Shared(self._options, self._clock))
+        return shared
 
     @property
     def options(self) -> Options:
         """The settings, as they were checked."""
         return self._options
 
-    def imap_unordered(self, requests: Iterable[Request | Mapping[str, Any]]) -> Iterator[Outcome]:
+    def imap_unordered(
+        self, requests: Iterable[RequestLike], *, progress: bool | None = False
+    ) -> Iterator[Outcome]:
         """Send ``requests`` and yield their outcomes as they come, failed ones included.
 
         A request is a body (a dict, of which ``metadata`` is taken out and not sent) or a
-        :class:`Request`. The iterable is read by the thread that takes the outcomes, only as far as
-        the limits and ``max_workers`` allow. A fatal answer raises :class:`RunStoppedError` once
-        everything under way has been yielded; closing the iterator early gives up what is under way.
+        :class:`Request`; its outcome has its place in the iterable as ``request.number``, from 1. The
+        iterable is read by the thread that takes the outcomes, only as far as the limits and
+        ``max_workers`` allow. ``progress`` as in :meth:`process_file`. A fatal answer raises
+        :class:`RunStoppedError` once everything under way has been yielded; closing the iterator early
+        gives up what is under way.
+
+        >>> with Processor(request_url=url) as processor:
+        ...     for outcome in processor.imap_unordered([{"model": "m", "input": "text"}]):
+        ...         print(outcome.request.number, outcome.ok)
+        1 True
         """
-        started_at = self._clock()
-        with self._run() as run:
-            url = self._options.request_url
-            made = (made_request(each, number, url) for number, each in enumerate(requests, 1))
-            yield from run.outcomes(made)
-            _raise_cause(run, self._summary(run, started_at))
+        yield from self._outcomes(GivenRequests(requests, self._options.request_url), progress)
+
+    def imap(
+        self,
+        requests: Iterable[RequestLike],
+        *,
+        window: int = 4096,
+        progress: bool | None = False,
+    ) -> Iterator[Outcome]:
+        """Like :meth:`imap_unordered`, in the order of ``requests``.
+
+        An outcome waits for those before it. At most ``window`` requests are under way or waiting so,
+        which bounds memory; it should be larger than what is in flight.
+
+        >>> with Processor(request_url=url) as processor:
+        ...     bodies = ({"model": "m", "input": str(number)} for number in range(3))
+        ...     [outcome.request.body["input"] for outcome in processor.imap(bodies)]
+        ['0', '1', '2']
+        """
+        if window < 1:
+            raise ConfigurationError(f"window must be at least 1, not {window!r}")
+        return self._in_order(requests, window, progress)
+
+    def _in_order(
+        self, requests: Iterable[RequestLike], window: int, progress: bool | None
+    ) -> Iterator[Outcome]:
+        given = GivenRequests(requests, self._options.request_url)
+        order = InOrder(given, window)
+        try:
+            for outcome in self._outcomes(given, progress, order.room):
+                yield from order.add(outcome)
+        except Exception:
+            yield from order.rest()
+            raise
+        yield from order.rest()
+
+    def map(
+        self,
+        requests: Iterable[RequestLike],
+        *,
+        on_outcome: Callable[[Outcome], object] | None = None,
+        progress: bool | None = False,
+    ) -> list[Outcome]:
+        """The outcomes of all ``requests``, in their order, failed ones included.
+
+        ``on_outcome`` is called by this thread with each outcome as it comes. What ends the run early,
+        :meth:`stop` included, raises; the error's ``outcomes`` are those that there are.
+
+        >>> with Processor(request_url=url) as processor:
+        ...     outcomes = processor.map([{"model": "m", "input": "one"}, {"model": "m", "input": "two"}])
+        >>> [len(outcome.embedding) > 0 for outcome in outcomes]
+        [True, True]
+        """
+        given = GivenRequests(requests, self._options.request_url)
+        outcomes: list[Outcome] = []
+        try:
+            for outcome in self._outcomes(given, progress):
+                outcomes.append(outcome)
+                if on_outcome is not None:
+                    on_outcome(outcome)
+            outcomes.sort(key=_number)
+            if len(outcomes) < given.read or not given.is_over:
+                raise RunStoppedError("the run was stopped before every request had its outcome")
+        except ParallelProcessorError as error:
+            error.outcomes = tuple(sorted(outcomes, key=_number))
+            raise
+        return outcomes
+
+    def submit(self, request: RequestLike) -> Future[Outcome]:
+        """Have one request sent, and come back at once. Any thread may call it, callbacks included.
+
+        The future's result is the outcome, also of a request that failed; its exception what ended the
+        run: :class:`RunStoppedError`, say. Until it is sent it can be cancelled. Requests wait in memory:
+        for many, :meth:`imap_unordered` is the better way. All that were submitted share one run, which a
+        thread feeds that ends a second after the last of them. Leaving the ``with`` block waits for them.
+
+        >>> with Processor(request_url=url) as processor:
+        ...     future = processor.submit({"model": "m", "input": "text"})
+        ...     future.result().ok
+        True
+        """
+        return self._shared.submissions.submit(request)
 
     def process_file(
         self,
@@ -83,6 +183,7 @@ class Processor:
         keep_failures: bool = False,
         progress: bool | None = None,
         report_path: StrPath | None = None,
+        on_outcome: Callable[[Outcome], object] | None = None,
     ) -> Summary:
         """Send every request of a file, and append its record to another.
 
@@ -90,87 +191,62 @@ class Processor:
         dropped, and their requests sent again, unless ``keep_failures`` leaves both as they are.
         ``overwrite`` starts afresh. ``save_path`` defaults to ``{requests_path}_results.jsonl``;
         failures go there too, or to ``errors_path``. ``progress``: ``True`` shows a bar on a terminal
-        and in a notebook and lines elsewhere, ``None`` the bar only, ``False`` nothing. The summary is
-        also written to ``report_path``, however the run ends, as JSON.
+        and in a notebook and lines elsewhere, ``None`` the bar only, ``False`` nothing. ``report_path``
+        gets the report, as a page if it ends with ``.html``, else as JSON, time and again while the run
+        goes on, and however it ends. ``on_outcome`` is called with each outcome once that is on record,
+        always from one thread, the writer's; what it raises ends the run.
 
         Raises :class:`RunStoppedError` after a fatal answer, :class:`ResultsFileError` and
         :class:`InputFileError` for broken files. An exception from outside, such as
         ``KeyboardInterrupt``, passes through once the answers under way are on record.
+
+        >>> with Processor(request_url=url) as processor:
+        ...     summary = processor.process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl")
+        >>> summary.failed
+        0
         """
         source = Path(requests_path)
-        save = Path(save_path) if save_path is not None else default_save_path(source)
-        errors = Path(errors_path) if errors_path is not None else None
-        report = Path(report_path) if report_path is not None else None
-        check_paths(source, save, errors, report)
-        started_at = self._clock()
-        with RequestsFile(source) as lines, self._run() as run, open_files(save, errors) as files:
-            try:
-                self._process(run, lines, files, overwrite, keep_failures, progress)
-            finally:
-                summary = self._summary(run, started_at)
-                if report is not None:
-                    write_report(report, summary)
-            _raise_cause(run, summary)
+        job = FileJob(
+            source=source,
+            save=Path(save_path) if save_path is not None else default_save_path(source),
+            errors=Path(errors_path) if errors_path is not None else None,
+            report=Path(report_path) if report_path is not None else None,
+            overwrite=overwrite,
+            keep_failures=keep_failures,
+            progress=progress,
+            on_outcome=on_outcome,
+        )
+        check_paths(job.source, job.save, job.errors, job.report)
+        run = FileRun(job, self._options, self._shared.account, self._clock)
+        summary, cause = run.process()
+        _raise_cause(cause, summary)
         return summary
 
-    def _process(
+    def stats(self) -> Stats:
+        """Where all runs of this processor stand, taken together, at this moment. Any thread may ask.
+
+        >>> with Processor(request_url=url) as processor:
+        ...     outcomes = processor.map([{"model": "m", "input": "text"}])
+        ...     processor.stats().answered
+        1
+        """
+        return self._shared.account.stats()
+
+    def _outcomes(
         self,
-        run: Run,
-        lines: RequestsFile,
-        files: list[AppendFile],
-        overwrite: bool,
-        keep_failures: bool,
-        show: bool | None,
-    ) -> None:
-        def check() -> None:
+        given: GivenRequests,
+        progress: bool | None,
+        ahead: Callable[[], float] | None = None,
+    ) -> Iterator[Outcome]:
+        account, started_at = self._shared.account, self._clock()
+        with account.run() as run:
+            if progress is not False:
+                run.displays.add(account.progress(run, given.fraction, progress))
+            if ahead is not None:
+                run.ahead = ahead
+            yield from run.outcomes(given)
             if run.stop_cause is not None:
-                raise run.stop_cause
-
-        try:
-            answered = prepare(files, overwrite=overwrite, keep_failures=keep_failures, check=check)
-        except StopRequested:  # nothing was changed yet
-            return
-        run.progress = Progress(
-            run.counters,
-            usage=self._buckets.usage,
-            waits=lambda: run.ledger.overall(self._clock()),
-            fraction=lines.fraction,
-            show=show,
-            clock=self._clock,
-        )
-        _log.info("sending %s to %s", lines.path, _target(self._options))
-        requests = unanswered(
-            read_requests(lines, self._options.request_url),
-            answered,
-            run.counters,
-            lambda: run.stop_cause is not None,
-        )
-        self._feed_to_writer(run, requests, files)
-
-    def _summary(self, run: Run, started_at: float) -> Summary:
-        return run.counters.summary(
-            self._clock() - started_at,
-            str(run.stop_cause) if run.stop_cause is not None else "",
-            held_by=run.ledger.overall(),
-            buckets=self._buckets.reports(started_at, run.ledger.of_bucket),
-        )
-
-    def _feed_to_writer(
-        self, run: Run, requests: Iterator[Request], files: list[AppendFile]
-    ) -> None:
-        writer = ResultWriter(
-            *files,
-            on_written=run.recorded,
-            on_failure=run.stop,
-            write_retry_s=self._options.write_retry_s,
-            clock=self._clock,
-        )
-        try:
-            run.sink, run.on_cut = writer.put, writer.give_up
-            for _ in run.outcomes(requests):
-                raise AssertionError("a run with a sink yields nothing")
-        finally:
-            writer.close()
+                _raise_cause(run.stop_cause, account.summary(run, started_at))
 
     def stop(self, reason: str = "stopped by the caller") -> None:
         """End every run: nothing more is sent, what is in flight may end (see ``drain_s``).
@@ -178,28 +254,13 @@ class Processor:
         Any thread may call it, a signal handler may not. The runs return as usual, their summary's
         ``stop_reason`` set.
         """
-        for run in self._active():
+        for run in self._shared.account.runs():
             run.stop(StopRequested(reason))
 
     def cut(self, reason: str = "stopped by the caller") -> None:
         """Like :meth:`stop`, but what is in flight is given up at once."""
-        for run in self._active():
+        for run in self._shared.account.runs():
             run.cut(StopRequested(reason))
-
-    def _active(self) -> list[Run]:
-        with self._lock:
-            return list(self._runs)
-
-    @contextmanager
-    def _run(self) -> Iterator[Run]:
-        run = Run(self._options, buckets=self._buckets, pricing=self._pricing, clock=self._clock)
-        with self._lock:
-            self._runs.add(run)
-        try:
-            yield run
-        finally:
-            with self._lock:
-                self._runs.discard(run)
 
     def __enter__(self) -> Processor:
         return self
@@ -210,40 +271,26 @@ class Processor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop every run; what nobody is left to take is given up at once."""
-        for run in self._active():
+        """Wait for what was submitted, unless an exception came; then stop every run.
+
+        What nobody is left to take is given up at once.
+        """
+        shared = self._shared
+        if kind is None:
+            shared.submissions.close()
+        for run in shared.account.runs():
             run.stop(StopRequested("the processor was closed"))
-            if run.sink is None:
+            if run.sink is None or kind is not None:
                 run.cut(StopRequested("the processor was closed"))
+        shared.submissions.close()
 
 
-def _check_key(options: Options) -> None:
-    """A key where one is needed, and only where nobody can read it on its way."""
-    url = shown_url(options.request_url)
-    if options.api_key:
-        if exposes_key(options.request_url) and not options.allow_plain_http:
-            raise ConfigurationError(
-                f"{url} would get the api_key in plain text: use https, or allow_plain_http, or no key"
-            )
-    elif options.session_factory is None and needs_key(url):
-        raise ConfigurationError(f"{url} needs an api_key")
+def _number(outcome: Outcome) -> int:
+    return outcome.request.number
 
 
-def _target(options: Options) -> str:
-    """Where the requests go, and how fast; a query may hold a key."""
-    limits = options.limits.by_kind.items()
-    bounds = [f"{limit:,.0f} {name} a minute" for name, limit in limits if limit < math.inf]
-    url = shown_url(options.request_url)
-    if options.limits_by_model:
-        bounds.append(f"what the limits of {len(options.limits_by_model)} model patterns say")
-    if bounds:
-        return f"{url}, at most {' and '.join(bounds)}"
-    return f"{url}, as fast as it allows" if options.limits.is_auto else f"{url}, without a limit"
-
-
-def _raise_cause(run: Run, summary: Summary) -> None:
+def _raise_cause(cause: BaseException | None, summary: Summary) -> None:
     """A run that the server or the disk ended raises that; one that was told to stop just ends."""
-    cause = run.stop_cause
     if cause is None or isinstance(cause, StopRequested):
         return
     if isinstance(cause, ParallelProcessorError):

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 from urllib.parse import urljoin, urlsplit
 
+from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
+from parallel_processor.options import Options, shown_url
 
 ANTHROPIC_VERSION = "2023-06-01"
 
@@ -116,6 +118,18 @@ def needs_key(url: str) -> bool:
 def exposes_key(url: str) -> bool:
     """True if a key would cross a network without TLS."""
     return urlsplit(url).scheme == "http" and not is_loopback(url)
+
+
+def check_key(options: Options) -> None:
+    """:class:`ConfigurationError` unless a key is where one is needed, and nobody can read it."""
+    url = shown_url(options.request_url)
+    if options.api_key:
+        if exposes_key(options.request_url) and not options.allow_plain_http:
+            raise ConfigurationError(
+                f"{url} would get the api_key in plain text: use https, or allow_plain_http, or no key"
+            )
+    elif options.session_factory is None and needs_key(url):
+        raise ConfigurationError(f"{url} needs an api_key")
 
 
 def charges_reservation(url: str) -> bool:

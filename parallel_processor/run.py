@@ -18,15 +18,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Buckets, Waiting
 from parallel_processor.counters import Counters
-from parallel_processor.crews import make_crew
+from parallel_processor.crews import make_crew, make_duplicates
+from parallel_processor.delivery import Delivery
 from parallel_processor.descriptors import affordable_workers
 from parallel_processor.dispatcher import Admitted, Dispatcher
+from parallel_processor.displays import Displays
 from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
@@ -34,7 +35,6 @@ from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing, model_of
-from parallel_processor.progress import Progress
 from parallel_processor.stop import Bell, StopSignal, do_all
 from parallel_processor.worker import Worker, flawed, unanswered
 
@@ -45,9 +45,11 @@ _WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
 class Run:
     """The feeding of one stream of requests. :meth:`stop` and :meth:`cut` may come from any thread.
 
-    With ``sink``, outcomes go there from the worker threads, and whoever takes them calls
-    :meth:`recorded`; without one, :meth:`outcomes` yields them. ``on_cut`` is called when what is in
-    flight is given up.
+    What may be set before it begins: ``sink``, to which outcomes go from the worker threads, and whoever
+    takes them calls :meth:`recorded` (without one, :meth:`outcomes` yields them); ``on_cut``, which is
+    called when what is in flight is given up; ``reads_values``, false if nobody will look at the answers'
+    values, but only at their text; ``ahead``, which tells how many more may be read for reasons of the
+    caller's own.
     """
 
     def __init__(
@@ -60,19 +62,20 @@ class Run:
     ) -> None:
         self.counters = Counters()
         self.ledger = Ledger()
-        self.progress: Progress | None = None
-        self.sink: Callable[[Outcome], None] | None = None
+        self.displays = Displays(clock)
         self.on_cut: Callable[[], None] | None = None
+        self.reads_values = True
+        self.ahead: Callable[[], float] = lambda: math.inf
         self._options = options
         self._buckets = buckets
         self._pricing = pricing
         self._clock = clock
-        self._stop = StopSignal()
+        self.waking = (stop := StopSignal()).waking  # for others who wait
+        self._stop = stop
         self._wake = Bell()
         self._activity = "input"  # what the feeder is doing
         self._give_up_at = math.inf  # set by a stop
         self._seen: set[TokenBucket] = set()
-        self._outcomes: deque[Outcome] = deque()
         self._max_workers = affordable_workers(options.max_workers)
         self._worker = Worker(
             options, pricing=pricing, counters=self.counters, stop=self._stop, clock=clock
@@ -82,6 +85,12 @@ class Run:
         )
         self._dispatcher = self._make_dispatcher()
         self._worker.waker = self._dispatcher.wake
+        self._delivery = Delivery(
+            counters=self.counters,
+            bell=self._wake,
+            on_record=self._dispatcher.recorded,
+            duplicates=make_duplicates(options),
+        )
 
     def _make_dispatcher(self) -> Dispatcher:
         return Dispatcher(
@@ -89,7 +98,7 @@ class Run:
             cost=self._pricing.cost,
             start=self._crew.start,
             flush=self._crew.flush,
-            drop=lambda waiting: self._deliver(unanswered(waiting)),
+            drop=lambda waiting: self._delivery.deliver(unanswered(waiting)),
             on_room=self._wake.set,
             activity=self._idle_cause,
             ledger=self.ledger,
@@ -102,6 +111,15 @@ class Run:
     def stop_cause(self) -> BaseException | None:
         """Why the run stops; ``None`` while it doesn't."""
         return self._stop.cause
+
+    @property
+    def sink(self) -> Callable[[Outcome], None] | None:
+        """Where outcomes go from the worker threads; ``None`` if :meth:`outcomes` yields them."""
+        return self._delivery.sink
+
+    @sink.setter
+    def sink(self, sink: Callable[[Outcome], None]) -> None:
+        self._delivery.sink = sink
 
     def stop(self, cause: BaseException) -> None:
         """Admit nothing more; what is in flight may end."""
@@ -117,7 +135,7 @@ class Run:
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Feed ``requests``, and yield what there is no sink for, as it comes."""
         self._dispatcher.slack = _WRITER_SLACK if self.sink is not None else 0
-        self._crew.reads_values = self.sink is None
+        self._crew.reads_values = self.reads_values or self._options.validate is not None
         with self._stop.waking(self._wake):
             try:
                 yield from self._feed(requests)
@@ -150,22 +168,29 @@ class Run:
                 if request is None:
                     return
                 self._take_in(request)
-                if self._outcomes or self._stop.is_set():
+                if self._delivery or self._stop.is_set():
                     break
 
     def _take_in(self, request: Request) -> None:
         self.counters.read()
+        claim = True if request.flaw is not None else self._delivery.claim(request)
         if request.flaw is not None:
-            self._deliver(flawed(request))
+            self._delivery.deliver(flawed(request))
+        elif isinstance(claim, Outcome):
+            self._delivery.deliver(claim)
+        if request.flaw is not None or claim is not True:
             self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
         else:
-            url = request.url or self._options.request_url
-            waiting = Waiting(request=request, bucket=self._buckets.bucket(url, model_of(request)))
-            if self._options.processes > 1 or waiting.bucket not in self._seen:
-                self._seen.add(waiting.bucket)  # its encoding is loaded here: no import amid a fork
-                self._count(waiting)
-            self._dispatcher.put(waiting)
-        self._show()
+            self._put(request)
+        self.displays.show()
+
+    def _put(self, request: Request) -> None:
+        url = request.url or self._options.request_url
+        waiting = Waiting(request=request, bucket=self._buckets.bucket(url, model_of(request)))
+        if self._options.processes > 1 or waiting.bucket not in self._seen:
+            self._seen.add(waiting.bucket)  # its encoding is loaded here: no import amid a fork
+            self._count(waiting)
+        self._dispatcher.put(waiting)
 
     def _count(self, waiting: Waiting) -> None:
         """Count the request's tokens. Any thread may do it."""
@@ -184,13 +209,13 @@ class Run:
     def _room(self) -> int:
         """Wait until more may be read, and how many; 0 if an outcome or the stop came first."""
         self._wake.clear()
-        if self._outcomes or self._stop.is_set():
+        if self._delivery or self._stop.is_set():
             return 0
-        count = self._dispatcher.room()
-        if not count:
+        count = int(min(self._dispatcher.room(), self.ahead()))
+        if count <= 0:
             self._activity = "look-ahead"
             self._wait(math.inf)
-        return count
+        return max(count, 0)
 
     def _idle_cause(self, is_full: bool) -> str:
         """What holds the run back where no bucket does."""
@@ -200,28 +225,19 @@ class Run:
 
     def _wait(self, seconds: float) -> None:
         """Wait for ``_wake``, at most ``seconds``, and keep the display going."""
-        if self.progress is not None:
-            self._show()
-            seconds = min(seconds, max(self.progress.due_at - self._clock(), 0.0))
+        self.displays.show()
+        seconds = min(seconds, self.displays.wait_s)
         self._wake.wait(seconds if seconds < math.inf else None)
-
-    def _show(self) -> None:
-        if self.progress is not None and self._clock() >= self.progress.due_at:
-            self.progress.refresh()
 
     def _ready(self) -> Iterator[Outcome]:
         """The outcomes at hand; each makes room once the consumer asks for the next."""
-        while self._outcomes:
-            outcome = self._outcomes.popleft()
-            if not outcome.unanswered:
-                self._activity = "consumer"
-                yield outcome
-            self.recorded([outcome])
+        for outcome in self._delivery.taken():
+            self._activity = "consumer"
+            yield outcome
 
     def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
         """Make room for as many as ``outcomes``, which are on record or, if not, never will be."""
-        self.counters.finished(outcomes, recorded=on_record)
-        self._dispatcher.recorded(len(outcomes))
+        self._delivery.recorded(outcomes, on_record)
 
     def _end(self, admitted: Admitted, ended: Ended | BaseException | None) -> Admitted | None:
         """An attempt is over: its request gets an outcome or goes back. Gives the next to be sent.
@@ -231,27 +247,13 @@ class Run:
         try:
             outcome, retry_in_s, made_room = self._worker.finish(*admitted, ended)
             if outcome is not None:
-                self._deliver(outcome)
+                self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room)
             waiting = admitted.waiting
             return self._dispatcher.done(waiting, retry_in_s=retry_in_s, made_room=made_room)
         except BaseException as error:
             self._stop.set(error)
             return None
-
-    def _deliver(self, outcome: Outcome) -> None:
-        if outcome.request.flaw is not None:
-            self.counters.started()
-            _log.error("%s", outcome.error)
-        elif not outcome.ok and not outcome.unanswered:
-            _log.error("request %d failed: %s", outcome.request.number, outcome.error)
-        if outcome.unanswered and self.sink is not None:
-            self.recorded([outcome])
-        elif self.sink is not None:
-            self.sink(outcome)
-        else:
-            self._outcomes.append(outcome)
-            self._wake.set()
 
     def _drain(self) -> Iterator[Outcome]:
         """Wait until everything is on record; after a stop for a while only."""
@@ -266,7 +268,7 @@ class Run:
             left = self._give_up_at - self._clock()
             if left <= 0:
                 return
-            if not self._outcomes:
+            if not self._delivery:
                 self._wait(left)
 
     def _drain_s(self) -> float:
@@ -288,12 +290,8 @@ class Run:
                     pass
         finally:
             steps = (self._dispatcher.join, self._cut_rest, self._crew.close)
-            do_all((*steps, self._close_progress))
+            do_all((*steps, self._delivery.close, self.displays.close))
 
     def _cut_rest(self) -> None:
         if self._dispatcher.in_flight > 0:
             self.cut(StopRequested("gave up what was in flight"))
-
-    def _close_progress(self) -> None:
-        if self.progress is not None:
-            self.progress.close()

@@ -12,7 +12,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.attempts import Ended
@@ -29,6 +30,7 @@ from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # within this, the bucket's own margin covers a request's way to the wire
+_MAX_ERROR_CHARS = 1000
 _LEAST_PAUSE_S = 0.1  # for a server that refuses and says "0 seconds"
 
 
@@ -109,13 +111,18 @@ class Worker:
             was = f", was {before:,.0f}" if before < math.inf else ""
             of = _of(waiting.bucket)
             _log.info("limit%s: %s %s in %g s%s", of, f"{limit:,.0f}", name, window_s, was)
+        if attempt.verdict is Verdict.ANSWERED and self._options.validate is not None:
+            attempt = _validated(attempt, self._options.validate)
         if attempt.verdict is not Verdict.ANSWERED:
+            if attempt.verdict is not Verdict.STOPPED:
+                self._counters.erred(attempt.kind, used_tokens=attempt.used_tokens or 0)
             delay_s = self._fail(waiting, reservation, attempt)
             if delay_s is not None and self._stop.is_set():
                 return Finished(unanswered(waiting), 0.0, ending.made_room)
             if delay_s is not None:
                 return Finished(None, delay_s, ending.made_room)
-        return Finished(_outcome(waiting, attempt), 0.0, ending.made_room)
+        outcome = _outcome(waiting, attempt, ended.latency_s)
+        return Finished(outcome, 0.0, ending.made_room)
 
     def _settle(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Ending:
         """Charge what was used; less than reserved only where the provider counts so."""
@@ -131,6 +138,7 @@ class Worker:
             answered=attempt.verdict is Verdict.ANSWERED,
             used_tokens=used,
             output_tokens=output or 0,
+            answer_tokens=attempt.used_tokens or 0,
             waker=self.waker,
         )
 
@@ -197,7 +205,19 @@ def _of(bucket: TokenBucket) -> str:
     return f" of {bucket.model}" if bucket.model else ""
 
 
-def _outcome(waiting: Waiting, attempt: Attempt) -> Outcome:
+def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
+    """An answer that the caller's ``validate`` lets pass, or a failed attempt that was paid for."""
+    assert attempt.reply is not None
+    try:
+        validate(attempt.reply.data)
+        return attempt
+    except Exception as error:
+        name = type(error).__name__
+        text = f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
+        return replace(attempt, verdict=Verdict.RETRY, kind=f"invalid answer {name}", error=text)
+
+
+def _outcome(waiting: Waiting, attempt: Attempt, latency_s: float | None) -> Outcome:
     """The outcome of a request whose last attempt this was."""
     ok, tries = attempt.verdict is Verdict.ANSWERED, waiting.tries
     return Outcome(
@@ -208,6 +228,7 @@ def _outcome(waiting: Waiting, attempt: Attempt) -> Outcome:
         error_kind=attempt.kind,
         attempts=ok + (tries.sent if tries is not None else 0),
         used_tokens=attempt.used_tokens,
+        latency_s=latency_s,
         unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
     )
 

@@ -32,15 +32,17 @@ LAYERS = (
             "content",
             "counters",
             "descriptors",
+            "displays",
+            "duplicates",
             "encodings",
             "exchange",
             "failures",
             "formats",
             "heads",
         ),
-        *("images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
-        *("learned", "ledger", "limitsfile"),
-        "messages",
+        *("given", "images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
+        *("learned", "ledger", "limitsfile", "livereport"),
+        *("messages", "notes"),
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
         *("report", "resume", "retry"),
@@ -48,10 +50,11 @@ LAYERS = (
         *("verify", "waits"),
     },
     {
-        *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
+        *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "delivery", "dispatcher"),
+        *("limiter", "lines"),
         *("processes", "threads", "worker", "writer"),
     },
-    {"crews", "processor", "results", "run"},
+    {"account", "crews", "filejob", "processor", "results", "run", "submissions"},
     {"api", "cli", "flags"},
 )
 FACES = {"__init__", "__main__"}  # they may import from any layer
@@ -98,7 +101,15 @@ WITHIN_LAYER = {
     ("pricing", "providers"),
     ("pricing", "tokens"),
     ("ratelimits", "waits"),
+    ("counters", "latencies"),
+    ("displays", "stop"),
+    ("duplicates", "formats"),
+    ("duplicates", "jsontext"),
+    ("given", "formats"),
+    ("livereport", "report"),
     ("report", "inputs"),
+    ("report", "latencies"),
+    ("report", "page"),
     ("serverlimits", "inflight"),
     ("summaries", "progress"),
     ("serverlimits", "observed"),
@@ -131,8 +142,14 @@ WITHIN_LAYER = {
     ("worker", "attempts"),
     ("worker", "buckets"),
     ("worker", "limiter"),
-    ("processor", "results"),
-    ("processor", "run"),
+    ("account", "run"),
+    ("filejob", "account"),
+    ("filejob", "results"),
+    ("filejob", "run"),
+    ("processor", "account"),
+    ("processor", "filejob"),
+    ("processor", "submissions"),
+    ("submissions", "run"),
     ("run", "crews"),
 }
 # The simulator is a program of its own: it uses these, and nothing of the package uses it.
@@ -154,6 +171,7 @@ THREAD_MAKERS = {
     "threads": {"ThreadPoolExecutor"},  # the workers
     "child": {"Thread", "ThreadPoolExecutor"},  # a process with workers alone
     "dispatcher": {"Thread"},
+    "submissions": {"Thread"},  # feeds a run of single requests
     "processes": {"Thread"},  # one for each
     "writer": {"Thread"},
     "signals": {"Thread"},  # waits for signals
@@ -162,8 +180,9 @@ THREAD_MAKERS = {
 }
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
-    *("buckets", "ceiling", "connections", "counters", "dispatcher", "encodings", "learned"),
-    *("ledger", "processes", "processor", "stop", "tlscontexts", "transport"),
+    *("buckets", "ceiling", "connections", "counters", "dispatcher", "duplicates"),
+    *("account", "encodings", "learned", "ledger", "notes", "processes", "stop", "submissions"),
+    *("tlscontexts", "transport"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli"}
@@ -435,7 +454,7 @@ def test_the_rules_can_be_broken(
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
-        (breaks_layers, "processor", "from . import run\nfrom .options import Options"),
+        (breaks_layers, "processor", "from . import account\nfrom .options import Options"),
         (breaks_layers, "simulator.__main__", "from .server import serve\nfrom ..tokens import f"),
         (breaks_layers, "__init__", "from .api import process_file"),
         (breaks_thread_makers, "limiter", "import threading\ndef f(t: threading.Thread): ..."),

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.figures import BucketReport, LimitReport, Summary
-from parallel_processor.report import write_report
+from parallel_processor.figures import BucketReport, LimitReport, RequestNote, RunReport, Sample, Summary
+from parallel_processor.latencies import BINS, bin_of
+from parallel_processor.report import write_report as write_run_report
 
 LIMIT = LimitReport(
     name="tokens",
@@ -36,6 +37,11 @@ SUMMARY = Summary(
 )
 
 
+def write_report(path: Path, summary: Summary, **more: Any) -> None:
+    """Write the report of a run of which little more is known than its summary."""
+    write_run_report(path, RunReport(summary=summary, started_at=1e9, told_at=1e9 + 1.5, **more))
+
+
 def no_constant(name: str) -> Any:
     """Refuse what JSON doesn't have."""
     raise AssertionError(f"{name} is no JSON")
@@ -51,7 +57,10 @@ def test_the_report_is_the_summary(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_report(path, SUMMARY)
     report = read(path)
-    assert set(report) == set(Summary.__dataclass_fields__)
+    fields = set(Summary.__dataclass_fields__) | set(RunReport.__dataclass_fields__) - {"summary"}
+    assert set(report) == fields
+    assert report["started_at"] == "2001-09-09T01:46:40.000+00:00"
+    assert report["told_at"] == "2001-09-09T01:46:41.500+00:00"
     assert (report["answered"], report["stop_reason"]) == (5, 'the "server" said\nno')
     assert report["errors_by_kind"] == {"timeout": 2}
     (bucket,) = report["buckets"]
@@ -166,3 +175,39 @@ def test_a_pipe_stays_one(tmp_path: Path) -> None:
         assert path.is_fifo()
     finally:
         os.close(reader)
+
+
+def test_a_sample_has_percentiles_in_the_place_of_bins(tmp_path: Path) -> None:
+    """What a program reads of the latencies are seconds, and infinite limits are null."""
+    path = tmp_path / "report.json"
+    counts = [0] * BINS
+    counts[bin_of(0.5)] = 98
+    counts[bin_of(4.0)] = 2
+    sample = Sample(at_s=2.0, answered=100, latencies=tuple(counts), limits={"tokens": math.inf})
+    write_report(path, SUMMARY, timeline=(Sample(at_s=0.0), sample))
+    first, second = read(path)["timeline"]
+    assert first["latencies"] == {"50": None, "95": None, "99": None}
+    assert second["latencies"] == {
+        "50": pytest.approx(0.5, rel=0.09),
+        "95": pytest.approx(0.5, rel=0.09),
+        "99": pytest.approx(4.0, rel=0.09),
+    }
+    assert second["limits"] == {"tokens": None}
+
+
+def test_the_requests_that_a_report_names_are_in_it(tmp_path: Path) -> None:
+    """The slowest and the failed ones, with what is known of them."""
+    path = tmp_path / "report.json"
+    slow = RequestNote(number=7, latency_s=3.0, attempts=1)
+    failed = RequestNote(number=9, custom_id="a", error="HTTP 400: no", kind="HTTP 400", attempts=1)
+    write_report(path, SUMMARY, slowest=(slow,), failures=(failed,))
+    report = read(path)
+    assert [note["number"] for note in report["slowest"]] == [7]
+    assert report["failures"][0]["error"] == "HTTP 400: no"
+
+
+@pytest.mark.parametrize("name", ["report.html", "REPORT.HTM"])
+def test_a_page_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+    """``.html`` gives the page, whatever else the report goes to."""
+    write_report(tmp_path / name, SUMMARY)
+    assert (tmp_path / name).read_text("utf-8").startswith("<!DOCTYPE html>")

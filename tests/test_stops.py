@@ -506,8 +506,8 @@ with Processor(request_url=url) as processor:
         os.close(reading)
         end.append(writing)
     end = []
-    count = processor._pricing.estimate
-    processor._pricing.estimate = lambda request: (end or rows()) and count(request) or count(request)
+    count = processor._shared.account.pricing.estimate
+    processor._shared.account.pricing.estimate = lambda request: (end or rows()) and count(request) or count(request)
     first = processor.process_file(source, results)
     again = processor.process_file(source, results)
     print(first.answered, again.already_answered)

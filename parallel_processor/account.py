@@ -1,0 +1,96 @@
+"""What all runs of a processor have in common in one process: limits, what was learned, the counts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from parallel_processor.buckets import Buckets
+from parallel_processor.counters import Counts
+from parallel_processor.figures import Stats, Summary
+from parallel_processor.latencies import percentile_s
+from parallel_processor.options import Options
+from parallel_processor.pricing import Pricing
+from parallel_processor.progress import Progress
+from parallel_processor.run import Run
+
+_PERCENTILES = (50, 95, 99)
+_SHOWN = (
+    *("read", "answered", "failed", "unanswered", "deduplicated", "in_flight", "attempts"),
+    *("retries", "rate_limited", "pauses", "used_tokens", "reserved_tokens", "errors"),
+)
+
+
+class Account:
+    """The limits of one account, and the runs that share them. Any thread may call it."""
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self.buckets = Buckets(options, clock)
+        self.pricing = Pricing(options)
+        self._lock = threading.Lock()  # guards what follows
+        self._runs: set[Run] = set()
+        self._ended = Counts()  # of the runs that are over
+
+    @contextmanager
+    def run(self) -> Iterator[Run]:
+        """A new run, which is over with the block."""
+        run = Run(self._options, buckets=self.buckets, pricing=self.pricing, clock=self._clock)
+        with self._lock:
+            self._runs.add(run)
+        try:
+            yield run
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+                self._ended += run.counters.counts()
+
+    def runs(self) -> list[Run]:
+        """The runs under way."""
+        with self._lock:
+            return list(self._runs)
+
+    def progress(
+        self, run: Run, fraction: Callable[[], float | None], show: bool | None
+    ) -> Progress:
+        """What shows how far ``run`` is, of whose input ``fraction`` has been read."""
+        return Progress(
+            run.counters,
+            usage=self.buckets.usage,
+            waits=lambda: run.ledger.overall(self._clock()),
+            fraction=fraction,
+            show=show,
+            clock=self._clock,
+        )
+
+    def summary(self, run: Run, started_at: float) -> Summary:
+        """What ``run`` did, so far or in the end; it began at ``started_at`` of the clock."""
+        now = self._clock()
+        return run.counters.summary(
+            now - started_at,
+            str(run.stop_cause) if run.stop_cause is not None else "",
+            held_by=run.ledger.overall(now),
+            buckets=self.buckets.reports(started_at, run.ledger.of_bucket),
+        )
+
+    def stats(self) -> Stats:
+        """Where all runs together stand."""
+        with self._lock:
+            counts, runs = self._ended, len(self._runs)
+            for run in self._runs:
+                counts += run.counters.counts()
+        usage = self.buckets.usage()
+        a_minute = 60.0 / max(usage.span_s, 1.0)
+        latencies = {each: percentile_s(counts.latencies, each) for each in _PERCENTILES}
+        return Stats(
+            runs=runs,
+            requests_per_minute=usage.admitted["requests"] * a_minute,
+            tokens_per_minute=usage.admitted["tokens"] * a_minute,
+            limits=usage.limits,
+            held_by=usage.held_by,
+            latency_s={each: s for each, s in latencies.items() if s is not None},
+            **{name: getattr(counts, name) for name in _SHOWN},
+        )

@@ -1,0 +1,92 @@
+"""Equal requests of a run: which are sent, and the answers that the others share.
+
+Requests are equal that have the same URL and the same body; metadata and ``custom_id`` are each one's own.
+The first of its kind is sent. Equal ones that come meanwhile wait for its end, whatever that is; those
+that come later get the answer out of a private database of SQLite, which keeps a part in memory and the
+rest in a temporary file, and is gone with the run. After a failure the next one is sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from dataclasses import replace
+
+from parallel_processor.formats import content_key
+from parallel_processor.jsontext import parse
+from parallel_processor.models import Reply, Request
+from parallel_processor.outcome import Outcome
+
+_log = logging.getLogger("parallel_processor")
+_TABLE = (
+    "CREATE TABLE answers (key BLOB PRIMARY KEY, status INT, headers TEXT, body BLOB) WITHOUT ROWID"
+)
+
+
+class Duplicates:
+    """Remembers the requests of one run. :meth:`claim` is for the thread that reads, others for any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _waiting
+        self._waiting: dict[bytes, list[Request]] = {}  # for an equal one's end
+        self._database_lock = threading.Lock()  # one thread at a time has the database
+        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(_TABLE)
+        self._is_full = False
+
+    def claim(self, request: Request) -> Outcome | bool:
+        """True if ``request`` is to be sent, false if an equal one is under way: then its outcome comes
+        from :meth:`end`. If one has been answered, the outcome itself."""
+        key = content_key(request)
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(request)
+                return False
+        reply = self._find(key)  # before it is taken off the list, an answer is put in here
+        if reply is not None:
+            return Outcome(request=request, ok=True, reply=reply, deduplicated=True)
+        with self._lock:
+            self._waiting[key] = []
+        return True
+
+    def end(self, outcome: Outcome) -> list[Outcome]:
+        """A request has come to its end: the outcomes of those that waited for it."""
+        key = content_key(outcome.request)
+        if outcome.ok and outcome.reply is not None:
+            self._keep(key, outcome.reply)
+        with self._lock:
+            waiting = self._waiting.pop(key, [])
+        shared = replace(outcome, attempts=0, used_tokens=None, latency_s=None, deduplicated=True)
+        return [replace(shared, request=request) for request in waiting]
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._database_lock:
+            self._database.close()
+
+    def _find(self, key: bytes) -> Reply | None:
+        query = "SELECT status, headers, body FROM answers WHERE key = ?"
+        with self._database_lock:
+            row = self._database.execute(query, [key]).fetchone()
+        if row is None:
+            return None
+        status, headers, body = row
+        data = parse(body.decode(), strict=False)
+        return Reply(status=status, headers=json.loads(headers), body=body, data=data, is_json=True)
+
+    def _keep(self, key: bytes, reply: Reply) -> None:
+        row = (key, reply.status, json.dumps(dict(reply.headers)), reply.body)
+        with self._database_lock:
+            if self._is_full:
+                return
+            try:
+                self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row)
+            except sqlite3.Error as error:
+                self._is_full = True
+                _log.warning(
+                    "can't keep more answers for equal requests, which are sent from now on: %s",
+                    error,
+                )

@@ -1,0 +1,68 @@
+"""The requests that a program gives, and their outcomes in that order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+from parallel_processor.formats import made_request
+from parallel_processor.models import Request
+from parallel_processor.outcome import Outcome
+
+
+class GivenRequests:
+    """Makes requests of what an iterable holds, as they are read, and numbers them from 1.
+
+    ``read`` is how many have been, ``is_over`` true once there are no more. For one thread.
+    """
+
+    def __init__(self, given: Iterable[Request | Mapping[str, Any]], request_url: str) -> None:
+        self._given = given
+        self._request_url = request_url
+        self._total = len(given) if isinstance(given, Sized) else None
+        self.read = 0
+        self.is_over = False
+
+    def __iter__(self) -> Iterator[Request]:
+        for each in self._given:
+            request = made_request(each, self.read + 1, self._request_url)
+            self.read += 1
+            yield request
+        self.is_over = True
+
+    def fraction(self) -> float | None:
+        """The share that has been read, 0 to 1; ``None`` if nobody knows how many there are."""
+        if self.is_over or not self._total:
+            return 1.0 if self.is_over else None
+        return min(self.read / self._total, 1.0)
+
+
+class InOrder:
+    """Gives outcomes in the order of their requests. For one thread.
+
+    No more than ``window`` requests may be read beyond the one whose outcome comes next: so many are
+    held back at most, however long that one takes.
+    """
+
+    def __init__(self, given: GivenRequests, window: float = math.inf) -> None:
+        self._given = given
+        self._window = window
+        self._next = 1
+        self._early: dict[int, Outcome] = {}
+
+    def room(self) -> float:
+        """How many more may be read."""
+        return self._window - (self._given.read - self._next + 1)
+
+    def add(self, outcome: Outcome) -> Iterator[Outcome]:
+        """Take ``outcome``, and give those whose turn it is."""
+        self._early[outcome.request.number] = outcome
+        while (ready := self._early.pop(self._next, None)) is not None:
+            self._next += 1
+            yield ready
+
+    def rest(self) -> Iterator[Outcome]:
+        """What is left where some outcomes never come, since the run was stopped."""
+        for number in sorted(self._early):
+            yield self._early.pop(number)
