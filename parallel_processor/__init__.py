@@ -13,11 +13,13 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.figures import BucketReport, LimitReport, Summary
+from parallel_processor.figures import BucketReport, LimitReport, Stats, Summary
+from parallel_processor.metrics import serve_metrics
 from parallel_processor.models import Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
+from parallel_processor.replies import response_embeddings, response_text
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
@@ -36,11 +38,15 @@ __all__ = [
     "ResultsFileError",
     "RetryPolicy",
     "RunStoppedError",
+    "Stats",
     "Summary",
     "Verification",
     "WorkerProcessError",
     "process_api_requests_from_file",
     "process_file",
+    "response_embeddings",
+    "response_text",
+    "serve_metrics",
     "verify_results",
 ]
 __version__ = "0.1.0"

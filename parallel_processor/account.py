@@ -46,7 +46,7 @@ class Account:
         finally:
             with self._lock:
                 self._runs.discard(run)
-                self._ended += run.counters.counts()
+                self._ended += run.counters.counts().at_end()
 
     def runs(self) -> list[Run]:
         """The runs under way."""

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from parallel_processor.exceptions import (
 from parallel_processor.figures import Summary
 from parallel_processor.flags import FlagParser, build_parser, settings, with_flag_names
 from parallel_processor.inputs import default_save_path
+from parallel_processor.metrics import serve_metrics
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, Options, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream
@@ -154,6 +156,7 @@ def _process(flags: argparse.Namespace, api_key: str | None) -> int:
             on_first=lambda name: _stop(processor, name),
             on_second=lambda name: _cut(processor, name),
         ) as watcher,
+        _metrics(processor, flags.metrics_port),
     ):
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
@@ -162,6 +165,16 @@ def _process(flags: argparse.Namespace, api_key: str | None) -> int:
         if flags.logging_level <= logging.INFO:
             _say(_ending(summary, flags, processor.options.limits))
         return _exit_code(summary, error, flags, watcher)
+
+
+def _metrics(
+    processor: Processor, address: tuple[str, int] | None
+) -> AbstractContextManager[object]:
+    """What serves metrics while the run goes on, if they are wanted."""
+    if address is None:
+        return nullcontext()
+    host, port = address
+    return serve_metrics(processor, port, host)
 
 
 def _exit_code(

@@ -48,6 +48,10 @@ class Counts:
         """Requests that were started and have no outcome on record yet."""
         return self.started - self.answered - self.failed - self.unanswered
 
+    def at_end(self) -> Counts:
+        """The same of a run that is over: what has no outcome on record never will."""
+        return dataclasses.replace(self, unanswered=self.unanswered + self.in_flight)
+
     def __add__(self, other: Counts) -> Counts:
         """The counts of two runs together."""
         sums: dict[str, Any] = {

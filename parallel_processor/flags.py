@@ -118,7 +118,11 @@ def _add_further_flags(parser: argparse.ArgumentParser, retry: RetryPolicy) -> N
         "--allow_plain_http", action="store_true", help="let the key go to another host without TLS"
     )
     add("--report_filepath", metavar="FILE",
-        help="what bound the run, and what became of the limits, as JSON")  # fmt: skip
+        help="what bound the run, when, and what to change: a page (FILE.html) or JSON")  # fmt: skip
+    add("--metrics_port", type=_address, metavar="[HOST:]PORT",
+        help="serve the run's figures to Prometheus, by default to this machine alone")  # fmt: skip
+    add("--dedupe", action="store_true",
+        help="send equal requests once, and record the answer for each")  # fmt: skip
     add("--no_progress", action="store_true", help="show no bar and no progress lines")
     add(
         "--overwrite",
@@ -139,6 +143,13 @@ def _limit(text: str) -> float | str:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no number, and neither inf nor auto"
         ) from None
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535, or HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def settings(flags: argparse.Namespace) -> dict[str, Any]:
@@ -167,4 +178,5 @@ def settings(flags: argparse.Namespace) -> dict[str, Any]:
         "write_retry_s": flags.write_retry_seconds,
         "allow_plain_http": flags.allow_plain_http,
         "token_encoding_name": flags.token_encoding_name,
+        "dedupe": flags.dedupe,
     }

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.figures import BucketReport, LimitReport, RequestNote, RunReport, Sample, Summary
+from parallel_processor.figures import (
+    BucketReport,
+    LimitReport,
+    RequestNote,
+    RunReport,
+    Sample,
+    Summary,
+)
 from parallel_processor.latencies import BINS, bin_of
 from parallel_processor.report import write_report as write_run_report
 

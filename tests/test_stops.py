@@ -506,8 +506,9 @@ with Processor(request_url=url) as processor:
         os.close(reading)
         end.append(writing)
     end = []
-    count = processor._shared.account.pricing.estimate
-    processor._shared.account.pricing.estimate = lambda request: (end or rows()) and count(request) or count(request)
+    pricing = processor._shared.account.pricing
+    count = pricing.estimate
+    pricing.estimate = lambda request: (end or rows()) and count(request) or count(request)
     first = processor.process_file(source, results)
     again = processor.process_file(source, results)
     print(first.answered, again.already_answered)

@@ -1,0 +1,605 @@
+"""What programs use beside files: imap, map, submit, stats, validate, on_outcome, dedupe."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import read_lines, write_lines
+from raw_server import RawServer, Visit, answer_all
+
+from parallel_processor import (
+    ConfigurationError,
+    Limits,
+    Outcome,
+    Processor,
+    Request,
+    RequestFailedError,
+    RetryPolicy,
+    RunStoppedError,
+)
+from parallel_processor.simulator import Simulator, SimulatorOptions
+
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+HASTE = RetryPolicy(backoff_initial_s=0.0, pause_s=0.0)
+
+
+@contextmanager
+def processor(url: str, path: str = "/v1/embeddings", **settings: Any) -> Iterator[Processor]:
+    """A processor for a server, without limits of its own."""
+    options: dict[str, Any] = {"limits": NO_LIMITS, "retry": HASTE} | settings
+    with Processor(request_url=url + path, **options) as made:
+        yield made
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """So many different requests."""
+    return [{"model": "m", "input": f"text {number}"} for number in range(first, first + count)]
+
+
+def threads() -> list[str]:
+    """The package's threads."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("parallel-processor")]
+
+
+class Gate:
+    """A server that answers all but the requests with ``held`` in them, until it is opened."""
+
+    def __init__(self, held: bytes) -> None:
+        self.held = held
+        self.opened = threading.Event()
+        self.came = threading.Event()
+        self.answers = threading.Semaphore(0)
+
+    def __call__(self, visit: Visit) -> None:
+        while visit.read():
+            if self.held in visit.body:
+                self.came.set()
+                self.opened.wait(60)
+            visit.answer()
+            self.answers.release()
+
+
+@contextmanager
+def gated(held: bytes) -> Iterator[tuple[RawServer, Gate]]:
+    """A server with a gate, which is open at the end whatever happens."""
+    gate = Gate(held)
+    with RawServer(gate) as server:
+        try:
+            yield server, gate
+        finally:
+            gate.opened.set()
+
+
+# In order.
+
+
+def test_imap_keeps_the_order_of_the_input() -> None:
+    """However the answers come, outcomes have the order of their requests."""
+    with Simulator(SimulatorOptions(latency_s=0.01, latency_jitter=1.0)) as simulator:
+        with processor(simulator.url) as made:
+            numbers = [outcome.request.number for outcome in made.imap(iter(rows(200)))]
+    assert numbers == list(range(1, 201))
+
+
+def test_an_early_outcome_waits_no_longer_than_it_must() -> None:
+    """The first is yielded while the second is still under way, and the third behind it waits."""
+    with gated(b"text 1") as (server, gate), processor(server.url) as made:
+        outcomes = made.imap(rows(3))
+        assert next(outcomes).request.number == 1
+        gate.opened.set()
+        assert [outcome.request.number for outcome in outcomes] == [2, 3]
+
+
+def test_the_window_bounds_what_is_read_beyond_a_slow_request() -> None:
+    """While the first is under way, no more than the window is read, and the rest afterwards."""
+    read: list[int] = []
+
+    def source() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(rows(100), 1):
+            read.append(number)
+            yield row
+
+    with gated(b'"text 0"') as (server, gate), processor(server.url) as made:
+        most: list[int] = []
+
+        def open_later() -> None:
+            gate.came.wait(60)
+            for _ in range(9):
+                gate.answers.acquire(timeout=60)
+            most.append(len(read))
+            gate.opened.set()
+
+        opener = threading.Thread(target=open_later)
+        opener.start()
+        assert len(list(made.imap(source(), window=10))) == 100
+        opener.join()
+    assert most == [10]
+
+
+def test_imap_yields_what_there_is_before_it_raises() -> None:
+    """A fatal answer comes last: nothing that was paid for is lost, in order as far as it goes."""
+    got: list[int] = []
+    with Simulator(SimulatorOptions(spend_limit=7)) as simulator:
+        with processor(simulator.url, max_workers=3) as made:
+            with pytest.raises(RunStoppedError):
+                for outcome in made.imap(rows(50)):
+                    assert outcome.ok
+                    got.append(outcome.request.number)
+    assert len(got) == 7 and got == sorted(got)
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_of_none_is_an_error(window: int) -> None:
+    """It is told at once, not at the first outcome."""
+    with processor("http://127.0.0.1:9") as made, pytest.raises(ConfigurationError, match="window"):
+        made.imap(rows(1), window=window)
+
+
+def test_map_gives_a_list_in_order() -> None:
+    """One outcome for each request, failures in their places; ``on_outcome`` has seen them all."""
+    seen: list[int] = []
+    given = [*rows(2), {"model": "m", "input": "x", "fail": True}, *rows(2, 10)]
+
+    def answer(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(status="400 Bad Request" if b"fail" in visit.body else "200 OK")
+
+    with RawServer(answer) as server, processor(server.url) as made:
+        outcomes = made.map(given, on_outcome=lambda outcome: seen.append(outcome.request.number))
+    assert [outcome.ok for outcome in outcomes] == [True, True, False, True, True]
+    assert sorted(seen) == [1, 2, 3, 4, 5]
+    with pytest.raises(RequestFailedError, match="request 3 failed: HTTP 400") as caught:
+        for outcome in outcomes:
+            outcome.raise_for_error()
+    assert caught.value.outcome is outcomes[2]
+
+
+def test_map_raises_with_the_outcomes_that_there_are() -> None:
+    """A shorter list would stand beside the wrong rows: what ended the run is raised."""
+    with Simulator(SimulatorOptions(spend_limit=7)) as simulator:
+        with processor(simulator.url, max_workers=3) as made:
+            with pytest.raises(RunStoppedError) as caught:
+                made.map(rows(50))
+    assert len(caught.value.outcomes) == 7
+    with RawServer(answer_all) as server, processor(server.url, max_workers=1) as made:
+        with pytest.raises(RunStoppedError, match="stopped before") as caught:
+            made.map(rows(50), on_outcome=lambda outcome: made.stop())
+    assert 1 <= len(caught.value.outcomes) <= 2
+
+
+def test_a_stop_at_the_last_outcome_is_none() -> None:
+    """Whoever has all outcomes gets them."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        outcomes = made.map(rows(3), on_outcome=lambda outcome: outcome.request.number)
+        made.stop()
+    assert len(outcomes) == 3
+
+
+# Requests.
+
+
+def test_a_request_has_metadata_an_id_and_a_url_of_its_own() -> None:
+    """What isn't the body comes back with the outcome and is not sent."""
+    given = [
+        Request(body={"model": "m", "input": "a", "metadata": {"sent": 1}}, metadata={"row": 7}),
+        Request(body={"model": "m", "prompt": "b"}, url="/v1/completions", custom_id="b"),
+        {"model": "m", "input": "c", "metadata": "mine"},
+    ]
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        first, second, third = made.map(given)  # type: ignore[arg-type]
+    assert first.metadata == {"row": 7} and third.metadata == "mine"
+    assert second.custom_id == "b" and second.metadata is None
+    sent = {json.loads(body).get("input", "b"): json.loads(body) for body in server.bodies}
+    assert sent["a"] == {"model": "m", "input": "a", "metadata": {"sent": 1}}
+    assert sent["c"] == {"model": "m", "input": "c"}
+    paths = Counter(head.split(" ")[1] for head in server.heads)
+    assert paths == {"/v1/embeddings": 2, "/v1/completions": 1}
+
+
+def test_a_requests_body_may_change_once_it_was_read() -> None:
+    """What is sent and recorded is what there was."""
+    body = {"model": "m", "input": ["a"]}
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        outcomes = made.imap_unordered([Request(body=body), Request(body=body)])
+        first = next(outcomes)
+        body["input"] = "changed"
+        second = next(outcomes)
+    assert first.request.body == second.request.body == {"model": "m", "input": ["a"]}
+    assert [first.request.number, second.request.number] in ([1, 2], [2, 1])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (Request(body=3), "its body is a int"),
+        (Request(body={"n": math.nan}), "not JSON compliant"),
+        (Request(body={}, custom_id=7), "custom_id"),  # type: ignore[arg-type]
+        (Request(body={}, url="https://elsewhere.example/v1"), "another host"),
+        (Request(body={}, metadata=object()), "not JSON serializable"),
+        ("text", "it is a str"),
+    ],
+)
+def test_what_cant_be_sent_is_a_type_error_with_its_place(given: Any, reason: str) -> None:
+    """The caller's mistake is named before anything is sent for it."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        with pytest.raises(TypeError, match=f"request 1 can't be sent.*{reason}"):
+            made.map([given])
+        with pytest.raises(TypeError, match=reason):
+            made.submit(given)
+    assert server.bodies == []
+
+
+# One by one.
+
+
+def test_a_future_has_its_outcome() -> None:
+    """Requests that threads submit share a run, and its thread ends with the block."""
+    with Simulator(SimulatorOptions(latency_s=0.02)) as simulator, processor(simulator.url) as made:
+        futures = [made.submit(row) for row in rows(50)]
+        assert made.stats().runs == 1
+        assert all(future.result(60).ok for future in futures)
+        inputs = [future.result().request.body["input"] for future in futures]
+    assert inputs == [row["input"] for row in rows(50)]
+    assert threads() == []
+
+
+def test_leaving_the_block_waits_for_what_was_submitted() -> None:
+    """As with an executor, nothing that was submitted is lost."""
+    with Simulator(SimulatorOptions(latency_s=0.05)) as simulator, processor(simulator.url) as made:
+        futures = [made.submit(row) for row in rows(20)]
+    assert all(future.done() and future.result().ok for future in futures)
+
+
+def test_an_exception_in_the_block_gives_up_what_was_submitted() -> None:
+    """Nobody waits then; the futures say so."""
+    with gated(b"text") as (server, gate):
+        with pytest.raises(KeyboardInterrupt), processor(server.url, max_workers=2) as made:
+            futures = [made.submit(row) for row in rows(20)]
+            assert gate.came.wait(60)
+            raise KeyboardInterrupt
+        for future in futures:
+            assert isinstance(future.exception(60), RunStoppedError)
+    assert threads() == []
+
+
+def test_a_future_can_be_cancelled_before_it_is_sent() -> None:
+    """What hasn't been read is never sent."""
+    with gated(b"text 0") as (server, gate), processor(server.url, max_workers=1) as made:
+        futures = [made.submit(row) for row in rows(20)]
+        assert gate.came.wait(60)
+        assert futures[-1].cancel() and not futures[0].cancel()
+        gate.opened.set()
+        assert all(future.result(60).ok for future in futures[:-1])
+        with pytest.raises(CancelledError):
+            futures[-1].result(60)
+    assert len(server.bodies) == 19
+
+
+def test_a_fatal_answer_is_every_futures_exception() -> None:
+    """Those that were not sent get it as well; a later request begins a new run."""
+    with Simulator(SimulatorOptions(spend_limit=3)) as simulator:
+        with processor(simulator.url, max_workers=1) as made:
+            futures = [made.submit(row) for row in rows(10)]
+            wait(futures, 60)
+            good = [future for future in futures if future.exception(60) is None]
+            assert 3 <= len(good) <= 3
+            assert {type(f.exception()) for f in futures if f not in good} == {RunStoppedError}
+            assert isinstance(made.submit(rows(1)[0]).exception(60), RunStoppedError)
+
+
+def test_a_callback_may_submit_more() -> None:
+    """A chain of requests, each submitted by the last one's callback, comes to its end."""
+    done: list[Outcome] = []
+    over = threading.Event()
+    with RawServer(answer_all) as server, processor(server.url, max_workers=1) as made:
+
+        def go_on(future: Any) -> None:
+            done.append(future.result())
+            if len(done) < 30:
+                made.submit({"n": len(done)}).add_done_callback(go_on)
+            else:
+                over.set()
+
+        made.submit({"n": 0}).add_done_callback(go_on)
+        assert over.wait(60)
+    assert len(done) == 30
+
+
+def test_submitting_again_after_the_run_has_ended_works() -> None:
+    """The thread that feeds ends by itself when nothing comes, and another one begins."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        assert made.submit({"n": 1}).result(60).ok
+        for thread in threading.enumerate():
+            if thread.name == "parallel-processor-submissions":
+                thread.join(60)
+        assert threads() == []
+        assert made.submit({"n": 2}).result(60).ok
+
+
+def test_many_threads_submit_under_one_limit() -> None:
+    """The limit holds for all of them together."""
+    limits = Limits(requests_per_minute=6000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
+    with Simulator() as simulator, processor(simulator.url, limits=limits) as made:
+        futures: list[Any] = []
+
+        def work(first: int) -> None:
+            futures.extend(made.submit(row) for row in rows(10, first))
+
+        workers = [threading.Thread(target=work, args=[n * 10]) for n in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert all(future.result(60).ok for future in futures)
+        assert made._shared.account.buckets.usage().admitted["requests"] == 80.0
+
+
+# Checks of answers.
+
+
+def test_an_invalid_answer_is_tried_again() -> None:
+    """What ``validate`` raises is a failed attempt, and its message the record's."""
+    lock, counts = threading.Lock(), Counter[str]()
+
+    def answer(visit: Visit) -> None:
+        while visit.read():
+            with lock:
+                counts[visit.body.decode()] += 1
+                good = counts[visit.body.decode()] >= 3 and b"never" not in visit.body
+            visit.answer(body=b'{"text": "%s", "usage": {"total_tokens": 5}}' % (b"42" if good else b"x"))
+
+    def validate(response: Any) -> None:
+        int(response["text"])
+
+    with RawServer(answer) as server, processor(server.url, validate=validate) as made:
+        good, bad = made.map([{"n": 1}, {"n": "never"}])
+        stats = made.stats()
+    assert good.ok and good.attempts == 3 and good.response["text"] == "42"
+    assert not bad.ok and bad.attempts == 5
+    assert bad.errors[0].startswith("invalid answer: ValueError: invalid literal")
+    assert bad.error_kind == "invalid answer ValueError"
+    assert stats.errors == {"invalid answer ValueError": 7}
+    assert stats.used_tokens == 8 * 5  # what didn't pass was paid for, too
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_files_answers_are_validated(tmp_path: Path, processes: int) -> None:
+    """A function that can't go to another process is called in this one."""
+    source = write_lines(tmp_path / "in.jsonl", rows(20))
+    pid = os.getpid()
+    seen: list[int] = []
+
+    def validate(response: Any) -> None:
+        seen.append(os.getpid())
+        assert len(response["data"]) == 1
+
+    with Simulator() as simulator:
+        with processor(simulator.url, validate=validate, processes=processes) as made:
+            summary = made.process_file(source, tmp_path / "out.jsonl")
+    assert summary.answered == 20 and seen == [pid] * 20
+
+
+def test_on_outcome_sees_each_outcome_from_one_thread(tmp_path: Path) -> None:
+    """Answers with their values, failures and bad lines, each once it is on record."""
+    source = write_lines(tmp_path / "in.jsonl", rows(50))
+    source.write_bytes(source.read_bytes() + b"no JSON\n")
+    seen: dict[int, Outcome] = {}
+    names: set[str] = set()
+
+    def on_outcome(outcome: Outcome) -> None:
+        names.add(threading.current_thread().name)
+        assert outcome.request.payload in (tmp_path / "out.jsonl").read_bytes()
+        seen[outcome.request.number] = outcome
+
+    with Simulator() as simulator, processor(simulator.url) as made:
+        made.process_file(source, tmp_path / "out.jsonl", on_outcome=on_outcome)
+    assert names == {"parallel-processor-writer"}
+    assert sorted(seen) == list(range(1, 52)) and not seen[51].ok
+    assert all(seen[number].embedding for number in range(1, 51))
+
+
+def test_what_on_outcome_raises_ends_the_run_in_order(tmp_path: Path) -> None:
+    """The error comes out, what was answered is on record, and the next run goes on."""
+    source, save = write_lines(tmp_path / "in.jsonl", rows(500)), tmp_path / "out.jsonl"
+
+    def on_outcome(outcome: Outcome) -> None:
+        raise ZeroDivisionError("mine")
+
+    with Simulator() as simulator:
+        with processor(simulator.url, max_workers=4) as made:
+            with pytest.raises(ZeroDivisionError, match="mine"):
+                made.process_file(source, save, on_outcome=on_outcome)
+            first = simulator.stats()["requests_received"]
+            assert len(read_lines(save)) == first < 500
+            summary = made.process_file(source, save)
+    assert summary.already_answered == first
+    assert summary.answered == 500 - first
+
+
+# Equal requests.
+
+
+def test_equal_requests_are_sent_once() -> None:
+    """All of them get the answer, with their own metadata; each counts as answered."""
+    given = [
+        Request(body={"model": "m", "input": f"text {number % 7}"}, metadata=number)
+        for number in range(100)
+    ]
+    with Simulator() as simulator, processor(simulator.url, dedupe=True) as made:
+        outcomes = made.map(given)
+        stats = made.stats()
+        received = simulator.stats()["requests_received"]
+    assert received == 7
+    assert [outcome.metadata for outcome in outcomes] == list(range(100))
+    for number, outcome in enumerate(outcomes):
+        assert outcome.ok and outcome.response == outcomes[number % 7].response
+    assert sum(outcome.deduplicated for outcome in outcomes) == 93
+    assert (stats.answered, stats.deduplicated, stats.attempts) == (100, 93, 7)
+
+
+def test_what_differs_is_no_duplicate() -> None:
+    """Another model, another URL, or another number are other requests; another order of keys isn't."""
+    given = [
+        Request(body={"model": "m", "input": "a"}),
+        Request(body={"input": "a", "model": "m"}),
+        Request(body={"model": "n", "input": "a"}),
+        Request(body={"model": "m", "input": "a"}, url="/v1/completions"),
+    ]
+    with RawServer(answer_all) as server, processor(server.url, dedupe=True) as made:
+        assert [outcome.deduplicated for outcome in made.map(given)] == [False, True, False, False]
+    assert len(server.bodies) == 3
+
+
+def test_without_dedupe_equal_requests_are_all_sent() -> None:
+    """A temperature above 0 gives each its own answer: it has to be asked for."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        made.map([{"n": 1}] * 5)
+    assert len(server.bodies) == 5
+
+
+def test_a_failure_is_shared_by_those_that_wait_for_it() -> None:
+    """Those that come later are sent again: it may have been the server's bad moment."""
+    with RawServer(lambda visit: _answer_badly(visit)) as server:
+        with processor(server.url, dedupe=True, max_workers=2) as made:
+            outcomes = made.map([{"n": 1}] * 5)
+            again = made.map([{"n": 1}])
+    assert not any(outcome.ok for outcome in outcomes)
+    assert all(outcome.error and outcome.error.startswith("HTTP 400") for outcome in outcomes)
+    assert not again[0].deduplicated
+    assert 2 <= len(server.bodies) <= 6
+
+
+def _answer_badly(visit: Visit) -> None:
+    while visit.read():
+        visit.answer(status="400 Bad Request")
+
+
+def test_a_file_with_duplicates_has_a_record_for_each_line(tmp_path: Path) -> None:
+    """The records are the same as if all had been sent, Batch rows and metadata included."""
+    lines = [{"model": "m", "input": f"text {n % 3}", "metadata": {"n": n}} for n in range(30)]
+    batch = [
+        {"custom_id": f"c{n}", "url": "/v1/embeddings", "body": {"model": "m", "input": f"b {n % 2}"}}
+        for n in range(10)
+    ]
+    source = write_lines(tmp_path / "in.jsonl", [*lines, *batch])
+    save = tmp_path / "out.jsonl"
+    with Simulator() as simulator:
+        with processor(simulator.url, dedupe=True, max_workers=2) as made:
+            summary = made.process_file(source, save)
+            received = simulator.stats()["requests_received"]
+            again = made.process_file(source, save)
+    assert received == 5
+    assert (summary.answered, summary.deduplicated, summary.attempts) == (40, 35, 5)
+    assert again.already_answered == 40 and again.answered == 0
+    records = read_lines(save)
+    assert sorted(record[2]["n"] for record in records if isinstance(record, list)) == list(range(30))
+    ids = {record["custom_id"] for record in records if isinstance(record, dict)}
+    assert ids == {f"c{n}" for n in range(10)}
+
+
+def test_a_stop_leaves_duplicates_unanswered() -> None:
+    """Those that wait for a request that is given up are given up with it, and nothing hangs."""
+    with gated(b"n") as (server, gate):
+        with processor(server.url, dedupe=True, max_workers=4, drain_s=0.0) as made:
+            stopper = threading.Thread(target=lambda: (gate.came.wait(60), made.cut()))
+            stopper.start()
+            assert list(made.imap_unordered([{"n": 1}] * 6)) == []
+            stopper.join()
+            stats = made.stats()
+    assert stats.unanswered == 6 and stats.in_flight == 0
+    assert threads() == []
+
+
+# Figures.
+
+
+def test_stats_are_those_of_all_runs() -> None:
+    """Those that have ended included; at any time, and from any thread."""
+    with gated(b"text 3") as (server, gate), processor(server.url) as made:
+        assert made.stats().answered == 0 and made.stats().latency_s == {}
+        made.map(rows(3))
+        outcomes = made.imap_unordered(rows(4))
+        for _ in range(3):
+            next(outcomes)
+        assert gate.came.wait(60)
+        stats = made.stats()
+        assert stats.runs == 1 and stats.attempts == 7
+        assert 5 <= stats.answered <= 6  # one is with the consumer
+        assert stats.in_flight == 7 - stats.answered
+        gate.opened.set()
+        assert len(list(outcomes)) == 1
+        stats = made.stats()
+    assert (stats.runs, stats.answered, stats.in_flight, stats.failed) == (0, 7, 0, 0)
+    assert set(stats.latency_s) == {50, 95, 99}
+    assert 0 < stats.latency_s[50] <= stats.latency_s[99]
+    assert stats.limits == {"requests": math.inf, "tokens": math.inf}
+
+
+def test_an_outcome_knows_its_latency() -> None:
+    """From sending to the end of the answer, for a failure as well; not the waiting before."""
+    with Simulator(SimulatorOptions(latency_s=0.2)) as simulator, processor(simulator.url) as made:
+        (outcome,) = made.map(rows(1))
+    assert outcome.latency_s is not None and 0.2 <= outcome.latency_s < 60.0
+
+
+# Many at once.
+
+
+def test_runs_of_many_threads_share_one_limit() -> None:
+    """Fifty threads, each with a map of its own, as the views of a web service."""
+    limits = Limits(requests_per_minute=30_000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
+    results: list[list[Outcome]] = []
+    with Simulator() as simulator, processor(simulator.url, limits=limits, max_workers=8) as made:
+
+        def view(first: int) -> None:
+            results.append(made.map(rows(4, first)))
+
+        workers = [threading.Thread(target=view, args=[n * 4]) for n in range(50)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        admitted = made._shared.account.buckets.usage().admitted["requests"]
+    assert [len(result) for result in results] == [4] * 50
+    assert admitted == 200.0
+    assert threads() == []
+
+
+# Forks.
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_locks_and_connections_of_its_own(tmp_path: Path) -> None:
+    """A processor that was busy in its parent, all locks taken, works in the child."""
+    report = tmp_path / "child"
+    with gated(b"held") as (server, gate), processor(server.url) as made:
+        future = made.submit({"held": True})
+        assert gate.came.wait(60)
+        account = made._shared.account
+        with account._lock, account.buckets._lock:  # as another thread may have them
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    outcomes = made.map(rows(3))
+                    report.write_text(f"{[o.ok for o in outcomes]} {made.stats().answered}")
+                    code = 0
+                finally:
+                    os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert report.read_text() == "[True, True, True] 3"
+        gate.opened.set()
+        assert future.result(60).ok
+        assert made.stats().answered == 1
