@@ -73,6 +73,15 @@ def test_start_measures_all_sizes() -> None:
     assert len(rows(table, "100 kB prompts")) == len(rows(table, "1 MB answers")) == 2
 
 
+def test_a_stream_is_taken_to_its_end() -> None:
+    """Both ways of iterating, with their memory; how far the generator was read ahead is bounded."""
+    table = bench("stream", "--size", "tiny")
+    for name in ("imap_unordered", "imap,"):
+        assert len(rows(table, name)) == 4, name
+    for row in rows(table, "imap"):
+        assert int(row.split()[-1].replace(",", "")) <= 2 * 16 + 64
+
+
 def test_parts_are_compared() -> None:
     """The limiter, the writer, the reader and the counting."""
     table = bench("parts", "--size", "tiny")

@@ -1,0 +1,103 @@
+"""A web service whose views use one processor: one limit holds across all of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from parallel_processor import Limits, Processor
+from parallel_processor.simulator import Simulator, SimulatorOptions
+
+flask = pytest.importorskip("flask")
+serving = pytest.importorskip("werkzeug.serving")
+requests = pytest.importorskip("requests")
+
+VISITORS, EACH = 50, 4
+
+
+def make_app(processor: Processor) -> Any:
+    """A view that asks for a few embeddings, as a service's own code would."""
+    app = flask.Flask(__name__)
+
+    @app.post("/embed")
+    def embed() -> Any:
+        texts = flask.request.get_json()["texts"]
+        outcomes = processor.map({"model": "m", "input": text} for text in texts)
+        return {"lengths": [len(outcome.embedding or ()) for outcome in outcomes]}
+
+    @app.post("/embed_one")
+    def embed_one() -> Any:
+        outcome = processor.submit({"model": "m", "input": flask.request.get_json()["text"]}).result()
+        return {"length": len(outcome.embedding or ())}
+
+    return app
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The URL of ``app`` on a real server with a thread for each request."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = serving.make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def visit(url: str, what: dict[str, Any], together: threading.Barrier) -> Any:
+    """Ask the service, at the same time as all others."""
+    together.wait(60)
+    answer = requests.post(url, json=what, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def test_fifty_views_at_once_share_one_limit() -> None:
+    """All are answered, and the server behind, which refuses what is above the limit, refused nothing."""
+    per_minute = 6000.0
+    limits = Limits(requests_per_minute=per_minute, tokens_per_minute=math.inf)
+    options = SimulatorOptions(
+        requests_per_minute=per_minute, latency_s=0.05, enforcement="window", window_s=1.0
+    )
+    together = threading.Barrier(VISITORS)
+    with Simulator(options) as simulator:
+        with Processor(request_url=f"{simulator.url}/v1/embeddings", limits=limits) as processor:
+            with served(make_app(processor)) as url, ThreadPoolExecutor(VISITORS) as pool:
+                visits = [
+                    pool.submit(visit, f"{url}/embed", {"texts": [f"{n} {k}" for k in range(EACH)]}, together)
+                    for n in range(VISITORS)
+                ]
+                assert [len(each.result(60)["lengths"]) for each in visits] == [EACH] * VISITORS
+                stats = processor.stats()
+        seen = simulator.stats()
+    assert stats.answered == seen["requests_received"] == VISITORS * EACH
+    assert stats.rate_limited == 0
+    assert stats.runs == 0
+
+
+def test_views_that_submit_share_a_run() -> None:
+    """Fifty single requests have one run, with its connections, between them."""
+    together = threading.Barrier(VISITORS)
+    no_limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+    with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
+        with Processor(request_url=f"{simulator.url}/v1/embeddings", limits=no_limits) as processor:
+            with served(make_app(processor)) as url, ThreadPoolExecutor(VISITORS) as pool:
+                visits = [
+                    pool.submit(visit, f"{url}/embed_one", {"text": str(n)}, together)
+                    for n in range(VISITORS)
+                ]
+                assert all(each.result(60)["length"] > 0 for each in visits)
+                stats = processor.stats()
+    assert stats.answered == VISITORS
+    assert stats.runs <= 1
