@@ -15,6 +15,7 @@ from parallel_processor.wording import (
 )
 
 _LIMITS = ("requests", "tokens", "input_tokens", "output_tokens")
+_WORTH_A_WORD = 0.1  # of the time
 
 
 def elapsed_s(report: RunReport) -> float:
@@ -70,12 +71,21 @@ def headline(report: RunReport) -> str:
         return "Nothing has been sent yet." if report.is_running else "Nothing was sent."
     cause, so_far = main_cause(report), " so far" if report.is_running else ""
     if not cause:
-        share = share_text(busy_share(report))
-        return f"Busy sending {share} of the time{so_far}: no limit held it back for longer."
+        busy = f"Busy sending {share_text(busy_share(report))} of the time{so_far}"
+        return f"{busy}{_held_besides(report)}."
     share = f"{share_text(held_share(report, cause))} of the time{so_far}"
     if cause == "answers":
         return f"All was sent, and the last answers were waited for, {share}."
     return f"Held back {share} by {_bound_by(report, cause)}."
+
+
+def _held_besides(report: RunReport) -> str:
+    """What held a run back that was busy for longer, if it is worth a word."""
+    held = report.summary.held_by
+    cause = max(held, key=held.__getitem__, default="")
+    if not cause or (share := held_share(report, cause)) < _WORTH_A_WORD:
+        return ": hardly anything held it back"
+    return f", and held back {share_text(share)} by {_bound_by(report, cause)}"
 
 
 def _bound_by(report: RunReport, cause: str) -> str:

@@ -6,8 +6,6 @@ elsewhere. While the run goes on the page asks to be read again every 10 seconds
 
 from __future__ import annotations
 
-import importlib.resources
-
 from parallel_processor.advice import advice
 from parallel_processor.charts import Chart, chart_figure
 from parallel_processor.figures import RunReport, Summary
@@ -24,6 +22,8 @@ _LONG = 9  # characters of a figure
 
 def page_text(report: RunReport) -> str:
     """The page, from its doctype on."""
+    import importlib.resources  # not before: a run that shows no page starts sooner without
+
     style = Markup(
         (importlib.resources.files(__package__) / "data" / "report.css").read_text("utf-8")
     )

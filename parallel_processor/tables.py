@@ -23,7 +23,7 @@ _MOST_ROWS = 100
 _LEAST_SHARE = 0.01
 _MOST_CAUSES = 3
 _MOST_CHANGES = 5
-_NOTE_HEADS = ("#Line", "custom_id", "Model", "#Attempts", "#Latency")
+_NOTE_HEADS = ("#Line", "~Error", "custom_id", "Model", "#Attempts", "#Latency")
 
 
 def tables(report: RunReport) -> list[Markup]:
@@ -33,8 +33,8 @@ def tables(report: RunReport) -> list[Markup]:
         *_section("Limits", "", _limits(report, busiest)),
         *_section("Models", "", _models(busiest)),
         *_section("Errors by kind", "", _errors(report)),
-        *_section("Failed requests", "The latest first.", _failures(report.failures)),
-        *_section("Slowest answers", "", _slowest(report.slowest)),
+        *_section("Failed requests", "The latest first.", _notes(report.failures)),
+        *_section("Slowest answers", "", _notes(report.slowest)),
     ]
 
 
@@ -156,15 +156,12 @@ def _errors(report: RunReport) -> Markup | None:
     return _table(("Kind", "#Attempts", "#Requests that failed in the end"), rows)
 
 
-def _note_cells(note: RequestNote) -> list[str]:
-    place = [count(note.number), note.custom_id or "", note.model]
-    return [*place, count(note.attempts), latency_text(note.latency_s)]
-
-
-def _failures(notes: Sequence[RequestNote]) -> Markup | None:
-    rows = [[*_note_cells(note), note.error or note.kind] for note in notes]
-    return _table((*_NOTE_HEADS, "~Error"), rows)
-
-
-def _slowest(notes: Sequence[RequestNote]) -> Markup | None:
-    return _table(_NOTE_HEADS, [_note_cells(note) for note in notes])
+def _notes(notes: Sequence[RequestNote]) -> Markup | None:
+    rows = [
+        [
+            *(count(note.number), note.error or note.kind, note.custom_id or "", note.model),
+            *(count(note.attempts), latency_text(note.latency_s)),
+        ]
+        for note in notes
+    ]
+    return _table(_NOTE_HEADS, rows)

@@ -48,6 +48,8 @@ def latency_text(seconds: float | None) -> str:
 
 def share_text(share: float) -> str:
     """``share`` as 84 %."""
+    if math.isnan(share):
+        return "?"
     return f"{share * 100:.0f} %" if share >= 0.01 or share <= 0 else "< 1 %"
 
 

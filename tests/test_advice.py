@@ -49,10 +49,22 @@ SPOILED = {"HTTP 400 invalid_request_error": 5}
             run(TYPED, stop_reason="HTTP 429 insufficient_quota: You exceeded"),
             "Put money into the account",
         ),
-        (run(TYPED, stop_reason="can't reach h: connection error"), "Check `--request_url`, the network"),
-        (run(TYPED, stop_reason="the server asks to wait 3,600 s: x"), "Wait for as long as the server"),
-        (run(TYPED, stop_reason="can't write out.jsonl: No space left"), "Make room on the disk, and run"),
-        (run(TYPED, stop_reason="something else"), "Put right what it stopped for, and run the same"),
+        (
+            run(TYPED, stop_reason="can't reach h: connection error"),
+            "Check `--request_url`, the network",
+        ),
+        (
+            run(TYPED, stop_reason="the server asks to wait 3,600 s: x"),
+            "Wait for as long as the server",
+        ),
+        (
+            run(TYPED, stop_reason="can't write out.jsonl: No space left"),
+            "Make room on the disk, and run",
+        ),
+        (
+            run(TYPED, stop_reason="something else"),
+            "Put right what it stopped for, and run the same",
+        ),
         (run(TYPED, stop_reason="interrupted by SIGINT"), "Run the same command again to go on"),
         (run(TYPED, failed=5, errors_by_kind=SPOILED), "Look at the reasons of the 5 failed"),
         (
@@ -221,7 +233,11 @@ def test_a_running_run_is_not_run_again() -> None:
         ),
         (
             run(held_by={"requests": 30.0}),
-            "Busy sending 70 % of the time: no limit held it back for longer.",
+            "Busy sending 70 % of the time, and held back 30 % by the limit of requests.",
+        ),
+        (
+            run(held_by={"requests": 9.0}),
+            "Busy sending 91 % of the time: hardly anything held it back.",
         ),
         (run(attempts=0), "Nothing was sent."),
         (run(attempts=0, is_running=True), "Nothing has been sent yet."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -142,7 +143,7 @@ def test_a_finished_run_tells_what_happened() -> None:
         "1,200 at 0:00:00, 600 at 0:02:01",
         "HTTP 503 server_error 129",
         "Kind Attempts Requests that failed in the end HTTP 503 server_error 129 3",
-        "4,711 eval-0000-question gpt-4o-mini 1 1.5 s HTTP 400 invalid_request_error: Invalid",
+        "4,711 HTTP 400 invalid_request_error: Invalid 'messages[1].content': string too long.",
         "Slowest answers Line custom_id Model Attempts Latency 4,711 eval-0000-question",
     ):
         assert words in page.text
@@ -229,7 +230,9 @@ def test_figures_are_readable() -> None:
     assert [clock_text(s) for s in (3723.4, 59.6, -1, 360000)] == [
         *("1:02:03", "0:01:00", "0:00:00", "100:00:00")
     ]
-    assert [share_text(s) for s in (0.844, 1.0, 0.0, 0.004)] == ["84 %", "100 %", "0 %", "< 1 %"]
+    assert [share_text(s) for s in (0.844, 1.0, 0.0, 0.004, math.nan)] == [
+        *("84 %", "100 %", "0 %", "< 1 %", "?")
+    ]
     assert [latency_text(s) for s in (0.01234, 61.23, 100.0, None)] == [
         *("0.0123 s", "61.2 s", "0:01:40", "")
     ]
