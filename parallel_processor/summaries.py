@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from parallel_processor.figures import BucketReport, LimitReport, Summary
 from parallel_processor.options import Limits
 from parallel_processor.progress import HELD_BY, of_limit
+from parallel_processor.wording import number_of
 
 _MAX_BUCKETS = 10
 
@@ -65,21 +65,16 @@ def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:
     kept: dict[tuple[str, float], LimitReport] = {}
     for limit in limits:
         key = (limit.name, limit.window_s)
-        if key not in kept or _number(limit) < _number(kept[key]):
+        if key not in kept or number_of(limit) < number_of(kept[key]):
             kept[key] = limit
     return tuple(kept.values())
 
 
-def _number(limit: LimitReport) -> float:
-    numbers = (limit.configured, limit.found, limit.tried_per_minute)
-    return min((number for number in numbers if number is not None), default=math.inf)
-
-
 def _limit_text(limit: LimitReport) -> str:
     name = limit.name.replace("_", " ")
-    number = f"{_number(limit):,.0f} {name} in {limit.window_s / 3600:g} h"
+    number = f"{number_of(limit):,.0f} {name} in {limit.window_s / 3600:g} h"
     if limit.window_s == 60.0:
-        number = f"{_number(limit):,.0f} {name}/min"
+        number = f"{number_of(limit):,.0f} {name}/min"
     if limit.found is None and limit.configured is None:
         return f"{number} tried" if limit.tried_per_minute is not None else f"no limit of {name}"
     source = " found" if limit.configured is None else ""

@@ -74,9 +74,9 @@ def test_fifty_views_at_once_share_one_limit() -> None:
     with Simulator(options) as simulator:
         with Processor(request_url=f"{simulator.url}/v1/embeddings", limits=limits) as processor:
             with served(make_app(processor)) as url, ThreadPoolExecutor(VISITORS) as pool:
+                texts = [[f"{n} {k}" for k in range(EACH)] for n in range(VISITORS)]
                 visits = [
-                    pool.submit(visit, f"{url}/embed", {"texts": [f"{n} {k}" for k in range(EACH)]}, together)
-                    for n in range(VISITORS)
+                    pool.submit(visit, f"{url}/embed", {"texts": each}, together) for each in texts
                 ]
                 assert [len(each.result(60)["lengths"]) for each in visits] == [EACH] * VISITORS
                 stats = processor.stats()

@@ -1,0 +1,299 @@
+"""Made-up reports of runs, as they come from real ones: with faults, under way, without limits, empty."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from parallel_processor.figures import (
+    BucketReport,
+    LimitReport,
+    RequestNote,
+    RunReport,
+    Sample,
+    Summary,
+)
+from parallel_processor.latencies import BINS, bin_of
+
+STARTED_AT = 1_767_600_000.0
+URL = "https://api.example.com/v1/chat/completions"
+
+
+@dataclass
+class Moment:
+    """What goes on in one second of a made-up run; rates are a second."""
+
+    limit: float = math.inf
+    token_limit: float = math.inf
+    rate: float = 20.0
+    latency_s: float = 1.2
+    errors: Mapping[str, float] = field(default_factory=dict)
+    held: Mapping[str, float] = field(default_factory=dict)
+    reserved: float = 900.0
+    used: float = 410.0
+
+
+def timeline(
+    seconds: int, moment: Callable[[int], Moment], step: int = 1, seed: int = 1
+) -> tuple[Sample, ...]:
+    """The samples of a run in which each second is as ``moment`` says."""
+    random, bins, errors, held = Random(seed), [0] * BINS, Counter(), Counter()  # type: ignore
+    now = Sample(at_s=0.0, limits={"requests": moment(0).limit, "tokens": moment(0).token_limit})
+    samples = [now]
+    for second in range(1, seconds + 1):
+        its = moment(second)
+        sent = round(its.rate * random.uniform(0.96, 1.03))
+        failed = {kind: round(n * random.uniform(0.6, 1.4)) for kind, n in its.errors.items()}
+        answered = max(sent - sum(failed.values()), 0)
+        for _ in range(answered):
+            bins[bin_of(its.latency_s * random.lognormvariate(0, 0.45))] += 1
+        errors.update(failed)
+        held.update({cause: s * random.uniform(0.95, 1.0) for cause, s in its.held.items()})
+        refused = sum(n for kind, n in failed.items() if "429" in kind)
+        now = Sample(
+            at_s=float(second),
+            attempts=now.attempts + sent,
+            retries=now.retries + sum(failed.values()),
+            rate_limited=now.rate_limited + refused,
+            answered=now.answered + answered,
+            failed=now.failed + (second % 40 == 0),
+            reserved_tokens=now.reserved_tokens + round(sent * its.reserved),
+            used_tokens=now.used_tokens + round(answered * its.used),
+            in_flight=round(its.rate * its.latency_s * random.uniform(0.8, 1.2)),
+            errors=dict(errors),
+            held_by=dict(held),
+            latencies=tuple(bins),
+            limits={"requests": its.limit, "tokens": its.token_limit},
+        )
+        if second % step == 0 or second == seconds:
+            samples.append(now)
+    return tuple(samples)
+
+
+def told(samples: tuple[Sample, ...], **more: object) -> Summary:
+    """The summary that goes with the last sample."""
+    last = samples[-1]
+    same = ("attempts", "retries", "rate_limited", "answered", "failed")
+    counts = {name: getattr(last, name) for name in (*same, "reserved_tokens", "used_tokens")}
+    held_by = dict(sorted(last.held_by.items(), key=lambda item: -item[1]))
+    summary = Summary(**counts, elapsed_s=last.at_s, held_by=held_by, buckets=())
+    return replace(summary, **more)  # type: ignore[arg-type]
+
+
+def _of_faulty(second: int) -> Moment:
+    """A limit that halves at two minutes, 503s at four, a burst of refusals at five, a slow tail."""
+    limit = 1200.0 if second < 120 else 600.0
+    moment = Moment(limit=limit, token_limit=2e6, rate=limit / 60, held={"requests": 0.88})
+    if 240 <= second < 262:
+        moment.errors = {"HTTP 503 server_error": moment.rate * 0.6, "timeout": 0.6}
+        moment.held, moment.latency_s = {"requests": 0.4, "in flight": 0.35}, 3.5
+    if 300 <= second < 304:
+        moment.errors = {"HTTP 429 rate_limit_exceeded": moment.rate * 0.8}
+    if 304 <= second < 319:
+        moment.rate, moment.held = 0.0, {"pause": 1.0}
+    if second >= 440:
+        moment.rate, moment.held, moment.latency_s = 1.0, {"answers": 0.99}, 22.0
+    if second % 50 == 0:
+        moment.errors = {**moment.errors, "connection error": 2.0}
+    return moment
+
+
+def faulty() -> RunReport:
+    """A run that had all sorts of trouble, and ended."""
+    samples = timeline(480, _of_faulty, step=2)
+    last = samples[-1]
+    changes = ((0.4, 1200.0), (121.3, 600.0))
+    requests = LimitReport(
+        name="requests", found=600.0, changes=changes, used=float(last.attempts), used_share=0.972
+    )
+    tokens = LimitReport(
+        name="tokens", found=2e6, used=float(last.reserved_tokens), used_share=0.412
+    )
+    bucket = BucketReport(
+        url=URL,
+        model="gpt-4o-mini",
+        held_by=last.held_by,
+        admitted=last.attempts,
+        refusals=last.rate_limited,
+        pauses=1,
+        answered=last.answered,
+        reserved_tokens=last.reserved_tokens,
+        used_tokens=last.used_tokens,
+        peak_in_flight=81,
+        limits=(requests, tokens),
+    )
+    errors = {"HTTP 400 invalid_request_error": 9, "HTTP 503 server_error": 3}
+    failures = [note(n, error=f"HTTP 400 invalid_request_error: {BAD_PART}") for n in range(9)]
+    return RunReport(
+        summary=told(samples, pauses=1, errors_by_kind=errors, buckets=(bucket,)),
+        started_at=STARTED_AT,
+        told_at=STARTED_AT + 480,
+        fraction=1.0,
+        requests_path="/home/someone/evals/2026-01/requests.jsonl",
+        save_path="/home/someone/evals/2026-01/requests_results.jsonl",
+        url=URL,
+        max_workers=1000,
+        timeline=samples,
+        slowest=tuple(note(n, latency_s=61.2 - n * 2.7) for n in range(10)),
+        failures=tuple(failures),
+    )
+
+
+BAD_PART = (
+    "Invalid 'messages[1].content': string too long. Expected a string with maximum length "
+    "1048576, but got a string with length 1310722 instead. (request id req_0123456789abcdef)"
+)
+
+
+def note(number: int, *, latency_s: float | None = 1.5, error: str = "") -> RequestNote:
+    """A request that a report names."""
+    return RequestNote(
+        number=4711 + 1013 * number,
+        custom_id=f"eval-{number:04}-question",
+        model="gpt-4o-mini",
+        attempts=1 + number % 3,
+        latency_s=latency_s,
+        error=error,
+        kind=error.partition(":")[0],
+    )
+
+
+def empty() -> RunReport:
+    """A run of an empty file."""
+    return RunReport(
+        summary=Summary(elapsed_s=0.02),
+        started_at=STARTED_AT,
+        told_at=STARTED_AT + 0.02,
+        fraction=1.0,
+        requests_path="empty.jsonl",
+        save_path="empty_results.jsonl",
+        url=URL,
+        max_workers=1000,
+        timeline=(Sample(at_s=0.0),),
+    )
+
+
+def running() -> RunReport:
+    """A run that is under way, held back by reservations of tokens, with a limit typed too low."""
+    held = {"tokens": 0.91, "requests": 0.03}
+    samples = timeline(
+        95, lambda _: Moment(limit=1500, token_limit=1e6, rate=9, reserved=1850, held=held)
+    )
+    last = samples[-1]
+    limits = (
+        LimitReport(name="requests", configured=1500.0, used=float(last.attempts), used_share=0.35),
+        LimitReport(name="tokens", configured=1e6, used=1.58e6, used_share=0.992),
+        LimitReport(name="requests", found=5000.0, changes=((0.3, 5000.0),), used_share=0.1),
+        LimitReport(name="tokens", found=4e6, changes=((0.3, 4e6),), used=1.58e6, used_share=0.25),
+    )
+    bucket = BucketReport(
+        url=URL,
+        model="gpt-4o",
+        held_by=last.held_by,
+        admitted=last.attempts,
+        answered=last.answered,
+        reserved_tokens=last.reserved_tokens,
+        used_tokens=last.used_tokens,
+        peak_in_flight=14,
+        limits=limits,
+    )
+    return RunReport(
+        summary=told(samples, buckets=(bucket,), already_answered=12_400),
+        started_at=STARTED_AT,
+        told_at=STARTED_AT + 95,
+        is_running=True,
+        fraction=0.37,
+        requests_path="requests.jsonl",
+        save_path="requests_results.jsonl",
+        url=URL,
+        max_workers=1000,
+        timeline=samples,
+        slowest=tuple(note(n, latency_s=6.1 - n * 0.3) for n in range(5)),
+    )
+
+
+def unlimited() -> RunReport:
+    """A run against a server of one's own, without limits."""
+    held = {"in flight": 0.05, "input": 0.1}
+    samples = timeline(
+        20, lambda s: Moment(rate=2400 if s > 3 else 600, latency_s=0.02, held=held, used=30)
+    )
+    last = samples[-1]
+    bucket = BucketReport(
+        url="http://127.0.0.1:8000/v1/embeddings",
+        model="bge-m3",
+        held_by=last.held_by,
+        admitted=last.attempts,
+        answered=last.answered,
+        reserved_tokens=last.reserved_tokens,
+        used_tokens=last.used_tokens,
+        in_flight_limit=48.0,
+        peak_in_flight=64,
+    )
+    return RunReport(
+        summary=told(samples, buckets=(bucket,), failed=0),
+        started_at=STARTED_AT,
+        told_at=STARTED_AT + 20,
+        fraction=1.0,
+        requests_path="requests.jsonl",
+        save_path="requests_results.jsonl",
+        url="http://127.0.0.1:8000/v1/embeddings",
+        max_workers=256,
+        timeline=samples,
+    )
+
+
+def many_models(number: int = 10) -> RunReport:
+    """A long run of several models that was stopped by an account without money."""
+    samples = timeline(
+        400, lambda _: Moment(limit=6000, token_limit=9e6, rate=84, held={"requests": 0.5})
+    )
+    samples = tuple(
+        replace(s, at_s=s.at_s * 23, held_by={k: v * 23 for k, v in s.held_by.items()})
+        for s in samples
+    )
+    buckets = tuple(
+        BucketReport(
+            url=URL,
+            model=f"vendor/model-{n}-with-a-rather-long-name-2026-01-05",
+            held_by={"requests": 9000.0 / (n + 1), "tokens": 90.0 * n},
+            admitted=9000 // (n + 1),
+            refusals=n,
+            pauses=n // 3,
+            answered=8900 // (n + 1),
+            reserved_tokens=9_000_000 // (n + 1),
+            used_tokens=4_000_000 // (n + 1),
+            peak_in_flight=50 + n,
+            limits=(
+                LimitReport(name="requests", configured=6000.0, used=33600.0, used_share=0.84),
+                LimitReport(name="requests", found=500.0, used=9000.0 / (n + 1), used_share=0.9),
+                LimitReport(name="requests", window_s=86400.0, found=1e5, used=9e3, used_share=0.1),
+                LimitReport(name="tokens", tried_per_minute=123456.7, used=9e6 / (n + 1)),
+            ),
+        )
+        for n in range(number)
+    )
+    reason = "HTTP 429 insufficient_quota: You exceeded your current quota, check your plan."
+    return RunReport(
+        summary=told(samples, buckets=buckets, stop_reason=reason, unanswered=41),
+        started_at=STARTED_AT,
+        told_at=STARTED_AT + 9200,
+        fraction=0.58,
+        requests_path="requests.jsonl",
+        save_path="requests_results.jsonl",
+        url=URL,
+        max_workers=1000,
+        timeline=samples,
+    )
+
+
+ALL = {
+    "faulty": faulty,
+    "empty": empty,
+    "running": running,
+    "unlimited": unlimited,
+    "many_models": many_models,
+}
