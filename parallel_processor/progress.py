@@ -23,6 +23,10 @@ _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
 HELD_BY = {
+    "requests": "the limit of requests",
+    "tokens": "the limit of tokens",
+    "input_tokens": "the limit of input tokens",
+    "output_tokens": "the limit of output tokens",
     "pause": "a pause",
     "in flight": "the server's load",
     "answers": "the answers",

@@ -46,12 +46,12 @@ def summary_text(summary: Summary, limits: Limits) -> str:
 def _bucket_text(bucket: BucketReport, elapsed_s: float) -> str:
     """What bound one model, and what became of its limits."""
     words = [
-        f"{seconds / elapsed_s:.0%} {HELD_BY.get(name, name)}"
+        f"{seconds / elapsed_s:.0%} by {HELD_BY.get(name, name)}"
         for name, seconds in bucket.held_by.items()
         if elapsed_s > 0 and seconds >= 0.01 * elapsed_s
     ]
     text = (
-        f"{bucket.model or urlsplit(bucket.url).path}: held back by {', '.join(words) or 'nothing'}"
+        f"{bucket.model or urlsplit(bucket.url).path}: held back {', '.join(words) or 'by nothing'}"
     )
     for limit in _tightest(bucket.limits):
         text += f"; {_limit_text(limit)}"

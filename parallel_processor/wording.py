@@ -68,8 +68,6 @@ def kind_text(name: str) -> str:
 
 def cause_text(cause: str) -> str:
     """What a run waits for."""
-    if cause in ("requests", "tokens", "input_tokens", "output_tokens"):
-        return f"the limit of {kind_text(cause)}"
     return _CAUSES.get(cause) or HELD_BY.get(cause, cause)
 
 

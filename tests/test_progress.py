@@ -123,7 +123,7 @@ def test_a_line_says_everything() -> None:
     shown.waits["tokens"] += 20.0
     shown.span_s = 30.0
     assert shown.lines_after(30.0) == [
-        "20/~82, 1 failed, ETA 0:01:38, held back by tokens, 21 in flight, "
+        "20/~82, 1 failed, ETA 0:01:38, held back by the limit of tokens, 21 in flight, "
         "20/60 requests/min, 1,000/1,000 tokens/min"
     ]
 
@@ -187,8 +187,8 @@ def test_without_an_answer_there_is_no_eta() -> None:
 @pytest.mark.parametrize(
     ("waits", "held_by"),
     [
-        ({"requests": 6.0, "tokens": 2.0}, "requests"),
-        ({"tokens": 9.0}, "tokens"),
+        ({"requests": 6.0, "tokens": 2.0}, "the limit of requests"),
+        ({"tokens": 9.0}, "the limit of tokens"),
         ({"pause": 8.0}, "a pause"),
         ({"max_workers": 6.0}, "max_workers"),
         ({"in flight": 6.0}, "the server's load"),
@@ -206,7 +206,7 @@ def test_what_was_waited_for_longest_holds_back(waits: dict[str, int], held_by: 
     shown.waits.update(waits)
     assert f"held back by {held_by}, " in shown.lines_after(10.0)[0]
     shown.waits["tokens"] += 9.0
-    assert "held back by tokens, " in shown.lines_after(10.0)[1]
+    assert "held back by the limit of tokens, " in shown.lines_after(10.0)[1]
 
 
 def test_a_limit_that_is_off_is_not_shown() -> None:
@@ -385,7 +385,7 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
     )
     assert summary_text(summary, Limits()).splitlines()[-3:] == [
         "/v1/x: held back by nothing; 480 requests/min tried",
-        "small: held back by 80% requests, 10% a pause; 300 requests/min found (95% used, 1 changes); "
+        "small: held back 80% by the limit of requests, 10% by a pause; 300 requests/min found (95% used, 1 changes); "
         "1,000 requests in 24 h found (10% used)",
         "sun: held back by nothing; 62 in flight suited the server",
     ]
