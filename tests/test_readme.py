@@ -102,6 +102,28 @@ def test_the_library_example_runs(
     assert len(lines) == 3 and all("total_tokens" in line for line in lines[1:])
 
 
+def test_the_recipe_for_a_data_frame_runs() -> None:
+    """Five lines make a column of answers out of a column of prompts."""
+    pandas = pytest.importorskip("pandas")
+    (block,) = blocks("python notebook")
+    frame = pandas.DataFrame({"prompt": ["Say a.", "Say b.", "Say c."]})
+    with Simulator(SimulatorOptions()) as server:
+        account = {"request_url": f"{server.url}/v1/chat/completions"}
+        names = {"frame": frame, "account": account, "Processor": parallel_processor.Processor}
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(block.splitlines()) == 5
+    assert all(frame["answer"].str.len() > 0) and all(frame["error"].isna())
+
+
+def test_the_example_of_a_test_runs() -> None:
+    """A mock of ``responses`` answers, without any server."""
+    responses = pytest.importorskip("responses")
+    (block,) = blocks("python responses")
+    url = "https://api.openai.com/v1/chat/completions"
+    names = {"responses": responses, "url": url, "Processor": parallel_processor.Processor}
+    exec(compile(block, "README.md", "exec"), names)
+
+
 def test_the_simulator_example_runs(tmp_path: Path) -> None:
     """The simulator takes the flags of the README, and a job against it comes to its end."""
     (block,) = [text for text in blocks("bash") if "parallel_processor.simulator" in text]
@@ -142,7 +164,7 @@ def test_the_layer_table_names_every_module() -> None:
 def test_the_settings_are_those_of_the_library() -> None:
     """Every setting of the library is named, and nothing else is in that list."""
     start = TEXT.index("take the settings of `Options`")
-    section = TEXT[start : TEXT.index("An\noutcome has", start)]
+    section = TEXT[start : TEXT.index("Every public name has", start)]
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", section))))
     fields = {
         field.name
