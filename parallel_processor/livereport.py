@@ -56,7 +56,8 @@ class LiveReport:
         self._clock = clock
         self._timeline = Timeline()
         self._write_at = clock() + _WRITE_INTERVAL_S
-        self.due_at = clock()
+        self._timeline.add(sample())
+        self.due_at = clock() + self._timeline.interval_s
 
     def refresh(self) -> None:
         """Take a sample, and write the file if it's time for that."""

@@ -61,7 +61,9 @@ def _vector(value: Any) -> list[float] | None:
     if not isinstance(value, str):
         return None
     try:
-        return [number for (number,) in struct.iter_unpack("<f", base64.b64decode(value))]
+        return [
+            number for (number,) in struct.iter_unpack("<f", base64.b64decode(value, validate=True))
+        ]
     except (binascii.Error, struct.error):
         return None
 

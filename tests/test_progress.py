@@ -385,7 +385,8 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
     )
     assert summary_text(summary, Limits()).splitlines()[-3:] == [
         "/v1/x: held back by nothing; 480 requests/min tried",
-        "small: held back 80% by the limit of requests, 10% by a pause; 300 requests/min found (95% used, 1 changes); "
+        "small: held back 80% by the limit of requests, 10% by a pause; "
+        "300 requests/min found (95% used, 1 changes); "
         "1,000 requests in 24 h found (10% used)",
         "sun: held back by nothing; 62 in flight suited the server",
     ]

@@ -1,0 +1,91 @@
+"""What is found in answers of all shapes."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_processor import response_embeddings, response_text
+from parallel_processor.replies import response_usage
+
+CHAT = {"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}
+TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+PARTS = {"choices": [{"message": {"content": TEXTS}}]}
+RESPONSES = {
+    "output": [
+        {"type": "reasoning", "summary": []},
+        {"type": "message", "content": [{"type": "output_text", "text": "a"}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "b"}, {"type": "refusal"}]},
+    ]
+}
+MESSAGES = {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "ab"}]}
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        (CHAT, "a"),
+        (PARTS, "ab"),
+        ({"choices": [{"text": "ab"}]}, "ab"),
+        (RESPONSES, "ab"),
+        (MESSAGES, "ab"),
+        ({"choices": [{"message": {"content": ""}}]}, ""),
+        ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, None),
+        ({"choices": []}, None),
+        ({"data": [{"embedding": [1.0]}]}, None),
+        ({}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_the_text_of_an_answer(response: Any, text: str | None) -> None:
+    """Of each endpoint, and ``None`` where there is none."""
+    assert response_text(response) == text
+
+
+def test_embeddings_have_the_order_of_their_inputs() -> None:
+    """By their index, whatever order the server sent them in."""
+    rows = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]
+    assert response_embeddings({"data": rows}) == [[1.0], [2.0]]
+
+
+def test_embeddings_in_base64_are_numbers() -> None:
+    """32-bit floats, little-endian, as OpenAI's API sends them."""
+    packed = base64.b64encode(struct.pack("<3f", 0.5, -1.25, 3.0)).decode()
+    assert response_embeddings({"data": [{"embedding": packed}]}) == [[0.5, -1.25, 3.0]]
+
+
+@pytest.mark.parametrize("broken", ["!", "AAA", "AAAA", 7, {}, None])
+def test_what_is_no_vector_is_none(broken: Any) -> None:
+    """Neither an error nor an empty vector."""
+    assert response_embeddings({"data": [{"embedding": broken}]}) is None
+
+
+def test_usage_is_the_servers_own_object() -> None:
+    """As it stands in the answer."""
+    assert response_usage({"usage": {"input_tokens": 3}}) == {"input_tokens": 3}
+    assert response_usage({"usage": 3}) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
+    lambda inner: st.lists(inner)
+    | st.dictionaries(
+        st.sampled_from(["choices", "message", "content", "text", "type", "output", "data", "embedding"])
+        | st.text(),
+        inner,
+    ),
+)
+
+
+@given(JSON)
+def test_no_answer_makes_them_raise(response: Any) -> None:
+    """Any JSON at all."""
+    response_text(response)
+    response_embeddings(response)
+    response_usage(response)
