@@ -18,6 +18,7 @@ from parallel_processor.models import Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
+from parallel_processor.settings import Settings
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ResultsFileError",
     "RetryPolicy",
     "RunStoppedError",
+    "Settings",
     "Summary",
     "Verification",
     "WorkerProcessError",

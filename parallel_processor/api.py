@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from parallel_processor.figures import Summary
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy
 from parallel_processor.processor import Processor, StrPath
+from parallel_processor.settings import Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def process_file(
@@ -19,7 +23,7 @@ def process_file(
     keep_failures: bool = False,
     progress: bool | None = None,
     report_path: StrPath | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Summary:
     """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
 

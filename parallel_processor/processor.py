@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.buckets import Buckets
@@ -31,7 +31,11 @@ from parallel_processor.providers import exposes_key, needs_key
 from parallel_processor.report import write_report
 from parallel_processor.results import open_files, prepare, unanswered
 from parallel_processor.run import Run
+from parallel_processor.settings import Settings
 from parallel_processor.writer import ResultWriter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _log = logging.getLogger("parallel_processor")
 
@@ -44,7 +48,9 @@ class Processor:
     ``settings`` are those of :class:`Options`. Between runs it holds no thread, socket or file.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, **settings: Unpack[Settings]
+    ) -> None:
         options = self._options = Options(**settings)
         _check_key(options)
         self._clock = clock

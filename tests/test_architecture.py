@@ -23,7 +23,7 @@ PACKAGE = "parallel_processor"
 
 # A module imports only from layers below its own.
 LAYERS = (
-    {"exceptions", "figures", "models", "options", "outcome", "replies"},
+    {"exceptions", "figures", "models", "options", "outcome", "replies", "settings"},
     {
         *(
             "answers",
@@ -63,6 +63,7 @@ WITHIN_LAYER = {
     ("outcome", "models"),
     ("outcome", "replies"),
     ("options", "exceptions"),
+    ("settings", "options"),
     ("answers", "providers"),
     ("answers", "waits"),
     ("resume", "appendfile"),
@@ -147,6 +148,8 @@ IMPORTERS = {
     "tenacity": {"retry"},
     "tiktoken": {"encodings"},
     "tqdm": {"progress"},
+    # for type checkers alone, which all know it
+    "typing_extensions": {"api", "processor"},
 }
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
