@@ -20,6 +20,7 @@ from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
 from parallel_processor.replies import response_embeddings, response_text
+from parallel_processor.settings import Settings
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "RetryPolicy",
     "RunStoppedError",
     "Stats",
+    "Settings",
     "Summary",
     "Verification",
     "WorkerProcessError",

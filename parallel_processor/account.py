@@ -15,6 +15,7 @@ from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing
 from parallel_processor.progress import Progress
 from parallel_processor.run import Run
+from parallel_processor.submissions import Submissions
 
 _PERCENTILES = (50, 95, 99)
 _SHOWN = (
@@ -31,6 +32,7 @@ class Account:
         self._clock = clock
         self.buckets = Buckets(options, clock)
         self.pricing = Pricing(options)
+        self.submissions = Submissions(self.run, options.request_url)
         self._lock = threading.Lock()  # guards what follows
         self._runs: set[Run] = set()
         self._ended = Counts()  # of the runs that are over

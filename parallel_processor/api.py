@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from parallel_processor.figures import Summary
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor, StrPath
+from parallel_processor.settings import Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def process_file(
@@ -22,12 +26,22 @@ def process_file(
     progress: bool | None = None,
     report_path: StrPath | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Summary:
     """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
 
     ``settings`` are those of :class:`Options`: ``request_url``, ``api_key``, ``limits``, ``retry``,
     ``max_workers`` …
+
+    >>> limits = Limits(requests_per_minute=1500, tokens_per_minute=125_000)
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url, limits=limits)
+    >>> summary.answered, summary.failed
+    (3, 0)
+
+    The same call again sends what has no answer yet:
+
+    >>> process_file(f"{folder}/requests.jsonl", request_url=url, limits=limits).already_answered
+    3
     """
     with Processor(**settings) as processor:
         return processor.process_file(
@@ -56,6 +70,19 @@ def process_api_requests_from_file(
     """The cookbook's function under its own names, without its event loop: call it, don't await it.
 
     ``logging_level`` sets that of the logger ``parallel_processor``; the root logger stays as it is.
+
+    >>> process_api_requests_from_file(
+    ...     requests_filepath=f"{folder}/requests.jsonl",
+    ...     save_filepath=f"{folder}/results.jsonl",
+    ...     request_url=url,
+    ...     api_key="",
+    ...     max_requests_per_minute=3000 * 0.5,
+    ...     max_tokens_per_minute=250_000 * 0.5,
+    ...     token_encoding_name="cl100k_base",
+    ...     max_attempts=5,
+    ...     logging_level=40,
+    ... ).answered
+    3
     """
     logging.getLogger("parallel_processor").setLevel(logging_level)
     return process_file(

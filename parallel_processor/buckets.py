@@ -86,7 +86,7 @@ class Buckets:
 
     def usage(self) -> Usage:
         """What all buckets together admitted in the last 60 seconds, and what of how much."""
-        admitted = dict.fromkeys(("requests", "tokens"), 0.0)
+        admitted: dict[str, float] = {"requests": 0.0, "tokens": 0.0}
         limits = dict.fromkeys(admitted, 0.0)
         buckets = self._all()
         for ceiling in {bucket.ceiling for bucket in buckets} or {self._default}:

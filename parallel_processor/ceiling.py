@@ -57,15 +57,19 @@ class Line(Protocol):
 
     def advance(self, now: float) -> None:
         """Refill what the server's own limits allow."""
+        ...
 
     def is_free(self, now: float) -> bool:
         """True if nothing but the ceiling can hold the first in line."""
+        ...
 
     def own_obstacle(self, now: float) -> tuple[float, str]:
         """Seconds that the first in line has to wait for its own bucket, and for what of it."""
+        ...
 
     def take(self, now: float) -> Reservation:
         """Admit the first in line."""
+        ...
 
 
 class Ceiling:

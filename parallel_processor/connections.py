@@ -182,8 +182,14 @@ class _BoundedConnection(HTTPConnection):
         return _FinalResponse(bounded, *args, **kwargs)
 
 
-class _BoundedTLSConnection(_BoundedConnection, HTTPSConnection):
+class _BoundedTLSConnection(  # pyright: ignore[reportIncompatibleVariableOverride]
+    _BoundedConnection, HTTPSConnection
+):
     pass
+
+
+def _shares_contexts(pool: object) -> bool:
+    return isinstance(pool, BoundedPool) and not pool.has_tls_proxy
 
 
 class BoundedPool(HTTPConnectionPool):
@@ -262,8 +268,7 @@ class BoundedAdapter(HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """Give ``conn``, which is a pool, the context that others with these settings have, too."""
         read_settings: Any = super().cert_verify
-        is_ours = isinstance(conn, BoundedPool) and not conn.has_tls_proxy
-        if not is_ours or not url.lower().startswith("https"):
+        if not _shares_contexts(conn) or not url.lower().startswith("https"):
             read_settings(conn, url, verify, cert)
             return
         settings = SimpleNamespace()

@@ -237,6 +237,7 @@ class Dispatcher(Bounds):
             self._ledger.end(now)
             due_at = self._lines.call(now)
             admitted, uncounted = self._choose()
+            rings, delay = False, 0.0
             if admitted is None and uncounted is None:
                 if self._closed and (self._hurries or self._is_over):
                     return False

@@ -201,7 +201,7 @@ def check_encoding_name(name: str) -> None:
     """Raise :class:`ConfigurationError` unless tiktoken or a plugin of its has ``name``."""
     if name in _STOCK_NAMES:
         return
-    known = set(_STOCK_NAMES)
+    known: set[str] = set(_STOCK_NAMES)
     try:
         import tiktoken
 

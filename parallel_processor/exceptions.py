@@ -29,6 +29,12 @@ class ParallelProcessorError(Exception):
 
     ``summary`` says what a run did before it ended with this; ``None`` where none had begun.
     ``outcomes`` are those that ``Processor.map`` had by then.
+
+    >>> try:
+    ...     process_file(f"{folder}/no-such-file.jsonl", request_url=url)
+    ... except ParallelProcessorError as error:
+    ...     print(type(error).__name__, error.summary)
+    InputFileError None
     """
 
     summary: Summary | None = None
@@ -36,7 +42,14 @@ class ParallelProcessorError(Exception):
 
 
 class ConfigurationError(ParallelProcessorError, ValueError):
-    """An option has a value that can't work; the message names the option and the value."""
+    """An option has a value that can't work; the message names the option and the value.
+
+    >>> try:
+    ...     Processor(request_url=url, max_workers=0)
+    ... except ConfigurationError as error:
+    ...     print(error)
+    max_workers must be a whole number of at least 1, not 0
+    """
 
 
 class LimitsFileError(ConfigurationError):
@@ -44,13 +57,26 @@ class LimitsFileError(ConfigurationError):
 
 
 class InputFileError(ParallelProcessorError, OSError):
-    """The requests file is missing or can't be read."""
+    """The requests file is missing or can't be read.
+
+    >>> try:
+    ...     process_file(f"{folder}/no-such-file.jsonl", request_url=url)
+    ... except InputFileError as error:
+    ...     print(error)
+    can't read ...no-such-file.jsonl: ...
+    """
 
 
 class ResultsFileError(ParallelProcessorError, OSError):
     """A results or errors file can't be read, written or replaced.
 
     Raised after the run has ended in order: what could be written is on disk.
+
+    >>> try:
+    ...     process_file(f"{folder}/requests.jsonl", "/dev/full", request_url=url, write_retry_s=0)
+    ... except ResultsFileError as error:
+    ...     print(error)
+    can't write /dev/full: No space left on device
     """
 
 
@@ -58,6 +84,13 @@ class WorkerProcessError(ParallelProcessorError):
     """Worker processes can't be started, or end before they have sent anything.
 
     Requests without a record stay unanswered; the same call does them.
+
+    >>> try:
+    ...     summary = process_file(f"{folder}/requests.jsonl", request_url=url, processes=2)
+    ... except WorkerProcessError as error:
+    ...     print("fewer processes may do:", error)
+    >>> summary.answered
+    3
     """
 
 
@@ -65,19 +98,31 @@ class RunStoppedError(ParallelProcessorError):
     """The server refuses the account as a whole: a wrong key, no money, a limit of hours.
 
     Requests without a record stay unanswered; the same call does them once the cause is removed.
+
+    >>> from parallel_processor.simulator import Simulator, SimulatorOptions
+    >>> with Simulator(SimulatorOptions(api_key="sk-right")) as server:
+    ...     account: Settings = {"request_url": f"{server.url}/v1/embeddings", "api_key": "sk-wrong"}
+    ...     try:
+    ...         process_file(f"{folder}/requests.jsonl", **account)
+    ...     except RunStoppedError as error:
+    ...         print(str(error)[:8], error.summary.answered)
+    HTTP 401 0
     """
 
 
 class RequestFailedError(ParallelProcessorError):
     """A request failed, for those who want exceptions; ``outcome`` says how.
 
-    >>> with Processor(request_url=url, retry=RetryPolicy(max_attempts=1)) as processor:
-    ...     (outcome,) = processor.map([Request(body={"input": "?"}, url="/v1/no-such-endpoint")])
+    >>> from parallel_processor.simulator import Simulator, SimulatorOptions
+    >>> once = RetryPolicy(max_attempts=1)
+    >>> with Simulator(SimulatorOptions(error_rate=1.0, errors=("500",))) as server:
+    ...     with Processor(request_url=f"{server.url}/v1/embeddings", retry=once) as processor:
+    ...         (outcome,) = processor.map([{"model": "m", "input": "text"}])
     >>> try:
     ...     outcome.raise_for_error()
     ... except RequestFailedError as error:
-    ...     print(error.outcome.error_kind)
-    HTTP 404
+    ...     print(error.outcome.error_kind, error.outcome.attempts)
+    HTTP 500 server_error 1
     """
 
     def __init__(self, outcome: Outcome) -> None:

@@ -17,6 +17,14 @@ class LimitReport:
     charged (to a configured limit by all models under it), ``used_share`` relates it to what the
     limit in force allowed meanwhile. ``others_per_minute`` is what other clients of the account seem
     to take.
+
+    >>> limits = Limits(requests_per_minute=600)
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url, limits=limits)
+    >>> (bucket,) = summary.buckets
+    >>> for limit in bucket.limits:
+    ...     print(f"{limit.used:g} of {limit.configured:g} {limit.name} in {limit.window_s:g} s")
+    3 of 600 requests in 60 s
+    9 of 125000 tokens in 60 s
     """
 
     name: str
@@ -34,11 +42,17 @@ class LimitReport:
 class BucketReport:
     """How the limits of one model and endpoint turned out.
 
-    ``held_by`` has the seconds for which its requests waited, by what they waited for. ``admitted``
-    counts attempts, ``refusals`` those that a limit turned away, ``pauses`` the times when sending
-    stopped for one. ``reserved_tokens`` were charged to its limits, ``used_tokens`` were used by the
-    ``answered`` ones. ``in_flight_limit`` is the number in flight that suited the server, if one had to be
-    found; ``peak_in_flight`` the largest there was.
+    ``url`` and ``model`` say whose; either is empty where it makes no difference. ``held_by`` has the
+    seconds for which its requests waited, by what they waited for. ``admitted`` counts attempts,
+    ``refusals`` those that a limit turned away, ``pauses`` the times when sending stopped for one.
+    ``reserved_tokens`` were charged to its limits, ``used_tokens`` were used by the ``answered`` ones.
+    ``in_flight_limit`` is the number in flight that suited the server, if one had to be found;
+    ``peak_in_flight`` the largest there was. ``limits`` has a report of each.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> for bucket in summary.buckets:
+    ...     print(bucket.model, bucket.admitted, "sent,", bucket.refusals, "refused")
+    text-embedding-3-small 3 sent, 0 refused
     """
 
     url: str
@@ -66,8 +80,14 @@ class Summary:
     sent, ``retries`` the attempts after a first one, ``rate_limited`` the refusals among them,
     ``pauses`` the times when all sending stopped for one. ``used_tokens`` is the sum of what the
     answers' ``usage`` says, ``reserved_tokens`` of what was charged to the token limit.
-    ``stop_reason`` is empty for a run that came to its end. ``held_by`` has the seconds for which the
-    sending waited, by what it waited for; ``buckets`` tells the same of each limit.
+    ``elapsed_s`` are the seconds from start to end, and ``errors_by_kind`` counts the failed requests by
+    how their last attempt ended. ``stop_reason`` is empty for a run that came to its end. ``held_by`` has
+    the seconds for which the sending waited, by what it waited for; ``buckets`` tells the same of each
+    limit.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> summary.answered, summary.failed, summary.attempts, summary.errors_by_kind
+    (3, 0, 3, {})
     """
 
     already_answered: int = 0
@@ -176,12 +196,20 @@ class RunReport:
 class Stats:
     """Where a processor stands, all its runs together, those that have ended included.
 
-    Counts as in :class:`Summary`, since the processor was made. ``runs`` are under way now;
-    ``in_flight`` are the requests that were sent and have no answer yet, or no record.
+    ``read``, ``answered``, ``failed``, ``unanswered``, ``deduplicated``, ``attempts``, ``retries``,
+    ``rate_limited``, ``pauses``, ``used_tokens`` and ``reserved_tokens`` are counts since the processor was
+    made, as in :class:`Summary`; ``errors`` are the failed attempts by kind. ``runs`` are under way now,
+    ``in_flight`` the requests that were sent and have no answer yet, or no record.
     ``requests_per_minute`` and ``tokens_per_minute`` went out in the last 60 seconds (of a younger
     processor, as a rate), ``limits`` has what may (infinite where there is no limit). ``held_by`` is what
     sending waits for at this moment, empty if for nothing. ``latency_s`` has the percentiles 50, 95 and
     99 of the answers' latency in seconds, to 9 %, and is empty while there are no answers.
+
+    >>> with Processor(request_url=url) as processor:
+    ...     outcomes = processor.map([{"model": "m", "input": "text"}])
+    ...     stats = processor.stats()
+    >>> stats.answered, stats.in_flight, sorted(stats.latency_s)
+    (1, 0, [50, 95, 99])
     """
 
     runs: int = 0

@@ -33,6 +33,12 @@ class Request:
     column. ``number`` counts from 1: the line of the file, or the place in the iterable. ``flaw`` says
     why a line can't be sent; such a request becomes a failed record without any attempt. ``dropped``
     names the members that were left out, since they ask for an answer that isn't one JSON object.
+
+    >>> request = Request(body={"model": "m", "input": "text"}, metadata={"row": 7}, custom_id="a")
+    >>> with Processor(request_url=url) as processor:
+    ...     for outcome in processor.imap_unordered([request]):
+    ...         print(outcome.request.metadata, outcome.request.custom_id, outcome.ok)
+    {'row': 7} a True
     """
 
     body: Any
@@ -69,10 +75,15 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A complete answer, whatever its status.
+    """A complete answer, whatever its ``status``.
 
     ``body`` holds the bytes as they came, decompressed; ``data`` the same parsed as JSON, or ``None``
     with ``is_json`` false. The names in ``headers`` are in lower case.
+
+    >>> with Processor(request_url=url) as processor:
+    ...     (outcome,) = processor.imap_unordered([{"model": "m", "input": "text"}])
+    >>> outcome.reply.status, outcome.reply.headers["content-type"], outcome.reply.data["object"]
+    (200, 'application/json', 'list')
     """
 
     status: int

@@ -71,13 +71,18 @@ Limit = float | Literal["auto"]
 class Limits:
     """What may be sent in any 60 seconds.
 
-    All limits are per minute; ``math.inf`` switches one off, and ``"auto"`` finds it: the first few
-    requests go out gently, and then as fast as the answers' headers say, or as their refusals show.
+    All limits are per minute; ``math.inf`` switches one off, and ``"auto"``, for ``requests_per_minute``
+    and ``tokens_per_minute``, finds it: the first few requests go out gently, and then as fast as the
+    answers' headers say, or as their refusals show.
     Whatever a number says is a ceiling: where the server tells of less, less is sent.
     ``input_tokens_per_minute`` and ``output_tokens_per_minute`` are for accounts that have such limits.
     ``burst_seconds`` is how many seconds' worth of a limit may go out at once after a quiet time (at
     most 60; servers may apply a limit of 600 a minute as 10 a second, so that more than a few seconds'
     worth risks refusals). ``headroom`` is the share of every limit, 0 to 0.9, that is left to others.
+
+    >>> limits = Limits(requests_per_minute=500, tokens_per_minute="auto", headroom=0.1)
+    >>> limits.by_kind["requests"], limits.is_auto
+    (450.0, True)
     """
 
     requests_per_minute: Limit = 1500.0
@@ -128,6 +133,11 @@ class RetryPolicy:
     retry *k* a worker waits a random time up to ``min(backoff_max_s, backoff_initial_s * 2**(k-1))``
     seconds (full jitter; AWS Architecture Blog, "Exponential Backoff And Jitter"). ``pause_s`` is how
     long everything pauses after a refusal whose answer doesn't say how long.
+
+    >>> retry = RetryPolicy(max_attempts=2, backoff_initial_s=0)
+    >>> with Processor(request_url=url, retry=retry) as processor:
+    ...     print(processor.options.retry.max_attempts)
+    2
     """
 
     max_attempts: int = 5
@@ -148,11 +158,13 @@ class RetryPolicy:
 class Options:
     """The settings of a :class:`~parallel_processor.Processor`.
 
+    ``request_url`` is where requests go, ``api_key`` is sent with them, and ``retry`` says how often.
     ``max_workers`` bounds the requests in flight, and with them threads, connections and memory.
     With ``processes`` above 1 (64 at most) their threads are in so many processes, for servers without
     limits which one core can't keep up with; everything else stays in this one.
     ``request_timeout_s`` bounds one whole exchange, however slowly the answer drips;
-    ``connect_timeout_s`` the connection's making. ``token_encoding_name`` is used for every request;
+    ``connect_timeout_s`` the connection's making; an answer of more than ``max_response_bytes``,
+    decompressed, is a failure. ``token_encoding_name`` is used for every request;
     ``None`` takes what the request's model uses. ``default_output_tokens`` is reserved for the answer
     of a request that names no maximum. ``session_factory`` makes the ``requests.Session`` of each
     worker; ``None`` takes a plain one. ``drain_s`` bounds how long a stopped run waits for the
@@ -168,6 +180,10 @@ class Options:
     ``limits``. ``token_accounting`` says what the server's token limit charges: ``"reserve"`` the
     most that a request may use, ``"usage"`` what its answer did use, ``"auto"`` what is known of the
     host.
+
+    >>> options = Options(request_url=url, api_key="sk-secret", max_workers=50)
+    >>> options.max_workers, options.limits.requests_per_minute, "secret" in repr(options)
+    (50, 1500.0, False)
     """
 
     request_url: str = DEFAULT_REQUEST_URL

@@ -13,9 +13,11 @@ from parallel_processor.replies import response_embeddings, response_text, respo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one request.
+    """What became of one ``request``.
 
-    ``ok`` is true for an answer. A failure has one string per attempt in ``errors``, oldest first.
+    ``ok`` is true for an answer, which is the ``reply``; a failure may have one, too. A failure has one
+    string per attempt in ``errors``, oldest first, and ``error_kind`` is the last one's short label, such
+    as ``timeout``. ``used_tokens`` is what the answer says; ``None`` if it doesn't.
     ``unanswered`` marks a request that was given up because the run stopped: it has no record, and
     the next run sends it. ``attempts`` counts what was really sent. ``latency_s`` are the seconds from
     the sending of the last attempt to the end of its answer; ``None`` if nothing was sent.

@@ -25,7 +25,7 @@ def page_text(report: RunReport) -> str:
     import importlib.resources  # not before: a run that shows no page starts sooner without
 
     style = Markup(
-        (importlib.resources.files(__package__) / "data" / "report.css").read_text("utf-8")
+        (importlib.resources.files("parallel_processor") / "data" / "report.css").read_text("utf-8")
     )
     head = [
         tag("meta", charset="utf-8"),

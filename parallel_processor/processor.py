@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_processor.account import Account
 from parallel_processor.exceptions import (
@@ -25,19 +25,14 @@ from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.providers import check_key
-from parallel_processor.submissions import Submissions
+from parallel_processor.settings import Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 StrPath = str | Path
 RequestLike = Request | Mapping[str, Any]
 """What can be sent: a body, whose ``metadata`` is taken out and comes back, or a :class:`Request`."""
-
-
-class _Shared:
-    """What the threads of one process share of a processor."""
-
-    def __init__(self, options: Options, clock: Callable[[], float]) -> None:
-        self.account = Account(options, clock)
-        self.submissions = Submissions(self.account.run, options.request_url)
 
 
 class Processor:
@@ -52,21 +47,23 @@ class Processor:
     [True, True]
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, **settings: Unpack[Settings]
+    ) -> None:
         self._options = Options(**settings)
         check_key(self._options)
         self._clock = clock
-        self._by_process: dict[int, _Shared] = {}
-        _ = self._shared
+        self._accounts: dict[int, Account] = {}  # by process
+        _ = self._account
 
     @property
-    def _shared(self) -> _Shared:
+    def _account(self) -> Account:
         """This process's own. Locks that were copied by a fork may be taken for good."""
         pid = os.getpid()
-        shared = self._by_process.get(pid)
-        if shared is None:  # setdefault is one step, whoever else does the same
-            shared = self._by_process.setdefault(pid, _Shared(self._options, self._clock))
-        return shared
+        account = self._accounts.get(pid)
+        if account is None:  # setdefault is one step, whoever else does the same
+            account = self._accounts.setdefault(pid, Account(self._options, self._clock))
+        return account
 
     @property
     def options(self) -> Options:
@@ -171,7 +168,7 @@ class Processor:
         ...     future.result().ok
         True
         """
-        return self._shared.submissions.submit(request)
+        return self._account.submissions.submit(request)
 
     def process_file(
         self,
@@ -217,7 +214,7 @@ class Processor:
             on_outcome=on_outcome,
         )
         check_paths(job.source, job.save, job.errors, job.report)
-        run = FileRun(job, self._options, self._shared.account, self._clock)
+        run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()
         _raise_cause(cause, summary)
         return summary
@@ -230,7 +227,7 @@ class Processor:
         ...     processor.stats().answered
         1
         """
-        return self._shared.account.stats()
+        return self._account.stats()
 
     def _outcomes(
         self,
@@ -238,7 +235,7 @@ class Processor:
         progress: bool | None,
         ahead: Callable[[], float] | None = None,
     ) -> Iterator[Outcome]:
-        account, started_at = self._shared.account, self._clock()
+        account, started_at = self._account, self._clock()
         with account.run() as run:
             if progress is not False:
                 run.displays.add(account.progress(run, given.fraction, progress))
@@ -254,12 +251,12 @@ class Processor:
         Any thread may call it, a signal handler may not. The runs return as usual, their summary's
         ``stop_reason`` set.
         """
-        for run in self._shared.account.runs():
+        for run in self._account.runs():
             run.stop(StopRequested(reason))
 
     def cut(self, reason: str = "stopped by the caller") -> None:
         """Like :meth:`stop`, but what is in flight is given up at once."""
-        for run in self._shared.account.runs():
+        for run in self._account.runs():
             run.cut(StopRequested(reason))
 
     def __enter__(self) -> Processor:
@@ -275,14 +272,14 @@ class Processor:
 
         What nobody is left to take is given up at once.
         """
-        shared = self._shared
+        account = self._account
         if kind is None:
-            shared.submissions.close()
-        for run in shared.account.runs():
+            account.submissions.close()
+        for run in account.runs():
             run.stop(StopRequested("the processor was closed"))
             if run.sink is None or kind is not None:
                 run.cut(StopRequested("the processor was closed"))
-        shared.submissions.close()
+        account.submissions.close()
 
 
 def _number(outcome: Outcome) -> int:

@@ -64,13 +64,11 @@ class Progress:
         self._clock = clock
         self._started_at = clock()
         self._file = file if file is not None else sys.stderr
+        self._bar: Any = None
         if self._file is None:  # the process was started without
             show = False
-        bar_class = None if show is False else _bar_class(self._file)
-        self._bar: Any = None
-        if bar_class is not None:
-            size = _size(bar_class, self._file)
-            self._bar = bar_class(file=self._file, bar_format=_BAR_FORMAT, total=1, **size)
+        elif show is not False:
+            self._bar = _new_bar(self._file)
         self._interval_s = math.inf
         if self._bar is not None:
             self._interval_s = _BAR_INTERVAL_S
@@ -141,6 +139,13 @@ class Progress:
         words.append(f"{counts.in_flight:,} in flight")
         words += _rates(self._usage())
         return ", ".join(words), done, total
+
+
+def _new_bar(file: TextIO) -> Any:
+    bar_class = _bar_class(file)
+    if bar_class is None:
+        return None
+    return bar_class(file=file, bar_format=_BAR_FORMAT, total=1, **_size(bar_class, file))
 
 
 def _bar_class(file: TextIO) -> Any:

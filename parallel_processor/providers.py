@@ -188,7 +188,8 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
     elif isinstance(usage.get("tokens"), Mapping):
         usage = usage["tokens"]  # Cohere's own API
     for names in _USAGE_FIELDS:
-        counts = [int(usage[name]) for name in names if _is_count(usage.get(name))]
+        found = (usage.get(name) for name in names)
+        counts = [int(count) for count in found if _is_count(count)]
         if counts:
             total = sum(counts)
             return total, _output(usage, total)

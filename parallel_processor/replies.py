@@ -43,6 +43,9 @@ def response_embeddings(response: Any) -> list[list[float]] | None:
     """The vectors of an embeddings answer in the order of its inputs; ``None`` if it has none.
 
     Vectors that came as base64 (``"encoding_format": "base64"``) are 32-bit floats, little-endian.
+
+    >>> response_embeddings({"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]})
+    [[1.0], [2.0]]
     """
     data = _mappings(response.get("data")) if isinstance(response, Mapping) else []
     rows = sorted((row for row in data if "embedding" in row), key=_index)

@@ -19,6 +19,9 @@ class Verification:
     ``lines`` is how many requests there are. Of these ``answered`` have a good record, ``failed`` only
     a failed one, ``missing`` none. Of the records ``doubled`` are more than their lines need,
     ``foreign`` belong to no line, and ``torn`` lines are no records.
+
+    >>> Verification(lines=3, answered=2, failed=0, missing=1, doubled=0, torn=0, foreign=0).ok
+    False
     """
 
     lines: int
@@ -48,6 +51,11 @@ def verify_results(
     Takes about 150 bytes of memory a line. ``request_url`` matters for Batch rows only: those that are
     for another host can't be sent. Raises :class:`InputFileError` and :class:`ResultsFileError` for
     files that can't be read. Not while a run writes them: its last line may be under way.
+
+    >>> process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl", request_url=url).failed
+    0
+    >>> verify_results(f"{folder}/requests.jsonl", f"{folder}/results.jsonl").ok
+    True
     """
     wanted = _Wanted(Path(requests_path), request_url)
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])

@@ -43,7 +43,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the acceptance tests last, when the other Python's shorter suite has left the machine."""
+    """Run the acceptance tests last, where they are run with the others: they take minutes."""
     items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
 
 

@@ -1,7 +1,7 @@
 """The whole path at full length, against a server in a process of its own that counts for itself.
 
-The jobs that need a minute or more of real time run side by side: each is bound by its limit, not by
-the machine.
+The jobs that need a minute or more of real time run side by side, and the other tests meanwhile: each
+is bound by its limit, not by the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,12 +85,12 @@ def start(stack: ExitStack, folder: Path, name: str, requests: list[Any], *flags
 
 
 @pytest.fixture(scope="module")
-def long_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Job]]:
-    """The jobs that take minutes, run side by side to their ends."""
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[dict[str, Job]]]:
+    """The jobs that take minutes, side by side, under way from the first test on."""
     folder = tmp_path_factory.mktemp("long")
     plenty = ("--max_tokens_per_minute", 1e9)
     oversize = [chat(0, 9), chat(1, 1500)]  # what comes behind one is a matter of test_limiter.py
-    with ExitStack() as stack:
+    with ThreadPoolExecutor(1) as watcher, ExitStack() as stack:
         jobs = {
             "requests": start(
                 *(stack, folder, "requests", [chat(n, 1) for n in range(1500)]),
@@ -108,17 +109,28 @@ def long_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Jo
                 *("--max_requests_per_minute", 1500, *plenty),
             ),
         }
-        running = list(jobs.values())
-        while running:
-            running = [job for job in running if job.watch()]
-        for job in jobs.values():
-            job.stats = job.server.stats()
-        yield jobs
+        yield watcher.submit(ended, jobs)
+
+
+def ended(jobs: dict[str, Job]) -> dict[str, Job]:
+    """The jobs at their ends, with what was seen of them."""
+    running = list(jobs.values())
+    while running:
+        running = [job for job in running if job.watch()]
+    for job in jobs.values():
+        job.stats = job.server.stats()
+    return jobs
 
 
 @pytest.fixture(scope="module")
-def bench(long_jobs: dict[str, Job]) -> Iterator[subprocess.Popen[str]]:
-    """The benchmark of the adaptive limits at its small size, begun when the long jobs are over."""
+def long_jobs(begun: Future[dict[str, Job]]) -> dict[str, Job]:
+    """The jobs that take minutes, at their ends."""
+    return begun.result()
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[subprocess.Popen[str]]:
+    """The benchmark of the adaptive limits at its small size, under way from the first test on."""
     script = Path(__file__).parent.parent / "scripts" / "bench"
     words = [sys.executable, str(script), "adaptive", "--size", "small"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
@@ -126,53 +138,7 @@ def bench(long_jobs: dict[str, Job]) -> Iterator[subprocess.Popen[str]]:
         process.terminate()
 
 
-@pytest.mark.parametrize("name", ["requests", "tokens", "oversize", "latency"])
-def test_a_long_job_answers_every_request_once(long_jobs: dict[str, Job], name: str) -> None:
-    """Nothing is lost or doubled, whatever limit binds; a request beyond a minute's limit included."""
-    job = long_jobs[name]
-    assert job.process.returncode == 0
-    assert_each_answered_once(job.requests, job.results)
-    assert job.stats["answered"] == len(job.requests)
-
-
-def test_the_request_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
-    """At 1,200 a minute no 60 seconds at the server hold more, and the first minute holds 98.5 %."""
-    stats = long_jobs["requests"].stats
-    assert stats["max_requests_in_60_s"] <= 1200
-    assert stats["requests_in_first_60_s"] >= 0.985 * 1200
-
-
-def test_the_token_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
-    """At 60,000 tokens a minute no 60 seconds hold more, and the first minute holds 98.5 %."""
-    stats = long_jobs["tokens"].stats
-    assert stats["max_tokens_in_60_s"] <= 60_000
-    assert stats["tokens_in_first_60_s"] >= 0.985 * 60_000
-
-
-def test_threads_are_for_requests_in_flight(long_jobs: dict[str, Job]) -> None:
-    """25 requests a second with 2 s latency need about 50 threads, not the 1,000 that are allowed."""
-    job = long_jobs["latency"]
-    assert 50 <= job.peak_threads <= 120
-    assert job.stats["peak_in_flight"] <= 120
-
-
-@pytest.mark.usefixtures("bench")
-def test_the_cookbooks_example(tmp_path: Path) -> None:
-    """Its 10,000 lines at 600,000 requests a minute are each answered once."""
-    requests = embeddings(10_000)
-    source = write_lines(tmp_path / "requests.jsonl", requests)
-    with simulator() as server:
-        done = run(
-            *("--requests_filepath", source, "--request_url", f"{server.url}/v1/embeddings"),
-            *("--max_requests_per_minute", 600_000, "--max_tokens_per_minute", 1e9),
-        )
-        stats = server.stats()
-    assert done.returncode == 0, done.stderr
-    assert_each_answered_once(requests, tmp_path / "requests_results.jsonl")
-    assert (stats["answered"], stats["requests_received"]) == (10_000, 10_000)
-
-
-@pytest.mark.usefixtures("bench")
+@pytest.mark.usefixtures("begun", "bench")
 def test_a_fifth_of_the_requests_fails_once(tmp_path: Path) -> None:
     """500, 503, 429, a reset, torn bodies, HTML, {"detail"} and broken JSON: all are answered."""
     requests = embeddings(1000)
@@ -211,6 +177,51 @@ def test_an_account_that_cant_go_on_stops_the_run(tmp_path: Path, flags: tuple[o
     for text in (done.stderr, results.read_text()):
         assert key not in text and key[:8] not in text and key[-4:] not in text
     assert os.fspath(source) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["requests", "tokens", "oversize", "latency"])
+def test_a_long_job_answers_every_request_once(long_jobs: dict[str, Job], name: str) -> None:
+    """Nothing is lost or doubled, whatever limit binds; a request beyond a minute's limit included."""
+    job = long_jobs[name]
+    assert job.process.returncode == 0
+    assert_each_answered_once(job.requests, job.results)
+    assert job.stats["answered"] == len(job.requests)
+
+
+def test_the_request_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
+    """At 1,200 a minute no 60 seconds at the server hold more, and the first minute holds 98.5 %."""
+    stats = long_jobs["requests"].stats
+    assert stats["max_requests_in_60_s"] <= 1200
+    assert stats["requests_in_first_60_s"] >= 0.985 * 1200
+
+
+def test_the_token_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
+    """At 60,000 tokens a minute no 60 seconds hold more, and the first minute holds 98.5 %."""
+    stats = long_jobs["tokens"].stats
+    assert stats["max_tokens_in_60_s"] <= 60_000
+    assert stats["tokens_in_first_60_s"] >= 0.985 * 60_000
+
+
+def test_threads_are_for_requests_in_flight(long_jobs: dict[str, Job]) -> None:
+    """25 requests a second with 2 s latency need about 50 threads, not the 1,000 that are allowed."""
+    job = long_jobs["latency"]
+    assert 50 <= job.peak_threads <= 120
+    assert job.stats["peak_in_flight"] <= 120
+
+
+def test_the_cookbooks_example(tmp_path: Path) -> None:
+    """Its 10,000 lines at 600,000 requests a minute are each answered once."""
+    requests = embeddings(10_000)
+    source = write_lines(tmp_path / "requests.jsonl", requests)
+    with simulator() as server:
+        done = run(
+            *("--requests_filepath", source, "--request_url", f"{server.url}/v1/embeddings"),
+            *("--max_requests_per_minute", 600_000, "--max_tokens_per_minute", 1e9),
+        )
+        stats = server.stats()
+    assert done.returncode == 0, done.stderr
+    assert_each_answered_once(requests, tmp_path / "requests_results.jsonl")
+    assert (stats["answered"], stats["requests_received"]) == (10_000, 10_000)
 
 
 def test_limits_are_found_held_and_followed(bench: subprocess.Popen[str]) -> None:

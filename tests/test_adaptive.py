@@ -21,6 +21,8 @@ from parallel_processor.models import Reply
 from parallel_processor.options import Limits
 from parallel_processor.simulator import LimitChange, ModelLimits
 
+pytestmark = pytest.mark.acceptance
+
 RATE = 600.0  # requests a minute
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 CHATS: dict[str, Any] = {"read": 50, "cap": 800, "settles": True}

@@ -23,7 +23,7 @@ PACKAGE = "parallel_processor"
 
 # A module imports only from layers below its own.
 LAYERS = (
-    {"exceptions", "figures", "models", "options", "outcome", "replies"},
+    {"exceptions", "figures", "models", "options", "outcome", "replies", "settings"},
     {
         *(
             "advice",
@@ -71,6 +71,7 @@ WITHIN_LAYER = {
     ("outcome", "models"),
     ("outcome", "replies"),
     ("options", "exceptions"),
+    ("settings", "options"),
     ("answers", "providers"),
     ("answers", "waits"),
     ("resume", "appendfile"),
@@ -179,7 +180,7 @@ WITHIN_LAYER = {
     ("filejob", "run"),
     ("processor", "account"),
     ("processor", "filejob"),
-    ("processor", "submissions"),
+    ("account", "submissions"),
     ("submissions", "run"),
     ("run", "crews"),
 }
@@ -196,6 +197,7 @@ IMPORTERS = {
     "tiktoken": {"encodings"},
     "tqdm": {"progress"},
     "prometheus_client": {"metrics"},  # an extra
+    "typing_extensions": {"api", "processor"},  # for type checkers alone
 }
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,22 @@ def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
 # What is said
 
 
+@pytest.fixture(scope="module")
+def done_at(tmp_path_factory: pytest.TempPathFactory) -> dict[int, subprocess.CompletedProcess[str]]:
+    """Runs of which each request fails, by their level; side by side, since they mostly wait."""
+    levels = (10, 20, 30, 40, 50)
+
+    def run_at(level: int) -> subprocess.CompletedProcess[str]:
+        source = write_lines(tmp_path_factory.mktemp("levels") / "in.jsonl", rows(10))
+        source.write_text(source.read_text() + "nonsense\n")
+        words = ("--requests_filepath", source, "--logging_level", level, "--max_attempts", 3)
+        with Simulator(SimulatorOptions(error_rate=1.0, errors=("500",))) as simulator:
+            return run(*words, *urls(simulator), *FAST)
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(levels, threads.map(run_at, levels), strict=True))
+
+
 @pytest.mark.parametrize(
     ("level", "levels"),
     [
@@ -325,12 +342,11 @@ def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
         (50, set()),
     ],
 )
-def test_the_level_decides_what_is_said(level: int, levels: set[str], source: Path) -> None:
+def test_the_level_decides_what_is_said(
+    done_at: dict[int, subprocess.CompletedProcess[str]], level: int, levels: set[str]
+) -> None:
     """Lines below the level are missing, and the summary too from 30 on."""
-    source.write_text(source.read_text() + "nonsense\n")
-    words = ("--requests_filepath", source, "--logging_level", level, "--max_attempts", 3)
-    with Simulator(SimulatorOptions(error_rate=1.0, errors=("500",))) as simulator:
-        done = run(*words, *urls(simulator), *FAST)
+    done = done_at[level]
     assert done.returncode == 1
     said = Counter(re.findall(r"^[-\d]+ [:,\d]+ ([A-Z]+) ", done.stderr, re.MULTILINE))
     assert set(said) == levels
@@ -429,9 +445,13 @@ class Process:
         """Send the command a signal."""
         self._popen.send_signal(number)
 
-    def is_alive(self) -> bool:
-        """True until the command has ended."""
-        return self._popen.poll() is None
+    def ends_within(self, seconds: float) -> bool:
+        """True once the command has ended, false if it takes longer."""
+        try:
+            self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def wait(self) -> int:
         """The exit code, once the command has ended."""
@@ -537,9 +557,9 @@ def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
                 process.wait_for("waiting for the answers under way")
                 process.send(signal.SIGINT)
                 process.wait_for("giving up the answers under way")
-                while process.is_alive():
+                process.send(signal.SIGINT)
+                while not process.ends_within(3.0):  # more than it takes to end
                     process.send(signal.SIGINT)
-                    server.closing.wait(3.0)  # more than it takes to end
                 assert process.wait() == 130
     assert "Traceback" not in "".join(process.lines)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from crashes import crash
 
+pytestmark = pytest.mark.acceptance
+
 
 @pytest.mark.parametrize(
     ("kills", "error_rate", "processes"), [(12, 0.0, 1), (10, 0.2, 1), (6, 0.1, 2)]

@@ -21,6 +21,8 @@ from raw_server import RawServer, answer_all
 from parallel_processor import Limits, Processor
 from parallel_processor.verify import verify_results
 
+pytestmark = pytest.mark.acceptance
+
 FAST = ("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf", "--max_workers", 20)
 COUNT = 250
 ROWS = [{"model": "m", "input": f"text {number}"} for number in range(COUNT)]

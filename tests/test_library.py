@@ -342,7 +342,7 @@ def test_many_threads_submit_under_one_limit() -> None:
         for worker in workers:
             worker.join()
         assert all(future.result(60).ok for future in futures)
-        assert made._shared.account.buckets.usage().admitted["requests"] == 80.0
+        assert made._account.buckets.usage().admitted["requests"] == 80.0
 
 
 # Checks of answers.
@@ -570,7 +570,7 @@ def test_runs_of_many_threads_share_one_limit() -> None:
             worker.start()
         for worker in workers:
             worker.join()
-        admitted = made._shared.account.buckets.usage().admitted["requests"]
+        admitted = made._account.buckets.usage().admitted["requests"]
     assert [len(result) for result in results] == [4] * 50
     assert admitted == 200.0
     assert threads() == []
@@ -587,7 +587,7 @@ def test_a_forked_child_has_locks_and_connections_of_its_own(tmp_path: Path) -> 
     with gated(b"held") as (server, gate), processor(server.url) as made:
         future = made.submit({"held": True})
         assert gate.came.wait(60)
-        account = made._shared.account
+        account = made._account
         with account._lock, account.buckets._lock:  # as another thread may have them
             pid = os.fork()
             if pid == 0:

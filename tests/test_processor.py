@@ -335,7 +335,7 @@ def test_an_interrupt_leaves_after_the_answers_are_on_record(
                 raise KeyboardInterrupt
             return Estimate(1)
 
-        monkeypatch.setattr(made._shared.account.pricing, "estimate", interrupted)
+        monkeypatch.setattr(made._account.pricing, "estimate", interrupted)
         join = in_background(lambda: made.process_file(source, save))
         with pytest.raises(KeyboardInterrupt):
             join()
@@ -496,7 +496,7 @@ def test_threads_share_the_limits() -> None:
             for first in (0, 100)
         ]
         assert [len(join()) for join in joins] == [40, 40]
-        assert made._shared.account.buckets.usage().admitted["requests"] == 80.0
+        assert made._account.buckets.usage().admitted["requests"] == 80.0
 
 
 def test_a_slow_consumer_holds_nobody_up() -> None:
@@ -577,7 +577,7 @@ def test_a_stop_during_the_scan_changes_nothing(tmp_path: Path) -> None:
     before = save.read_bytes()
 
     with processor("http://127.0.0.1:9") as made:
-        account = made._shared.account
+        account = made._account
         started = account.run
 
         @contextmanager

@@ -506,7 +506,7 @@ with Processor(request_url=url) as processor:
         os.close(reading)
         end.append(writing)
     end = []
-    pricing = processor._shared.account.pricing
+    pricing = processor._account.pricing
     count = pricing.estimate
     pricing.estimate = lambda request: (end or rows()) and count(request) or count(request)
     first = processor.process_file(source, results)

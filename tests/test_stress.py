@@ -27,7 +27,12 @@ LIMITS = Limits(requests_per_minute=12_000, tokens_per_minute=1_000_000)
 HANGS_S = 120.0
 
 
-@pytest.fixture(params=[None, 1e-6], ids=["usual switches", "constant switches"])
+@pytest.fixture(
+    params=[
+        pytest.param(None, marks=pytest.mark.acceptance, id="usual switches"),
+        pytest.param(1e-6, id="constant switches"),
+    ]
+)
 def _switch_interval(request: pytest.FixtureRequest) -> Iterator[None]:
     """How long a thread runs while others want to."""
     usual = sys.getswitchinterval()

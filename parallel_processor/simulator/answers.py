@@ -34,9 +34,11 @@ class TokenCounting(Protocol):
 
     def input_tokens(self, body: dict[str, Any], endpoint: Endpoint) -> int:
         """Return the tokens of what a request says."""
+        ...
 
     def output_tokens(self, body: dict[str, Any], endpoint: Endpoint) -> int:
         """Return the tokens reserved for its answers."""
+        ...
 
 
 def endpoint_of(path: str) -> Endpoint:

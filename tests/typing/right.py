@@ -1,0 +1,145 @@
+"""Uses of the public API with the types that a checker must find; read by ``scripts/lint``, never run."""
+
+# pyright: strict
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallel_processor import (
+    BucketReport,
+    ConfigurationError,
+    InputFileError,
+    LimitReport,
+    Limits,
+    Options,
+    Outcome,
+    ParallelProcessorError,
+    Processor,
+    Reply,
+    Request,
+    RequestFailedError,
+    ResultsFileError,
+    RetryPolicy,
+    RunStoppedError,
+    Settings,
+    Summary,
+    Verification,
+    WorkerProcessError,
+    process_api_requests_from_file,
+    process_file,
+    verify_results,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+URL = "https://api.example.com/v1/embeddings"
+ACCOUNT: Settings = {"request_url": URL, "api_key": "key", "limits": Limits(headroom=0.1)}
+
+
+def files(folder: Path) -> None:
+    """Paths are strings or ``Path``; settings are named, or come as a dict."""
+    assert_type(process_file("in.jsonl"), Summary)
+    assert_type(process_file(folder / "in.jsonl", folder / "out.jsonl", **ACCOUNT), Summary)
+    process_file(
+        "in.jsonl",
+        errors_path=folder / "errors.jsonl",
+        report_path="report.json",
+        overwrite=True,
+        keep_failures=False,
+        progress=None,
+        api_key=os.environ.get("KEY"),
+        max_workers=5,
+    )
+    assert_type(process_api_requests_from_file("in.jsonl", max_requests_per_minute=1e3), Summary)
+    process_api_requests_from_file("in.jsonl", "out.jsonl", URL, "key", 1500, "auto", None, 5, 20)
+    verification = verify_results("in.jsonl", folder / "out.jsonl", request_url=URL)
+    assert_type(verification, Verification)
+    assert_type(verification.ok, bool)
+    assert_type(verification.missing, int)
+
+
+def programs() -> None:
+    """A processor takes bodies and requests from anything that can be iterated over."""
+    with Processor(**ACCOUNT) as processor:
+        assert_type(processor, Processor)
+        assert_type(processor.options, Options)
+        assert_type(processor.imap_unordered([{"input": "a"}]), Iterator[Outcome])
+        processor.imap_unordered({"input": text} for text in "abc")
+        processor.imap_unordered([Request(body={"input": "a"}), {"input": "b"}])
+        assert_type(processor.process_file("in.jsonl", progress=False), Summary)
+        processor.stop("enough")
+        processor.cut()
+    Processor(clock=lambda: 0.0, processes=2, session_factory=dict)
+
+
+def outcomes(outcome: Outcome) -> None:
+    """What an outcome has may be missing, which a checker says."""
+    assert_type(outcome.ok, bool)
+    assert_type(outcome.request, Request)
+    assert_type(outcome.reply, Reply | None)
+    assert_type(outcome.response, Any)
+    assert_type(outcome.text, str | None)
+    assert_type(outcome.embedding, list[float] | None)
+    assert_type(outcome.embeddings, list[list[float]] | None)
+    assert_type(outcome.usage, Mapping[str, Any] | None)
+    assert_type(outcome.error, str | None)
+    assert_type(outcome.errors, tuple[str, ...])
+    assert_type(outcome.custom_id, str | None)
+    assert_type(outcome.latency_s, float | None)
+    assert_type(outcome.used_tokens, int | None)
+    if outcome.reply is not None:
+        assert_type(outcome.reply.status, int)
+        assert_type(outcome.reply.headers, Mapping[str, str])
+    try:
+        outcome.raise_for_error()
+    except RequestFailedError as error:
+        assert_type(error.outcome, Outcome)
+
+
+def settings() -> None:
+    """Limits are numbers or ``auto``; what isn't named has a default."""
+    limits = Limits(requests_per_minute="auto", tokens_per_minute=math.inf, burst_seconds=1)
+    retry = RetryPolicy(max_attempts=3, pause_s=1)
+    options = Options(limits=limits, limits_by_model={"gpt-*": limits}, retry=retry)
+    assert_type(options.limits.headroom, float)
+    assert_type(options.retry.max_attempts, int)
+    assert_type(options.api_key, str | None)
+    account: Settings = {}
+    account["retry"] = retry
+    account["token_accounting"] = "usage"
+    assert_type(account.get("max_workers"), int | None)
+
+
+def figures(summary: Summary) -> None:
+    """Figures are numbers, by name where there are several."""
+    assert_type(summary.answered, int)
+    assert_type(summary.elapsed_s, float)
+    assert_type(summary.errors_by_kind, Mapping[str, int])
+    for bucket in summary.buckets:
+        assert_type(bucket, BucketReport)
+        assert_type(bucket.held_by, Mapping[str, float])
+        for limit in bucket.limits:
+            assert_type(limit, LimitReport)
+            assert_type(limit.found, float | None)
+
+
+def errors() -> None:
+    """All have one base, and those that the standard library has a word for are that, too."""
+    try:
+        process_file("in.jsonl")
+    except RunStoppedError as error:
+        assert_type(error.summary, Summary | None)
+    except (InputFileError, ResultsFileError) as error:
+        as_os_error: OSError = error
+        assert_type(as_os_error.errno, int | None)
+    except ConfigurationError as error:
+        as_value_error: ValueError = error
+        print(as_value_error)
+    except (WorkerProcessError, ParallelProcessorError) as error:
+        assert_type(error.summary, Summary | None)
