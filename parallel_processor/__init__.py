@@ -19,6 +19,7 @@ from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
 from parallel_processor.records import read_results
+from parallel_processor.tables import to_records
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "process_api_requests_from_file",
     "process_file",
     "read_results",
+    "to_records",
     "verify_results",
 ]
 __version__ = "0.1.0"

@@ -44,7 +44,7 @@ LAYERS = (
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "records", "redact", "remaining"),
         *("report", "resume", "retry"),
-        *("serverlimits", "signals", "stop", "summaries", "tlscontexts", "tokens", "transport"),
+        *("serverlimits", "signals", "stop", "summaries", "tables", "tlscontexts", "tokens", "transport"),
         *("verify", "waits"),
     },
     {
@@ -105,6 +105,7 @@ WITHIN_LAYER = {
     ("report", "inputs"),
     ("serverlimits", "inflight"),
     ("summaries", "progress"),
+    ("tables", "providers"),
     ("serverlimits", "observed"),
     ("serverlimits", "quota"),
     ("serverlimits", "ratelimits"),
