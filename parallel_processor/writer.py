@@ -24,6 +24,7 @@ from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.outcome import Outcome
+from parallel_processor.stop import do_all
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
@@ -79,7 +80,14 @@ class ResultWriter:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
         self._closing.set()
         self._queue.put(None)
-        self._thread.join()
+        try:
+            self._thread.join()
+        except (
+            BaseException
+        ):  # one more Ctrl-C: what the disk refuses is not waited for, but the thread is
+            self.give_up()
+            do_all((self._thread.join,))
+            raise
 
     def _run(self) -> None:
         synced_at, is_open = self._clock(), True

@@ -23,7 +23,7 @@ PACKAGE = "parallel_processor"
 
 # A module imports only from layers below its own.
 LAYERS = (
-    {"exceptions", "figures", "models", "options", "outcome", "replies"},
+    {"display", "exceptions", "figures", "models", "options", "outcome", "replies"},
     {
         *(
             "answers",
@@ -40,7 +40,7 @@ LAYERS = (
         ),
         *("images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
         *("learned", "ledger", "limitsfile"),
-        "messages",
+        *("messages", "notebooks"),
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "records", "redact", "remaining"),
         *("report", "resume", "retry"),
@@ -59,6 +59,8 @@ FACES = {"__init__", "__main__"}  # they may import from any layer
 WITHIN_LAYER = {
     ("exceptions", "figures"),  # for annotations
     ("exceptions", "outcome"),  # for annotations
+    ("figures", "display"),
+    ("outcome", "display"),
     ("outcome", "exceptions"),
     ("outcome", "models"),
     ("outcome", "replies"),
@@ -92,6 +94,7 @@ WITHIN_LAYER = {
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
+    ("progress", "notebooks"),
     ("observed", "probing"),
     ("observed", "quota"),
     ("observed", "ratelimits"),
@@ -151,7 +154,7 @@ IMPORTERS = {
     "urllib3": {"transport", "connections", "exchange", "failures", "tlscontexts"},
     "tenacity": {"retry"},
     "tiktoken": {"encodings"},
-    "tqdm": {"progress"},
+    "tqdm": {"notebooks", "progress"},
 }
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
