@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+from parallel_processor.display import html_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,30 @@ class Summary:
     stop_reason: str = ""
     held_by: Mapping[str, float] = field(default_factory=dict)
     buckets: tuple[BucketReport, ...] = ()
+
+    def __str__(self) -> str:
+        """What there is to say, a line each."""
+        return "\n".join(f"{name}: {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        """The same as a notebook shows it."""
+        return html_table("Summary", self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        yield "answered", f"{self.answered:,}"
+        yield "failed", f"{self.failed:,}"
+        rest = ("unanswered", "already_answered", "already_failed", "deduplicated", "attempts")
+        for name in (*rest, "retries", "rate_limited", "pauses", "used_tokens", "reserved_tokens"):
+            if count := getattr(self, name):
+                yield name.replace("_", " "), f"{count:,}"
+        yield "seconds", f"{self.elapsed_s:,.1f}"
+        for cause, seconds in sorted(self.held_by.items(), key=lambda wait: -wait[1]):
+            if seconds >= 0.01 * self.elapsed_s:
+                yield f"held back by {cause}", f"{seconds:,.1f} s"
+        for kind, count in self.errors_by_kind.items():
+            yield kind, f"{count:,}"
+        if self.stop_reason:
+            yield "stopped", self.stop_reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,33 +18,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from parallel_processor.jsontext import (
-    MAX_NESTING,
-    Member,
-    dump,
-    members,
-    one_line,
-    parse,
-    split_last,
-    without,
-)
+from parallel_processor.jsontext import Member, dump, members, one_line, parse, split_last, without
 from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL
 from parallel_processor.outcome import Outcome
 from parallel_processor.providers import resolve_url
+from parallel_processor.records import BOM, take_apart
 
-_BOM = b"\xef\xbb\xbf"
 _MAX_FLAWED_CHARS = 2000  # how much of a line that can't be sent is put into its record
 _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
-_RECORD_NESTING = 2  # how many levels a record is around a request or an answer
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
     """A request for each line that isn't blank; a line that can't be sent has a ``flaw``."""
     for number, line in enumerate(lines, 1):
-        line = line.removeprefix(_BOM).strip()  # files that were joined have one in the middle
+        line = line.removeprefix(BOM).strip()  # files that were joined have one in the middle
         if line:
             yield parse_line(line, number, request_url)
 
@@ -231,37 +221,13 @@ class Record(NamedTuple):
 
 
 def read_record(line: bytes) -> Record | None:
-    """The record that ``line`` holds; ``None`` if it is none.
-
-    Error strings in the response's place are a failure. (An answer that is a list of strings looks the
-    same; no endpoint gives one.)
-    """
-    try:
-        text = line.removeprefix(_BOM).decode("utf-8")
-        value = parse(text, strict=False, max_nesting=MAX_NESTING + _RECORD_NESTING)
-    except ValueError:
+    """The record that ``line`` holds; ``None`` if it is none (see ``records.py``)."""
+    parts = take_apart(line)
+    if parts is None:
         return None
-    if isinstance(value, list) and len(value) in (2, 3):
-        request, response = value[:2]
-        failed = isinstance(response, list) and all(isinstance(error, str) for error in response)
-        if isinstance(request, dict):
-            metadata = value[2] if len(value) == 3 else None
-            return Record(_identity(request, metadata), not failed and not _is_error(response))
-        if isinstance(request, str) and failed:  # a line that couldn't be sent
-            return Record(_identity(request, None), False)
-    if isinstance(value, dict) and isinstance(value.get("custom_id"), str) and "response" in value:
-        response = value["response"]
-        status = response.get("status_code") if isinstance(response, dict) else None
-        ok = isinstance(status, int) and 200 <= status < 300 and not value.get("error")
-        return Record(_identity_of_id(value["custom_id"]), ok)
-    return None
-
-
-def _is_error(response: Any) -> bool:
-    """True for an error body, which the cookbook's script may have recorded as an answer."""
-    if isinstance(response, list) and len(response) == 1:
-        response = response[0]
-    return isinstance(response, dict) and bool(response.get("error"))
+    if parts.custom_id is not None:
+        return Record(_identity_of_id(parts.custom_id), parts.ok)
+    return Record(_identity(parts.request, parts.metadata), parts.ok)
 
 
 def identity(request: Request) -> bytes:

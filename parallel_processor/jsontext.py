@@ -89,6 +89,19 @@ def members(text: str) -> list[Member]:
     return found
 
 
+def elements(text: str) -> list[str]:
+    """The texts of the elements of the array ``text``, which must have been parsed."""
+    found: list[str] = []
+    i = _skip(text, _skip(text, 0) + 1)
+    while text[i] != "]":
+        end = _end_of_value(text, i)
+        found.append(text[i:end])
+        i = _skip(text, end)
+        if text[i] == ",":
+            i = _skip(text, i + 1)
+    return found
+
+
 def split_last(text: str, key: str) -> tuple[str, str] | None:
     """The object ``text`` without its last member, and that one's value, if it is named ``key``.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from parallel_processor.display import html_table
 from parallel_processor.exceptions import RequestFailedError
 from parallel_processor.models import Reply, Request
 from parallel_processor.replies import response_embeddings, response_text, response_usage
@@ -85,3 +86,22 @@ class Outcome:
         """Do nothing for an answer; :class:`RequestFailedError` for a failure."""
         if not self.ok:
             raise RequestFailedError(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        vectors = self.embeddings or []
+        shapes = ", ".join(str(len(vector)) for vector in vectors[:10])
+        rows = {
+            "custom_id": self.custom_id,
+            "metadata": self.metadata,
+            "request": self.request.body,
+            "text": self.text,
+            "embeddings": f"{len(vectors):,} of {shapes} numbers" if vectors else None,
+            "response": self.response if self.text is None and not vectors else None,
+            "errors": "\n".join(self.errors),
+            "attempts": self.attempts,
+            "tokens": self.used_tokens,
+            "latency": f"{self.latency_s:.3g} s" if self.latency_s is not None else None,
+        }
+        end = "answered" if self.ok else "unanswered" if self.unanswered else "failed"
+        return html_table(f"Request {self.request.number}: {end}", rows.items())

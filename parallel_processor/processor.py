@@ -195,7 +195,8 @@ class Processor:
 
         Raises :class:`RunStoppedError` after a fatal answer, :class:`ResultsFileError` and
         :class:`InputFileError` for broken files. An exception from outside, such as
-        ``KeyboardInterrupt``, passes through once the answers under way are on record.
+        ``KeyboardInterrupt``, passes through once the answers under way are on record, in a notebook
+        after half a second.
 
         >>> with Processor(request_url=url) as processor:
         ...     summary = processor.process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl")

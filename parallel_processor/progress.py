@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from parallel_processor.counters import Counters, Counts
 from parallel_processor.figures import Usage
+from parallel_processor.notebooks import is_notebook, notebook_bar
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
@@ -63,7 +64,8 @@ class Progress:
         self._fraction = fraction
         self._clock = clock
         self._started_at = clock()
-        self._file = file if file is not None else sys.stderr
+        stream = sys.stdout if is_notebook() else sys.stderr  # which is red in a notebook
+        self._file = file if file is not None else stream
         self._bar: Any = None
         if self._file is None:  # the process was started without
             show = False
@@ -150,12 +152,8 @@ def _new_bar(file: TextIO) -> Any:
 
 def _bar_class(file: TextIO) -> Any:
     """tqdm's bar for a notebook or a terminal; ``None`` where neither shows it."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":
-        from tqdm.auto import tqdm as notebook_bar
-
-        return _without_monitor(notebook_bar)
+    if is_notebook():
+        return _without_monitor(notebook_bar())
     if not file.isatty():
         return None
     from tqdm.std import tqdm  # for a bar only; see above

@@ -9,8 +9,8 @@ which rings for whatever it may be waiting for: room for more requests, an outco
 
 How a run ends. *By itself*: the input is at its end and everything is on record. *By a stop* (a fatal
 answer, a failing disk, :meth:`Run.stop`, an exception in the feeder, which is how Ctrl-C arrives):
-nothing more is admitted, what waits is dropped, exchanges under way get ``drain_s`` seconds to end, and
-are cut then. Threads, sockets and files are gone when the run is.
+nothing more is admitted, what waits is dropped, exchanges under way get ``drain_s`` seconds to end (half a
+second in an interrupted notebook), and are cut then. Threads, sockets and files are gone when the run is.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from parallel_processor.exceptions import ResultsFileError, RunStoppedError, Sto
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Request
+from parallel_processor.notebooks import patience_s
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing, model_of
@@ -152,6 +153,7 @@ class Run:
                 raise
             except BaseException as error:
                 self._stop.set(error)
+                self._give_up_at = min(self._give_up_at, self._clock() + patience_s(error))
                 raise
             finally:
                 self._finish()
@@ -195,10 +197,8 @@ class Run:
     def _count(self, waiting: Waiting) -> None:
         """Count the request's tokens. Any thread may do it."""
         waiting.estimate = self._pricing.estimate(waiting.request)
-        tokens, limit = (
-            self._pricing.cost(waiting.estimate).tokens,
-            waiting.bucket.ceiling.tokens_per_minute,
-        )
+        tokens = self._pricing.cost(waiting.estimate).tokens
+        limit = waiting.bucket.ceiling.tokens_per_minute
         if tokens > limit:
             _log.warning(
                 "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
@@ -293,5 +293,5 @@ class Run:
             do_all((*steps, self._delivery.close, self.displays.close))
 
     def _cut_rest(self) -> None:
-        if self._dispatcher.in_flight > 0:
+        if self._dispatcher.is_busy():  # in flight, or refused by the disk
             self.cut(StopRequested("gave up what was in flight"))

@@ -24,12 +24,14 @@ from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.outcome import Outcome
+from parallel_processor.stop import Bell, do_all
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
 _MAX_PIECE_BYTES = 4 * 1024 * 1024
 _GATHER_S = 0.005
 _RETRY_INTERVAL_S = 1.0
+_LOOK_S = 1.0  # a Ctrl-C that comes just before a wait is heard behind it
 
 
 class ResultWriter:
@@ -61,6 +63,8 @@ class ResultWriter:
         self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._gave_up = threading.Event()
         self._closing = threading.Event()
+        self._ended = Bell()
+        self._has_ended = False
         self._retry_until: float | None = None  # set by the first failure
         self._thread = threading.Thread(
             target=self._run, name="parallel-processor-writer", daemon=True
@@ -77,11 +81,30 @@ class ResultWriter:
 
     def close(self) -> None:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
-        self._closing.set()
-        self._queue.put(None)
+        try:
+            self._closing.set()
+            self._queue.put(None)
+            self._join()
+        except BaseException:  # one more Ctrl-C: the thread is waited for, but the disk isn't
+            self.give_up()
+            self._queue.put(None)
+            do_all((self._join,))
+            raise
+
+    def _join(self) -> None:
+        """Wait for the thread's end; unlike ``Thread.join``, again after an interrupt."""
+        while not self._has_ended:
+            self._ended.wait(_LOOK_S)
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            self._has_ended = True
+            self._ended.set()
+
+    def _write_all(self) -> None:
         synced_at, is_open = self._clock(), True
         while is_open:
             dirty = self._results.dirty or self._errors.dirty

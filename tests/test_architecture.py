@@ -24,6 +24,7 @@ PACKAGE = "parallel_processor"
 # A module imports only from layers below its own.
 LAYERS = (
     {"exceptions", "figures", "models", "options", "outcome", "replies", "settings"},
+        *("display",),
     {
         *(
             "advice",
@@ -41,6 +42,7 @@ LAYERS = (
             "exchange",
             "failures",
             "formats",
+            "frames",
             "headline",
             "heads",
         ),
@@ -53,6 +55,7 @@ LAYERS = (
         *("report", "resume", "retry"),
         *("serverlimits", "signals", "stop", "summaries", "tables", "tlscontexts", "tokens", "transport"),
         *("verify", "waits", "wording"),
+        *("notebooks", "records"),
     },
     {
         *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "delivery", "dispatcher"),
@@ -67,6 +70,8 @@ FACES = {"__init__", "__main__"}  # they may import from any layer
 WITHIN_LAYER = {
     ("exceptions", "figures"),  # for annotations
     ("exceptions", "outcome"),  # for annotations
+    ("figures", "display"),
+    ("outcome", "display"),
     ("outcome", "exceptions"),
     ("outcome", "models"),
     ("outcome", "replies"),
@@ -81,6 +86,10 @@ WITHIN_LAYER = {
     ("verify", "inputs"),
     ("formats", "jsontext"),
     ("formats", "providers"),
+    ("formats", "records"),
+    ("records", "answers"),
+    ("records", "jsontext"),
+    ("records", "providers"),
     ("content", "encodings"),
     ("content", "images"),
     ("tokens", "content"),
@@ -97,6 +106,7 @@ WITHIN_LAYER = {
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
+    ("progress", "notebooks"),
     ("observed", "probing"),
     ("observed", "quota"),
     ("observed", "ratelimits"),
@@ -143,6 +153,7 @@ WITHIN_LAYER = {
     ("page", "panels"),
     ("page", "tables"),
     ("page", "wording"),
+    ("frames", "providers"),
     ("serverlimits", "observed"),
     ("serverlimits", "quota"),
     ("serverlimits", "ratelimits"),
@@ -195,7 +206,7 @@ IMPORTERS = {
     "urllib3": {"transport", "connections", "exchange", "failures", "tlscontexts"},
     "tenacity": {"retry"},
     "tiktoken": {"encodings"},
-    "tqdm": {"progress"},
+    "tqdm": {"progress", "notebooks"},
     "prometheus_client": {"metrics"},  # an extra
     "typing_extensions": {"api", "processor"},  # for type checkers alone
 }

@@ -337,6 +337,39 @@ def test_ctrl_c_in_a_program_or_a_notebook(limit: int, job: Job) -> None:
     assert stats["requests_received"] == stats["answered"] == job.verify().answered < 200
 
 
+TWICE = """
+import logging, sys, threading
+from parallel_processor import Processor
+source, results, url, processes = sys.argv[1:]
+logging.basicConfig(level=logging.INFO)
+with Processor(request_url=url, max_workers=12, drain_s=1e6, processes=int(processes)) as processor:
+    try:
+        processor.process_file(source, results)
+    except KeyboardInterrupt:
+        print("interrupted", [t.name for t in threading.enumerate() if t.name.startswith("parallel")])
+        print(processor.process_file(source, results).answered)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_ctrl_c_in_a_program_gives_up_the_rest(processes: int, job: Job) -> None:
+    """What was answered is on record, no thread is left, and the same call can go on at once."""
+    with held(answers=20) as (server, script):
+        url = f"{server.url}/v1/embeddings"
+        words = [sys.executable, "-c", TWICE, job.source, job.results, url, processes]
+        with started(*map(str, words)) as process:
+            script.wait_for(12)
+            process.send(signal.SIGINT)
+            process.wait_for("stopping; requests in flight: 12")
+            process.send(signal.SIGINT)
+            script.wait_for(12)
+            script.opened.set()
+            assert process.end() == 0, process.stderr
+            assert process.stdout_text() == "interrupted []\n180\n"
+        assert len(server.bodies) == 200 + 12
+    assert job.verify().ok
+
+
 # Streams that are closed or broken
 
 

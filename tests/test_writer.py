@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -203,6 +204,29 @@ def test_give_up_ends_the_trying() -> None:
     desk.writer.give_up()
     desk.write(answered(2))
     assert len(desk.lost) == 2
+
+
+@needs_full
+def test_ctrl_c_while_it_closes_gives_up_the_disk_but_not_the_thread() -> None:
+    """The interrupt comes through once the thread has ended, which then tries nothing again."""
+    desk = Desk(FULL, write_retry_s=1e6)
+    outcome = answered(1)
+    desk.writer.put(outcome)
+    assert desk.failed.wait(30)
+
+    def interrupt() -> None:
+        desk.writer._closing.wait(30)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        desk.writer.close()
+        watcher.join()
+    watcher.join()
+    assert not desk.writer._thread.is_alive()
+    assert desk.lost == [outcome]
+    desk.files[0].close()
 
 
 @needs_full

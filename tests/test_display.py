@@ -1,0 +1,119 @@
+"""What a notebook shows of a summary and of an outcome, and what ``print`` does."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from parallel_processor import Outcome, Reply, Request, Summary
+from parallel_processor.display import html_table
+
+EVIL = "<script>alert(\"1\" & '2')</script>"
+
+
+class _Table(HTMLParser):
+    """Collects the tags and the rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.rows: dict[str, str] = {}
+        self.title = ""
+        self._tag = self._name = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        self._tag = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._tag == "th":
+            self._name = data
+        elif self._tag == "td":
+            self.rows[self._name] = data
+        elif self._tag == "b":
+            self.title = data
+
+
+def table(html: str) -> _Table:
+    """What a browser finds in ``html``, which must be a table and nothing else."""
+    found = _Table()
+    found.feed(html)
+    found.close()
+    assert found.tags <= {"table", "caption", "b", "tbody", "tr", "th", "td"}
+    return found
+
+
+def test_a_table_escapes_and_clips() -> None:
+    """Nothing in it is markup, long values are cut, and what has no value is left out."""
+    rows = [(EVIL, EVIL), ("long", "<" * 20_000), ("none", None), ("empty", ""), ("zero", 0)]
+    html = html_table(EVIL, [*rows, ("many", 12345), ("half", "\ud83d")])
+    found = table(html)
+    assert found.title == EVIL
+    assert found.rows.pop("long") == "<" * 500 + "… (20,000 characters)"
+    assert found.rows == {EVIL: EVIL, "zero": "0", "many": "12,345", "half": "?"}
+    assert html.encode()
+
+
+def test_a_summary_is_a_table() -> None:
+    """It has the counts that aren't zero, the waits, the errors by kind and why the run ended."""
+    summary = Summary(
+        answered=2_000,
+        already_answered=10,
+        attempts=2_100,
+        elapsed_s=100.0,
+        held_by={"disk": 0.5, "tokens": 20.0, "requests": 70.0},
+        errors_by_kind={"HTTP 500 <b>": 3},
+        stop_reason="stopped by the caller",
+    )
+    expected = {
+        "answered": "2,000",
+        "failed": "0",
+        "already answered": "10",
+        "attempts": "2,100",
+        "seconds": "100.0",
+        "held back by requests": "70.0 s",
+        "held back by tokens": "20.0 s",
+        "HTTP 500 <b>": "3",
+        "stopped": "stopped by the caller",
+    }
+    found = table(summary._repr_html_())
+    assert (found.title, found.rows) == ("Summary", expected)
+    assert list(found.rows) == list(expected)
+    assert str(summary).splitlines() == [f"{name}: {value}" for name, value in expected.items()]
+    assert repr(summary).startswith("Summary(already_answered=10, ")
+
+
+def outcome(data: object, **more: object) -> Outcome:
+    """The outcome of a request with metadata, answered with ``data``."""
+    request = Request(body={"n": 1}, number=1234, metadata={"row": EVIL})
+    reply = Reply(status=200, headers={}, body=b"", data=data, is_json=True)
+    settings = {"ok": True, "attempts": 1, "reply": reply} | more
+    return Outcome(request=request, **settings)  # type: ignore[arg-type]
+
+
+def test_an_answer_is_a_table() -> None:
+    """Its text stands there, or how many vectors there are, or else the whole answer."""
+    chat = outcome({"choices": [{"text": EVIL}]}, used_tokens=7, latency_s=0.25)
+    found = table(chat._repr_html_())
+    assert found.title == "Request 1234: answered"
+    assert found.rows == {
+        "metadata": str({"row": EVIL}),
+        "request": "{'n': 1}",
+        "text": EVIL,
+        "attempts": "1",
+        "tokens": "7",
+        "latency": "0.25 s",
+    }
+    vectors = outcome({"data": [{"embedding": [0.5] * 3}] * 2})
+    assert table(vectors._repr_html_()).rows["embeddings"] == "2 of 3, 3 numbers"
+    assert table(outcome({"odd": 1})._repr_html_()).rows["response"] == "{'odd': 1}"
+
+
+def test_a_failure_is_a_table() -> None:
+    """It has the error of each attempt, and what is unanswered isn't called a failure."""
+    failure = outcome(None, ok=False, reply=None, errors=("first", EVIL), attempts=2)
+    found = table(failure._repr_html_())
+    assert found.title == "Request 1234: failed"
+    assert found.rows["errors"] == f"first\n{EVIL}"
+    assert "text" not in found.rows and "response" not in found.rows
+    given_up = outcome(None, ok=False, reply=None, unanswered=True)
+    assert table(given_up._repr_html_()).title == "Request 1234: unanswered"
