@@ -38,7 +38,7 @@ LAYERS = (
             "formats",
             "heads",
         ),
-        *("images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
+        *("images", "incoming", "inflight", "inputs", "interception", "jsontext", "latencies"),
         *("learned", "ledger", "limitsfile"),
         "messages",
         *("observed", "pricing"),
@@ -77,6 +77,7 @@ WITHIN_LAYER = {
     ("tokens", "content"),
     ("tokens", "encodings"),
     ("connections", "incoming"),
+    ("connections", "interception"),
     ("connections", "tlscontexts"),
     ("exchange", "connections"),
     ("exchange", "heads"),
@@ -85,6 +86,7 @@ WITHIN_LAYER = {
     ("transport", "exchange"),
     ("transport", "failures"),
     ("transport", "heads"),
+    ("transport", "interception"),
     ("transport", "jsontext"),
     ("transport", "providers"),
     ("progress", "counters"),
@@ -141,9 +143,9 @@ SIMULATOR_MAY_IMPORT = LAYERS[0] | {"encodings", "tokens"}
 # Who imports a third-party package: exactly these.
 IMPORTERS = {
     # The adapter of a session without its own; what goes wrong in one.
-    "requests": {"transport", "connections", "failures"},
+    "requests": {"transport", "connections", "failures", "interception"},
     # requests brings it
-    "urllib3": {"transport", "connections", "exchange", "failures", "tlscontexts"},
+    "urllib3": {"transport", "connections", "exchange", "failures", "interception", "tlscontexts"},
     "tenacity": {"retry"},
     "tiktoken": {"encodings"},
     "tqdm": {"progress"},
