@@ -34,6 +34,7 @@ LAYERS = (
             "descriptors",
             "encodings",
             "exchange",
+            "exits",
             "failures",
             "formats",
             "heads",
