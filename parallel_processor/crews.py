@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Waiting
+from parallel_processor.forks import FORKS_WAIT
 from parallel_processor.limiter import Reservation
 from parallel_processor.lines import Admitted
 from parallel_processor.options import Options
@@ -35,10 +36,12 @@ def make_crew(
     Another process would send past whoever intercepts requests in this one, so that threads do it then.
     """
     if options.processes == 1 or _is_intercepted():
-        from parallel_processor.threads import WorkerThreads
+        with FORKS_WAIT:
+            from parallel_processor.threads import WorkerThreads
 
         return WorkerThreads(options, max_workers, begin=begin, finish=finish)
-    from parallel_processor.processes import WorkerProcesses
+    with FORKS_WAIT:
+        from parallel_processor.processes import WorkerProcesses
 
     return WorkerProcesses(options, max_workers, begin=begin, finish=finish)
 
@@ -46,6 +49,7 @@ def make_crew(
 def _is_intercepted() -> bool:
     if "requests" not in sys.modules:
         return False
-    from parallel_processor.interception import is_any_active
+    with FORKS_WAIT:
+        from parallel_processor.interception import is_any_active
 
     return is_any_active()

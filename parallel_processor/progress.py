@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from parallel_processor.counters import Counters, Counts
 from parallel_processor.figures import Usage
+from parallel_processor.forks import FORKS_WAIT
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
@@ -144,12 +145,14 @@ def _bar_class(file: TextIO) -> Any:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":
-        from tqdm.auto import tqdm as notebook_bar
+        with FORKS_WAIT:
+            from tqdm.auto import tqdm as notebook_bar
 
         return _without_monitor(notebook_bar)
     if not file.isatty():
         return None
-    from tqdm.std import tqdm  # for a bar only; see above
+    with FORKS_WAIT:
+        from tqdm.std import tqdm  # for a bar only; see above
 
     return _without_monitor(tqdm)
 

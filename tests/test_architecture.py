@@ -36,6 +36,7 @@ LAYERS = (
             "exchange",
             "exits",
             "failures",
+            "forks",
             "formats",
             "heads",
         ),
@@ -73,6 +74,11 @@ WITHIN_LAYER = {
     ("verify", "inputs"),
     ("formats", "jsontext"),
     ("formats", "providers"),
+    ("encodings", "forks"),
+    ("progress", "forks"),
+    ("retry", "forks"),
+    ("tlscontexts", "forks"),
+    ("waits", "forks"),
     ("content", "encodings"),
     ("content", "images"),
     ("tokens", "content"),
@@ -165,7 +171,7 @@ THREAD_MAKERS = {
 }
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
-    *("buckets", "ceiling", "connections", "counters", "dispatcher", "encodings", "learned"),
+    *("buckets", "ceiling", "connections", "counters", "dispatcher", "forks", "learned"),
     *("ledger", "processes", "processor", "stop", "tlscontexts", "transport"),
     "simulator",
 }
