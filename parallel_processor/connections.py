@@ -21,12 +21,12 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from parallel_processor.incoming import bound_by
+from parallel_processor.interception import HTTPConnection, HTTPSConnection
 from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
 
 

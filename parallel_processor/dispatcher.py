@@ -10,9 +10,8 @@ line's first has a place that isn't admitted and no backoff is over; whoever cha
 So tokens are counted by the thread that will send, right before, or by ours.
 
 **Who owns what.** ``_lock`` guards everything; a bucket's lock is taken within it, never the other way
-round. The thread lives from the first request to the last one or a stop; it is a daemon only so that an
-iterator which nobody closes doesn't keep the interpreter. It isn't the caller's, so that no
-KeyboardInterrupt comes between two steps of an admission.
+round. The thread lives from the first request to the last one or a stop (:mod:`exits` has the one that
+nobody else brings). It isn't the caller's: no KeyboardInterrupt comes between two steps of an admission.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from collections.abc import Callable
 
 from parallel_processor.bounds import Bounds
 from parallel_processor.buckets import Waiting
+from parallel_processor.exceptions import StopRequested
+from parallel_processor.exits import at_exit
 from parallel_processor.ledger import Ledger
 from parallel_processor.lines import Admitted as Admitted
 from parallel_processor.lines import Lines
@@ -32,6 +33,7 @@ from parallel_processor.models import Cost, Estimate
 from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
+_PATIENCE_S = 10.0  # for our thread at the interpreter's end
 _GATHER_S = 0.001  # how long those who wake the thread at once wait for others
 
 
@@ -79,6 +81,7 @@ class Dispatcher(Bounds):
         self._has_started = False
         name = "parallel-processor-dispatcher"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        at_exit(self._end)
 
     # The reader's side.
 
@@ -110,10 +113,10 @@ class Dispatcher(Bounds):
             self._closed, self._hurries = True, hurry
             self._rouse()
 
-    def join(self) -> None:
+    def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended, which a stop or :meth:`close` brings about."""
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def is_busy(self) -> bool:
         """True while anything waits or is under way; ``on_room`` tells when that ends."""
@@ -275,6 +278,10 @@ class Dispatcher(Bounds):
                 self._max_workers = max(1, self.in_flight - 1)
                 self._lines.give_places_back()
             _log.warning("only %d requests can be in flight: %s", self._max_workers, error)
+
+    def _end(self) -> None:
+        self._stop.set(StopRequested("the interpreter ends"))
+        self.join(_PATIENCE_S)
 
     def _leave(self) -> None:
         """Drop what waits: the next run sends it."""

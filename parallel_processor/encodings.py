@@ -20,13 +20,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.forks import FORKS_WAIT
 
 if TYPE_CHECKING:
     import tiktoken
@@ -61,21 +61,6 @@ _MODEL_CHARS = 256  # a longer "model" is none, and is not worth remembering
 _CHUNK_CHARS = 100_000  # the worst text of this length takes 0.1 s; o200k fails on 1,000,000 spaces
 _MAX_CHUNKS = 20  # texts above 2,000,000 characters exceed every model's context: sampled
 _REMEMBERED_CHARS, _REMEMBERED_TEXTS = 8_192, 1_024
-
-
-class _Loading:
-    """Its lock guards no field: the second of two threads waits for the first one's work."""
-
-    lock = threading.Lock()
-
-    def renew(self) -> None:
-        """Make the lock anew: in a forked child nobody lives who could give it back."""
-        self.lock = threading.Lock()
-
-
-_LOADING = _Loading()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_LOADING.renew)
 
 
 class _Bundle(NamedTuple):
@@ -187,7 +172,8 @@ def _encoding_for_name(name: str) -> str:
     if not name:
         return DEFAULT_ENCODING
     try:
-        import tiktoken
+        with FORKS_WAIT:
+            import tiktoken
 
         return tiktoken.encoding_name_for_model(name)
     except (KeyError, ImportError):
@@ -203,9 +189,10 @@ def check_encoding_name(name: str) -> None:
         return
     known: set[str] = set(_STOCK_NAMES)
     try:
-        import tiktoken
+        with FORKS_WAIT:
+            import tiktoken
 
-        known.update(tiktoken.list_encoding_names())
+            known.update(tiktoken.list_encoding_names())
     except (ImportError, ValueError) as error:  # ValueError: two plugins are at odds
         _logger.debug("tiktoken can't list its encodings: %s", error)
     if name not in known:
@@ -219,7 +206,7 @@ def text_counter(name: str) -> TextCounter:
 
     Never raises: where the encoding can't be loaded, the counter estimates, and a warning says why.
     """
-    with _LOADING.lock:
+    with FORKS_WAIT:  # as does the second of two threads for the first one's work
         return _text_counter(name)
 
 

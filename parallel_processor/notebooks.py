@@ -6,6 +6,8 @@ import math
 import sys
 from typing import Any
 
+from parallel_processor.forks import FORKS_WAIT
+
 _PATIENCE_S = 0.5
 _BAR_FORMAT = "{percentage:3.0f}%{bar}{desc}"
 
@@ -28,7 +30,8 @@ def patience_s(error: BaseException) -> float:
 
 def notebook_bar() -> Any:
     """tqdm's bar for a notebook: a widget where ``ipywidgets`` is installed, else text."""
-    from tqdm import notebook, std  # for a bar only; see progress.py
+    with FORKS_WAIT:
+        from tqdm import notebook, std  # for a bar only; see progress.py
 
     if notebook.IProgress is None:  # type: ignore[attr-defined]
         return std.tqdm

@@ -25,6 +25,7 @@ from parallel_processor import messages
 from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Waiting
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
+from parallel_processor.exits import at_exit
 from parallel_processor.limiter import Reservation
 from parallel_processor.lines import Admitted
 from parallel_processor.models import Attempt, Verdict
@@ -166,6 +167,7 @@ class WorkerProcesses:
         self._threads: list[threading.Thread] = []  # of all children, those that are gone included
         self._fruitless = 0
         self._is_closing = False
+        at_exit(self.close)
 
     def start(self, admitted: Admitted) -> None:
         """Have ``admitted`` sent, with others, by :meth:`flush`. Only one thread may call these two."""

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from parallel_processor.counters import Counters, Counts
 from parallel_processor.figures import Usage
+from parallel_processor.forks import FORKS_WAIT
 from parallel_processor.notebooks import is_notebook, notebook_bar
 
 _BAR_INTERVAL_S = 0.2
@@ -156,7 +157,8 @@ def _bar_class(file: TextIO) -> Any:
         return _without_monitor(notebook_bar())
     if not file.isatty():
         return None
-    from tqdm.std import tqdm  # for a bar only; see above
+    with FORKS_WAIT:
+        from tqdm.std import tqdm  # for a bar only; see above
 
     return _without_monitor(tqdm)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from parallel_processor.forks import FORKS_WAIT
 from parallel_processor.models import Attempt, Request, Verdict
 from parallel_processor.options import RetryPolicy
 
@@ -108,9 +109,10 @@ class RetrySchedule:
 
     def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
         """Seconds until the next attempt behind ``attempt``, which ``tries`` has noted; else ``None``."""
-        import tenacity
+        with FORKS_WAIT:
+            retrying = self._retrying  # once
+            import tenacity
 
-        retrying = self._retrying  # once
         if tries.state is None:
             tries.state = tenacity.RetryCallState(retrying, None, (tries,), {})
         retrying.begin()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from parallel_processor.attempts import Attempts, Ended
 from parallel_processor.buckets import Waiting
+from parallel_processor.exits import at_exit
 from parallel_processor.limiter import Reservation
 from parallel_processor.lines import Admitted
 from parallel_processor.options import Options
@@ -58,6 +59,7 @@ class WorkerThreads:
         self._executor = ThreadPoolExecutor(
             max_workers, thread_name_prefix="parallel-processor-worker"
         )
+        at_exit(self.cut)  # the interpreter waits for the threads
 
     def start(self, admitted: Admitted) -> None:
         """Take an idle thread for ``admitted``, or make one."""

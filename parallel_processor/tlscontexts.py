@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 
+from parallel_processor.forks import FORKS_WAIT
+
 _create: Any = create_urllib3_context
 _ALPN_PROTOCOLS = ["http/1.1"]
 
@@ -37,7 +39,8 @@ class TLSContexts:
         with self._lock:
             context = self._contexts.get(policy)
             if context is None:
-                context = self._contexts[policy] = _make(policy)
+                with FORKS_WAIT:  # OpenSSL has locks of its own
+                    context = self._contexts[policy] = _make(policy)
         return context
 
 

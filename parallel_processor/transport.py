@@ -8,7 +8,8 @@ redirects are never followed, so that no key goes to another host, and nothing i
 A session that comes without an adapter of its own gets ours, which bounds the whole exchange
 (``connections.py``). One that comes with another adapter keeps it, and its meaning of a read timeout.
 Such an adapter is given prepared requests, as ours is for sessions with an auth class, which sees each
-body, and behind proxies that are reached by SOCKS or TLS.
+body, and behind proxies that are reached by SOCKS or TLS. Where somebody has put himself into
+``requests`` or urllib3 (``interception.py``), the session itself sends them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from parallel_processor.exceptions import TransportError
 from parallel_processor.exchange import Answer, Line, read_bounded
 from parallel_processor.failures import FAILURES, transport_error
 from parallel_processor.heads import request_head
+from parallel_processor.interception import is_intercepted, is_recorded
 from parallel_processor.jsontext import read_answer
 from parallel_processor.models import Reply, Request
 from parallel_processor.options import Options
@@ -53,10 +55,11 @@ class _Route(NamedTuple):
 class _Lane:
     """What one worker thread sends with; ``routes`` has ``None`` for a URL that needs the adapter."""
 
-    __slots__ = ("lines", "prepared", "routes", "session", "settings")
+    __slots__ = ("is_intercepted", "lines", "prepared", "routes", "session", "settings")
 
     def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
         self.session = session
+        self.is_intercepted = is_intercepted(session)
         self.settings = settings
         self.prepared: dict[str, requests.PreparedRequest] = {}
         self.routes: dict[str, _Route | None] = {}
@@ -89,6 +92,8 @@ class Transport:
             read=options.request_timeout_s,
             total=options.request_timeout_s,
         )
+        # What records has one exchange at a time: VCR takes from its cassette what two may have found.
+        self._turn = threading.Lock() if is_recorded() else None
         self._threads = threading.local()
         self._lock = threading.Lock()  # guards _lanes and the lanes' settings
         self._lanes: list[_Lane] = []
@@ -103,7 +108,10 @@ class Transport:
             if lane is None:
                 lane = self._make_lane()
             route = lane.routes[url] if url in lane.routes else self._make_route(lane, url)
-            if route is None:
+            if route is None and self._turn is not None:
+                with self._turn:
+                    answer = self._send_by_adapter(lane, url, request.payload)
+            elif route is None:
                 answer = self._send_by_adapter(lane, url, request.payload)
             else:
                 answer = route.line.exchange(
@@ -122,7 +130,8 @@ class Transport:
             lane = _Lane(factory(), {})  # whose proxies may be its own
         self._threads.lane = lane
         for scheme in ("http://", "https://"):
-            if type(lane.session.adapters.get(scheme)) is HTTPAdapter:
+            is_stock = type(lane.session.adapters.get(scheme)) is HTTPAdapter
+            if is_stock and self._turn is None:
                 lane.session.mount(scheme, self._adapter)
         with self._lock:
             self._lanes.append(lane)
@@ -136,8 +145,9 @@ class Transport:
 
     def _find_route(self, lane: _Lane, url: str) -> _Route | None:
         """How requests to ``url`` go out; ``None`` if the session's adapter has to send them."""
-        adapter = lane.session.get_adapter(url)
-        if adapter is not self._adapter or lane.session.auth is not None:
+        if lane.is_intercepted or lane.session.auth is not None:
+            return None
+        if lane.session.get_adapter(url) is not self._adapter:
             return None
         prepared = self._prepare_new(lane, url, b"")
         settings = lane.settings.get(url) or self._merge_settings(lane, url)
@@ -157,14 +167,18 @@ class Transport:
         return Line(pool, self._registry, options.connect_timeout_s, options.request_timeout_s)
 
     def _send_by_adapter(self, lane: _Lane, url: str, payload: bytes) -> Answer:
-        """Send a prepared request as a session would."""
+        """Send a prepared request as a session would, or by the session."""
         prepared = self._prepare(lane, url, payload)
         settings = lane.settings.get(url) or self._merge_settings(lane, url)
+        settings = settings | {"timeout": self._timeout}
         adapter = lane.session.get_adapter(url)
-        response = adapter.send(prepared, timeout=self._timeout, **settings)
+        if lane.is_intercepted:
+            response = lane.session.send(prepared, allow_redirects=False, **settings)
+        else:
+            response = adapter.send(prepared, **settings)
         try:
-            if lane.session.auth is not None:  # it may answer a challenge, as Digest does
-                settings = settings | {"timeout": self._timeout}
+            if lane.session.auth is not None and not lane.is_intercepted:
+                # It may answer a challenge, as Digest does.
                 response = _dispatch("response", prepared.hooks, response, **settings)
             if response.status_code < 200:  # an adapter of the session's own; see connections.py
                 adapter.close()

@@ -6,6 +6,8 @@ import math
 import re
 from datetime import datetime, timezone
 
+from parallel_processor.forks import FORKS_WAIT
+
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -70,6 +72,7 @@ def _from_rfc_3339(value: str) -> datetime:
 
 
 def _from_http_date(value: str) -> datetime:
-    import email.utils  # takes longer than this module, and few servers say a date
+    with FORKS_WAIT:
+        import email.utils  # takes longer than this module, and few servers say a date
 
     return email.utils.parsedate_to_datetime(value)
