@@ -77,8 +77,7 @@ class Dispatcher(Bounds):
         super().__init__(Lines(cost, self.wake), max_workers)
         self._due_at = math.inf  # when the thread wakes by itself, if it is asleep
         self._waits_as = (False, False)  # its state when what it waits for was told
-        self._closed = self._hurries = self._has_left = False
-        self._has_started = False
+        self._closed = self._hurries = self._has_left = self._has_started = False
         name = "parallel-processor-dispatcher"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         at_exit(self._end)
