@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3.connection
+from requests import adapters
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -20,7 +21,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 def is_intercepted(session: requests.Session) -> bool:
     """True if requests must be sent by ``session.send``."""
     send = getattr(session.send, "__func__", session.send)
-    ours = ((send, requests.sessions), (HTTPAdapter.send, requests.adapters))
+    ours = ((send, requests.sessions), (HTTPAdapter.send, adapters))
     return not all(_is_defined_in(function, module) for function, module in ours)
 
 

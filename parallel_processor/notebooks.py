@@ -40,7 +40,8 @@ def notebook_bar() -> Any:
         """A widget that follows ``total``, which tqdm's own takes for final."""
 
         def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings | {"bar_format": _BAR_FORMAT})
+            settings["bar_format"] = _BAR_FORMAT
+            super().__init__(**settings)
 
         def display(self, *args: Any, **settings: Any) -> None:
             self.container.children[1].max = self.total

@@ -197,7 +197,7 @@ def test_a_request_has_metadata_an_id_and_a_url_of_its_own() -> None:
         {"model": "m", "input": "c", "metadata": "mine"},
     ]
     with RawServer(answer_all) as server, processor(server.url) as made:
-        first, second, third = made.map(given)  # type: ignore[arg-type]
+        first, second, third = made.map(given)
     assert first.metadata == {"row": 7} and third.metadata == "mine"
     assert second.custom_id == "b" and second.metadata is None
     sent = {json.loads(body).get("input", "b"): json.loads(body) for body in server.bodies}

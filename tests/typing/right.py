@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,17 @@ from parallel_processor import (
     RetryPolicy,
     RunStoppedError,
     Settings,
+    Stats,
     Summary,
     Verification,
     WorkerProcessError,
     process_api_requests_from_file,
     process_file,
+    read_results,
+    response_embeddings,
+    response_text,
+    serve_metrics,
+    to_records,
     verify_results,
 )
 
@@ -73,9 +80,30 @@ def programs() -> None:
         processor.imap_unordered({"input": text} for text in "abc")
         processor.imap_unordered([Request(body={"input": "a"}), {"input": "b"}])
         assert_type(processor.process_file("in.jsonl", progress=False), Summary)
+        assert_type(processor.imap(({"input": text} for text in "abc"), window=10), Iterator[Outcome])
+        assert_type(processor.map([{"input": "a"}], progress=True), list[Outcome])
+        processor.map([Request(body={}, metadata=3, custom_id="a", url="/v1/x")], on_outcome=print)
+        future = processor.submit({"input": "a"})
+        assert_type(future, Future[Outcome])
+        assert_type(future.result(5).ok, bool)
+        assert_type(processor.stats(), Stats)
+        assert_type(processor.stats().latency_s, Mapping[int, float])
+        with serve_metrics(processor, 0) as port:
+            assert_type(port, int)
         processor.stop("enough")
         processor.cut()
-    Processor(clock=lambda: 0.0, processes=2, session_factory=dict)
+    Processor(clock=lambda: 0.0, processes=2, session_factory=dict, dedupe=True)
+    Processor(validate=lambda response: response["data"][0])
+
+
+def results(path: Path) -> None:
+    """A results file gives outcomes, and outcomes give rows."""
+    read = read_results(path, errors_path="errors.jsonl")
+    assert_type(read, Iterator[Outcome])
+    assert_type(to_records(read), list[dict[str, Any]])
+    process_file(path, on_outcome=lambda outcome: print(outcome.text))
+    assert_type(response_text({}), str | None)
+    assert_type(response_embeddings({}), list[list[float]] | None)
 
 
 def outcomes(outcome: Outcome) -> None:

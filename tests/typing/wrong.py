@@ -47,6 +47,7 @@ def values_of_another_type() -> None:
     Processor(token_accounting="used")  # type: ignore[arg-type]
     Processor(retry=5)  # type: ignore[arg-type]
     Processor(session_factory=5)  # type: ignore[arg-type]
+    Processor(validate="schema")  # type: ignore[arg-type]
     process_file("in.jsonl", request_timeout_s="5")  # type: ignore[arg-type]
     process_file(5)  # type: ignore[arg-type]
     process_file("in.jsonl", progress="yes")  # type: ignore[arg-type]
@@ -64,6 +65,10 @@ def requests_that_are_none(processor: Processor) -> None:
     processor.imap_unordered(["a"])  # type: ignore[list-item]
     processor.imap_unordered({"input": "a"})  # type: ignore[dict-item]
     processor.imap_unordered(5)  # type: ignore[arg-type]
+    processor.map("text")  # type: ignore[arg-type]
+    processor.submit("text")  # type: ignore[arg-type]
+    processor.submit([{"input": "a"}])  # type: ignore[arg-type]
+    processor.imap([], window="all")  # type: ignore[arg-type]
     Request()  # type: ignore[call-arg]
     Request({"input": "a"})  # type: ignore[call-arg]
 
