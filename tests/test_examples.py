@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import inspect
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,16 @@ def server() -> Iterator[Simulator]:
         yield simulator
 
 
+@pytest.fixture
+def _log_level() -> Iterator[None]:
+    """One of the examples sets the level of the package's log, as the cookbook's function does."""
+    logger = logging.getLogger("parallel_processor")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("_log_level")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_example_does_what_it_says(
     name: str, server: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
