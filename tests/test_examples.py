@@ -51,15 +51,16 @@ def server() -> Iterator[Simulator]:
         yield simulator
 
 
-@pytest.fixture(autouse=True)
-def _level() -> Iterator[None]:
-    """An example may set the level of the package's logger."""
+@pytest.fixture
+def _log_level() -> Iterator[None]:
+    """One of the examples sets the level of the package's log, as the cookbook's function does."""
     logger = logging.getLogger("parallel_processor")
     level = logger.level
     yield
     logger.setLevel(level)
 
 
+@pytest.mark.usefixtures("_log_level")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_example_does_what_it_says(
     name: str, server: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
