@@ -17,7 +17,11 @@ from typing import Any, BinaryIO
 
 from parallel_processor import messages
 from parallel_processor.attempts import Attempts
-from parallel_processor.exceptions import WorkerProcessError
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    ParallelProcessorError,
+    WorkerProcessError,
+)
 from parallel_processor.messages import Errand
 from parallel_processor.models import Request
 from parallel_processor.options import Options
@@ -64,9 +68,7 @@ class Child:
             attempt, *more = self._attempts.make(request, host)
             self._ended.put((number, messages.pack(attempt), *more))
         except BaseException as error:  # a fault of ours, which ends the run
-            # As text: not every exception can be pickled, or made again.
-            fault = WorkerProcessError(f"{type(error).__name__} in a worker process: {error}")
-            self._ended.put((number, fault))
+            self._ended.put((number, _as_text(error)))
 
     def _send(self) -> None:
         """Runs in a thread: what has ended meanwhile travels together."""
@@ -86,6 +88,13 @@ class Child:
             if ended is not None:
                 self._closing.wait(_GATHER_S)
                 ended = self._ended.get()
+
+
+def _as_text(error: BaseException) -> ParallelProcessorError:
+    """What can travel: not every exception can be pickled, or made again."""
+    if isinstance(error, ConfigurationError):
+        return ConfigurationError(str(error))
+    return WorkerProcessError(f"{type(error).__name__} in a worker process: {error}")
 
 
 def main() -> None:

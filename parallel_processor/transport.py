@@ -30,7 +30,7 @@ from parallel_processor.connections import (
     ConnectionRegistry,
     bounded_pools,
 )
-from parallel_processor.exceptions import TransportError
+from parallel_processor.exceptions import ConfigurationError, TransportError
 from parallel_processor.exchange import Answer, Line, read_bounded
 from parallel_processor.failures import FAILURES, transport_error
 from parallel_processor.heads import request_head
@@ -100,13 +100,16 @@ class Transport:
         self._settings: dict[str, dict[str, Any]] = {}
 
     def send(self, request: Request) -> Reply:
-        """Send one attempt and read the whole answer; :class:`TransportError` if none came."""
+        """Send one attempt and read the whole answer; :class:`TransportError` if none came.
+
+        :class:`ConfigurationError` if the session factory fails.
+        """
         url = request.url or self._options.request_url
         route: _Route | None = None
+        lane: _Lane | None = getattr(self._threads, "lane", None)
+        if lane is None:
+            lane = self._make_lane()
         try:
-            lane: _Lane | None = getattr(self._threads, "lane", None)
-            if lane is None:
-                lane = self._make_lane()
             route = lane.routes[url] if url in lane.routes else self._make_route(lane, url)
             if route is None and self._turn is not None:
                 with self._turn:
@@ -127,7 +130,7 @@ class Transport:
         if factory is None:
             lane = _Lane(requests.Session(), self._settings)
         else:
-            lane = _Lane(factory(), {})  # whose proxies may be its own
+            lane = _Lane(_made_by(factory), {})  # whose proxies may be its own
         self._threads.lane = lane
         for scheme in ("http://", "https://"):
             is_stock = type(lane.session.adapters.get(scheme)) is HTTPAdapter
@@ -246,6 +249,20 @@ class Transport:
             lane.session.close()
         self._adapter.close()
         self._registry.close()
+
+
+def _made_by(factory: Callable[[], Any]) -> requests.Session:
+    try:
+        session = factory()
+    except Exception as error:
+        raise ConfigurationError(
+            f"session_factory failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(session, requests.Session):
+        raise ConfigurationError(
+            f"session_factory must return a requests.Session, not {type(session).__name__}"
+        )
+    return session
 
 
 def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedRequest:

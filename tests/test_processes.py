@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -272,20 +273,45 @@ class Locked(Exception):
         self.lock = threading.Lock()
 
 
+def faulty(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """An auth with a fault."""
+    raise Locked
+
+
+def faulty_session() -> requests.Session:
+    """A session with a fault."""
+    session = requests.Session()
+    session.auth = faulty
+    return session
+
+
 def faulty_factory() -> requests.Session:
     """A factory with a fault."""
     raise Locked
 
 
-def test_a_fault_in_a_process_ends_the_run_at_once() -> None:
+def no_session() -> None:
+    """A factory that has forgotten what to give."""
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "words"),
+    [
+        ("faulty_session", WorkerProcessError, "Locked in a worker process: it has a lock"),
+        ("faulty_factory", ConfigurationError, "session_factory failed: Locked: it has a lock"),
+        ("no_session", ConfigurationError, "session_factory must return .* not NoneType"),
+    ],
+)
+def test_a_fault_in_a_process_ends_the_run_at_once(
+    factory: str, error: type[Exception], words: str
+) -> None:
     """An exception that can't travel is told as text, and nothing waits for its process."""
     sys.path.insert(0, str(Path(__file__).parent))
     try:
-        from test_processes import faulty_factory as importable
-
+        importable = getattr(importlib.import_module("test_processes"), factory)
         with (
             processor("http://127.0.0.1:1", session_factory=importable, api_key=None) as made,
-            pytest.raises(WorkerProcessError, match="Locked in a worker process: it has a lock"),
+            pytest.raises(error, match=words),
         ):
             list(made.imap_unordered(rows(5)))
     finally:

@@ -20,7 +20,7 @@ import urllib3
 from raw_server import RawServer, Visit, answer_all, certificate_file, head_of, header_of
 from requests.adapters import HTTPAdapter
 
-from parallel_processor.exceptions import TransportError
+from parallel_processor.exceptions import ConfigurationError, TransportError
 from parallel_processor.formats import made_request
 from parallel_processor.models import Reply
 from parallel_processor.options import Options
@@ -809,16 +809,31 @@ def test_a_session_merges_its_settings_once() -> None:
 
 
 def test_a_factory_that_fails_ends_the_run() -> None:
-    """An error of the caller's own code is not taken for one of the network."""
+    """An error of the caller's own code is not taken for one of the network, whatever it is."""
+    errors: list[Exception] = [KeyError("vault"), OSError("no file"), requests.Timeout("slow")]
 
     def factory() -> requests.Session:
-        raise KeyError("vault")
+        raise error
 
+    for error in errors:
+        with (
+            transport("http://127.0.0.1:1/", session_factory=factory) as sender,
+            pytest.raises(ConfigurationError, match="session_factory failed: ") as caught,
+        ):
+            sender.send(REQUEST)
+        assert caught.value.__cause__ is error
+        assert str(error) in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [None, requests, requests.Session, object()])
+def test_a_factory_has_to_give_a_session(made: object) -> None:
+    """Whatever else it gives is named, and so is the option."""
     with (
-        transport("http://127.0.0.1:1/", session_factory=factory) as sender,
-        pytest.raises(KeyError),
+        transport("http://127.0.0.1:1/", session_factory=lambda: made) as sender,
+        pytest.raises(ConfigurationError, match="session_factory") as caught,
     ):
         sender.send(REQUEST)
+    assert str(caught.value).endswith(f", not {type(made).__name__}")
 
 
 # Cutting
