@@ -31,13 +31,14 @@ _MAX_BATCH = 1000
 _MAX_PIECE_BYTES = 4 * 1024 * 1024
 _GATHER_S = 0.005
 _RETRY_INTERVAL_S = 1.0
+_START_S = 5.0  # that a new thread may take until it runs
 _LOOK_S = 1.0  # a Ctrl-C that comes just before a wait is heard behind it
 
 
 class ResultWriter:
     """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
-    Any thread may call :meth:`put`. The constructor starts the thread, which has the files to itself
+    Any thread may call :meth:`put`. :meth:`start` starts the thread, which has the files to itself
     until :meth:`close` has written what is left and ended it. ``on_written`` is called with each batch
     and whether it is on record.
     """
@@ -64,12 +65,21 @@ class ResultWriter:
         self._gave_up = threading.Event()
         self._closing = threading.Event()
         self._ended = Bell()
-        self._has_ended = False
+        self._is_asked_for = self._has_ended = False
+        self._runs = threading.Event()
         self._retry_until: float | None = None  # set by the first failure
         self._thread = threading.Thread(
             target=self._run, name="parallel-processor-writer", daemon=True
         )
-        self._thread.start()
+
+    def start(self) -> None:
+        """Start the thread; from here on :meth:`close` has to be called, whatever interrupts this."""
+        self._is_asked_for = True
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread any more
+            self._is_asked_for = False
+            raise
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
@@ -81,6 +91,8 @@ class ResultWriter:
 
     def close(self) -> None:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
+        if not self._is_asked_for:
+            return
         try:
             self._closing.set()
             self._queue.put(None)
@@ -93,11 +105,14 @@ class ResultWriter:
 
     def _join(self) -> None:
         """Wait for the thread's end; unlike ``Thread.join``, again after an interrupt."""
+        if not self._runs.wait(_START_S):  # it was interrupted before there was a thread
+            return
         while not self._has_ended:
             self._ended.wait(_LOOK_S)
         self._thread.join()
 
     def _run(self) -> None:
+        self._runs.set()
         try:
             self._write_all()
         finally:

@@ -1,7 +1,7 @@
 """The whole path at full length, against a server in a process of its own that counts for itself.
 
-The jobs that need a minute or more of real time run side by side, and the other tests meanwhile: each
-is bound by its limit, not by the machine.
+The jobs that need a minute or more of real time run side by side, each bound by its limit, not by the
+machine; but what a server sees in a minute holds only where nothing keeps the requests on their way.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def bench() -> Iterator[subprocess.Popen[str]]:
         process.terminate()
 
 
-@pytest.mark.usefixtures("begun", "bench")
+@pytest.mark.usefixtures("bench")
 def test_a_fifth_of_the_requests_fails_once(tmp_path: Path) -> None:
     """500, 503, 429, a reset, torn bodies, HTML, {"detail"} and broken JSON: all are answered."""
     requests = embeddings(1000)
@@ -179,6 +179,7 @@ def test_an_account_that_cant_go_on_stops_the_run(tmp_path: Path, flags: tuple[o
     assert os.fspath(source) in done.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["requests", "tokens", "oversize", "latency"])
 def test_a_long_job_answers_every_request_once(long_jobs: dict[str, Job], name: str) -> None:
     """Nothing is lost or doubled, whatever limit binds; a request beyond a minute's limit included."""
@@ -188,6 +189,7 @@ def test_a_long_job_answers_every_request_once(long_jobs: dict[str, Job], name: 
     assert job.stats["answered"] == len(job.requests)
 
 
+@pytest.mark.alone
 def test_the_request_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
     """At 1,200 a minute no 60 seconds at the server hold more, and the first minute holds 98.5 %."""
     stats = long_jobs["requests"].stats
@@ -195,6 +197,7 @@ def test_the_request_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
     assert stats["requests_in_first_60_s"] >= 0.985 * 1200
 
 
+@pytest.mark.alone
 def test_the_token_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
     """At 60,000 tokens a minute no 60 seconds hold more, and the first minute holds 98.5 %."""
     stats = long_jobs["tokens"].stats
@@ -202,6 +205,7 @@ def test_the_token_limit_is_kept_and_used(long_jobs: dict[str, Job]) -> None:
     assert stats["tokens_in_first_60_s"] >= 0.985 * 60_000
 
 
+@pytest.mark.alone
 def test_threads_are_for_requests_in_flight(long_jobs: dict[str, Job]) -> None:
     """25 requests a second with 2 s latency need about 50 threads, not the 1,000 that are allowed."""
     job = long_jobs["latency"]

@@ -81,6 +81,18 @@ def gated(held: bytes) -> Iterator[tuple[RawServer, Gate]]:
             gate.opened.set()
 
 
+# As they come.
+
+
+def test_an_outcome_is_yielded_while_the_next_request_waits_for_capacity() -> None:
+    """With one request a minute, the first outcome comes although the second may not go for long."""
+    limits = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
+    with RawServer(answer_all) as server, processor(server.url, limits=limits) as made:
+        outcomes = made.imap_unordered(rows(2))
+        assert next(outcomes).request.number == 1
+        assert len(server.bodies) == 1
+
+
 # In order.
 
 

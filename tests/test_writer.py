@@ -52,6 +52,7 @@ class Desk:
         self.writer = ResultWriter(
             *self.files, on_written=self._on_written, on_failure=self._on_failure, **settings
         )
+        self.writer.start()
 
     def _on_written(self, outcomes: list[Outcome], on_record: bool) -> None:
         (self.written if on_record else self.lost).extend(outcomes)
@@ -147,6 +148,7 @@ def test_what_is_queued_is_written_without_waiting_for_the_end(tmp_path: Path) -
     told = threading.Event()
     file = AppendFile(tmp_path / "out.jsonl")
     writer = ResultWriter(file, on_written=lambda *_: told.set(), on_failure=lambda _: None)
+    writer.start()
     writer.put(answered(1))
     assert told.wait(10)
     assert len(records(tmp_path / "out.jsonl")) == 1
@@ -354,3 +356,25 @@ def test_a_record_that_cannot_be_made_hangs_nobody(tmp_path: Path) -> None:
     assert "AttributeError" in str(desk.failures[0])
     assert [outcome.request.number for outcome in desk.written] == [2]
     assert desk.lost == [broken]
+
+
+def test_an_interrupt_while_it_starts_leaves_no_thread(tmp_path: Path) -> None:
+    """Whoever asked for the start closes it, whether the thread is there already or not."""
+    (file,) = files = [AppendFile(tmp_path / "out.jsonl")]
+    writer = ResultWriter(*files, on_written=lambda *_: None, on_failure=lambda _: None)
+    begin = writer._thread.start
+
+    def interrupted() -> None:
+        begin()
+        raise KeyboardInterrupt
+
+    writer._thread.start = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        writer.start()
+    writer.put(answered(1))
+    writer.close()
+    assert not writer._thread.is_alive()
+    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 1
+    never = ResultWriter(file, on_written=lambda *_: None, on_failure=lambda _: None)
+    never.close()
+    file.close()
