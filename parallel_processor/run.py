@@ -170,15 +170,14 @@ class Run:
     def _count(self, waiting: Waiting) -> None:
         """Count the request's tokens. Any thread may do it."""
         waiting.estimate = self._pricing.estimate(waiting.request)
-        tokens, limit = (
-            self._pricing.cost(waiting.estimate).tokens,
-            waiting.bucket.ceiling.tokens_per_minute,
-        )
+        tokens = self._pricing.cost(waiting.estimate).tokens
+        limit = waiting.bucket.ceiling.tokens_per_minute
         if tokens > limit:
             _log.warning(
                 "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
                 "and the minutes behind it wait",
                 *(waiting.request.number, tokens, limit),
+                extra={"request_number": waiting.request.number},
             )
 
     def _room(self) -> int:
@@ -240,11 +239,13 @@ class Run:
             return None
 
     def _deliver(self, outcome: Outcome) -> None:
+        number = outcome.request.number
         if outcome.request.flaw is not None:
             self.counters.started()
-            _log.error("%s", outcome.error)
+            _log.error("%s", outcome.error, extra={"request_number": number})
         elif not outcome.ok and not outcome.unanswered:
-            _log.error("request %d failed: %s", outcome.request.number, outcome.error)
+            extra = {"request_number": number}  # as in worker.py
+            _log.error("request %d failed: %s", number, outcome.error, extra=extra)
         if outcome.unanswered and self.sink is not None:
             self.recorded([outcome])
         elif self.sink is not None:
