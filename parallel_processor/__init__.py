@@ -3,6 +3,8 @@
 ``process_file`` does a JSONL file, ``Processor`` whatever your program iterates over. See the README.
 """
 
+import logging as _logging
+
 from parallel_processor.api import process_api_requests_from_file, process_file
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -56,3 +58,6 @@ __all__ = [
     "verify_results",
 ]
 __version__ = "0.1.0"
+
+# Without any logging set up, Python would print warnings and errors to stderr.
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())

@@ -17,6 +17,9 @@ except ImportError:  # Windows: there is no lock then
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
 _MAX_REPLACEMENTS = 10
+# A pipe that nobody reads is an error at once, instead of a wait that nothing ends; on Windows lines end
+# with LF as well.
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class AppendFile:
@@ -110,10 +113,23 @@ class AppendFile:
                 os.fchown(other._descriptor, status.st_uid, status.st_gid)
             os.fchmod(other._descriptor, stat.S_IMODE(status.st_mode))
         target = self.path.resolve()  # a symbolic link stays one
+        if fcntl is None:
+            self._replace_closed(other, target)
+            return
         os.replace(other.path, target)
         _sync_directory(target.parent)
         os.close(self._descriptor)
         self._descriptor, self._size = other._descriptor, other._size
+
+    def _replace_closed(self, other: AppendFile, target: Path) -> None:
+        """Windows replaces no file that is open, nor by one; and there is no lock to hold."""
+        other.close()
+        self.close()
+        try:
+            os.replace(other.path, target)
+            self._size = other._size
+        finally:
+            self._descriptor = _open_locked(self.path, 0o666, 0)
 
     def close(self) -> None:
         """Give back the descriptor, and with it the lock; again does nothing.
@@ -132,11 +148,10 @@ class AppendFile:
 def _open_locked(path: Path, mode: int, flags: int) -> int:
     """Open and lock ``path``; again if it was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
-        # A pipe that nobody reads is an error at once, instead of a wait that nothing ends.
-        flags |= getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | flags, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS | flags, mode)
         try:
-            os.set_blocking(descriptor, True)
+            if hasattr(os, "O_NONBLOCK"):
+                os.set_blocking(descriptor, True)
             if fcntl is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return descriptor
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

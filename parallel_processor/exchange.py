@@ -28,7 +28,7 @@ _JOINED_BYTES = 64 * 1024  # copying so much costs less than a second write
 _CHUNK_BYTES = 1024 * 1024
 _COMPRESSED_CHUNK_BYTES = 64 * 1024  # urllib3 before 2.6 inflates a whole chunk, to 64 MiB at most
 _GZIP = 16 + zlib.MAX_WBITS
-_STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE)
+_STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPROTOTYPE)
 
 
 class Answer(NamedTuple):

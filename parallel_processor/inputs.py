@@ -91,8 +91,11 @@ def check_paths(
 
 
 def _file_of(path: Path) -> object:
-    """What equal files share, whatever their names; a file that doesn't exist yet has only its name."""
-    if not path.exists():
+    """What equal files share, whatever their names.
+
+    A file that doesn't exist yet has only its name, and so have those of some of Windows' file systems.
+    """
+    status = path.stat() if path.exists() else None
+    if status is None or not status.st_ino:
         return path.resolve()
-    status = path.stat()
     return status.st_dev, status.st_ino

@@ -53,6 +53,7 @@ class _Child:
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,  # a terminal's Ctrl-C is for the run alone
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows, too
         )
         self.lock = threading.Lock()  # guards what follows, and writing
         self.under_way: dict[int, Admitted] = {}

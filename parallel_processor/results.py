@@ -69,5 +69,7 @@ def unanswered(
         if request.dropped and not warned:
             warned = True
             names = ", ".join(sorted(request.dropped))
-            _log.warning("line %d: %s left out, here and below", request.number, names)
+            number = request.number
+            extra = {"request_number": number}
+            _log.warning("line %d: %s left out, here and below", number, names, extra=extra)
         yield request

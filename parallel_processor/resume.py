@@ -203,8 +203,8 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
         beside.sync()
         file.replace_by(beside)
     except BaseException:
+        beside.close()  # first: Windows removes no open file
         beside.path.unlink(missing_ok=True)
-        beside.close()
         raise
 
 

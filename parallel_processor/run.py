@@ -204,6 +204,7 @@ class Run:
                 "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
                 "and the minutes behind it wait",
                 *(waiting.request.number, tokens, limit),
+                extra={"request_number": waiting.request.number},
             )
 
     def _room(self) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 _TRIES = 5
+_IS_DEAF = sys.platform == "win32"  # Ctrl-C ends no wait there
+_LONGEST_S = 0.2 if _IS_DEAF else threading.TIMEOUT_MAX
 
 
 class Settable(Protocol):
@@ -40,9 +44,9 @@ class Bell:
                 self._rings.get_nowait()
 
     def wait(self, seconds: float | None) -> None:
-        """Wait until it rings; at most so long."""
-        if seconds is not None:
-            seconds = min(seconds, threading.TIMEOUT_MAX)
+        """Wait until it rings; at most so long, and less on Windows."""
+        if seconds is not None or _IS_DEAF:
+            seconds = min(math.inf if seconds is None else seconds, _LONGEST_S)
         with suppress(queue.Empty):
             self._rings.get(timeout=seconds)
 

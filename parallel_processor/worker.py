@@ -4,6 +4,9 @@ An attempt is begun when its bucket has admitted it, made by a thread (``attempt
 here: what it used is charged, what the server said is followed, and its request either has an outcome
 or is to be tried again after some seconds. Nothing here waits, so that no thread and no connection is
 held by a request that isn't under way.
+
+Whatever is logged about one request, here and elsewhere in the package, has its number as the record's
+attribute ``request_number`` (``extra``); other records have no such attribute.
 """
 
 from __future__ import annotations
@@ -79,7 +82,9 @@ class Worker:
             waiting.bucket.cancel(reservation)
             return False
         sent = waiting.tries.sent if waiting.tries is not None else 0
-        _log.debug("request %d: attempt %d", waiting.request.number, sent + 1)
+        if _log.isEnabledFor(logging.DEBUG):
+            number = waiting.request.number
+            _log.debug("request %d: attempt %d", number, sent + 1, extra={"request_number": number})
         self._counters.sent(int(reservation.costs[1]), first=sent == 0)
         return True
 
@@ -195,10 +200,13 @@ class Worker:
         if self._stop.is_set() or attempt.verdict is Verdict.LOST:  # whose process has its own line
             return
         number, error = tries.request.number, attempt.error
+        extra = {"request_number": number}
         if attempt.verdict is not Verdict.RETRY:
-            _log.warning("request %d waits for its turn: %s", number, error)
+            _log.warning("request %d waits for its turn: %s", number, error, extra=extra)
         else:
-            _log.warning("request %d is tried again in %.1f s: %s", number, seconds, error)
+            _log.warning(
+                "request %d is tried again in %.1f s: %s", number, seconds, error, extra=extra
+            )
 
 
 def _of(bucket: TokenBucket) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
 
 from parallel_processor.simulator.wire import HttpReply, HttpRequest, RequestReader
 
 _DRIP_S = 1.0
+_LINGER = "HH" if sys.platform == "win32" else "ii"
 
 
 class ConnectionOver(OSError):
@@ -64,7 +66,7 @@ class Connection:
 
     def reset(self) -> None:
         """End the connection with a TCP reset instead of an answer."""
-        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
         raise ConnectionOver("reset")
 
     def close(self) -> None:
