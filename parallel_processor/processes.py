@@ -266,12 +266,10 @@ class WorkerProcesses:
 
     def cut(self) -> None:
         """End every exchange under way; each fails as a broken connection."""
-        for child in self._all():
-            child.tell(messages.CUT)
-
-    def _all(self) -> list[_Child]:
         with self._lock:
-            return list(self._children)
+            children = list(self._children)
+        for child in children:
+            child.tell(messages.CUT)
 
     def close(self) -> None:
         """End the processes; what they still have under way is cut."""
