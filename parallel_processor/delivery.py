@@ -16,6 +16,7 @@ from parallel_processor.duplicates import Duplicates
 from parallel_processor.models import Request
 from parallel_processor.outcome import Outcome
 from parallel_processor.stop import Bell
+from parallel_processor.worker import flawed
 
 _log = logging.getLogger("parallel_processor")
 
@@ -45,9 +46,16 @@ class Delivery:
         """True if an outcome waits to be taken."""
         return bool(self._laid_out)
 
-    def claim(self, request: Request) -> Outcome | bool:
-        """True if ``request`` has to be sent, false if it waits for an equal one, or its outcome."""
-        return True if self._duplicates is None else self._duplicates.claim(request)
+    def claim(self, request: Request) -> bool:
+        """True if ``request`` has to be sent; else its outcome comes without, or has come already."""
+        if request.flaw is not None:
+            self.deliver(flawed(request))
+            return False
+        claim = True if self._duplicates is None else self._duplicates.claim(request)
+        if isinstance(claim, Outcome):
+            self.deliver(claim)
+            return False
+        return claim
 
     def deliver(self, outcome: Outcome) -> None:
         """Take ``outcome`` to whom it may concern, and to the requests that are equal to its own."""

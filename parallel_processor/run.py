@@ -37,7 +37,7 @@ from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing, model_of
 from parallel_processor.stop import Bell, StopSignal, do_all
-from parallel_processor.worker import Worker, flawed, unanswered
+from parallel_processor.worker import Worker, unanswered
 
 _log = logging.getLogger("parallel_processor")
 _WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
@@ -175,15 +175,10 @@ class Run:
 
     def _take_in(self, request: Request) -> None:
         self.counters.read()
-        claim = True if request.flaw is not None else self._delivery.claim(request)
-        if request.flaw is not None:
-            self._delivery.deliver(flawed(request))
-        elif isinstance(claim, Outcome):
-            self._delivery.deliver(claim)
-        if request.flaw is not None or claim is not True:
-            self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
-        else:
+        if self._delivery.claim(request):
             self._put(request)
+        else:
+            self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
         self.displays.show()
 
     def _put(self, request: Request) -> None:

@@ -172,6 +172,7 @@ WITHIN_LAYER = {
     ("buckets", "limiter"),
     ("charges", "ceiling"),
     ("bounds", "lines"),
+    ("delivery", "worker"),
     ("dispatcher", "bounds"),
     ("dispatcher", "buckets"),
     ("dispatcher", "limiter"),
