@@ -171,7 +171,7 @@ def test_an_account_that_cant_go_on_stops_the_run(tmp_path: Path, flags: tuple[o
     with simulator(*flags) as server:
         done = run(
             *("--requests_filepath", source, "--save_filepath", results, "--api_key", key),
-            *("--request_url", f"{server.url}/v1/embeddings", "--max_requests_per_minute", 60_000),
+            *("--request_url", f"{server.url}/v1/embeddings", "--max_requests_per_minute", 30_000),
             *("--logging_level", 10),
         )
         stats = server.stats()
