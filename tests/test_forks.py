@@ -37,7 +37,14 @@ def contexts():
 if work == "contexts":
     from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
 work = {"run": run, "contexts": contexts}[work]
-thread = threading.Thread(target=work)
+forked = threading.Event()
+
+def busy():
+    work()
+    while not forked.is_set():  # on a slow machine it may be over before the first fork
+        work()
+
+thread = threading.Thread(target=busy)
 thread.start()
 children = []
 while thread.is_alive() and len(children) < 25:
@@ -51,6 +58,7 @@ while thread.is_alive() and len(children) < 25:
         finally:
             os._exit(code)
     children.append(child)
+    forked.set()
     thread.join(0.01)
 thread.join()
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
