@@ -261,9 +261,11 @@ onload = () => {{
 </script></body>"""
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium")
+@pytest.mark.acceptance
 def test_no_screen_is_too_narrow(tmp_path: Path) -> None:
     """In a browser no page is wider than its window, be that of 1280 pixels or of 390."""
+    if shutil.which("chromium") is None:
+        pytest.skip("there is no Chromium")
     frames = ""
     for name, make in reports.ALL.items():
         report = hostile(make()) if name == "unlimited" else make()

@@ -165,7 +165,7 @@ class Server:
 def install() -> Path:
     """Make sure that nginx is there, and give its echo module."""
     if shutil.which("nginx") is None or _echo_module() is None:
-        command = ["apt-get", "-qq", "install", "--yes", *PACKAGES]
+        command = ["apt-get", "-qq", "install", "--yes", "-o", "DPkg::Lock::Timeout=300", *PACKAGES]
         hint = f"nginx and its echo module are needed: {' '.join(command)}"
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise BenchmarkError(hint)
