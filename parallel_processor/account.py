@@ -19,7 +19,7 @@ from parallel_processor.submissions import Submissions
 
 _PERCENTILES = (50, 95, 99)
 _SHOWN = (
-    *("read", "answered", "failed", "unanswered", "deduplicated", "in_flight", "attempts"),
+    *("read", "answered", "failed", "unanswered", "deduplicated", "attempts"),
     *("retries", "rate_limited", "pauses", "used_tokens", "reserved_tokens", "errors"),
 )
 
@@ -32,7 +32,7 @@ class Account:
         self._clock = clock
         self.buckets = Buckets(options, clock)
         self.pricing = Pricing(options)
-        self.submissions = Submissions(self.run, options.request_url)
+        self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards what follows
         self._runs: set[Run] = set()
         self._ended = Counts()  # of the runs that are over
@@ -81,14 +81,16 @@ class Account:
     def stats(self) -> Stats:
         """Where all runs together stand."""
         with self._lock:
-            counts, runs = self._ended, len(self._runs)
+            counts, runs, in_flight = self._ended, len(self._runs), 0
             for run in self._runs:
                 counts += run.counters.counts()
+                in_flight += run.in_flight
         usage = self.buckets.usage()
         a_minute = 60.0 / max(usage.span_s, 1.0)
         latencies = {each: percentile_s(counts.latencies, each) for each in _PERCENTILES}
         return Stats(
             runs=runs,
+            in_flight=in_flight,
             requests_per_minute=usage.admitted["requests"] * a_minute,
             tokens_per_minute=usage.admitted["tokens"] * a_minute,
             limits=usage.limits,

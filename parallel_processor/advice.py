@@ -29,7 +29,7 @@ _CLEARLY = 1.1  # times
 _USED = 0.9  # of a limit
 _FLAGS = {"requests": "--max_requests_per_minute", "tokens": "--max_tokens_per_minute"}
 _SERVER_ERROR = re.compile(r"HTTP 5\d\d|overloaded|slow_down", re.IGNORECASE)
-_OF_THE_REQUEST = re.compile(r"HTTP 4(?!0[138]\b|29\b)\d\d|line can't be sent|invalid request")
+_OF_THE_REQUEST = re.compile(r"HTTP 4(?!0[138]\b|29\b)\d\d|can't be sent|invalid request")
 _OWN_STOP = re.compile(r"interrupted|stopped by|the processor was closed", re.IGNORECASE)
 _REMEDIES = (  # for a fatal answer, by its text
     (

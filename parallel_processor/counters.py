@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,8 +56,9 @@ class Counts:
         sums: dict[str, Any] = {
             name: getattr(self, name) + getattr(other, name) for name in _NUMBERS
         }
-        errors = Counter(self.errors)
-        errors.update(other.errors)
+        errors = dict(self.errors)
+        for kind, number in other.errors.items():
+            _count(errors, kind, number)
         pairs = (self.latencies or other.latencies, other.latencies or self.latencies)
         both = self.latencies and other.latencies
         latencies = tuple(map(operator.add, *pairs)) if both else pairs[0]
@@ -173,8 +173,8 @@ class Counters:
 _IN_SUMMARY = [name for name in _NUMBERS if name not in ("read", "started")]
 
 
-def _count(errors: dict[str, int], kind: str) -> None:
-    """One more of ``kind``; what comes after many other kinds is counted with others."""
+def _count(errors: dict[str, int], kind: str, number: int = 1) -> None:
+    """So many more of ``kind``; what comes after many other kinds is counted with others."""
     if kind not in errors and len(errors) >= _MOST_KINDS:
         kind = _OTHERS
-    errors[kind] = errors.get(kind, 0) + 1
+    errors[kind] = errors.get(kind, 0) + number

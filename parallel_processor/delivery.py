@@ -11,12 +11,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.duplicates import Duplicates
 from parallel_processor.models import Request
 from parallel_processor.outcome import Outcome
 from parallel_processor.stop import Bell
-from parallel_processor.worker import flawed
+from parallel_processor.worker import flawed, unanswered
 
 _log = logging.getLogger("parallel_processor")
 
@@ -64,6 +65,14 @@ class Delivery:
             return
         for other in self._duplicates.end(outcome):
             self._hand_over(other)
+
+    def drop(self, waiting: Waiting) -> None:
+        """A request won't be sent any more: neither will those that are equal to it."""
+        if waiting.tries is not None:
+            self.deliver(unanswered(waiting))
+        elif self._duplicates is not None:
+            for other in self._duplicates.end(unanswered(waiting)):
+                self._hand_over(other)
 
     def _hand_over(self, outcome: Outcome) -> None:
         request = outcome.request

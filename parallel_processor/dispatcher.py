@@ -6,8 +6,8 @@ stand one whose model has: it only puts what it reads into the line of its bucke
 **Who admits.** A thread whose request has ended asks for the next one itself (:meth:`Dispatcher.done`),
 and sends that at once: while there is work, nothing is handed from thread to thread. Our own thread waits
 for what only time brings, and starts a thread for whoever may go when nobody asks. It sleeps while each
-line's first has a place that isn't admitted and no backoff is over; whoever changes that wakes it.
-So tokens are counted by the thread that will send, right before, or by ours.
+line's first has a place that isn't admitted and no backoff is over; whoever changes that wakes it. So
+tokens are counted by the thread that will send, right before, or by ours.
 
 **Who owns what.** ``_lock`` guards everything; a bucket's lock is taken within it, never the other way
 round. The thread lives from the first request to the last one or a stop (:mod:`exits` has the one that
@@ -27,12 +27,12 @@ from parallel_processor.buckets import Waiting
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.exits import at_exit
 from parallel_processor.ledger import Ledger
-from parallel_processor.lines import Admitted as Admitted
-from parallel_processor.lines import Lines
+from parallel_processor.lines import Admitted, Lines
 from parallel_processor.models import Cost, Estimate
 from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
+_NAME = "parallel-processor-dispatcher"
 _PATIENCE_S = 10.0  # for our thread at the interpreter's end
 _GATHER_S = 0.001  # how long those who wake the thread at once wait for others
 
@@ -42,9 +42,9 @@ class Dispatcher(Bounds):
 
     ``count`` sets a request's ``estimate`` if it is put without one, in any thread; ``cost`` tells what an
     attempt is expected to be charged if it is sent now. ``start`` has what was admitted sent, before
-    ``flush`` returns. ``drop`` gets each request that has been tried and won't be any more; ``on_room``
-    is called when more may be read. ``activity`` tells what holds the run back where no bucket does,
-    given whether as many are in flight as may be. ``wake`` is what buckets wake.
+    ``flush`` returns. ``drop`` gets each request that won't be sent (any more). ``on_room`` is called when
+    more may be read. ``activity`` tells what holds the run back where no bucket does, given whether as
+    many are in flight as may be. ``wake`` is what buckets wake.
     """
 
     def __init__(
@@ -78,8 +78,7 @@ class Dispatcher(Bounds):
         self._due_at = math.inf  # when the thread wakes by itself, if it is asleep
         self._waits_as = (False, False)  # its state when what it waits for was told
         self._closed = self._hurries = self._has_left = self._has_started = False
-        name = "parallel-processor-dispatcher"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
         at_exit(self._end)
 
     # The reader's side.
@@ -87,18 +86,17 @@ class Dispatcher(Bounds):
     def room(self) -> int:
         """How many more may be read; if none, ``on_room`` tells when that changes."""
         with self._lock:
-            count = self._room()
-            self._reader_waits = not count
+            self._reader_waits = not (count := self._room())
             return count
 
     def put(self, waiting: Waiting) -> None:
         """Take in what was read; after a stop it is dropped."""
         with self._lock:
-            if self._has_left:
-                return
-            if self._lines.add(waiting) and not self._is_full:
+            if not (is_late := self._has_left) and self._lines.add(waiting) and not self._is_full:
                 self._rouse()
-        if self._thread.ident is None:
+        if is_late:
+            self._drop(waiting)
+        elif self._thread.ident is None:
             self._thread.start()
 
     def pass_by(self) -> None:
@@ -163,7 +161,9 @@ class Dispatcher(Bounds):
                 self._count(waiting)
         finally:
             with self._lock:
-                self._lines.add_counted(waiting)
+                was_added = self._lines.add_counted(waiting)
+            if not was_added:
+                self._drop(waiting)
 
     def recorded(self, count: int) -> None:
         """So many outcomes are on record, or never will be."""
@@ -286,8 +286,8 @@ class Dispatcher(Bounds):
         """Drop what waits: the next run sends it."""
         with self._lock:
             self._ledger.end(self._clock())
-            self._has_left = True
-            self.unrecorded += len(dropped := self._lines.clear())
+            self._has_left, dropped = True, self._lines.clear()
+            self.unrecorded += sum(each.tries is not None for each in dropped)
         for waiting in dropped:
             self._drop(waiting)
         self._on_room()

@@ -1,9 +1,11 @@
 """Equal requests of a run: which are sent, and the answers that the others share.
 
-Requests are equal that have the same URL and the same body; metadata and ``custom_id`` are each one's own.
+Requests are equal that have the same URL and the same body, byte for byte, but for white space around it;
+metadata and ``custom_id`` are each one's own.
 The first of its kind is sent. Equal ones that come meanwhile wait for its end, whatever that is; those
 that come later get the answer out of a private database of SQLite, which keeps a part in memory and the
-rest in a temporary file, and is gone with the run. After a failure the next one is sent again.
+rest in a temporary file, and is gone with the run. After a failure the next one is sent again. SQLite has
+locks of its own for the whole process, so that no fork may come amid of what it does.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sqlite3
 import threading
 from dataclasses import replace
 
+from parallel_processor.forks import FORKS_WAIT
 from parallel_processor.formats import content_key
 from parallel_processor.jsontext import parse
 from parallel_processor.models import Reply, Request
@@ -32,9 +35,10 @@ class Duplicates:
         self._lock = threading.Lock()  # guards _waiting
         self._waiting: dict[bytes, list[Request]] = {}  # for an equal one's end
         self._database_lock = threading.Lock()  # one thread at a time has the database
-        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute(_TABLE)
+        with FORKS_WAIT:
+            self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = OFF")
+            self._database.execute(_TABLE)
         self._is_full = False
 
     def claim(self, request: Request) -> Outcome | bool:
@@ -64,12 +68,12 @@ class Duplicates:
 
     def close(self) -> None:
         """Forget everything."""
-        with self._database_lock:
+        with self._database_lock, FORKS_WAIT:
             self._database.close()
 
     def _find(self, key: bytes) -> Reply | None:
         query = "SELECT status, headers, body FROM answers WHERE key = ?"
-        with self._database_lock:
+        with self._database_lock, FORKS_WAIT:
             row = self._database.execute(query, [key]).fetchone()
         if row is None:
             return None
@@ -79,7 +83,7 @@ class Duplicates:
 
     def _keep(self, key: bytes, reply: Reply) -> None:
         row = (key, reply.status, json.dumps(dict(reply.headers)), reply.body)
-        with self._database_lock:
+        with self._database_lock, FORKS_WAIT:
             if self._is_full:
                 return
             try:

@@ -130,6 +130,10 @@ class RequestFailedError(ParallelProcessorError):
         super().__init__(f"{place} failed: {outcome.error or 'it was given up'}")
         self.outcome = outcome
 
+    def __reduce__(self) -> tuple[type[RequestFailedError], tuple[Outcome]]:
+        """It can be pickled, as a pool of processes does with what its work raises."""
+        return type(self), (self.outcome,)
+
 
 class StopRequested(ParallelProcessorError):
     """Why a run ends early at the caller's own wish; the message says whose."""

@@ -225,7 +225,7 @@ class Stats:
     ``read``, ``answered``, ``failed``, ``unanswered``, ``deduplicated``, ``attempts``, ``retries``,
     ``rate_limited``, ``pauses``, ``used_tokens`` and ``reserved_tokens`` are counts since the processor was
     made, as in :class:`Summary`; ``errors`` are the failed attempts by kind. ``runs`` are under way now,
-    ``in_flight`` the requests that were sent and have no answer yet, or no record.
+    ``in_flight`` the requests that were sent and have no answer yet.
     ``requests_per_minute`` and ``tokens_per_minute`` went out in the last 60 seconds (of a younger
     processor, as a rate), ``limits`` has what may (infinite where there is no limit). ``held_by`` is what
     sending waits for at this moment, empty if for nothing. ``latency_s`` has the percentiles 50, 95 and

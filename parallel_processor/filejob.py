@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class FileRun:
         self._started_at = clock()
         self._started_at_s = time.time()
         self._notes = Notes()
+        self._process_id = os.getpid()
 
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
@@ -114,7 +116,8 @@ class FileRun:
             for _ in run.outcomes(requests):
                 raise AssertionError("a run with a sink yields nothing")
         finally:
-            writer.close()
+            if os.getpid() == self._process_id:  # a fork has no such thread
+                writer.close()
 
     def _note(self, run: Run, outcomes: list[Outcome], on_record: bool) -> None:
         """Outcomes are on record, or never will be: tell everyone. The writer's thread calls this."""
@@ -132,6 +135,8 @@ class FileRun:
             try:
                 on_outcome(outcome)
             except BaseException as error:
+                if os.getpid() != self._process_id:  # it has forked, and that is the child's end
+                    raise
                 run.stop(error)
 
     def _live_report(self, path: Path, run: Run, lines: RequestsFile) -> LiveReport:
@@ -168,7 +173,7 @@ class FileRun:
             failed=counts.failed,
             reserved_tokens=counts.reserved_tokens,
             used_tokens=counts.used_tokens,
-            in_flight=counts.in_flight,
+            in_flight=run.in_flight,
             errors=counts.errors,
             held_by=run.ledger.overall(now),
             latencies=counts.latencies,

@@ -125,21 +125,24 @@ def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
 def made_request(
     given: Request | Mapping[str, Any], number: int, request_url: str = DEFAULT_REQUEST_URL
 ) -> Request:
-    """The request that a program gave, ready to be sent; ``TypeError`` if it can't be.
+    """The request that a program gave, ready to be sent; ``TypeError`` if it is neither a mapping nor one.
 
     A mapping is treated as a cookbook line: its ``metadata`` is a column. A :class:`Request` is sent to
-    its ``url``, and its body as it is, but for what only a stream can answer. What is made keeps nothing of
-    the body, which the caller may change afterwards.
+    its ``url``, and its body as it is, but for what only a stream can answer. What can't be sent has a
+    ``flaw``. What is made keeps nothing of the body, which the caller may change afterwards.
     """
+    if not isinstance(given, Request | Mapping):
+        name = type(given).__name__
+        raise TypeError(f"request {number} is a {name}, not a dict or a Request")
     try:
         if isinstance(given, Request):
             return _completed(given, number, request_url)
-        if not isinstance(given, Mapping):
-            raise TypeError(f"it is a {type(given).__name__}, not a dict or a Request")
         text = _as_json(dict(given))
         return _request(text, parse(text), number)
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"request {number} can't be sent: {error}") from None
+        flaw = f"request {number} can't be sent: {error}"
+        bare = given if isinstance(given, Request) else Request(body=dict(given))
+        return replace(bare, payload=b"{}", number=number, metadata_json=None, url=None, flaw=flaw)
 
 
 def _completed(given: Request, number: int, request_url: str) -> Request:
@@ -239,9 +242,9 @@ def identity(request: Request) -> bytes:
 
 
 def content_key(request: Request) -> bytes:
-    """16 bytes that requests share which ask for the same: of their URL and content."""
-    content = _encode([request.url, request.body])
-    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+    """16 bytes that requests share which say the same, byte for byte, to the same URL."""
+    url = (request.url or "").encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(url + b"\0" + request.payload, digest_size=16).digest()
 
 
 def _identity(body: Any, metadata: Any) -> bytes:

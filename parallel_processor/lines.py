@@ -86,13 +86,14 @@ class Lines:
                 return line.uncounted.popleft()
         return None
 
-    def add_counted(self, waiting: Waiting) -> None:
-        """What was taken to be counted has been, or will never be."""
+    def add_counted(self, waiting: Waiting) -> bool:
+        """What was taken to be counted has been, or will never be; false if all were dropped since."""
         line = self._lines.get(waiting.bucket)
         if line is None or not line.counting:
-            return  # everybody was dropped meanwhile
+            return False
         line.counting -= 1
         line.waiting.append(waiting)
+        return True
 
     def add_again(self, waiting: Waiting, due_at: float) -> None:
         """Put ``waiting`` to the head of its line at ``due_at``, at once if that is minus infinity."""
@@ -180,14 +181,15 @@ class Lines:
                 line.place = line.first = None
 
     def clear(self) -> list[Waiting]:
-        """Forget everybody; those that had been tried."""
+        """Forget everybody who waits, and give them back."""
         self.give_places_back()
-        left = [waiting for line in self._lines.values() for waiting in line.waiting]
+        lines = self._lines.values()
+        left = [w for line in lines for each in (line.waiting, line.uncounted) for w in each]
         left += [waiting for _, _, waiting in self._later]
         self._lines.clear()
         self._later.clear()
         self.count = self.size_bytes = 0
-        return [waiting for waiting in left if waiting.tries is not None]
+        return left
 
     # What they wait for.
 

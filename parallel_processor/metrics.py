@@ -29,7 +29,7 @@ _COUNTERS = {
 }
 _GAUGES = {
     "runs": "Runs under way",
-    "in_flight": "Requests sent that have no outcome on record",
+    "in_flight": "Requests sent that have no answer yet",
     "requests_per_minute": "Requests sent in the last 60 seconds",
     "tokens_per_minute": "Tokens charged in the last 60 seconds",
 }

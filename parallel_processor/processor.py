@@ -106,8 +106,8 @@ class Processor:
         ...     [outcome.request.body["input"] for outcome in processor.imap(bodies)]
         ['0', '1', '2']
         """
-        if window < 1:
-            raise ConfigurationError(f"window must be at least 1, not {window!r}")
+        if type(window) is not int or window < 1:
+            raise ConfigurationError(f"window must be a whole number above 0, not {window!r}")
         return self._in_order(requests, window, progress)
 
     def _in_order(
@@ -133,7 +133,7 @@ class Processor:
         """The outcomes of all ``requests``, in their order, failed ones included.
 
         ``on_outcome`` is called by this thread with each outcome as it comes. What ends the run early,
-        :meth:`stop` included, raises; the error's ``outcomes`` are those that there are.
+        :meth:`stop` included, raises; the ``outcomes`` of what is raised are those that there are.
 
         >>> with Processor(request_url=url) as processor:
         ...     outcomes = processor.map([{"model": "m", "input": "one"}, {"model": "m", "input": "two"}])
@@ -150,8 +150,8 @@ class Processor:
             outcomes.sort(key=_number)
             if len(outcomes) < given.read or not given.is_over:
                 raise RunStoppedError("the run was stopped before every request had its outcome")
-        except ParallelProcessorError as error:
-            error.outcomes = tuple(sorted(outcomes, key=_number))
+        except BaseException as error:
+            vars(error)["outcomes"] = tuple(sorted(outcomes, key=_number))
             raise
         return outcomes
 
@@ -249,8 +249,7 @@ class Processor:
     def stop(self, reason: str = "stopped by the caller") -> None:
         """End every run: nothing more is sent, what is in flight may end (see ``drain_s``).
 
-        Any thread may call it, a signal handler may not. The runs return as usual, their summary's
-        ``stop_reason`` set.
+        Any thread may call it, a signal handler may not. Files return as usual, with a ``stop_reason``.
         """
         for run in self._account.runs():
             run.stop(StopRequested(reason))
@@ -273,14 +272,19 @@ class Processor:
 
         What nobody is left to take is given up at once.
         """
-        account = self._account
-        if kind is None:
+        account, is_clean = self._account, kind is None
+        try:
+            if is_clean:
+                account.submissions.close()
+        except BaseException:
+            is_clean = False
+            raise
+        finally:
+            for run in account.runs():
+                run.stop(StopRequested("the processor was closed"))
+                if run.sink is None or not is_clean:
+                    run.cut(StopRequested("the processor was closed"))
             account.submissions.close()
-        for run in account.runs():
-            run.stop(StopRequested("the processor was closed"))
-            if run.sink is None or kind is not None:
-                run.cut(StopRequested("the processor was closed"))
-        account.submissions.close()
 
 
 def _number(outcome: Outcome) -> int:

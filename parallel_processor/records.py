@@ -95,7 +95,8 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
     """
     paths = [Path(path)] + ([Path(errors_path)] if errors_path is not None else [])
     for each in paths:
-        _open(each).close()  # the error is raised here, not in the loop of somebody else
+        if not each.is_fifo():  # what came through it before would be lost
+            _open(each).close()  # the error is raised here, not in the loop of somebody else
     return (outcome for each in paths for outcome in _outcomes(each))
 
 
@@ -141,7 +142,7 @@ def _cookbook(parts: RecordParts, number: int) -> Outcome:
         return _answer(request, reply)
     errors = (texts[1].decode(),) if _is_error(parts.response) else tuple(parts.response)
     attempts = 0 if flaw is not None else len(errors)
-    kind = "line can't be sent" if flaw is not None else ""
+    kind = "can't be sent" if flaw is not None else ""
     return Outcome(request=request, ok=False, errors=errors, error_kind=kind, attempts=attempts)
 
 

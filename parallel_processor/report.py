@@ -18,6 +18,7 @@ from parallel_processor.latencies import percentile_s
 
 _log = logging.getLogger("parallel_processor")
 _PAGE_ENDINGS = (".html", ".htm")
+_LAST_S = 253_402_300_799.0  # the end of the year 9999, for clocks that go wrong
 _PERCENTILES = (50, 95, 99)
 
 
@@ -57,7 +58,7 @@ def _json(report: RunReport) -> str:
         found[name] = _plain(getattr(report, name))
     found["processes"] = report.processes
     for name in ("started_at", "told_at"):
-        moment = datetime.fromtimestamp(getattr(report, name), timezone.utc)
+        moment = datetime.fromtimestamp(min(getattr(report, name), _LAST_S), timezone.utc)
         found[name] = moment.isoformat(timespec="milliseconds")
     found["slowest"] = [_plain(asdict(note)) for note in report.slowest]
     found["failures"] = [_plain(asdict(note)) for note in report.failures]

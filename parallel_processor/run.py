@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -26,18 +27,19 @@ from parallel_processor.counters import Counters
 from parallel_processor.crews import make_crew, make_duplicates
 from parallel_processor.delivery import Delivery
 from parallel_processor.descriptors import affordable_workers
-from parallel_processor.dispatcher import Admitted, Dispatcher
+from parallel_processor.dispatcher import Dispatcher
 from parallel_processor.displays import Displays
-from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
+from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
+from parallel_processor.lines import Admitted
 from parallel_processor.models import Request
 from parallel_processor.notebooks import patience_s
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing, model_of
-from parallel_processor.stop import Bell, StopSignal, do_all
-from parallel_processor.worker import Worker, unanswered
+from parallel_processor.stop import Bell, StopSignal, do_all, drain_s
+from parallel_processor.worker import Worker
 
 _log = logging.getLogger("parallel_processor")
 _WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
@@ -50,7 +52,7 @@ class Run:
     takes them calls :meth:`recorded` (without one, :meth:`outcomes` yields them); ``on_cut``, which is
     called when what is in flight is given up; ``reads_values``, false if nobody will look at the answers'
     values, but only at their text; ``ahead``, which tells how many more may be read for reasons of the
-    caller's own.
+    caller's own; ``is_wanted``, which is asked before a request's first attempt.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Run:
         self.on_cut: Callable[[], None] | None = None
         self.reads_values = True
         self.ahead: Callable[[], float] = lambda: math.inf
+        self.is_wanted: Callable[[Request], bool] | None = None
         self._options = options
         self._buckets = buckets
         self._pricing = pricing
@@ -74,6 +77,7 @@ class Run:
         self.waking = (stop := StopSignal()).waking  # for others who wait
         self._stop = stop
         self._wake = Bell()
+        self._process_id = os.getpid()
         self._activity = "input"  # what the feeder is doing
         self._give_up_at = math.inf  # set by a stop
         self._seen: set[TokenBucket] = set()
@@ -81,9 +85,8 @@ class Run:
         self._worker = Worker(
             options, pricing=pricing, counters=self.counters, stop=self._stop, clock=clock
         )
-        self._crew = make_crew(
-            options, self._max_workers, begin=self._worker.begin, finish=self._end
-        )
+        begin = self._worker.begin
+        self._crew = make_crew(options, self._max_workers, begin=begin, finish=self._end)
         self._dispatcher = self._make_dispatcher()
         self._worker.waker = self._dispatcher.wake
         self._delivery = Delivery(
@@ -99,7 +102,7 @@ class Run:
             cost=self._pricing.cost,
             start=self._crew.start,
             flush=self._crew.flush,
-            drop=lambda waiting: self._delivery.deliver(unanswered(waiting)),
+            drop=lambda waiting: self._delivery.drop(waiting),
             on_room=self._wake.set,
             activity=self._idle_cause,
             ledger=self.ledger,
@@ -112,6 +115,11 @@ class Run:
     def stop_cause(self) -> BaseException | None:
         """Why the run stops; ``None`` while it doesn't."""
         return self._stop.cause
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way at the server, at this moment."""
+        return self._dispatcher.in_flight
 
     @property
     def sink(self) -> Callable[[Outcome], None] | None:
@@ -136,6 +144,7 @@ class Run:
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Feed ``requests``, and yield what there is no sink for, as it comes."""
         self._dispatcher.slack = _WRITER_SLACK if self.sink is not None else 0
+        self._worker.is_wanted = self.is_wanted
         self._crew.reads_values = self.reads_values or self._options.validate is not None
         with self._stop.waking(self._wake):
             try:
@@ -259,7 +268,7 @@ class Run:
             if not self._dispatcher.is_busy():
                 return
             if self._stop.is_set() and self._give_up_at == math.inf:
-                self._give_up_at = self._clock() + self._drain_s()
+                self._give_up_at = self._clock() + drain_s(self._stop.cause, self._options)
                 _log.info("stopping; requests in flight: %d", self._dispatcher.in_flight)
             left = self._give_up_at - self._clock()
             if left <= 0:
@@ -267,19 +276,10 @@ class Run:
             if not self._delivery:
                 self._wait(left)
 
-    def _drain_s(self) -> float:
-        """How long exchanges under way may take after a stop: to their end if it's the server's.
-
-        A failing disk has its own time; what is cut is not tried again.
-        """
-        if isinstance(self._stop.cause, RunStoppedError):
-            return math.inf
-        if isinstance(self._stop.cause, ResultsFileError):
-            return max(self._options.drain_s, self._options.write_retry_s)
-        return self._options.drain_s
-
     def _finish(self) -> None:
-        """Let what is in flight end, or cut it; then end threads and processes."""
+        """Let what is in flight end, or cut it; then end threads and processes, but not in a fork."""
+        if os.getpid() != self._process_id:
+            return
         try:
             if self.sink is not None:  # else nobody is left to take what still comes
                 for _ in self._drain():

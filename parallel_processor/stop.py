@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from parallel_processor.exceptions import ResultsFileError, RunStoppedError
+from parallel_processor.options import Options
+
 _TRIES = 5
 _IS_DEAF = sys.platform == "win32"  # Ctrl-C ends no wait there
 _LONGEST_S = 0.2 if _IS_DEAF else threading.TIMEOUT_MAX
@@ -118,3 +121,15 @@ def do_all(steps: Iterable[Callable[[], object]]) -> None:
                 interruption = error
     if interruption is not None:
         raise interruption
+
+
+def drain_s(cause: BaseException | None, options: Options) -> float:
+    """How long exchanges under way may take after a stop: to their end if it's the server's.
+
+    A failing disk has its own time; what is cut is not tried again.
+    """
+    if isinstance(cause, RunStoppedError):
+        return math.inf
+    if isinstance(cause, ResultsFileError):
+        return max(options.drain_s, options.write_retry_s)
+    return options.drain_s

@@ -51,10 +51,12 @@ class Finished(NamedTuple):
 class Worker:
     """Takes requests to their outcomes for one run, attempt by attempt. Any thread may call it.
 
+    ``is_wanted`` is asked before a request's first attempt, if there is somebody to ask.
     ``waker`` is what wakes the one who fills the buckets' queues, and isn't used where
     :class:`Finished` tells the same.
     """
 
+    is_wanted: Callable[[Request], bool] | None = None
     waker: object = None
 
     def __init__(
@@ -75,10 +77,11 @@ class Worker:
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def begin(self, waiting: Waiting, reservation: Reservation) -> bool:
-        """The attempt goes out now; false if the run has stopped, and it must not."""
-        if waiting.tries is None:
+        """The attempt goes out now; false if the run has stopped, or nobody wants it any more."""
+        is_first, is_wanted = waiting.tries is None, self.is_wanted
+        if is_first:
             self._counters.started()
-        if self._stop.is_set():
+        if self._stop.is_set() or (is_first and is_wanted and not is_wanted(waiting.request)):
             waiting.bucket.cancel(reservation)
             return False
         sent = waiting.tries.sent if waiting.tries is not None else 0
@@ -256,5 +259,5 @@ def unanswered(waiting: Waiting) -> Outcome:
 def flawed(request: Request) -> Outcome:
     """The outcome of a line that can't be sent."""
     return Outcome(
-        request=request, ok=False, errors=(request.flaw or "",), error_kind="line can't be sent"
+        request=request, ok=False, errors=(request.flaw or "",), error_kind="can't be sent"
     )

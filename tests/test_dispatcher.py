@@ -25,10 +25,11 @@ from clocks import FakeClock
 from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.buckets import Waiting
 from parallel_processor.ceiling import INSTANT_S, Ceiling, Reservation
-from parallel_processor.dispatcher import Admitted, Dispatcher
+from parallel_processor.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
+from parallel_processor.lines import Admitted
 from parallel_processor.models import Cost, Estimate, Refusal, Request
 from parallel_processor.options import Limits
 from parallel_processor.retry import Tries
@@ -122,7 +123,8 @@ class Room:
         self.sent: list[int] = []
         self.waiting: dict[int, Waiting] = {}
         self.places: dict[int, Reservation] = {}
-        self.dropped: list[int] = []
+        self.dropped: list[int] = []  # that had been tried
+        self.forgotten: list[int] = []
         self.rings = 0
         self.bell = threading.Event()  # what a reader waits for
         self._activity = parts.pop("activity", activity_of)
@@ -150,7 +152,7 @@ class Room:
         self.change()
 
     def _drop(self, waiting: Waiting) -> None:
-        self.dropped.append(waiting.request.number)
+        (self.forgotten if waiting.tries is None else self.dropped).append(waiting.request.number)
         self.change()
 
     def _tell_activity(self, is_full: bool) -> str:
@@ -1044,7 +1046,7 @@ class Load:
         self.writer.start()
         self.room = Room(
             start=lambda admitted: self.executor.submit(self.work, admitted),
-            drop=lambda waiting: self.unwritten.put(1),
+            drop=lambda waiting: waiting.tries is not None and self.unwritten.put(1),
             max_workers=max_workers,
             clock=clock,
         )

@@ -232,13 +232,21 @@ for _ in range(200):
     DEEP = [DEEP]
 
 
-@pytest.mark.parametrize(
-    "body", [None, 5, "{}", [1], {"a": {1}}, {"a": float("nan")}, {(1, 2): 3}, CIRCLE, {"a": DEEP}]
-)
-def test_a_callers_body_that_is_no_json_is_a_type_error(body: Any) -> None:
+@pytest.mark.parametrize("body", [None, 5, "{}", [1]])
+def test_what_is_neither_a_body_nor_a_request_is_a_type_error(body: Any) -> None:
     """The message says which request it is."""
-    with pytest.raises(TypeError, match="request 3 "):
+    with pytest.raises(TypeError, match="request 3 is a "):
         made_request(body, 3)
+
+
+@pytest.mark.parametrize(
+    "body", [{"a": {1}}, {"a": float("nan")}, {(1, 2): 3}, CIRCLE, {"a": DEEP}]
+)
+def test_a_callers_body_that_is_no_json_has_a_flaw(body: Any) -> None:
+    """One bad row of many stops nothing; the flaw says which it is."""
+    request = made_request(body, 3)
+    assert request.flaw is not None and request.flaw.startswith("request 3 can't be sent: ")
+    assert request.number == 3 and request.body is not None
 
 
 def test_records_of_batch_lines_are_batch_output() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -151,8 +152,8 @@ def test_imap_yields_what_there_is_before_it_raises() -> None:
     assert len(got) == 7 and got == sorted(got)
 
 
-@pytest.mark.parametrize("window", [0, -1])
-def test_a_window_of_none_is_an_error(window: int) -> None:
+@pytest.mark.parametrize("window", [0, -1, 1.5, True, math.nan, "9", None])
+def test_a_window_of_none_is_an_error(window: Any) -> None:
     """It is told at once, not at the first outcome."""
     with processor("http://127.0.0.1:9") as made, pytest.raises(ConfigurationError, match="window"):
         made.imap(rows(1), window=window)
@@ -239,17 +240,29 @@ def test_a_requests_body_may_change_once_it_was_read() -> None:
         (Request(body={}, custom_id=7), "custom_id"),  # type: ignore[arg-type]
         (Request(body={}, url="https://elsewhere.example/v1"), "another host"),
         (Request(body={}, metadata=object()), "not JSON serializable"),
-        ("text", "it is a str"),
+        ({"prompt": math.nan, "metadata": 7}, "not JSON compliant"),
     ],
 )
-def test_what_cant_be_sent_is_a_type_error_with_its_place(given: Any, reason: str) -> None:
-    """The caller's mistake is named before anything is sent for it."""
+def test_what_cant_be_sent_is_a_failure_with_its_reason(given: Any, reason: str) -> None:
+    """One bad row of a data frame doesn't end the run: it fails by itself, and the others are answered."""
     with RawServer(answer_all) as server, processor(server.url) as made:
-        with pytest.raises(TypeError, match=f"request 1 can't be sent.*{reason}"):
-            made.map([given])
-        with pytest.raises(TypeError, match=reason):
-            made.submit(given)
-    assert server.bodies == []
+        good, bad, also_good = made.map([{"n": 1}, given, {"n": 2}])
+        future = made.submit(given)
+        assert not future.result(60).ok
+    assert good.ok and also_good.ok and not bad.ok
+    assert bad.error is not None and bad.error.startswith("request 2 can't be sent: ")
+    assert reason in bad.error and (bad.error_kind, bad.attempts) == ("can't be sent", 0)
+    assert len(server.bodies) == 2
+
+
+def test_what_is_no_request_is_a_type_error_with_what_there_is() -> None:
+    """A text in a body's place is the program's mistake; answers that were paid for aren't lost."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        with pytest.raises(TypeError, match="request 3 is a str, not a dict or a Request") as caught:
+            made.map([{"n": 1}, {"n": 2}, "text"])  # type: ignore[list-item]
+        assert sorted(o.request.number for o in caught.value.outcomes) == [1, 2]  # type: ignore[attr-defined]
+        with pytest.raises(TypeError, match="is a int"):
+            made.submit(5)  # type: ignore[arg-type]
 
 
 # One by one.
@@ -286,16 +299,16 @@ def test_an_exception_in_the_block_gives_up_what_was_submitted() -> None:
 
 
 def test_a_future_can_be_cancelled_before_it_is_sent() -> None:
-    """What hasn't been read is never sent."""
+    """What hasn't been sent never is, though it was read ahead."""
     with gated(b"text 0") as (server, gate), processor(server.url, max_workers=1) as made:
         futures = [made.submit(row) for row in rows(20)]
         assert gate.came.wait(60)
-        assert futures[-1].cancel() and not futures[0].cancel()
+        assert not futures[0].cancel() and all(future.cancel() for future in futures[1:-1])
         gate.opened.set()
-        assert all(future.result(60).ok for future in futures[:-1])
+        assert futures[0].result(60).ok and futures[-1].result(60).ok
         with pytest.raises(CancelledError):
-            futures[-1].result(60)
-    assert len(server.bodies) == 19
+            futures[1].result(60)
+    assert len(server.bodies) == 2
 
 
 def test_a_fatal_answer_is_every_futures_exception() -> None:
@@ -355,6 +368,60 @@ def test_many_threads_submit_under_one_limit() -> None:
             worker.join()
         assert all(future.result(60).ok for future in futures)
         assert made._account.buckets.usage().admitted["requests"] == 80.0
+
+
+def test_a_callback_that_fails_harms_nobody_else() -> None:
+    """Whatever it raises, even to end the program: every future is resolved, and the block is left."""
+
+    def leave(future: Any) -> None:
+        raise SystemExit
+
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        futures = [made.submit({"n": n}) for n in range(10)]
+        for future in futures:
+            future.add_done_callback(leave) if future is futures[0] else None
+        assert all(future.result(60).ok for future in futures)
+    assert threads() == []
+
+
+def test_an_interrupt_at_the_end_of_the_block_stops_what_was_submitted() -> None:
+    """Whoever leaves a block that waits wants no more sent."""
+    with gated(b"text") as (server, gate):
+        made = Processor(request_url=f"{server.url}/v1/embeddings", limits=NO_LIMITS, max_workers=2)
+        close = made._account.submissions.close
+
+        def interrupted() -> None:
+            made._account.submissions.close = close  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), made:
+            futures = [made.submit(row) for row in rows(20)]
+            assert gate.came.wait(60)
+            made._account.submissions.close = interrupted  # type: ignore[method-assign]
+        assert all(isinstance(future.exception(60), RunStoppedError) for future in futures)
+    assert threads() == []
+
+
+def test_a_thread_that_cant_be_had_costs_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one tries again."""
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        with monkeypatch.context() as patch:
+
+            def start(thread: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="new thread"):
+                made.submit({"n": 1})
+        assert made.submit({"n": 2}).result(60).ok
+    assert server.bodies == [b'{"n": 2}']
+
+
+def test_a_failure_can_travel_between_processes() -> None:
+    """As what a pool's work raises does."""
+    outcome = Outcome(request=Request(body={}, number=3), ok=False, errors=("no",))
+    error = pickle.loads(pickle.dumps(RequestFailedError(outcome)))
+    assert str(error) == "request 3 failed: no" and error.outcome == outcome
 
 
 # Checks of answers.
@@ -461,16 +528,19 @@ def test_equal_requests_are_sent_once() -> None:
 
 
 def test_what_differs_is_no_duplicate() -> None:
-    """Another model, another URL, or another number are other requests; another order of keys isn't."""
+    """Another model, another URL, another order of keys, or another way to write a number."""
     given = [
         Request(body={"model": "m", "input": "a"}),
         Request(body={"input": "a", "model": "m"}),
         Request(body={"model": "n", "input": "a"}),
         Request(body={"model": "m", "input": "a"}, url="/v1/completions"),
+        Request(body={"model": "m", "n": 1}),
+        Request(body={"model": "m", "n": 1.0}),
+        Request(body={"model": "m", "input": "a"}, metadata=7),
     ]
     with RawServer(answer_all) as server, processor(server.url, dedupe=True) as made:
-        assert [outcome.deduplicated for outcome in made.map(given)] == [False, True, False, False]
-    assert len(server.bodies) == 3
+        assert [outcome.deduplicated for outcome in made.map(given)] == [False] * 6 + [True]
+    assert len(server.bodies) == 6
 
 
 def test_without_dedupe_equal_requests_are_all_sent() -> None:
@@ -533,6 +603,26 @@ def test_a_stop_leaves_duplicates_unanswered() -> None:
     assert threads() == []
 
 
+@pytest.mark.parametrize("way", ["map", "file", "submit"])
+def test_a_fatal_answer_ends_a_run_with_duplicates(way: str, tmp_path: Path) -> None:
+    """Those that wait for a request that is never sent don't keep the run, nor its futures."""
+    limits = Limits(requests_per_minute=60.0, tokens_per_minute=math.inf)
+    given = [row for row in rows(20) for _ in range(2)]
+    with Simulator(SimulatorOptions(spend_limit=1)) as simulator:
+        with processor(simulator.url, dedupe=True, limits=limits, max_workers=50) as made:
+            if way == "submit":
+                futures = [made.submit(row) for row in given]
+                wait(futures, 60)
+                ends = [future.exception(0) for future in futures]
+                assert sum(isinstance(end, RunStoppedError) for end in ends) >= 38
+                return
+            with pytest.raises(RunStoppedError):
+                if way == "map":
+                    made.map(given)
+                made.process_file(write_lines(tmp_path / "in.jsonl", given))
+    assert threads() == []
+
+
 # Figures.
 
 
@@ -548,7 +638,7 @@ def test_stats_are_those_of_all_runs() -> None:
         stats = made.stats()
         assert stats.runs == 1 and stats.attempts == 7
         assert 5 <= stats.answered <= 6  # one is with the consumer
-        assert stats.in_flight == 7 - stats.answered
+        assert stats.in_flight == 1
         gate.opened.set()
         assert len(list(outcomes)) == 1
         stats = made.stats()

@@ -366,8 +366,8 @@ def test_lines_are_counted_only_while_somebody_is_in_them(lines: Lines) -> None:
 # The end.
 
 
-def test_clearing_gives_only_those_that_were_tried(lines: Lines) -> None:
-    """Wherever they are: with a place, in line, or in their backoff."""
+def test_clearing_gives_everybody_back(lines: Lines) -> None:
+    """Wherever they are: with a place, in line, uncounted, or in their backoff."""
     paused, other = paused_bucket(), paused_bucket()
     lines.add_again(make(0, paused, tried=True), AT_ONCE)
     lines.add(make(1, paused))
@@ -376,8 +376,11 @@ def test_clearing_gives_only_those_that_were_tried(lines: Lines) -> None:
     lines.add_again(make(3, other, tried=True), AT_ONCE)
     lines.add_again(make(4, paused, tried=True), 1010.0)
     lines.add_again(make(5, bucket_of(), tried=True), 1020.0)
+    uncounted = make(6, other)
+    uncounted.estimate = None
+    lines.add(uncounted)
     left = [waiting.request.number for waiting in lines.clear()]
-    assert sorted(left) == [0, 3, 4, 5]
+    assert sorted(left) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_clearing_leaves_nothing_behind(lines: Lines) -> None:

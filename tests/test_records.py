@@ -80,7 +80,7 @@ def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> No
     (outcome,) = read_back(tmp_path, record(Outcome(request=request, ok=False, errors=errors)))
     assert (outcome.ok, outcome.attempts, outcome.request.body) == (False, 0, "[1, 2]")
     assert outcome.request.flaw == request.flaw == outcome.error
-    assert outcome.error_kind == "line can't be sent"
+    assert outcome.error_kind == "can't be sent"
 
 
 @pytest.mark.parametrize(
