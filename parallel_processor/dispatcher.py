@@ -31,6 +31,7 @@ from parallel_processor.lines import Admitted as Admitted
 from parallel_processor.lines import Lines
 from parallel_processor.models import Cost, Estimate
 from parallel_processor.stop import StopSignal
+from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
 _PATIENCE_S = 10.0  # for our thread at the interpreter's end
@@ -79,8 +80,7 @@ class Dispatcher(Bounds):
         self._waits_as = (False, False)  # its state when what it waits for was told
         self._closed = self._hurries = self._has_left = False
         self._has_started = False
-        name = "parallel-processor-dispatcher"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = SureThread(self._run, "parallel-processor-dispatcher")
         at_exit(self._end)
 
     # The reader's side.
@@ -99,8 +99,7 @@ class Dispatcher(Bounds):
                 return
             if self._lines.add(waiting) and not self._is_full:
                 self._rouse()
-        if self._thread.ident is None:
-            self._thread.start()
+        self._thread.start()
 
     def pass_by(self) -> None:
         """A request was read that has an outcome already, which counts until it is on record."""
@@ -115,8 +114,7 @@ class Dispatcher(Bounds):
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended, which a stop or :meth:`close` brings about."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._thread.join(timeout_s)
 
     def is_busy(self) -> bool:
         """True while anything waits or is under way; ``on_room`` tells when that ends."""

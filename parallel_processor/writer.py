@@ -24,6 +24,8 @@ from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.outcome import Outcome
+from parallel_processor.stop import do_all
+from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
@@ -35,7 +37,7 @@ _RETRY_INTERVAL_S = 1.0
 class ResultWriter:
     """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
-    Any thread may call :meth:`put`. The constructor starts the thread, which has the files to itself
+    Any thread may call :meth:`put`. The first call starts the thread, which has the files to itself
     until :meth:`close` has written what is left and ended it. ``on_written`` is called with each batch
     and whether it is on record.
     """
@@ -62,14 +64,17 @@ class ResultWriter:
         self._gave_up = threading.Event()
         self._closing = threading.Event()
         self._retry_until: float | None = None  # set by the first failure
-        self._thread = threading.Thread(
-            target=self._run, name="parallel-processor-writer", daemon=True
-        )
-        self._thread.start()
+        self._is_started = False
+        self._lock = threading.Lock()  # for the thread's start
+        self._thread = SureThread(self._run, "parallel-processor-writer")
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
         self._queue.put(outcome)
+        if not self._is_started:  # by the constructor, it might have nobody to end it
+            with self._lock:
+                self._thread.start()
+            self._is_started = True
 
     def give_up(self) -> None:
         """Try no failed write again."""
@@ -77,9 +82,8 @@ class ResultWriter:
 
     def close(self) -> None:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
-        self._closing.set()
-        self._queue.put(None)
-        self._thread.join()
+        steps = (self._closing.set, lambda: self._queue.put(None))
+        do_all((*steps, self._thread.start, self._thread.join))
 
     def _run(self) -> None:
         synced_at, is_open = self._clock(), True

@@ -46,8 +46,8 @@ LAYERS = (
         *("observed", "pricing"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
         *("report", "resume", "retry"),
-        *("serverlimits", "signals", "stop", "summaries", "tlscontexts", "tokens", "transport"),
-        *("verify", "waits"),
+        *("serverlimits", "signals", "stop", "summaries", "surethread", "tlscontexts", "tokens"),
+        *("transport", "verify", "waits"),
     },
     {
         *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "dispatcher", "limiter", "lines"),
@@ -162,9 +162,8 @@ THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "star
 THREAD_MAKERS = {
     "threads": {"ThreadPoolExecutor"},  # the workers
     "child": {"Thread", "ThreadPoolExecutor"},  # a process with workers alone
-    "dispatcher": {"Thread"},
+    "surethread": {"Thread", "start_new_thread"},  # for all that may be interrupted
     "processes": {"Thread"},  # one for each
-    "writer": {"Thread"},
     "signals": {"Thread"},  # waits for signals
     "encodings": {"Thread"},  # a download of tiktoken's own may hang
     "simulator": THREADS,
@@ -173,6 +172,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 LOCK_MAKERS = {
     *("buckets", "ceiling", "connections", "counters", "dispatcher", "forks", "learned"),
     *("ledger", "processes", "processor", "stop", "tlscontexts", "transport"),
+    "writer",
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli"}

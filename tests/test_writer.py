@@ -136,7 +136,7 @@ def test_many_threads_lose_nothing(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    desk.writer.close()
+    desk.write()
     assert sorted(r[0]["n"] for r in records(tmp_path / "out.jsonl")) == list(range(4000))
     assert len(desk.written) == 4000
 
