@@ -40,7 +40,7 @@ work = {"run": run, "contexts": contexts}[work]
 thread = threading.Thread(target=work)
 thread.start()
 children = []
-while thread.is_alive() and len(children) < 25:
+while thread.is_alive() and len(children) < 12:
     child = os.fork()
     if not child:
         faulthandler.dump_traceback_later(25, exit=True)

@@ -531,7 +531,8 @@ def test_a_server_elsewhere_needs_a_key(url: str) -> None:
 # What only a process of its own can show
 
 MANY = """
-import math, resource, sys
+import logging, math, resource, sys
+logging.basicConfig()
 from parallel_processor import Limits, Processor
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
