@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from pathlib import Path
@@ -37,7 +38,7 @@ class AppendFile:
         self._size = 0  # the least that it must have
         self._has_lasting_name = False
         try:
-            self._descriptor = _open_locked(path, mode, flags)
+            self._file = _open_locked(path, mode, flags)
         except BlockingIOError:
             raise ResultsFileError(
                 f"another process is writing {path}: wait for it, or name another results file"
@@ -49,12 +50,12 @@ class AppendFile:
     @property
     def is_regular(self) -> bool:
         """False for a pipe or a device."""
-        return stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        return stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
 
     @property
     def size(self) -> int:
         """The file's size in bytes."""
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self._file.fileno()).st_size
 
     def append(self, data: bytes) -> None:
         """Write all of ``data``, or nothing of it."""
@@ -62,18 +63,18 @@ class AppendFile:
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self._descriptor, view) :]
+                view = view[os.write(self._file.fileno(), view) :]
         except OSError:
             if len(view) < len(data):
                 with contextlib.suppress(OSError):  # a pipe can't be cut
-                    os.ftruncate(self._descriptor, size)
+                    os.ftruncate(self._file.fileno(), size)
             raise
         self.dirty = True
         self._size = size + len(data)
 
     def cut(self, size: int) -> None:
         """Forget everything behind the first ``size`` bytes."""
-        os.ftruncate(self._descriptor, size)
+        os.ftruncate(self._file.fileno(), size)
         self.dirty = True
         self._size = size
 
@@ -83,7 +84,7 @@ class AppendFile:
             return
         self._check_name()
         try:
-            os.fsync(self._descriptor)
+            os.fsync(self._file.fileno())
         except OSError as error:
             if error.errno not in _NO_SYNC:
                 raise
@@ -94,7 +95,7 @@ class AppendFile:
 
     def _check_name(self) -> None:
         """``OSError`` if somebody removed, replaced or shortened the file: its records are gone."""
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self._file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return
         if not os.path.exists(self.path) or not os.path.samestat(status, os.stat(self.path)):
@@ -107,19 +108,19 @@ class AppendFile:
 
         The lock holds throughout: ``other`` has one as well.
         """
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self._file.fileno())
         if hasattr(os, "fchown"):  # not on Windows
             with contextlib.suppress(PermissionError):  # only root may give a file away
-                os.fchown(other._descriptor, status.st_uid, status.st_gid)
-            os.fchmod(other._descriptor, stat.S_IMODE(status.st_mode))
+                os.fchown(other._file.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(other._file.fileno(), stat.S_IMODE(status.st_mode))
         target = self.path.resolve()  # a symbolic link stays one
         if fcntl is None:
             self._replace_closed(other, target)
             return
         os.replace(other.path, target)
         _sync_directory(target.parent)
-        os.close(self._descriptor)
-        self._descriptor, self._size = other._descriptor, other._size
+        old, self._file, self._size = self._file, other._file, other._size
+        old.close()
 
     def _replace_closed(self, other: AppendFile, target: Path) -> None:
         """Windows replaces no file that is open, nor by one; and there is no lock to hold."""
@@ -129,44 +130,50 @@ class AppendFile:
             os.replace(other.path, target)
             self._size = other._size
         finally:
-            self._descriptor = _open_locked(self.path, 0o666, 0)
+            self._file = _open_locked(self.path, 0o666, 0)
 
     def close(self) -> None:
         """Give back the descriptor, and with it the lock; again does nothing.
 
         A child that was forked meanwhile has the descriptor too, and with it a part in the lock.
         """
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0:
+        if self._file.closed:
             return
         if fcntl is not None and os.getpid() == self._owner:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+                fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+        self._file.close()
 
 
-def _open_locked(path: Path, mode: int, flags: int) -> int:
+def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:
     """Open and lock ``path``; again if it was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS | flags, mode)
+        file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS | flags, mode)
         try:
             if hasattr(os, "O_NONBLOCK"):
-                os.set_blocking(descriptor, True)
-            if fcntl is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return descriptor
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
+                os.set_blocking(file.fileno(), True)
+            if fcntl is None or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                return descriptor  # a file system without locks
-            os.close(descriptor)
+                return file  # a file system without locks
+            file.close()
             raise
-        os.close(descriptor)
+        file.close()
     raise BlockingIOError
+
+
+def _open(path: Path, flags: int, mode: int) -> io.FileIO:
+    """Open ``path``; the descriptor, and a lock on it, go with the object that holds it.
+
+    It is handed on within one call of C: behind ``os.open`` itself a KeyboardInterrupt would lose it.
+    """
+    opened: list[io.FileIO] = []
+    opened.extend(map(io.FileIO, map(os.open, [path], [flags], [mode]), "w"))
+    return opened[0]
 
 
 def _sync_directory(directory: Path) -> None:

@@ -30,9 +30,9 @@ from parallel_processor.ledger import Ledger
 from parallel_processor.lines import Admitted, Lines
 from parallel_processor.models import Cost, Estimate
 from parallel_processor.stop import StopSignal
+from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
-_NAME = "parallel-processor-dispatcher"
 _PATIENCE_S = 10.0  # for our thread at the interpreter's end
 _GATHER_S = 0.001  # how long those who wake the thread at once wait for others
 
@@ -78,7 +78,7 @@ class Dispatcher(Bounds):
         self._due_at = math.inf  # when the thread wakes by itself, if it is asleep
         self._waits_as = (False, False)  # its state when what it waits for was told
         self._closed = self._hurries = self._has_left = self._has_started = False
-        self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
+        self._thread = SureThread(self._run, "parallel-processor-dispatcher")
         at_exit(self._end)
 
     # The reader's side.
@@ -96,7 +96,7 @@ class Dispatcher(Bounds):
                 self._rouse()
         if is_late:
             self._drop(waiting)
-        elif self._thread.ident is None:
+        else:
             self._thread.start()
 
     def pass_by(self) -> None:
@@ -112,8 +112,7 @@ class Dispatcher(Bounds):
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended, which a stop or :meth:`close` brings about."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._thread.join(timeout_s)
 
     def is_busy(self) -> bool:
         """True while anything waits or is under way; ``on_room`` tells when that ends."""

@@ -110,7 +110,6 @@ class FileRun:
             clock=self._clock,
         )
         try:
-            writer.start()
             run.sink, run.on_cut = writer.put, writer.give_up
             run.reads_values = self._job.on_outcome is not None
             for _ in run.outcomes(requests):

@@ -83,9 +83,7 @@ class StopSignal:
                 return
             self._cause = cause
             subscribers = tuple(self._subscribers)
-        self._event.set()
-        for event in subscribers:
-            event.set()
+        do_all(event.set for event in (self._event, *subscribers))
 
     def wait(self, seconds: float) -> bool:
         """Wait for ``seconds``, less if the run stops; true if it does."""

@@ -22,6 +22,7 @@ from parallel_processor.formats import made_request
 from parallel_processor.models import Request
 from parallel_processor.outcome import Outcome
 from parallel_processor.run import Run
+from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
 _IDLE_S = 1.0
@@ -40,7 +41,7 @@ class Submissions:
         self._lock = threading.Lock()  # guards what follows
         self._count = 0
         self._under_way: dict[int, Future[Outcome]] = {}  # by the request's number
-        self._thread: threading.Thread | None = None
+        self._thread: SureThread | None = None
         self._is_closing = False
 
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
@@ -63,8 +64,7 @@ class Submissions:
 
     def _start(self) -> None:
         """Caller holds ``_lock``."""
-        name = "parallel-processor-submissions"
-        thread = threading.Thread(target=self._feed, name=name, daemon=True)
+        thread = SureThread(self._feed, "parallel-processor-submissions")
         thread.start()
         self._thread = thread
 

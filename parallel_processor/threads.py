@@ -12,6 +12,7 @@ from parallel_processor.exits import at_exit
 from parallel_processor.limiter import Reservation
 from parallel_processor.lines import Admitted
 from parallel_processor.options import Options
+from parallel_processor.surethread import SureThread
 from parallel_processor.transport import Transport
 
 
@@ -59,6 +60,8 @@ class WorkerThreads:
         self._executor = ThreadPoolExecutor(
             max_workers, thread_name_prefix="parallel-processor-worker"
         )
+        # Whoever closes may be interrupted, and must not take threads for ended that live.
+        self._closing = SureThread(self._executor.shutdown, "parallel-processor-closing")
         at_exit(self.cut)  # the interpreter waits for the threads
 
     def start(self, admitted: Admitted) -> None:
@@ -88,6 +91,8 @@ class WorkerThreads:
     def close(self) -> None:
         """Wait for the threads' end, and close the sessions."""
         try:
+            self._closing.start()
+        except RuntimeError:  # the system has no thread left, or the interpreter ends
             self._executor.shutdown()
-        finally:
-            self._transport.close()
+        self._closing.join()
+        self._transport.close()

@@ -24,21 +24,20 @@ from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.outcome import Outcome
-from parallel_processor.stop import Bell, do_all
+from parallel_processor.stop import do_all
+from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
 _MAX_PIECE_BYTES = 4 * 1024 * 1024
 _GATHER_S = 0.005
 _RETRY_INTERVAL_S = 1.0
-_START_S = 5.0  # that a new thread may take until it runs
-_LOOK_S = 1.0  # a Ctrl-C that comes just before a wait is heard behind it
 
 
 class ResultWriter:
     """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
-    Any thread may call :meth:`put`. :meth:`start` starts the thread, which has the files to itself
+    Any thread may call :meth:`put`. The first call starts the thread, which has the files to itself
     until :meth:`close` has written what is left and ended it. ``on_written`` is called with each batch
     and whether it is on record.
     """
@@ -64,26 +63,18 @@ class ResultWriter:
         self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._gave_up = threading.Event()
         self._closing = threading.Event()
-        self._ended = Bell()
-        self._is_asked_for = self._has_ended = False
-        self._runs = threading.Event()
         self._retry_until: float | None = None  # set by the first failure
-        self._thread = threading.Thread(
-            target=self._run, name="parallel-processor-writer", daemon=True
-        )
-
-    def start(self) -> None:
-        """Start the thread; from here on :meth:`close` has to be called, whatever interrupts this."""
-        self._is_asked_for = True
-        try:
-            self._thread.start()
-        except RuntimeError:  # the system has no thread any more
-            self._is_asked_for = False
-            raise
+        self._is_started = False
+        self._lock = threading.Lock()  # for the thread's start
+        self._thread = SureThread(self._run, "parallel-processor-writer")
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
         self._queue.put(outcome)
+        if not self._is_started:  # by the constructor, it might have nobody to end it
+            with self._lock:
+                self._thread.start()
+            self._is_started = True
 
     def give_up(self) -> None:
         """Try no failed write again."""
@@ -91,35 +82,19 @@ class ResultWriter:
 
     def close(self) -> None:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
-        if not self._is_asked_for:
-            return
+        steps = (self._closing.set, self._put_end, self._thread.start, self._thread.join)
         try:
-            self._closing.set()
-            self._queue.put(None)
-            self._join()
+            for step in steps:
+                step()
         except BaseException:  # one more Ctrl-C: the thread is waited for, but the disk isn't
             self.give_up()
-            self._queue.put(None)
-            do_all((self._join,))
+            do_all(steps)
             raise
 
-    def _join(self) -> None:
-        """Wait for the thread's end; unlike ``Thread.join``, again after an interrupt."""
-        if not self._runs.wait(_START_S):  # it was interrupted before there was a thread
-            return
-        while not self._has_ended:
-            self._ended.wait(_LOOK_S)
-        self._thread.join()
+    def _put_end(self) -> None:
+        self._queue.put(None)
 
     def _run(self) -> None:
-        self._runs.set()
-        try:
-            self._write_all()
-        finally:
-            self._has_ended = True
-            self._ended.set()
-
-    def _write_all(self) -> None:
         synced_at, is_open = self._clock(), True
         while is_open:
             dirty = self._results.dirty or self._errors.dirty

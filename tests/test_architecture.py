@@ -56,7 +56,8 @@ LAYERS = (
         *("intervals", "markup", "page", "panels"),
         *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
         *("report", "resume", "retry"),
-        *("serverlimits", "signals", "stop", "summaries", "tables", "tlscontexts", "tokens", "transport"),
+        *("serverlimits", "signals", "stop", "summaries", "surethread", "tables"),
+        *("tlscontexts", "tokens", "transport"),
         *("verify", "waits", "wording"),
         *("notebooks", "records"),
     },
@@ -229,10 +230,8 @@ THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "star
 THREAD_MAKERS = {
     "threads": {"ThreadPoolExecutor"},  # the workers
     "child": {"Thread", "ThreadPoolExecutor"},  # a process with workers alone
-    "dispatcher": {"Thread"},
-    "submissions": {"Thread"},  # feeds a run of single requests
+    "surethread": {"Thread", "start_new_thread"},  # for all that may be interrupted
     "processes": {"Thread"},  # one for each
-    "writer": {"Thread"},
     "signals": {"Thread"},  # waits for signals
     "encodings": {"Thread"},  # a download of tiktoken's own may hang
     "simulator": THREADS,
@@ -241,6 +240,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 LOCK_MAKERS = {
     *("buckets", "ceiling", "connections", "counters", "dispatcher", "duplicates"),
     *("account", "encodings", "learned", "ledger", "notes", "processes", "stop", "submissions"),
+    "writer",
     *("tlscontexts", "transport"),
     "forks",
     "simulator",

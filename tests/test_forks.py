@@ -47,7 +47,7 @@ def busy():
 thread = threading.Thread(target=busy)
 thread.start()
 children = []
-while thread.is_alive() and len(children) < 25:
+while thread.is_alive() and len(children) < 12:
     child = os.fork()
     if not child:
         faulthandler.dump_traceback_later(25, exit=True)

@@ -52,7 +52,6 @@ class Desk:
         self.writer = ResultWriter(
             *self.files, on_written=self._on_written, on_failure=self._on_failure, **settings
         )
-        self.writer.start()
 
     def _on_written(self, outcomes: list[Outcome], on_record: bool) -> None:
         (self.written if on_record else self.lost).extend(outcomes)
@@ -138,7 +137,7 @@ def test_many_threads_lose_nothing(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    desk.writer.close()
+    desk.write()
     assert sorted(r[0]["n"] for r in records(tmp_path / "out.jsonl")) == list(range(4000))
     assert len(desk.written) == 4000
 
@@ -148,7 +147,6 @@ def test_what_is_queued_is_written_without_waiting_for_the_end(tmp_path: Path) -
     told = threading.Event()
     file = AppendFile(tmp_path / "out.jsonl")
     writer = ResultWriter(file, on_written=lambda *_: told.set(), on_failure=lambda _: None)
-    writer.start()
     writer.put(answered(1))
     assert told.wait(10)
     assert len(records(tmp_path / "out.jsonl")) == 1
@@ -226,7 +224,7 @@ def test_ctrl_c_while_it_closes_gives_up_the_disk_but_not_the_thread() -> None:
         desk.writer.close()
         watcher.join()
     watcher.join()
-    assert not desk.writer._thread.is_alive()
+    assert not desk.writer._thread._thread.is_alive()
     assert desk.lost == [outcome]
     desk.files[0].close()
 
@@ -356,25 +354,3 @@ def test_a_record_that_cannot_be_made_hangs_nobody(tmp_path: Path) -> None:
     assert "AttributeError" in str(desk.failures[0])
     assert [outcome.request.number for outcome in desk.written] == [2]
     assert desk.lost == [broken]
-
-
-def test_an_interrupt_while_it_starts_leaves_no_thread(tmp_path: Path) -> None:
-    """Whoever asked for the start closes it, whether the thread is there already or not."""
-    (file,) = files = [AppendFile(tmp_path / "out.jsonl")]
-    writer = ResultWriter(*files, on_written=lambda *_: None, on_failure=lambda _: None)
-    begin = writer._thread.start
-
-    def interrupted() -> None:
-        begin()
-        raise KeyboardInterrupt
-
-    writer._thread.start = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        writer.start()
-    writer.put(answered(1))
-    writer.close()
-    assert not writer._thread.is_alive()
-    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 1
-    never = ResultWriter(file, on_written=lambda *_: None, on_failure=lambda _: None)
-    never.close()
-    file.close()

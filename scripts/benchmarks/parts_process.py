@@ -195,7 +195,6 @@ def writing(size: Size, folder: Path) -> Row:
         path.unlink(missing_ok=True)
         file = AppendFile(path)
         writer = ResultWriter(file, on_written=lambda *_: None, on_failure=fail)
-        writer.start()
         for outcome in outcomes:
             writer.put(outcome)
         writer.close()

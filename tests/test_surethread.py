@@ -1,0 +1,98 @@
+"""Threads that are started and waited for, whatever interrupts that."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from parallel_processor.surethread import SureThread
+
+
+class Interrupted(SureThread):
+    """Its start is interrupted while it waits for the thread's beginning, its join in mid-wait."""
+
+    def interrupt(self) -> None:
+        """Interrupt the next wait for the thread's beginning, and the next one for its end."""
+        for gate in (self._begun, self._ended):
+            wait = gate.wait
+
+            def fail_once(timeout_s: float | None, gate=gate, wait=wait) -> bool:  # type: ignore
+                gate.wait = wait
+                raise KeyboardInterrupt
+
+            gate.wait = fail_once  # type: ignore[method-assign]
+
+
+def test_a_thread_runs_once_and_is_waited_for() -> None:
+    """Starting it again does nothing, and any number of waits end with it."""
+    calls: list[str] = []
+    thread = SureThread(lambda: calls.append(threading.current_thread().name), "by-name")
+    for _ in range(3):
+        thread.start()
+    for _ in range(20):
+        thread.join()
+    assert calls == ["by-name"]
+    assert "by-name" not in [each.name for each in threading.enumerate()]
+
+
+def test_a_wait_that_is_interrupted_is_done_again() -> None:
+    """Neither an interrupted start nor an interrupted join takes the thread for ended."""
+    may_end = threading.Event()
+    thread = Interrupted(lambda: may_end.wait(20), "held")
+    thread.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        thread.join()
+    thread.join(0.001)
+    assert "held" in [each.name for each in threading.enumerate()]
+    may_end.set()
+    thread.join()
+    assert "held" not in [each.name for each in threading.enumerate()]
+
+
+def test_several_may_wait() -> None:
+    """Each of them passes when the thread ends."""
+    may_end = threading.Event()
+    thread = SureThread(lambda: may_end.wait(20), "held")
+    thread.start()
+    waiting = [threading.Thread(target=thread.join) for _ in range(5)]
+    for each in waiting:
+        each.start()
+    may_end.set()
+    for each in waiting:
+        each.join(20)
+    assert not any(each.is_alive() for each in waiting)
+
+
+def test_one_that_was_never_started_has_no_end() -> None:
+    """To wait for it takes no time."""
+    SureThread(lambda: None, "never").join()
+
+
+def test_a_fault_of_the_target_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread says that it ends, however it does."""
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def fail() -> None:
+        raise KeyError("a fault")
+
+    thread = SureThread(fail, "faulty")
+    thread.start()
+    thread.join()
+    assert len(told) == 1
+
+
+def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of a thread's start, and there is nothing to wait for."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    thread = SureThread(lambda: None, "none")
+    with pytest.raises(RuntimeError, match="new thread"):
+        thread.start()
+    thread.join()
