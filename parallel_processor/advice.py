@@ -18,6 +18,7 @@ from parallel_processor.headline import (
     limit_text,
     main_cause,
 )
+from parallel_processor.models import CANT_BE_SENT
 from parallel_processor.wording import count, number_of, share_text
 
 _MUCH = 1 / 3  # of the time
@@ -91,6 +92,18 @@ def _failed(report: RunReport) -> Iterator[str]:
     number = failed + before
     which = "failed request" if number == 1 else f"{count(number)} failed requests"
     own = sum(n for kind, n in kinds.items() if _OF_THE_REQUEST.match(kind))
+    if kinds.get(CANT_BE_SENT):
+        lines = kinds[CANT_BE_SENT]
+        which_lines = "the line" if lines == 1 else f"the {count(lines)} lines"
+        yield (
+            f"Put {which_lines} right that can't be sent: their reasons are below. Nothing was sent "
+            "for them."
+        )
+        failed -= lines
+        number, own = number - lines, own - lines
+        if not number:
+            return
+        which = "failed request" if number == 1 else f"{count(number)} failed requests"
     again = "run the same command again once this run has ended" if report.is_running else ""
     again = again or "run the same command again"
     if own > failed / 2:
@@ -108,20 +121,23 @@ def _failed(report: RunReport) -> Iterator[str]:
 def _refused(report: RunReport) -> Iterator[str]:
     """A limit that was typed too high, or one that others use as well."""
     summary = report.summary
-    if summary.rate_limited < max(_LEAST_COUNT, _MANY_REFUSALS * summary.attempts):
+    if summary.rate_limited < _LEAST_COUNT:
         return
+    is_often = summary.rate_limited >= _MANY_REFUSALS * summary.attempts
     share = f"{share_text(summary.rate_limited / summary.attempts)} of the attempts were refused"
     bucket = max(summary.buckets, key=lambda b: b.refusals, default=BucketReport(url="", model=""))
     others = sum(li.others_per_minute or 0.0 for li in bucket.limits if li.name == "requests")
     paused = _held(report, "pause")
     for name, flag in _FLAGS.items():
-        typed, allowed = _typed(bucket, name), _allowed(bucket, name)
+        typed, allowed = _typed(bucket, name), _allowed(bucket, name, tried=is_often)
         if allowed * _CLEARLY < typed < math.inf:
             yield (
                 f"Type what the server allows: `{flag} auto`, or {count(allowed)} instead of "
                 f"{count(typed)}{_of(report, bucket)}. {share}."
             )
             return
+    if not is_often:
+        return
     if others >= 1:
         yield (
             f"Leave others of the account their share with `--headroom 0.1`: {share}, and other "
@@ -170,11 +186,9 @@ def _timeouts(report: RunReport) -> Iterator[str]:
 def _server_errors(report: RunReport) -> Iterator[str]:
     number = sum(n for kind, n in _errors(report).items() if _SERVER_ERROR.search(kind))
     if _is_frequent(report, number):
-        peak = max((bucket.peak_in_flight for bucket in report.summary.buckets), default=0)
-        below = f" below {count(peak)}" if peak > 1 else ""
         yield (
             f"The server failed or was overloaded in {count(number)} attempts, which are tried again by "
-            f"themselves. If that lasts, lower `--max_workers`{below}."
+            "themselves. If that lasts, ask its operator, or send less at a time (`--max_workers`)."
         )
 
 

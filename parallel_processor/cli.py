@@ -29,6 +29,7 @@ from parallel_processor.figures import Summary
 from parallel_processor.flags import FlagParser, build_parser, settings, with_flag_names
 from parallel_processor.inputs import default_save_path
 from parallel_processor.metrics import serve_metrics
+from parallel_processor.models import CANT_BE_SENT
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, Options, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream
@@ -193,7 +194,10 @@ def _exit_code(
     if watcher.number:
         _log.warning("%s. %s to go on.", summary.stop_reason, again)
         return 128 + watcher.number
-    if summary.failed:
+    unsent = summary.errors_by_kind.get(CANT_BE_SENT, 0)
+    if unsent:
+        _log.warning("Lines that can't be sent: %s. Put them right first.", f"{unsent:,}")
+    if summary.failed > unsent:
         _log.warning("%s to send the failed requests once more.", again)
     return 1 if summary.failed or summary.already_failed else 0
 

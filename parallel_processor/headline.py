@@ -65,6 +65,12 @@ def limit_text(limit: LimitReport) -> str:
     return f"{count(number_of(limit))} {kind_text(limit.name)}/{window_text(limit.window_s)}"
 
 
+def allowed_by(limit: LimitReport) -> float:
+    """What was typed or the server says, whichever is less; infinite if neither is known."""
+    numbers = (limit.configured, limit.found)
+    return min((number for number in numbers if number is not None), default=math.inf)
+
+
 def headline(report: RunReport) -> str:
     """What held the run back most, and for how long."""
     if not report.summary.attempts:
@@ -95,7 +101,11 @@ def _bound_by(report: RunReport, cause: str) -> str:
     if found is None:
         return cause_text(cause)
     model, limit = found
+    allowed, tried = allowed_by(limit), limit.tried_per_minute
     words = f"the limit of {limit_text(limit)}"
+    if tried is not None and tried < allowed < math.inf:  # it is that which was used to a share
+        of_what = f"{count(allowed)} {kind_text(limit.name)}/min"
+        words = f"refusals, which cut the limit of {of_what} to {count(tried)}"
     if len(report.summary.buckets) > 1 and limit.configured is None and model:
         words += f" of {model}"
     if limit.used_share is not None:

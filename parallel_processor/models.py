@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+CANT_BE_SENT = "can't be sent"
+"""The kind of failure of a request that has a flaw."""
+
 
 class Endpoint(enum.Enum):
     """What kind of answer a URL gives, which decides how a request's tokens are counted."""
@@ -87,7 +90,7 @@ class Reply:
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     data: Any = field(default=None, repr=False)
     is_json: bool = False

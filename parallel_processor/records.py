@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from parallel_processor.answers import read_error
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.jsontext import MAX_NESTING, dump, elements, members, parse
-from parallel_processor.models import Reply, Request
+from parallel_processor.models import CANT_BE_SENT, Reply, Request
 from parallel_processor.outcome import Outcome
 from parallel_processor.providers import used_tokens
 
@@ -142,7 +142,7 @@ def _cookbook(parts: RecordParts, number: int) -> Outcome:
         return _answer(request, reply)
     errors = (texts[1].decode(),) if _is_error(parts.response) else tuple(parts.response)
     attempts = 0 if flaw is not None else len(errors)
-    kind = "can't be sent" if flaw is not None else ""
+    kind = CANT_BE_SENT if flaw is not None else ""
     return Outcome(request=request, ok=False, errors=errors, error_kind=kind, attempts=attempts)
 
 

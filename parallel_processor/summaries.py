@@ -25,6 +25,11 @@ def summary_text(summary: Summary, limits: Limits) -> str:
     ]
     lines = [
         f"{summary.answered:,} answered, {summary.failed:,} failed{''.join(before)}"
+        + (
+            f", {summary.deduplicated:,} of them not sent but shared"
+            if summary.deduplicated
+            else ""
+        )
         + (f", {summary.unanswered:,} given up" if summary.unanswered else "")
         + (", the rest not sent" if summary.stop_reason else "")
         + f" in {summary.elapsed_s:,.1f} s",
@@ -77,7 +82,10 @@ def _limit_text(limit: LimitReport) -> str:
         number = f"{number_of(limit):,.0f} {name}/min"
     if limit.found is None and limit.configured is None:
         return f"{number} tried" if limit.tried_per_minute is not None else f"no limit of {name}"
+    tried, found = limit.tried_per_minute, limit.found
     source = " found" if limit.configured is None else ""
+    if tried is not None and found is not None and tried < found:
+        number, source = f"{found:,.0f} {name}/min", f" found, cut to {tried:,.0f} by refusals"
     changes = f", {len(limit.changes) - 1} changes" if len(limit.changes) > 1 else ""
     used = "" if limit.used_share is None else f" ({min(limit.used_share, 1.0):.0%} used{changes})"
     return f"{number}{source}{used}"

@@ -24,7 +24,7 @@ from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError
 from parallel_processor.limiter import Ending, Reservation, TokenBucket
-from parallel_processor.models import Attempt, Refusal, Request, Verdict
+from parallel_processor.models import CANT_BE_SENT, Attempt, Refusal, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing
@@ -258,6 +258,4 @@ def unanswered(waiting: Waiting) -> Outcome:
 
 def flawed(request: Request) -> Outcome:
     """The outcome of a line that can't be sent."""
-    return Outcome(
-        request=request, ok=False, errors=(request.flaw or "",), error_kind="can't be sent"
-    )
+    return Outcome(request=request, ok=False, errors=(request.flaw or "",), error_kind=CANT_BE_SENT)

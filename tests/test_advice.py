@@ -185,6 +185,35 @@ def test_a_model_is_named_among_several() -> None:
     assert "allow that for m, and 600 was typed" in advice(replace(report, summary=both))[0]
 
 
+def test_lines_that_cant_be_sent_are_not_called_rejected() -> None:
+    """No server has seen them; what failed at the server is spoken of by itself."""
+    unsent = run(TYPED, failed=3, errors_by_kind={"can't be sent": 3})
+    assert advice(unsent) == (
+        "Put the 3 lines right that can't be sent: their reasons are below. Nothing was sent for them.",
+    )
+    both = run(TYPED, failed=8, errors_by_kind={"can't be sent": 3} | SPOILED)
+    first, second = advice(both)
+    assert first.startswith("Put the 3 lines right")
+    assert second.startswith("Look at the reasons of the 5 failed requests below and put them right")
+
+
+def test_few_refusals_are_enough_where_the_server_says_less_than_was_typed() -> None:
+    """Three of them in a thousand, with a header that names half of what was typed."""
+    told = run(TYPED, limit(found=300.0), rate_limited=3, bucket={"refusals": 3})
+    assert advice(told)[0].startswith("Type what the server allows: `--max_requests_per_minute auto`, ")
+    silent = run(TYPED, limit(found=300.0), rate_limited=2, bucket={"refusals": 2})
+    assert advice(silent) == NOTHING
+
+
+def test_a_rate_that_refusals_cut_is_told_beside_the_limit() -> None:
+    """The share that was used is of what the server allows, not of what was tried."""
+    cut = limit(found=300.0, tried_per_minute=224.0, used_share=0.76)
+    assert headline(run(cut, held_by=HELD)) == (
+        "Held back 90 % of the time by refusals, which cut the limit of 300 requests/min to 224 "
+        "(76 % of it used)."
+    )
+
+
 def test_a_stop_comes_first() -> None:
     """What stopped the run is the first thing to put right."""
     first, second, *_ = advice(run(TYPED, stop_reason=KEY, failed=3, rate_limited=500))
