@@ -96,11 +96,11 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[dict[str,
     with ThreadPoolExecutor(1) as watcher, ExitStack() as stack:
         jobs = {
             "requests": start(
-                *(stack, folder, "requests", [chat(n, 1) for n in range(1500)]),
+                *(stack, folder, "requests", [chat(n, 1) for n in range(1260)]),
                 *("--max_requests_per_minute", 1200, *plenty),
             ),
             "tokens": start(
-                *(stack, folder, "tokens", [chat(n, 29) for n in range(1875)]),
+                *(stack, folder, "tokens", [chat(n, 29) for n in range(1575)]),
                 *("--max_requests_per_minute", 1e6, "--max_tokens_per_minute", 60_000),
             ),
             "oversize": start(

@@ -12,6 +12,8 @@ from commands import command, environment, read_lines, simulator, write_lines
 
 from parallel_processor import verify_results
 
+pytestmark = pytest.mark.acceptance
+
 # A sitecustomize: every Python of the job begins with it, worker processes too.
 _ELSEWHERE = '''
 import errno, functools, os, select, signal, socket, sys

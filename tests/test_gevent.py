@@ -10,6 +10,7 @@ import pytest
 from commands import environment, simulator
 
 pytest.importorskip("gevent")
+pytestmark = pytest.mark.acceptance
 
 _PREAMBLE = """
 from gevent import monkey

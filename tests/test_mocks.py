@@ -22,6 +22,8 @@ from parallel_processor import Limits, Outcome, Processor, RetryPolicy
 from parallel_processor.interception import is_intercepted, is_recorded
 from parallel_processor.simulator import Simulator
 
+pytestmark = pytest.mark.acceptance
+
 KEY = "sk-test-0123456789abcdef"
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 HASTE = RetryPolicy(max_attempts=2, backoff_initial_s=0.0, pause_s=0.0)

@@ -15,6 +15,8 @@ import pytest
 from commands import environment, read_lines, write_lines
 from raw_server import RawServer, Visit
 
+pytestmark = pytest.mark.acceptance
+
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 for package in ("ipykernel", "ipywidgets", "matplotlib", "pandas"):
