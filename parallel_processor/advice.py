@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from parallel_processor.figures import BucketReport, RunReport
 from parallel_processor.headline import (
+    allowed_by,
     binding_limit,
     busy_share,
     elapsed_s,
@@ -19,7 +20,7 @@ from parallel_processor.headline import (
     main_cause,
 )
 from parallel_processor.models import CANT_BE_SENT
-from parallel_processor.wording import count, number_of, share_text
+from parallel_processor.wording import count, kind_text, number_of, share_text
 
 _MUCH = 1 / 3  # of the time
 _LEAST_SHARE, _LEAST_COUNT = 0.02, 3  # of all attempts: errors below are chance
@@ -85,25 +86,16 @@ def _stopped(report: RunReport) -> Iterator[str]:
 
 
 def _failed(report: RunReport) -> Iterator[str]:
-    kinds, failed = report.summary.errors_by_kind, report.summary.failed
-    before = report.summary.already_failed
-    if not failed and not before:
+    kinds = report.summary.errors_by_kind
+    if lines := kinds.get(CANT_BE_SENT, 0):
+        which = "line" if lines == 1 else f"{count(lines)} lines"
+        yield f"Put the {which} right that can't be sent, for the reasons that are said below."
+    failed = report.summary.failed - lines
+    number = failed + report.summary.already_failed
+    if not number:
         return
-    number = failed + before
     which = "failed request" if number == 1 else f"{count(number)} failed requests"
-    own = sum(n for kind, n in kinds.items() if _OF_THE_REQUEST.match(kind))
-    if kinds.get(CANT_BE_SENT):
-        lines = kinds[CANT_BE_SENT]
-        which_lines = "the line" if lines == 1 else f"the {count(lines)} lines"
-        yield (
-            f"Put {which_lines} right that can't be sent: their reasons are below. Nothing was sent "
-            "for them."
-        )
-        failed -= lines
-        number, own = number - lines, own - lines
-        if not number:
-            return
-        which = "failed request" if number == 1 else f"{count(number)} failed requests"
+    own = sum(n for kind, n in kinds.items() if _OF_THE_REQUEST.match(kind)) - lines
     again = "run the same command again once this run has ended" if report.is_running else ""
     again = again or "run the same command again"
     if own > failed / 2:
@@ -136,6 +128,7 @@ def _refused(report: RunReport) -> Iterator[str]:
                 f"{count(typed)}{_of(report, bucket)}. {share}."
             )
             return
+    yield from _cut(report, bucket)
     if not is_often:
         return
     if others >= 1:
@@ -149,6 +142,22 @@ def _refused(report: RunReport) -> Iterator[str]:
             f"server doesn't say how long to wait: {share}, and sending paused "
             f"{share_text(paused)} of the time."
         )
+
+
+def _cut(report: RunReport, bucket: BucketReport) -> Iterator[str]:
+    """A rate that refusals hold below what the server says."""
+    for limit in bucket.limits:
+        tried, allowed = limit.tried_per_minute, allowed_by(limit)
+        if tried is None or not tried * _CLEARLY < allowed < math.inf:
+            continue
+        if _held(report, limit.name) >= _MUCH:
+            of_what = f"{count(allowed)} {kind_text(limit.name)}/min{_of(report, bucket)}"
+            yield (
+                "Find out who else uses the account, and leave them a share (`--headroom`), or why the "
+                f"server refuses: {count(report.summary.rate_limited)} refusals cut the rate to "
+                f"{count(tried)} of {of_what}. It grows back by itself."
+            )
+        return
 
 
 def _typed(bucket: BucketReport, name: str) -> float:

@@ -189,7 +189,7 @@ def test_lines_that_cant_be_sent_are_not_called_rejected() -> None:
     """No server has seen them; what failed at the server is spoken of by itself."""
     unsent = run(TYPED, failed=3, errors_by_kind={"can't be sent": 3})
     assert advice(unsent) == (
-        "Put the 3 lines right that can't be sent: their reasons are below. Nothing was sent for them.",
+        "Put the 3 lines right that can't be sent, for the reasons that are said below.",
     )
     both = run(TYPED, failed=8, errors_by_kind={"can't be sent": 3} | SPOILED)
     first, second = advice(both)
@@ -207,6 +207,11 @@ def test_few_refusals_are_enough_where_the_server_says_less_than_was_typed() -> 
 
 def test_a_rate_that_refusals_cut_is_told_beside_the_limit() -> None:
     """The share that was used is of what the server allows, not of what was tried."""
+    few = {"refusals": 5}
+    held = run(limit(found=300.0, tried_per_minute=224.0), rate_limited=5, held_by=HELD, bucket=few)
+    (text,) = advice(held)
+    assert "5 refusals cut the rate to 224 of 300 requests/min" in text
+    assert advice(replace(held, summary=replace(held.summary, held_by={}))) != (text,)
     cut = limit(found=300.0, tried_per_minute=224.0, used_share=0.76)
     assert headline(run(cut, held_by=HELD)) == (
         "Held back 90 % of the time by refusals, which cut the limit of 300 requests/min to 224 "
