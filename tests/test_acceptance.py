@@ -56,6 +56,11 @@ class Job:
     stderr: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
 
+    def settle(self) -> None:
+        """Wait until it is past its start: what else begins meanwhile would hold up its first requests."""
+        while self.server.stats()["requests_received"] < 60 and self.watch():
+            pass
+
     def watch(self) -> bool:
         """Note how many threads it has; false once it has ended."""
         try:
@@ -89,20 +94,12 @@ def start(stack: ExitStack, folder: Path, name: str, requests: list[Any], *flags
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[dict[str, Job]]]:
-    """The jobs that take minutes, side by side."""
+    """The jobs that take minutes, side by side, each begun when the one before it goes its way."""
     folder = tmp_path_factory.mktemp("long")
     plenty = ("--max_tokens_per_minute", 1e9)
     oversize = [chat(0, 9), chat(1, 1500)]  # what comes behind one is a matter of test_limiter.py
     with ThreadPoolExecutor(1) as watcher, ExitStack() as stack:
         jobs = {
-            "requests": start(
-                *(stack, folder, "requests", [chat(n, 1) for n in range(1260)]),
-                *("--max_requests_per_minute", 1200, *plenty),
-            ),
-            "tokens": start(
-                *(stack, folder, "tokens", [chat(n, 29) for n in range(1575)]),
-                *("--max_requests_per_minute", 1e6, "--max_tokens_per_minute", 60_000),
-            ),
             "oversize": start(
                 *(stack, folder, "oversize", oversize),
                 *("--max_tokens_per_minute", 1000),
@@ -112,6 +109,16 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[dict[str,
                 *("--max_requests_per_minute", 1500, *plenty),
             ),
         }
+        jobs["latency"].settle()
+        jobs["requests"] = start(
+            *(stack, folder, "requests", [chat(n, 1) for n in range(1260)]),
+            *("--max_requests_per_minute", 1200, *plenty),
+        )
+        jobs["requests"].settle()
+        jobs["tokens"] = start(
+            *(stack, folder, "tokens", [chat(n, 29) for n in range(1575)]),
+            *("--max_requests_per_minute", 1e6, "--max_tokens_per_minute", 60_000),
+        )
         yield watcher.submit(ended, jobs)
 
 
