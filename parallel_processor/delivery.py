@@ -78,11 +78,10 @@ class Delivery:
         request = outcome.request
         if request.flaw is not None or outcome.deduplicated:
             self._counters.started()  # which nobody else has counted
-        extra = {"request_number": request.number}  # as in worker.py
-        if request.flaw is not None:
-            _log.error("%s", outcome.error, extra=extra)
-        elif not outcome.ok and not outcome.unanswered:
-            _log.error("request %d failed: %s", request.number, outcome.error, extra=extra)
+        if not outcome.ok and not outcome.unanswered:
+            extra = {"request_number": request.number}  # as in worker.py
+            what = f"request {request.number} failed: " if request.flaw is None else ""
+            _log.error("%s%s", what, outcome.error, extra=extra)
         if self.sink is None:
             self._laid_out.append(outcome)
             self._bell.set()

@@ -139,27 +139,34 @@ class FileRun:
                 run.stop(error)
 
     def _live_report(self, path: Path, run: Run, lines: RequestsFile) -> LiveReport:
-        def tell(timeline: tuple[Sample, ...], is_running: bool) -> RunReport:
-            job, options = self._job, self._options
-            return RunReport(
-                summary=self._account.summary(run, self._started_at),
-                started_at=self._started_at_s,
-                told_at=time.time(),
-                is_running=is_running,
-                fraction=lines.fraction(),
-                requests_path=str(job.source),
-                save_path=str(job.save),
-                url=shown_url(options.request_url),
-                max_workers=options.max_workers,
-                processes=options.processes,
-                timeline=timeline,
-                slowest=self._notes.slowest(),
-                failures=self._notes.failures(),
-            )
-
-        report = LiveReport(path, sample=lambda: self._sample(run), tell=tell, clock=self._clock)
+        report = LiveReport(
+            path,
+            sample=lambda: self._sample(run),
+            tell=lambda timeline, is_running: self._report(run, lines, timeline, is_running),
+            clock=self._clock,
+        )
         run.displays.add(report)
         return report
+
+    def _report(
+        self, run: Run, lines: RequestsFile, timeline: tuple[Sample, ...], is_running: bool
+    ) -> RunReport:
+        job, options = self._job, self._options
+        return RunReport(
+            summary=self._account.summary(run, self._started_at),
+            started_at=self._started_at_s,
+            told_at=time.time(),
+            is_running=is_running,
+            fraction=lines.fraction(),
+            requests_path=str(job.source),
+            save_path=str(job.save),
+            url=shown_url(options.request_url),
+            max_workers=options.max_workers,
+            processes=options.processes,
+            timeline=timeline,
+            slowest=self._notes.slowest(),
+            failures=self._notes.failures(),
+        )
 
     def _sample(self, run: Run) -> Sample:
         counts, now = run.counters.counts(), self._clock()

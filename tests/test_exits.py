@@ -110,9 +110,10 @@ _DAEMON_WITH_A_FILE = """
 with open(os.path.join(directory, "in"), "w") as file:
     file.writelines(json.dumps(row) + "\\n" for row in rows * 500)
 out = os.path.join(directory, "out")
-threading.Thread(target=processor.process_file, args=[file.name, out], daemon=True).start()
-while not os.path.exists(out) or not os.path.getsize(out):
-    time.sleep(0.001)
+recorded = threading.Event()
+more = {"on_outcome": lambda outcome: recorded.set()}
+threading.Thread(target=processor.process_file, args=[file.name, out], kwargs=more, daemon=True).start()
+assert recorded.wait(30)
 """
 
 
