@@ -96,6 +96,29 @@ class Reply:
     is_json: bool = False
 
 
+class WaitCause(str, enum.Enum):
+    """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string."""
+
+    NOTHING = ""
+    REQUESTS = "requests"  # the limit of requests
+    TOKENS = "tokens"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+    PAUSE = "pause"  # the server rejected a request and asked to wait
+    CONCURRENCY = "in flight"  # the server takes no more requests at once
+    MAX_WORKERS = "max_workers"  # as many requests are in flight as the setting permits
+    DISK = "disk"  # records wait to be written
+    CONSUMER = "consumer"  # outcomes wait for the program that reads them
+    INPUT = "input"  # the requests file or iterable has not delivered the next request
+    TOKEN_COUNTING = "token counting"
+    LOOK_AHEAD = "look-ahead"  # the read-ahead buffer is full of requests for other buckets
+    ANSWERS = "answers"  # everything is sent; the last answers are under way
+
+    def __str__(self) -> str:
+        """The value, in every Python version."""
+        return str(self.value)
+
+
 class Verdict(enum.Enum):
     """What an attempt's end means for its request and for the run (see ``answers.py``)."""
 
