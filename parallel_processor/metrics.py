@@ -1,6 +1,6 @@
 """A processor's figures for Prometheus: what ``Processor.stats`` tells, asked for at each scrape.
 
-``prometheus_client`` is an extra (``pip install parallel-processor[metrics]``), and imported when used.
+``prometheus_client`` is an extra (``pip install '.[metrics]'`` in a clone), and imported when used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def serve_metrics(processor: Processor, port: int, host: str = "127.0.0.1") -> I
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:
         raise ConfigurationError(
-            "metrics need prometheus_client: pip install parallel-processor[metrics]"
+            "metrics need prometheus_client: pip install prometheus_client"
         ) from None
     registry = CollectorRegistry()
     registry.register(_Collector(processor))

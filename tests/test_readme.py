@@ -1,7 +1,8 @@
-"""The README against the program: its flags, its examples, its modules."""
+"""The README against the program: its commands, examples, tables and links."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import shlex
@@ -10,13 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from commands import command, environment, read_lines, run, simulator, write_lines
 
 import parallel_processor
+from parallel_processor import Limits, Options, Processor, RetryPolicy
+from parallel_processor.flags import build_parser
+from parallel_processor.models import WaitCause
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
+PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
@@ -24,39 +30,173 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
-def help_flags(*words: str) -> dict[str, str]:
-    """The flags of a command's ``--help`` with their defaults, where it names one."""
-    done = subprocess.run(
-        [*words, "--help"], capture_output=True, text=True, check=True, env=environment(COLUMNS="999")
+def commands_with(*words: str) -> list[list[str]]:
+    """The README's shell commands that contain all of ``words``, each split into words."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [
+        shlex.split(line.removesuffix("&")) for line in lines if all(word in line for word in words)
+    ]
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one of the same level or a higher one."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n", PROSE, re.MULTILINE)
+    assert found is not None, title
+    rest = PROSE[found.end() :]
+    return re.split(rf"^#{{1,{len(found[1])}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of each row of the tables in ``text``, without the tables' heads."""
+    tables = re.findall(r"^\|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    lines = "".join(tables).splitlines()
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def names(cell: str) -> list[str]:
+    """What a cell has in backquotes."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def flag_tables() -> dict[str, dict[str, str]]:
+    """The defaults of the flags, by the heading of their table and by flag."""
+    parts = re.split(r"^#### (.+)\n", section("Flags"), flags=re.MULTILINE)[1:]
+    return {
+        title: {names(flag)[0]: default for flag, default, _ in rows(text)}
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def parser_groups() -> dict[str, dict[str, argparse.Action]]:
+    """The flags of the command by the title of their group, without ``--help`` and ``--version``."""
+    groups = {}
+    for group in build_parser()._action_groups:
+        actions = {action.option_strings[0]: action for action in group._group_actions}
+        shown = {flag: a for flag, a in actions.items() if a.default is not argparse.SUPPRESS}
+        if shown:
+            groups[str(group.title)] = shown
+    return groups
+
+
+def test_the_flag_tables_are_those_of_the_command() -> None:
+    """Each group of ``--help`` has a table of its flags, and no flag is left out or made up."""
+    tables = {title.lower(): set(flags) for title, flags in flag_tables().items()}
+    assert tables == {title.lower(): set(flags) for title, flags in parser_groups().items()}
+
+
+def test_the_flag_tables_have_the_defaults() -> None:
+    """The default of each flag is in its row, as it would be typed."""
+    shown = {flag: default for table in flag_tables().values() for flag, default in table.items()}
+    for flags in parser_groups().values():
+        for flag, action in flags.items():
+            default = action.default
+            if default is False:
+                assert shown[flag] == "", flag
+            elif isinstance(default, float):
+                assert shown[flag] == f"{default:g}", flag
+            elif default is not None:
+                assert shown[flag].strip("`") == str(default), flag
+
+
+def test_the_settings_are_those_of_the_library() -> None:
+    """Each setting is in the table, and no other; the flags named beside them exist."""
+    table = {names(row[0])[0]: names(row[1]) for row in rows(section("Settings"))}
+    parts = {"": Options, "limits.": Limits, "retry.": RetryPolicy}
+    fields = {f"{part}{f.name}" for part, kind in parts.items() for f in dataclasses.fields(kind)}
+    assert set(table) == fields
+    flags = {flag for group in parser_groups().values() for flag in group}
+    assert {flag for named in table.values() for flag in named} <= flags
+
+
+def test_the_exit_codes_are_those_of_the_help() -> None:
+    """The table of exit codes names the codes that ``--help`` names."""
+    helped = build_parser().format_help().partition("exit codes:")[2].split(". ")[0]
+    codes = [row[0] for row in rows(section("Exit codes"))]
+    assert codes == re.findall(r"\b\d+\b", helped)
+
+
+def test_everything_that_a_run_waits_for_is_explained() -> None:
+    """The table of what a slow run waits for has each cause once."""
+    causes = [name for row in rows(section("Troubleshooting")) for name in names(row[0])]
+    assert sorted(causes) == sorted(cause.value for cause in WaitCause if cause.value)
+
+
+def test_the_tables_of_the_package_name_what_there_is() -> None:
+    """The modules and packages of the README are those of the folder."""
+    folder = Path(parallel_processor.__file__).parent
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    tables = rows(section("How it works"))
+    assert {names(row[0])[0] for row in tables if len(row) == 3} == packages
+    assert {names(row[0])[0] for row in tables if len(row) == 2} == modules
+    imported = {name for row in tables if len(row) == 3 for name in names(row[2])}
+    assert imported <= packages | modules
+
+
+def test_every_link_leads_somewhere() -> None:
+    """A link within the page leads to a heading, one to a file to a file of the repository."""
+    headings = re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]+)\)", PROSE)
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    files = [link for link in links if not link.startswith(("#", "https://"))]
+    assert [link for link in files if not (ROOT / link).is_file()] == []
+
+
+def test_the_contents_name_every_section() -> None:
+    """The table of contents has each section once, in its order."""
+    headings = re.findall(r"^## (.+)$", PROSE, re.MULTILINE)
+    assert re.findall(r"\[([^]]+)\]\(#", section("Contents")) == headings[1:]
+
+
+def test_nobody_is_told_to_install_the_package_of_others() -> None:
+    """``parallel-processor`` on the package index is another project's."""
+    name = re.compile(r"pip install[^`\n]*\bparallel[-_.]processor\b", re.IGNORECASE)
+    package = Path(parallel_processor.__file__).parent
+    texts = [TEXT, *(path.read_text("utf-8") for path in package.rglob("*.py"))]
+    assert [found[0] for text in texts for found in name.finditer(text)] == []
+
+
+def test_the_first_run_is_as_shown(tmp_path: Path) -> None:
+    """Three lines start a server, write requests and send them; the output is that of the README."""
+    (serve,) = commands_with(
+        "parallel_processor.simulator", "--port 8080", "--requests_per_minute 1000"
     )
-    _, *entries = re.split(r"^  (?=-)", done.stdout.partition("exit codes:")[0], flags=re.MULTILINE)
-    flags = {re.findall(r"--\w+", entry)[0]: entry for entry in entries}
-    defaults = {flag: re.search(r"default:\s+([\w.:/]+)", entry) for flag, entry in flags.items()}
-    return {flag: found[1] if found else "" for flag, found in defaults.items()}
+    (make,) = commands_with("make_example_requests", "--kind chat")
+    send, again = commands_with("127.0.0.1:8080")
+    assert send == again  # at the top of the README, and in its section on the first run
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    with simulator(*serve[serve.index("8080") + 1 :]) as server:
+        words = [word.replace("http://127.0.0.1:8080", server.url) for word in send[1:]]
+        done = subprocess.run(
+            command(*words),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    shown, printed = blocks("text")[0], done.stderr.replace(server.url, "http://127.0.0.1:8080")
+    assert shape(shown) == shape(printed)
 
 
-def test_the_flag_table_is_that_of_the_command() -> None:
-    """Every flag is in the table with its default, and no other."""
-    table = dict(re.findall(r"^\| `(--\w+)` \| (.*?) \|", TEXT, re.MULTILINE))
-    flags = help_flags(*command())
-    assert set(table) == set(flags) - {"--help"}
-    numbers = {flag: default for flag, default in flags.items() if re.fullmatch(r"[\d.]+", default)}
-    assert len(numbers) == 14
-    assert {flag: table[flag] for flag in numbers} == numbers
-    assert table["--request_url"] == f"`{flags['--request_url']}`"
+def shape(output: str) -> list[str]:
+    """The lines of ``output`` without what differs from run to run: numbers, causes of little weight."""
+    text = re.sub(r", \d+% by [^,;\n]+", "", output)
+    return re.sub(r"[\d,.:]*\d", "N", text).splitlines()
 
 
 def test_the_cookbook_users_command_runs(tmp_path: Path) -> None:
-    """The command line of the README answers a file, from a clone and from another folder."""
-    (block,) = [text for text in blocks("bash") if "api_request_parallel_processor" in text]
-    words = shlex.split(block.replace("\\\n", " "))
+    """The command line of the cookbook answers a file, from a clone and from another folder."""
+    (words,) = commands_with("api_request_parallel_processor")
     source = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": str(n)} for n in range(5)])
     with Simulator(SimulatorOptions()) as server:
         swap = {
             "python": sys.executable,
             words[1]: str(ROOT / words[1]),
-            "examples/requests.jsonl": str(source),
-            "examples/requests_results.jsonl": str(tmp_path / "out.jsonl"),
+            "examples/embeddings.jsonl": str(source),
+            "examples/embeddings_results.jsonl": str(tmp_path / "out.jsonl"),
             "https://api.openai.com/v1/embeddings": f"{server.url}/v1/embeddings",
         }
         assert set(swap) <= set(words)
@@ -74,15 +214,27 @@ def test_the_cookbook_users_command_runs(tmp_path: Path) -> None:
 
 def test_the_verify_command_runs(tmp_path: Path) -> None:
     """The check of the README says that a finished job is complete, and that a torn one isn't."""
-    (block,) = [text for text in blocks("bash") if " verify " in text]
-    words = shlex.split(block)[1:]
-    write_lines(tmp_path / "requests.jsonl", [{"input": "a"}])
-    results = write_lines(tmp_path / "requests_results.jsonl", [[{"input": "a"}, {"data": []}]])
+    ((_, *words),) = commands_with(" verify ")
+    (tmp_path / "examples").mkdir()
+    write_lines(tmp_path / "examples/requests.jsonl", [{"input": "a"}])
+    path = tmp_path / "examples/requests_results.jsonl"
+    results = write_lines(path, [[{"input": "a"}, {"data": []}]])
     done = subprocess.run(command(*words), cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "every line has its answer\n")
     assert dict(line.split() for line in done.stdout.splitlines())["answered"] == "1"
     results.write_text("[{")
     assert subprocess.run(command(*words), cwd=tmp_path, capture_output=True).returncode == 1
+
+
+def test_the_commands_use_flags_that_exist() -> None:
+    """Every command of the README is one that the parser takes."""
+    lines = [
+        words for words in commands_with("parallel-processor") if words[0] == "parallel-processor"
+    ]
+    assert len(lines) >= 4
+    for _, *words in lines:
+        if words[0] != "verify":
+            build_parser().parse_args(words)
 
 
 def test_the_library_example_runs(
@@ -92,14 +244,17 @@ def test_the_library_example_runs(
     (block,) = blocks("python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-key")
-    rows = [{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Say {n}."}]} for n in "ab"]
-    write_lines(tmp_path / "requests.jsonl", rows)
+    lines = [
+        {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Say {n}."}]}
+        for n in "ab"
+    ]
+    write_lines(tmp_path / "requests.jsonl", lines)
     with Simulator(SimulatorOptions()) as server:
         source = block.replace("https://api.openai.com", server.url)
         exec(compile(source, "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "2 answered, 0 failed"
-    assert len(lines) == 3 and all("total_tokens" in line for line in lines[1:])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "2 answered"
+    assert len(printed) == 3 and all(printed)
 
 
 def test_the_recipe_for_a_data_frame_runs() -> None:
@@ -109,8 +264,10 @@ def test_the_recipe_for_a_data_frame_runs() -> None:
     frame = pandas.DataFrame({"prompt": ["Say a.", "Say b.", "Say c."]})
     with Simulator(SimulatorOptions()) as server:
         account = {"request_url": f"{server.url}/v1/chat/completions"}
-        names = {"frame": frame, "account": account, "Processor": parallel_processor.Processor}
-        exec(compile(block, "README.md", "exec"), names)
+        exec(
+            compile(block, "README.md", "exec"),
+            {"frame": frame, "account": account, "Processor": Processor},
+        )
     assert len(block.splitlines()) == 5
     assert all(frame["answer"].str.len() > 0) and all(frame["error"].isna())
 
@@ -120,19 +277,69 @@ def test_the_example_of_a_test_runs() -> None:
     responses = pytest.importorskip("responses")
     (block,) = blocks("python responses")
     url = "https://api.openai.com/v1/chat/completions"
-    names = {"responses": responses, "url": url, "Processor": parallel_processor.Processor}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(
+        compile(block, "README.md", "exec"),
+        {"responses": responses, "url": url, "Processor": Processor},
+    )
+
+
+def session_with_key() -> requests.Session:
+    """A session that brings a key in its headers."""
+    session = requests.Session()
+    session.headers["Authorization"] = "Bearer sk-session"
+    return session
+
+
+def test_keys_in_session_headers_are_used() -> None:
+    """A session's own key is sent where there is no ``api_key``, which else takes precedence."""
+    Processor(request_url="https://api.openai.com/v1/embeddings", session_factory=session_with_key)
+    body = {"model": "m", "input": "text"}
+    for api_key, accepted in ((None, "sk-session"), ("sk-own", "sk-own")):
+        with Simulator(SimulatorOptions(api_key=accepted)) as server:
+            url = f"{server.url}/v1/embeddings"
+            with Processor(
+                request_url=url, session_factory=session_with_key, api_key=api_key
+            ) as processor:
+                assert processor.map([body])[0].ok
 
 
 def test_the_simulator_example_runs(tmp_path: Path) -> None:
     """The simulator takes the flags of the README, and a job against it comes to its end."""
-    (block,) = [text for text in blocks("bash") if "parallel_processor.simulator" in text]
-    words = shlex.split(block.replace("\\\n", " "))
-    flags = words[words.index("8080") + 1 :]
+    (words,) = commands_with("parallel_processor.simulator", "--error_rate")
     source = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": str(n)} for n in range(5)])
-    with simulator(*flags) as server:
+    with simulator(*words[words.index("8080") + 1 :]) as server:
         done = run("--requests_filepath", source, "--request_url", f"{server.url}/v1/embeddings")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_simulators_flags_exist() -> None:
+    """Each flag in the table of what can be simulated is one of the simulator."""
+    words = [sys.executable, "-m", "parallel_processor.simulator", "--help"]
+    helped = subprocess.run(
+        words, capture_output=True, text=True, check=True, env=environment()
+    ).stdout
+    flags = {flag for row in rows(section("Simulator")) for flag in re.findall(r"--\w+", row[1])}
+    assert len(flags) > 10
+    assert flags <= set(re.findall(r"--\w+", helped))
+
+
+def test_the_limits_file_is_read(tmp_path: Path) -> None:
+    """The limits by model are those of a file that the command takes."""
+    (block,) = blocks("json")
+    (tmp_path / "limits.json").write_text(block, "utf-8")
+    source = write_lines(tmp_path / "in.jsonl", [{"model": "gpt-4o-mini", "input": "text"}])
+    with Simulator(SimulatorOptions()) as server:
+        url = f"{server.url}/v1/embeddings"
+        done = run(
+            "--requests_filepath",
+            source,
+            "--request_url",
+            url,
+            "--limits",
+            tmp_path / "limits.json",
+        )
+    assert done.returncode == 0, done.stderr
+    assert "500 requests/min" in done.stderr
 
 
 def test_the_file_formats_are_read_as_described(tmp_path: Path) -> None:
@@ -150,25 +357,3 @@ def test_the_file_formats_are_read_as_described(tmp_path: Path) -> None:
     assert cookbook[0] == {"model": "text-embedding-3-small", "input": "embed me"}
     assert cookbook[2] == {"row_id": 1}
     assert batch["custom_id"] == "a" and batch["response"]["status_code"] == 200
-
-
-def test_the_layer_table_names_every_module() -> None:
-    """The table of modules is that of the package."""
-    folder = Path(parallel_processor.__file__).parent
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
-    section = TEXT[TEXT.index("| layer | modules |") :]
-    rows = section[: section.index("\n\n")]
-    assert set(re.findall(r"`(\w+)`", rows)) == modules
-
-
-def test_the_settings_are_those_of_the_library() -> None:
-    """Every setting of the library is named, and nothing else is in that list."""
-    start = TEXT.index("take the settings of `Options`")
-    section = TEXT[start : TEXT.index("Every public name has", start)]
-    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", section))))
-    fields = {
-        field.name
-        for made in (parallel_processor.Options, parallel_processor.Limits, parallel_processor.RetryPolicy)
-        for field in dataclasses.fields(made)
-    }
-    assert named == fields | {"Options", "Limits", "RetryPolicy"}

@@ -144,7 +144,7 @@ def has_aiohttp(*, quiet: bool = False) -> bool:
     if find_spec("aiohttp") is not None:
         return True
     if not quiet:
-        hint = "pip install 'parallel-processor[bench]'"
+        hint = "pip install '.[bench]'"
         print(f"note: aiohttp is missing ({hint}): rows are skipped")
     return False
 
