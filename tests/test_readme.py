@@ -90,12 +90,11 @@ def test_the_flag_tables_have_the_defaults() -> None:
     for flags in parser_groups().values():
         for flag, action in flags.items():
             default = action.default
-            if default is False:
+            if isinstance(default, bool) or default == {}:
                 assert shown[flag] == "", flag
-            elif isinstance(default, float):
-                assert shown[flag] == f"{default:g}", flag
             elif default is not None:
-                assert shown[flag].strip("`") == str(default), flag
+                text = f"{default:g}" if isinstance(default, float) else str(default)
+                assert shown[flag].strip("`") == text, flag
 
 
 def test_the_settings_are_those_of_the_library() -> None:
@@ -182,9 +181,10 @@ def test_the_first_run_is_as_shown(tmp_path: Path) -> None:
 
 
 def shape(output: str) -> list[str]:
-    """The lines of ``output`` without what differs from run to run: numbers, causes of little weight."""
-    text = re.sub(r", \d+% by [^,;\n]+", "", output)
-    return re.sub(r"[\d,.:]*\d", "N", text).splitlines()
+    """The lines of ``output`` without what differs from run to run: numbers, and what it waited for."""
+    text = re.sub(r"waiting for [^,\n]+|waited for [^;\n]+", "WAITS", output)
+    lines = re.sub(r"[\d,.:]*\d", "N", text).splitlines()
+    return list(dict.fromkeys(lines))  # a slow machine has more progress lines
 
 
 def test_the_cookbook_users_command_runs(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_verify_command_runs(tmp_path: Path) -> None:
     path = tmp_path / "examples/requests_results.jsonl"
     results = write_lines(path, [[{"input": "a"}, {"data": []}]])
     done = subprocess.run(command(*words), cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "every line has its answer\n")
+    assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines())["answered"] == "1"
     results.write_text("[{")
     assert subprocess.run(command(*words), cwd=tmp_path, capture_output=True).returncode == 1
