@@ -23,7 +23,7 @@ PACKAGE = "parallel_processor"
 
 # A module imports only from layers below its own.
 LAYERS = (
-    {"exceptions", "figures", "models", "options", "outcome", "replies", "settings"},
+    {"exceptions", "figures", "models", "options", "outcome", "replies"},
         *("display",),
     {
         *(
@@ -80,7 +80,6 @@ WITHIN_LAYER = {
     ("outcome", "models"),
     ("outcome", "replies"),
     ("options", "exceptions"),
-    ("settings", "options"),
     ("answers", "providers"),
     ("answers", "waits"),
     ("resume", "appendfile"),
