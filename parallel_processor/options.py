@@ -1,4 +1,4 @@
-"""Every setting. :class:`Limits`, :class:`RetryPolicy` and :class:`Options` check it once, when they are made.
+"""Every setting, checked once: when :class:`Limits`, :class:`RetryPolicy` or :class:`Options` is made.
 
 A new setting is a field of one of them, and a row in the table of flags. A field of :class:`Options` is
 in :class:`Settings`, too.

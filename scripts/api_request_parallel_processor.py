@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Run `parallel-processor` from a clone, without installing it (only what it depends on).
 
     python scripts/api_request_parallel_processor.py \\

@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 from commands import command, environment, read_lines, run, write_lines
-from raw_server import RawServer, Visit, answer_all, header_of
+from raw_server import RawServer, Room, answer_all, header_of
 
+from parallel_processor import __version__, cli
 from parallel_processor.cli import main
-from parallel_processor.flags import build_parser
+from parallel_processor.flags import FLAGS, build_parser
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "api_request_parallel_processor.py"
@@ -72,7 +73,7 @@ def urls(server: Any) -> tuple[str, str]:
 
 def test_the_cookbooks_flags_have_its_defaults() -> None:
     """The nine flags exist under their names, with the script's defaults and types."""
-    flags = vars(build_parser().parse_args(["--requests_filepath", "in.jsonl"]))
+    flags = vars(build_parser().parse(["--requests_filepath", "in.jsonl"]))
     expected = {
         "requests_filepath": "in.jsonl",
         "save_filepath": None,  # becomes in_results.jsonl
@@ -89,7 +90,7 @@ def test_the_cookbooks_flags_have_its_defaults() -> None:
 
 def test_the_other_flags_have_the_documented_defaults() -> None:
     """What isn't the cookbook's defaults to what the design says."""
-    flags = vars(build_parser().parse_args(["--requests_filepath", "in.jsonl"]))
+    flags = vars(build_parser().parse(["--requests_filepath", "in.jsonl"]))
     expected = {
         "errors_filepath": None,
         "max_workers": 1000,
@@ -157,7 +158,11 @@ def test_wrong_flags_are_a_usage_error(
         ("--max_attempts", "2.5", "--max_attempts"),
         ("--max_workers", "0", "--max_workers"),
         ("--burst_seconds", "61", "--burst_seconds"),
-        ("--seconds_to_pause_after_rate_limit_error", "-1", "--seconds_to_pause_after_rate_limit_error"),
+        (
+            "--seconds_to_pause_after_rate_limit_error",
+            "-1",
+            "--seconds_to_pause_after_rate_limit_error",
+        ),
         ("--request_timeout", "0", "--request_timeout"),
         ("--request_timeout", "inf", "--request_timeout"),
         ("--connect_timeout", "-1", "--connect_timeout"),
@@ -181,12 +186,46 @@ def test_a_value_that_cannot_work_is_named(
 
 
 def test_help_names_every_flag_and_exit_code() -> None:
-    """``--help`` is complete."""
+    """``--help`` begins with the commands, has the flags in groups, and ends with the exit codes."""
     done = run("--help")
     assert done.returncode == 0
-    for action in build_parser()._actions:
-        assert action.option_strings[-1] in done.stdout
-    assert "130 interrupted" in done.stdout
+    assert "parallel-processor COMMAND" in done.stdout.partition("files:")[0]
+    assert "verify --help" in done.stdout.partition("files:")[0]
+    for title, rows in FLAGS.items():
+        assert f"\n{title}:\n" in done.stdout
+        assert all(f"\n  --{row.name}" in done.stdout for row in rows)
+    codes = re.findall(r"^(\d+) +(.*)$", cli.__doc__ or "", re.MULTILINE)
+    assert [code for code, _ in codes] == ["0", "1", "2", "3", "130", "143"]
+    assert (
+        re.findall(r"^  (\d+) +(.*)$", done.stdout.partition("exit codes:")[2], re.MULTILINE)
+        == codes
+    )
+
+
+def test_the_version_is_the_packages() -> None:
+    """``--version`` goes to stdout, and needs no other flag."""
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"parallel-processor {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("parallel-processor ver", {"verify"}),
+        ("parallel-processor --max_w", {"--max_workers"}),
+        ("parallel-processor --token_accounting u", {"usage"}),
+        ("parallel-processor verify --s", {"--save_filepath"}),
+        ("parallel-processor verify --max_w", set()),
+    ],
+)
+def test_a_shell_can_complete(line: str, expected: set[str], tmp_path: Path) -> None:
+    """With ``argcomplete`` installed, flags, choices and commands are completed, and nothing is run."""
+    pytest.importorskip("argcomplete")
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    answer = tmp_path / "answer"
+    done = run(**asked, _ARGCOMPLETE_STDOUT_FILENAME=str(answer), _ARGCOMPLETE_IFS="\n")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert {word.strip() for word in answer.read_text().splitlines()} == expected
 
 
 # Files
@@ -317,7 +356,9 @@ def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def done_at(tmp_path_factory: pytest.TempPathFactory) -> dict[int, subprocess.CompletedProcess[str]]:
+def done_at(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, subprocess.CompletedProcess[str]]:
     """Runs of which each request fails, by their level; side by side, since they mostly wait."""
     levels = (10, 20, 30, 40, 50)
 
@@ -482,25 +523,6 @@ def started(*words: object) -> Iterator[Process]:
         yield process
     finally:
         process.close()
-
-
-class Room:
-    """A server that holds every request until it is opened."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self._entered = threading.Semaphore(0)
-
-    def __call__(self, visit: Visit) -> None:
-        while visit.read():
-            self._entered.release()
-            self.opened.wait(60)  # a failing test must end, too
-            visit.answer()
-
-    def wait_for(self, count: int) -> None:
-        """Return once so many requests more are held."""
-        for _ in range(count):
-            assert self._entered.acquire(timeout=30)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
