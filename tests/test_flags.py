@@ -1,10 +1,12 @@
-"""The flags, one by one: what they become, and what the key's flags refuse."""
+"""The flags, one by one: what they become, and what is said of those that can't work."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,65 @@ import pytest
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, answer_all, header_of
 
+from parallel_processor.cli import main
 from parallel_processor.flags import FLAGS, build_parser, settings, with_flag_names
 from parallel_processor.options import Limits, Options
 
 KEY = "sk-test-0123456789abcdef"
 ROWS = [row for rows in FLAGS.values() for row in rows]
+
+
+@pytest.fixture
+def usage_error_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., str]]:
+    """Runs the command line in this process, among few files, up to its usage error; gives what it says.
+
+    It is one line, and nothing is written.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Path("list.json").write_text("[]")
+    Path("limits.json").write_text('{"gpt-4o*": {"tokens_per_minute": 0}}')
+    Path("unknown.json").write_text('{"gpt-4o*": {"rpm": 5}}')
+    Path("empty").write_text("\n")
+    write_lines(Path("in.jsonl"), [{"input": "a"}])
+    files = {path: path.read_bytes() for path in Path().iterdir()}
+    logger = logging.getLogger("parallel_processor")
+    before = logger.level, list(logger.handlers), logger.propagate
+
+    def usage_error_of(*words: str) -> str:
+        try:
+            code: object = main(words)
+        except SystemExit as error:  # argparse's own
+            code = error.code
+        assert code == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert {path: path.read_bytes() for path in Path().iterdir()} == files
+        (line,) = shown.err.splitlines()
+        assert line.startswith("parallel-processor: error: ")
+        return line
+
+    yield usage_error_of
+    logger.level, logger.handlers, logger.propagate = before
+
+
+def test_the_cookbooks_flags_have_its_defaults() -> None:
+    """The nine flags exist under their names, with the script's defaults and types."""
+    flags = vars(build_parser().parse(["--requests_filepath", "in.jsonl"]))
+    expected = {
+        "requests_filepath": "in.jsonl",
+        "save_filepath": None,  # becomes in_results.jsonl
+        "request_url": "https://api.openai.com/v1/embeddings",
+        "api_key": None,  # becomes OPENAI_API_KEY
+        "max_requests_per_minute": 1500.0,
+        "max_tokens_per_minute": 125_000.0,
+        "token_encoding_name": None,  # becomes that of the model, cl100k_base for the script's own
+        "max_attempts": 5,
+        "logging_level": 20,
+    }
+    assert {name: flags[name] for name in expected} == expected
 
 
 def test_no_flags_are_the_defaults_of_the_library() -> None:
@@ -94,13 +150,10 @@ def test_the_cookbooks_limits_may_be_words(word: str) -> None:
     ],
 )
 def test_a_flag_that_is_unknown_gets_the_nearest(
-    capsys: pytest.CaptureFixture[str], words: str, expected: str
+    usage_error_of: Callable[..., str], words: str, expected: str
 ) -> None:
-    """The message is one line; what stands where a value should be isn't repeated."""
-    with pytest.raises(SystemExit) as caught:
-        build_parser().parse(["--requests_filepath", "in.jsonl", *words.split()])
-    assert caught.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    """What stands where a value should be may be a secret, and isn't repeated."""
+    line = usage_error_of("--requests_filepath", "in.jsonl", *words.split())
     assert line.startswith(f"parallel-processor: error: {expected}")
     assert "sk-secret" not in line
 
@@ -114,12 +167,10 @@ def test_a_flag_that_is_unknown_gets_the_nearest(
     ],
 )
 def test_a_command_that_is_unknown_gets_the_nearest(
-    capsys: pytest.CaptureFixture[str], word: str, expected: str
+    usage_error_of: Callable[..., str], word: str, expected: str
 ) -> None:
-    """A word without a flag before it is taken for a command."""
-    with pytest.raises(SystemExit):
-        build_parser().parse([word])
-    assert capsys.readouterr().err.startswith(f"parallel-processor: error: {expected}")
+    """A first word that is no flag is taken for a command."""
+    assert usage_error_of(word).startswith(f"parallel-processor: error: {expected}")
 
 
 @pytest.mark.parametrize(
@@ -155,65 +206,6 @@ def test_limits_by_model_come_from_a_file(tmp_path: Path) -> None:
         ("*", Limits(requests_per_minute="auto", tokens_per_minute=math.inf, **common)),
     ]
     assert options.limits == Limits(**common)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (
-            ("--max_requests_per_minute", "Auto"),
-            "--max_requests_per_minute: 'Auto' is not a number, inf or auto",
-        ),
-        (
-            ("--max_tokens_per_minute", ""),
-            "--max_tokens_per_minute: '' is not a number, inf or auto",
-        ),
-        (("--max_tokens_per_minute", "nan"), "--max_tokens_per_minute must be a number, not nan"),
-        (("--max_requests_per_minute", "0"), "--max_requests_per_minute must be above 0, not 0"),
-        (("--headroom", "0.95"), "--headroom must be at most 0.9, not 0.95"),
-        (("--headroom", "-0.1"), "--headroom must be at least 0, not -0.1"),
-        (("--headroom", "auto"), "--headroom: 'auto' is not a number"),
-        (("--token_accounting", "used"), "invalid choice: 'used'"),
-        (("--limits", "nowhere.json"), "can't read the limits in nowhere.json"),
-        (("--limits", "list.json"), "list.json must be an object of limits by model pattern"),
-        (("--report_filepath", "nowhere/report.json"), "directory of the report file"),
-        (("--report_filepath", "in.jsonl"), "the requests and the report file are the same"),
-        (("--report_filepath", "in_results.jsonl"), "the results and the report file are the same"),
-    ],
-)
-def test_a_flag_that_cant_work_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
-) -> None:
-    """The message names the flag and the value, and nothing is sent or written."""
-    monkeypatch.chdir(tmp_path)
-    Path("list.json").write_text("[]")
-    write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
-    before = sorted(tmp_path.iterdir())
-    url = "http://127.0.0.1:1/v1/embeddings"
-    done = run("--requests_filepath", "in.jsonl", "--request_url", url, *words)
-    assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        ({"tokens_per_minute": 0}, "'gpt-4o*': tokens_per_minute must be above 0, not 0"),
-        ({"rpm": 5}, "'gpt-4o*' have the unknown name 'rpm'; known are requests_per"),
-    ],
-)
-def test_what_is_wrong_in_the_file_is_called_as_it_is_there(
-    tmp_path: Path, entry: object, expected: str
-) -> None:
-    """The names in a limits file are no flags."""
-    source = write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
-    path = tmp_path / "limits.json"
-    path.write_text(json.dumps({"gpt-4o*": entry}))
-    url = "http://127.0.0.1:1/v1/embeddings"
-    done = run("--requests_filepath", source, "--request_url", url, "--limits", path)
-    assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
 
 
 def test_the_report_says_what_became_of_the_limits(tmp_path: Path) -> None:
@@ -262,21 +254,113 @@ def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--api_key", KEY, "--api_key_file", "key"), "--api_key or --api_key_file, not both"),
-        (("--api_key_file", "nowhere"), "can't read the key in nowhere"),
-        (("--api_key_file", "empty"), "there is no key in empty"),
-        (("--api_key", KEY, "--request_url", "http://host.example/v1/embeddings"), "plain text"),
-        (("--request_url", "https://host.example/v1/embeddings"), "needs a key"),
+        (
+            "--max_requests_per_minute=Auto",
+            "--max_requests_per_minute: 'Auto' is not a number, inf or auto",
+        ),
+        ("--max_requests_per_minute=0", "--max_requests_per_minute must be above 0, not 0"),
+        ("--max_requests_per_minute=nan", "--max_requests_per_minute must be a number, not nan"),
+        ("--max_tokens_per_minute=", "--max_tokens_per_minute: '' is not a number, inf or auto"),
+        ("--max_tokens_per_minute -5", "--max_tokens_per_minute must be above 0, not -5"),
+        (
+            "--max_input_tokens_per_minute auto",
+            "--max_input_tokens_per_minute: 'auto' is not a number",
+        ),
+        ("--max_attempts 0", "--max_attempts must be a whole number of at least 1, not 0"),
+        ("--max_attempts 2.5", "--max_attempts: '2.5' is not a whole number"),
+        ("--max_workers 0", "--max_workers must be a whole number of at least 1, not 0"),
+        ("--processes 65", "--processes must be at most 64, not 65"),
+        ("--burst_seconds 61", "--burst_seconds must be at most 60, not 61"),
+        ("--headroom 0.95", "--headroom must be at most 0.9, not 0.95"),
+        ("--headroom -0.1", "--headroom must be at least 0, not -0.1"),
+        ("--headroom auto", "--headroom: 'auto' is not a number"),
+        (
+            "--seconds_to_pause_after_rate_limit_error -1",
+            "--seconds_to_pause_after_rate_limit_error must be at least 0, not -1",
+        ),
+        ("--request_timeout 0", "--request_timeout must be above 0, not 0"),
+        ("--request_timeout inf", "--request_timeout must be at most 1,000,000 seconds, not inf"),
+        ("--connect_timeout -1", "--connect_timeout must be above 0, not -1"),
+        ("--logging_level loud", "--logging_level: 'loud' is not a whole number"),
+        ("--token_accounting used", "--token_accounting: invalid choice: 'used' (choose from "),
+        (
+            "--token_encoding_name cl100k",
+            "unknown token encoding 'cl100k': choose one of cl100k_base, ",
+        ),
+        ("--metrics_port abc", "--metrics_port: 'abc' is not a port from 0 to 65535, or HOST:PORT"),
+        (
+            "--request_url ftp://h",
+            "--request_url must be an http:// or https:// URL, not 'ftp://h'",
+        ),
+        (
+            "--request_url http://[::1",
+            "--request_url must be an http:// or https:// URL, not 'http://[::1'",
+        ),
+        (
+            "--request_url https://",
+            "--request_url must be an http:// or https:// URL, not 'https://'",
+        ),
+        ("--requests_filepath no.jsonl", "can't read no.jsonl: No such file or directory"),
+        ("--requests_filepath .", "the requests file . is a directory"),
+        (
+            "--save_filepath no/out.jsonl",
+            "the directory of the results file no/out.jsonl does not exist",
+        ),
+        ("--save_filepath ./in.jsonl", "the requests and the results file are the same: in.jsonl"),
+        (
+            "--report_filepath no/report.json",
+            "the directory of the report file no/report.json does not",
+        ),
+        ("--report_filepath in.jsonl", "the requests and the report file are the same: in.jsonl"),
+        (
+            "--report_filepath in_results.jsonl",
+            "the results and the report file are the same: in_res",
+        ),
+        ("--limits no.json", "can't read the limits in no.json: No such file or directory"),
+        ("--limits list.json", "list.json must be an object of limits by model pattern, such as {"),
+        # The names in a limits file are no flags.
+        (
+            "--limits limits.json",
+            "limits.json: the limits of 'gpt-4o*': tokens_per_minute must be above 0",
+        ),
+        (
+            "--limits unknown.json",
+            "unknown.json: the limits of 'gpt-4o*' have the unknown name 'rpm'; known",
+        ),
+        (f"--api_key {KEY} --api_key_file empty", "give --api_key or --api_key_file, not both"),
+        ("--api_key_file nowhere", "can't read the key in nowhere: No such file or directory"),
+        ("--api_key_file empty", "there is no key in empty"),
+        (
+            f"--api_key {KEY} --request_url http://h.example/v1",
+            "http://h.example/v1 would get the --api_key in",
+        ),
+        (
+            "--request_url https://h.example/v1",
+            "https://h.example/v1 needs a key: set OPENAI_API_KEY, or give",
+        ),
     ],
 )
-def test_a_key_that_cant_be_used_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
+def test_a_flag_that_cant_work_is_bad_usage(
+    usage_error_of: Callable[..., str], words: str, expected: str
 ) -> None:
-    """Nothing is sent, and the message says what to do without showing the key."""
-    monkeypatch.chdir(tmp_path)
-    Path("empty").write_text("\n")
-    write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
-    done = run("--requests_filepath", "in.jsonl", *words)
-    assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
-    assert KEY not in done.stderr
+    """The message names the flag and the value, in the command's words, and never shows a key."""
+    url = "--request_url=http://127.0.0.1:1/v1/embeddings"
+    line = usage_error_of("--requests_filepath=in.jsonl", url, *words.split())
+    assert line.startswith(f"parallel-processor: error: {expected}")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_a_key_that_is_blank_is_none(
+    usage_error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A variable without a key in it is the same as no variable."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert "needs a key" in usage_error_of("--requests_filepath", "in.jsonl")
+
+
+def test_the_requests_must_be_named(usage_error_of: Callable[..., str]) -> None:
+    """The one flag without a default is asked for."""
+    assert usage_error_of().startswith(
+        "parallel-processor: error: missing flag: --requests_filepath"
+    )
