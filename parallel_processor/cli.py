@@ -167,12 +167,12 @@ def _say(text: str) -> None:
 
 def _stop(processor: Processor, signal_name: str) -> None:
     processor.stop(f"interrupted by {signal_name}")
-    _log.warning("%s: waiting for the answers under way; once more gives them up", signal_name)
+    _log.warning("%s: waiting for requests in flight; a second signal cancels them", signal_name)
 
 
 def _cut(processor: Processor, signal_name: str) -> None:
     processor.cut(f"interrupted by {signal_name}")
-    _log.warning("%s: giving up the answers under way", signal_name)
+    _log.warning("%s: cancelling requests in flight", signal_name)
 
 
 def _process(flags: argparse.Namespace, made: Settings) -> int:

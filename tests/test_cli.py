@@ -166,7 +166,7 @@ def test_a_results_file_that_takes_nothing_is_said(source: Path) -> None:
         ) as process:
             process.wait_for("No space left on device; trying again for a while")
             process.send(signal.SIGINT)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             process.send(signal.SIGINT)
             stderr = process.stderr_text()
     assert process.returncode == 1
@@ -392,7 +392,7 @@ def test_the_first_signal_ends_the_run_in_order(number: int, code: int, source: 
         with started(*words) as process:
             room.wait_for(4)
             process.send(number)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             room.opened.set()
             stderr = process.stderr_text()
     assert process.returncode == code
@@ -410,7 +410,7 @@ def test_the_second_signal_ends_it_at_once(source: Path) -> None:
         with started("--requests_filepath", source, *urls(server), *FAST) as process:
             room.wait_for(10)
             process.send(signal.SIGINT)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             process.send(signal.SIGINT)
             stderr = process.stderr_text()
         room.opened.set()
@@ -434,9 +434,9 @@ def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
                 while not (results.exists() and results.stat().st_size):  # then it reads on
                     server.closing.wait(0.01)
                 process.send(signal.SIGINT)
-                process.wait_for("waiting for the answers under way")
+                process.wait_for("waiting for requests in flight")
                 process.send(signal.SIGINT)
-                process.wait_for("giving up the answers under way")
+                process.wait_for("cancelling requests in flight")
                 process.send(signal.SIGINT)
                 while not process.ends_within(3.0):  # more than it takes to end
                     process.send(signal.SIGINT)
