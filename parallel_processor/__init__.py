@@ -19,12 +19,11 @@ from parallel_processor.figures import BucketReport, LimitReport, Stats, Summary
 from parallel_processor.frames import to_records
 from parallel_processor.metrics import serve_metrics
 from parallel_processor.models import Reply, Request
-from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.options import Limits, Options, RetryPolicy, Settings
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
 from parallel_processor.records import read_results
 from parallel_processor.replies import response_embeddings, response_text
-from parallel_processor.settings import Settings
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [

@@ -1,7 +1,14 @@
-"""The command line: flags become options, the run's end becomes an exit code.
+# PYTHON_ARGCOMPLETE_OK
+"""The command line: flags become a Processor, the end of its run becomes an exit code.
 
-Exit codes: 0 all answered, 1 some failed or the disk did, 2 bad usage, 3 stopped by a fatal answer,
-130 interrupted, 143 terminated.
+====  ============================================================================
+0     every request has an answer
+1     some requests failed, or the results could not be written
+2     wrong usage, or the run could not begin
+3     stopped by an answer that concerns the whole account: wrong key, no money
+130   interrupted by Ctrl-C (SIGINT)
+143   terminated by SIGTERM
+====  ============================================================================
 """
 
 from __future__ import annotations
@@ -26,11 +33,18 @@ from parallel_processor.exceptions import (
     WorkerProcessError,
 )
 from parallel_processor.figures import Summary
-from parallel_processor.flags import FlagParser, build_parser, settings, with_flag_names
+from parallel_processor.flags import (
+    COMMANDS,
+    PROGRAM,
+    build_parser,
+    build_verify_parser,
+    settings,
+    with_flag_names,
+)
 from parallel_processor.inputs import default_save_path
 from parallel_processor.metrics import serve_metrics
 from parallel_processor.models import CANT_BE_SENT
-from parallel_processor.options import DEFAULT_REQUEST_URL, Limits, Options, shown_url
+from parallel_processor.options import Limits, Options, Settings, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream
 from parallel_processor.providers import needs_key
@@ -43,24 +57,50 @@ _log = logging.getLogger("parallel_processor")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code."""
-    words = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+    _complete()
+    words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["verify"]:
         return _verify(words[1:])
-    flags = build_parser().parse_args(words)
+    flags = build_parser().parse(words)
     _set_up_logging(flags.logging_level)
     raise_soft_limit(flags.max_workers)
     try:
-        Options(**settings(flags))  # first of all, whatever the key
-        return _process(flags, _key(flags))
-    except (ConfigurationError, InputFileError) as error:
-        text = str(error) if isinstance(error, LimitsFileError) else with_flag_names(str(error))
-        _say(f"parallel-processor: error: {text}")
-        return 2
+        made: Settings = settings(flags)
+        Options(**made)  # a wrong setting is named before a missing key is
+        made["api_key"] = _key(flags)
+        return _process(flags, made)
+    except (InputFileError, LimitsFileError) as error:
+        return _usage_error(str(error))
+    except ConfigurationError as error:
+        return _usage_error(with_flag_names(str(error)))
     except KeyboardInterrupt:
         return 130
 
 
+def _usage_error(text: str) -> int:
+    _say(f"{PROGRAM}: error: {text}")
+    return 2
+
+
+def _complete() -> None:
+    """Answer a shell that asks how a word goes on, which ends the process; do nothing otherwise."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    start = int(os.environ["_ARGCOMPLETE"])  # that many words are the program's name
+    if os.environ.get("COMP_LINE", "").split()[start : start + 1] == ["verify"]:
+        os.environ["_ARGCOMPLETE"] = str(start + 1)
+        argcomplete.autocomplete(build_verify_parser())
+    parser = build_parser()
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS))
+    argcomplete.autocomplete(parser)
+
+
 def _key(flags: argparse.Namespace) -> str | None:
+    """The key from the flags, else from the environment; ``None`` if there is none and none is needed."""
     if flags.api_key and flags.api_key_file:
         raise ConfigurationError("give --api_key or --api_key_file, not both")
     key = flags.api_key or os.environ.get("OPENAI_API_KEY", "").strip() or None
@@ -68,30 +108,23 @@ def _key(flags: argparse.Namespace) -> str | None:
         try:
             key = Path(flags.api_key_file).read_text("utf-8").strip()
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"can't read the key in {flags.api_key_file}: {error}"
+                f"can't read the key in {flags.api_key_file}: {reason}"
             ) from None
         if not key:
             raise ConfigurationError(f"there is no key in {flags.api_key_file}")
     if key is None and needs_key(flags.request_url):
         raise ConfigurationError(
-            f"{shown_url(flags.request_url)} needs a key: set OPENAI_API_KEY, or give --api_key"
+            f"{shown_url(flags.request_url)} needs a key: set OPENAI_API_KEY, or give --api_key_file"
         )
     return key
 
 
-def _verify(words: list[str]) -> int:
-    """``verify``: exit code 0 only if every line has exactly one good record."""
-    parser = FlagParser(
-        prog="parallel-processor verify",
-        description="Check that a results file has one good record for every line of the requests.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--requests_filepath", required=True, metavar="FILE")
-    parser.add_argument("--save_filepath", metavar="FILE", help="default: {requests}_results.jsonl")
-    parser.add_argument("--errors_filepath", metavar="FILE")
-    parser.add_argument("--request_url", default=DEFAULT_REQUEST_URL, metavar="URL")
-    flags = parser.parse_args(words)
+def _verify(words: Sequence[str]) -> int:
+    """``verify``: exit code 0 only if every request has exactly one good record."""
+    parser = build_verify_parser()
+    flags = parser.parse(words)
     requests_path = Path(flags.requests_filepath)
     try:
         found = verify_results(
@@ -107,14 +140,6 @@ def _verify(words: list[str]) -> int:
     return 0 if found.ok else 1
 
 
-def _with_underscores(word: str) -> str:
-    """``--max-attempts=3`` as ``--max_attempts=3``."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
 def _set_up_logging(level: int) -> None:
     handler = logging.StreamHandler(BarStream())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -124,15 +149,15 @@ def _set_up_logging(level: int) -> None:
 
 
 def _print(text: str) -> None:
-    """Print to stdout, which may be a pipe that nobody reads any more."""
+    """Print to stdout, whose reader may have left."""
     try:
         print(text, flush=True)
-    except OSError:  # Python would try again at its end, and say so
+    except OSError:  # else Python flushes again when it exits, and complains
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
-    """Print to stderr, which may be closed, or a pipe that nobody reads any more."""
+    """Print to stderr, which may be closed, or whose reader may have left."""
     try:
         if sys.stderr is not None:
             print(text, file=sys.stderr)
@@ -142,17 +167,17 @@ def _say(text: str) -> None:
 
 def _stop(processor: Processor, signal_name: str) -> None:
     processor.stop(f"interrupted by {signal_name}")
-    _log.warning("%s: waiting for the answers under way; once more gives them up", signal_name)
+    _log.warning("%s: waiting for requests in flight; a second signal cancels them", signal_name)
 
 
 def _cut(processor: Processor, signal_name: str) -> None:
     processor.cut(f"interrupted by {signal_name}")
-    _log.warning("%s: giving up the answers under way", signal_name)
+    _log.warning("%s: cancelling requests in flight", signal_name)
 
 
-def _process(flags: argparse.Namespace, api_key: str | None) -> int:
+def _process(flags: argparse.Namespace, made: Settings) -> int:
     with (
-        Processor(api_key=api_key, **settings(flags)) as processor,
+        Processor(**made) as processor,
         SignalWatcher(
             on_first=lambda name: _stop(processor, name),
             on_second=lambda name: _cut(processor, name),
@@ -171,7 +196,7 @@ def _process(flags: argparse.Namespace, api_key: str | None) -> int:
 def _metrics(
     processor: Processor, address: tuple[str, int] | None
 ) -> AbstractContextManager[object]:
-    """What serves metrics while the run goes on, if they are wanted."""
+    """Serves metrics while it is open, if ``address`` is given."""
     if address is None:
         return nullcontext()
     host, port = address
@@ -184,7 +209,7 @@ def _exit_code(
     flags: argparse.Namespace,
     watcher: SignalWatcher,
 ) -> int:
-    """The exit code, with a word on what to do next."""
+    """The exit code; logs what to do next."""
     again = "Run the same command again"
     if flags.overwrite:
         again += ", without --overwrite,"
@@ -203,6 +228,7 @@ def _exit_code(
 
 
 def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
+    """The summary as text, and where the results are."""
     save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
     text = f"{summary_text(summary, limits)}\nresults are in {save_path}"
     if _may_reserve_too_much(summary) and flags.token_accounting == "auto":
@@ -214,7 +240,7 @@ def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
 
 
 def _may_reserve_too_much(summary: Summary) -> bool:
-    """True if a token limit held the run back for reservations that the answers didn't use."""
+    """True if the run waited long for a token limit, and the answers used far less than was reserved."""
     waited_s = summary.held_by.get("tokens", 0.0)
     return (
         waited_s > summary.elapsed_s / 3 and summary.reserved_tokens > 3 * summary.used_tokens > 0
@@ -224,7 +250,7 @@ def _may_reserve_too_much(summary: Summary) -> bool:
 def _run_to_its_end(
     processor: Processor, flags: argparse.Namespace
 ) -> tuple[Summary | None, ParallelProcessorError | None]:
-    """The run's summary, ``None`` if it could not begin; and what stopped it, if anything did."""
+    """The run's summary (``None`` if it could not begin), and the error that ended it, if one did."""
     try:
         summary = processor.process_file(
             flags.requests_filepath,

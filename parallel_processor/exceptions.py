@@ -1,18 +1,18 @@
 """What can go wrong outside a single request.
 
 A request that fails is an :class:`~parallel_processor.Outcome`, not an exception. Exceptions are for
-the caller's mistakes, for broken files, and for an account that can't go on::
+the caller's mistakes, for files that can't be used, and for an account that the server refuses::
 
     ParallelProcessorError
     ├── ConfigurationError (ValueError)   an option has a value that can't work
-    │   └── LimitsFileError               a file of limits does
+    │   └── LimitsFileError               a value in a file of limits can't work
     ├── InputFileError (OSError)          the requests file can't be read
     ├── ResultsFileError (OSError)        a results file can't be read, written or replaced
-    ├── WorkerProcessError                worker processes can't be started, or don't live
-    ├── RunStoppedError                   the server refuses the whole account; carries the summary
-    ├── RequestFailedError                :meth:`Outcome.raise_for_error` of a request that failed
-    ├── StopRequested                     a run was told to stop; a cause, never raised
-    └── TransportError                    one attempt got no answer; never leaves the package
+    ├── WorkerProcessError                worker processes can't be started, or keep dying
+    ├── RunStoppedError                   the server refuses the whole account; has the summary
+    ├── RequestFailedError                raised by :meth:`Outcome.raise_for_error`; has the outcome
+    ├── StopRequested                     why a run was told to stop; never raised
+    └── TransportError                    one attempt got no whole answer; stays in the package
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class ParallelProcessorError(Exception):
     """The base of everything that this package raises on purpose.
 
-    ``summary`` says what a run did before it ended with this; ``None`` where none had begun.
-    ``outcomes`` are those that ``Processor.map`` had by then.
+    Attributes:
+        summary: what the run had done by then; ``None`` if no run had begun.
+        outcomes: the outcomes that ``Processor.map`` had by then.
 
     >>> try:
     ...     process_file(f"{folder}/no-such-file.jsonl", request_url=url)
@@ -53,7 +54,7 @@ class ConfigurationError(ParallelProcessorError, ValueError):
 
 
 class LimitsFileError(ConfigurationError):
-    """A file of limits has a value that can't work; the message names its entry."""
+    """A file of limits has a value that can't work; the message names the entry."""
 
 
 class InputFileError(ParallelProcessorError, OSError):
@@ -70,7 +71,7 @@ class InputFileError(ParallelProcessorError, OSError):
 class ResultsFileError(ParallelProcessorError, OSError):
     """A results or errors file can't be read, written or replaced.
 
-    Raised after the run has ended in order: what could be written is on disk.
+    It is raised after the run has ended in order: every record that could be written is on disk.
 
     >>> try:
     ...     process_file(f"{folder}/requests.jsonl", "/dev/full", request_url=url, write_retry_s=0)
@@ -83,7 +84,7 @@ class ResultsFileError(ParallelProcessorError, OSError):
 class WorkerProcessError(ParallelProcessorError):
     """Worker processes can't be started, or end before they have sent anything.
 
-    Requests without a record stay unanswered; the same call does them.
+    Requests without a record stay unanswered; the same call sends them.
 
     >>> try:
     ...     summary = process_file(f"{folder}/requests.jsonl", request_url=url, processes=2)
@@ -97,7 +98,7 @@ class WorkerProcessError(ParallelProcessorError):
 class RunStoppedError(ParallelProcessorError):
     """The server refuses the account as a whole: a wrong key, no money, a limit of hours.
 
-    Requests without a record stay unanswered; the same call does them once the cause is removed.
+    Requests without a record stay unanswered; the same call sends them once the cause is removed.
 
     >>> from parallel_processor.simulator import Simulator, SimulatorOptions
     >>> with Simulator(SimulatorOptions(api_key="sk-right")) as server:
@@ -111,7 +112,7 @@ class RunStoppedError(ParallelProcessorError):
 
 
 class RequestFailedError(ParallelProcessorError):
-    """A request failed, for those who want exceptions; ``outcome`` says how.
+    """A request failed, as an exception; its ``outcome`` says how.
 
     >>> from parallel_processor.simulator import Simulator, SimulatorOptions
     >>> once = RetryPolicy(max_attempts=1)
@@ -131,20 +132,22 @@ class RequestFailedError(ParallelProcessorError):
         self.outcome = outcome
 
     def __reduce__(self) -> tuple[type[RequestFailedError], tuple[Outcome]]:
-        """It can be pickled, as a pool of processes does with what its work raises."""
+        """Pickling calls the constructor with the outcome, not with the message."""
         return type(self), (self.outcome,)
 
 
 class StopRequested(ParallelProcessorError):
-    """Why a run ends early at the caller's own wish; the message says whose."""
+    """The caller stopped the run; the message says who, or why. It is a cause, never raised."""
 
 
 class TransportError(ParallelProcessorError):
-    """One attempt ended without a complete answer.
+    """One attempt ended without a whole answer.
 
-    ``kind`` is a short label for counting: ``timeout``, ``connection``, ``torn_body`` …
-    ``retryable`` is false where another attempt must end the same way. ``is_cut`` is true where the run
-    gave the attempt up itself, ``unreachable`` where there was no connection, so that nothing was sent.
+    Attributes:
+        kind: a short label to count by: ``timeout``, ``connection error``, ``torn body`` …
+        retryable: false if another attempt would end the same way.
+        is_cut: true if the run itself gave the attempt up.
+        unreachable: true if no connection was made, so that nothing was sent.
     """
 
     def __init__(

@@ -1,4 +1,8 @@
-"""Every setting, checked once when it is made. All are frozen and keyword-only."""
+"""Every setting, checked once: when :class:`Limits`, :class:`RetryPolicy` or :class:`Options` is made.
+
+A new setting is a field of one of them, and a row in the table of flags. A field of :class:`Options` is
+in :class:`Settings`, too.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,26 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
 
+DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
+Limit = float | Literal["auto"]
+"""A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
+TokenAccounting = Literal["auto", "reserve", "usage"]
+"""What a server's token limit charges; :class:`Options` explains each."""
+
 _LARGEST = 1e300
 _MOST_PROCESSES = 64
-_LONGEST_S = 1_000_000  # eleven days; poll(2) takes 24 at most
-
-_HIDDEN = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)
-DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
+_LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
+_SECRET_IN_URL = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)  # a login, a query
 
 
 def shown_url(url: str) -> str:
-    """``url`` without a login and a query, either of which may hold a secret."""
-    return _HIDDEN.sub("", url)
+    """``url`` without its login and its query: both may hold a secret."""
+    return _SECRET_IN_URL.sub("", url)
 
 
 def _check(ok: bool, name: str, value: object, want: str) -> None:
@@ -30,7 +38,7 @@ def _check(ok: bool, name: str, value: object, want: str) -> None:
 
 
 def _check_number(name: str, value: float, *, least: float = 0.0, above: bool = True) -> None:
-    """``value`` is a number, not NaN, and above ``least`` (at least that, if ``above`` is false)."""
+    """Raise unless ``value`` is a number above ``least``, or equal to it if ``above`` is false."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise ConfigurationError(f"{name} must be a number, not {value!r}")
     ok, words = (value > least, "above") if above else (value >= least, "at least")
@@ -39,7 +47,7 @@ def _check_number(name: str, value: float, *, least: float = 0.0, above: bool = 
 
 
 def _check_seconds(name: str, value: float, *, above: bool = True) -> None:
-    """A wait that the system is asked for: what it can't count is an error there."""
+    """Raise unless ``value`` is a time that the operating system can wait for."""
     _check_number(name, value, above=above)
     _check(value <= _LONGEST_S, name, value, f"at most {_LONGEST_S:,} seconds")
 
@@ -55,7 +63,7 @@ def _is_url(url: object) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # the port or the IPv6 address is malformed
         return False
 
 
@@ -63,22 +71,22 @@ def _is_key(key: object) -> bool:
     return isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
 
 
-Limit = float | Literal["auto"]
-"""A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What may be sent in any 60 seconds.
 
-    All limits are per minute; ``math.inf`` switches one off, and ``"auto"``, for ``requests_per_minute``
-    and ``tokens_per_minute``, finds it: the first few requests go out gently, and then as fast as the
-    answers' headers say, or as their refusals show.
-    Whatever a number says is a ceiling: where the server tells of less, less is sent.
-    ``input_tokens_per_minute`` and ``output_tokens_per_minute`` are for accounts that have such limits.
-    ``burst_seconds`` is how many seconds' worth of a limit may go out at once after a quiet time (at
-    most 60; servers may apply a limit of 600 a minute as 10 a second, so that more than a few seconds'
-    worth risks refusals). ``headroom`` is the share of every limit, 0 to 0.9, that is left to others.
+    The first two limits are a number, ``math.inf`` for no limit, or ``"auto"``: start slowly, then follow
+    the limits in the answers' headers, or probe for them. A number is a ceiling: if the server's
+    headers name less, less is sent.
+
+    Attributes:
+        requests_per_minute: requests, above 0, or ``"auto"``.
+        tokens_per_minute: input and output tokens together, above 0, or ``"auto"``.
+        input_tokens_per_minute: input tokens alone, above 0, for accounts with such a limit.
+        output_tokens_per_minute: output tokens alone, above 0, for accounts with such a limit.
+        burst_seconds: how many seconds' worth of a limit may go out at once after a pause, at most 60.
+            Servers may apply 600 a minute as 10 a second, so more than a few seconds' worth risks 429s.
+        headroom: the share of every limit that is left to other clients, 0 to 0.9.
 
     >>> limits = Limits(requests_per_minute=500, tokens_per_minute="auto", headroom=0.1)
     >>> limits.by_kind["requests"], limits.is_auto
@@ -108,12 +116,12 @@ class Limits:
 
     @property
     def is_auto(self) -> bool:
-        """True if the server is to say how much may be sent."""
+        """True if at least one limit is to be found."""
         return "auto" in (self.requests_per_minute, self.tokens_per_minute)
 
     @property
     def by_kind(self) -> Mapping[str, float]:
-        """The ceilings, less the headroom, by what they count; infinite where there is none."""
+        """The ceilings by what they count, less the headroom; infinite for no limit and ``"auto"``."""
         found = {
             "requests": self.requests_per_minute,
             "tokens": self.tokens_per_minute,
@@ -126,13 +134,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long a request is tried again.
+    """How often and for how long a request is tried again.
 
-    ``max_attempts`` counts failed attempts, the first included; refusals by a rate limit don't
-    count, but a request that has been refused for ``rate_limit_deadline_s`` seconds fails. Before
-    retry *k* a worker waits a random time up to ``min(backoff_max_s, backoff_initial_s * 2**(k-1))``
-    seconds (full jitter; AWS Architecture Blog, "Exponential Backoff And Jitter"). ``pause_s`` is how
-    long everything pauses after a refusal whose answer doesn't say how long.
+    Before retry *k* a request waits a random time of up to
+    ``min(backoff_max_s, backoff_initial_s * 2**(k-1))`` seconds (full jitter; AWS Architecture Blog,
+    "Exponential Backoff And Jitter").
+
+    Attributes:
+        max_attempts: failed attempts after which a request fails, at least 1. 429s don't count.
+        backoff_initial_s: longest wait before the first retry, in seconds.
+        backoff_max_s: longest wait before any retry, in seconds.
+        pause_s: seconds for which everything pauses after a 429 that doesn't say how long.
+        rate_limit_deadline_s: seconds of 429s after which a request fails.
 
     >>> retry = RetryPolicy(max_attempts=2, backoff_initial_s=0)
     >>> with Processor(request_url=url, retry=retry) as processor:
@@ -158,28 +171,30 @@ class RetryPolicy:
 class Options:
     """The settings of a :class:`~parallel_processor.Processor`.
 
-    ``request_url`` is where requests go, ``api_key`` is sent with them, and ``retry`` says how often.
-    ``max_workers`` bounds the requests in flight, and with them threads, connections and memory.
-    With ``processes`` above 1 (64 at most) their threads are in so many processes, for servers without
-    limits which one core can't keep up with; everything else stays in this one.
-    ``request_timeout_s`` bounds one whole exchange, however slowly the answer drips;
-    ``connect_timeout_s`` the connection's making; an answer of more than ``max_response_bytes``,
-    decompressed, is a failure. ``token_encoding_name`` is used for every request;
-    ``None`` takes what the request's model uses. ``default_output_tokens`` is reserved for the answer
-    of a request that names no maximum. ``session_factory`` makes the ``requests.Session`` of each
-    worker; ``None`` takes a plain one. ``drain_s`` bounds how long a stopped run waits for the
-    answers that are under way, ``write_retry_s`` how long records that a disk refused are tried again.
-    ``allow_plain_http`` lets the key go to another host without TLS. The key stays out of ``repr``.
-
-    ``validate`` is called with the parsed JSON of each answer, in several threads at once. What it raises
-    is a failed attempt, after which the request is tried again, up to ``max_attempts``; what it returns
-    is ignored. ``dedupe`` sends equal requests of a run once, and gives all of them that answer.
-
-    ``limits_by_model`` has limits of their own for models, by pattern (``"gpt-4o*"``, as in a shell).
-    Models that match one pattern share its limit; the first pattern counts, and what matches none has
-    ``limits``. ``token_accounting`` says what the server's token limit charges: ``"reserve"`` the
-    most that a request may use, ``"usage"`` what its answer did use, ``"auto"`` what is known of the
-    host.
+    Attributes:
+        request_url: where requests go, an ``http`` or ``https`` URL.
+        api_key: the key that is sent with each request, printable ASCII; it is not in ``repr``.
+        limits: what may be sent in a minute.
+        limits_by_model: limits for models by pattern, such as ``"gpt-4o*"``. The first pattern that a model
+            matches counts; its models share one limit. A model that matches none has ``limits``.
+        token_accounting: what the server's token limit charges. ``"reserve"``: the most that a request
+            may use. ``"usage"``: what its answer used. ``"auto"``: what is known of the host.
+        retry: how often and for how long a request is tried again.
+        max_workers: most requests in flight, at least 1; it bounds threads, connections and memory.
+        processes: child processes that the workers are spread over, 1 to 64; 1 has the threads here.
+            More help only if the server has no limits and one core can't keep up with it.
+        request_timeout_s: seconds for one whole exchange, however slowly the answer arrives.
+        connect_timeout_s: seconds for the connection alone.
+        max_response_bytes: size above which an answer fails, decompressed, at least 1.
+        drain_s: seconds that a stopped run waits for the requests in flight, 0 or more.
+        write_retry_s: seconds for which records that can't be written are tried again, 0 or more.
+        allow_plain_http: send the key to another host without TLS.
+        token_encoding_name: tiktoken encoding for all requests; ``None`` takes that of each model.
+        default_output_tokens: tokens reserved for the answer if a request names no maximum, 0 or more.
+        session_factory: makes the ``requests.Session`` of each worker; ``None`` takes a plain one.
+        validate: called with the JSON of each answer, in several threads at once. If it raises, the
+            attempt has failed; what it returns is ignored.
+        dedupe: send equal requests of a run once, and give all of them that answer.
 
     >>> options = Options(request_url=url, api_key="sk-secret", max_workers=50)
     >>> options.max_workers, options.limits.requests_per_minute, "secret" in repr(options)
@@ -190,7 +205,7 @@ class Options:
     api_key: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
     limits_by_model: Mapping[str, Limits] = field(default_factory=dict)
-    token_accounting: Literal["auto", "reserve", "usage"] = "auto"
+    token_accounting: TokenAccounting = "auto"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_workers: int = 1000
     processes: int = 1
@@ -218,7 +233,7 @@ class Options:
             for pattern, limits in self.limits_by_model.items()
         )
         _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
-        ok = self.token_accounting in ("auto", "reserve", "usage")
+        ok = self.token_accounting in get_args(TokenAccounting)
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         _check_whole("max_workers", self.max_workers, 1)
@@ -233,3 +248,35 @@ class Options:
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             _check(function is None or callable(function), name, function, "a function")
+
+
+class Settings(TypedDict, total=False):
+    """The fields of :class:`Options` as keyword arguments; any may be missing.
+
+    ``Processor(**settings)`` and ``process_file(..., **settings)`` take them, so that a program can keep
+    the settings of an account in one dict. They are checked when they are used.
+
+    >>> account: Settings = {"request_url": url, "max_workers": 4}
+    >>> process_file(f"{folder}/requests.jsonl", **account).failed
+    0
+    """
+
+    request_url: str
+    api_key: str | None
+    limits: Limits
+    limits_by_model: Mapping[str, Limits]
+    token_accounting: TokenAccounting
+    retry: RetryPolicy
+    max_workers: int
+    processes: int
+    request_timeout_s: float
+    connect_timeout_s: float
+    max_response_bytes: int
+    drain_s: float
+    write_retry_s: float
+    allow_plain_http: bool
+    token_encoding_name: str | None
+    default_output_tokens: int
+    session_factory: Callable[[], Any] | None
+    validate: Callable[[Any], object] | None
+    dedupe: bool

@@ -22,10 +22,9 @@ from parallel_processor.filejob import FileJob, FileRun
 from parallel_processor.given import GivenRequests, InOrder
 from parallel_processor.inputs import check_paths, default_save_path
 from parallel_processor.models import Request
-from parallel_processor.options import Options
+from parallel_processor.options import Options, Settings
 from parallel_processor.outcome import Outcome
 from parallel_processor.providers import check_key
-from parallel_processor.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

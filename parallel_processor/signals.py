@@ -1,9 +1,9 @@
 """Ctrl-C and SIGTERM for the command line: the first stops a run in order, the second at once.
 
-A handler that runs in the main thread may not take a lock that this thread may hold. So Python's own
-handler does nothing; the number of the signal arrives in a socket (``signal.set_wakeup_fd``), and a
-thread that waits on it tells the run. Only from the third signal on the handler raises
-``KeyboardInterrupt``: the main thread may be stuck in reading a pipe or a file of many gigabytes.
+Python runs signal handlers in the main thread, which may hold the very lock that stopping a run needs.
+So the handler does nothing. Python also writes the signal's number to a socket
+(``signal.set_wakeup_fd``), and a thread that reads it stops the run. From the third signal on, the
+handler raises ``KeyboardInterrupt``: the main thread may be stuck while it reads a pipe.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SignalWatcher:
-    """While open, calls ``on_first`` with a signal's name, ``on_second`` for the next ones.
+    """While open, calls ``on_first`` with the name of the first signal, ``on_second`` for each later one.
 
-    Both are called from a thread of its own. To be opened by the main thread. ``number`` is the first
-    signal that came, 0 before.
+    Both are called in a thread of its own. Only the main thread may open it.
+
+    Attributes:
+        number: the first signal's number, 0 until it comes.
     """
 
     def __init__(self, on_first: Callable[[str], None], on_second: Callable[[str], None]) -> None:
         self._on_first = on_first
         self._on_second = on_second
         self.number = 0
-        self._handled = 0  # by the main thread
+        self._handled = 0  # signals; only the main thread counts
         self._receiver, self._sender = socket.socketpair()
         self._thread = threading.Thread(
             target=self._watch, name="parallel-processor-signals", daemon=True
@@ -36,9 +38,9 @@ class SignalWatcher:
 
     def __enter__(self) -> SignalWatcher:
         self._sender.setblocking(False)
-        # One that is ignored, as under nohup, stays so.
-        heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-        self._handlers = {number: signal.signal(number, self._handle) for number in heard}
+        # A signal that is ignored stays ignored, as nohup wants it.
+        watched = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._handle) for number in watched}
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._thread.start()
         return self

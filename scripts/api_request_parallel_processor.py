@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Run `parallel-processor` from a clone, without installing it (only what it depends on).
 
     python scripts/api_request_parallel_processor.py \\
-        --requests_filepath examples/data/example_requests_to_parallel_process.jsonl \\
-        --save_filepath examples/data/example_requests_to_parallel_process_results.jsonl \\
+        --requests_filepath requests.jsonl \\
+        --save_filepath requests_results.jsonl \\
         --request_url https://api.openai.com/v1/embeddings \\
         --max_requests_per_minute 1500 \\
         --max_tokens_per_minute 6250000 \\

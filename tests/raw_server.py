@@ -117,6 +117,25 @@ def answer_all(visit: Visit) -> None:
         visit.answer()
 
 
+class Room:
+    """A script that holds every request until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self._entered = threading.Semaphore(0)
+
+    def __call__(self, visit: Visit) -> None:
+        while visit.read():
+            self._entered.release()
+            self.opened.wait(60)  # a failing test must end, too
+            visit.answer()
+
+    def wait_for(self, count: int) -> None:
+        """Return once so many more requests are held."""
+        for _ in range(count):
+            assert self._entered.acquire(timeout=30)
+
+
 class RawServer:
     """Runs ``script`` for each connection, in a thread of its own; for a ``with`` block.
 

@@ -23,7 +23,7 @@ PACKAGE = "parallel_processor"
 
 # A module imports only from layers below its own.
 LAYERS = (
-    {"exceptions", "figures", "models", "options", "outcome", "replies", "settings"},
+    {"exceptions", "figures", "models", "options", "outcome", "replies"},
         *("display",),
     {
         *(
@@ -80,7 +80,6 @@ WITHIN_LAYER = {
     ("outcome", "models"),
     ("outcome", "replies"),
     ("options", "exceptions"),
-    ("settings", "options"),
     ("answers", "providers"),
     ("answers", "waits"),
     ("resume", "appendfile"),
@@ -186,6 +185,7 @@ WITHIN_LAYER = {
     ("lines", "ceiling"),
     ("lines", "limiter"),
     ("cli", "flags"),
+    ("flags", "__init__"),  # its version
     ("cli", "metrics"),
     ("child", "attempts"),
     ("messages", "jsontext"),
@@ -223,6 +223,7 @@ IMPORTERS = {
     "tiktoken": {"encodings"},
     "tqdm": {"progress", "notebooks"},
     "prometheus_client": {"metrics"},  # an extra
+    "argcomplete": {"cli"},  # an extra
     "typing_extensions": {"api", "processor"},  # for type checkers alone
 }
 
@@ -248,7 +249,7 @@ LOCK_MAKERS = {
 ENVIRONMENT_READERS = {"cli"}
 PRINTERS = {"cli", "simulator.__main__"}
 
-MODULE_LINES = 300
+MODULE_LINES = 400
 FUNCTION_LINES = 40  # without the docstring
 
 
@@ -500,7 +501,7 @@ def test_every_test_says_in_a_sentence_what_it_shows() -> None:
         (breaks_habits, "worker", "import time\nf(wait=time.sleep)"),
         (breaks_habits, "worker", "print(1)"),
         (breaks_habits, "simulator.server", "print(1)"),
-        (breaks_sizes, "worker", "pass\n" * 301),
+        (breaks_sizes, "worker", "pass\n" * 401),
         (breaks_sizes, "worker", "class A:\n def f():\n  '''a\n  b'''\n" + "  pass\n" * 40),
     ],
 )

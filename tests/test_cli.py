@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pty
 import re
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any
 
 import pytest
 from commands import command, environment, read_lines, run, write_lines
-from raw_server import RawServer, Visit, answer_all, header_of
+from raw_server import RawServer, Room, answer_all, header_of
 
-from parallel_processor.cli import main
-from parallel_processor.flags import build_parser
+from parallel_processor import __version__, cli
+from parallel_processor.flags import FLAGS
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "api_request_parallel_processor.py"
@@ -42,65 +41,12 @@ def source(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "in.jsonl", rows(10))
 
 
-@pytest.fixture
-def usage_error_of(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
-    """Runs the command line in this process up to its usage error; gives what it says."""
-    logger = logging.getLogger("parallel_processor")
-    before = logger.level, list(logger.handlers), logger.propagate
-
-    def usage_error_of(*words: object) -> str:
-        try:
-            code: object = main([str(word) for word in words])
-        except SystemExit as error:  # argparse's own
-            code = error.code
-        assert code == 2
-        shown = capsys.readouterr()
-        assert shown.out == ""
-        return shown.err
-
-    yield usage_error_of
-    logger.level, logger.handlers, logger.propagate = before
-
-
 def urls(server: Any) -> tuple[str, str]:
     """The flag that sends requests to ``server``."""
     return "--request_url", f"{server.url}/v1/embeddings"
 
 
 # The cookbook's flags
-
-
-def test_the_cookbooks_flags_have_its_defaults() -> None:
-    """The nine flags exist under their names, with the script's defaults and types."""
-    flags = vars(build_parser().parse_args(["--requests_filepath", "in.jsonl"]))
-    expected = {
-        "requests_filepath": "in.jsonl",
-        "save_filepath": None,  # becomes in_results.jsonl
-        "request_url": "https://api.openai.com/v1/embeddings",
-        "api_key": None,  # becomes OPENAI_API_KEY
-        "max_requests_per_minute": 1500.0,
-        "max_tokens_per_minute": 125_000.0,
-        "token_encoding_name": None,  # becomes that of the model, cl100k_base for the script's own
-        "max_attempts": 5,
-        "logging_level": 20,
-    }
-    assert {name: flags[name] for name in expected} == expected
-
-
-def test_the_other_flags_have_the_documented_defaults() -> None:
-    """What isn't the cookbook's defaults to what the design says."""
-    flags = vars(build_parser().parse_args(["--requests_filepath", "in.jsonl"]))
-    expected = {
-        "errors_filepath": None,
-        "max_workers": 1000,
-        "burst_seconds": 0.5,
-        "seconds_to_pause_after_rate_limit_error": 15.0,
-        "request_timeout": 600.0,
-        "connect_timeout": 10.0,
-        "no_progress": False,
-        "overwrite": False,
-    }
-    assert {name: flags[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("mark", ["_", "-"])
@@ -131,62 +77,47 @@ def test_the_cookbooks_command_works(mark: str, equals: bool, source: Path, tmp_
     assert {header_of(head, "authorization") for head in server.heads} == {f"Bearer {KEY}"}
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        ([], "--requests_filepath"),
-        (["--requests_filepath", "in.jsonl", "--no_such_flag"], "--no_such_flag"),
-        (["--requests_filepath", "in.jsonl", "--max"], "--max"),
-    ],
-)
-def test_wrong_flags_are_a_usage_error(
-    words: list[str], text: str, usage_error_of: Callable[..., str]
-) -> None:
-    """A flag that is missing, unknown or cut short is named, with exit code 2."""
-    assert text in usage_error_of(*words).splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "name"),
-    [
-        ("--max_requests_per_minute", "0", "--max_requests_per_minute"),
-        ("--max_requests_per_minute", "nan", "--max_requests_per_minute"),
-        ("--max_tokens_per_minute", "-5", "--max_tokens_per_minute"),
-        ("--max_tokens_per_minute", "many", "--max_tokens_per_minute"),
-        ("--max_attempts", "0", "--max_attempts"),
-        ("--max_attempts", "2.5", "--max_attempts"),
-        ("--max_workers", "0", "--max_workers"),
-        ("--burst_seconds", "61", "--burst_seconds"),
-        ("--seconds_to_pause_after_rate_limit_error", "-1", "--seconds_to_pause_after_rate_limit_error"),
-        ("--request_timeout", "0", "--request_timeout"),
-        ("--request_timeout", "inf", "--request_timeout"),
-        ("--connect_timeout", "-1", "--connect_timeout"),
-        ("--logging_level", "loud", "--logging_level"),
-        ("--token_encoding_name", "no_such_encoding", "token encoding"),
-        ("--request_url", "ftp://example.com", "--request_url"),
-        ("--request_url", "http://[::1", "--request_url"),
-        ("--request_url", "https://", "--request_url"),
-    ],
-)
-def test_a_value_that_cannot_work_is_named(
-    flag: str, value: str, name: str, source: Path, usage_error_of: Callable[..., str]
-) -> None:
-    """The message has the field or the flag and the value, in one line, and nothing is written."""
-    stderr = usage_error_of("--requests_filepath", source, "--api_key", KEY, f"{flag}={value}")
-    last = stderr.splitlines()[-1]
-    assert last.startswith("parallel-processor: error: ")
-    assert name in last
-    assert value.removeprefix("-").removesuffix(".5") in last
-    assert [path.name for path in source.parent.iterdir()] == [source.name]
-
-
 def test_help_names_every_flag_and_exit_code() -> None:
-    """``--help`` is complete."""
+    """``--help`` begins with the commands, has the flags in groups, and ends with the exit codes."""
     done = run("--help")
     assert done.returncode == 0
-    for action in build_parser()._actions:
-        assert action.option_strings[-1] in done.stdout
-    assert "130 interrupted" in done.stdout
+    assert "parallel-processor COMMAND" in done.stdout.partition("files:")[0]
+    assert "verify --help" in done.stdout.partition("files:")[0]
+    for title, rows in FLAGS.items():
+        assert f"\n{title}:\n" in done.stdout
+        assert all(f"\n  --{row.name}" in done.stdout for row in rows)
+    codes = re.findall(r"^(\d+) +(.*)$", cli.__doc__ or "", re.MULTILINE)
+    assert [code for code, _ in codes] == ["0", "1", "2", "3", "130", "143"]
+    assert (
+        re.findall(r"^  (\d+) +(.*)$", done.stdout.partition("exit codes:")[2], re.MULTILINE)
+        == codes
+    )
+
+
+def test_the_version_is_the_packages() -> None:
+    """``--version`` goes to stdout, and needs no other flag."""
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"parallel-processor {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("parallel-processor ver", {"verify"}),
+        ("parallel-processor --max_w", {"--max_workers"}),
+        ("parallel-processor --token_accounting u", {"usage"}),
+        ("parallel-processor verify --s", {"--save_filepath"}),
+        ("parallel-processor verify --max_w", set()),
+    ],
+)
+def test_a_shell_can_complete(line: str, expected: set[str], tmp_path: Path) -> None:
+    """With ``argcomplete`` installed, flags, choices and commands are completed, and nothing is run."""
+    pytest.importorskip("argcomplete")
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    answer = tmp_path / "answer"
+    done = run(**asked, _ARGCOMPLETE_STDOUT_FILENAME=str(answer), _ARGCOMPLETE_IFS="\n")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert {word.strip() for word in answer.read_text().splitlines()} == expected
 
 
 # Files
@@ -224,32 +155,6 @@ def test_the_same_command_goes_on_and_overwrite_does_not(source: Path) -> None:
     assert len(read_lines(source.with_name("in_results.jsonl"))) == 10
 
 
-@pytest.mark.parametrize(
-    ("requests", "save", "text"),
-    [
-        ("missing.jsonl", "out.jsonl", "missing.jsonl: No such file"),
-        ("in.jsonl", "none/out.jsonl", "none/out.jsonl does not exist"),
-        ("in.jsonl", "in.jsonl", "the requests and the results file are the same"),
-        ("in.jsonl", "./in.jsonl", "the requests and the results file are the same"),
-        (".", "out.jsonl", "is a directory"),
-    ],
-)
-def test_wrong_paths_are_usage_errors(
-    requests: str, save: str, text: str, source: Path, usage_error_of: Callable[..., str]
-) -> None:
-    """The message names the file and the trouble, and nothing is written."""
-    directory = source.parent
-    before = source.read_bytes()
-    stderr = usage_error_of(
-        f"--requests_filepath={directory}/{requests}",
-        f"--save_filepath={directory}/{save}",
-        "--request_url=http://127.0.0.1:1/v1/embeddings",
-    )
-    assert text in stderr
-    assert [path.name for path in directory.iterdir()] == ["in.jsonl"]
-    assert source.read_bytes() == before
-
-
 def test_a_results_file_that_takes_nothing_is_said(source: Path) -> None:
     """A full disk is said at once and at the end, with exit code 1 and no traceback."""
     if not Path("/dev/full").exists():
@@ -261,7 +166,7 @@ def test_a_results_file_that_takes_nothing_is_said(source: Path) -> None:
         ) as process:
             process.wait_for("No space left on device; trying again for a while")
             process.send(signal.SIGINT)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             process.send(signal.SIGINT)
             stderr = process.stderr_text()
     assert process.returncode == 1
@@ -290,14 +195,6 @@ def test_a_local_server_gets_no_key(source: Path) -> None:
     assert all("authorization" not in head.lower() for head in server.heads)
 
 
-@pytest.mark.parametrize("key", ["", "  "])
-def test_https_without_a_key_is_a_usage_error(key: str, source: Path) -> None:
-    """The message says what to set."""
-    done = run("--requests_filepath", source, OPENAI_API_KEY=key)
-    assert done.returncode == 2
-    assert "set OPENAI_API_KEY, or give --api_key" in done.stderr
-
-
 def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
     """Exit code 3, the server's words once, and the key nowhere: not even a part that was echoed."""
     options = SimulatorOptions(api_key="sk-right-0000000000000000")
@@ -317,7 +214,9 @@ def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def done_at(tmp_path_factory: pytest.TempPathFactory) -> dict[int, subprocess.CompletedProcess[str]]:
+def done_at(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, subprocess.CompletedProcess[str]]:
     """Runs of which each request fails, by their level; side by side, since they mostly wait."""
     levels = (10, 20, 30, 40, 50)
 
@@ -484,25 +383,6 @@ def started(*words: object) -> Iterator[Process]:
         process.close()
 
 
-class Room:
-    """A server that holds every request until it is opened."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self._entered = threading.Semaphore(0)
-
-    def __call__(self, visit: Visit) -> None:
-        while visit.read():
-            self._entered.release()
-            self.opened.wait(60)  # a failing test must end, too
-            visit.answer()
-
-    def wait_for(self, count: int) -> None:
-        """Return once so many requests more are held."""
-        for _ in range(count):
-            assert self._entered.acquire(timeout=30)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_ends_the_run_in_order(number: int, code: int, source: Path) -> None:
     """What is under way is answered and recorded, nothing more is sent, and it says how to go on."""
@@ -512,7 +392,7 @@ def test_the_first_signal_ends_the_run_in_order(number: int, code: int, source: 
         with started(*words) as process:
             room.wait_for(4)
             process.send(number)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             room.opened.set()
             stderr = process.stderr_text()
     assert process.returncode == code
@@ -530,7 +410,7 @@ def test_the_second_signal_ends_it_at_once(source: Path) -> None:
         with started("--requests_filepath", source, *urls(server), *FAST) as process:
             room.wait_for(10)
             process.send(signal.SIGINT)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             process.send(signal.SIGINT)
             stderr = process.stderr_text()
         room.opened.set()
@@ -554,9 +434,9 @@ def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
                 while not (results.exists() and results.stat().st_size):  # then it reads on
                     server.closing.wait(0.01)
                 process.send(signal.SIGINT)
-                process.wait_for("waiting for the answers under way")
+                process.wait_for("waiting for requests in flight")
                 process.send(signal.SIGINT)
-                process.wait_for("giving up the answers under way")
+                process.wait_for("cancelling requests in flight")
                 process.send(signal.SIGINT)
                 while not process.ends_within(3.0):  # more than it takes to end
                     process.send(signal.SIGINT)

@@ -1,60 +1,196 @@
-"""The flags, one by one: what they become, and what the key's flags refuse."""
+"""The flags, one by one: what they become, and what is said of those that can't work."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, answer_all, header_of
 
-from parallel_processor.flags import build_parser, settings
+from parallel_processor.cli import main
+from parallel_processor.flags import FLAGS, build_parser, settings, with_flag_names
 from parallel_processor.options import Limits, Options
 
 KEY = "sk-test-0123456789abcdef"
+ROWS = [row for rows in FLAGS.values() for row in rows]
+
+
+@pytest.fixture
+def usage_error_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., str]]:
+    """Runs the command line in this process, among few files, up to its usage error; gives what it says.
+
+    It is one line, and nothing is written.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Path("list.json").write_text("[]")
+    Path("limits.json").write_text('{"gpt-4o*": {"tokens_per_minute": 0}}')
+    Path("unknown.json").write_text('{"gpt-4o*": {"rpm": 5}}')
+    Path("empty").write_text("\n")
+    write_lines(Path("in.jsonl"), [{"input": "a"}])
+    files = {path: path.read_bytes() for path in Path().iterdir()}
+    logger = logging.getLogger("parallel_processor")
+    before = logger.level, list(logger.handlers), logger.propagate
+
+    def usage_error_of(*words: str) -> str:
+        try:
+            code: object = main(words)
+        except SystemExit as error:  # argparse's own
+            code = error.code
+        assert code == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert {path: path.read_bytes() for path in Path().iterdir()} == files
+        (line,) = shown.err.splitlines()
+        assert line.startswith("parallel-processor: error: ")
+        return line
+
+    yield usage_error_of
+    logger.level, logger.handlers, logger.propagate = before
+
+
+def test_the_cookbooks_flags_have_its_defaults() -> None:
+    """The nine flags exist under their names, with the script's defaults and types."""
+    flags = vars(build_parser().parse(["--requests_filepath", "in.jsonl"]))
+    expected = {
+        "requests_filepath": "in.jsonl",
+        "save_filepath": None,  # becomes in_results.jsonl
+        "request_url": "https://api.openai.com/v1/embeddings",
+        "api_key": None,  # becomes OPENAI_API_KEY
+        "max_requests_per_minute": 1500.0,
+        "max_tokens_per_minute": 125_000.0,
+        "token_encoding_name": None,  # becomes that of the model, cl100k_base for the script's own
+        "max_attempts": 5,
+        "logging_level": 20,
+    }
+    assert {name: flags[name] for name in expected} == expected
 
 
 def test_no_flags_are_the_defaults_of_the_library() -> None:
     """A command without flags and a Processor without settings do the same."""
-    flags = build_parser().parse_args(["--requests_filepath", "in.jsonl"])
+    flags = build_parser().parse(["--requests_filepath", "in.jsonl"])
     assert Options(**settings(flags)) == Options()
 
 
+def values() -> dict[str, Any]:
+    """The options by the path that a flag's setting has."""
+    options = Options()
+    parts = {"limits.": options.limits, "retry.": options.retry, "": options}
+    names = {
+        prefix + field.name: getattr(part, field.name)
+        for prefix, part in parts.items()
+        for field in dataclasses.fields(part)
+    }
+    return {name: value for name, value in names.items() if name not in ("limits", "retry")}
+
+
+def test_every_setting_has_a_flag() -> None:
+    """The command can do what the library can, but for the settings that are functions."""
+    python_only = {"session_factory", "validate"}
+    assert {row.setting for row in ROWS if row.setting} == set(values()) - python_only
+
+
 @pytest.mark.parametrize(
-    ("words", "path", "value"),
+    "row",
+    [row for row in ROWS if row.setting not in ("", "limits_by_model")],
+    ids=lambda row: row.name,
+)
+def test_a_flag_becomes_its_setting(row: Any) -> None:
+    """Each flag changes its own setting, to a value of the same type, and no other."""
+    before = values()[row.setting]
+    value: Any = "0.25" if isinstance(before, float) else "7"
+    if row.setting == "request_url":
+        value = "http://h/v1/responses"
+    wanted = value if before is None or isinstance(before, str) else type(before)(value)
+    words = [f"--{row.name}={value}"]
+    if row.choices:
+        words, wanted = [f"--{row.name}={row.choices[-1]}"], row.choices[-1]
+    if before is False:
+        words, wanted = [f"--{row.name}"], True
+    options = Options(**settings(build_parser().parse(["--requests_filepath=in.jsonl", *words])))
+    part, _, name = row.setting.rpartition(".")
+    changed = {name: wanted}
+    if part:
+        changed = {part: dataclasses.replace(getattr(Options(), part), **changed)}
+    assert wanted != before
+    assert options == dataclasses.replace(Options(), **changed)
+
+
+@pytest.mark.parametrize("word", ["auto", "inf"])
+def test_the_cookbooks_limits_may_be_words(word: str) -> None:
+    """A limit on requests or on tokens is a number, no limit, or to be found."""
+    words = ["--requests_filepath=in.jsonl", f"--max_requests_per_minute={word}"]
+    limits = settings(build_parser().parse([*words, f"--max_tokens_per_minute={word}"]))["limits"]
+    wanted: Any = "auto" if word == "auto" else math.inf
+    assert limits == Limits(requests_per_minute=wanted, tokens_per_minute=wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
     [
-        ("--request_url http://h/v1/responses", "request_url", "http://h/v1/responses"),
-        ("--max_requests_per_minute 7", "limits.requests_per_minute", 7.0),
-        ("--max_tokens_per_minute inf", "limits.tokens_per_minute", float("inf")),
-        ("--max_requests_per_minute auto", "limits.requests_per_minute", "auto"),
-        ("--max_tokens_per_minute auto", "limits.tokens_per_minute", "auto"),
-        ("--burst_seconds 2", "limits.burst_seconds", 2.0),
-        ("--headroom 0.2", "limits.headroom", 0.2),
-        ("--token_accounting reserve", "token_accounting", "reserve"),
-        ("--token_accounting usage", "token_accounting", "usage"),
-        ("--max_attempts 9", "retry.max_attempts", 9),
-        ("--seconds_to_pause_after_rate_limit_error 3", "retry.pause_s", 3.0),
-        ("--max_workers 12", "max_workers", 12),
-        ("--processes 2", "processes", 2),
-        ("--request_timeout 4", "request_timeout_s", 4.0),
-        ("--connect_timeout 5", "connect_timeout_s", 5.0),
-        ("--max_response_bytes 100", "max_response_bytes", 100),
-        ("--drain_seconds 6", "drain_s", 6.0),
-        ("--write_retry_seconds 8", "write_retry_s", 8.0),
-        ("--allow_plain_http", "allow_plain_http", True),
-        ("--token_encoding_name o200k_base", "token_encoding_name", "o200k_base"),
+        (
+            "--max_request_per_minute 5",
+            "unknown flag --max_request_per_minute; did you mean --max_requests_per_minute?",
+        ),
+        ("--max-attempt=5", "unknown flag --max_attempt; did you mean --max_attempts?"),
+        ("-request_url http://h", "unknown flag -request_url; did you mean --request_url?"),
+        ("--xyz", "unknown flag --xyz (see"),
+        ("extra", "unexpected 'extra': a value directly follows its flag"),
+        ("--max_workers", "--max_workers: a value is missing"),
+        ("--api_key -sk-secret", "--api_key: a value is missing"),
     ],
 )
-def test_a_flag_becomes_its_setting(words: str, path: str, value: object) -> None:
-    """Each flag changes its own setting and no other."""
-    parser = build_parser()
-    required = ["--requests_filepath", "in.jsonl"]
-    found: object = Options(**settings(parser.parse_args([*required, *words.split()])))
-    for name in path.split("."):
-        found = getattr(found, name)
-    assert found == value
+def test_a_flag_that_is_unknown_gets_the_nearest(
+    usage_error_of: Callable[..., str], words: str, expected: str
+) -> None:
+    """What stands where a value should be may be a secret, and isn't repeated."""
+    line = usage_error_of("--requests_filepath", "in.jsonl", *words.split())
+    assert line.startswith(f"parallel-processor: error: {expected}")
+    assert "sk-secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("verfy", "unknown command 'verfy'; did you mean verify?"),
+        ("help", "unknown command 'help'; did you mean --help?"),
+        ("in.jsonl", "unknown command 'in.jsonl'; did you mean --requests_filepath in.jsonl?"),
+    ],
+)
+def test_a_command_that_is_unknown_gets_the_nearest(
+    usage_error_of: Callable[..., str], word: str, expected: str
+) -> None:
+    """A first word that is no flag is taken for a command."""
+    assert usage_error_of(word).startswith(f"parallel-processor: error: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("headroom must be at most 0.9, not 2", "--headroom must be at most 0.9, not 2"),
+        ("max_workers must be 1, not 0", "--max_workers must be 1, not 0"),
+        (
+            "h gets the api_key: use allow_plain_http, or",
+            "h gets the --api_key: use --allow_plain_http, or",
+        ),
+        ("can't read headroom: it is a directory", "can't read headroom: it is a directory"),
+        ("the requests file api_key.jsonl is", "the requests file api_key.jsonl is"),
+        ("the directory of /x/max_workers/a is", "the directory of /x/max_workers/a is"),
+        ("worker processes end", "worker processes end"),
+    ],
+)
+def test_a_message_names_flags(message: str, shown: str) -> None:
+    """Settings are called as their flags, but not files that are called like a setting."""
+    assert with_flag_names(message) == shown
 
 
 def test_limits_by_model_come_from_a_file(tmp_path: Path) -> None:
@@ -63,66 +199,13 @@ def test_limits_by_model_come_from_a_file(tmp_path: Path) -> None:
     path.write_text('{"gpt-4o*": {"requests_per_minute": 500}, "*": {"tokens_per_minute": "inf"}}')
     words = ["--requests_filepath", "in.jsonl", "--limits", str(path)]
     words += ["--burst_seconds", "2", "--headroom", "0.5"]
-    options = Options(**settings(build_parser().parse_args(words)))
+    options = Options(**settings(build_parser().parse(words)))
     common = {"burst_seconds": 2.0, "headroom": 0.5}
     assert list(options.limits_by_model.items()) == [
         ("gpt-4o*", Limits(requests_per_minute=500, tokens_per_minute="auto", **common)),
         ("*", Limits(requests_per_minute="auto", tokens_per_minute=math.inf, **common)),
     ]
     assert options.limits == Limits(**common)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (("--max_requests_per_minute", "Auto"), "'Auto' is no number, and neither inf nor auto"),
-        (("--max_tokens_per_minute", ""), "'' is no number, and neither inf nor auto"),
-        (("--max_tokens_per_minute", "nan"), "--max_tokens_per_minute must be a number, not nan"),
-        (("--max_requests_per_minute", "0"), "--max_requests_per_minute must be above 0, not 0"),
-        (("--headroom", "0.95"), "--headroom must be at most 0.9, not 0.95"),
-        (("--headroom", "-0.1"), "--headroom must be at least 0, not -0.1"),
-        (("--headroom", "auto"), "invalid float value: 'auto'"),
-        (("--token_accounting", "used"), "invalid choice: 'used'"),
-        (("--limits", "nowhere.json"), "can't read the limits in nowhere.json"),
-        (("--limits", "list.json"), "list.json must be an object of limits by model pattern"),
-        (("--report_filepath", "nowhere/report.json"), "directory of the report file"),
-        (("--report_filepath", "in.jsonl"), "the requests and the report file are the same"),
-        (("--report_filepath", "in_results.jsonl"), "the results and the report file are the same"),
-    ],
-)
-def test_a_flag_that_cant_work_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
-) -> None:
-    """The message names the flag and the value, and nothing is sent or written."""
-    monkeypatch.chdir(tmp_path)
-    Path("list.json").write_text("[]")
-    write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
-    before = sorted(tmp_path.iterdir())
-    url = "http://127.0.0.1:1/v1/embeddings"
-    done = run("--requests_filepath", "in.jsonl", "--request_url", url, *words)
-    assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        ({"tokens_per_minute": 0}, "'gpt-4o*': tokens_per_minute must be above 0, not 0"),
-        ({"rpm": 5}, "'gpt-4o*' have 'rpm'; known are requests_per_minute, tokens_per_minute"),
-    ],
-)
-def test_what_is_wrong_in_the_file_is_called_as_it_is_there(
-    tmp_path: Path, entry: object, expected: str
-) -> None:
-    """The names in a limits file are no flags."""
-    source = write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
-    path = tmp_path / "limits.json"
-    path.write_text(json.dumps({"gpt-4o*": entry}))
-    url = "http://127.0.0.1:1/v1/embeddings"
-    done = run("--requests_filepath", source, "--request_url", url, "--limits", path)
-    assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
 
 
 def test_the_report_says_what_became_of_the_limits(tmp_path: Path) -> None:
@@ -171,21 +254,113 @@ def test_the_key_may_be_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--api_key", KEY, "--api_key_file", "key"), "--api_key or --api_key_file, not both"),
-        (("--api_key_file", "nowhere"), "can't read the key in nowhere"),
-        (("--api_key_file", "empty"), "there is no key in empty"),
-        (("--api_key", KEY, "--request_url", "http://host.example/v1/embeddings"), "plain text"),
-        (("--request_url", "https://host.example/v1/embeddings"), "needs a key"),
+        (
+            "--max_requests_per_minute=Auto",
+            "--max_requests_per_minute: 'Auto' is not a number, inf or auto",
+        ),
+        ("--max_requests_per_minute=0", "--max_requests_per_minute must be above 0, not 0"),
+        ("--max_requests_per_minute=nan", "--max_requests_per_minute must be a number, not nan"),
+        ("--max_tokens_per_minute=", "--max_tokens_per_minute: '' is not a number, inf or auto"),
+        ("--max_tokens_per_minute -5", "--max_tokens_per_minute must be above 0, not -5"),
+        (
+            "--max_input_tokens_per_minute auto",
+            "--max_input_tokens_per_minute: 'auto' is not a number",
+        ),
+        ("--max_attempts 0", "--max_attempts must be a whole number of at least 1, not 0"),
+        ("--max_attempts 2.5", "--max_attempts: '2.5' is not a whole number"),
+        ("--max_workers 0", "--max_workers must be a whole number of at least 1, not 0"),
+        ("--processes 65", "--processes must be at most 64, not 65"),
+        ("--burst_seconds 61", "--burst_seconds must be at most 60, not 61"),
+        ("--headroom 0.95", "--headroom must be at most 0.9, not 0.95"),
+        ("--headroom -0.1", "--headroom must be at least 0, not -0.1"),
+        ("--headroom auto", "--headroom: 'auto' is not a number"),
+        (
+            "--seconds_to_pause_after_rate_limit_error -1",
+            "--seconds_to_pause_after_rate_limit_error must be at least 0, not -1",
+        ),
+        ("--request_timeout 0", "--request_timeout must be above 0, not 0"),
+        ("--request_timeout inf", "--request_timeout must be at most 1,000,000 seconds, not inf"),
+        ("--connect_timeout -1", "--connect_timeout must be above 0, not -1"),
+        ("--logging_level loud", "--logging_level: 'loud' is not a whole number"),
+        ("--token_accounting used", "--token_accounting: invalid choice: 'used' (choose from "),
+        (
+            "--token_encoding_name cl100k",
+            "unknown token encoding 'cl100k': choose one of cl100k_base, ",
+        ),
+        ("--metrics_port abc", "--metrics_port: 'abc' is not a port from 0 to 65535, or HOST:PORT"),
+        (
+            "--request_url ftp://h",
+            "--request_url must be an http:// or https:// URL, not 'ftp://h'",
+        ),
+        (
+            "--request_url http://[::1",
+            "--request_url must be an http:// or https:// URL, not 'http://[::1'",
+        ),
+        (
+            "--request_url https://",
+            "--request_url must be an http:// or https:// URL, not 'https://'",
+        ),
+        ("--requests_filepath no.jsonl", "can't read no.jsonl: No such file or directory"),
+        ("--requests_filepath .", "the requests file . is a directory"),
+        (
+            "--save_filepath no/out.jsonl",
+            "the directory of the results file no/out.jsonl does not exist",
+        ),
+        ("--save_filepath ./in.jsonl", "the requests and the results file are the same: in.jsonl"),
+        (
+            "--report_filepath no/report.json",
+            "the directory of the report file no/report.json does not",
+        ),
+        ("--report_filepath in.jsonl", "the requests and the report file are the same: in.jsonl"),
+        (
+            "--report_filepath in_results.jsonl",
+            "the results and the report file are the same: in_res",
+        ),
+        ("--limits no.json", "can't read the limits in no.json: No such file or directory"),
+        ("--limits list.json", "list.json must be an object of limits by model pattern, such as {"),
+        # The names in a limits file are no flags.
+        (
+            "--limits limits.json",
+            "limits.json: the limits of 'gpt-4o*': tokens_per_minute must be above 0",
+        ),
+        (
+            "--limits unknown.json",
+            "unknown.json: the limits of 'gpt-4o*' have the unknown name 'rpm'; known",
+        ),
+        (f"--api_key {KEY} --api_key_file empty", "give --api_key or --api_key_file, not both"),
+        ("--api_key_file nowhere", "can't read the key in nowhere: No such file or directory"),
+        ("--api_key_file empty", "there is no key in empty"),
+        (
+            f"--api_key {KEY} --request_url http://h.example/v1",
+            "http://h.example/v1 would get the --api_key in",
+        ),
+        (
+            "--request_url https://h.example/v1",
+            "https://h.example/v1 needs a key: set OPENAI_API_KEY, or give",
+        ),
     ],
 )
-def test_a_key_that_cant_be_used_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
+def test_a_flag_that_cant_work_is_bad_usage(
+    usage_error_of: Callable[..., str], words: str, expected: str
 ) -> None:
-    """Nothing is sent, and the message says what to do without showing the key."""
-    monkeypatch.chdir(tmp_path)
-    Path("empty").write_text("\n")
-    write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
-    done = run("--requests_filepath", "in.jsonl", *words)
-    assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
-    assert KEY not in done.stderr
+    """The message names the flag and the value, in the command's words, and never shows a key."""
+    url = "--request_url=http://127.0.0.1:1/v1/embeddings"
+    line = usage_error_of("--requests_filepath=in.jsonl", url, *words.split())
+    assert line.startswith(f"parallel-processor: error: {expected}")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_a_key_that_is_blank_is_none(
+    usage_error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A variable without a key in it is the same as no variable."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert "needs a key" in usage_error_of("--requests_filepath", "in.jsonl")
+
+
+def test_the_requests_must_be_named(usage_error_of: Callable[..., str]) -> None:
+    """The one flag without a default is asked for."""
+    assert usage_error_of().startswith(
+        "parallel-processor: error: missing flag: --requests_filepath"
+    )

@@ -89,14 +89,20 @@ def test_names_may_be_in_any_script(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (500, "must be an object such as {'requests_per_minute': 500}"),
+        (500, 'must be an object such as {"requests_per_minute": 500}'),
         (None, "must be an object"),
         ([], "must be an object"),
-        ({"rpm": 5}, "have 'rpm'; known are requests_per_minute, tokens_per_minute"),
-        ({"burst_seconds": 5}, "have 'burst_seconds'; known are"),
+        (
+            {"rpm": 5},
+            "have the unknown name 'rpm'; known are requests_per_minute, tokens_per_minute",
+        ),
+        ({"burst_seconds": 5}, "have the unknown name 'burst_seconds'; known"),
         ({"requests_per_minute": 0}, "requests_per_minute must be above 0, not 0"),
         ({"requests_per_minute": -5}, "requests_per_minute must be above 0, not -5"),
-        ({"tokens_per_minute": "500"}, "tokens_per_minute must be a number, inf or auto, not '500'"),
+        (
+            {"tokens_per_minute": "500"},
+            "tokens_per_minute must be a number, inf or auto, not '500'",
+        ),
         ({"tokens_per_minute": True}, "tokens_per_minute must be a number, not True"),
         ({"tokens_per_minute": [5]}, "tokens_per_minute must be a number, not [5]"),
         ({"tokens_per_minute": math.nan}, "tokens_per_minute must be a number, not nan"),
@@ -113,7 +119,9 @@ def test_an_entry_that_cant_work_is_refused(tmp_path: Path, entry: Any, message:
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"a"'])
 def test_a_file_without_patterns_is_refused(tmp_path: Path, content: str) -> None:
     """Limits must be for something."""
-    assert refused(tmp_path, content).endswith("must be an object of limits by model pattern")
+    assert "limits.json must be an object of limits by model pattern, such as " in refused(
+        tmp_path, content
+    )
 
 
 @pytest.mark.parametrize(

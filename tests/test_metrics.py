@@ -75,4 +75,4 @@ def test_the_command_serves_metrics(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"metrics are at http://127\.0\.0\.1:\d+/metrics", done.stderr)
     done = run("--requests_filepath", source, *url, "--metrics_port", "many")
-    assert done.returncode == 2 and "'many' is no port" in done.stderr
+    assert done.returncode == 2 and "'many' is not a port" in done.stderr

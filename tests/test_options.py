@@ -1,13 +1,16 @@
-"""Every setting is checked when it is made."""
+"""Every setting is checked when it is made, and is a keyword argument of the same name."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
+from parallel_processor import Processor, Settings, options, process_file
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Limits, Options, RetryPolicy
 
@@ -269,3 +272,31 @@ def test_the_defaults_are_the_cookbooks() -> None:
     assert options.request_url == "https://api.openai.com/v1/embeddings"
     assert (options.limits.requests_per_minute, options.limits.tokens_per_minute) == (1500, 125_000)
     assert (options.retry.max_attempts, options.retry.pause_s) == (5, 15)
+
+
+# Settings: the same names as keyword arguments
+
+
+def test_the_settings_are_the_options() -> None:
+    """Every field of ``Options`` is a setting of the same type, in the same order, and nothing else is."""
+    wanted = get_type_hints(Options, vars(options))
+    assert list(get_type_hints(Settings).items()) == list(wanted.items())
+
+
+def test_any_setting_may_be_missing() -> None:
+    """No setting is required, since each option has a default."""
+    assert Settings.__required_keys__ == frozenset()
+    assert Settings.__optional_keys__ == set(Settings.__annotations__)
+
+
+@pytest.mark.parametrize("function", [Processor, process_file])
+def test_the_settings_are_the_keyword_arguments(function: object) -> None:
+    """Whoever takes settings takes these, beside names of its own that are none of them."""
+    parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
+    assert parameters["settings"].annotation == "Unpack[Settings]"
+    assert not set(parameters) & set(Settings.__annotations__)
+
+
+def test_type_checkers_may_read_the_package() -> None:
+    """The marker of PEP 561 is beside the modules, in the wheel too."""
+    assert Path(inspect.getfile(Processor)).with_name("py.typed").is_file()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from commands import read_lines, write_lines
-from raw_server import RawServer, Visit, answer_all, header_of
+from raw_server import RawServer, Room, Visit, answer_all, header_of
 
 from parallel_processor import (
     ConfigurationError,
@@ -63,25 +63,6 @@ def used_by_us() -> tuple[list[str], int]:
 def inputs_of(records: list[Any]) -> Counter[str]:
     """How often each input has an answer in a results file."""
     return Counter(record[0]["input"] for record in records if isinstance(record[1], dict))
-
-
-class Room:
-    """A server that holds every request until it is opened."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self._entered = threading.Semaphore(0)
-
-    def __call__(self, visit: Visit) -> None:
-        while visit.read():
-            self._entered.release()
-            self.opened.wait(60)  # a failing test must end, too
-            visit.answer()
-
-    def wait_for(self, count: int) -> None:
-        """Return once so many requests more are held."""
-        for _ in range(count):
-            assert self._entered.acquire(timeout=20)
 
 
 @contextmanager

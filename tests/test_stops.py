@@ -265,7 +265,7 @@ def test_a_second_signal_gives_up_what_is_in_flight(max_attempts: int, job: Job)
         with started(*job.words(server.url, *FAST, *flags)) as process:
             script.wait_for(12)
             process.send(signal.SIGINT)
-            process.wait_for("waiting for the answers under way")
+            process.wait_for("waiting for requests in flight")
             process.send(signal.SIGINT)
             assert process.end() == 130
         assert (job.verify().answered, job.verify().failed) == (20, 0)
