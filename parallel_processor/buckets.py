@@ -6,31 +6,16 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from parallel_processor.ceiling import Ceiling
 from parallel_processor.figures import BucketReport, Usage
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Estimate, Request
 from parallel_processor.options import Options
 from parallel_processor.quota import MINUTE_S
-from parallel_processor.retry import Tries
 
 _MAX_BUCKETS = 256
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Waiting:
-    """A request on its way: its bucket, what it may use once that is counted, its tries once one failed.
-
-    Whoever has it may change it: the thread that counts its tokens or makes its attempt.
-    """
-
-    request: Request
-    bucket: TokenBucket
-    estimate: Estimate | None = None
-    tries: Tries | None = None
 
 
 class Buckets:

@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.attempts import Ended
-from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError
 from parallel_processor.limiter import Ending, Reservation, TokenBucket
 from parallel_processor.models import CANT_BE_SENT, Attempt, Refusal, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
+from parallel_processor.pending import Tries, Waiting
 from parallel_processor.pricing import Pricing
-from parallel_processor.retry import RETRIED, RetrySchedule, Tries, longest_backoff_s
+from parallel_processor.retry import RETRIED, RetrySchedule, longest_backoff_s
 from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")

@@ -23,16 +23,14 @@ import pytest
 from clocks import FakeClock
 
 from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
-from parallel_processor.buckets import Waiting
 from parallel_processor.ceiling import INSTANT_S, Ceiling, Reservation
 from parallel_processor.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.lines import Admitted
 from parallel_processor.models import Cost, Estimate, Refusal, Request
 from parallel_processor.options import Limits
-from parallel_processor.retry import Tries
+from parallel_processor.pending import Admitted, Tries, Waiting
 from parallel_processor.stop import StopSignal
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails

@@ -11,12 +11,11 @@ import threading
 import pytest
 from clocks import FakeClock
 
-from parallel_processor.buckets import Waiting
 from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.lines import Admitted, Lines
+from parallel_processor.lines import Lines
 from parallel_processor.models import Cost, Estimate, Request
 from parallel_processor.options import Limits
-from parallel_processor.retry import Tries
+from parallel_processor.pending import Admitted, Tries, Waiting
 
 AT_ONCE = -math.inf
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from parallel_processor.attempts import Attempts
-from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.formats import made_request, record
@@ -19,6 +18,7 @@ from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Estimate, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
+from parallel_processor.pending import Waiting
 from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
 from parallel_processor.worker import Finished, Worker
