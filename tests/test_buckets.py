@@ -13,8 +13,8 @@ from clocks import FakeClock
 from parallel_processor.buckets import Buckets
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import Reservation, TokenBucket
+from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits, Options
-from parallel_processor.ratelimits import LimitReading
 
 URL = "https://host.example/v1/chat/completions"
 OTHER_URL = "https://host.example/v1/embeddings"

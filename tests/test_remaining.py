@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from parallel_processor.ratelimits import LimitReading
+from parallel_processor.models import LimitReading
 from parallel_processor.remaining import Remaining
 
 LIMIT = 600.0  # ten a second
@@ -29,7 +29,7 @@ class Told:
         total_now: float = 0.0,
         reset_s: float | None = None,
     ) -> None:
-        if not self.remaining.is_news(total):
+        if not self.remaining.is_newest(total):
             return
         self.remaining.observe(
             LimitReading(
