@@ -31,7 +31,7 @@ _NOTHING = (0.0,) * len(KINDS)
 class Reservation:
     """A place in the queue of a bucket. Once admitted, the right to make one attempt.
 
-    Only the bucket changes a reservation.
+    Only the bucket and its ceiling change a reservation.
 
     Attributes:
         costs: what the attempt is expected to cost, in the order of ``KINDS``.

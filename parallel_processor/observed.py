@@ -28,7 +28,9 @@ PACE = 1.0 - 0.5 / 60.0  # of the limit, as configured quotas have it
 _BLIND_BURST_S = 0.1  # how much may go out at once while nobody says what bursts the server accepts
 _AGAIN_S = 10.0  # the headers of a fixed window explain one rejection in this time
 _LEAST_GAP_S = 5.0  # the probed rate stays above one request in this time, or in a longer pause
-_LONGEST_GAP_S = 60.0  # one request goes out in this time anyway: only a rejection may ask for an hour
+_LONGEST_GAP_S = (
+    60.0  # one request goes out in this time anyway: only a rejection may ask for an hour
+)
 _RECHECK_S = 0.25  # a wait that other clients may shorten is computed again after this
 _LONGEST_USE_S = 4.0  # the rate wasn't used during a pause, so a longer gap doesn't count as use
 _EPSILON = 1e-6  # a shortage below this is rounding
@@ -160,15 +162,15 @@ class ObservedQuota:
     def charge(self, cost: float, now: float) -> None:
         """Take ``cost``."""
         self.level -= cost
-        self.remaining.left -= cost
+        self.remaining.take(cost)
         self.charged += cost
         self._charged_at = now
-        self.probe.sent += 1
+        self.probe.count_sent()
 
     def refund(self, amount: float, slot: object, now: float) -> None:
         """Give back ``amount``. There is no window here, and no ``slot``."""
         self.level += amount
-        self.remaining.left += amount
+        self.remaining.take(-amount)
         self.charged -= amount
 
     # What the server says.

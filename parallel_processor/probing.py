@@ -90,6 +90,14 @@ class RateProbe:
         if self._slow_start:
             self._slow_start, self.rate = False, math.inf
 
+    def count_sent(self) -> None:
+        """Count a request that was sent."""
+        self.sent += 1
+
+    def count_refused(self) -> None:
+        """Count a request that was rejected."""
+        self.refusals += 1
+
     def advance(self, seconds: float) -> None:
         """Raise the rate: it was used to the full for ``seconds``, and nothing was rejected."""
         if self.rate == math.inf:

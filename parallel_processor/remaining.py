@@ -97,6 +97,10 @@ class Remaining:
         elif now >= self._ends_at:
             self.left = math.inf
 
+    def take(self, cost: float) -> None:
+        """Take ``cost`` off what is left; a negative cost gives it back."""
+        self.left -= cost
+
     def share(self, now: float) -> float:
         """At which share of the even rate of the limit to spend what is left; at most 1."""
         if self.left == math.inf:

@@ -223,7 +223,7 @@ class ServerLimits:
         self.refusals += 1
         limited = [quota for quota in self.quotas if quota.limit < math.inf]
         requests = self._quota(refusal.kind or "requests", MINUTE_S, now)
-        requests.probe.refusals += 1
+        requests.probe.count_refused()
         if self._is_old(admitted_at):
             return
         if refusal.kind or refusal.steep or not limited:

@@ -1,4 +1,4 @@
-"""Which bucket a request belongs to, and what all of them say together."""
+"""Which bucket a request belongs to, and what all buckets report together."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_model_at_a_url_has_one_bucket() -> None:
 
 
 def test_threads_agree_on_the_bucket() -> None:
-    """Who asks first for a model makes its bucket, and nobody a second one."""
+    """Threads that ask for a model at once get the same bucket."""
     buckets, start = buckets_of(), threading.Barrier(8)
 
     def ask() -> list[TokenBucket]:

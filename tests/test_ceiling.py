@@ -1,11 +1,11 @@
-"""Buckets that share what was configured: in the order of arrival, and never above it together.
+"""Buckets that share configured limits: served in the order of arrival, and never above the limits.
 
 A discrete-event simulation drives several buckets under one ceiling as dispatchers do, on a clock that
-goes to exactly the times that ``poll`` names. What it holds them to:
+goes to exactly the times that ``poll`` names. What it checks:
 
 * No 60 seconds, both ends included, hold more of all buckets together than the limit.
-* Who waits for the ceiling is admitted in the order of arrival, whatever bucket it is in.
-* Who waits for its own bucket, which pauses here, holds up nobody in another.
+* Requests that wait for the ceiling are admitted in the order of arrival, whatever bucket they are in.
+* A request that waits for its own bucket, which pauses here, delays none in another bucket.
 * Everybody is admitted in the end.
 """
 
