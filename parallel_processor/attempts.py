@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from parallel_processor.answers import judge
 from parallel_processor.exceptions import TransportError
 from parallel_processor.jsontext import parse
-from parallel_processor.models import Attempt, Reply, Request, Verdict
+from parallel_processor.models import Attempt, LimitReading, Reply, Request, Verdict
 from parallel_processor.options import Options
-from parallel_processor.ratelimits import LimitReading, read_limits
+from parallel_processor.ratelimits import read_limits
 from parallel_processor.redact import Redactor
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Which bucket a request belongs to: one for each model and endpoint, under the ceiling meant for it."""
+"""The token buckets of one processor: one for each model and endpoint, under the limits meant for it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,31 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from parallel_processor.ceiling import Ceiling
 from parallel_processor.figures import BucketReport, Usage
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Estimate, Request
+from parallel_processor.models import WaitCause
 from parallel_processor.options import Options
 from parallel_processor.quota import MINUTE_S
-from parallel_processor.retry import Tries
 
-_MAX_BUCKETS = 256
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Waiting:
-    """A request on its way: its bucket, what it may use once that is counted, its tries once one failed.
-
-    Whoever has it may change it: the thread that counts its tokens or makes its attempt.
-    """
-
-    request: Request
-    bucket: TokenBucket
-    estimate: Estimate | None = None
-    tries: Tries | None = None
+_MAX_BUCKETS = 256  # a file may name a new model in each line
 
 
 class Buckets:
-    """The buckets of one processor. Any thread may call it.
+    """The token buckets of one processor. Any thread may call it.
 
-    A file may name a new model in each line: beyond 256 buckets, further models of one ceiling share
-    a bucket.
+    Beyond 256 buckets, all further models under the same limits share one bucket.
     """
 
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
         self._lock = threading.Lock()  # guards both fields below
-        self._buckets: dict[tuple[str, str], TokenBucket] = {}
-        self._shared: dict[Ceiling, TokenBucket] = {}  # of further models
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
+        self._shared: dict[Ceiling, TokenBucket] = {}  # for further models
         self._default = Ceiling(options.limits, clock)
         self._patterns = [
             (pattern, Ceiling(limits, clock)) for pattern, limits in options.limits_by_model.items()
@@ -85,7 +70,7 @@ class Buckets:
             return [*self._buckets.values(), *self._shared.values()]
 
     def usage(self) -> Usage:
-        """What all buckets together admitted in the last 60 seconds, and what of how much."""
+        """What all buckets together admitted in the last 60 seconds, and what they may admit."""
         admitted: dict[str, float] = {"requests": 0.0, "tokens": 0.0}
         limits = dict.fromkeys(admitted, 0.0)
         buckets = self._all()
@@ -99,13 +84,16 @@ class Buckets:
                 limits[name] += min(ceilings[name], found)
         now = self._clock()
         span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
-        held_by = next((bucket.held_by for bucket in buckets if bucket.queue), "")
+        held_by = next((bucket.held_by for bucket in buckets if bucket.queue), WaitCause.NOTHING)
         return Usage(admitted=admitted, limits=limits, held_by=held_by, span_s=span_s)
 
     def reports(
         self, since_s: float, held_by: Callable[[TokenBucket], Mapping[str, float]]
     ) -> tuple[BucketReport, ...]:
-        """What became of each limit; times are counted from ``since_s`` of the clock."""
+        """How the limits of each bucket turned out; times count from ``since_s`` of the clock.
+
+        ``held_by`` returns the seconds that the requests of a bucket waited, by cause.
+        """
         return tuple(
             replace(bucket.report(since_s), held_by=held_by(bucket)) for bucket in self._all()
         )

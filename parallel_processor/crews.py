@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from parallel_processor.attempts import Ended
-from parallel_processor.buckets import Waiting
 from parallel_processor.forks import FORKS_WAIT
 from parallel_processor.limiter import Reservation
-from parallel_processor.lines import Admitted
 from parallel_processor.options import Options
+from parallel_processor.pending import Admitted, Waiting
 
 if TYPE_CHECKING:
     from parallel_processor.duplicates import Duplicates

@@ -11,11 +11,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.duplicates import Duplicates
 from parallel_processor.models import Request
 from parallel_processor.outcome import Outcome
+from parallel_processor.pending import Waiting
 from parallel_processor.stop import Bell
 from parallel_processor.worker import flawed, unanswered
 

@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable
 
 from parallel_processor.bounds import Bounds
-from parallel_processor.buckets import Waiting
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.exits import at_exit
 from parallel_processor.ledger import Ledger
-from parallel_processor.lines import Admitted, Lines
+from parallel_processor.lines import Lines
 from parallel_processor.models import Cost, Estimate
+from parallel_processor.pending import Admitted, Waiting
 from parallel_processor.stop import StopSignal
 from parallel_processor.surethread import SureThread
 

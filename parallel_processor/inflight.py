@@ -1,18 +1,25 @@
-"""How many requests a server works on best at once, found by trying.
+"""Finding the number of requests in flight that suits a server best.
 
-A server without rate limits (vLLM, Ollama, a gateway of one's own) has a limit all the same: beyond
-some number in flight, each further request only makes the others slower, or is turned away. By Little's
-law the throughput is the number in flight divided by the latency, so both together say whether one more
-was worth it, whatever the latency itself is. The number doubles from round to round while that gains
-throughput (or, if the first doubling gains nothing, halves while that loses nothing), and then climbs
-uphill in steps of a tenth, back and forth around the best. A round is as many answers as there are
-requests in flight, and only those count that were sent in it, after the number was reached. A number
-that isn't used isn't changed: nothing was learned.
+A server without rate limits (vLLM, Ollama, a private gateway) has a limit all the same. Beyond some
+number in flight, each further request only makes the others slower, or is rejected.
 
-A refusal for overload (503, 529) cuts the number once per burst, in proportion to the share of attempts
-that were refused lately (as DCTCP does, RFC 8257), to 0.7 of what was in flight at most. Where that half
-as many in flight are refused as often, the load wasn't the reason: the cuts are taken back, and as many
-refusals are borne from then on. Where nothing else bounds it, the number grows back by a twentieth a
+**Search.** By Little's law the throughput is the number in flight divided by the latency. So both
+together show whether a higher number paid off, whatever the latency itself is. The search has two
+phases:
+
+* Leaps: the number doubles each round while that gains throughput. If the first doubling gains nothing,
+  the number halves instead while that loses nothing.
+* Climbing: the number changes by a tenth a round, and turns round when the last step made it worse. So
+  it goes back and forth around the best number.
+
+A round is as many answers as there are requests in flight. It begins when the number in flight has
+reached the limit, and only requests that were sent in it count. If the number isn't used, nothing is
+learned, and it isn't changed.
+
+**Overload.** A rejection for overload (503, 529) cuts the number once per burst. The cut is proportional
+to the share of attempts that were rejected lately, as in DCTCP (RFC 8257), and at most 30 %. If halving
+the number doesn't lower the share of rejections, load isn't their cause: the cuts are taken back, and
+that share is tolerated from then on. If nothing else bounds the number, it grows back by a twentieth a
 round.
 """
 
@@ -20,71 +27,73 @@ from __future__ import annotations
 
 import math
 
-_FIRST = 32
-_GENTLE = 4  # for a server that may tell of rate limits in its first answers
-_STEP = 1.1
-_WORTH = 0.1  # of the relative growth in number is the least gain in throughput that is worth it
-_LEAP_WORTH = 0.3  # of the same for a doubling: a doubtful one is left to the small steps
+_FIRST = 32  # the number at the begin of the search
+_GENTLE = 4  # the same for a server that may name rate limits in its first answers
+_STEP = 1.1  # of the climbing
+_WORTH = 0.1  # a step pays off if throughput grows by this share of the growth in number
+_LEAP_WORTH = 0.3  # the same for a doubling: if in doubt, the small steps decide
 _LARGEST_CUT = 0.3
-_CUT_PER_SHARE = 1.5
-_MUCH = 0.25  # refused of a load that half of it may still be too much of
-_SAME = 0.6  # of a share that half the load should have brought to nothing
-_BORNE = 1.5
-_TELLING_ENDS = 50
-_GROWTH = 1.05
-_FULL = 0.7  # a share of the limit that must have been in flight for a round to tell anything
-_LEAST_ANSWERS = 8
+_CUT_PER_SHARE = 1.5  # the cut, as a multiple of the share of rejections
+_MUCH = 0.25  # with more rejections than this share, even half the number may be too high
+_SAME = 0.6  # halving should bring the share to nothing; it didn't help if this much of it is left
+_BORNE = 1.5  # this multiple of the share that halving didn't lower is tolerated
+_TELLING_ENDS = 50  # a share is judged only over so many attempts
+_GROWTH = 1.05  # a round, after a cut
+_FULL = 0.7  # a round counts only if this share of the limit was in flight
+_LEAST_ANSWERS = 8  # of a round
 
 
 class InFlightLimit:
-    """The bound of the number in flight. Not thread-safe: the bucket's lock guards it.
+    """The bound of the number in flight. Not thread-safe: the lock of the bucket guards it.
 
-    ``limit`` is infinite while there is no reason for one. ``climbs`` says to look for the best one;
-    ``gentle`` to begin with a few, and ``most`` how far.
+    Attributes:
+        limit: how many may be in flight; infinite while there is no reason for a limit.
+        count: how many are in flight.
+        peak: the largest ``count`` so far.
+        total: how many were started in all.
     """
 
     __slots__ = (
-        *(
-            "_before",
-            "_borne",
-            "count",
-            "limit",
-            "peak",
-            "total",
-            "_answers",
-            "_area",
-            "_climbs",
-            "_cut_at",
-            "_factor",
-        ),
-        *(
-            "_ended",
-            "_leaps",
-            "_refused",
-            "_settles",
-            "_last",
-            "_latency",
-            "_most",
-            "_round_at",
-            "_stamp",
-        ),
+        "_answers",
+        "_area",
+        "_before",
+        "_borne",
+        "_climbs",
+        "_cut_at",
+        "_ended",
+        "_factor",
+        "_last",
+        "_latency",
+        "_leaps",
+        "_most",
+        "_refused",
+        "_round_at",
+        "_settles",
+        "_stamp",
+        "count",
+        "limit",
+        "peak",
+        "total",
     )
 
     def __init__(
         self, *, now: float, climbs: bool = False, gentle: bool = False, most: float = math.inf
     ) -> None:
+        """Search for the best number if ``climbs``, beginning low if ``gentle``, up to ``most``."""
         self.count = self.peak = self.total = 0
         self.limit = min(float(_GENTLE if gentle else _FIRST), most) if climbs else math.inf
         self._most = most
         self._climbs = climbs
-        self._leaps = 0  # taken so far; negative once they are over
-        self._factor = 2.0
-        self._ended = self._refused = 0  # since the first cut, or the last that helped
-        self._before: tuple[float, float] | None = None  # the limit and the share refused then
-        self._borne = 0.0  # the share of refusals that is nothing new
+        self._leaps = 0  # taken so far; -1 once they are over
+        self._factor = 2.0  # of the next leap or step
+        self._ended = self._refused = 0  # attempts, since the last time that cuts were judged
+        self._before: tuple[float, float] | None = (
+            None  # limit and share of rejections before the cuts
+        )
+        self._borne = 0.0  # the share of rejections that is tolerated
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._cut_at = -math.inf
-        self._settles = True
+        self._settles = True  # the number in flight still has to reach the limit
         self._stamp = now
         self._begin_round(now)
 
@@ -94,7 +103,7 @@ class InFlightLimit:
         return self.count < self.limit
 
     def set_free(self) -> bool:
-        """The server has rate limits, which bound what is in flight; true if this did before."""
+        """End the search, since rate limits bound the number in flight; true if it went on so far."""
         if not self._climbs:
             return False
         self._climbs, self.limit = False, math.inf
@@ -103,10 +112,11 @@ class InFlightLimit:
     def _begin_round(self, now: float) -> None:
         self._round_at = now
         self._answers = 0
-        self._latency = self._area = 0.0
+        self._latency = 0.0  # the sum over the answers of the round
+        self._area = 0.0  # the number in flight, integrated over the time of the round
 
     def _settle(self, now: float) -> None:
-        """A round begins when the number in flight has followed the limit, up or down."""
+        """Begin a round once the number in flight has reached the limit, from above or below."""
         if self.limit - 1 - self.limit / 20 <= self.count <= self.limit:
             self._settles = False
             self._begin_round(now)
@@ -117,7 +127,7 @@ class InFlightLimit:
             self._stamp = now
 
     def started(self, now: float) -> None:
-        """One more is in flight."""
+        """Count one more in flight."""
         if now > self._stamp:
             self._area += self.count * (now - self._stamp)
             self._stamp = now
@@ -129,7 +139,7 @@ class InFlightLimit:
             self._settle(now)
 
     def ended(self, now: float, admitted_at: float, *, answered: bool) -> bool:
-        """One less is in flight; true if there may be room now for somebody who waited for it."""
+        """Count one less in flight; true if a request may go now that waited for this."""
         was_full = not self.has_room
         self._pass_time(now)
         self.count -= 1
@@ -145,6 +155,11 @@ class InFlightLimit:
                 self._end_round(now)
         return was_full
 
+    def cancelled(self, now: float, admitted_at: float) -> None:
+        """Count one less in flight that was never sent."""
+        self.ended(now, admitted_at, answered=False)
+        self.total -= 1
+
     def _end_round(self, now: float) -> None:
         latency = self._latency / self._answers
         self._settles = True
@@ -152,7 +167,8 @@ class InFlightLimit:
         self._begin_round(now)
         is_full = number >= _FULL * min(self.limit, self._most)
         if not self._climbs:
-            self.limit = self.limit * _GROWTH + 1.0 if is_full else math.inf  # it isn't needed
+            # Grow back after a cut. A limit that isn't reached isn't needed.
+            self.limit = self.limit * _GROWTH + 1.0 if is_full else math.inf
             return
         if not is_full or latency <= 0:
             return
@@ -161,6 +177,7 @@ class InFlightLimit:
         self.limit = max(1.0, min(self.limit, self._most))
 
     def _climb(self, here: tuple[float, float]) -> None:
+        """Choose the next number by comparing the throughput ``here`` with the last round's."""
         last, self._last = self._last, here
         grown = gained = 0.0
         if last is not None:
@@ -176,7 +193,7 @@ class InFlightLimit:
         self.limit = max(1.0, step)
 
     def _leap(self, last: tuple[float, float] | None, is_worse: bool) -> None:
-        """Double or halve; if the last time made it worse, go back, and turn or take small steps."""
+        """Double or halve. If the last leap made it worse, go back, and turn round or begin to climb."""
         self._leaps += 1
         if last is not None and is_worse:
             self.limit, self._last = math.exp(last[0]), last
@@ -187,9 +204,9 @@ class InFlightLimit:
         self.limit = max(1.0, self.limit * self._factor)
 
     def overloaded(self, now: float, admitted_at: float) -> bool:
-        """The server turned a request away for its load; true if this cut the number.
+        """Follow a rejection for overload; true if it cut the number.
 
-        What was in flight at the last cut belongs to the same burst.
+        A request that was in flight at the last cut belongs to the same burst.
         """
         self._refused += 1
         if admitted_at <= self._cut_at:
@@ -210,13 +227,13 @@ class InFlightLimit:
         return True
 
     def _is_futile(self, number: float, share: float) -> bool:
-        """Half as many in flight were refused as often: take the cuts back."""
+        """Take the cuts back, and return true, if halving the number didn't lower the share."""
         if self._before is None or number > self._before[0] / 2:
             return False
         (before, share_before), self._before = self._before, None
         self._ended = self._refused = 0
         if share >= _MUCH or share < _SAME * share_before:
-            return False  # it helped, or there is still far to go
+            return False  # it helped, or the number is still far too high
         self.limit, self._borne = before, _BORNE * max(share, share_before)
         self._settles = True
         return True

@@ -1,19 +1,21 @@
-"""The token bucket: what may be sent when.
+"""The token bucket: decides when a request may be sent.
 
-A bucket guards N quotas (requests and tokens per minute, and what else the server limits) that are
-consumed together or not at all. A caller takes a place in its queue and is admitted when it is first
-in line and every quota has room (``quota.py`` and ``observed.py`` say when that is). There is one
-bucket for each model and endpoint, since that is what servers limit; what was configured for several
-of them is their ceiling (``ceiling.py``).
+A bucket guards several quotas: requests and tokens per minute, and what else the server limits. A
+request consumes all of them together or none. There is one bucket for each model and endpoint, because
+that is what servers limit. Limits that the user configured for several buckets are their ``Ceiling``
+(``ceiling.py``). ``quota.py`` and ``observed.py`` say when a quota has room.
 
-This differs from reserving at once and sleeping until a computed time (golang.org/x/time/rate) in one
-point: only the first in line computes a time, from what was really admitted. So a place that is given
-up by a caller who stops, a refund, or a pause needs no correction of anyone else's time, and what a
-quota counts is when a request was let go, not when it was meant to be.
+A caller takes a place in the queue of the bucket (a reservation). It is admitted when it is the head of
+the queue and every quota has room.
 
-Under the lock there is only arithmetic. Waiting is done by the caller, on an event of its own that is
-set when it may have become first, or was admitted by another thread's call. A thread that isn't first
-sleeps without a timer; whoever is first must poll, or give up its place.
+golang.org/x/time/rate reserves at once and sleeps until a computed time. This bucket differs in one
+point: only the head of the queue computes a time, from what was really admitted. So a cancelled
+reservation, a refund or a pause changes no time that was promised to anybody else. And a quota counts
+when a request was really admitted, not when it was meant to be.
+
+No method waits. Under the lock there is only arithmetic. The bucket sets ``wake`` of a reservation when
+it was admitted by another caller's call, or became the head of its queue. Whoever owns the head must
+poll it after the delay that :meth:`TokenBucket.poll` returned, or cancel it; the others need no timer.
 """
 
 from __future__ import annotations
@@ -21,44 +23,40 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.ceiling import UNUSED, Ceiling, wake
-from parallel_processor.ceiling import Reservation as Reservation
-from parallel_processor.charges import Charges
-from parallel_processor.figures import BucketReport, Usage
-from parallel_processor.models import Refusal
+from parallel_processor.ceiling import Ceiling, wake
+from parallel_processor.charges import BucketState
+from parallel_processor.charges import Reservation as Reservation
+from parallel_processor.figures import BucketReport
+from parallel_processor.models import LimitReading, Refusal, WaitCause
 from parallel_processor.options import Limits, shown_url
-from parallel_processor.quota import KINDS, MINUTE_S, Quota
-from parallel_processor.ratelimits import LimitReading
-from parallel_processor.stop import StopSignal
+from parallel_processor.serverlimits import LimitChange, ServerLimits
 
 
-class Ending(NamedTuple):
-    """What the end of an attempt brought.
+class Release(NamedTuple):
+    """What follows from the end of an attempt.
 
-    ``news`` are the limits that were found or changed: name, window, limit before and now.
-    ``made_room`` says that who waits with the caller's ``waker`` may go sooner than it was told.
+    Attributes:
+        limit_changes: the limits that its headers newly named, or changed.
+        made_room: true if a reservation with the caller's ``waker`` may go sooner than it was told.
     """
 
-    news: list[tuple[str, float, float, float]]
+    limit_changes: Sequence[LimitChange]
     made_room: bool
 
 
-def _wait(event: threading.Event, seconds: float | None) -> object:
-    return event.wait(seconds)
-
-
-class TokenBucket(Charges):
+class TokenBucket:
     """Admits requests so that no 60 seconds hold more than the limits. Any thread may call it.
 
-    ``clock`` gives seconds that never go back; ``wait(event, seconds)`` returns when the event is set or
-    the seconds have passed (``None``: only the event). Both are injected by tests. ``ceiling`` is what
-    it shares with others; by default it has one of its own, of ``limits``. ``most_in_flight`` lets it
-    look for the number in flight that suits a server without limits, up to that many.
+    Attributes:
+        url: where its requests go; empty if it is for several URLs.
+        model: the model of its requests; empty if it is for several.
+        host: the host of ``url``.
+        ceiling: the configured limits, which other buckets may share.
     """
 
     def __init__(
@@ -66,77 +64,58 @@ class TokenBucket(Charges):
         limits: Limits,
         *,
         clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[threading.Event, float | None], object] = _wait,
         ceiling: Ceiling | None = None,
         most_in_flight: int | None = None,
         url: str = "",
         model: str = "",
     ) -> None:
+        """Make a bucket under ``ceiling``; by default under one of its own, made from ``limits``.
+
+        ``clock`` returns seconds and never goes back. With ``most_in_flight``, and without configured
+        limits, the bucket searches for the number in flight that suits the server, up to that many.
+        """
         self.url, self.model = url, model
         self.host = urlsplit(url).hostname or ""
-        self._clock = clock
-        self._wait = wait
         self.ceiling = ceiling if ceiling is not None else Ceiling(limits, clock)
-        self._lock = self.ceiling.lock  # guards what follows, and everything of Charges
-        now = self._opened_at = clock() if ceiling is not None else self.ceiling.opened_at
-        self._burst_s = limits.burst_seconds
-        super().__init__(self.ceiling, limits, most_in_flight=most_in_flight, now=now)
+        self._clock = clock
+        self._lock = self.ceiling.lock  # guards _state
+        self._state = BucketState(
+            limits,
+            self.ceiling.quotas,
+            now=clock() if ceiling is not None else self.ceiling.opened_at,
+            climbs=self.ceiling.is_open and most_in_flight is not None,
+            most_in_flight=most_in_flight or math.inf,
+        )
 
-    # What callers do.
-
-    def acquire(
-        self, tokens: float, stop: StopSignal | None = None, *, output_tokens: float = 0.0
-    ) -> Reservation | None:
-        """Wait until one request of ``tokens`` may be sent; ``None`` if ``stop`` is set before."""
-        if stop is not None and stop.is_set():
-            return None
-        reservation = Reservation(tokens, output_tokens=output_tokens)
-        admitted = False
-        try:
-            admitted = self.enqueue(reservation) or self._wait_for(reservation, stop)
-        finally:
-            if not admitted:
-                self.cancel(reservation)
-        return reservation if admitted else None
-
-    def _wait_for(self, reservation: Reservation, stop: StopSignal | None) -> bool:
-        with stop.waking(reservation.wake) if stop is not None else nullcontext():
-            while True:
-                reservation.wake.clear()
-                if stop is not None and stop.is_set():
-                    return False
-                delay = self.poll(reservation)
-                if delay == 0.0:
-                    return True
-                self._wait(reservation.wake, delay if delay < math.inf else None)
+    # Before an attempt.
 
     def enqueue(self, reservation: Reservation) -> bool:
-        """Take a place in the queue without waiting; true if it was admitted at once.
+        """Append ``reservation`` to the queue; true if it was admitted at once.
 
-        A place that isn't wanted any more must be given back by :meth:`cancel`.
+        A reservation that isn't wanted any more must be given back by :meth:`cancel`.
         """
         with self._lock:
-            woken = self.ceiling.join(self, reservation, self._clock)
+            woken = self.ceiling.join(self._state, reservation, self._clock)
             admitted = reservation.admitted_at is not None
-            if not admitted and reservation.wake is UNUSED:
-                reservation.wake = threading.Event()
         if woken:
             wake(woken, reservation)
         return admitted
 
     def poll(self, reservation: Reservation) -> float:
-        """Admit whoever may be; seconds until ``reservation`` should be polled again.
+        """Admit all that may be sent; seconds until ``reservation`` should be polled again.
 
-        0 once it is admitted, infinite while another is first in line. Clear ``wake`` before the call.
+        0 once it is admitted, infinite while it isn't the head of the queue. Clear ``wake`` before the
+        call, so that no wake-up is lost.
         """
+        state = self._state
         with self._lock:
             firsts = set(self.ceiling.firsts())
             woken = self.ceiling.admit(self._clock())
             woken += [first for first in self.ceiling.firsts() if first not in firsts]
             if reservation.admitted_at is not None:
                 delay = 0.0
-            elif self.queue and self.queue[0] is reservation:
-                delay = min(self.delay, threading.TIMEOUT_MAX)  # what an event can wait for
+            elif state.queue and state.queue[0] is reservation:
+                delay = min(state.delay, threading.TIMEOUT_MAX)  # what an event can wait for
             else:
                 delay = math.inf
         wake(woken, reservation)
@@ -146,24 +125,21 @@ class TokenBucket(Charges):
         """Give back a place in the queue, or the whole charge of a request that was never sent."""
         with self._lock:
             if reservation.admitted_at is not None:
-                now = self._clock()
-                self._correct(reservation, (0.0,) * len(KINDS), now)
-                self._end(reservation, now, answered=False)
-                self.server.in_flight.total -= 1
+                self._state.cancel(reservation, self._clock())
             else:
-                self.ceiling.leave(self, reservation)
+                self.ceiling.leave(self._state, reservation)
             woken = self.ceiling.firsts()
         wake(woken)
 
-    def settle(
-        self, reservation: Reservation, used_tokens: float, *, output_tokens: float = 0.0
-    ) -> None:
-        """Correct an admitted charge to what was really used, in either direction."""
+    # After it.
+
+    def sent(self, reservation: Reservation, sent_at: float) -> None:
+        """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
+
+        To be called for requests that left much later than they were admitted, once they were sent.
+        """
         with self._lock:
-            less = used_tokens < reservation.costs[1]
-            self._settle(reservation, used_tokens, output_tokens, self._clock())
-            woken = self.ceiling.firsts() if less else []
-        wake(woken)
+            self._state.postpone(reservation, sent_at, self._clock())
 
     def ended(
         self,
@@ -175,98 +151,103 @@ class TokenBucket(Charges):
         output_tokens: float = 0.0,
         answer_tokens: int = 0,
         waker: object = None,
-    ) -> Ending:
-        """The attempt is over; its answer, if any, had ``readings`` in its headers.
+    ) -> Release:
+        """Count the end of an attempt.
 
-        ``used_tokens`` corrects the charge, as :meth:`settle` does; ``answer_tokens`` is what the answer
-        says was used, which the report tells. Whoever waits with ``waker`` isn't
-        woken for the room that this made, but told of it by what is returned.
+        Args:
+            reservation: the reservation of the attempt.
+            readings: what the headers of its answer say of the limits.
+            answered: whether it was answered.
+            used_tokens: what to charge instead of what was reserved; ``None`` leaves the charge.
+            output_tokens: the answer's part of ``used_tokens``.
+            answer_tokens: what the answer says was used, for the report.
+            waker: the event of the caller. Reservations with this ``wake`` aren't woken; the result
+                says instead that there is room.
         """
+        state = self._state
+        changes: Sequence[LimitChange] = ()
         with self._lock:
             now = self._clock()
-            less = used_tokens is not None and used_tokens < reservation.costs[1]
+            refunds = used_tokens is not None and used_tokens < reservation.costs[1]
             if used_tokens is not None:
-                self._settle(reservation, used_tokens, output_tokens, now)
-            self.answered += answered
-            self.answer_tokens += answer_tokens
-            quicker = self._end(reservation, now, answered=answered)
+                state.settle(reservation, used_tokens, output_tokens, now)
+            has_room = state.end(reservation, now, answered=answered, answer_tokens=answer_tokens)
             if readings:
-                self.advance(now)
-                quicker |= self.server.observe(
-                    readings,
-                    sent_at=reservation.admitted_at or now,
-                    totals=reservation.totals,
-                    now=now,
-                    totals_now=self._totals,
-                )
-            news, self.server.news = self.server.news, []
-            if less:
+                has_room |= state.observe(reservation, readings, now)
+                changes = state.server.take_limit_changes()
+            if refunds:  # the configured limits have room, for any bucket
                 woken = self.ceiling.firsts()
             else:
-                woken = [self.queue[0]] if quicker and self.queue else []
+                woken = [state.queue[0]] if has_room and state.queue else []
+        if not woken:
+            return Release(changes, False)
         others = [first for first in woken if first.wake is not waker]
         wake(others)
-        return Ending(news, len(others) < len(woken))
-
-    def sent(self, reservation: Reservation, sent_at: float) -> None:
-        """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
-
-        For requests that left much later than they were admitted, told once they have been sent.
-        """
-        with self._lock:
-            now = self._clock()
-            for i, (quota, slot) in enumerate(reservation.charges):
-                if isinstance(quota, Quota):
-                    quota.advance(now)
-                    cost = reservation.costs[quota.kind]
-                    reservation.charges[i] = (quota, quota.postpone(cost, slot, min(sent_at, now)))
+        return Release(changes, len(others) < len(woken))
 
     def refuse(self, reservation: Reservation, refusal: Refusal, pause_s: float | None) -> bool:
-        """The server turned an attempt away; true if a pause of ``pause_s`` began or grew longer.
+        """Follow a rejection; true if a pause of ``pause_s`` began or grew longer.
 
-        One burst of refusals cuts a rate, or the number in flight, once: those that were under way
-        already when the last one was heard of change nothing. Without ``pause_s`` nothing pauses.
+        One burst of rejections cuts a rate, or the number in flight, once. A rejection of what was
+        admitted before the last cut changes nothing. Without ``pause_s`` nothing pauses.
         """
         with self._lock:
-            now, sent_at = self._clock(), reservation.admitted_at or 0.0
-            self.advance(now)
-            gap_s, costs = pause_s or 0.0, reservation.costs
-            self.server.refuse(refusal, costs, self._totals, gap_s, now, sent_at)
-            began = pause_s is not None and self.server.pause(pause_s, now, sent_at)
-            woken = self.ceiling.firsts()  # whoever was held behind this bucket's first
+            began = self._state.refuse(reservation, refusal, pause_s, self._clock())
+            woken = self.ceiling.firsts()  # those that waited behind the head of this bucket
         wake(woken)
         return began
 
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
-        """Admit nothing for ``seconds`` from now; true if this began or lengthened a pause.
+        """Admit nothing for ``seconds`` from now; true if a pause began or grew longer.
 
-        Not if ``refused`` was admitted before the current pause began: that is the same burst.
+        It does nothing if ``refused`` was admitted before the current pause began: that rejection
+        belongs to the same burst.
         """
         with self._lock:
             sent_at = None if refused is None else refused.admitted_at or 0.0
-            began = self.server.pause(seconds, self._clock(), sent_at)
+            began = self._state.server.pause(seconds, self._clock(), sent_at)
             woken = self.ceiling.firsts()
         wake(woken)
         return began
 
-    def usage(self) -> Usage:
-        """What was admitted under its ceiling in the last 60 seconds."""
-        with self._lock:
-            used, limits = self.ceiling.levels(now := self._clock())
-            held_by = self.held_by if self.queue else ""
-            span_s = min(MINUTE_S, now - self._opened_at + self._burst_s)
-            return Usage(admitted=used, limits=limits, held_by=held_by, span_s=span_s)
+    # Where it stands. To be sure of a value, the caller holds the ceiling's lock.
+
+    @property
+    def queue(self) -> deque[Reservation]:
+        """The reservations that wait, oldest first."""
+        return self._state.queue
+
+    @property
+    def delay(self) -> float:
+        """Seconds that the head of the queue has to wait; infinite if nobody waits."""
+        return self._state.delay
+
+    @property
+    def held_by(self) -> WaitCause:
+        """What the head of the queue waits for."""
+        return self._state.held_by
+
+    @property
+    def has_room(self) -> bool:
+        """False while as many requests are in flight as the server takes."""
+        return self._state.server.in_flight.has_room
+
+    @property
+    def server(self) -> ServerLimits:
+        """What the server allows, as far as it is known."""
+        return self._state.server
 
     def report(self, since_s: float) -> BucketReport:
         """How its limits turned out; times count from ``since_s`` of the clock."""
+        state = self._state
         with self._lock:
-            self.advance(now := self._clock())
-            limits = (*self.ceiling.report(now), *(q.report(since_s) for q in self.server.quotas))
-            return self.server.report(
+            state.advance(now := self._clock())
+            limits = (*self.ceiling.report(now), *(q.report(since_s) for q in state.server.quotas))
+            return state.server.report(
                 url=shown_url(self.url),
                 model=self.model,
                 limits=limits,
-                answered=self.answered,
-                reserved_tokens=round(self._totals[1]),
-                used_tokens=self.answer_tokens,
+                answered=state.answered,
+                reserved_tokens=state.reserved_tokens,
+                used_tokens=state.answer_tokens,
             )

@@ -14,19 +14,11 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
-from parallel_processor.buckets import Waiting
 from parallel_processor.ceiling import Ceiling
 from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Cost, Estimate
-
-
-class Admitted(NamedTuple):
-    """A request that may be sent now, with what its bucket admitted."""
-
-    waiting: Waiting
-    place: Reservation
+from parallel_processor.pending import Admitted, Waiting
 
 
 class _Line:

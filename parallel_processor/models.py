@@ -96,6 +96,32 @@ class Reply:
     is_json: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitReading:
+    """One limit as the headers of one answer show it, as of when the server admitted that request.
+
+    ``None`` stands for what the headers don't say.
+
+    Attributes:
+        name: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
+        limit: how many the server allows in ``window_s``.
+        remaining: how many are left. It may be rounded and, rarely, above the limit.
+        reset_s: seconds until all of it is there again: a bucket is full, or a fixed window ends.
+        window_s: the length of the window in seconds.
+    """
+
+    name: str
+    limit: float
+    remaining: float | None
+    reset_s: float | None
+    window_s: float
+
+
+def refill_s(limit: float, remaining: float, window_s: float) -> float:
+    """Seconds until a bucket is full that refills ``limit`` in ``window_s`` all the time."""
+    return max(0.0, (limit - remaining) / limit) * window_s
+
+
 class WaitCause(str, enum.Enum):
     """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string."""
 

@@ -1,15 +1,15 @@
-"""A limit as the server tells it: what its headers say is followed, and what they don't is found.
+"""One limit of the server: read from its headers, or found by trying where they say nothing.
 
-A quota of this kind stands beside the configured ones in a bucket, and can only make it slower. Three
+Such a quota stands beside the configured ones in a bucket, and can only make the bucket slower. Three
 things bound its rate:
 
-* **The limit** that the headers name, less the headroom, spread evenly over its window. A day's limit
-  isn't spread: it may be used up in an hour.
-* **What remains** (``remaining.py``). While that is below ten seconds' worth of the limit, the rate is
-  in proportion to it: where others take a share r, it comes to rest at 10 * (1 - r) seconds' worth,
-  with exactly the rest of the limit used, and never at the bottom, where each error is a refusal.
-  What remains of a fixed window is spread over the time that is left.
-* **A probe** (``probing.py``), if the headers say nothing, or something was refused in spite of them.
+* **The limit** that the headers name, less the headroom, spread evenly over its window. The limit of a
+  day isn't spread: it may be used up in an hour.
+* **What remains** (``remaining.py``). Below ten seconds' worth of the limit, the rate is proportional to
+  what remains. If other clients take a share r, the level settles at 10 * (1 - r) seconds' worth, and
+  exactly the rest of the limit is used. It never settles at the bottom, where each error means a
+  rejection. What remains of a fixed window is spread over the time that is left.
+* **A probe** (``probing.py``), if the headers say nothing, or a request was rejected in spite of them.
 """
 
 from __future__ import annotations
@@ -19,40 +19,68 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from parallel_processor.figures import LimitReport
-from parallel_processor.models import Refusal
+from parallel_processor.models import LimitReading, Refusal
 from parallel_processor.probing import GENTLE_PER_S, RateProbe
 from parallel_processor.quota import KINDS
-from parallel_processor.ratelimits import LimitReading
 from parallel_processor.remaining import LONGEST_PACED_S, Remaining
 
 PACE = 1.0 - 0.5 / 60.0  # of the limit, as configured quotas have it
-_BLIND_BURST_S = 0.1
-_AGAIN_S = 10.0
-_LEAST_GAP_S, _LONGEST_GAP_S = 5.0, 60.0  # an hour's wait is for a refusal to ask for
-_RECHECK_S = 0.25  # a wait that others may shorten is looked at again after this
-_LONGEST_USE_S = 4.0  # a pause isn't time in which a rate was used
-_EPSILON = 1e-6
-_MAX_CHANGES = 100
+_BLIND_BURST_S = 0.1  # how much may go out at once while nobody says what bursts the server accepts
+_AGAIN_S = 10.0  # the headers of a fixed window explain one rejection in this time
+_LEAST_GAP_S = 5.0  # the probed rate stays above one request in this time, or in a longer pause
+_LONGEST_GAP_S = (
+    60.0  # one request goes out in this time anyway: only a rejection may ask for an hour
+)
+_RECHECK_S = 0.25  # a wait that other clients may shorten is computed again after this
+_LONGEST_USE_S = 4.0  # the rate wasn't used during a pause, so a longer gap doesn't count as use
+_EPSILON = 1e-6  # a shortage below this is rounding
+_MAX_CHANGES = 100  # kept for the report
 
 
 class Sent(NamedTuple):
-    """What was sent for one bucket, by kind: lately, per second, and in all."""
+    """What was sent for one bucket, by kind.
+
+    Attributes:
+        per_s: how much was sent per second lately.
+        totals: how much was sent in all.
+    """
 
     per_s: Sequence[float]
     totals: Sequence[float]
 
 
 class ObservedQuota:
-    """One limit of the server's. Not thread-safe: the bucket's lock guards it.
+    """One limit of the server. Not thread-safe: the lock of the bucket guards it.
 
-    ``name`` is what the limit counts, ``limit`` what it allows in ``window_s`` seconds; infinite until
-    it is known. ``changes`` holds the times at which the limit was found or changed, with its value.
-    ``allowance`` is what the limit has allowed since it was known, ``charged`` what was sent of it.
+    Attributes:
+        name: what the limit counts, one of ``KINDS``.
+        kind: the index of ``name`` in ``KINDS``.
+        window_s: the length of its window in seconds.
+        limit: what is allowed in ``window_s``; infinite until it is known.
+        probe: the rate that is being tried, if any.
+        remaining: what is left of the limit.
+        changes: when the limit was found or changed, and its value then.
+        allowance: what the limit has allowed since it was known.
+        charged: what was sent since it was known.
+        level: what may go out at once now.
     """
 
     __slots__ = (
-        *("_asked", "_burst_s", "_charged_at", "_explained_at", "_stamp", "allowance", "changes"),
-        *("charged", "kind", "level", "limit", "name", "probe", "remaining", "window_s"),
+        "_asked",
+        "_burst_s",
+        "_charged_at",
+        "_explained_at",
+        "_stamp",
+        "allowance",
+        "changes",
+        "charged",
+        "kind",
+        "level",
+        "limit",
+        "name",
+        "probe",
+        "remaining",
+        "window_s",
     )
 
     def __init__(
@@ -73,14 +101,14 @@ class ObservedQuota:
         self.remaining = Remaining(window_s, headroom)
         self.changes: list[tuple[float, float]] = []
         self.allowance = self.charged = 0.0
-        self._asked = False  # somebody had to wait for this quota's rate since the last advance
+        self._asked = False  # a request had to wait for this rate since the last advance
         self._stamp = now
         self._burst_s = burst_seconds
         self._charged_at = -math.inf
-        self._explained_at = -math.inf
+        self._explained_at = -math.inf  # the last burst of rejections
         self.level = self._capacity(GENTLE_PER_S) if is_sought else math.inf
 
-    # What a bucket asks of every quota.
+    # As every quota of a bucket.
 
     def advance(self, now: float) -> None:
         """Refill for the time since the last call."""
@@ -101,7 +129,7 @@ class ObservedQuota:
             self.level = math.inf
 
     def rate(self, now: float) -> float:
-        """What may be sent now, per second."""
+        """How much may be sent now, per second."""
         rate = self.probe.rate
         if self.limit == math.inf or self.window_s > LONGEST_PACED_S:
             return rate
@@ -109,12 +137,12 @@ class ObservedQuota:
         return min(rate, even * self.remaining.share(now))
 
     def _capacity(self, rate: float) -> float:
-        """What may go out at once; little where nobody says what the server makes of bursts."""
+        """What may go out at once; little if nobody says what bursts the server accepts."""
         blind = rate >= self.probe.rate
         return rate * (min(self._burst_s, _BLIND_BURST_S) if blind else self._burst_s)
 
     def delay_s(self, cost: float, now: float) -> float:
-        """Seconds until ``cost`` may be admitted, as far as is known; advanced to ``now``."""
+        """Seconds until ``cost`` may be admitted, as far as is known. Call :meth:`advance` before."""
         if cost <= 0:
             return 0.0
         delay = 0.0
@@ -134,28 +162,32 @@ class ObservedQuota:
     def charge(self, cost: float, now: float) -> None:
         """Take ``cost``."""
         self.level -= cost
-        self.remaining.left -= cost
+        self.remaining.take(cost)
         self.charged += cost
         self._charged_at = now
-        self.probe.sent += 1
+        self.probe.count_sent()
 
     def refund(self, amount: float, slot: object, now: float) -> None:
-        """Give back ``amount``."""
+        """Give back ``amount``. There is no window here, and no ``slot``."""
         self.level += amount
-        self.remaining.left += amount
+        self.remaining.take(-amount)
         self.charged -= amount
 
-    # What the answers say.
+    # What the server says.
 
     def observe(
         self, reading: LimitReading, *, sent_at: float, total: float, now: float, total_now: float
     ) -> bool:
-        """Follow what an answer's headers say; true if that changes how much may be sent.
+        """Follow the headers of an answer; true if more may be sent now.
 
-        ``sent_at`` is when its request was admitted, ``total`` all that had been charged of this kind
-        by then, that request included, and ``total_now`` what has been charged by now.
+        Args:
+            reading: what the headers say of this limit.
+            sent_at: when the request was admitted.
+            total: what had been charged of this kind by then, that request included.
+            now: the time.
+            total_now: what has been charged by now.
         """
-        if not self.remaining.is_news(total):
+        if not self.remaining.is_newest(total):
             return False
         before = self.rate(now)
         self._note_limit(reading.limit, now)
@@ -175,17 +207,24 @@ class ObservedQuota:
     def refused(
         self, cost: float, refusal: Refusal, *, sent: Sent, pause_s: float, named: bool
     ) -> None:
-        """A burst of refusals: cut the rate, unless the headers explain it.
+        """Cut the rate after a burst of rejections, unless the headers explain it.
 
-        In fixed windows, which may be shorter than an answer takes, they do so once only. ``sent``
-        tells what was sent before, ``named`` that the answer's headers named this limit.
+        A fixed window may be shorter than an answer takes. So the headers of fixed windows explain
+        only one burst in a while.
+
+        Args:
+            cost: what the rejected request costs.
+            refusal: what the server complained of.
+            sent: what was sent before.
+            pause_s: for how long all sending pauses now.
+            named: whether the headers name this limit.
         """
         explained = named and self.remaining.lacks(cost)
         again, self._explained_at = self._stamp - self._explained_at < _AGAIN_S, self._stamp
         if explained and not refusal.steep and not (again and self.remaining.is_fixed):
             return
         sent_per_s = sent.per_s[self.kind]
-        if named:  # what was sent lately may be little for want of work
+        if named:  # little may have been sent lately only because there was little work
             sent_per_s = max(sent_per_s, self.limit / self.window_s / 2)
         self.probe.refused(
             cost,
@@ -199,7 +238,7 @@ class ObservedQuota:
         )
 
     def report(self, since_s: float) -> LimitReport:
-        """What became of it; ``since_s`` is where its times begin."""
+        """How the limit turned out; times count from ``since_s``."""
         known, probed = self.limit < math.inf, self.probe.rate < math.inf
         return LimitReport(
             name=self.name,

@@ -1,79 +1,112 @@
-"""Finding a rate that nobody names: growth while nothing is refused, a cut when something is.
+"""Finding the rate of a server whose headers name no limit: grow until a rejection, then cut.
 
-For limits whose answers carry no useful headers (vLLM behind a gateway, Gemini, proxies). It begins
-gently and doubles until the first refusal. From then on each burst of refusals cuts the rate once, and
-it comes back along TCP CUBIC's curve (RFC 9438, section 4.2): quickly at first, slowly around the rate
-that was refused last, and then faster again, in case the limit has risen. The curve depends on time
-and not on the number of answers, so that slow answers don't make it slow; and only on time in which
-the rate held somebody back, since a rate that isn't used was not tried.
+For servers without useful headers: vLLM behind a gateway, Gemini, proxies.
 
-The first cut is a half, and so are those that follow shortly: a server that keeps a whole minute's
-worth for bursts refuses only when that is gone, by which time a doubling rate is far above what it
-refills. But nothing is cut below what the server let through between two refusals, pauses included: so
-much it refilled. A refusal of the first request after a pause cuts nothing: the server still has none
-left, and the rate was not tried. Where refusals stay few and don't become fewer, the rate isn't their
-reason, and is not cut below a quarter. A server that says that the *rise* was too steep (``slow_down``)
-gets what OpenAI asks for: back below the former rate, and half as much again in a quarter of an hour.
+**Growth.** The rate begins low and doubles every four seconds of use (slow start) until the first
+rejection. From then on, each burst of rejections cuts the rate once. It comes back along the curve of
+TCP CUBIC (RFC 9438, section 4.2): quickly at first, slowly around the rate that was rejected last, then
+faster again, in case the limit has risen. The curve depends on time, not on the number of answers, so
+slow answers don't make it slow. Only time counts in which a request had to wait for the rate, because a
+rate that isn't used was not tried.
+
+**Cuts.** The first cut halves the rate, and so do cuts that follow shortly. The reason is a server that
+keeps a whole minute's worth for bursts: it rejects only when that is used up, and by then a doubling
+rate is far above what it refills. Three rules limit a cut:
+
+* The rate isn't cut below what the server accepted between two rejections, pauses included, because
+  the server refilled that much.
+* A rejection of the first request after a pause cuts nothing. The server still has nothing left, and
+  the rate was not tried.
+* If rejections stay few and don't become fewer, the rate isn't their cause. It isn't cut below a
+  quarter.
+
+**Ramp.** A server may complain that the traffic rose too fast (``slow_down``). Then the rate follows
+what OpenAI asks for: it goes back below the former rate, and grows by half in a quarter of an hour.
 """
 
 from __future__ import annotations
 
 import math
 
-GENTLE_PER_S = 2.0  # where the search begins
-_DOUBLING_S = 4.0
-_EARLY_S = 30.0  # a refusal sooner than this after the last says that the rate was far off
-_CUTS = (0.85, 0.7, 0.5)  # the first of a row, the second, and all others
-_RETURN_S = (200.0, 100.0, 60.0)  # from a cut back to the rate that was refused
-_MILD_RETURN_S = 60.0
-_LEAST_SPAN_S = 10.0  # between two refusals, if what was let through is to tell the limit
-_PEAK = 0.95  # of a rate that was refused sooner than one before it, the limit is below
-_RAMP_S = 900.0  # in which a rate may grow by half after a "slow down"
-_RAMP_CUT = 0.8
-_FLOOR = 1 / 4  # of the first rate that was refused; below it only while much is refused
-_MUCH, _FEW, _BORNE = 0.2, 0.05, 0.01  # shares of refusals
+GENTLE_PER_S = 2.0  # the rate at the begin of the search
+_DOUBLING_S = 4.0  # seconds of use in which the rate doubles, before the first cut
+_EARLY_S = 30.0  # a rejection sooner than this after the last cut means that the rate was far off
+_CUTS = (0.85, 0.7, 0.5)  # the first cut in a row, the second, and all further ones
+_RETURN_S = (200.0, 100.0, 60.0)  # seconds from such a cut back to the rate that was rejected
+_MILD_RETURN_S = 60.0  # the same if the headers name a limit that the rate was within
+_LEAST_SPAN_S = 10.0  # what was accepted between two rejections shows the limit only over this time
+_PEAK = 0.95  # if a lower rate than the last peak is rejected, the limit is below this share of it
+_RAMP_S = 900.0  # in this time the rate may grow by half after a "slow down"
+_RAMP_CUT = 0.8  # the cut after a "slow down"
+_FLOOR = 1 / 4  # of the first rejected rate; the rate falls below only while many are rejected
+_MUCH = 0.2  # from this share of rejections on, the floor doesn't hold
+_FEW = 0.05  # below this share, rejections that name a time to wait count as the first in a row
+_BORNE = 0.01  # up to this share, rejections that name a time to wait cut nothing
 
 
 class RateProbe:
-    """The rate that is being tried, per second. Not thread-safe: the bucket's lock guards it.
+    """The rate that is being tried. Not thread-safe: the lock of the bucket guards it.
 
-    ``rate`` is infinite while nothing is known that bounds it. ``sent`` and ``refusals`` count requests
-    since the last cut.
+    Attributes:
+        rate: how much may be sent per second; infinite while nothing is known that bounds it.
+        sent: how many requests were sent since the last cut.
+        refusals: how many of them were rejected.
     """
 
     __slots__ = (
-        *("_base", "_charged", "_cut", "_cut_at", "_floor", "_peak", "_ramp", "_return_s", "_row"),
-        *("_since_s", "_starting", "rate", "refusals", "sent"),
+        "_base",
+        "_charged",
+        "_cut",
+        "_cut_at",
+        "_cuts_in_a_row",
+        "_floor",
+        "_peak",
+        "_ramp_limited",
+        "_return_s",
+        "_since_s",
+        "_slow_start",
+        "rate",
+        "refusals",
+        "sent",
     )
 
     def __init__(self, rate: float = math.inf) -> None:
         self.rate = rate
         self.sent = self.refusals = 0
-        self._starting = rate < math.inf
-        self._peak = self._base = math.inf
-        self._cut = 1.0
+        self._slow_start = rate < math.inf
+        self._peak = math.inf  # the rate that the curve leads back to
+        self._base = math.inf  # the rate after the last cut
+        self._cut = 1.0  # the rate after the last cut, as a share of the peak
         self._return_s = _RETURN_S[0]
-        self._row = 0  # cuts shortly after each other, less one
-        self._since_s = math.inf  # used time since the last cut
+        self._cuts_in_a_row = 0  # cuts shortly after each other, less one
+        self._since_s = math.inf  # seconds of use since the last cut
         self._cut_at = math.nan
-        self._charged = 0.0  # in all, at the last cut
-        self._ramp = False
+        self._charged = 0.0  # what had been sent in all at the last cut
+        self._ramp_limited = False
         self._floor = 0.0
 
     def set_free(self) -> None:
-        """A limit was named: there is nothing to find any more, until something is refused."""
-        if self._starting:
-            self._starting, self.rate = False, math.inf
+        """End the search, since the server named a limit. A rejection begins it again."""
+        if self._slow_start:
+            self._slow_start, self.rate = False, math.inf
+
+    def count_sent(self) -> None:
+        """Count a request that was sent."""
+        self.sent += 1
+
+    def count_refused(self) -> None:
+        """Count a request that was rejected."""
+        self.refusals += 1
 
     def advance(self, seconds: float) -> None:
-        """The rate was used to the full, and nothing refused, for that long."""
+        """Raise the rate: it was used to the full for ``seconds``, and nothing was rejected."""
         if self.rate == math.inf:
             return
-        if self._starting:
+        if self._slow_start:
             self.rate *= 2.0 ** (seconds / _DOUBLING_S)
             return
         self._since_s += seconds
-        if self._ramp:
+        if self._ramp_limited:
             self.rate = self._base * (1.0 + 0.5 * self._since_s / _RAMP_S)
             return
         x = self._since_s / self._return_s - 1.0
@@ -91,25 +124,30 @@ class RateProbe:
         steep: bool = False,
         mild: bool = False,
     ) -> None:
-        """Cut the rate after a burst of refusals.
+        """Cut the rate after a burst of rejections.
 
-        ``cost`` is that of the request that was refused, ``sent_per_s`` what was sent lately,
-        ``charged`` all that was ever sent. The rate stays above one such request in ``gap_s``, the
-        time for which all sending pauses now; ``hinted`` says that the server named it, ``steep``
-        that it complained of the rise, ``mild`` that it names a limit which the rate was within.
+        Args:
+            cost: what the rejected request costs.
+            sent_per_s: what was sent per second lately.
+            charged: what was sent in all.
+            now: the time.
+            gap_s: for how long all sending pauses now. The rate stays above one such request in it.
+            hinted: whether the server named a time to wait.
+            steep: whether the server complained that the traffic rose too fast.
+            mild: whether the headers name a limit that the rate was within.
         """
         if hinted and not steep and self.refusals <= _BORNE * self.sent:
-            return  # fewer than whoever has no limit would mind
+            return  # so few cost less than a lower rate would
         accepted, refusals = self.sent - self.refusals, self.refusals
         self.sent = self.refusals = 0
         if self._since_s < math.inf and accepted <= 0:
-            return
-        tried = self._starting or 0.0 < self._since_s < math.inf
+            return  # the first after a pause: the rate was not tried
+        tried = self._slow_start or 0.0 < self._since_s < math.inf
         cost = max(cost, 1.0)
         least = cost / gap_s
         peak = max(least, self.rate if tried else min(self.rate, sent_per_s))
-        self._count_row(mild or (hinted and refusals < _FEW * (accepted + refusals)))
-        cut = min(_CUTS[self._row], _RAMP_CUT if steep else 1.0)
+        self._count_cut(mild or (hinted and refusals < _FEW * (accepted + refusals)))
+        cut = min(_CUTS[self._cuts_in_a_row], _RAMP_CUT if steep else 1.0)
         self._floor = self._floor or peak * _FLOOR
         if refusals < _MUCH * (accepted + refusals) and not steep:
             least = max(least, self._floor)
@@ -119,15 +157,16 @@ class RateProbe:
         self._base = self.rate = max(peak * cut, least)
         self._peak = max(peak * _PEAK if peak < self._peak < math.inf else peak, self.rate)
         self._cut = self.rate / self._peak
-        self._return_s = _MILD_RETURN_S if mild else _RETURN_S[self._row]
-        self._ramp = self._ramp or steep
-        self._starting = False
+        self._return_s = _MILD_RETURN_S if mild else _RETURN_S[self._cuts_in_a_row]
+        self._ramp_limited = self._ramp_limited or steep
+        self._slow_start = False
         self._since_s, self._cut_at, self._charged = 0.0, now, charged
 
-    def _count_row(self, mild: bool) -> None:
-        if mild or self._since_s >= _EARLY_S and self.rate < math.inf and not self._starting:
-            self._row = 0
-        elif self._starting or self.rate == math.inf:
-            self._row = len(_CUTS) - 1
+    def _count_cut(self, mild: bool) -> None:
+        """Count how many cuts followed each other shortly; more in a row cut deeper."""
+        if mild or self._since_s >= _EARLY_S and self.rate < math.inf and not self._slow_start:
+            self._cuts_in_a_row = 0
+        elif self._slow_start or self.rate == math.inf:
+            self._cuts_in_a_row = len(_CUTS) - 1
         else:
-            self._row = min(self._row + 1, len(_CUTS) - 1)
+            self._cuts_in_a_row = min(self._cuts_in_a_row + 1, len(_CUTS) - 1)

@@ -23,13 +23,12 @@ from typing import Any
 
 from parallel_processor import messages
 from parallel_processor.attempts import Ended
-from parallel_processor.buckets import Waiting
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
 from parallel_processor.exits import at_exit
 from parallel_processor.limiter import Reservation
-from parallel_processor.lines import Admitted
 from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import Options
+from parallel_processor.pending import Admitted, Waiting
 
 _log = logging.getLogger("parallel_processor")
 _MOST_FRUITLESS = 3  # children in a row that end without any result

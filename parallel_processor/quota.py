@@ -1,43 +1,66 @@
-"""A configured limit's arithmetic: how long a cost has to wait, and what it leaves behind.
+"""The arithmetic of one configured limit: how long a cost has to wait, and how it is charged.
 
-Two rules say whether a quota has room for a cost, and both must hold:
+A quota has room for a cost if both of these rules hold:
 
-* **Pace.** A classic bucket of ``burst_seconds`` worth of the limit that refills at 99.2 % of it. A
-  cost larger than the bucket is admitted when the bucket is full, and leaves it in debt: it neither
-  hangs nor starves, and those behind it wait until it is paid.
-* **Window.** What was admitted in the last 60 seconds, plus this cost, stays within the limit. The
-  pace alone can't promise that: with a bucket of 500 tokens and requests of 1,100 under 60,000 a
-  minute, debt alone would let 55 of them, 60,500 tokens, into some minute. A cost larger than a whole
-  minute's limit is admitted when the window is empty.
+* **Pace.** A classic token bucket. It holds ``burst_seconds`` worth of the limit and refills at 99.2 %
+  of the limit. A cost larger than the bucket is admitted when the bucket is full, and leaves a debt.
+  So it neither hangs nor starves, and what comes later waits until the debt is paid.
+* **Window.** What was admitted in the last 60 seconds, plus this cost, is within the limit. The pace
+  alone can't promise that. Example: a bucket of 500 tokens, a limit of 60,000 a minute, requests of
+  1,100. With debt alone, some minute would hold 55 of them, which is 60,500 tokens. A cost larger than
+  the limit of a whole minute is admitted when the window is empty.
 
-The window is a quarter of a second longer than a minute, and the pace a little below the limit, so
-that requests which spend unequal times on their way to the server keep the limit there too. One that
-was sent much later than it was admitted, since its connection took long, is counted when it was sent.
+Requests spend unequal times on their way to the server. So that the limit holds there too, the window is
+a quarter of a second longer than a minute, and the pace is a little below the limit. A request that was
+sent much later than it was admitted, because connecting took long, is counted when it was sent.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+from parallel_processor.models import WaitCause
+
 MINUTE_S = 60.0
 KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
-"""What a limit may count; a request costs 1, input plus output, input, output of these."""
-TOKENS = 1  # the place of all tokens among them
+"""What a limit may count. A request costs 1, input plus output tokens, input tokens, output tokens."""
+TOKENS = KINDS.index("tokens")
+CAUSES = tuple(WaitCause(kind) for kind in KINDS)  # what a request waits for, by kind
 
 _WINDOW_S = MINUTE_S + 0.25
 _PACE_MARGIN_S = 0.5  # the refill leaves out this many seconds' worth of each minute
-_SLOT_S = _WINDOW_S / 1024  # admissions of one slot leave the window together: bounded memory
+_SLOT_S = _WINDOW_S / 1024  # admissions of one slot leave the window together, to bound the memory
 _EPSILON = 1e-6  # a shortage below this is rounding
 
 
 class Quota:
-    """The arithmetic of one limit. Not thread-safe: the bucket's lock guards it.
+    """The arithmetic of one limit. Not thread-safe: the lock of the ``Ceiling`` guards it.
 
-    ``limit`` is per minute, times are seconds of any clock that never goes back.
+    Times are seconds of any clock that never goes back.
+
+    Attributes:
+        name: what it counts, one of ``KINDS``.
+        kind: the index of ``name`` in ``KINDS``.
+        limit: how many are allowed in a minute.
+        charged: how many were charged in all, less refunds.
+        capacity: how many the bucket holds.
+        refill: how many come back per second.
+        level: how many the bucket holds now; negative for a debt.
+        stamp: the time of the last refill.
+        window: slots of [last admission, amount, first admission], oldest first.
+        in_window: the sum of the amounts in ``window``.
     """
 
     __slots__ = (
-        *("capacity", "charged", "in_window", "kind", "level", "limit", "name", "refill", "stamp"),
+        "capacity",
+        "charged",
+        "in_window",
+        "kind",
+        "level",
+        "limit",
+        "name",
+        "refill",
+        "stamp",
         "window",
     )
 
@@ -45,17 +68,16 @@ class Quota:
         self.name = name
         self.kind = KINDS.index(name)
         self.limit = limit
-        self.charged = 0.0  # in all, refunds taken off
+        self.charged = 0.0
         self.capacity = limit * burst_seconds / MINUTE_S
         self.refill = limit / MINUTE_S * (1.0 - _PACE_MARGIN_S / MINUTE_S)
         self.level = self.capacity
         self.stamp = now
-        # Slots of [last admission, amount, first admission], oldest first.
         self.window: deque[list[float]] = deque()
         self.in_window = 0.0
 
     def advance(self, now: float) -> None:
-        """Refill, and forget what left the window."""
+        """Refill, and drop what left the window."""
         if now > self.stamp:
             level = self.level + (now - self.stamp) * self.refill
             self.level = level if level < self.capacity else self.capacity
@@ -64,10 +86,10 @@ class Quota:
         while window and window[0][0] <= horizon:
             self.in_window -= window.popleft()[1]
         if not window:
-            self.in_window = 0.0
+            self.in_window = 0.0  # forget the rounding
 
     def delay_s(self, cost: float, now: float) -> float:
-        """Seconds until ``cost`` may be admitted if nothing else is; advanced to ``now``."""
+        """Seconds until ``cost`` may be admitted if nothing else is. Call :meth:`advance` before."""
         short = (cost if cost < self.capacity else self.capacity) - self.level
         delay = short / self.refill if short > _EPSILON else 0.0
         over = self.in_window + (cost if cost < self.limit else self.limit) - self.limit
@@ -82,7 +104,7 @@ class Quota:
         return delay
 
     def charge(self, cost: float, now: float) -> list[float]:
-        """Take ``cost``, which may leave a debt; gives the window's slot that counts it."""
+        """Take ``cost``, which may leave a debt. Returns the slot of the window that counts it."""
         self.level -= cost
         self.charged += cost
         self.in_window += cost
@@ -97,9 +119,9 @@ class Quota:
         return slot
 
     def postpone(self, amount: float, slot: list[float], sent_at: float) -> list[float]:
-        """Count ``amount`` of what ``slot`` counts at ``sent_at`` instead; gives the slot that does.
+        """Move ``amount`` from ``slot`` to the slot of ``sent_at``, and return that slot.
 
-        ``sent_at`` is behind the slot's time, and past.
+        ``sent_at`` is later than the time of ``slot``, and not in the future.
         """
         if not self.window or slot[0] < self.window[0][0]:
             return slot  # it has left the window already
@@ -110,7 +132,7 @@ class Quota:
         return later
 
     def refund(self, amount: float, slot: list[float], now: float) -> None:
-        """Give back ``amount`` of what ``slot`` counts."""
+        """Give back ``amount``, which ``slot`` counts."""
         self.level = min(self.capacity, self.level + amount)
         self.charged -= amount
         if slot[0] > now - _WINDOW_S:

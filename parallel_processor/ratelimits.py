@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from parallel_processor.models import LimitReading, refill_s
 from parallel_processor.waits import duration_s, timestamp, wait_s
 
 _MINUTE_S, _DAY_S = 60.0, 86_400.0
@@ -51,23 +52,6 @@ _OPENROUTER = "x-ratelimit-limit"
 
 _TOGETHER_HOSTS = ("api.together.xyz", "api.together.ai")
 _LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitReading:
-    """One limit as one answer's headers show it, as of when the server admitted that request.
-
-    ``name`` is ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``. ``limit`` is per
-    ``window_s``. ``remaining`` may be rounded and, rarely, above the limit. ``reset_s`` is the time until
-    all of it is there again: until a bucket is full, or a fixed window ends. ``None`` is for what the
-    headers don't say.
-    """
-
-    name: str
-    limit: float
-    remaining: float | None
-    reset_s: float | None
-    window_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,34 +96,6 @@ def read_limits(
 
     readings = [_read(lookup, headers, server_time) for lookup in plan.lookups]
     return tuple([reading for reading in readings if reading is not None])
-
-
-def looks_refilled(reading: LimitReading) -> bool | None:
-    """True for a bucket that refills all the time, false for a fixed window; ``None`` if it can't be told.
-
-    One reading proves little: at some moment of its minute, a fixed window's reset fits by chance, and a
-    bucket that holds less than ``limit`` looks like a fixed window.
-    """
-    if reading.reset_s is None or reading.remaining is None:
-        return None
-    predicted_s = _refill_s(reading.limit, reading.remaining, reading.window_s)
-    tolerance_s = max(_ROUNDING_S, 0.03 * predicted_s)
-    off_s = reading.reset_s - predicted_s
-    if predicted_s <= tolerance_s and reading.reset_s <= tolerance_s:
-        return None
-    if abs(off_s) <= tolerance_s or (reading.remaining == 0 and off_s > 0):  # in debt
-        return True
-    if reading.reset_s > reading.window_s + _ROUNDING_S:
-        return None  # neither shows that
-    # What remains is rounded down to whole units, of tokens also to thousands. Of a timestamp rounded up
-    # and a clock rounded down comes up to a second more.
-    unit_s = reading.window_s / reading.limit
-    thousand_s = (
-        1000 * unit_s if reading.name != "requests" and reading.remaining % 1000 == 0 else 0
-    )
-    earliest_s = -max(unit_s, thousand_s) - tolerance_s
-    latest_s = thousand_s + tolerance_s + (1 if reading.reset_s % 1 == 0 else 0)
-    return None if earliest_s <= off_s <= latest_s else False
 
 
 @functools.lru_cache(maxsize=32)
@@ -243,7 +199,7 @@ def _inferred_window_s(limit: float, remaining: float | None, reset_s: float | N
         return _DAY_S
     if remaining is None:
         return _MINUTE_S
-    predicted_s = _refill_s(limit, remaining, _DAY_S)
+    predicted_s = refill_s(limit, remaining, _DAY_S)
     unit_s = _DAY_S / limit
     if reset_s > _MINUTE_S + _ROUNDING_S:
         tolerance_s = max(_ROUNDING_S, 0.03 * predicted_s)
@@ -252,8 +208,3 @@ def _inferred_window_s(limit: float, remaining: float | None, reset_s: float | N
         tolerance_s = 0.001 + min(0.005 * predicted_s, 2 * unit_s)
         fits = abs(reset_s - predicted_s) <= tolerance_s and not reset_s.is_integer()
     return _DAY_S if fits else _MINUTE_S
-
-
-def _refill_s(limit: float, remaining: float, window_s: float) -> float:
-    """Seconds that a bucket which refills all the time takes to be full."""
-    return max(0.0, (limit - remaining) / limit) * window_s

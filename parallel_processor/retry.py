@@ -17,12 +17,12 @@ import functools
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from parallel_processor.forks import FORKS_WAIT
-from parallel_processor.models import Attempt, Request, Verdict
+from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import RetryPolicy
+from parallel_processor.pending import Tries
 
 if TYPE_CHECKING:
     import tenacity
@@ -30,41 +30,6 @@ if TYPE_CHECKING:
 RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE, Verdict.LOST)
 
 _MOST_LOST = 3
-_MAX_ERRORS = 1000  # a rate limit may refuse a request much more often
-
-
-@dataclass(slots=True, kw_only=True)
-class Tries:
-    """The tries of one request that has failed at least once; for whoever has the request.
-
-    ``failures`` counts those towards ``max_attempts``, ``unreachable`` those without a connection,
-    ``lost`` those whose process is gone, ``sent`` all of them. ``refused_since`` is when a rate limit or
-    a server that couldn't be reached first turned it away, in seconds of the worker's clock.
-    """
-
-    request: Request
-    sent: int = 0
-    failures: int = 0
-    unreachable: int = 0
-    lost: int = 0
-    refused_since: float | None = None
-    errors: list[str] = field(default_factory=list)
-    state: tenacity.RetryCallState | None = None  # what tenacity knows of them
-
-    def note(self, attempt: Attempt, now: float) -> None:
-        """Count ``attempt``, and keep what it says for the record."""
-        self.sent += 1
-        if attempt.error:
-            del self.errors[_MAX_ERRORS - 1 :]  # of more than that, the first ones and the last
-            self.errors.append(attempt.error)
-        if attempt.verdict is Verdict.RETRY:
-            self.failures += 1
-        elif attempt.verdict is Verdict.LOST:
-            self.lost += 1
-        elif attempt.verdict in (Verdict.RATE_LIMITED, Verdict.UNREACHABLE):
-            self.unreachable += attempt.verdict is Verdict.UNREACHABLE
-            if self.refused_since is None:
-                self.refused_since = now
 
 
 class RetrySchedule:

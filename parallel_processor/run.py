@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from parallel_processor.attempts import Ended
-from parallel_processor.buckets import Buckets, Waiting
+from parallel_processor.buckets import Buckets
 from parallel_processor.counters import Counters
 from parallel_processor.crews import make_crew, make_duplicates
 from parallel_processor.delivery import Delivery
@@ -32,11 +32,11 @@ from parallel_processor.displays import Displays
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.lines import Admitted
 from parallel_processor.models import Request
 from parallel_processor.notebooks import patience_s
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
+from parallel_processor.pending import Admitted, Waiting
 from parallel_processor.pricing import Pricing, model_of
 from parallel_processor.stop import Bell, StopSignal, do_all, drain_s
 from parallel_processor.worker import Worker

@@ -1,29 +1,61 @@
-"""Everything that one model's server holds a client to, as far as it is known: limits, load, pauses."""
+"""All that the server of one model and endpoint limits, as far as it is known: rates, load, pauses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from parallel_processor.figures import BucketReport
 from parallel_processor.inflight import InFlightLimit
-from parallel_processor.models import Refusal
+from parallel_processor.models import LimitReading, Refusal, WaitCause
 from parallel_processor.observed import ObservedQuota, Sent
 from parallel_processor.options import Limits
-from parallel_processor.quota import KINDS, MINUTE_S
-from parallel_processor.ratelimits import LimitReading
+from parallel_processor.quota import CAUSES, KINDS, MINUTE_S
 from parallel_processor.remaining import LONGEST_PACED_S
 
-_MARK_S, _LEAST_S = 1.5, 0.2  # over which a rate is measured
+_MARK_S = 1.5  # a rate is measured over one to two times this
+_LEAST_S = 0.2  # and never over less than this
+
+
+class LimitChange(NamedTuple):
+    """A limit that the headers newly named, or that changed.
+
+    Attributes:
+        name: what it counts.
+        window_s: the length of its window in seconds.
+        before: the limit before; infinite if it was unknown.
+        limit: the limit now.
+    """
+
+    name: str
+    window_s: float
+    before: float
+    limit: float
 
 
 class ServerLimits:
-    """The limits of one model and endpoint. Not thread-safe: the bucket's lock guards it."""
+    """The limits of one model and endpoint. Not thread-safe: the lock of the bucket guards it.
+
+    Attributes:
+        in_flight: the bound of the number in flight.
+        quotas: the limits that are known, or searched for.
+        paused_until: nothing is admitted before this time.
+        pauses: how many pauses began or grew longer.
+        refusals: how many attempts a limit rejected.
+        limit_changes: what :meth:`take_limit_changes` will return.
+    """
 
     __slots__ = (
-        *("_limits", "_marks", "_pause_began", "in_flight", "paused_until", "pauses", "quotas"),
-        *("news", "refusals"),
+        "_limits",
+        "_marks",
+        "_pause_began",
+        "in_flight",
+        "limit_changes",
+        "paused_until",
+        "pauses",
+        "quotas",
+        "refusals",
     )
 
     def __init__(self, limits: Limits, now: float, in_flight: InFlightLimit) -> None:
@@ -35,9 +67,10 @@ class ServerLimits:
         self._pause_began = -math.inf
         self.paused_until = -math.inf
         self.pauses = self.refusals = 0
-        self.news: list[tuple[str, float, float, float]] = []  # name, window, limit before and now
+        self.limit_changes: list[LimitChange] = []
         nothing = (0.0,) * len(KINDS)
-        self._marks = [(-math.inf, nothing), (-math.inf, nothing)]  # what had been sent when
+        # The last two marks: a time, and what had been charged by then.
+        self._marks = [(-math.inf, nothing), (-math.inf, nothing)]
 
     def _add(
         self, name: str, window_s: float, now: float, is_sought: bool = False
@@ -60,9 +93,9 @@ class ServerLimits:
         return self._add(name, window_s, now)
 
     def mark(self, now: float, totals: Sequence[float]) -> None:
-        """Keep in mind what has been sent by now, for the rate of the last seconds."""
+        """Note what was charged by now, from which :meth:`_sent` takes the rate of the last seconds."""
         newer = self._marks[1]
-        if newer[0] == -math.inf:  # the first
+        if newer[0] == -math.inf:  # the first call
             self._marks = [(now, newer[1]), (now, newer[1])]
         elif now - newer[0] >= _MARK_S:
             self._marks = [newer, (now, tuple(totals))]
@@ -73,15 +106,15 @@ class ServerLimits:
         per_s = [(after - b) / seconds for after, b in zip(totals, before, strict=True)]
         return Sent(per_s, totals)
 
-    def obstacle(self, costs: Sequence[float], now: float) -> tuple[float, str]:
+    def obstacle(self, costs: Sequence[float], now: float) -> tuple[float, WaitCause]:
         """Seconds that an attempt of ``costs`` has to wait, and for what."""
-        delay, held_by = self.paused_until - now, "pause"
+        delay, held_by = self.paused_until - now, WaitCause.PAUSE
         for quota in self.quotas:
             quota_delay = quota.delay_s(costs[quota.kind], now)
             if quota_delay > delay:
-                delay, held_by = quota_delay, quota.name
+                delay, held_by = quota_delay, CAUSES[quota.kind]
         if not self.in_flight.has_room and delay < math.inf:
-            delay, held_by = math.inf, "in flight"
+            delay, held_by = math.inf, WaitCause.CONCURRENCY
         return delay, held_by
 
     def observe(
@@ -93,7 +126,15 @@ class ServerLimits:
         now: float,
         totals_now: Sequence[float],
     ) -> bool:
-        """Follow an answer's headers; true if more may be sent now. See ``ObservedQuota.observe``."""
+        """Follow the headers of an answer; true if more may be sent now.
+
+        Args:
+            readings: the limits that the headers show.
+            sent_at: when the request was admitted.
+            totals: what had been charged by then, by kind, that request included.
+            now: the time.
+            totals_now: what has been charged by now, by kind.
+        """
         quicker = False
         if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
             quicker = self.in_flight.set_free()
@@ -110,11 +151,20 @@ class ServerLimits:
                 total_now=totals_now[quota.kind],
             )
             if len(quota.changes) > changes:
-                self.news.append((quota.name, quota.window_s, before, quota.limit))
+                change = LimitChange(quota.name, quota.window_s, before, quota.limit)
+                self.limit_changes.append(change)
         return quicker
 
+    def take_limit_changes(self) -> Sequence[LimitChange]:
+        """The limits that were newly named or changed since the last call."""
+        changes, self.limit_changes = self.limit_changes, []
+        return changes
+
     def _window_s(self, reading: LimitReading) -> float:
-        """The reading's window; a limit that was a day's once is no minute's for a short reset."""
+        """The window of the reading.
+
+        A limit that was once recognised as a day's stays one, even if a short reset suggests a minute.
+        """
         alike = [q for q in self.quotas if q.name == reading.name and q.limit == reading.limit]
         longest = max([reading.window_s, *(quota.window_s for quota in alike)])
         for quota in alike:
@@ -123,12 +173,12 @@ class ServerLimits:
         return longest
 
     def found_limit(self, name: str) -> float:
-        """What the server said it allows a minute of ``name``; infinite if nothing."""
+        """How many of ``name`` the server says it allows in a minute; infinite if it says nothing."""
         found = (q for q in self.quotas if q.name == name and q.window_s <= LONGEST_PACED_S)
         return min((q.limit * MINUTE_S / q.window_s for q in found), default=math.inf)
 
     def report(self, **bucket: Any) -> BucketReport:
-        """What became of it; ``bucket`` is what the bucket itself has to say."""
+        """How the limits turned out; ``bucket`` has the fields that the bucket itself knows."""
         limit = self.in_flight.limit
         return BucketReport(
             admitted=self.in_flight.total,
@@ -140,9 +190,10 @@ class ServerLimits:
         )
 
     def pause(self, seconds: float, now: float, admitted_at: float | None) -> bool:
-        """Admit nothing for ``seconds``; true if this began or lengthened a pause.
+        """Admit nothing for ``seconds``; true if a pause began or grew longer.
 
-        A refusal of what was admitted before the current pause began belongs to the same burst.
+        It does nothing for a rejection of what was admitted before the current pause began: that
+        rejection belongs to the same burst.
         """
         if self._is_old(admitted_at):
             return False
@@ -165,20 +216,20 @@ class ServerLimits:
         now: float,
         admitted_at: float,
     ) -> None:
-        """Cut what a refusal speaks of, once per burst. To be told before the pause for it."""
+        """Cut the limit that the rejection names, once per burst. To be called before the pause for it."""
         if refusal.overload:
             self.in_flight.overloaded(now, admitted_at)
             return
         self.refusals += 1
         limited = [quota for quota in self.quotas if quota.limit < math.inf]
         requests = self._quota(refusal.kind or "requests", MINUTE_S, now)
-        requests.probe.refusals += 1
+        requests.probe.count_refused()
         if self._is_old(admitted_at):
             return
         if refusal.kind or refusal.steep or not limited:
             cost, named = costs[requests.kind], requests.limit < math.inf
         elif any(quota.remaining.lacks(costs[quota.kind]) for quota in limited):
-            return  # the headers say why
+            return  # the headers explain the rejection: nothing was estimated too high
         else:
             cost, named = 1.0, True
         sent = self._sent(now, totals)
@@ -186,9 +237,10 @@ class ServerLimits:
 
 
 def _tightest(readings: Sequence[LimitReading]) -> Sequence[LimitReading]:
-    """One reading for each kind and window: of a project's limit and its organisation's the scarcer."""
+    """One reading for each kind and window: of a project's and its organisation's, the scarcer one."""
     if any(reading.name in ("input_tokens", "output_tokens") for reading in readings):
-        readings = [r for r in readings if r.name != "tokens"]  # Anthropic's is one of these two
+        # Anthropic shows the scarcer of these two once more, as "tokens".
+        readings = [r for r in readings if r.name != "tokens"]
     found: dict[tuple[str, float], LimitReading] = {}
     for reading in readings:
         key = (reading.name, reading.window_s)

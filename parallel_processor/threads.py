@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from parallel_processor.attempts import Attempts, Ended
-from parallel_processor.buckets import Waiting
 from parallel_processor.exits import at_exit
 from parallel_processor.limiter import Reservation
-from parallel_processor.lines import Admitted
 from parallel_processor.options import Options
+from parallel_processor.pending import Admitted, Waiting
 from parallel_processor.surethread import SureThread
 from parallel_processor.transport import Transport
 

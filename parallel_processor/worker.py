@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.attempts import Ended
-from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError
-from parallel_processor.limiter import Ending, Reservation, TokenBucket
+from parallel_processor.limiter import Release, Reservation, TokenBucket
 from parallel_processor.models import CANT_BE_SENT, Attempt, Refusal, Request, Verdict
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
+from parallel_processor.pending import Tries, Waiting
 from parallel_processor.pricing import Pricing
-from parallel_processor.retry import RETRIED, RetrySchedule, Tries, longest_backoff_s
+from parallel_processor.retry import RETRIED, RetrySchedule, longest_backoff_s
 from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
@@ -115,7 +115,7 @@ class Worker:
         if ended.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
             waiting.bucket.sent(reservation, ended.sent_at_s)
         ending = self._settle(waiting, reservation, ended)
-        for name, window_s, before, limit in ending.news:
+        for name, window_s, before, limit in ending.limit_changes:
             was = f", was {before:,.0f}" if before < math.inf else ""
             of = _of(waiting.bucket)
             _log.info("limit%s: %s %s in %g s%s", of, f"{limit:,.0f}", name, window_s, was)
@@ -132,7 +132,7 @@ class Worker:
         outcome = _outcome(waiting, attempt, ended.latency_s)
         return Finished(outcome, 0.0, ending.made_room)
 
-    def _settle(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Ending:
+    def _settle(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Release:
         """Charge what was used; less than reserved only where the provider counts so."""
         attempt = ended.attempt
         used, output = attempt.used_tokens, attempt.output_tokens

@@ -1,14 +1,15 @@
-"""Time that only tests move, and the count that the token bucket is held against."""
+"""Time that only tests move, and the count that a token bucket is compared with."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from parallel_processor.limiter import TokenBucket
 
 T = TypeVar("T")
 
@@ -55,74 +56,19 @@ class SlidingCount:
         return max(self.totals((when, when + length_s) for when, _ in self.entries), default=0.0)
 
 
-class ThreadedClock(FakeClock):
-    """A clock that moves on when every thread waits, to where the first of them wants to be woken.
+def admitted_by(bucket: TokenBucket) -> dict[str, float]:
+    """What the configured limits of ``bucket`` count of the last minute, by name."""
+    with bucket.ceiling.lock:
+        return bucket.ceiling.levels(bucket._clock())[0]
 
-    Threads really wait, on their events; no time passes in it.
-    """
 
-    def __init__(self, now_s: float = 1000.0) -> None:
-        super().__init__(now_s)
-        self._changed = threading.Condition()  # guards what follows
-        self._running = 0
-        self._waiting: dict[threading.Event, float] = {}  # until when
-        self._pool = ThreadPoolExecutor(100)
+def in_threads(targets: Sequence[Callable[[], T]]) -> list[T]:
+    """Run each target in a thread of its own, all of them at once; their results."""
+    start = threading.Barrier(len(targets))
 
-    def wait(self, event: threading.Event, seconds: float | None) -> None:
-        """Wait for ``event``, which the clock sets when ``seconds`` have passed in its time."""
-        with self._changed:
-            self._waiting[event] = self.now_s + (math.inf if seconds is None else seconds)
-            self._changed.notify()
-        try:
-            assert event.wait(_REAL_TIMEOUT_S), "nobody wakes this thread"
-        finally:
-            with self._changed:
-                del self._waiting[event]
+    def run(target: Callable[[], T]) -> T:
+        start.wait(_REAL_TIMEOUT_S)
+        return target()
 
-    def start(self, target: Callable[[], T]) -> Callable[[], T]:
-        """Run ``target`` in a thread; what is returned gives its result or raises its error."""
-
-        def run() -> T:
-            try:
-                return target()
-            finally:
-                with self._changed:
-                    self._running -= 1
-                    self._changed.notify()
-
-        with self._changed:
-            self._running += 1
-        future = self._pool.submit(run)
-        return lambda: future.result(_REAL_TIMEOUT_S)
-
-    def settle(self) -> int:
-        """Return when every thread waits or has ended, with the number of those that wait."""
-        with self._changed:
-            assert self._changed.wait_for(self._is_quiet, _REAL_TIMEOUT_S)
-            return self._running
-
-    def run(self, until_s: float = math.inf) -> None:
-        """Let time pass up to ``until_s``, or until every thread has ended."""
-        while self.settle():
-            with self._changed:
-                event, when_s = min(self._waiting.items(), key=lambda item: item[1])
-                if when_s > until_s or when_s == math.inf:
-                    assert until_s < math.inf, "every thread waits for another"
-                    self.now_s = until_s
-                    return
-                self.now_s = max(self.now_s, when_s)
-                event.set()
-
-    def gather(self, targets: Sequence[Callable[[], T]]) -> list[T]:
-        """Run each target in a thread, with as much time as they need; their results."""
-        results = [self.start(target) for target in targets]
-        self.run()
-        return [result() for result in results]
-
-    def _is_quiet(self) -> bool:
-        asleep = sum(not event.is_set() for event in self._waiting)
-        return asleep == self._running
-
-    def close(self) -> None:
-        """End the threads, which must have nothing left to wait for."""
-        self._pool.shutdown()
+    with ThreadPoolExecutor(len(targets)) as pool:
+        return [each.result(_REAL_TIMEOUT_S) for each in [pool.submit(run, t) for t in targets]]

@@ -1,4 +1,4 @@
-"""Which bucket a request belongs to, and what all of them say together."""
+"""Which bucket a request belongs to, and what all buckets report together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from clocks import FakeClock
 from parallel_processor.buckets import Buckets
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import Reservation, TokenBucket
+from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits, Options
-from parallel_processor.ratelimits import LimitReading
 
 URL = "https://host.example/v1/chat/completions"
 OTHER_URL = "https://host.example/v1/embeddings"
@@ -62,7 +62,7 @@ def test_a_model_at_a_url_has_one_bucket() -> None:
 
 
 def test_threads_agree_on_the_bucket() -> None:
-    """Who asks first for a model makes its bucket, and nobody a second one."""
+    """Threads that ask for a model at once get the same bucket."""
     buckets, start = buckets_of(), threading.Barrier(8)
 
     def ask() -> list[TokenBucket]:

@@ -1,30 +1,32 @@
-"""Buckets that share what was configured: in the order of arrival, and never above it together.
+"""Buckets that share configured limits: served in the order of arrival, and never above the limits.
 
 A discrete-event simulation drives several buckets under one ceiling as dispatchers do, on a clock that
-goes to exactly the times that ``poll`` names. What it holds them to:
+goes to exactly the times that ``poll`` names. What it checks:
 
 * No 60 seconds, both ends included, hold more of all buckets together than the limit.
-* Who waits for the ceiling is admitted in the order of arrival, whatever bucket it is in.
-* Who waits for its own bucket, which pauses here, holds up nobody in another.
+* Requests that wait for the ceiling are admitted in the order of arrival, whatever bucket they are in.
+* A request that waits for its own bucket, which pauses here, delays none in another bucket.
 * Everybody is admitted in the end.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
-from clocks import FakeClock, SlidingCount, ThreadedClock
+from clocks import MINUTE_S, FakeClock, SlidingCount, in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.ceiling import INSTANT_S, Ceiling, Reservation
-from parallel_processor.limiter import TokenBucket
+from parallel_processor.ceiling import Ceiling
+from parallel_processor.charges import INSTANT_S
+from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Refusal
 from parallel_processor.options import Limits
 
@@ -247,27 +249,26 @@ def test_who_waits_for_the_ceiling_goes_in_the_order_of_arrival() -> None:
 
 
 def test_a_small_request_does_not_overtake_a_large_one() -> None:
-    """The large one would never have room if others took it first."""
+    """The large one would never have room if others of its bucket or another took it first."""
     shared = Shared(limited(tokens=600))
     shared.arrive(A, 500)
     shared.arrive(A, 400)
-    for _ in range(5):
-        shared.arrive(B, 1)
+    for bucket in (A, B, B, A, B):
+        shared.arrive(bucket, 1)
     shared.finish()
     assert shared.order == list(range(7))
 
 
-def test_a_request_above_a_whole_minute_is_admitted_among_others() -> None:
-    """It is alone in its minute, and those who came later wait for it."""
-    shared = Shared(limited(tokens=600))
-    shared.arrive(B, 5)
-    shared.arrive(A, 1500)
-    shared.arrive(B, 5)
+def test_a_request_above_a_whole_minute_goes_alone() -> None:
+    """It waits for an empty minute, and who came later waits until its debt is paid."""
+    shared = Shared(limited(tokens=1000))
+    for bucket, tokens in ((B, 8.0), (A, 3000.0), (B, 8.0)):
+        shared.arrive(bucket, tokens)
     shared.finish()
     assert shared.order == [0, 1, 2]
-    times = [waiter.place.admitted_at or 0.0 for waiter in shared.admitted]
-    assert times[1] >= times[0] + 60
-    assert times[2] >= times[1] + 60
+    _, large, after = (waiter.place.admitted_at or 0.0 for waiter in shared.admitted)
+    assert 1060.0 < large < 1060.5
+    assert 180.0 < after - large < 182.5
 
 
 def test_who_waits_for_its_own_bucket_holds_up_nobody() -> None:
@@ -293,65 +294,42 @@ def test_behind_its_pause_a_bucket_has_its_old_place() -> None:
     assert shared.order == [0, 3, 4, 1, 2, 5, 6, 7]
 
 
-def test_a_pause_of_who_is_first_lets_the_others_go() -> None:
-    """Who waits for much of the ceiling and is paused meanwhile holds it up no longer."""
+@pytest.mark.parametrize("why", ["pause", "refusal", "cancel"])
+def test_who_leaves_the_head_of_the_line_lets_the_others_go(why: str) -> None:
+    """A large request that waits for the ceiling holds it up no longer once it is stopped itself."""
     shared = Shared(limited(tokens=600))
-    shared.arrive(A, 500)
-    shared.arrive(A, 590)  # waits for the window, about a minute
+    first = shared.arrive(A, 500)
+    large = shared.arrive(A, 590)  # waits for the window, about a minute
     shared.run(1055.0)  # the pace has long had room for small ones
     late = shared.arrive(B, 1)
     assert not late.is_admitted
-    shared.pause(A, 300.0)
+    if why == "pause":
+        shared.pause(A, 300.0)
+    elif why == "refusal":
+        shared.buckets[A].refuse(first.place, Refusal(), 300.0)
+        shared.paused_until_s[A] = 1355.0
+        shared._run_woken()
+    else:
+        shared.give_up(large)
     shared.run(1056.0)
     assert late.is_admitted
 
 
-def test_a_refusal_of_who_is_first_lets_the_others_go() -> None:
-    """The same when it is a server that turns requests away."""
-    shared = Shared(limited(tokens=600))
-    first = shared.arrive(A, 500)
-    shared.arrive(A, 590)
-    shared.run(1055.0)
-    late = shared.arrive(B, 1)
-    shared.buckets[A].refuse(first.place, Refusal(), 300.0)
-    shared.paused_until_s[A] = 1355.0
-    shared._run_woken()
-    shared.run(1056.0)
-    assert late.is_admitted
-
-
-def test_who_gives_up_lets_the_others_go() -> None:
-    """A place in line that is given up holds nobody up, whatever bucket it is in."""
-    shared = Shared(limited(tokens=600))
-    shared.arrive(A, 500)
-    large = shared.arrive(A, 590)
-    shared.run(1055.0)
-    late = shared.arrive(B, 1)
-    assert not late.is_admitted
-    shared.give_up(large)
-    assert late.is_admitted
-
-
-def test_what_one_bucket_gives_back_another_gets() -> None:
-    """A request that was never sent makes room under the ceiling, for whoever is first."""
-    shared = Shared(limited(60))
-    sent = shared.arrive(A)
-    other, own = shared.arrive(B), shared.arrive(A)
-    shared.give_up(sent)
-    assert other.is_admitted
-    assert not own.is_admitted
-
-
-def test_what_an_answer_did_not_use_another_bucket_gets() -> None:
-    """A refund wakes whoever is first under the ceiling."""
+@pytest.mark.parametrize("how", ["cancel", "end"])
+def test_what_one_bucket_gives_back_another_gets(how: str) -> None:
+    """What was never sent, or not used by the answer, wakes whoever is first under the ceiling."""
     shared = Shared(limited(tokens=6000))
     sent = shared.arrive(A, 6000)
-    other = shared.arrive(B, 30)
+    other, own = shared.arrive(B, 30), shared.arrive(A, 6000)
     assert not other.is_admitted
-    shared.buckets[A].settle(sent.place, 10)
-    sent.entries[1][1] = 10.0
-    shared._run_woken()
+    if how == "cancel":
+        shared.give_up(sent)
+    else:
+        shared.buckets[A].ended(sent.place, used_tokens=10)
+        sent.entries[1][1] = 10.0
+        shared._run_woken()
     assert other.is_admitted
+    assert not own.is_admitted
 
 
 def test_the_one_that_polls_admits_the_others() -> None:
@@ -433,30 +411,42 @@ def test_the_ceiling_reports_what_all_its_buckets_used() -> None:
     assert report.used_share == pytest.approx(2 / 300)
 
 
-def test_threads_share_a_ceiling() -> None:
-    """Callers of many buckets, each in a thread of its own, are all admitted within the limit."""
-    clock = ThreadedClock()
-    try:
-        ceiling = Ceiling(limited(120), clock)
-        shared = [
-            TokenBucket(ceiling.limits, clock=clock, wait=clock.wait, ceiling=ceiling)
-            for _ in range(4)
-        ]
+def test_a_crowd_of_threads_keeps_the_rules() -> None:
+    """Whatever threads do at once, the limits hold, all are served, and nothing stays behind."""
+    ticks = itertools.count()
 
-        def acquire(number: int) -> Callable[[], float]:
-            def work() -> float:
-                place = shared[number % 4].acquire(1.0)
-                assert place is not None
-                assert place.admitted_at is not None
-                return place.admitted_at
+    def clock() -> float:
+        return next(ticks) * 0.005  # each call takes its time
 
-            return work
+    ceiling = Ceiling(limited(600, 60_000), clock)
+    shared = [TokenBucket(ceiling.limits, clock=clock, ceiling=ceiling) for _ in range(4)]
 
-        times = sorted(clock.gather([acquire(number) for number in range(60)]))
-    finally:
-        clock.close()
-    count = SlidingCount()
-    for when in times:
-        count.add(when, 1.0)
-    assert count.busiest(10.0) <= 21
-    assert 29.0 <= times[-1] - times[0] <= 31.0
+    def caller(seed: int) -> list[tuple[float, float]]:
+        choose, sent = random.Random(seed), []
+        for _ in range(15):
+            tokens = choose.choice([10.0, 100.0, 900.0])
+            bucket, place = choose.choice(shared), Reservation(tokens)
+            bucket.enqueue(place)
+            while bucket.poll(place):
+                pass
+            what = choose.random()
+            if what < 0.2:
+                bucket.cancel(place)
+                continue
+            if what < 0.4:
+                tokens /= 2
+                bucket.ended(place, used_tokens=tokens)
+            elif what < 0.45:
+                bucket.pause(2.0, place)
+            sent.append((place.admitted_at or 0.0, tokens))
+        return sent
+
+    sent = sorted(sum(in_threads([partial(caller, seed) for seed in range(16)]), []))
+    for limit, amounts in ((600, [1.0] * len(sent)), (60_000, [tokens for _, tokens in sent])):
+        count = SlidingCount()
+        for (when, _), amount in zip(sent, amounts, strict=True):
+            count.add(when, amount)
+        assert count.busiest() <= limit
+    assert not ceiling.waiting
+    used, _ = ceiling.levels(clock() + MINUTE_S + 1.0)
+    assert used == {"requests": 0.0, "tokens": 0.0}

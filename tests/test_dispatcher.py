@@ -20,19 +20,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from clocks import FakeClock
+from clocks import FakeClock, admitted_by
 
 from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
-from parallel_processor.buckets import Waiting
-from parallel_processor.ceiling import INSTANT_S, Ceiling, Reservation
+from parallel_processor.ceiling import Ceiling
 from parallel_processor.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
-from parallel_processor.limiter import TokenBucket
-from parallel_processor.lines import Admitted
+from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Cost, Estimate, Refusal, Request
 from parallel_processor.options import Limits
-from parallel_processor.retry import Tries
+from parallel_processor.pending import Admitted, Tries, Waiting
 from parallel_processor.stop import StopSignal
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
@@ -299,7 +297,7 @@ def test_an_admitted_request_comes_with_its_place(room: Room) -> None:
     room.read(1, bucket)
     room.until(lambda: room.sent)
     assert room.places[1].admitted_at == 1000.0
-    assert bucket.usage().admitted["requests"] == 1
+    assert admitted_by(bucket)["requests"] == 1
 
 
 def test_a_bucket_that_waits_holds_up_no_other(room: Room) -> None:
@@ -1221,28 +1219,26 @@ def test_the_thread_has_a_name_and_an_end() -> None:
 # A model of it: nobody who may be admitted is left waiting.
 
 
-def soonest(ceiling: Ceiling, now: float) -> dict[TokenBucket, float]:
-    """When the first of each bucket may go, worked out anew; nothing changes.
+def soonest(ceiling: Ceiling, now: float) -> dict[Reservation, float]:
+    """Seconds until the head of each queue may go, computed anew; nothing changes.
 
-    Those that are behind another's place under ``ceiling`` are left out: it may go first.
+    Heads that came after another that waits for ``ceiling`` are left out: that one may go first.
     """
     with ceiling.lock:
-        before = [(bucket, bucket.delay, bucket.held_by) for bucket in ceiling.waiting]
+        before = [(state, state.delay, state.held_by) for state in ceiling.waiting]
         for quota in ceiling.quotas:
             quota.advance(now)
-        found: dict[TokenBucket, float] = {}
-        line: list[Any] = sorted(ceiling.waiting, key=lambda bucket: bucket.queue[0].ticket)
-        for bucket in line:
-            bucket.advance(now)
-            bucket.delay, bucket.held_by = bucket.own_obstacle(now)
-            is_ready = bucket.delay <= INSTANT_S
+        found: dict[Reservation, float] = {}
+        for state in sorted(ceiling.waiting, key=lambda state: state.queue[0].ticket):
+            state.advance(now)
+            is_ready = state.wait_for_server(now)
             if is_ready:
-                ceiling._add_obstacle(bucket, now)
-            found[bucket] = bucket.delay
+                state.wait_for_configured(now)
+            found[state.queue[0]] = state.delay
             if is_ready:
                 break
-        for bucket, delay, held_by in before:
-            bucket.delay, bucket.held_by = delay, held_by
+        for state, delay, held_by in before:
+            state.delay, state.held_by = delay, held_by
     return found
 
 
@@ -1383,7 +1379,7 @@ class ModelRun:
             assert line.place is not None
             assert line.place.admitted_at is None
             if bucket.queue[0] is line.place and not made_room:  # else who made it will ask
-                delay = soonest(bucket.ceiling, now).get(bucket, math.inf)
+                delay = soonest(bucket.ceiling, now).get(line.place, math.inf)
                 assert self.due_at <= now + delay + 1e-6, (self.due_at - now, delay, bucket.held_by)
 
 
@@ -1540,7 +1536,7 @@ def test_a_stop_drops_what_waits_and_wakes_the_reader(narrow: Room) -> None:
     assert narrow.sent == [0]
     assert narrow.dropped == []
     assert not slow.queue
-    assert slow.usage().admitted["requests"] == 1
+    assert admitted_by(slow)["requests"] == 1
     assert narrow.dispatcher.in_flight == 1
     assert narrow.dispatcher.is_busy()
     narrow.finish(0)
@@ -1642,7 +1638,7 @@ def test_what_nobody_sends_is_not_in_flight_for_its_bucket() -> None:
         bucket = bucket_of(60)
         room.put(0, bucket)
         room.end()
-        assert bucket.usage().admitted["requests"] == 0
+        assert admitted_by(bucket)["requests"] == 0
         assert bucket.server.in_flight.count == 0
 
 

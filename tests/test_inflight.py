@@ -40,14 +40,14 @@ class Load:
 
 
 def test_without_a_reason_there_is_no_limit() -> None:
-    """It counts, and lets everything pass."""
+    """It counts, and admits everything."""
     load = Load(lambda n: 1.0, climbs=False)
     load.answer(500, most=300)
     assert load.limit.limit == math.inf
     assert (load.limit.peak, load.limit.total) == (300, 799)
 
 
-def test_a_server_that_bears_all_gets_all() -> None:
+def test_a_server_that_can_take_all_gets_all() -> None:
     """While twice as many gain twice the throughput, the number doubles, up to the most."""
     load = Load(lambda n: 1.0, most=500.0)
     load.answer(4000)
@@ -63,19 +63,19 @@ def test_it_comes_to_rest_around_the_best(best: int) -> None:
 
 
 def test_what_isnt_used_isnt_changed() -> None:
-    """With a few in flight nothing is learned of more."""
+    """With a few in flight nothing is learned of higher numbers."""
     load = Load(lambda n: 1.0)
     load.answer(2000, most=10)
     assert load.limit.limit == 32
 
 
 def test_a_gentle_start_has_four() -> None:
-    """A server that may tell of limits gets few requests before its first answers."""
+    """A server that may name rate limits gets few requests before its first answers."""
     assert Load(lambda n: 1.0, gentle=True).limit.limit == 4
 
 
 def test_rate_limits_end_the_search() -> None:
-    """Where they bound what is sent, the number is free; who waited for it may go."""
+    """If rate limits bound what is sent, the number is free, and what waited for it may go."""
     load = Load(lambda n: 1.0)
     assert load.limit.set_free()
     assert load.limit.limit == math.inf
@@ -83,7 +83,7 @@ def test_rate_limits_end_the_search() -> None:
 
 
 def test_one_burst_of_overload_is_one_cut() -> None:
-    """What was in flight at the cut says nothing new; what was sent since does."""
+    """A rejection of what was in flight at the cut changes nothing; one of what was sent since does."""
     load = Load(lambda n: 1.0, climbs=False)
     load.answer(20, most=100)
     assert load.refuse()
@@ -113,8 +113,8 @@ def test_after_a_cut_it_grows_back() -> None:
     assert load.limit.limit > 100
 
 
-def test_refusals_that_half_the_load_doesnt_cure_are_borne() -> None:
-    """Where one in twenty is refused whatever the number, it isn't kept low."""
+def test_refusals_that_half_the_load_doesnt_cure_are_tolerated() -> None:
+    """If one in twenty is rejected whatever the number is, the number isn't kept low."""
     load = Load(lambda n: 1.0, climbs=False)
     lowest = math.inf
     for _ in range(300):

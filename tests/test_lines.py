@@ -9,14 +9,13 @@ import math
 import threading
 
 import pytest
-from clocks import FakeClock
+from clocks import FakeClock, admitted_by
 
-from parallel_processor.buckets import Waiting
 from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.lines import Admitted, Lines
+from parallel_processor.lines import Lines
 from parallel_processor.models import Cost, Estimate, Request
 from parallel_processor.options import Limits
-from parallel_processor.retry import Tries
+from parallel_processor.pending import Admitted, Tries, Waiting
 
 AT_ONCE = -math.inf
 
@@ -121,7 +120,7 @@ def test_who_goes_has_what_its_bucket_admitted(lines: Lines) -> None:
     admitted = lines.admit()
     assert admitted is not None
     assert admitted.place.admitted_at == 1000.0
-    assert bucket.usage().admitted == {"requests": 1, "tokens": 40}
+    assert admitted_by(bucket) == {"requests": 1, "tokens": 40}
 
 
 def test_what_an_attempt_costs_is_asked_when_it_is_its_turn(wake: threading.Event) -> None:
@@ -134,7 +133,7 @@ def test_what_an_attempt_costs_is_asked_when_it_is_its_turn(wake: threading.Even
     lines.admit()
     factor = 3
     lines.admit()
-    assert bucket.usage().admitted["tokens"] == 40
+    assert admitted_by(bucket)["tokens"] == 40
 
 
 def test_the_output_has_its_share_of_the_cost(wake: threading.Event) -> None:
@@ -159,7 +158,7 @@ def test_one_poll_is_for_all_under_a_ceiling(lines: Lines, wake: threading.Event
     clock.now_s += 20.0
     assert number_of(lines.admit()) == 0
     assert wake.is_set()
-    assert other.usage().admitted["requests"] == 2
+    assert admitted_by(other)["requests"] == 2
     assert lines.take_places() == 0.0
     assert number_of(lines.admit()) == 1
 
@@ -192,7 +191,7 @@ def test_a_line_hears_when_it_becomes_first_by_a_call_for_another_bucket(
     lines.add(make(0, one))
     assert lines.admit() is None
     assert lines.take_places() > 5.0
-    one.settle(dear, 1.0)  # it was not that dear: theirs may go soon, and hears of it
+    one.ended(dear, used_tokens=1.0)  # it was not that dear: theirs may go soon, and hears of it
     wake.clear()
     clock.now_s += 0.1
     assert not other.enqueue(Reservation(1.0))
@@ -240,11 +239,11 @@ def test_places_that_are_given_back_are_free(lines: Lines) -> None:
     assert lines.take_places() == 0.0
     assert lines.admit() is not None
     lines.take_places()
-    assert free.usage().admitted["requests"] == 2
+    assert admitted_by(free)["requests"] == 2
     assert all(bucket.queue for bucket in (paused, slow))
     lines.give_places_back()
     assert not any(bucket.queue for bucket in (paused, free, slow))
-    assert free.usage().admitted["requests"] == 1
+    assert admitted_by(free)["requests"] == 1
     assert free.server.in_flight.count == 1
     assert lines.count == 8
     for bucket in (paused, slow):
@@ -393,7 +392,7 @@ def test_clearing_leaves_nothing_behind(lines: Lines) -> None:
     lines.clear()
     assert not paused.queue
     assert not free.queue
-    assert free.usage().admitted["requests"] == 0
+    assert admitted_by(free)["requests"] == 0
     assert free.server.in_flight.count == 0
     assert (len(lines), lines.count, lines.size_bytes) == (0, 0, 0)
     assert lines.call(1e9) == math.inf

@@ -1,4 +1,4 @@
-"""The search for a rate that nobody names: growth, cuts, and the way back."""
+"""The search for a rate that no header names: growth, cuts, and the way back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from parallel_processor.probing import GENTLE_PER_S, RateProbe
 def refuse(
     probe: RateProbe, now: float, *, sent: int = 100, refused: int = 1, **more: object
 ) -> None:
-    """Let so many requests be sent since the last time, of which some are refused in one burst."""
+    """Send ``sent`` requests since the last time, of which ``refused`` are rejected in one burst."""
     probe.sent, probe.refusals = sent, refused
     facts = {"sent_per_s": 10.0, "charged": 0.0, "gap_s": 15.0} | more
     probe.refused(1.0, now=now, **facts)  # type: ignore[arg-type]
 
 
 def settled(now: float = 0.0) -> RateProbe:
-    """A probe that was refused at 16 a second just now, and goes on with 8."""
+    """A probe that was just rejected at 16 a second, and goes on with 8."""
     probe = RateProbe(GENTLE_PER_S)
     probe.advance(12.0)
     refuse(probe, now)
@@ -35,7 +35,7 @@ def test_a_rate_that_is_used_doubles_every_four_seconds() -> None:
 
 
 def test_the_first_refusal_halves_the_rate() -> None:
-    """What was tried when it came is the peak that the curve leads back to."""
+    """The rate that was tried when it came is the peak that the curve leads back to."""
     assert settled().rate == pytest.approx(8.0)
 
 
@@ -52,7 +52,7 @@ def test_the_rate_comes_back_on_a_curve() -> None:
 
 
 def test_a_limit_that_is_named_ends_the_search() -> None:
-    """There is no rate to find any more; a rate that was cut for a refusal stays."""
+    """There is no rate to find any more, but a rate that was cut after a rejection stays."""
     searching, cut = RateProbe(GENTLE_PER_S), settled()
     searching.set_free()
     cut.set_free()
@@ -119,8 +119,8 @@ def test_a_request_that_costs_nothing_can_be_refused() -> None:
     assert probe.rate > 0
 
 
-def test_one_refusal_in_a_hundred_that_says_how_long_is_borne() -> None:
-    """Pausing for as long as the server says is enough."""
+def test_one_refusal_in_a_hundred_that_names_a_time_to_wait_cuts_nothing() -> None:
+    """Up to that share, pausing for as long as the server asks is enough."""
     probe = RateProbe()
     refuse(probe, 0.0, sent=100, refused=1, hinted=True)
     assert probe.rate == math.inf

@@ -1,4 +1,4 @@
-"""What a server has left: its word, carried on by what was sent and refilled since."""
+"""What a server has left of a limit: the last header, extrapolated to now."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from parallel_processor.ratelimits import LimitReading
+from parallel_processor.models import LimitReading
 from parallel_processor.remaining import Remaining
 
 LIMIT = 600.0  # ten a second
@@ -29,7 +29,7 @@ class Told:
         total_now: float = 0.0,
         reset_s: float | None = None,
     ) -> None:
-        if not self.remaining.is_news(total):
+        if not self.remaining.is_newest(total):
             return
         self.remaining.observe(
             LimitReading(
@@ -47,7 +47,7 @@ class Told:
 
 
 def test_nothing_is_known_at_first() -> None:
-    """Before the first answer nothing holds anybody."""
+    """Before the first answer nothing is limited."""
     told = Told()
     assert told.remaining.left == math.inf
     assert told.remaining.share(told.now_s) == 1.0
@@ -64,14 +64,14 @@ def test_what_was_sent_since_is_taken_off_and_what_was_refilled_is_added() -> No
 
 
 def test_older_answers_change_nothing() -> None:
-    """What was sent before, and is answered later, tells of the past."""
+    """An answer to an earlier request that arrives later is out of date."""
     told = Told()
     told.tell(100.0, total=10.0, total_now=10.0)
     told.tell(590.0, total=9.0, total_now=10.0)
     assert told.remaining.left == pytest.approx(100.0)
 
 
-def test_less_is_believed_at_once_and_more_by_and_by() -> None:
+def test_less_is_believed_at_once_and_more_gradually() -> None:
     """Requests overtake each other, so that one answer alone may show too much."""
     told = Told()
     told.tell(300.0, total=1.0, total_now=1.0)
@@ -82,7 +82,7 @@ def test_less_is_believed_at_once_and_more_by_and_by() -> None:
 
 
 def test_the_rate_falls_with_what_is_left() -> None:
-    """Below ten seconds' worth it is in proportion; some trickle always stays."""
+    """Below ten seconds' worth the rate is proportional to what is left, and never zero."""
     told = Told()
     told.tell(500.0)
     assert told.remaining.share(told.now_s) == 1.0
@@ -103,7 +103,7 @@ def test_headroom_counts_as_gone() -> None:
 
 
 def test_what_others_take_is_found() -> None:
-    """Five a second disappear that nobody here sent."""
+    """What disappears though it was not sent from here was taken by others."""
     told = Told()
     for second in range(60):
         told.tell(
@@ -114,7 +114,7 @@ def test_what_others_take_is_found() -> None:
 
 
 def test_a_fixed_windows_rest_is_spread_over_its_time() -> None:
-    """60 that remain for 12 seconds are half of the even rate; behind its end nothing is known."""
+    """60 that remain for 12 seconds are half of the even rate; after its end nothing is known."""
     told = Told()
     for total in range(4):
         told.tell(60.0 - total, total=float(total), total_now=float(total), reset_s=12.0)
@@ -124,7 +124,7 @@ def test_a_fixed_windows_rest_is_spread_over_its_time() -> None:
 
 
 def test_a_cost_waits_until_enough_is_there() -> None:
-    """Until the server has refilled so much, which others may change."""
+    """A cost waits until the server has refilled enough, which other clients may change."""
     told = Told()
     told.tell(500.0)
     told.tell(2.0)

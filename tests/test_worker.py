@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from clocks import admitted_by
 
 from parallel_processor.attempts import Attempts
-from parallel_processor.buckets import Waiting
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.formats import made_request, record
@@ -19,6 +18,7 @@ from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Estimate, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
+from parallel_processor.pending import Waiting
 from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
 from parallel_processor.worker import Finished, Worker
@@ -74,7 +74,7 @@ class Bench:
         retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
         limits = Limits(requests_per_minute=6000, tokens_per_minute=600_000)
         self.options = Options(request_url=url, limits=limits, retry=retry, **settings)
-        self.bucket = TokenBucket(self.options.limits, clock=self.clock, wait=self._wait)
+        self.bucket = TokenBucket(self.options.limits, clock=self.clock)
         self.transport: Any = Scripted(*ends)
         self.attempts = Attempts(self.options, self.transport)
         self.counters = Counters()
@@ -90,19 +90,20 @@ class Bench:
     def clock(self) -> float:
         return self.now_s
 
-    def _wait(self, event: threading.Event, seconds: float | None) -> None:
-        if not event.is_set():
-            assert seconds is not None, "a wait without end"
-            self.now_s += seconds
+    def place(self) -> Reservation:
+        """Wait until the bucket admits an attempt."""
+        reservation = Reservation(TOKENS)
+        self.bucket.enqueue(reservation)
+        while delay_s := self.bucket.poll(reservation):
+            self.now_s += delay_s
+        return reservation
 
     def run(self, number: int = 1) -> Outcome:
         """Take a request to its outcome, as the dispatcher and a worker thread do."""
         request = made_request({"input": "hello"}, number)
         waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
         while True:
-            reservation = self.bucket.acquire(TOKENS)
-            assert reservation is not None
-            outcome, retry_in_s, _ = self.attempt(waiting, reservation)
+            outcome, retry_in_s, _ = self.attempt(waiting, self.place())
             if outcome is not None:
                 return outcome
             self.now_s += retry_in_s
@@ -116,7 +117,7 @@ class Bench:
 
     def admitted(self) -> tuple[float, float]:
         """The requests and tokens that the bucket counts."""
-        usage = self.bucket.usage().admitted
+        usage = admitted_by(self.bucket)
         return usage["requests"], usage["tokens"]
 
 
@@ -207,9 +208,7 @@ def test_a_backoff_is_nobodys_wait() -> None:
     bench = Bench(SERVER_ERROR, retry=RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6))
     request = made_request({"input": "hello"}, 1)
     waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
-    reservation = bench.bucket.acquire(TOKENS)
-    assert reservation is not None
-    outcome, retry_in_s, _ = bench.attempt(waiting, reservation)
+    outcome, retry_in_s, _ = bench.attempt(waiting, bench.place())
     assert outcome is None
     assert 0 <= retry_in_s <= 1e6
     assert waiting.tries is not None and waiting.tries.errors == ["HTTP 500 t: oops"]

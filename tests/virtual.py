@@ -1,8 +1,8 @@
-"""A client's bucket and a server's limits in virtual time: an hour in a second, the same each time.
+"""The bucket of a client and the limits of a server in virtual time: an hour passes in a second.
 
-The client is what a dispatcher and workers do with a :class:`TokenBucket`; the server is the
-simulator's limits, its headers and its refusals. Between them lies the network, whose delays vary. No
-thread, no socket: one heap of events.
+The client does with a :class:`TokenBucket` what a dispatcher and its workers do. The server has the
+simulator's limits, headers and rejections. The network between them has varying delays. There is no
+thread and no socket, only one heap of events, so every run is the same.
 """
 
 from __future__ import annotations
@@ -215,13 +215,18 @@ class Client:
         self.in_flight -= 1
         attempt = judge(reply)
         bucket = self.bucket
-        if attempt.used_tokens is not None:
+        used = attempt.used_tokens
+        if used is not None:
             self.outputs.append(attempt.output_tokens or 0)
-            used = float(attempt.used_tokens)
-            if self._settles or used > place.costs[1]:
-                bucket.settle(place, used, output_tokens=attempt.output_tokens or 0)
-        readings = read_limits(reply.headers, now=self._world.clock)
-        bucket.ended(place, readings, answered=attempt.verdict is Verdict.ANSWERED)
+            if used < place.costs[1] and not self._settles:
+                used = None  # the server charges what was reserved
+        bucket.ended(
+            place,
+            read_limits(reply.headers, now=self._world.clock),
+            answered=attempt.verdict is Verdict.ANSWERED,
+            used_tokens=used,
+            output_tokens=attempt.output_tokens or 0,
+        )
         if attempt.verdict is Verdict.RATE_LIMITED:
             self.refused += 1
             wait = PAUSE_S if attempt.retry_after_s is None else max(attempt.retry_after_s, 0.1)

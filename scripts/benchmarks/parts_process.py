@@ -7,8 +7,9 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,15 +17,13 @@ from benchmarks.jobs import request, write_requests
 from benchmarks.tables import Cell, print_table
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.encodings import text_counter
-from parallel_processor.exceptions import StopRequested
 from parallel_processor.formats import made_request, read_requests
 from parallel_processor.inputs import RequestsFile
-from parallel_processor.limiter import TokenBucket
+from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Reply
 from parallel_processor.options import Limits, Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pricing import Pricing
-from parallel_processor.stop import StopSignal
 from parallel_processor.writer import ResultWriter
 
 URL = "https://127.0.0.1/v1/chat/completions"
@@ -38,17 +37,15 @@ class Size:
     """How much is done."""
 
     calls: int
-    waiting: int
-    wait_s: float
     paced_s: float
     lines: int
     rounds: int
 
 
 SIZES = {
-    "tiny": Size(calls=2000, waiting=100, wait_s=0.3, paced_s=0.2, lines=1000, rounds=1),
-    "small": Size(calls=30_000, waiting=1000, wait_s=5, paced_s=1, lines=20_000, rounds=3),
-    "full": Size(calls=100_000, waiting=1000, wait_s=5, paced_s=2, lines=50_000, rounds=5),
+    "tiny": Size(calls=2000, paced_s=0.2, lines=1000, rounds=1),
+    "small": Size(calls=30_000, paced_s=1, lines=20_000, rounds=3),
+    "full": Size(calls=100_000, paced_s=2, lines=50_000, rounds=5),
 }
 
 
@@ -87,16 +84,17 @@ def compared(
 
 
 def uncontended(size: Size) -> list[Row]:
-    """Admissions by one thread under limits that never bind."""
+    """What the bucket does for one request under limits that never bind."""
 
     def whole(ends: bool) -> Callable[[], None]:
         def work() -> None:
-            limits = Limits(requests_per_minute=1e9, tokens_per_minute=1e12)
-            bucket = TokenBucket(limits)
+            bucket = TokenBucket(Limits(requests_per_minute=1e9, tokens_per_minute=1e12))
+            wake = threading.Event()
             for _ in range(size.calls):
-                reservation = bucket.acquire(100.0)
-                if ends and reservation is not None:
-                    bucket.ended(reservation, answered=True)
+                reservation = Reservation(100.0, wake)
+                bucket.enqueue(reservation)
+                if ends:
+                    bucket.ended(reservation, answered=True, waker=wake)
 
         return work
 
@@ -106,21 +104,37 @@ def uncontended(size: Size) -> list[Row]:
             bucket.acquire(1.0)
 
     return [
-        compared("bucket: acquire, 1 thread", whole(False), plain, size.calls, size.rounds),
-        compared("bucket: acquire and ended", whole(True), plain, size.calls, size.rounds),
+        compared("bucket: enqueue, nobody waits", whole(False), plain, size.calls, size.rounds),
+        compared("bucket: enqueue and ended", whole(True), plain, size.calls, size.rounds),
     ]
 
 
-def pace(acquire: Callable[[], object], threads: int, seconds: float) -> tuple[float, float]:
-    """Admissions a second once the first burst is over, and CPU seconds used in one."""
-    counts, over = [0] * threads, threading.Event()
+def admissions(bucket: TokenBucket) -> Callable[[], None]:
+    """What one run does to have a request admitted: a reservation, and polls until it is."""
+    wake = threading.Event()
 
-    def work(place: int) -> None:
+    def admit() -> None:
+        reservation = Reservation(100.0, wake)
+        wake.clear()
+        if bucket.enqueue(reservation):
+            return
+        while delay_s := bucket.poll(reservation):
+            wake.wait(delay_s if delay_s < math.inf else None)
+            wake.clear()
+
+    return admit
+
+
+def pace(admits: Sequence[Callable[[], object]], seconds: float) -> tuple[float, float]:
+    """Admissions a second once the first burst is over, and CPU seconds used in one; a thread each."""
+    counts, over = [0] * len(admits), threading.Event()
+
+    def work(place: int, admit: Callable[[], object]) -> None:
         while not over.is_set():
-            acquire()
+            admit()
             counts[place] += 1
 
-    running = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+    running = [threading.Thread(target=work, args=each) for each in enumerate(admits)]
     for each in running:
         each.start()
     time.sleep(0.3)
@@ -135,46 +149,20 @@ def pace(acquire: Callable[[], object], threads: int, seconds: float) -> tuple[f
 
 
 def paced(size: Size) -> list[Row]:
-    """One bucket of 10,000 a second, by 1 and by 16 threads."""
+    """One bucket of 10,000 a second, for the dispatchers of 1 and of 16 runs."""
     rows: list[Row] = []
-    for threads in (1, 16):
+    limits = Limits(requests_per_minute=PER_S * 60, tokens_per_minute=1e12, burst_seconds=0.05)
+    for runs in (1, 16):
         found = []
         for _ in range(size.rounds):
-            limits = Limits(
-                requests_per_minute=PER_S * 60, tokens_per_minute=1e12, burst_seconds=0.05
-            )
             bucket, plain = TokenBucket(limits), PlainBucket(PER_S, PER_S * 0.05)
-            ours = pace(lambda bucket=bucket: bucket.acquire(100.0), threads, size.paced_s)
-            baseline = pace(lambda plain=plain: plain.acquire(1.0), threads, size.paced_s)
+            ours = pace([admissions(bucket) for _ in range(runs)], size.paced_s)
+            baseline = pace([partial(plain.acquire, 1.0)] * runs, size.paced_s)
             found.append((*ours, *baseline))
         rate, cpu, plain_rate, plain_cpu = (median(each) for each in zip(*found, strict=True))
         shares = [rate / PER_S, plain_rate / PER_S, cpu, plain_cpu]
-        rows.append((f"{PER_S:,}/s through one bucket, {threads} threads", [*shares]))
+        rows.append((f"{PER_S:,}/s through one bucket, {runs} runs", [*shares]))
     return rows
-
-
-def waiting_cpu(size: Size) -> list[Row]:
-    """CPU seconds used in a second by threads that all wait for one bucket."""
-    stop, event = StopSignal(), threading.Event()
-    bucket = TokenBucket(Limits(requests_per_minute=1, tokens_per_minute=math.inf))
-    bucket.acquire(1.0)
-
-    def cpu(wait: Callable[[], object], end: Callable[[], object]) -> float:
-        running = [threading.Thread(target=wait) for _ in range(size.waiting)]
-        for each in running:
-            each.start()
-        time.sleep(0.2)
-        before = time.process_time()
-        time.sleep(size.wait_s)
-        used = (time.process_time() - before) / size.wait_s
-        end()
-        for each in running:
-            each.join()
-        return used
-
-    ours = cpu(lambda: bucket.acquire(1.0, stop), lambda: stop.set(StopRequested("enough")))
-    plain = cpu(event.wait, event.set)
-    return [(f"{size.waiting:,} threads that wait", [None, None, ours, plain])]
 
 
 def writing(size: Size, folder: Path) -> Row:
@@ -260,7 +248,7 @@ def main() -> None:
     rows = [*uncontended(size), writing(size, folder), reading(size, folder), *counting(size)]
     print_table(("part; baseline", "a second", "baseline", "us each", "baseline", "ratio"), rows)
     columns = ("limiter; baseline", "share", "baseline", "CPU s in 1 s", "baseline")
-    print_table(columns, [*paced(size), *waiting_cpu(size)])
+    print_table(columns, paced(size))
 
 
 if __name__ == "__main__":
