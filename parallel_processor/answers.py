@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_processor.models import Attempt, Refusal, Reply, Verdict
-from parallel_processor.providers import read_usage
+from parallel_processor.replies import mappings
+from parallel_processor.usage import read_usage
 from parallel_processor.waits import duration_s, milliseconds_s, timestamp, wait_s
 
 _FATAL_CODES = frozenset(
@@ -230,14 +231,10 @@ def _detail_codes(details: Any) -> Iterator[str]:
     """Anthropic's sub-code; Google's reasons and the quotas that are exceeded."""
     if isinstance(details, Mapping):
         yield _label(details.get("error_code"))
-    for detail in _mappings(details):
+    for detail in mappings(details):
         yield _label(detail.get("reason"))
-        for violation in _mappings(detail.get("violations")):
+        for violation in mappings(detail.get("violations")):
             yield _label(violation.get("quotaId"))
-
-
-def _mappings(values: Any) -> list[Mapping[str, Any]]:
-    return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []
 
 
 def _label(value: Any) -> str:
@@ -250,7 +247,7 @@ def _detail(detail: Any) -> str:
     """FastAPI's errors: a text, or a list of objects with a ``msg`` each."""
     if isinstance(detail, str):
         return detail
-    texts = (d.get("msg") for d in _mappings(detail))
+    texts = (d.get("msg") for d in mappings(detail))
     return "; ".join(text for text in texts if isinstance(text, str))
 
 
@@ -283,7 +280,7 @@ def _hint_s(reply: Reply) -> float | None:
     body = _unwrapped(reply.data)
     error = body.get("error") if isinstance(body, Mapping) else None
     details = error.get("details") if isinstance(error, Mapping) else None
-    for detail in _mappings(details):
+    for detail in mappings(details):
         delay = detail.get("retryDelay")
         seconds = duration_s(delay) if isinstance(delay, str) else None
         if seconds is not None:

@@ -13,14 +13,13 @@ from parallel_processor.exceptions import ResultsFileError
 
 try:
     import fcntl
-except ImportError:  # Windows: there is no lock then
+except ImportError:  # not POSIX: there are no locks then
     fcntl = None  # type: ignore[assignment]
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
 _MAX_REPLACEMENTS = 10
-# A pipe that nobody reads is an error at once, instead of a wait that nothing ends; on Windows lines end
-# with LF as well.
-_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# Opening a pipe that nobody reads then fails at once; otherwise it would wait forever.
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 
 
 class AppendFile:
@@ -109,28 +108,14 @@ class AppendFile:
         The lock holds throughout: ``other`` has one as well.
         """
         status = os.fstat(self._file.fileno())
-        if hasattr(os, "fchown"):  # not on Windows
-            with contextlib.suppress(PermissionError):  # only root may give a file away
-                os.fchown(other._file.fileno(), status.st_uid, status.st_gid)
-            os.fchmod(other._file.fileno(), stat.S_IMODE(status.st_mode))
+        with contextlib.suppress(PermissionError):  # only root may give a file away
+            os.fchown(other._file.fileno(), status.st_uid, status.st_gid)
+        os.fchmod(other._file.fileno(), stat.S_IMODE(status.st_mode))
         target = self.path.resolve()  # a symbolic link stays one
-        if fcntl is None:
-            self._replace_closed(other, target)
-            return
         os.replace(other.path, target)
         _sync_directory(target.parent)
         old, self._file, self._size = self._file, other._file, other._size
         old.close()
-
-    def _replace_closed(self, other: AppendFile, target: Path) -> None:
-        """Windows replaces no file that is open, nor by one; and there is no lock to hold."""
-        other.close()
-        self.close()
-        try:
-            os.replace(other.path, target)
-            self._size = other._size
-        finally:
-            self._file = _open_locked(self.path, 0o666, 0)
 
     def close(self) -> None:
         """Give back the descriptor, and with it the lock; again does nothing.
@@ -148,7 +133,7 @@ class AppendFile:
 def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:
     """Open and lock ``path``; again if it was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
-        file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS | flags, mode)
+        file = _open(path, _FLAGS | flags, mode)
         try:
             if hasattr(os, "O_NONBLOCK"):
                 os.set_blocking(file.fileno(), True)

@@ -25,7 +25,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from parallel_processor.incoming import bound_by
+from parallel_processor.heads import bound_by
 from parallel_processor.interception import HTTPConnection, HTTPSConnection
 from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.forks import FORKS_WAIT
+from parallel_processor.models import model_name
 
 if TYPE_CHECKING:
     import tiktoken
@@ -57,7 +58,6 @@ _O200K_PREFIXES = (  # OpenAI's families that tiktoken 0.14 has no entry for
 )
 _SEPARATOR = b"\xf8\xf9"  # of packed tokens, none of which has it: UTF-8 has no such bytes
 _LOAD_TIMEOUT_S = 30.0
-_MODEL_CHARS = 256  # a longer "model" is none, and is not worth remembering
 _CHUNK_CHARS = 100_000  # the worst text of this length takes 0.1 s; o200k fails on 1,000,000 spaces
 _MAX_CHUNKS = 20  # texts above 2,000,000 characters exceed every model's context: sampled
 _REMEMBERED_CHARS, _REMEMBERED_TEXTS = 8_192, 1_024
@@ -152,9 +152,7 @@ def base_model_name(model: object) -> str:
 
     Empty for what can't be a model's name.
     """
-    if not isinstance(model, str) or len(model) > _MODEL_CHARS:
-        return ""
-    name = model.strip().lower().rsplit("/", 1)[-1]
+    name = model_name(model).strip().lower().rsplit("/", 1)[-1]
     return name.split(":")[1] if name.startswith("ft:") else name
 
 

@@ -21,8 +21,7 @@ from urllib3.util.wait import wait_for_read
 
 from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
-from parallel_processor.heads import AnswerHead, parse_head
-from parallel_processor.incoming import Incoming, bound_by
+from parallel_processor.heads import AnswerHead, Incoming, bound_by, parse_head
 
 _JOINED_BYTES = 64 * 1024  # copying so much costs less than a second write
 _CHUNK_BYTES = 1024 * 1024

@@ -91,11 +91,8 @@ def check_paths(
 
 
 def _file_of(path: Path) -> object:
-    """What equal files share, whatever their names.
-
-    A file that doesn't exist yet has only its name, and so have those of some of Windows' file systems.
-    """
-    status = path.stat() if path.exists() else None
-    if status is None or not status.st_ino:
+    """What two paths to one file share: its device and inode; its full path if it doesn't exist yet."""
+    if not path.exists():
         return path.resolve()
+    status = path.stat()
     return status.st_dev, status.st_ino

@@ -22,6 +22,34 @@ class Endpoint(enum.Enum):
     MESSAGES = "messages"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def of_path(cls, path: str) -> Endpoint:
+        """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
+        path = path.rstrip("/").lower()
+        return next((kind for kind, end in _PATH_ENDS.items() if path.endswith(end)), cls.UNKNOWN)
+
+    @property
+    def path_end(self) -> str:
+        """What the paths of its URLs end with, in lower case; empty for ``UNKNOWN``."""
+        return _PATH_ENDS.get(self, "")
+
+
+_PATH_ENDS = {
+    Endpoint.CHAT: "/chat/completions",  # before "/completions", which also ends it
+    Endpoint.RESPONSES: "/responses",
+    Endpoint.COMPLETIONS: "/completions",
+    Endpoint.EMBEDDINGS: "/embeddings",
+    Endpoint.MODERATIONS: "/moderations",
+    Endpoint.MESSAGES: "/messages",
+}
+
+_MAX_MODEL_CHARS = 256
+
+
+def model_name(value: Any) -> str:
+    """``value`` if it may be a model's name; empty for no string, and for more than 256 characters."""
+    return value if isinstance(value, str) and len(value) <= _MAX_MODEL_CHARS else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

@@ -9,19 +9,24 @@ that names no cap gets that everywhere.
 
 from __future__ import annotations
 
-from parallel_processor.learned import OutputSizes
-from parallel_processor.models import Cost, Estimate, Request
+import threading
+from collections import deque
+from collections.abc import Hashable
+
+from parallel_processor.models import Cost, Estimate, Request, model_name
 from parallel_processor.options import Options
 from parallel_processor.providers import charges_reservation, endpoint_of
 from parallel_processor.tokens import TokenCounter
 
-_MODEL_CHARS = 256
+_KEPT = 200
+_QUANTILE = 0.9
+_EVERY = 10  # answers after which the quantile is worked out anew; fewer tell nothing
+_MAX_KEYS = 256
 
 
 def model_of(request: Request) -> str:
     """The model that a request names; empty if there is none, or no name."""
-    model = request.body.get("model") if isinstance(request.body, dict) else None
-    return model if isinstance(model, str) and len(model) <= _MODEL_CHARS else ""
+    return model_name(request.body.get("model")) if isinstance(request.body, dict) else ""
 
 
 class Pricing:
@@ -61,3 +66,47 @@ class Pricing:
     def learn(self, estimate: Estimate, output_tokens: int) -> None:
         """The answer of such a request had ``output_tokens``."""
         self._sizes.note(estimate.kind, output_tokens)
+
+
+class _Recent:
+    """The newest answers of one model and kind."""
+
+    __slots__ = ("expected", "fresh", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: deque[int] = deque(maxlen=_KEPT)
+        self.fresh = 0
+        self.expected: int | None = None
+
+    def add(self, tokens: int) -> None:
+        """One more; works out ``expected`` after each ten."""
+        self.sizes.append(tokens)
+        self.fresh += 1
+        if self.fresh == _EVERY:
+            self.fresh = 0
+            ordered = sorted(self.sizes)
+            self.expected = ordered[int(_QUANTILE * (len(ordered) - 1))]
+
+
+class OutputSizes:
+    """The output tokens of recent answers, by model and kind. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._recent: dict[Hashable, _Recent] = {}
+
+    def note(self, key: Hashable, tokens: int) -> None:
+        """An answer had ``tokens`` of output. Beyond 256 keys, new ones are not learned."""
+        with self._lock:
+            recent = self._recent.get(key)
+            if recent is None:
+                if len(self._recent) >= _MAX_KEYS:
+                    return
+                recent = self._recent[key] = _Recent()
+            recent.add(tokens)
+
+    def expected(self, key: Hashable) -> int | None:
+        """What nine of ten recent answers stayed within; ``None`` before ten have come."""
+        with self._lock:
+            recent = self._recent.get(key)
+            return recent.expected if recent is not None else None

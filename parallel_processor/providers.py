@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
-from typing import Any, TypeGuard
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -12,16 +10,6 @@ from parallel_processor.models import Endpoint
 from parallel_processor.options import Options, shown_url
 
 ANTHROPIC_VERSION = "2023-06-01"
-
-# Longest first: "/completions" also ends the path of chat completions.
-_ENDPOINT_BY_PATH_END = (
-    ("/chat/completions", Endpoint.CHAT),
-    ("/responses", Endpoint.RESPONSES),
-    ("/completions", Endpoint.COMPLETIONS),
-    ("/embeddings", Endpoint.EMBEDDINGS),
-    ("/moderations", Endpoint.MODERATIONS),
-    ("/messages", Endpoint.MESSAGES),
-)
 
 _AZURE = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
 
@@ -34,44 +22,19 @@ _CHARGES_USE = (
     "generativelanguage.googleapis.com",
 )
 
-# The fields that an answer's usage may have: the first set with a number in it is added up. Anthropic's
-# input excludes the cache; what was written to it counts against the limit, what was read doesn't.
-_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top of its own API's answers
-_USAGE_FIELDS = (
-    ("total_tokens",),
-    ("totalTokenCount",),
-    ("prompt_tokens", "completion_tokens"),
-    ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
-    (
-        *("promptTokenCount", "toolUsePromptTokenCount"),
-        *("candidatesTokenCount", "thoughtsTokenCount"),
-    ),
-    _OLLAMA_COUNTS,
-)
-_INPUT_FIELDS = (
-    ("prompt_tokens",),
-    ("input_tokens", "cache_creation_input_tokens"),
-    ("promptTokenCount", "toolUsePromptTokenCount"),
-    ("prompt_eval_count",),
-)
-_OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
-
 
 def _host(url: str) -> str:
     return urlsplit(url).hostname or ""
 
 
-def _is_host(host: str, *names: str) -> bool:
+def is_host(host: str, *names: str) -> bool:
+    """True if ``host`` is one of ``names``, or a subdomain of one."""
     return any(host == name or host.endswith("." + name) for name in names)
 
 
 def endpoint_of(url: str) -> Endpoint:
     """The endpoint's kind, from the end of the path of any host; ``UNKNOWN`` for any other end."""
-    path = urlsplit(url).path
-    for end, endpoint in _ENDPOINT_BY_PATH_END:
-        if _ends_with(path, end):
-            return endpoint
-    return Endpoint.UNKNOWN
+    return Endpoint.of_path(urlsplit(url).path)
 
 
 def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
@@ -83,16 +46,16 @@ def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
     """
     parts, host = urlsplit(url), _host(url)
     headers: dict[str, str] = {}
-    anthropic = _is_host(host, "anthropic.com") or endpoint_of(url) is Endpoint.MESSAGES
+    anthropic = is_host(host, "anthropic.com") or endpoint_of(url) is Endpoint.MESSAGES
     if anthropic:
         headers["anthropic-version"] = ANTHROPIC_VERSION
     if not api_key:
         return headers
-    if "/deployments/" in parts.path or _is_host(host, *_AZURE):
+    if "/deployments/" in parts.path or is_host(host, *_AZURE):
         headers["api-key"] = api_key
     elif anthropic:
         headers["x-api-key"] = api_key
-    elif _is_host(host, "generativelanguage.googleapis.com") and "/openai/" not in parts.path:
+    elif is_host(host, "generativelanguage.googleapis.com") and "/openai/" not in parts.path:
         headers["x-goog-api-key"] = api_key
     else:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -134,7 +97,7 @@ def check_key(options: Options) -> None:
 
 def charges_reservation(url: str) -> bool:
     """True if the provider's limiter charges the reserved maximum, whatever the answer used."""
-    return not _is_host(_host(url), *_CHARGES_USE)
+    return not is_host(_host(url), *_CHARGES_USE)
 
 
 def resolve_url(request_url: str, relative: str | None) -> str:
@@ -154,57 +117,14 @@ def resolve_url(request_url: str, relative: str | None) -> str:
             raise ValueError(f"its url {relative!r} is on another host than the request URL")
         return target.geturl()
     path = "/" + row.path.lstrip("/")
-    end = next((end for end, _ in _ENDPOINT_BY_PATH_END if _ends_with(base.path, end)), "")
+    endpoint = Endpoint.of_path(base.path)
+    end = endpoint.path_end
     stem = base.path.rstrip("/")
     stem = stem[: len(stem) - len(end)]  # what stands before the endpoint
-    if _ends_with(base.path, path.lower()) and endpoint_of(path) is endpoint_of(base.path):
+    if base.path.rstrip("/").lower().endswith(path.lower()) and Endpoint.of_path(path) is endpoint:
         path = base.path
     elif path.startswith("/v1/") and (end or stem.endswith("/v1")):
         path = stem + path[len("/v1") :]
     elif not path.startswith(stem + "/"):
         path = stem + path
     return base._replace(path=path, query=row.query or base.query).geturl()
-
-
-def _ends_with(path: str, end: str) -> bool:
-    return path.rstrip("/").lower().endswith(end)
-
-
-def used_tokens(data: Any) -> int | None:
-    """The tokens that an answer's usage names, input and output together; ``None`` without any.
-
-    Reads the fields of OpenAI, Anthropic, Gemini, Cohere and Ollama.
-    """
-    return read_usage(data)[0]
-
-
-def read_usage(data: Any) -> tuple[int | None, int | None]:
-    """Like :func:`used_tokens`, and the output's part of it; ``None`` for what isn't named."""
-    if not isinstance(data, Mapping):
-        return None, None
-    usage = data.get("usage") or data.get("usageMetadata")
-    if not isinstance(usage, Mapping):
-        usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
-    elif isinstance(usage.get("tokens"), Mapping):
-        usage = usage["tokens"]  # Cohere's own API
-    for names in _USAGE_FIELDS:
-        found = (usage.get(name) for name in names)
-        counts = [int(count) for count in found if _is_count(count)]
-        if counts:
-            total = sum(counts)
-            return total, _output(usage, total)
-    return None, None
-
-
-def _output(usage: Mapping[str, Any], total: int) -> int | None:
-    """What of ``total`` is output: the rest after the input, which holds what a model thought too."""
-    for names in _INPUT_FIELDS:
-        if _is_count(usage.get(names[0])):
-            counts = (usage.get(name) for name in names)
-            return max(0, total - sum(int(count) for count in counts if _is_count(count)))
-    outputs = [int(usage[name]) for name in _OUTPUT_FIELDS if _is_count(usage.get(name))]
-    return min(sum(outputs), total) if outputs else None
-
-
-def _is_count(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15

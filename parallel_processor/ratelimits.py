@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from parallel_processor.providers import is_host
 from parallel_processor.waits import duration_s, timestamp, wait_s
 
 _MINUTE_S, _DAY_S = 60.0, 86_400.0
@@ -160,7 +161,7 @@ def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
         window_s = _known_window_s(match[1], match[2], host)
     elif match := _ANTHROPIC.fullmatch(name):
         window_s = _MINUTE_S
-    elif _is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
+    elif is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
         window_s = _WINDOW_S["second"]
     elif name == _OPENROUTER:
         stamped = True
@@ -181,13 +182,9 @@ def _known_window_s(kind: str, unit: str | None, host: str) -> float | None:
     """What a name of OpenAI's style means by its unit, or at ``host``; ``None`` if it may be any."""
     if unit:
         return _WINDOW_S[unit]
-    if _is_host(host, "api.groq.com"):
+    if is_host(host, "api.groq.com"):
         return _DAY_S if kind == "requests" else _MINUTE_S
-    return _MINUTE_S if _is_host(host, "azure.com") else None
-
-
-def _is_host(host: str, *names: str) -> bool:
-    return any(host == name or host.endswith("." + name) for name in names)
+    return _MINUTE_S if is_host(host, "azure.com") else None
 
 
 def _read(

@@ -16,7 +16,7 @@ from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.jsontext import MAX_NESTING, dump, elements, members, parse
 from parallel_processor.models import CANT_BE_SENT, Reply, Request
 from parallel_processor.outcome import Outcome
-from parallel_processor.providers import used_tokens
+from parallel_processor.usage import used_tokens
 
 _log = logging.getLogger("parallel_processor")
 

@@ -22,14 +22,14 @@ def response_text(response: Any) -> str | None:
     """
     if not isinstance(response, Mapping):
         return None
-    for choice in _mappings(response.get("choices"))[:1]:  # chat, completions
+    for choice in mappings(response.get("choices"))[:1]:  # chat, completions
         message = choice.get("message")
         content = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-        return content if isinstance(content, str) else _joined(_mappings(content))
-    items = [item for item in _mappings(response.get("output")) if "content" in item]  # responses
+        return content if isinstance(content, str) else _joined(mappings(content))
+    items = [item for item in mappings(response.get("output")) if "content" in item]  # responses
     if items:
-        return _joined(part for item in items for part in _mappings(item["content"]))
-    return _joined(_mappings(response.get("content")))  # messages
+        return _joined(part for item in items for part in mappings(item["content"]))
+    return _joined(mappings(response.get("content")))  # messages
 
 
 def _joined(parts: Iterable[Mapping[str, Any]]) -> str | None:
@@ -47,7 +47,7 @@ def response_embeddings(response: Any) -> list[list[float]] | None:
     >>> response_embeddings({"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]})
     [[1.0], [2.0]]
     """
-    data = _mappings(response.get("data")) if isinstance(response, Mapping) else []
+    data = mappings(response.get("data")) if isinstance(response, Mapping) else []
     rows = sorted((row for row in data if "embedding" in row), key=_index)
     vectors = [_vector(row["embedding"]) for row in rows]
     return [vector for vector in vectors if vector is not None] or None
@@ -77,5 +77,6 @@ def response_usage(response: Any) -> Mapping[str, Any] | None:
     return usage if isinstance(usage, Mapping) else None
 
 
-def _mappings(values: Any) -> list[Mapping[str, Any]]:
+def mappings(values: Any) -> list[Mapping[str, Any]]:
+    """The objects in the list ``values``; none if it isn't a list."""
     return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []

@@ -14,6 +14,7 @@ import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -149,23 +150,52 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from file
 
 
-def prepare_results(
-    file: AppendFile,
+@contextmanager
+def open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
+    """Open and lock the results file, and the errors file if there is one. Close them at the end."""
+    with ExitStack() as stack:
+        files = []
+        for path in [save] if errors is None else [save, errors]:
+            files.append(AppendFile(path))
+            stack.callback(files[-1].close)
+        yield files
+
+
+def prepare(
+    files: Sequence[AppendFile],
     *,
+    overwrite: bool = False,
     keep_failures: bool = False,
-    answered: AnsweredRequests | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> AnsweredRequests:
-    """Read a results file, and leave only whole, good records in it; adds to ``answered`` if given.
+    """Mend the files of a job, and return which requests they answer.
 
-    A torn last line is cut off, failed records are dropped to be tried again; with ``keep_failures``
-    they stay and stand for their requests. Lines that are no records stay. :class:`ResultsFileError` if
-    the file can't be read or mended; it is whole then. ``check`` is called time and again while the file
-    is read, and may raise: nothing has been changed then.
+    Args:
+        files: the results file, and the errors file if there is one. Pipes and devices stay as they are.
+        overwrite: empty the files instead.
+        keep_failures: leave failed records in the files; their requests are not sent again.
+        check: called every 1,000 lines. It may raise; the file under work is then unchanged.
+
+    A torn last line is cut off. Failed records are removed, so that their requests are sent again.
+    Lines that are no records stay. Raises :class:`ResultsFileError` if a file can't be read or mended,
+    or holds other data than records; it is then as it was, or complete.
     """
-    answered = AnsweredRequests() if answered is None else answered
-    if not file.is_regular:
-        return answered
+    answered = AnsweredRequests()
+    for file in files:
+        if not file.is_regular:
+            continue
+        if overwrite:
+            file.cut(0)
+        else:
+            _mend(file, answered, keep_failures, check)
+    _report(files[0].path, answered, keep_failures)
+    return answered
+
+
+def _mend(
+    file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Callable[[], None]
+) -> None:
+    """Leave only whole lines in ``file``, and good records; add what it has to ``answered``."""
     try:
         scan = _Scan(file.path, answered, keep_failures, check)
         if scan.is_foreign:
@@ -182,7 +212,17 @@ def prepare_results(
             _drop(file, scan.failed)
     except OSError as error:
         raise ResultsFileError(f"can't mend {file.path}: {error.strerror or error}") from error
-    return answered
+
+
+def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
+    """Log what was found."""
+    if answered.answered:
+        _log.info("%s has %s answers", path, f"{answered.answered:,}")
+    if answered.failed:
+        what = "stay as they are" if keep_failures else "are sent again"
+        _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
+    if answered.foreign:
+        _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
 
 
 def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
@@ -203,7 +243,7 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
         beside.sync()
         file.replace_by(beside)
     except BaseException:
-        beside.close()  # first: Windows removes no open file
+        beside.close()
         beside.path.unlink(missing_ok=True)
         raise
 

@@ -24,7 +24,7 @@ PACKAGE = "parallel_processor"
 # A module imports only from layers below its own.
 LAYERS = (
     {"exceptions", "figures", "models", "options", "outcome", "replies", "settings"},
-        *("display",),
+    *("display",),
     {
         *(
             "advice",
@@ -48,8 +48,8 @@ LAYERS = (
             "headline",
             "heads",
         ),
-        *("given", "images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
-        *("learned", "ledger", "limitsfile", "livereport"),
+        *("given", "images", "inflight", "inputs", "jsontext", "latencies"),
+        *("ledger", "limitsfile", "livereport"),
         *("messages", "notes"),
         "interception",
         *("observed", "pricing"),
@@ -58,7 +58,7 @@ LAYERS = (
         *("report", "resume", "retry"),
         *("serverlimits", "signals", "stop", "summaries", "surethread", "tables"),
         *("tlscontexts", "tokens", "transport"),
-        *("verify", "waits", "wording"),
+        *("usage", "verify", "waits", "wording"),
         *("notebooks", "records"),
     },
     {
@@ -81,7 +81,7 @@ WITHIN_LAYER = {
     ("outcome", "replies"),
     ("options", "exceptions"),
     ("settings", "options"),
-    ("answers", "providers"),
+    ("answers", "usage"),
     ("answers", "waits"),
     ("resume", "appendfile"),
     ("resume", "formats"),
@@ -93,7 +93,7 @@ WITHIN_LAYER = {
     ("formats", "records"),
     ("records", "answers"),
     ("records", "jsontext"),
-    ("records", "providers"),
+    ("records", "usage"),
     ("encodings", "forks"),
     ("notebooks", "forks"),
     ("progress", "forks"),
@@ -104,12 +104,11 @@ WITHIN_LAYER = {
     ("content", "images"),
     ("tokens", "content"),
     ("tokens", "encodings"),
-    ("connections", "incoming"),
+    ("connections", "heads"),
     ("connections", "interception"),
     ("connections", "tlscontexts"),
     ("exchange", "connections"),
     ("exchange", "heads"),
-    ("exchange", "incoming"),
     ("transport", "connections"),
     ("transport", "exchange"),
     ("transport", "failures"),
@@ -125,9 +124,9 @@ WITHIN_LAYER = {
     ("observed", "remaining"),
     ("remaining", "ratelimits"),
     ("serverlimits", "remaining"),
-    ("pricing", "learned"),
     ("pricing", "providers"),
     ("pricing", "tokens"),
+    ("ratelimits", "providers"),
     ("ratelimits", "waits"),
     ("counters", "latencies"),
     ("displays", "stop"),
@@ -166,7 +165,7 @@ WITHIN_LAYER = {
     ("page", "panels"),
     ("page", "tables"),
     ("page", "wording"),
-    ("frames", "providers"),
+    ("frames", "usage"),
     ("serverlimits", "observed"),
     ("serverlimits", "quota"),
     ("serverlimits", "ratelimits"),
@@ -239,7 +238,7 @@ THREAD_MAKERS = {
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
     *("buckets", "ceiling", "connections", "counters", "dispatcher", "duplicates"),
-    *("account", "encodings", "learned", "ledger", "notes", "processes", "stop", "submissions"),
+    *("account", "encodings", "ledger", "notes", "pricing", "processes", "stop", "submissions"),
     "writer",
     *("tlscontexts", "transport"),
     "forks",
@@ -248,7 +247,7 @@ LOCK_MAKERS = {
 ENVIRONMENT_READERS = {"cli"}
 PRINTERS = {"cli", "simulator.__main__"}
 
-MODULE_LINES = 300
+MODULE_LINES = 400
 FUNCTION_LINES = 40  # without the docstring
 
 
@@ -500,7 +499,7 @@ def test_every_test_says_in_a_sentence_what_it_shows() -> None:
         (breaks_habits, "worker", "import time\nf(wait=time.sleep)"),
         (breaks_habits, "worker", "print(1)"),
         (breaks_habits, "simulator.server", "print(1)"),
-        (breaks_sizes, "worker", "pass\n" * 301),
+        (breaks_sizes, "worker", "pass\n" * 401),
         (breaks_sizes, "worker", "class A:\n def f():\n  '''a\n  b'''\n" + "  pass\n" * 40),
     ],
 )

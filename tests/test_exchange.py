@@ -30,7 +30,7 @@ from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
 from parallel_processor.exchange import Answer, Line
 from parallel_processor.formats import made_request
-from parallel_processor.incoming import Incoming, bound_by
+from parallel_processor.heads import Incoming, bound_by
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport import Transport
