@@ -142,7 +142,7 @@ class StopRequested(ParallelProcessorError):
 class TransportError(ParallelProcessorError):
     """One attempt ended without a complete answer.
 
-    ``kind`` is a short label for counting: ``timeout``, ``connection``, ``torn_body`` …
+    ``kind`` is a short label for counting: ``timeout``, ``connection error``, ``torn body`` …
     ``retryable`` is false where another attempt must end the same way. ``is_cut`` is true where the run
     gave the attempt up itself, ``unreachable`` where there was no connection, so that nothing was sent.
     """

@@ -1,10 +1,14 @@
-"""What is reserved for a request: its prompt, and as much of its answer as the server's limit charges.
+"""Estimates what to reserve for a request: its prompt, and the part of its output that a server charges.
 
-Servers differ. OpenAI and Azure charge the most that a request may use when they admit it, and keep
-charging that: to reserve less would be refused. Others charge what an answer did use: there a
-``max_tokens`` that is ten times too high would leave nine tenths of the limit unused until each answer
-comes, so that what recent answers of the same model and kind used is reserved in its place. A request
-that names no cap gets that everywhere.
+Servers differ:
+
+* OpenAI and Azure charge the most that a request may use, when they admit it, and never correct
+  that. To reserve less would be rejected.
+* Others charge what a response used. There, a ``max_tokens`` that is ten times too high would leave
+  nine tenths of the limit unused until each response comes. So the cost is what recent responses of
+  the same model and endpoint used.
+
+A request without a cap is estimated by recent responses everywhere.
 """
 
 from __future__ import annotations
@@ -20,17 +24,17 @@ from parallel_processor.tokens import TokenCounter
 
 _KEPT = 200
 _QUANTILE = 0.9
-_EVERY = 10  # answers after which the quantile is worked out anew; fewer tell nothing
+_EVERY = 10  # after so many responses the quantile is computed again; fewer say nothing
 _MAX_KEYS = 256
 
 
 def model_of(request: Request) -> str:
-    """The model that a request names; empty if there is none, or no name."""
+    """The model that a request names; empty if it names none, or the name is no valid one."""
     return model_name(request.body.get("model")) if isinstance(request.body, dict) else ""
 
 
 class Pricing:
-    """Estimates costs, and learns from answers. Any thread may call it."""
+    """Estimates costs, and learns from responses. Any thread may call it."""
 
     def __init__(self, options: Options) -> None:
         self._request_url = options.request_url
@@ -44,7 +48,7 @@ class Pricing:
             self.charges_use = not charges_reservation(options.request_url)
 
     def estimate(self, request: Request) -> Estimate:
-        """What ``request`` may use, which is counted once."""
+        """What ``request`` may use. Its tokens are counted here, once."""
         endpoint = endpoint_of(request.url or self._request_url)
         counter, body = self._counter, request.body
         return Estimate(
@@ -64,12 +68,12 @@ class Pricing:
         return Cost(estimate.input_tokens + output, output)
 
     def learn(self, estimate: Estimate, output_tokens: int) -> None:
-        """The answer of such a request had ``output_tokens``."""
+        """Note that the response to such a request had ``output_tokens``."""
         self._sizes.note(estimate.kind, output_tokens)
 
 
 class _Recent:
-    """The newest answers of one model and kind."""
+    """The newest responses of one model and endpoint."""
 
     __slots__ = ("expected", "fresh", "sizes")
 
@@ -79,7 +83,7 @@ class _Recent:
         self.expected: int | None = None
 
     def add(self, tokens: int) -> None:
-        """One more; works out ``expected`` after each ten."""
+        """Add a response; compute ``expected`` after each ten."""
         self.sizes.append(tokens)
         self.fresh += 1
         if self.fresh == _EVERY:
@@ -89,14 +93,14 @@ class _Recent:
 
 
 class OutputSizes:
-    """The output tokens of recent answers, by model and kind. Any thread may call it."""
+    """The output tokens of recent responses, by endpoint and model. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards _recent and what it holds
         self._recent: dict[Hashable, _Recent] = {}
 
     def note(self, key: Hashable, tokens: int) -> None:
-        """An answer had ``tokens`` of output. Beyond 256 keys, new ones are not learned."""
+        """Note that a response had ``tokens`` of output. Beyond 256 keys, new ones are ignored."""
         with self._lock:
             recent = self._recent.get(key)
             if recent is None:
@@ -106,7 +110,7 @@ class OutputSizes:
             recent.add(tokens)
 
     def expected(self, key: Hashable) -> int | None:
-        """What nine of ten recent answers stayed within; ``None`` before ten have come."""
+        """What nine of ten recent responses stayed within; ``None`` before ten have come."""
         with self._lock:
             recent = self._recent.get(key)
             return recent.expected if recent is not None else None

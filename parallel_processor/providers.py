@@ -1,4 +1,4 @@
-"""What a URL tells about its provider: the kind of endpoint, the key's header, the way of charging."""
+"""What a URL says about its provider: the kind of endpoint, the header for the key, the way of charging."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ANTHROPIC_VERSION = "2023-06-01"
 
 _AZURE = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
 
-# Providers whose limiters count what was used, not what was reserved. OpenAI and Azure charge the
-# reserved maximum; of an unknown provider the same is assumed, since it never exceeds a limit.
+# Providers whose limits count the tokens that a response used. OpenAI and Azure count the most that it
+# may use. An unknown provider is taken for one of the latter: that never exceeds a limit.
 _CHARGES_USE = (
     "anthropic.com",
     "api.groq.com",
@@ -33,16 +33,17 @@ def is_host(host: str, *names: str) -> bool:
 
 
 def endpoint_of(url: str) -> Endpoint:
-    """The endpoint's kind, from the end of the path of any host; ``UNKNOWN`` for any other end."""
+    """The kind of endpoint, by the end of the URL's path on any host; ``UNKNOWN`` for any other end."""
     return Endpoint.of_path(urlsplit(url).path)
 
 
 def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
-    """The headers that carry ``api_key`` to ``url``; without a key none that hold one.
+    """The headers that carry ``api_key`` to ``url``. Without a key, no header holds one.
 
-    ``api-key`` for Azure's hosts and deployments, ``x-api-key`` with ``anthropic-version`` for
-    Anthropic's host and the Messages API on any other, ``x-goog-api-key`` for Gemini's native API, a
-    bearer token otherwise.
+    * Azure's hosts and deployments: ``api-key``.
+    * Anthropic's host, and the Messages API on any host: ``x-api-key`` and ``anthropic-version``.
+    * Gemini's native API: ``x-goog-api-key``.
+    * All others: a bearer token.
     """
     parts, host = urlsplit(url), _host(url)
     headers: dict[str, str] = {}
@@ -74,7 +75,7 @@ def is_loopback(url: str) -> bool:
 
 
 def needs_key(url: str) -> bool:
-    """False for a loopback host and for plain ``http``: local servers want no key."""
+    """False for a loopback host and for plain ``http``: local servers need no key."""
     return urlsplit(url).scheme != "http" and not is_loopback(url)
 
 
@@ -84,29 +85,31 @@ def exposes_key(url: str) -> bool:
 
 
 def check_key(options: Options) -> None:
-    """:class:`ConfigurationError` unless a key is where one is needed, and nobody can read it."""
+    """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS."""
     url = shown_url(options.request_url)
     if options.api_key:
         if exposes_key(options.request_url) and not options.allow_plain_http:
             raise ConfigurationError(
-                f"{url} would get the api_key in plain text: use https, or allow_plain_http, or no key"
+                f"{url} would get the api_key in plain text: use https, set allow_plain_http, or"
+                " give no key"
             )
     elif options.session_factory is None and needs_key(url):
-        raise ConfigurationError(f"{url} needs an api_key")
+        raise ConfigurationError(f"{url} needs an api_key, or a session_factory that logs in")
 
 
 def charges_reservation(url: str) -> bool:
-    """True if the provider's limiter charges the reserved maximum, whatever the answer used."""
+    """True if the provider charges the reserved maximum, whatever the response used."""
     return not is_host(_host(url), *_CHARGES_USE)
 
 
 def resolve_url(request_url: str, relative: str | None) -> str:
     """The URL of a Batch row: its endpoint on the host of ``request_url``.
 
-    Whatever stands before the endpoint in ``request_url`` takes the place of the row's ``/v1``: under
-    ``http://host/proxy/v1/chat/completions`` the row's ``/v1/embeddings`` is
-    ``http://host/proxy/v1/embeddings``, and an Azure deployment stays in the path. An absolute URL of
-    another host is not followed, so that no key goes there: it is a ``ValueError``.
+    What precedes the endpoint in ``request_url`` replaces the ``/v1`` of the row. So under
+    ``http://host/proxy/v1/chat/completions`` the row's ``/v1/embeddings`` becomes
+    ``http://host/proxy/v1/embeddings``, and an Azure deployment stays in the path.
+
+    Raises ``ValueError`` for an absolute URL on another host: no key may go there.
     """
     if not relative:
         return request_url
@@ -120,7 +123,7 @@ def resolve_url(request_url: str, relative: str | None) -> str:
     endpoint = Endpoint.of_path(base.path)
     end = endpoint.path_end
     stem = base.path.rstrip("/")
-    stem = stem[: len(stem) - len(end)]  # what stands before the endpoint
+    stem = stem[: len(stem) - len(end)]  # what precedes the endpoint
     if base.path.rstrip("/").lower().endswith(path.lower()) and Endpoint.of_path(path) is endpoint:
         path = base.path
     elif path.startswith("/v1/") and (end or stem.endswith("/v1")):

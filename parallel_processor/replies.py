@@ -1,8 +1,8 @@
-"""What people look for in an answer, whatever the endpoint: its text, its embeddings, its usage.
+"""Reads what people look for in a response of any endpoint: its text, its embeddings, its usage.
 
-Each of these reads the parsed JSON of an answer, any shape of it, and gives ``None`` for what isn't
-there. The shapes are those of OpenAI's chat, responses, completions and embeddings, and of Anthropic's
-messages.
+Each function takes the parsed JSON of a response, of any shape, and returns ``None`` for what isn't
+there. The shapes are those of OpenAI's chat, responses, completions and embeddings, and of
+Anthropic's messages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def response_text(response: Any) -> str | None:
-    """The text of an answer; of several choices the first one's. ``None`` if it has none.
+    """The text of a response, of its first choice if there are several. ``None`` if it has none.
 
     >>> response_text({"choices": [{"message": {"role": "assistant", "content": "Yes."}}]})
     'Yes.'
@@ -33,16 +33,16 @@ def response_text(response: Any) -> str | None:
 
 
 def _joined(parts: Iterable[Mapping[str, Any]]) -> str | None:
-    """The parts that are text, one behind the other; what a model thought is none."""
+    """The parts that are text, joined. A model's reasoning is not text."""
     texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
     found = [text for text in texts if isinstance(text, str)]
     return "".join(found) if found else None
 
 
 def response_embeddings(response: Any) -> list[list[float]] | None:
-    """The vectors of an embeddings answer in the order of its inputs; ``None`` if it has none.
+    """The vectors of an embeddings response in the order of its inputs; ``None`` if it has none.
 
-    Vectors that came as base64 (``"encoding_format": "base64"``) are 32-bit floats, little-endian.
+    Vectors in base64 (``"encoding_format": "base64"``) are 32-bit floats, little-endian.
 
     >>> response_embeddings({"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]})
     [[1.0], [2.0]]
@@ -72,11 +72,11 @@ def _vector(value: Any) -> list[float] | None:
 
 
 def response_usage(response: Any) -> Mapping[str, Any] | None:
-    """What an answer says of the tokens that it used, as it says it; ``None`` if nothing."""
+    """What a response says about the tokens that it used, in its own form; ``None`` if it says nothing."""
     usage = response.get("usage") if isinstance(response, Mapping) else None
     return usage if isinstance(usage, Mapping) else None
 
 
 def mappings(values: Any) -> list[Mapping[str, Any]]:
-    """The objects in the list ``values``; none if it isn't a list."""
+    """The objects in the list ``values``; an empty list if it is no list."""
     return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []

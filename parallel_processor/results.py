@@ -18,7 +18,7 @@ def unanswered(
     counters: Counters,
     is_over: Callable[[], bool],
 ) -> Iterator[Request]:
-    """The requests that have no answer yet; says once if a member had to be left out of some."""
+    """The requests that have no answer yet. One warning says which members were dropped."""
     warned = False
     for request in requests:
         if is_over():

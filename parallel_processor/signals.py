@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM for the command line: the first stops a run in order, the second at once.
+"""Ctrl-C and SIGTERM for the command line: the first one stops a run in order, the second one at once.
 
-A handler that runs in the main thread may not take a lock that this thread may hold. So Python's own
-handler does nothing; the number of the signal arrives in a socket (``signal.set_wakeup_fd``), and a
-thread that waits on it tells the run. Only from the third signal on the handler raises
-``KeyboardInterrupt``: the main thread may be stuck in reading a pipe or a file of many gigabytes.
+A signal handler runs in the main thread, so it must not take a lock that this thread may hold.
+Therefore the handler does nothing. Python writes the signal's number into a socket
+(``signal.set_wakeup_fd``), and a thread that waits on the socket tells the run.
+
+From the third signal on, the handler raises ``KeyboardInterrupt``: the main thread may be stuck in
+reading a pipe, or a file of many gigabytes.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SignalWatcher:
-    """While open, calls ``on_first`` with a signal's name, ``on_second`` for the next ones.
+    """While open, calls ``on_first`` with the first signal's name, and ``on_second`` with later ones'.
 
-    Both are called from a thread of its own. To be opened by the main thread. ``number`` is the first
-    signal that came, 0 before.
+    Both are called from a thread of its own. Only the main thread may open it. ``number`` is the
+    number of the first signal; 0 before one came.
     """
 
     def __init__(self, on_first: Callable[[str], None], on_second: Callable[[str], None]) -> None:
@@ -36,7 +38,7 @@ class SignalWatcher:
 
     def __enter__(self) -> SignalWatcher:
         self._sender.setblocking(False)
-        # One that is ignored, as under nohup, stays so.
+        # A signal that is ignored, as under nohup, stays ignored.
         heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         self._handlers = {number: signal.signal(number, self._handle) for number in heard}
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)

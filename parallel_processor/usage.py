@@ -1,13 +1,13 @@
-"""How many tokens an answer says that it used."""
+"""Reads how many tokens a response used, in the words of every provider."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-# The fields that an answer's usage may have: the first set with a number in it is added up. Anthropic's
-# input excludes the cache; what was written to it counts against the limit, what was read doesn't.
-_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top of its own API's answers
+_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
+# The fields of a usage object. Those of the first set that has a number are added up. Anthropic's
+# input_tokens exclude the cache: tokens written to it count against the limit, tokens read don't.
 _USAGE_FIELDS = (
     ("total_tokens",),
     ("totalTokenCount",),
@@ -29,7 +29,7 @@ _OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", 
 
 
 def used_tokens(data: Any) -> int | None:
-    """The tokens that an answer's usage names, input and output together; ``None`` without any.
+    """The tokens that a response used, input and output together; ``None`` if it doesn't say.
 
     Reads the fields of OpenAI, Anthropic, Gemini, Cohere and Ollama.
     """
@@ -37,7 +37,7 @@ def used_tokens(data: Any) -> int | None:
 
 
 def read_usage(data: Any) -> tuple[int | None, int | None]:
-    """Like :func:`used_tokens`, and the output's part of it; ``None`` for what isn't named."""
+    """All tokens that a response used, and the output's part; ``None`` for what it doesn't say."""
     if not isinstance(data, Mapping):
         return None, None
     usage = data.get("usage") or data.get("usageMetadata")
@@ -55,7 +55,7 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
 
 
 def _output(usage: Mapping[str, Any], total: int) -> int | None:
-    """What of ``total`` is output: the rest after the input, which holds what a model thought too."""
+    """How much of ``total`` is output: all but the input. So it includes a model's reasoning."""
     for names in _INPUT_FIELDS:
         if _is_count(usage.get(names[0])):
             counts = (usage.get(name) for name in names)

@@ -118,7 +118,7 @@ def test_local_servers_need_no_key(url: str, needed: bool) -> None:
     ],
 )
 def test_who_charges_the_reserved_maximum(url: str, charged: bool) -> None:
-    """OpenAI, Azure and the unknown charge what was reserved; some charge what was used."""
+    """OpenAI, Azure and unknown hosts charge the reserved maximum; some charge what was used."""
     assert charges_reservation(url) is charged
 
 
@@ -159,7 +159,7 @@ def test_who_charges_the_reserved_maximum(url: str, charged: bool) -> None:
     ],
 )
 def test_a_batch_row_names_an_endpoint(request_url: str, relative: str, url: str | None) -> None:
-    """What a gateway or a deployment puts before the endpoint stays."""
+    """What a gateway or a deployment puts before the endpoint is kept."""
     assert resolve_url(request_url, relative) == (url or relative)
 
 

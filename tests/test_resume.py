@@ -1,4 +1,4 @@
-"""What a results file says is done, and how it is mended."""
+"""What a results file answers, and how it is repaired."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def test_a_file_without_any_record_is_refused(path: Path, content: bytes) -> Non
 
 
 def test_a_file_that_is_in_order_is_not_touched(path: Path) -> None:
-    """Not even its inode and its time change."""
+    """Even its inode and its time stay the same."""
     path.write_bytes(good(1) + b"foreign\n" + good(2))
     os.utime(path, (1, 1))
     before = path.stat()
@@ -336,7 +336,7 @@ def test_a_torn_tail_needs_no_copy_of_the_file(path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664])
 def test_the_files_mode_and_owner_stay(path: Path, mode: int) -> None:
-    """The new file is as readable as the old one was, and nobody else's."""
+    """The new file has the permissions and the owner of the old one."""
     path.write_bytes(bad(1) + good(2))
     path.chmod(mode)
     with contextlib.suppress(PermissionError):  # only root may
@@ -350,7 +350,7 @@ def test_the_files_mode_and_owner_stay(path: Path, mode: int) -> None:
 
 
 def test_a_symbolic_link_stays_one(tmp_path: Path, path: Path) -> None:
-    """Its target is what is replaced, in the target's folder."""
+    """The target is replaced, in its own folder."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     target = folder / "target.jsonl"
@@ -364,7 +364,7 @@ def test_a_symbolic_link_stays_one(tmp_path: Path, path: Path) -> None:
 
 
 def test_devices_hold_no_answers(tmp_path: Path) -> None:
-    """They are neither read nor mended; a link to nowhere becomes a file."""
+    """They are neither read nor repaired; a link to nowhere becomes a file."""
     assert mended(Path(os.devnull)).answered == 0
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
@@ -390,7 +390,7 @@ def test_a_replacement_that_fails_leaves_the_old_file(
     fails: Callable[..., Any],
     raised: type[BaseException],
 ) -> None:
-    """Wherever it ends, the file is what it was, and nothing lies beside it."""
+    """Wherever it fails, the file is unchanged, and nothing is left beside it."""
     content = good(1) + bad(2) + good(3)
     path.write_bytes(content)
     with monkeypatch.context() as patch:
@@ -412,7 +412,7 @@ def test_what_a_killed_replacement_left_behind_is_overwritten(path: Path) -> Non
 
 
 def test_files_may_belong_to_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may not give a file away owns the new one."""
+    """If the owner can't be kept, the new file belongs to the current user."""
 
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -493,7 +493,7 @@ def test_a_file_of_the_cookbooks_script_resumes(path: Path) -> None:
 
 
 def test_the_files_are_ours_while_they_are_open(path: Path, errors: Path) -> None:
-    """Both are made and locked, and free behind the block, however that ends."""
+    """Both are created and locked, and unlocked after the block, however it ends."""
     with open_files(path, errors) as files:
         assert [file.path for file in files] == [path, errors]
         assert not is_free(path)
@@ -506,7 +506,7 @@ def test_the_files_are_ours_while_they_are_open(path: Path, errors: Path) -> Non
 
 
 def test_nothing_stays_open_if_one_cant_be_opened(path: Path, errors: Path) -> None:
-    """An errors file of somebody else's costs no lock on the results."""
+    """If the errors file is locked by somebody else, the results file is unlocked again."""
     before = descriptors()
     theirs = AppendFile(errors)
     with pytest.raises(ResultsFileError, match="another process"), open_files(path, errors):
@@ -566,7 +566,7 @@ def test_a_pipe_has_no_answers(path: Path, overwrite: bool) -> None:
 def test_what_was_found_is_said(
     path: Path, errors: Path, caplog: pytest.LogCaptureFixture, keep_failures: bool, words: str
 ) -> None:
-    """The sums of both files, once, with what becomes of them."""
+    """The sums of both files are logged once, with what happens to them."""
     path.write_bytes(good(1) * 1500 + bad(2) + b"a remark\n")
     errors.write_bytes(bad(3) * 2)
     with caplog.at_level(logging.INFO, logger="parallel_processor"):

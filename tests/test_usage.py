@@ -1,4 +1,4 @@
-"""The tokens that an answer says it used, in every provider's words."""
+"""The tokens that a response used, in every provider's words."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ from parallel_processor.usage import read_usage, used_tokens
     ],
 )
 def test_used_tokens_are_read_from_every_providers_usage(answer: Any, tokens: int | None) -> None:
-    """The total if there is one, else the parts that count; nothing where there is no number."""
+    """The total if there is one, otherwise the sum of the parts; ``None`` if there is no number."""
     assert used_tokens(answer) == tokens
 
 
@@ -202,7 +202,7 @@ def test_used_tokens_are_read_from_every_providers_usage(answer: Any, tokens: in
 def test_the_outputs_part_is_read_from_every_providers_usage(
     answer: Any, usage: tuple[int | None, int | None]
 ) -> None:
-    """What isn't input is output, with all that a model thought."""
+    """All that isn't input is output, including a model's reasoning."""
     assert read_usage(answer) == usage
     assert used_tokens(answer) == usage[0]
 
