@@ -26,7 +26,10 @@ class Endpoint(enum.Enum):
     def of_path(cls, path: str) -> Endpoint:
         """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
         path = path.rstrip("/").lower()
-        return next((kind for kind, end in _PATH_ENDS.items() if path.endswith(end)), cls.UNKNOWN)
+        for endpoint, end in _PATH_ENDS.items():
+            if path.endswith(end):
+                return endpoint
+        return cls.UNKNOWN
 
     @property
     def path_end(self) -> str:
