@@ -171,7 +171,7 @@ def _judge_error_in_200(reply: Reply) -> Attempt:
 
 
 def _verdict(status: int, reply: Reply, info: ErrorInfo, wait: float | None) -> Verdict:
-    """What ``status`` means; it may also stand in the body of a success.
+    """What ``status`` means; a success may have one in its body.
 
     ``x-should-retry`` overrides the status, but not what stops the run or can never succeed.
     """
@@ -287,7 +287,7 @@ def retry_after_s(reply: Reply, clock: Callable[[], float] = time.time) -> float
     headers = reply.headers
     seconds = milliseconds_s(headers.get("retry-after-ms", ""))
     if seconds is None and "retry-after" in headers:
-        sent = timestamp(headers.get("date", ""))  # the server's own clock, if it tells it
+        sent = timestamp(headers.get("date", ""))  # by the server's own clock, if it sends it
         seconds = wait_s(headers["retry-after"], sent if sent is not None else clock())
     if seconds is None and reply.status in _RATE_LIMIT_STATUSES:
         seconds = _hint_s(reply)

@@ -98,14 +98,14 @@ class AppendFile:
             _sync_directory(self.path.parent)
 
     def _check_name(self) -> None:
-        """Raise ``OSError`` if somebody removed, replaced or shortened the file: its records are lost."""
+        """Raise ``OSError`` if another program removed, replaced or shortened the file."""
         status = os.fstat(self._file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return
         if not os.path.exists(self.path) or not os.path.samestat(status, os.stat(self.path)):
-            raise OSError(errno.ESTALE, "it was removed or replaced by somebody else")
+            raise OSError(errno.ESTALE, "another program has removed or replaced it")
         if status.st_size < self._size:
-            raise OSError(errno.ESTALE, "it was shortened by somebody else")
+            raise OSError(errno.ESTALE, "another program has shortened it")
 
     def replace_by(self, other: AppendFile) -> None:
         """Put ``other``, which is complete and synced, in this file's place, and become that file.

@@ -52,7 +52,7 @@ class ConnectionRegistry:
             raise ConnectionAbortedError("the run was cut short")
 
     def note_sending(self) -> float:
-        """Note that this thread's request goes out now, on a connection that stands. Return the time."""
+        """Note that this thread's request goes out now, on an open connection. Return the time."""
         self._sending.since_s = now = time.monotonic()
         return now
 
@@ -165,7 +165,7 @@ class _BoundedConnection(HTTPConnection):
         self.registry.add(self)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        """Begin an exchange. Its time starts once the connection stands."""
+        """Begin an exchange. Its time starts once the connection is open."""
         if self.sock is None:  # http: urllib3 would connect in request(); https is connected by now
             self.connect()
         self._deadline = self.registry.note_sending() + self.exchange_timeout_s

@@ -1,4 +1,4 @@
-"""Ends runs before the interpreter exits, if nobody is left to end them.
+"""Ends runs that are still open when the interpreter exits.
 
 When the main thread has ended, ``concurrent.futures`` waits for the threads of every executor,
 however long their requests take. A run would go on admitting requests all that time. After that,
@@ -32,8 +32,8 @@ _ENDS: dict[weakref.WeakMethod[Callable[[], object]], int] = {}
 def at_exit(end: Callable[[], object]) -> None:
     """Have the method ``end`` called before the interpreter exits, unless its object is gone by then.
 
-    The last one registered is called first. Does nothing in a thread that isn't a daemon: the
-    interpreter waits for it anyway.
+    The last one registered is called first. Does nothing in a thread, other than the main
+    one, that isn't a daemon: the interpreter waits for it anyway.
     """
     thread = threading.current_thread()
     if thread.daemon or thread is threading.main_thread():

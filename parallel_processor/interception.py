@@ -27,7 +27,7 @@ def is_intercepted(session: requests.Session) -> bool:
 
 
 def is_recorded() -> bool:
-    """True if somebody sees only urllib3's own pools and connections, as VCR does.
+    """True if a recorder such as VCR sees only urllib3's own pools and connections.
 
     Call it before any thread sends: VCR takes its classes away for moments.
     """
@@ -36,7 +36,7 @@ def is_recorded() -> bool:
 
 
 def is_any_active() -> bool:
-    """True if somebody would see the requests of a new session."""
+    """True if a mock, a recorder or a tracer would see the requests of a new session."""
     with requests.Session() as session:
         return is_intercepted(session) or is_recorded()
 

@@ -2,7 +2,7 @@
 
 A signal handler runs in the main thread, so it must not take a lock that this thread may hold.
 Therefore the handler does nothing. Python writes the signal's number into a socket
-(``signal.set_wakeup_fd``), and a thread that waits on the socket tells the run.
+(``signal.set_wakeup_fd``), and a thread that waits on the socket informs the run.
 
 From the third signal on, the handler raises ``KeyboardInterrupt``: the main thread may be stuck in
 reading a pipe, or a file of many gigabytes.

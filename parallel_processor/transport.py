@@ -183,7 +183,7 @@ class Transport:
         return Line(pool, self._registry, options.connect_timeout_s, options.request_timeout_s)
 
     def _send_by_adapter(self, worker: _Lane, url: str, payload: bytes) -> Answer:
-        """Send the request by the session's adapter, or by the session if somebody intercepts it."""
+        """Send the request by the session's adapter, or by the session if it is intercepted."""
         prepared = self._prepare(worker, url, payload)
         settings = worker.settings.get(url) or self._merge_settings(worker, url)
         settings = settings | {"timeout": self._timeout}

@@ -35,19 +35,11 @@ from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport import Transport
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 HEAD = b"POST /v1 HTTP/1.1\r\nHost: here\r\nContent-Length: "
 REQUEST = made_request({"input": "hello"}, 1)
 CERTIFICATE_HASH = "ce275665"  # openssl x509 -hash: how a folder of certificates names its files
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy and no CA bundle of the machine's own."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 class CountingSocket(socket.socket):

@@ -27,19 +27,10 @@ from parallel_processor.options import Options
 from parallel_processor.simulator import Simulator, SimulatorOptions
 from parallel_processor.transport import Transport
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 KEY = "sk-test-0123456789abcdef"
 REQUEST = made_request({"model": "m", "input": "hello"}, 1)
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy, CA bundle or netrc of the machine's own."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", os.devnull)
 
 
 @contextmanager
