@@ -89,7 +89,8 @@ def test_everything_public_is_explained(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in CLASSES.items() if dataclasses.is_dataclass(kind)])
 def test_every_field_is_explained(name: str) -> None:
-    """The docstring of a class names each of its fields."""
-    code = " ".join(re.findall(r"``(.*?)``", inspect.getdoc(CLASSES[name]) or ""))
+    """The docstring of a class names each of its fields, on a line of its own or as code."""
+    text = inspect.getdoc(CLASSES[name]) or ""
+    code = " ".join(re.findall(r"``.*?``|^ +\w+: ", text, re.MULTILINE))
     fields = {field.name for field in dataclasses.fields(CLASSES[name])}
     assert fields - set(re.findall(r"\w+", code)) == set()
