@@ -1,8 +1,13 @@
-"""What an answer means: one tolerant reader for the errors and waits of every provider.
+"""Classifies a response: one tolerant reader for the errors and waits of every provider.
 
-The HTTP status decides first, then the error's ``code`` and ``type``; the text of a success is never
-searched. Five meanings come out of it, as :class:`~parallel_processor.models.Verdict`: answered, retry,
-rate limited, failed (this request only), fatal (the whole run: a bad key, no money).
+The HTTP status decides first, then the error's ``code`` and ``type``. The text of a success is
+never searched. The result is one of five of :class:`~parallel_processor.models.Verdict`:
+
+* answered,
+* retry,
+* rate limited,
+* failed: this request only,
+* fatal: the whole run, for example a wrong key, or no money.
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_processor.models import Attempt, Refusal, Reply, Verdict
-from parallel_processor.providers import read_usage
+from parallel_processor.replies import mappings
+from parallel_processor.usage import read_usage
 from parallel_processor.waits import duration_s, milliseconds_s, timestamp, wait_s
 
 _FATAL_CODES = frozenset(
@@ -37,7 +43,7 @@ _FATAL_CODES = frozenset(
 )
 _RETRY_STATUSES = frozenset({408, 409, 425, 498})
 _RATE_LIMIT_STATUSES = frozenset({429, 529})
-_WITH_WAIT_STATUSES = frozenset({402, 503})  # rate limits if the server says how long to wait
+_WITH_WAIT_STATUSES = frozenset({402, 503})  # rate limited if the server says how long to wait
 _RETRY_CODES_IN_200 = frozenset(
     {
         *("server_error", "rate_limit_exceeded"),  # Responses API
@@ -46,7 +52,8 @@ _RETRY_CODES_IN_200 = frozenset(
     }
 )
 
-_STEEP_CODES = frozenset({"slow_down", "ramp_limit_exceeded"})  # OpenAI, Anthropic
+# The rate of requests rose too fast: OpenAI's word and Anthropic's.
+_STEEP_CODES = frozenset({"slow_down", "ramp_limit_exceeded"})
 _OVERLOADED = re.compile(r"temporarily unable to process|high demand", re.IGNORECASE)  # Azure's 429
 _OF_TOKENS = re.compile(r"\btokens per min|\btoken rate limit|\bTPM\b", re.IGNORECASE)
 _OF_REQUESTS = re.compile(
@@ -69,7 +76,14 @@ _UNIT_WORD = re.compile(r" ([smhd])(?:econd|inute|our|ay)s?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """An error body's contents, whatever its shape. Codes are lower case; missing ones are empty."""
+    """The contents of an error body of any shape.
+
+    Attributes:
+        code: the error's code in lower case; empty if there is none.
+        type: its type, likewise.
+        detail_codes: further codes that it names.
+        message: at most 500 characters of its text.
+    """
 
     code: str = ""
     type: str = ""
@@ -78,7 +92,7 @@ class ErrorInfo:
 
     @property
     def codes(self) -> frozenset[str]:
-        """Every code and type that it names."""
+        """Every code and type that the body names."""
         return self.detail_codes | {self.code, self.type}
 
 
@@ -100,7 +114,7 @@ def judge(reply: Reply) -> Attempt:
 
 
 def _refusal(status: int, verdict: Verdict, info: ErrorInfo, wait: float | None) -> Refusal | None:
-    """What the server complained of, if it turned the request away for its limits or its load."""
+    """Why the server rejected the request; ``None`` if it was neither for limits nor for load."""
     hinted = wait is not None
     if info.codes & _STEEP_CODES:
         return Refusal(steep=True, hinted=hinted)
@@ -157,7 +171,10 @@ def _judge_error_in_200(reply: Reply) -> Attempt:
 
 
 def _verdict(status: int, reply: Reply, info: ErrorInfo, wait: float | None) -> Verdict:
-    """What ``status`` means, which may stand in the body of a success; the server has the last word."""
+    """What ``status`` means; a success may have one in its body.
+
+    ``x-should-retry`` overrides the status, but not what stops the run or can never succeed.
+    """
     if _stops_the_run(status, info, wait):
         return Verdict.FATAL
     if status == 429 and _never_fits(reply, info.message):
@@ -173,17 +190,17 @@ def _verdict(status: int, reply: Reply, info: ErrorInfo, wait: float | None) -> 
 
 
 def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
-    """True for a wrong key, no money, and a day's quota that is used up."""
+    """True for a wrong key, for no money, and for a daily quota that is used up."""
     if status == 401 or (status == 402 and wait is None) or info.codes & _FATAL_CODES:
         return True
-    if status == 400:  # Anthropic: a spend limit that the user set
+    if status == 400:  # Anthropic: a spending limit that the user has set
         return bool(_SPENT.search(info.message))
     per_day = any("perday" in code for code in info.detail_codes)  # Gemini's quotaId
     return status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
 
 
 def _never_fits(reply: Reply, message: str) -> bool:
-    """True for a refusal that no waiting helps: the request alone exceeds the whole limit."""
+    """True if waiting can't help: the request alone exceeds the whole limit."""
     if _TOO_LARGE.search(message) or _NO_QUOTA.search(message):
         return True
     if reply.headers.get("x-ratelimit-limit-req-minute") == "0":  # Mistral: not on the plan
@@ -193,7 +210,7 @@ def _never_fits(reply: Reply, message: str) -> bool:
 
 
 def read_error(reply: Reply) -> ErrorInfo:
-    """The error in ``reply``; where it has no message, the first 500 characters of the body."""
+    """The error in ``reply``; if it has no message, the first 500 characters of the body."""
     info = _read_error(_unwrapped(reply.data))
     return info if info.message else replace(info, message=_clip(_text(reply)))
 
@@ -212,7 +229,7 @@ def _read_error(body: Any) -> ErrorInfo:
 
 
 def _unwrapped(data: Any) -> Any:
-    """Gemini's OpenAI-compatible endpoint puts an error into a list."""
+    """The only element of a list: Gemini's OpenAI-compatible endpoint puts an error into one."""
     return data[0] if isinstance(data, list) and len(data) == 1 else data
 
 
@@ -227,17 +244,13 @@ def _read_error_object(error: Mapping[str, Any]) -> ErrorInfo:
 
 
 def _detail_codes(details: Any) -> Iterator[str]:
-    """Anthropic's sub-code; Google's reasons and the quotas that are exceeded."""
+    """Anthropic's sub-code; Google's reasons and the names of the quotas that are exceeded."""
     if isinstance(details, Mapping):
         yield _label(details.get("error_code"))
-    for detail in _mappings(details):
+    for detail in mappings(details):
         yield _label(detail.get("reason"))
-        for violation in _mappings(detail.get("violations")):
+        for violation in mappings(detail.get("violations")):
             yield _label(violation.get("quotaId"))
-
-
-def _mappings(values: Any) -> list[Mapping[str, Any]]:
-    return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []
 
 
 def _label(value: Any) -> str:
@@ -247,10 +260,10 @@ def _label(value: Any) -> str:
 
 
 def _detail(detail: Any) -> str:
-    """FastAPI's errors: a text, or a list of objects with a ``msg`` each."""
+    """The text of FastAPI's ``detail``: a string, or a list of objects with a ``msg`` each."""
     if isinstance(detail, str):
         return detail
-    texts = (d.get("msg") for d in _mappings(detail))
+    texts = (d.get("msg") for d in mappings(detail))
     return "; ".join(text for text in texts if isinstance(text, str))
 
 
@@ -267,11 +280,14 @@ def _location(reply: Reply) -> str:
 
 
 def retry_after_s(reply: Reply, clock: Callable[[], float] = time.time) -> float | None:
-    """Seconds that the server asks to wait: ``retry-after-ms``, ``Retry-After``, then the body's hints."""
+    """Seconds that the server asks to wait; ``None`` if it doesn't ask.
+
+    Reads ``retry-after-ms``, then ``Retry-After``, then the hints in the body.
+    """
     headers = reply.headers
     seconds = milliseconds_s(headers.get("retry-after-ms", ""))
     if seconds is None and "retry-after" in headers:
-        sent = timestamp(headers.get("date", ""))  # the server's own clock, where it tells it
+        sent = timestamp(headers.get("date", ""))  # by the server's own clock, if it sends it
         seconds = wait_s(headers["retry-after"], sent if sent is not None else clock())
     if seconds is None and reply.status in _RATE_LIMIT_STATUSES:
         seconds = _hint_s(reply)
@@ -283,7 +299,7 @@ def _hint_s(reply: Reply) -> float | None:
     body = _unwrapped(reply.data)
     error = body.get("error") if isinstance(body, Mapping) else None
     details = error.get("details") if isinstance(error, Mapping) else None
-    for detail in _mappings(details):
+    for detail in mappings(details):
         delay = detail.get("retryDelay")
         seconds = duration_s(delay) if isinstance(delay, str) else None
         if seconds is not None:

@@ -1,4 +1,4 @@
-"""A file that grows by whole lines, and belongs to one process at a time."""
+"""A file that grows by whole lines, and that one process at a time may write."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ from parallel_processor.exceptions import ResultsFileError
 
 try:
     import fcntl
-except ImportError:  # Windows: there is no lock then
+except ImportError:  # not POSIX: there are no locks then
     fcntl = None  # type: ignore[assignment]
 
-_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # a pipe or a device
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # for a pipe or a device
 _MAX_REPLACEMENTS = 10
-# A pipe that nobody reads is an error at once, instead of a wait that nothing ends; on Windows lines end
-# with LF as well.
-_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# Opening a pipe that nobody reads then fails at once; otherwise it would wait forever.
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 
 
 class AppendFile:
     """An open results or errors file. For one thread at a time.
 
-    Opening creates the file where it is missing, and locks it; the lock ends with the process, however
-    that ends. :class:`ResultsFileError` if it can't be written, or another process has it. Pipes and
-    devices have no lock. A new file gets ``mode``, less the umask; ``flags``
-    are further ones of ``os.open``.
+    Opening creates the file if it is missing, and locks it. The lock ends with the process, however
+    that ends. Pipes and devices are not locked.
+
+    Args:
+        path: the file.
+        mode: the permissions of a new file, less the umask.
+        flags: further flags for ``os.open``.
+
+    Raises :class:`ResultsFileError` if the file can't be written, or another process has it.
     """
 
     def __init__(self, path: Path, mode: int = 0o666, flags: int = 0) -> None:
         self.path = path
         self.dirty = False
-        self._size = 0  # the least that it must have
+        self._size = 0  # the size that the file must have at least
         self._has_lasting_name = False
         try:
             self._file = _open_locked(path, mode, flags)
         except BlockingIOError:
             raise ResultsFileError(
-                f"another process is writing {path}: wait for it, or name another results file"
+                f"another process is writing {path}: wait until it ends, or name another results file"
             ) from None
         except OSError as error:
             raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
@@ -66,20 +70,20 @@ class AppendFile:
                 view = view[os.write(self._file.fileno(), view) :]
         except OSError:
             if len(view) < len(data):
-                with contextlib.suppress(OSError):  # a pipe can't be cut
+                with contextlib.suppress(OSError):  # a pipe can't be truncated
                     os.ftruncate(self._file.fileno(), size)
             raise
         self.dirty = True
         self._size = size + len(data)
 
     def cut(self, size: int) -> None:
-        """Forget everything behind the first ``size`` bytes."""
+        """Truncate the file to its first ``size`` bytes."""
         os.ftruncate(self._file.fileno(), size)
         self.dirty = True
         self._size = size
 
     def sync(self) -> None:
-        """Make what was written last through a power loss."""
+        """Make sure that what was written survives a power loss."""
         if not self.dirty:
             return
         self._check_name()
@@ -94,48 +98,35 @@ class AppendFile:
             _sync_directory(self.path.parent)
 
     def _check_name(self) -> None:
-        """``OSError`` if somebody removed, replaced or shortened the file: its records are gone."""
+        """Raise ``OSError`` if another program removed, replaced or shortened the file."""
         status = os.fstat(self._file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return
         if not os.path.exists(self.path) or not os.path.samestat(status, os.stat(self.path)):
-            raise OSError(errno.ESTALE, "it was removed or replaced by somebody else")
+            raise OSError(errno.ESTALE, "another program has removed or replaced it")
         if status.st_size < self._size:
-            raise OSError(errno.ESTALE, "it was shortened by somebody else")
+            raise OSError(errno.ESTALE, "another program has shortened it")
 
     def replace_by(self, other: AppendFile) -> None:
-        """Put ``other``, complete and synced, in this file's place, and be that file from now on.
+        """Put ``other``, which is complete and synced, in this file's place, and become that file.
 
-        The lock holds throughout: ``other`` has one as well.
+        The lock holds all the time: ``other`` is locked as well.
         """
         status = os.fstat(self._file.fileno())
-        if hasattr(os, "fchown"):  # not on Windows
-            with contextlib.suppress(PermissionError):  # only root may give a file away
-                os.fchown(other._file.fileno(), status.st_uid, status.st_gid)
-            os.fchmod(other._file.fileno(), stat.S_IMODE(status.st_mode))
+        with contextlib.suppress(PermissionError):  # only root may give a file away
+            os.fchown(other._file.fileno(), status.st_uid, status.st_gid)
+        os.fchmod(other._file.fileno(), stat.S_IMODE(status.st_mode))
         target = self.path.resolve()  # a symbolic link stays one
-        if fcntl is None:
-            self._replace_closed(other, target)
-            return
         os.replace(other.path, target)
         _sync_directory(target.parent)
         old, self._file, self._size = self._file, other._file, other._size
         old.close()
 
-    def _replace_closed(self, other: AppendFile, target: Path) -> None:
-        """Windows replaces no file that is open, nor by one; and there is no lock to hold."""
-        other.close()
-        self.close()
-        try:
-            os.replace(other.path, target)
-            self._size = other._size
-        finally:
-            self._file = _open_locked(self.path, 0o666, 0)
-
     def close(self) -> None:
-        """Give back the descriptor, and with it the lock; again does nothing.
+        """Release the descriptor and the lock. To close it again does nothing.
 
-        A child that was forked meanwhile has the descriptor too, and with it a part in the lock.
+        A forked child has a copy of the descriptor, and so holds the lock too. It must not release
+        it.
         """
         if self._file.closed:
             return
@@ -146,9 +137,9 @@ class AppendFile:
 
 
 def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:
-    """Open and lock ``path``; again if it was replaced between the two."""
+    """Open and lock ``path``. Try again if the file was replaced between the two."""
     for _ in range(_MAX_REPLACEMENTS):
-        file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS | flags, mode)
+        file = _open(path, _FLAGS | flags, mode)
         try:
             if hasattr(os, "O_NONBLOCK"):
                 os.set_blocking(file.fileno(), True)
@@ -167,9 +158,10 @@ def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:
 
 
 def _open(path: Path, flags: int, mode: int) -> io.FileIO:
-    """Open ``path``; the descriptor, and a lock on it, go with the object that holds it.
+    """Open ``path``. The object that is returned owns the descriptor and a lock on it.
 
-    It is handed on within one call of C: behind ``os.open`` itself a KeyboardInterrupt would lose it.
+    All happens within one call of C. After a plain ``os.open``, a KeyboardInterrupt could lose the
+    descriptor.
     """
     opened: list[io.FileIO] = []
     opened.extend(map(io.FileIO, map(os.open, [path], [flags], [mode]), "w"))
@@ -177,7 +169,7 @@ def _open(path: Path, flags: int, mode: int) -> io.FileIO:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a name in ``directory`` last; where directories can't be opened it does by itself."""
+    """Make a new name in ``directory`` permanent. Where a directory can't be opened, nothing is needed."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:

@@ -1,7 +1,7 @@
-"""Connections whose whole exchange is bounded, and which another thread can cut; pools and adapter of such.
+"""Connections whose whole exchange is bounded in time, and which another thread can cancel.
 
-A connection may be used as ``requests`` and urllib3 do, through the adapter, or be opened by a pool and
-kept by one thread (``exchange.py``).
+There are two ways to use them: through the adapter, as ``requests`` and urllib3 do, or opened by a
+pool and then kept by one thread (``exchange.py``).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from parallel_processor.incoming import bound_by
+from parallel_processor.heads import bound_by
 from parallel_processor.interception import HTTPConnection, HTTPSConnection
 from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
 
 
 class ConnectionRegistry:
-    """Which connections are open, so that a run can cut them; any thread may call it."""
+    """The open connections of a run, so that it can cancel them. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _connections and _cut
@@ -41,7 +41,7 @@ class ConnectionRegistry:
         self._sending = threading.local()
 
     def add(self, connection: HTTPConnection) -> None:
-        """Remember ``connection``, unless :meth:`check` raises."""
+        """Remember ``connection``. Raises as :meth:`check` does."""
         with self._lock:
             self.check()
             self._connections.add(connection)
@@ -52,7 +52,7 @@ class ConnectionRegistry:
             raise ConnectionAbortedError("the run was cut short")
 
     def note_sending(self) -> float:
-        """This thread's connection stands, and its request goes out now; returns this time."""
+        """Note that this thread's request goes out now, on an open connection. Return the time."""
         self._sending.since_s = now = time.monotonic()
         return now
 
@@ -67,9 +67,9 @@ class ConnectionRegistry:
         return self._cut
 
     def cut(self) -> None:
-        """End every exchange under way: its reads and writes fail at once.
+        """Cancel every exchange under way: its reads and writes fail at once.
 
-        A child that was forked meanwhile shares the sockets, and cuts nothing.
+        A forked child shares the sockets of its parent, and cancels nothing.
         """
         if os.getpid() != self._process:
             return
@@ -80,9 +80,9 @@ class ConnectionRegistry:
             _shut_down(connection)
 
     def close(self) -> None:
-        """Close every connection; no other thread may be using one.
+        """Close every connection. No other thread may be using one.
 
-        Closing a session leaves that to the garbage collector.
+        Closing a session would leave that to the garbage collector.
         """
         with self._lock:
             connections = list(self._connections)
@@ -92,16 +92,16 @@ class ConnectionRegistry:
 
 def _shut_down(connection: HTTPConnection) -> None:
     sock = connection.sock
-    sock = getattr(sock, "socket", sock)  # urllib3's TLS within a proxy's TLS wraps one
+    sock = getattr(sock, "socket", sock)  # TLS within a proxy's TLS: urllib3 wraps the socket
     if sock is not None:
         try:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
         except OSError:
-            pass  # it was closed in the meantime
+            pass  # its own thread has closed it meanwhile
 
 
 class _DeadlineReader(io.RawIOBase):
-    """The receiving end of a socket, each read of which may take what is left of the exchange."""
+    """The receiving end of a socket. Each read may take what is left of the exchange's time."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
@@ -112,7 +112,7 @@ class _DeadlineReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """Read as the socket does, by the deadline; ``TimeoutError`` behind it."""
+        """Read as the socket does. Raises ``TimeoutError`` after the deadline."""
         bound_by(self._sock, self._deadline)
         return self._raw.readinto(buffer)
 
@@ -122,9 +122,9 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _FinalResponse(http.client.HTTPResponse):
-    """Reads over interim answers (102, 103 …), which ``http.client`` takes for the answer itself.
+    """Skips interim responses (102, 103 …), which ``http.client`` takes for the final one.
 
-    The answer behind one would then be read as that to the connection's next request.
+    The final response would then be read as the response to the next request on the connection.
     """
 
     def _read_status(self) -> tuple[str, int, str]:
@@ -138,7 +138,7 @@ class _FinalResponse(http.client.HTTPResponse):
 
 
 class _DeadlineSocket:
-    """What ``http.client`` reads an answer from: anything with ``makefile``."""
+    """What ``http.client`` reads a response from: any object with ``makefile``."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
@@ -154,18 +154,19 @@ class _BoundedConnection(HTTPConnection):
     _deadline = 0.0
 
     def connect(self) -> None:
-        """Connect, unless the run has been cut; a proxy's tunnel is bounded too."""
+        """Connect, unless the run was cancelled. The tunnel of a proxy is bounded in time as well."""
         self.registry.check()
         began_at = time.monotonic()
         connect_s = self.timeout if isinstance(self.timeout, (int, float)) else math.inf
-        self._deadline = began_at + min(connect_s, self.exchange_timeout_s)  # of a proxy's tunnel
+        self._deadline = began_at + min(connect_s, self.exchange_timeout_s)  # for a proxy's tunnel
         super().connect()
         self._deadline = began_at + self.exchange_timeout_s
-        self.registry.add(self)  # one in the making can't be cut, and takes connect_s at most
+        # Only now: a connection that is being made can't be cancelled. It takes connect_s at most.
+        self.registry.add(self)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        """Begin an exchange, whose time starts once the connection stands."""
-        if self.sock is None:  # plain connections are made within; their TLS is done before
+        """Begin an exchange. Its time starts once the connection is open."""
+        if self.sock is None:  # http: urllib3 would connect in request(); https is connected by now
             self.connect()
         self._deadline = self.registry.note_sending() + self.exchange_timeout_s
         super().request(*args, **kwargs)
@@ -193,7 +194,7 @@ def _shares_contexts(pool: object) -> bool:
 
 
 class BoundedPool(HTTPConnectionPool):
-    """A pool that can also open a connection for somebody to keep."""
+    """A pool that can also open a connection which its caller keeps."""
 
     @property
     def can_open(self) -> bool:
@@ -208,11 +209,11 @@ class BoundedPool(HTTPConnectionPool):
 
     @property
     def has_tunnel(self) -> bool:
-        """True if a proxy passes on the bytes, and not the requests."""
+        """True if a proxy passes on bytes, not requests."""
         return bool(connection_requires_http_tunnel(self.proxy, self.proxy_config, self.scheme))
 
     def open(self, timeout_s: float) -> HTTPConnection:
-        """A connection that stands, through the proxy if there is one; what fails is urllib3's error."""
+        """Open a connection, through the proxy if there is one. Raises urllib3's errors."""
         made: Any = self._new_conn()
         made.timeout = timeout_s
         try:
@@ -236,7 +237,7 @@ class _BoundedTLSPool(BoundedPool, HTTPSConnectionPool):
 
 
 def bounded_pools(exchange_timeout_s: float, registry: ConnectionRegistry) -> dict[str, Any]:
-    """Pool classes by scheme, whose exchanges take at most ``exchange_timeout_s`` seconds."""
+    """Pool classes by URL scheme. An exchange on their connections takes at most ``exchange_timeout_s``."""
     fields = {"exchange_timeout_s": exchange_timeout_s, "registry": registry}
     plain = type("BoundedConnection", (_BoundedConnection,), fields)
     tls = type("BoundedTLSConnection", (_BoundedTLSConnection,), fields)
@@ -247,7 +248,7 @@ def bounded_pools(exchange_timeout_s: float, registry: ConnectionRegistry) -> di
 
 
 class BoundedAdapter(HTTPAdapter):
-    """The adapter of sessions that have none of their own; any number of threads may share it."""
+    """The adapter for sessions without one of their own. Any number of threads may share it."""
 
     def __init__(self, pools: dict[str, Any], max_connections: int) -> None:
         self._pools = pools
@@ -259,14 +260,14 @@ class BoundedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
-        """A proxy's pools, bounded as well; those of a SOCKS proxy are its own."""
+        """The pools for a proxy, bounded as well, except for a SOCKS proxy: it needs classes of its own."""
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = self._pools
         return manager
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Give ``conn``, which is a pool, the context that others with these settings have, too."""
+        """Give ``conn``, which is a pool, the TLS context that all pools with these settings share."""
         read_settings: Any = super().cert_verify
         if not _shares_contexts(conn) or not url.lower().startswith("https"):
             read_settings(conn, url, verify, cert)
@@ -278,19 +279,19 @@ class BoundedAdapter(HTTPAdapter):
         except OSError as error:
             raise requests.exceptions.SSLError(error) from error
         conn.cert_reqs = settings.cert_reqs
-        # Whatever is named here would be read into the context again, by each connection.
+        # Each connection would read the files that are named here into the shared context again.
         conn.ca_certs = conn.ca_cert_dir = conn.cert_file = conn.key_file = None
         conn.conn_kw["ssl_context"] = context
 
     def pool_for(self, prepared: Any, settings: dict[str, Any]) -> BoundedPool | None:
-        """The pool that can open connections for ``prepared``; ``None`` if only :meth:`send` is right."""
+        """The pool that can open connections for ``prepared``; ``None`` if :meth:`send` has to be used."""
         verify, cert = settings["verify"], settings["cert"]
         try:
             pool: Any = self.get_connection_with_tls_context(
                 prepared, verify, proxies=settings["proxies"], cert=cert
             )
         except (ValueError, HTTPError):
-            return None  # it will say what is wrong
+            return None  # send() will say what is wrong
         if not isinstance(pool, BoundedPool) or not pool.can_open:
             return None
         self.cert_verify(pool, prepared.url, verify, cert)

@@ -1,13 +1,15 @@
-"""How many tokens the pieces of a request body cost: messages, their parts, tools, any JSON.
+"""Counts the tokens of the pieces of a request body: messages, their parts, tools, any JSON.
 
-Bodies are written by anyone, so nothing here trusts a type: a piece that isn't what the API's
-reference says is counted as the JSON that it is. Nothing raises, and nothing recurses further than
-``_MAX_DEPTH``. Base64 is never tokenised: an image costs what its size makes it cost, a file or a
-recording a flat :data:`MEDIA_TOKENS`, because its real cost shows only in the answer's ``usage``.
-(In a text, base64 is text, to the server too.)
+Anyone writes bodies, so no type is taken for granted: a piece that isn't what the API's reference
+says is counted as the JSON that it is. Nothing raises. Nothing recurses further than
+``_MAX_DEPTH``.
+
+Base64 is not tokenised. An image costs what its size makes it cost. A file or a recording costs a
+flat :data:`MEDIA_TOKENS`, because its real cost shows only in the response's ``usage``. Within a
+text, base64 is text, as it is for the server.
 
 Sources: for chat messages and tools, the OpenAI cookbook's "How to count tokens with tiktoken",
-sections 6 and 7 (its numbers equal the API's there). The rest is estimated after the same pattern.
+sections 6 and 7, whose numbers equal the API's. The rest is estimated after the same pattern.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from parallel_processor.encodings import TextCounter
 from parallel_processor.images import base64_size, data_url_size, image_tokens
 
 MEDIA_TOKENS = 1_000
-"""What a file, a recording or a video is taken to cost: some pages, or a minute and a half."""
+"""The assumed cost of a file, a recording or a video: some pages, or a minute and a half."""
 
 PER_MESSAGE = 3
-PER_REPLY = 3  # every reply is primed with <|start|>assistant<|message|>
+PER_REPLY = 3  # each response is primed with <|start|>assistant<|message|>
 _PER_NAME = 1
 _PER_CALL = 3
 _PROPERTIES_START = 3
@@ -31,11 +33,11 @@ _ENUM_START = -3
 _ENUM_ITEM = 3
 _FUNCTIONS_END = 12
 
-_MAX_DEPTH = 4  # a tool's result may hold parts, and those a tool's result …
-_BLOB_CHARS = 512  # shorter texts are cheap to count, whatever they are
+_MAX_DEPTH = 4  # a tool's result may hold parts, which may hold a tool's result, and so on
+_BLOB_CHARS = 512  # a shorter text is cheap to count, base64 or not
 _BLOB = re.compile(r"[A-Za-z0-9+/_=\r\n-]*\Z")
 _BLOB_SAMPLE = 256
-_SHORT_CHARS = 64  # a string of any JSON up to this length is likely to come again
+_SHORT_CHARS = 64  # a JSON string up to this length is likely to occur again
 
 _TEXT_FIELDS = {
     "text": "text",
@@ -51,7 +53,7 @@ _MEDIA = frozenset(
 )
 _CALLS = frozenset({"function_call", "custom_tool_call", "tool_use", "server_tool_use"})
 _RESULTS = frozenset({"function_call_output", "custom_tool_call_output", "tool_result"})
-_ITEM_KEYS = frozenset({"type", "id", "status"})  # of a Responses message: not shown to the model
+_ITEM_KEYS = frozenset({"type", "id", "status"})  # in a Responses message; not shown to the model
 _PLAIN_PROPERTY = frozenset({"type", "description", "enum"})
 _PLAIN_SCHEMA = frozenset(
     {"type", "properties", "required", "additionalProperties", "$schema", "title"}
@@ -74,7 +76,7 @@ class ContentCounter:
         self._function_start = 10 if counter.name == "cl100k_base" else 7
 
     def messages(self, messages: Any) -> int:
-        """A list of messages; anything else as JSON. Without the reply's priming."""
+        """A list of messages; anything else as JSON. The priming of the response is not included."""
         if isinstance(messages, list):
             return sum(map(self._message, messages))
         return 0 if messages is None else self.json(messages)
@@ -106,7 +108,7 @@ class ContentCounter:
         return 0 if key in _ITEM_KEYS else self._string_or_json(value)
 
     def _call(self, call: Any) -> int:
-        """A call of a function that the model made earlier: ``function``'s name and arguments."""
+        """An earlier function call of the model: the function's name and arguments."""
         if not isinstance(call, dict):
             return self.json(call)
         nested = (call.get("function"), call.get("custom"), call)
@@ -163,7 +165,7 @@ class ContentCounter:
         return self.json(part)
 
     def _image(self, part: dict[str, Any]) -> int:
-        """An image of any of the three APIs; Anthropic's base64 has no ``data:`` in front."""
+        """An image in the form of any of the three APIs. Anthropic's base64 has no ``data:`` in front."""
         source = part.get("source")
         data = source.get("data") if isinstance(source, dict) else None
         if isinstance(data, str):
@@ -174,7 +176,7 @@ class ContentCounter:
         return image_tokens(self._model, data_url_size(url), holder.get("detail"))
 
     def _media(self, part: dict[str, Any], depth: int) -> int:
-        """A file or a recording; Anthropic's documents may hold their text, or parts."""
+        """A file or a recording. Anthropic's documents may hold their text, or parts."""
         source = part.get("source")
         if isinstance(source, dict):
             if source.get("type") == "text":
@@ -184,7 +186,7 @@ class ContentCounter:
         return MEDIA_TOKENS
 
     def functions(self, tools: Any) -> int:
-        """The functions or tools that a request offers, nested or flat; 0 without any."""
+        """The functions or tools that a request offers, nested or flat; 0 if there are none."""
         if not tools:
             return 0
         if not isinstance(tools, list):
@@ -217,7 +219,7 @@ class ContentCounter:
         return max(0, total)
 
     def _property(self, name: Any, property_: Any) -> int:
-        """One property of a function: by the formula if it is plain, else as JSON."""
+        """One property of a function: by the cookbook's formula if it is plain, otherwise as JSON."""
         if not isinstance(property_, dict) or not property_.keys() <= _PLAIN_PROPERTY:
             return self._string_or_json(name) + self.json(property_)
         kind, description = property_.get("type", ""), property_.get("description", "")
@@ -235,7 +237,7 @@ class ContentCounter:
         return 0 if value is None else self.json(value)
 
     def _string(self, text: str) -> int:
-        """A string of which it isn't known whether it is a text: base64 is not tokenised."""
+        """A string that may be a text or base64. Base64 is not tokenised."""
         if len(text) <= _SHORT_CHARS:
             return self.repeated(text)
         if len(text) >= _BLOB_CHARS and _is_base64(text):
@@ -245,9 +247,9 @@ class ContentCounter:
         return self.text(text)
 
     def json(self, value: Any) -> int:
-        """About what the compact JSON text of ``value`` costs: its strings, and one for each value.
+        """About what the compact JSON text of ``value`` costs: its strings, and one token for each value.
 
-        Walks with a stack of its own, so that no nesting is too deep.
+        It walks with a stack of its own, so no nesting is too deep.
         """
         total = 0
         stack = [value]
@@ -273,7 +275,7 @@ def _without_dot(description: Any) -> str:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a long string looks like a ``data:`` URL or bare base64, by its two ends."""
+    """True if a long string looks like a ``data:`` URL or bare base64 at both ends."""
     head = text[:_BLOB_SAMPLE]
     if head[:5].lower() == "data:" and ";base64," in head.lower():
         return True

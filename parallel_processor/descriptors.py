@@ -6,15 +6,15 @@ import logging
 
 try:
     import resource
-except ImportError:  # Windows, where sockets are no file descriptors
+except ImportError:  # not POSIX
     resource = None  # type: ignore[assignment]
 
 _log = logging.getLogger("parallel_processor")
-_OTHERS = 64  # files, modules, the caller's own connections
+_OTHERS = 64  # descriptors for files, modules and the caller's own connections
 
 
 def raise_soft_limit(max_workers: int) -> None:
-    """Let this process open as many files as ``max_workers`` need, if the hard limit permits."""
+    """Let this process open as many files as ``max_workers`` need, as far as the hard limit permits."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -25,12 +25,12 @@ def raise_soft_limit(max_workers: int) -> None:
         return
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError) as error:  # macOS has a lower limit that it doesn't tell
+    except (OSError, ValueError) as error:  # macOS has a lower limit that it doesn't report
         _log.debug("the limit of open files stays at %d: %s", soft, error)
 
 
 def affordable_workers(max_workers: int) -> int:
-    """``max_workers``, or fewer where so many connections can't be open; says so once."""
+    """``max_workers``, or fewer with a warning if the system doesn't permit so many connections."""
     if resource is None:
         return max_workers
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -39,7 +39,7 @@ def affordable_workers(max_workers: int) -> int:
     affordable = max(1, soft - _OTHERS)
     if affordable < max_workers:
         _log.warning(
-            "max_workers is %d instead of %d, since only %d files may be open (ulimit -n)",
+            "max_workers is %d instead of %d: only %d files may be open; raise that with ulimit -n",
             affordable,
             max_workers,
             soft,

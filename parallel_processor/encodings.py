@@ -1,18 +1,18 @@
 """Which encoding a model uses, and how many tokens a text has in it.
 
-tiktoken downloads its rank files on first use, without a timeout, into a directory that it takes
-from the environment. What is in the two files that today's models need is therefore part of this
-package (OpenAI's own, MIT) and is handed to ``tiktoken.Encoding`` in memory. That takes 0.1 s for
-``cl100k_base`` and 0.2 s for ``o200k_base`` once per process, less than from tiktoken's cache, and
-leaves nothing to go wrong: no network, no cache directory that can't be written, no environment
-variable that is changed. A ``TIKTOKEN_CACHE_DIR`` of the user's is neither needed nor touched.
+tiktoken downloads rank files on first use, without a timeout, into a directory that it takes from
+the environment. So this package contains the two files that today's models need (OpenAI's own, MIT
+license), and gives their content to ``tiktoken.Encoding`` in memory. Once per process this takes
+0.1 s for ``cl100k_base`` and 0.2 s for ``o200k_base``, less than tiktoken's own cache. It needs no
+network and no cache directory, and neither reads nor changes the user's ``TIKTOKEN_CACHE_DIR``.
 
-The tokens are kept in the order of their ranks, packed by zlib, since that is read three times as fast
-as base64 and numbers packed by xz (``scripts/pack_ranks`` makes it of tiktoken's file). Their sha256 is
-checked, and a test that the file which they make again has tiktoken's.
+The tokens are stored in the order of their ranks and compressed by zlib: that loads three times as
+fast as base64 and numbers compressed by xz. ``scripts/pack_ranks`` makes them from tiktoken's file.
+Their sha256 is checked when they are loaded. A test makes tiktoken's file from them, and compares
+its hash.
 
-All other encodings (``p50k_base``, plugins …) are loaded by tiktoken itself, within a time limit.
-Where that fails, tokens are taken to be a quarter of the UTF-8 bytes, and a warning says so once.
+tiktoken itself loads all other encodings (``p50k_base``, plugins …), within a time limit. If that
+fails, a quarter of the UTF-8 bytes is taken for the number of tokens, and one warning says so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.forks import FORKS_WAIT
+from parallel_processor.models import model_name
 
 if TYPE_CHECKING:
     import tiktoken
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("parallel_processor")
 
 DEFAULT_ENCODING = "cl100k_base"
-"""For requests that name no model, or one whose encoding isn't known."""
+"""For requests that name no model, or a model whose encoding isn't known."""
 
-_STOCK_NAMES = (  # tiktoken 0.13; checking one of these needs no import of tiktoken
+_STOCK_NAMES = (  # of tiktoken 0.13; to check one of these needs no import of tiktoken
     "cl100k_base",
     "gpt2",
     "o200k_base",
@@ -55,20 +56,25 @@ _O200K_PREFIXES = (  # OpenAI's families that tiktoken 0.14 has no entry for
     "codex-mini",
     "omni-moderation",
 )
-_SEPARATOR = b"\xf8\xf9"  # of packed tokens, none of which has it: UTF-8 has no such bytes
+_SEPARATOR = b"\xf8\xf9"  # between packed tokens; no token has these bytes, which UTF-8 never has
 _LOAD_TIMEOUT_S = 30.0
-_MODEL_CHARS = 256  # a longer "model" is none, and is not worth remembering
-_CHUNK_CHARS = 100_000  # the worst text of this length takes 0.1 s; o200k fails on 1,000,000 spaces
-_MAX_CHUNKS = 20  # texts above 2,000,000 characters exceed every model's context: sampled
+_CHUNK_CHARS = 100_000  # the slowest such text takes 0.1 s; o200k fails on 1,000,000 spaces
+_MAX_CHUNKS = 20  # a text above 2,000,000 characters exceeds every model's context: it is sampled
 _REMEMBERED_CHARS, _REMEMBERED_TEXTS = 8_192, 1_024
 
 
 class _Bundle(NamedTuple):
-    """A file of tokens, and the pattern that splits texts before ranks are applied."""
+    """A file of tokens that is part of this package.
+
+    Attributes:
+        file: its name in ``data``.
+        sha256: the hash of its decompressed content.
+        pattern: splits texts before the ranks are applied; as in ``tiktoken_ext.openai_public``.
+    """
 
     file: str
-    sha256: str  # of what is packed in it
-    pattern: str  # as in tiktoken_ext.openai_public
+    sha256: str
+    pattern: str
 
 
 _CL100K = _Bundle(
@@ -86,7 +92,7 @@ _O200K = _Bundle(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
-# The encodings of a file differ in their special tokens alone, and those are never counted as such.
+# Encodings of one file differ only in their special tokens, which are never counted as such.
 _BUNDLES: Mapping[str, _Bundle] = MappingProxyType(
     {"cl100k_base": _CL100K, "o200k_base": _O200K, "o200k_harmony": _O200K}
 )
@@ -95,10 +101,10 @@ _BUNDLES: Mapping[str, _Bundle] = MappingProxyType(
 class TextCounter:
     """Counts the tokens of texts in one encoding.
 
-    Any thread may call it, and no text makes it raise. Special tokens' names, such as ``<|endoftext|>``,
-    are counted as the text they are. Texts above 100,000 characters are counted in pieces (a token or two
-    too many per cut), those above 2,000,000 from at most twenty samples. ``exact`` is false where every
-    count is a quarter of the bytes.
+    Any thread may call it, and no text makes it raise. The names of special tokens, such as
+    ``<|endoftext|>``, are counted as plain text. A text above 100,000 characters is counted in
+    pieces, which gives a token or two too many per cut. One above 2,000,000 characters is estimated
+    from at most twenty samples. ``exact`` is false if every count is a quarter of the bytes.
     """
 
     __slots__ = ("_encode", "_remembered", "exact", "name")
@@ -113,22 +119,22 @@ class TextCounter:
         return f"<TextCounter {self.name!r}{'' if self.exact else ' (bytes / 4)'}>"
 
     def count(self, text: str) -> int:
-        """Tokens of ``text``."""
+        """The number of tokens in ``text``."""
         if len(text) > _CHUNK_CHARS:
             return self._count_long(text)
         if self._encode is None:
             return estimated_tokens(text)
         try:
             return len(self._encode(text))
-        except BaseException as error:  # its regular expressions gave up, in Python or in Rust
+        except BaseException as error:  # a regular expression gave up, in Python or in Rust
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
             return estimated_tokens(text)
 
     def count_repeated(self, text: str) -> int:
-        """As :meth:`count`, for texts that come again: roles, names, system prompts.
+        """Like :meth:`count`, for texts that occur again: roles, names, system prompts.
 
-        The last 1,024 of them are remembered; those above 8,192 characters are not.
+        The results of the last 1,024 texts up to 8,192 characters are remembered.
         """
         return self._remembered(text) if len(text) <= _REMEMBERED_CHARS else self.count(text)
 
@@ -142,27 +148,25 @@ class TextCounter:
 
 
 def estimated_tokens(text: str) -> int:
-    """A quarter of the UTF-8 bytes, rounded up: what English text has, roughly."""
+    """A quarter of the UTF-8 bytes, rounded up: about what English text has."""
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return (size + 3) // 4
 
 
 def base_model_name(model: object) -> str:
-    """``model`` without vendor, fine-tuning and case: ``openai/GPT-4o``, ``ft:gpt-4o:org::id``.
+    """``model`` in lower case, without vendor and fine-tuning: ``openai/GPT-4o``, ``ft:gpt-4o:org::id``.
 
-    Empty for what can't be a model's name.
+    Empty if it can't be a model's name.
     """
-    if not isinstance(model, str) or len(model) > _MODEL_CHARS:
-        return ""
-    name = model.strip().lower().rsplit("/", 1)[-1]
+    name = model_name(model).strip().lower().rsplit("/", 1)[-1]
     return name.split(":")[1] if name.startswith("ft:") else name
 
 
 def encoding_for_model(model: object) -> str:
-    """The name of the encoding that ``model`` uses, as far as is known.
+    """The name of the encoding that ``model`` uses, as far as known. Never raises.
 
-    tiktoken's table first, then OpenAI's newer families, which use ``o200k_base`` (not verified for
-    ``gpt-6``), then :data:`DEFAULT_ENCODING`. Never raises.
+    The sources, in order: tiktoken's table; OpenAI's newer families, which use ``o200k_base`` (not
+    verified for ``gpt-6``); :data:`DEFAULT_ENCODING`.
     """
     return _encoding_for_name(base_model_name(model))
 
@@ -184,7 +188,7 @@ def _encoding_for_name(name: str) -> str:
 
 
 def check_encoding_name(name: str) -> None:
-    """Raise :class:`ConfigurationError` unless tiktoken or a plugin of its has ``name``."""
+    """Raise :class:`ConfigurationError` unless tiktoken or one of its plugins has ``name``."""
     if name in _STOCK_NAMES:
         return
     known: set[str] = set(_STOCK_NAMES)
@@ -193,7 +197,7 @@ def check_encoding_name(name: str) -> None:
             import tiktoken
 
             known.update(tiktoken.list_encoding_names())
-    except (ImportError, ValueError) as error:  # ValueError: two plugins are at odds
+    except (ImportError, ValueError) as error:  # ValueError: two plugins define the same name
         _logger.debug("tiktoken can't list its encodings: %s", error)
     if name not in known:
         raise ConfigurationError(
@@ -202,11 +206,11 @@ def check_encoding_name(name: str) -> None:
 
 
 def text_counter(name: str) -> TextCounter:
-    """The counter of the encoding ``name``, made at the first call and kept for the process.
+    """The counter for the encoding ``name``. It is made at the first call, and kept for the process.
 
-    Never raises: where the encoding can't be loaded, the counter estimates, and a warning says why.
+    Never raises: if the encoding can't be loaded, the counter estimates, and a warning says why.
     """
-    with FORKS_WAIT:  # as does the second of two threads for the first one's work
+    with FORKS_WAIT:  # also makes a second thread wait, so that an encoding is loaded only once
         return _text_counter(name)
 
 
@@ -214,7 +218,7 @@ def text_counter(name: str) -> TextCounter:
 def _text_counter(name: str) -> TextCounter:
     try:
         encoding = _load(name)
-    except Exception as error:  # whatever it is, a run must not fail for want of a count
+    except Exception as error:  # whatever it is: a run must not fail because it can't count
         _logger.warning(
             "tokens are estimated as bytes / 4: the encoding %s can't be loaded (%s: %s)",
             name,
@@ -244,7 +248,7 @@ def bundled_ranks(file: str, sha256: str) -> dict[bytes, int]:
     """The ranks of the tokens in this package's ``data/<file>``.
 
     Raises ``ValueError`` if the tokens don't have that sha256, and ``zlib.error`` or ``OSError`` if
-    there is nothing to decompress.
+    the file can't be read.
     """
     import importlib.resources
     import zlib
@@ -257,10 +261,11 @@ def bundled_ranks(file: str, sha256: str) -> dict[bytes, int]:
 
 
 def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
-    """Let tiktoken load an encoding, from its cache or the network, or raise in ``timeout_s``.
+    """Let tiktoken load an encoding, from its cache or the network. Raises after ``timeout_s``.
 
-    tiktoken's own ``get_encoding`` would hold the lock of its registry while it waits for a network
-    that drops packets, and so stop the embedding program's other threads; hence the constructor.
+    tiktoken's own ``get_encoding`` holds the lock of its registry while it waits for the network.
+    If the network drops packets, that stops the caller's other threads. So its constructor is
+    called here.
     """
     from concurrent.futures import Future
 
@@ -275,12 +280,12 @@ def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
     future: Future[tiktoken.Encoding] = Future()
 
     def load() -> None:
-        """Runs in the thread."""
+        """Load the encoding in a thread of its own."""
         try:
             future.set_result(tiktoken.Encoding(**constructor()))
         except Exception as error:
             future.set_exception(error)
 
-    # A daemon: nothing can end a download that hangs, and it must not keep the process from ending.
+    # A daemon thread: nothing can end a hanging download, and it must not keep the process alive.
     threading.Thread(target=load, name="parallel-processor-encoding", daemon=True).start()
     return future.result(timeout_s)

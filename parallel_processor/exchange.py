@@ -1,7 +1,7 @@
-"""One exchange on a connection that a thread keeps: the request in one write, the answer in few reads.
+"""One exchange on a kept connection: the request in one write, the response in few reads.
 
-This is the way of nearly all requests. What it leaves out of ``requests`` and urllib3 is what they do
-again for every request (:mod:`transport` says when they are used themselves).
+Nearly all requests go this way. It leaves out what ``requests`` and urllib3 repeat for every
+request; ``transport.py`` says which requests still go through them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from urllib3.util.wait import wait_for_read
 
 from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
-from parallel_processor.heads import AnswerHead, parse_head
-from parallel_processor.incoming import Incoming, bound_by
+from parallel_processor.heads import AnswerHead, Incoming, bound_by, parse_head
 
-_JOINED_BYTES = 64 * 1024  # copying so much costs less than a second write
+_JOINED_BYTES = 64 * 1024  # up to this size, copying costs less than a second write
 _CHUNK_BYTES = 1024 * 1024
 _COMPRESSED_CHUNK_BYTES = 64 * 1024  # urllib3 before 2.6 inflates a whole chunk, to 64 MiB at most
 _GZIP = 16 + zlib.MAX_WBITS
+# The server has closed its receiving end; its response may still be there to be read.
 _STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPROTOTYPE)
 
 
 class Answer(NamedTuple):
-    """A complete answer; the names of its ``headers`` are in lower case."""
+    """A complete response. The names in ``headers`` are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -40,9 +40,9 @@ class Answer(NamedTuple):
 
 
 class Line:
-    """One thread's connection to a host, which is made when it is needed and kept while it works."""
+    """One thread's connection to a host. It is made when it is first needed, and kept while it works."""
 
-    __slots__ = ("_connect_s", "_connection", "_has_news", "_pool", "_registry", "_timeout_s")
+    __slots__ = ("_connect_s", "_connection", "_has_input", "_pool", "_registry", "_timeout_s")
 
     def __init__(
         self, pool: BoundedPool, registry: ConnectionRegistry, connect_s: float, timeout_s: float
@@ -52,40 +52,44 @@ class Line:
         self._connect_s = min(connect_s, timeout_s)
         self._timeout_s = timeout_s
         self._connection: Any = None
-        self._has_news: Callable[[], object] = bool
+        self._has_input: Callable[[], object] = bool
 
     def exchange(self, head: bytes, payload: bytes, max_bytes: int) -> Answer:
-        """Send one request and read its answer, of which ``max_bytes`` are kept at most."""
+        """Send one request, and read its response.
+
+        Raises :class:`TransportError` for a body of more than ``max_bytes``, compressed or not.
+        """
         sock = self._ready()
         keeps = False
         try:
             deadline = self._registry.note_sending() + self._timeout_s
             was_sent = _send(sock, head, payload, deadline)
             incoming = Incoming(sock, deadline)
-            answer = _final_head(incoming)
-            body = _read_body(incoming, answer, max_bytes)
-            keeps = answer.keeps_connection and was_sent and not incoming.rest
+            response = _final_head(incoming)
+            body = _read_body(incoming, response, max_bytes)
+            keeps = response.keeps_connection and was_sent and not incoming.rest
         finally:
             if not keeps:
                 self.close()
-        if body and "content-encoding" in answer.headers:
-            body = _decoded(body, answer.headers["content-encoding"], max_bytes)
-        return Answer(answer.status, answer.headers, body)
+        if body and "content-encoding" in response.headers:
+            body = _decoded(body, response.headers["content-encoding"], max_bytes)
+        return Answer(response.status, response.headers, body)
 
     def _ready(self) -> socket.socket:
-        """The socket to send on: the last one, unless anything came in on it since.
+        """The socket to send on: the last one, unless something has come in on it since.
 
-        That is the connection's end, or an answer that nobody asked for, which must not be taken for
-        the next request's. One look at the socket is cheap, and nothing cheaper is sure.
+        What came in is the connection's end, or a response without a request. The latter must not
+        be taken for the response to the next request. The check is one cheap system call, and
+        nothing cheaper is certain.
         """
         self._registry.check()
         if self._connection is not None:
-            if not self._has_news():
+            if not self._has_input():
                 return self._connection.sock  # type: ignore[no-any-return]
             self.close()
         self._connection = self._pool.open(self._connect_s)
         sock: socket.socket = self._connection.sock
-        self._has_news = _watch(sock)
+        self._has_input = _watch(sock)
         return sock
 
     def close(self) -> None:
@@ -96,7 +100,7 @@ class Line:
 
 
 def _watch(sock: socket.socket) -> Callable[[], object]:
-    """A function that tells whether anything came in on ``sock``."""
+    """A function that tells whether something has come in on ``sock``."""
     if not hasattr(select, "poll"):
         return functools.partial(wait_for_read, sock, 0.0)
     poll = select.poll()
@@ -105,7 +109,7 @@ def _watch(sock: socket.socket) -> Callable[[], object]:
 
 
 def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> bool:
-    """Send a request; false if the server didn't take all of it, which may have answered before."""
+    """Send a request. False if the server did not take all of it; it may have responded before the end."""
     head = b"%b%d\r\n\r\n" % (head, len(payload))
     pieces = [head + payload] if len(payload) <= _JOINED_BYTES else [head, payload]
     try:
@@ -123,7 +127,11 @@ def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> 
 
 
 def _final_head(incoming: Incoming) -> AnswerHead:
-    """The answer's head. Interim ones are read over, or the answer would be the next request's."""
+    """The head of the final response.
+
+    Interim responses are read and dropped. Otherwise the final one would be taken for the response
+    to the next request.
+    """
     while True:
         head = parse_head(incoming.head())
         if head.status >= 200:
@@ -148,7 +156,7 @@ def _read_body(incoming: Incoming, head: AnswerHead, max_bytes: int) -> bytes:
 
 
 def _decoded(body: bytes, coding: str, max_bytes: int) -> bytes:
-    """``body`` decompressed: by zlib what nearly all servers send, all else by urllib3's decoders."""
+    """``body`` decompressed: gzip, which nearly all servers send, by zlib; all else by urllib3."""
     if coding in ("gzip", "x-gzip"):
         inflater = zlib.decompressobj(_GZIP)
         try:
@@ -167,7 +175,7 @@ def _decoded(body: bytes, coding: str, max_bytes: int) -> bytes:
 def read_bounded(
     read: Callable[[int], bytes], max_bytes: int, chunk_bytes: int = _CHUNK_BYTES
 ) -> bytes:
-    """All that ``read`` gives; :class:`TransportError` if it is more than ``max_bytes``."""
+    """All bytes that ``read`` gives. Raises :class:`TransportError` if they are more than ``max_bytes``."""
     chunks: list[bytes] = []
     size = 0
     while chunk := read(chunk_bytes):

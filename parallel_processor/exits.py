@@ -1,17 +1,23 @@
-"""What has to end before the interpreter does: runs that nobody is left to end.
+"""Ends runs that are still open when the interpreter exits.
 
-When the main thread has ended, ``concurrent.futures`` waits for the threads of every executor, however
-long their requests take, and whoever still admits requests goes on. Behind that, Python stops all daemons
-where they are, and from 3.13 on whoever joins one then hangs: an iterator that was left open is closed
-then. So runs are stopped, and cut, before either. That needs ``threading``'s own hook, which
-``concurrent.futures`` uses as well; ``atexit`` comes too late.
+When the main thread has ended, ``concurrent.futures`` waits for the threads of every executor,
+however long their requests take. A run would go on admitting requests all that time. After that,
+Python freezes all daemon threads where they are. Only then are iterators closed that were left
+open; from 3.13 on this would hang, because it joins a daemon thread. So runs are stopped, and their
+requests cancelled, before either.
 
-A run of a thread that isn't a daemon goes on, since the interpreter waits for that thread.
+``atexit`` is too late for this. Only ``threading._register_atexit`` is early enough, which
+``concurrent.futures`` uses as well. It is private: CPython has it since 3.9, and this module is
+known to work with 3.10 to 3.13. In a Python without it, nothing is registered, and the exit waits
+for the requests.
+
+A run that was started in a thread which isn't a daemon goes on: the interpreter waits for that
+thread.
 """
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  its hook is to be called behind ours
+import concurrent.futures.thread  # noqa: F401  registered before ours, so its hook is called after ours
 import contextlib
 import os
 import threading
@@ -19,14 +25,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-# Methods of what lives, and whose process that is; each operation on it is atomic.
+# Methods of living objects, and the process that registered each. Every operation on it is atomic.
 _ENDS: dict[weakref.WeakMethod[Callable[[], object]], int] = {}
 
 
 def at_exit(end: Callable[[], object]) -> None:
-    """Have ``end``, a method, called before the interpreter waits, unless its object is gone by then.
+    """Have the method ``end`` called before the interpreter exits, unless its object is gone by then.
 
-    Not if the calling thread keeps the interpreter anyway. The last one is called first.
+    The last one registered is called first. Does nothing in a thread, other than the main
+    one, that isn't a daemon: the interpreter waits for it anyway.
     """
     thread = threading.current_thread()
     if thread.daemon or thread is threading.main_thread():
@@ -38,12 +45,12 @@ def _forget(reference: Any) -> None:
 
 
 def _end_all() -> None:
-    """Runs in the main thread, behind its work."""
+    """Call what is registered. Runs in the main thread, when its work is done."""
     for reference, process in reversed(tuple(_ENDS.items())):
         end = reference()
-        if end is not None and process == os.getpid():  # and not that which forked this one
+        if end is not None and process == os.getpid():  # not registered before a fork
             end()
-    _ENDS.clear()  # or they would be forgotten one by one, while modules go
+    _ENDS.clear()  # otherwise _forget would be called while modules are torn down
 
 
 _register: Any = getattr(threading, "_register_atexit", lambda _: None)

@@ -1,6 +1,7 @@
-"""What went wrong on the wire: any exception of an exchange, as a TransportError.
+"""Turns any exception of an exchange into a :class:`TransportError`.
 
-Exceptions come bare from an exchange of our own, and wrapped by urllib3 and ``requests`` from an adapter.
+Exceptions of our own exchange are bare. Those of an adapter are wrapped by urllib3 and
+``requests``.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ _NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
 _MAX_MESSAGE = 300
 _NOISE = re.compile(
     r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?"
-    r"|\(read timeout=[\d.]+\)|(?<=//)[^/\s]*@"  # the last is a login
+    r"|\(read timeout=[\d.]+\)|(?<=//)[^/\s]*@"  # the last part is a login in a URL
 )
 
 
 def transport_error(error: Exception, *, is_cut: bool, is_ready: bool) -> TransportError:
-    """What went wrong, by its innermost cause: the outer ones only wrap it.
+    """Say what went wrong, in the words of the innermost cause: the outer exceptions only wrap it.
 
-    ``is_ready`` says that the request itself was in order, whatever came of it.
+    Args:
+        error: one of :data:`FAILURES`.
+        is_cut: the run cancelled its exchanges.
+        is_ready: the request itself was valid, so that a ``ValueError`` is the response's fault.
     """
     causes = _causes_of(error)
     root = causes[-1]
@@ -60,7 +64,7 @@ def transport_error(error: Exception, *, is_cut: bool, is_ready: bool) -> Transp
 
 
 def _kind_of(error: Exception, root: BaseException, is_ready: bool) -> tuple[str, bool]:
-    """A short label, and whether another attempt may end otherwise."""
+    """A short label, and whether another attempt may succeed."""
     for kind, classes in _KINDS.items():
         if isinstance(error, classes) and not isinstance(error, NewConnectionError):
             return kind, True
@@ -82,7 +86,7 @@ def _kind_of(error: Exception, root: BaseException, is_ready: bool) -> tuple[str
 
 
 def _causes_of(error: BaseException) -> list[BaseException]:
-    """``error`` and what it wraps, the innermost last."""
+    """``error`` and the exceptions that it wraps, the innermost last."""
     causes = [error]
     for _ in range(10):
         inner = getattr(causes[-1], "reason", None) or next(

@@ -21,7 +21,8 @@ from parallel_processor.models import Request
 from parallel_processor.notes import Notes
 from parallel_processor.options import Options, shown_url
 from parallel_processor.outcome import Outcome
-from parallel_processor.results import open_files, prepare, unanswered
+from parallel_processor.results import unanswered
+from parallel_processor.resume import open_files, prepare
 from parallel_processor.run import Run
 from parallel_processor.writer import ResultWriter
 

@@ -1,10 +1,10 @@
-"""The two file formats, in both directions.
+"""The two file formats, read and written.
 
-* **Cookbook**: a line is a bare request body, whose ``metadata`` member is a column of its own. Its
-  record is ``[request, response]`` or ``[request, response, metadata]``; a failure has a list of error
-  strings, one per attempt, in the response's place.
-* **Batch**: a line is ``{"custom_id", "method", "url", "body"}``; ``method`` and ``url`` may be missing.
-  Its record is a line of a Batch API output or error file.
+* **Cookbook**: a line is a bare request body. Its ``metadata`` member is not sent; it becomes a
+  column of its own. The record is ``[request, response]`` or ``[request, response, metadata]``. A
+  failure has a list of error strings, one per attempt, in place of the response.
+* **Batch**: a line is ``{"custom_id", "method", "url", "body"}``; ``method`` and ``url`` are
+  optional. The record is a line of a Batch API output or error file.
 
 A record holds request and response as they came, byte for byte.
 """
@@ -25,22 +25,22 @@ from parallel_processor.outcome import Outcome
 from parallel_processor.providers import resolve_url
 from parallel_processor.records import BOM, take_apart
 
-_MAX_FLAWED_CHARS = 2000  # how much of a line that can't be sent is put into its record
+_MAX_FLAWED_CHARS = 2000  # how much of an invalid line is put into its record
 _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
-    """A request for each line that isn't blank; a line that can't be sent has a ``flaw``."""
+    """A request for each line that isn't blank. The request of an invalid line has a ``flaw``."""
     for number, line in enumerate(lines, 1):
-        line = line.removeprefix(BOM).strip()  # files that were joined have one in the middle
+        line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
             yield parse_line(line, number, request_url)
 
 
 def parse_line(line: bytes, number: int, request_url: str) -> Request:
-    """The request of one line, without white space around it. ``number`` counts from 1."""
+    """The request of one line, which has no white space around it. ``number`` counts from 1."""
     try:
         text = line.decode("utf-8")
         body = parse(text)
@@ -61,9 +61,10 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:
-    """A cookbook line: ``metadata`` becomes a column, and what only a stream can answer is left out.
+    """The request of a cookbook line.
 
-    ``body`` is the parsed text, and changed.
+    ``metadata`` becomes a column. Members that ask for a stream are dropped. ``body`` is the parsed
+    text; it is changed.
     """
     dropped = unsendable(body)
     metadata, metadata_json = body.get("metadata"), None
@@ -116,7 +117,7 @@ def _batch_request(
 
 
 def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
-    """The members of ``body`` that ask for an answer which isn't one JSON object: they are left out."""
+    """The members of ``body`` that ask for a response which isn't one JSON object. They are dropped."""
     if not body.get("stream") and not body.get("background"):
         return frozenset()
     return _UNSENDABLE & body.keys()
@@ -125,11 +126,14 @@ def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
 def made_request(
     given: Request | Mapping[str, Any], number: int, request_url: str = DEFAULT_REQUEST_URL
 ) -> Request:
-    """The request that a program gave, ready to be sent; ``TypeError`` if it is neither a mapping nor one.
+    """The request that a program passed in, ready to be sent.
 
-    A mapping is treated as a cookbook line: its ``metadata`` is a column. A :class:`Request` is sent to
-    its ``url``, and its body as it is, but for what only a stream can answer. What can't be sent has a
-    ``flaw``. What is made keeps nothing of the body, which the caller may change afterwards.
+    A mapping is treated as a cookbook line: its ``metadata`` is a column. The body of a
+    :class:`Request` is sent to its ``url`` as it is, except that members which ask for a stream are
+    dropped. An invalid request has a ``flaw``. The result shares nothing with the body, which the
+    caller may change afterwards.
+
+    Raises ``TypeError`` for anything but a mapping or a :class:`Request`.
     """
     if not isinstance(given, Request | Mapping):
         name = type(given).__name__
@@ -146,7 +150,7 @@ def made_request(
 
 
 def _completed(given: Request, number: int, request_url: str) -> Request:
-    """``given`` as ``number``: one that was read from a file stays as it is."""
+    """``given`` with its ``number``. One that was read from a file stays as it is."""
     if given.payload or given.flaw is not None:
         return replace(given, number=number)
     if not isinstance(given.body, Mapping):
@@ -168,7 +172,7 @@ def _completed(given: Request, number: int, request_url: str) -> Request:
 
 
 def _as_json(value: Any) -> str:
-    """``value`` as one line of JSON; lone surrogates, which UTF-8 can't hold, as escapes."""
+    """``value`` as one line of JSON. Lone surrogates, which UTF-8 can't hold, are escaped."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -197,7 +201,7 @@ def _batch_record(outcome: Outcome) -> bytes:
     if reply is not None:
         request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
         body = reply.body
-        if not reply.is_json or not (outcome.ok or is_json(body)):  # a key may have been cut out
+        if not reply.is_json or not (outcome.ok or is_json(body)):  # redaction may break the JSON
             body = dump(body.decode("utf-8", "replace"))
         head = dump({"status_code": reply.status, "request_id": request_id})
         response = head[:-1] + b', "body": ' + body + b"}"
@@ -208,7 +212,7 @@ def _batch_record(outcome: Outcome) -> bytes:
 
 
 def is_json(text: bytes) -> bool:
-    """True if ``text`` is a JSON value, maybe with NaN in it."""
+    """True if ``text`` is a JSON value; NaN is accepted."""
     try:
         parse(text.decode(), strict=False)
     except ValueError:
@@ -217,14 +221,19 @@ def is_json(text: bytes) -> bool:
 
 
 class Record(NamedTuple):
-    """What a line of a results file says: for which request, and whether it was answered."""
+    """What a line of a results file says.
+
+    Attributes:
+        identity: of the request, as :func:`identity` gives it.
+        ok: the request was answered.
+    """
 
     identity: bytes
     ok: bool
 
 
 def read_record(line: bytes) -> Record | None:
-    """The record that ``line`` holds; ``None`` if it is none (see ``records.py``)."""
+    """The record in ``line``; ``None`` if there is none (see ``records.py``)."""
     parts = take_apart(line)
     if parts is None:
         return None
@@ -234,7 +243,7 @@ def read_record(line: bytes) -> Record | None:
 
 
 def identity(request: Request) -> bytes:
-    """16 bytes that equal requests share: of the ``custom_id``, else of the content and metadata."""
+    """16 bytes that equal requests share: of the ``custom_id``, otherwise of body and metadata."""
     if request.custom_id is not None:
         return _identity_of_id(request.custom_id)
     metadata = request.metadata_json
@@ -242,13 +251,17 @@ def identity(request: Request) -> bytes:
 
 
 def content_key(request: Request) -> bytes:
-    """16 bytes that requests share which say the same, byte for byte, to the same URL."""
+    """16 bytes that requests share whose URL and payload are equal byte for byte."""
     url = (request.url or "").encode("utf-8", "surrogatepass")
     return hashlib.blake2b(url + b"\0" + request.payload, digest_size=16).digest()
 
 
 def _identity(body: Any, metadata: Any) -> bytes:
-    """The order of keys doesn't matter; the cookbook's script drops metadata that is empty."""
+    """The hash of a body and its metadata.
+
+    The order of keys doesn't matter. Empty metadata count as none: the cookbook's script drops
+    them.
+    """
     content = _encode([body, metadata or None])
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 

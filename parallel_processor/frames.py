@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from parallel_processor.outcome import Outcome
-from parallel_processor.providers import read_usage
+from parallel_processor.usage import read_usage
 
 _MAX_INT = 2**63 - 1
 _METADATA = "metadata"

@@ -1,8 +1,11 @@
-"""The heads of HTTP/1 messages: a request's is written once per URL, an answer's is read by a few lines.
+"""HTTP/1 messages on a socket: a request's head is written once per URL, a response is read as it comes in.
 
-``http.client`` reads an answer's with the parser for e-mail, which costs more than all the rest of an
-exchange. What is accepted here is what it accepts, but for the bound: all lines of a head together may
-have 64 KiB.
+``http.client`` reads a response's head with the parser for e-mail, which costs more than the rest
+of an exchange. :func:`parse_head` accepts what ``http.client`` accepts, except that all lines of a
+head together may have 64 KiB.
+
+``requests`` and urllib3 bound each single read of a socket, so a response that drips one byte a
+second never times out. Here each read may take what is left of the exchange's time.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import functools
 import http.client
 import re
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,13 +22,24 @@ _MAX_HEADERS = 100
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9][0-9])(?:[ \t].*)?")
 _FOLD = re.compile(r"\r?\n[ \t]+")
 _NO_BODY_STATUSES = frozenset({204, 304})
+MAX_HEAD_BYTES = 64 * 1024
+_RECEIVE_BYTES = 16 * 1024  # a TLS record holds no more; each waiting thread holds such a buffer
+_RECEIVE_BYTES_OF_LONG_BODY = 64 * 1024
+_SLACK = 1.01  # how much longer than the time that is left a socket's timeout may be
+_PROTOCOL = b"HTTP/"
+_HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class AnswerHead(NamedTuple):
-    """An answer's head.
+    """The head of a response.
 
-    ``headers`` have their names in lower case; the values of one name are joined by ``", "``.
-    ``length`` is the body's size, ``None`` if it is chunked or ends with the connection.
+    Attributes:
+        status: the status code.
+        headers: names are in lower case; several values of one name are joined by ``", "``.
+        length: the size of the body in bytes; ``None`` if it is chunked or ends with the
+            connection.
+        is_chunked: the body is sent in chunks.
+        keeps_connection: the connection may be used again.
     """
 
     status: int
@@ -34,7 +50,7 @@ class AnswerHead(NamedTuple):
 
 
 def parse_head(text: str) -> AnswerHead:
-    """Read a head's lines; an ``http.client.HTTPException`` if they are not HTTP/1."""
+    """Parse the lines of a head. Raises an ``http.client.HTTPException`` if they are not HTTP/1."""
     first, _, rest = text.partition("\n")
     is_old, status = _read_status_line(first)
     headers = _read_headers(rest) if rest else {}
@@ -53,7 +69,7 @@ def parse_head(text: str) -> AnswerHead:
 
 @functools.lru_cache(maxsize=64)
 def _read_status_line(line: str) -> tuple[bool, int]:
-    """Whether the version is 1.0, and the status."""
+    """Whether the version is 1.0, and the status code."""
     match = _STATUS_LINE.fullmatch(line.rstrip("\r"))
     if match is None:
         raise http.client.BadStatusLine(line[:100])
@@ -61,7 +77,7 @@ def _read_status_line(line: str) -> tuple[bool, int]:
 
 
 def _read_headers(text: str) -> dict[str, str]:
-    if "\n " in text or "\n\t" in text:  # values that go on in the next line, as was usual once
+    if "\n " in text or "\n\t" in text:  # obsolete folding: a value goes on in the next line
         text = _FOLD.sub(" ", text)
     lines = text.split("\n")
     if len(lines) > _MAX_HEADERS:
@@ -75,19 +91,22 @@ def _read_headers(text: str) -> dict[str, str]:
 
 
 def _read_length(text: str) -> int | None:
-    """The number; ``None`` if it is none. An ``HTTPException`` for several that differ."""
+    """The number in ``text``; ``None`` if there is none.
+
+    Raises ``http.client.HTTPException`` for several numbers that differ.
+    """
     first, *others = [value.strip() for value in text.split(",")]
     if any(value != first for value in others):
-        raise http.client.HTTPException(f"the answer has several lengths: {text[:100]}")
+        raise http.client.HTTPException(f"the response has several lengths: {text[:100]}")
     return int(first) if first.isdecimal() and first.isascii() and len(first) < 20 else None
 
 
 def request_head(
     host: str, port: int, default_port: int, target: str, headers: Mapping[str, str | bytes]
 ) -> bytes:
-    """The head of a POST to ``target``, up to where the number of its body's bytes has to follow."""
+    """The head of a POST to ``target``, up to the place where the length of the body follows."""
     sent: list[bytes] = []
-    # No subclass: while this module is imported, another class may stand in that one's place (VCR).
+    # Not a subclass: VCR may have replaced the class while this module was imported.
     recorder: Any = http.client.HTTPConnection(host, port)
     recorder.send = sent.append
     recorder.default_port = default_port
@@ -104,3 +123,93 @@ def request_head(
     recorder.putheader("Content-Length", "")
     recorder.endheaders()
     return b"".join(sent).removesuffix(b"\r\n\r\n")
+
+
+def bound_by(sock: socket.socket, deadline: float) -> None:
+    """Let the next call on ``sock`` take the time that is left until ``deadline``, or 1 % more.
+
+    To set a socket's timeout is a system call, so a timeout that is about right stays. Raises
+    ``TimeoutError`` after the deadline.
+    """
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    timeout_s = sock.gettimeout()
+    if timeout_s is None or not left_s <= timeout_s <= left_s * _SLACK:
+        sock.settimeout(left_s)
+
+
+class Incoming:
+    """The bytes that come in on ``sock`` until ``deadline``, as a file that ``http.client`` can read from.
+
+    Every method that reads may raise ``TimeoutError``. Closing it leaves the socket open.
+    """
+
+    __slots__ = ("_deadline", "_sock", "rest")
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self.rest = b""  # received, but not read yet
+
+    def head(self) -> str:
+        """The lines before the body, without the empty line that ends them.
+
+        Lines end with CRLF or, from some servers, with LF. The CR of the last line is left in.
+        """
+        while (end := _HEAD_END.search(self.rest)) is None:
+            if not self.rest.startswith(_PROTOCOL[: len(self.rest)]):
+                raise http.client.BadStatusLine(repr(self.rest[:100]))
+            if len(self.rest) > MAX_HEAD_BYTES:
+                raise http.client.LineTooLong("header line")
+            if not self._receive():
+                if self.rest:
+                    raise http.client.IncompleteRead(self.rest)
+                raise http.client.RemoteDisconnected(
+                    "Remote end closed connection without response"
+                )
+        if end.end() > MAX_HEAD_BYTES:
+            raise http.client.LineTooLong("header line")
+        head, self.rest = self.rest[: end.start()], self.rest[end.end() :]
+        return head.decode("latin-1")
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes; fewer only at the end of the connection."""
+        body, self.rest = self.rest[:size], self.rest[size:]
+        if len(body) == size:
+            return body
+        pieces, missing = [body], size - len(body)
+        while missing:
+            bound_by(self._sock, self._deadline)
+            piece = self._sock.recv(min(missing, _RECEIVE_BYTES_OF_LONG_BODY))
+            if not piece:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
+    def readline(self, limit: int) -> bytes:
+        """The bytes up to and with the next line end, at most ``limit``."""
+        while (place := self.rest.find(b"\n", 0, limit)) < 0 and len(self.rest) < limit:
+            if not self._receive():
+                break
+        size = place + 1 if place >= 0 else limit
+        line, self.rest = self.rest[:size], self.rest[size:]
+        return line
+
+    def makefile(self, mode: str) -> Incoming:
+        """Return itself: ``http.client`` asks a socket for a file."""
+        return self
+
+    def flush(self) -> None:
+        """Do nothing; ``http.client`` calls it."""
+
+    def close(self) -> None:
+        """Do nothing: the socket belongs to its connection."""
+
+    def _receive(self) -> bool:
+        """Receive more bytes into ``rest``. False at the end of the connection."""
+        bound_by(self._sock, self._deadline)
+        piece = self._sock.recv(_RECEIVE_BYTES)
+        self.rest += piece
+        return bool(piece)

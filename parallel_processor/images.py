@@ -1,12 +1,13 @@
 """How many tokens an image costs.
 
 The formulas are OpenAI's ("Images and vision": "Model sizing behavior", "Calculating costs") and,
-for Claude, Anthropic's ("Vision": width · height / 750, long side at most 1,568 pixels). They need
-the image's size, which is read from the header of a ``data:`` URL, whatever its length: base64 maps
-every 3 bytes to 4 characters, so the few bytes that matter are decoded where they are. The size of
-an image elsewhere isn't known; it is taken to be 1,024 × 1,024, which costs 765 tokens on gpt-4o.
+for Claude, Anthropic's ("Vision": width · height / 750, long side at most 1,568 pixels).
 
-Nothing here raises, whatever it is given.
+They need the image's size. It is read from the header of a ``data:`` URL of any length: base64 maps
+every 3 bytes to 4 characters, so only the few bytes that matter are decoded. The size of a remote
+image isn't known. It is assumed to be 1,024 × 1,024, which costs 765 tokens on gpt-4o.
+
+Nothing here raises, whatever it gets.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 UNKNOWN_SIZE = (1_024, 1_024)
-"""Width and height in pixels that an image is taken to have if they can't be read."""
+"""The assumed width and height in pixels of an image whose size can't be read."""
 
 _CLAUDE_SIDE_PX = 1_568
 _CLAUDE_PX_PER_TOKEN = 750
-_LOW_SIDE_PX = 512  # `detail: low` makes the model see the image at this size
+_LOW_SIDE_PX = 512  # with `detail: low`, the model sees the image at this size
 _MAX_SIDE_PX = 1 << 24
 _MAX_JPEG_SEGMENTS = 512
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -38,7 +39,13 @@ class TileRule(NamedTuple):
 
 
 class PatchRule(NamedTuple):
-    """Tokens per patch of 32 × 32 pixels; at most ``patches``, and ``side`` pixels for a side."""
+    """Tokens per patch of 32 × 32 pixels.
+
+    Attributes:
+        factor: tokens per patch.
+        patches: the largest number of patches.
+        side: the longest side in pixels.
+    """
 
     factor: float
     patches: int = 1_536
@@ -46,7 +53,7 @@ class PatchRule(NamedTuple):
 
 
 class PixelRule(NamedTuple):
-    """Pixels per token, long side at most ``side``."""
+    """Pixels per token; ``side`` is the longest side in pixels."""
 
     pixels: int
     side: int
@@ -54,7 +61,7 @@ class PixelRule(NamedTuple):
 
 Rule = TileRule | PatchRule | PixelRule
 
-# The first prefix that fits decides.
+# The first matching prefix decides.
 _RULES: tuple[tuple[str, Rule], ...] = (
     ("gpt-4o-mini", TileRule(2_833, 5_667)),
     ("gpt-4.1-mini", PatchRule(1.62)),
@@ -78,18 +85,20 @@ _ORIGINAL: Mapping[int, PatchRule] = {2_500: PatchRule(1.0, 10_000, 6_000)}  # b
 
 
 def image_tokens(model: str, size: tuple[int, int] | None, detail: object = "auto") -> int:
-    """Tokens of an image for ``model``, a bare lower-case name.
+    """Tokens of an image for ``model``.
 
-    ``size`` is its width and height in pixels, both above 0, or ``None`` if they aren't known.
-    ``detail`` is ``low``, ``high``, ``auto`` or ``original``; anything else means ``auto``, which
-    is counted as ``high``. ``original`` is ``high`` on models that don't have it.
+    Args:
+        model: the bare name in lower case.
+        size: width and height in pixels, both above 0; ``None`` if they aren't known.
+        detail: ``low``, ``high``, ``auto`` or ``original``. Anything else means ``auto``, which is
+            counted as ``high``. ``original`` means ``high`` on models that don't have it.
     """
     return tokens_for_size(rule_for_model(model), size or UNKNOWN_SIZE, detail)
 
 
 @functools.lru_cache(maxsize=256)
 def rule_for_model(model: str) -> Rule:
-    """The formula for ``model``, a bare lower-case name; gpt-4o's for one that isn't known."""
+    """The formula for ``model``, a bare name in lower case; gpt-4o's if the model isn't known."""
     for prefix, rule in _RULES:
         if model.startswith(prefix):
             return rule
@@ -131,16 +140,16 @@ def _patches(rule: PatchRule, width: int, height: int) -> int:
         return patches
     scale = math.sqrt(1_024 * rule.patches / (width * height))
     columns, rows = width * scale / 32, height * scale / 32
-    # Shrink a little more, so that one side is a whole number of patches; a sliver keeps one patch.
+    # Shrink a little more, so that one side is a whole number of patches, and at least one.
     scale *= min(max(1, math.floor(columns)) / columns, max(1, math.floor(rows)) / rows)
     fitted = math.ceil(round(width * scale) / 32) * math.ceil(round(height * scale) / 32)
     return max(1, min(fitted, rule.patches))
 
 
 def data_url_size(url: object) -> tuple[int, int] | None:
-    """Width and height in pixels from the header of a base64 ``data:`` URL.
+    """Width and height in pixels, from the header of a base64 ``data:`` URL.
 
-    ``None`` for remote URLs, and where :func:`base64_size` finds none.
+    ``None`` for a remote URL, and where :func:`base64_size` finds no size.
     """
     if not isinstance(url, str) or url[:5].lower() != "data:":
         return None
@@ -153,7 +162,8 @@ def data_url_size(url: object) -> tuple[int, int] | None:
 def base64_size(text: str, start: int = 0) -> tuple[int, int] | None:
     """Width and height of the PNG, JPEG, GIF or WebP image whose base64 begins at ``text[start]``.
 
-    Decodes some dozen bytes. ``None`` for other formats, for damage, and for base64 in lines.
+    It decodes only some dozen bytes. ``None`` for other formats, for damage, and for base64 with
+    line breaks.
     """
     source = _Base64Bytes(text, start)
     try:
@@ -183,7 +193,7 @@ class _Base64Bytes:
         self._start = start
 
     def read(self, offset: int, count: int) -> bytes:
-        """Up to ``count`` bytes from ``offset``; fewer at the end. Raises ``ValueError``."""
+        """Up to ``count`` bytes from ``offset``; fewer at the end. ``ValueError`` if it isn't base64."""
         first, last = offset // 3, -(-(offset + count) // 3)
         quads = self._text[self._start + 4 * first : self._start + 4 * last]
         data = binascii.a2b_base64(quads[: len(quads) // 4 * 4])
@@ -206,7 +216,7 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(source: _Base64Bytes) -> tuple[int, int]:
-    """From the first frame header, found by hopping from segment to segment (ITU T.81, annex B)."""
+    """From the first frame header, found by going from segment to segment (ITU T.81, annex B)."""
     offset = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         prefix, marker, length = struct.unpack(">BBH", source.read(offset, 4))

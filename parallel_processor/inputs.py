@@ -15,7 +15,7 @@ _BUFFER_BYTES = 256 * 1024
 
 
 class RequestsFile:
-    """An open requests file as an iterable of its lines. For the thread that feeds the run."""
+    """An open requests file, as an iterable of its lines. For one thread."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -38,7 +38,7 @@ class RequestsFile:
         self._ended = True
 
     def fraction(self) -> float | None:
-        """How much has been read, 0 to 1; ``None`` for a pipe that hasn't ended."""
+        """How much has been read, from 0 to 1; ``None`` for a pipe that hasn't ended."""
         if self._ended:
             return 1.0
         return min(self._read / self._size, 0.9999) if self._size else None
@@ -66,7 +66,7 @@ def check_paths(
     errors_path: Path | None,
     report_path: Path | None = None,
 ) -> None:
-    """The files must be different ones, and those to be written must be in a directory that exists."""
+    """Raise :class:`ConfigurationError` unless the files differ, and the folders of the outputs exist."""
     named = {"requests": requests_path, "results": save_path}
     if errors_path is not None:
         named["errors"] = errors_path
@@ -76,7 +76,7 @@ def check_paths(
     for name, path in named.items():
         if path.name.endswith(REPLACEMENT_SUFFIX):
             raise ConfigurationError(
-                f"the {name} file {path} has an ending that is kept for files in the making"
+                f"the {name} file {path} has an ending that is kept for temporary files: rename it"
             )
         try:
             if path.is_dir():
@@ -84,18 +84,15 @@ def check_paths(
             if name != "requests" and not path.parent.is_dir():
                 raise ConfigurationError(f"the directory of the {name} file {path} does not exist")
             other = seen.setdefault(_file_of(path), name)
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
             raise ConfigurationError(f"can't use the {name} file {path}: {error}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")
 
 
 def _file_of(path: Path) -> object:
-    """What equal files share, whatever their names.
-
-    A file that doesn't exist yet has only its name, and so have those of some of Windows' file systems.
-    """
-    status = path.stat() if path.exists() else None
-    if status is None or not status.st_ino:
+    """What two paths to one file share: its device and inode; its full path if it doesn't exist yet."""
+    if not path.exists():
         return path.resolve()
+    status = path.stat()
     return status.st_dev, status.st_ino

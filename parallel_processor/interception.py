@@ -1,9 +1,10 @@
-"""Who wants to see the requests: mocks, recorders and tracers that have put themselves into ``requests``.
+"""Finds out whether a mock, a recorder or a tracer wants to see the requests.
 
-``responses`` replaces ``HTTPAdapter.send``, requests-mock ``Session.send``, VCR urllib3's connection
-classes, and tracers wrap one of them. None of them would see what goes out over connections of our own.
-So, where a function isn't that which its module defines, requests take the ordinary way through it. It is
-asked of the function itself, since whoever replaced it may have come before this module was imported.
+``responses`` replaces ``HTTPAdapter.send``, requests-mock ``Session.send``, VCR urllib3's
+connection classes; tracers wrap one of these. None of them would see what goes over connections of
+our own. So if one of these functions is not the one that its module defines, requests go through
+it, the ordinary way. The function itself is examined, because it may have been replaced before this
+module was imported.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ def is_intercepted(session: requests.Session) -> bool:
 
 
 def is_recorded() -> bool:
-    """True if only the pools and connections of urllib3's own are seen; VCR does that.
+    """True if a recorder such as VCR sees only urllib3's own pools and connections.
 
-    To be asked before any thread sends: VCR takes its classes away for moments.
+    Call it before any thread sends: VCR takes its classes away for moments.
     """
     pools: tuple[Any, ...] = (HTTPConnectionPool, HTTPSConnectionPool)
     return any(pool.ConnectionCls is not _genuine(pool.ConnectionCls) for pool in pools)
 
 
 def is_any_active() -> bool:
-    """True if a new session's requests would be seen by somebody."""
+    """True if a mock, a recorder or a tracer would see the requests of a new session."""
     with requests.Session() as session:
         return is_intercepted(session) or is_recorded()
 
 
 def _is_defined_in(function: Any, module: types.ModuleType) -> bool:
-    """True for a function of ``module``; what wraps one may have its name, but not its globals."""
+    """True for a function of ``module``. A wrapper may have the function's name, but not its globals."""
     return type(function) is types.FunctionType and function.__globals__ is vars(module)
 
 
 def _genuine(connection_class: Any) -> Any:
-    """urllib3's own class, of which ``connection_class`` may be a stand-in."""
+    """urllib3's own class, which ``connection_class`` may have replaced."""
     own = (each for each in connection_class.__mro__ if each.__module__ == "urllib3.connection")
     return next(own, None)
 
@@ -54,6 +55,6 @@ def _genuine(connection_class: Any) -> Any:
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection as HTTPConnection
     from urllib3.connection import HTTPSConnection as HTTPSConnection
-else:  # others may stand in their places while this module is imported
+else:  # they may be replaced while this module is imported
     HTTPConnection = _genuine(urllib3.connection.HTTPConnection)
     HTTPSConnection = _genuine(urllib3.connection.HTTPSConnection)

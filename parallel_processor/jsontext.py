@@ -1,7 +1,7 @@
-"""JSON text that is looked into and passed on byte for byte.
+"""JSON text that is examined, and passed on byte for byte.
 
-A request and an answer are recorded as they came: keys in their order, numbers with all their digits.
-So what is parsed here only informs, and what is written is cut from the text itself.
+Requests and responses are recorded as they came: keys in their order, numbers with all their
+digits. So parsing only informs, and what is written is cut from the text itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
-# Deeper texts are refused: Python's own limit depends on who calls, and what is parsed here has to be
+# Deeper texts are rejected. Python's own limit depends on the depth of the call, and the same value is
 # parsed again inside a record, and written by code that recurses as well.
 MAX_NESTING = 100
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -35,7 +35,13 @@ _LENIENT_ANY_INT = json.JSONDecoder(parse_int=_any_int)
 
 
 class Member(NamedTuple):
-    """A member of a JSON object: its key, its value's text, and the text of both."""
+    """A member of a JSON object.
+
+    Attributes:
+        key: the key, parsed.
+        value: the text of the value.
+        text: the text of key and value.
+    """
 
     key: str
     value: str
@@ -43,10 +49,10 @@ class Member(NamedTuple):
 
 
 def parse(text: str, *, strict: bool = True, max_nesting: int = MAX_NESTING) -> Any:
-    """The value of ``text``; ``ValueError`` if it is not JSON or nested too deeply.
+    """The value of ``text``. Raises ``ValueError`` if it is not JSON, or nested too deeply.
 
-    ``strict`` refuses NaN and the infinities. Integers that are too long for Python (4,300 digits)
-    become floats, maybe infinite: only their text is exact.
+    ``strict`` rejects NaN and the infinities. Integers of more than 4,300 digits, Python's limit,
+    become floats, which may be infinite: only their text is exact.
     """
     decoder, fallback = (_STRICT, _STRICT_ANY_INT) if strict else (_LENIENT, _LENIENT_ANY_INT)
     try:
@@ -65,7 +71,7 @@ def parse(text: str, *, strict: bool = True, max_nesting: int = MAX_NESTING) -> 
 
 
 def _nesting(value: Any) -> int:
-    """How many levels of objects and lists ``value`` has."""
+    """The number of levels of objects and lists in ``value``."""
     nesting, level = 0, [value]
     while level := [inner for inner in level if isinstance(inner, (dict, list))]:
         nesting += 1
@@ -74,13 +80,13 @@ def _nesting(value: Any) -> int:
 
 
 def members(text: str) -> list[Member]:
-    """The members of the object ``text``, in order, doubles included; it must have been parsed."""
+    """The members of the object ``text``, in order, with duplicates. The text must have been parsed."""
     found: list[Member] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "}":
         start = i
         key, i = scanstring(text, i + 1)
-        value_start = _skip(text, _skip(text, i) + 1)  # behind the colon
+        value_start = _skip(text, _skip(text, i) + 1)  # after the colon
         end = _end_of_value(text, value_start)
         found.append(Member(key, text[value_start:end], text[start:end]))
         i = _skip(text, end)
@@ -90,7 +96,7 @@ def members(text: str) -> list[Member]:
 
 
 def elements(text: str) -> list[str]:
-    """The texts of the elements of the array ``text``, which must have been parsed."""
+    """The texts of the elements of the array ``text``. It must have been parsed."""
     found: list[str] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "]":
@@ -103,10 +109,13 @@ def elements(text: str) -> list[str]:
 
 
 def split_last(text: str, key: str) -> tuple[str, str] | None:
-    """The object ``text`` without its last member, and that one's value, if it is named ``key``.
+    """The object ``text`` without its last member, and that member's value, if its key is ``key``.
 
-    The quick way where that can be told at a glance, else ``None``: the key stands there once, nothing
-    in the text is escaped as the key might be, and the value is followed by the object's end.
+    ``None`` if that can't be told without parsing. It can if three conditions hold:
+
+    * The key occurs once in the text.
+    * Nothing in the text is escaped as the key might be.
+    * The end of the object follows the value.
     """
     quoted = f'"{key}"'
     start = text.find(quoted)
@@ -124,7 +133,7 @@ def split_last(text: str, key: str) -> tuple[str, str] | None:
 
 
 def without(parts: list[Member], keys: frozenset[str]) -> str:
-    """An object's text from ``parts``, less the members named ``keys``."""
+    """The text of an object with the members ``parts``, except those named in ``keys``."""
     return "{" + ", ".join(part.text for part in parts if part.key not in keys) + "}"
 
 
@@ -141,10 +150,10 @@ def _skip(text: str, i: int) -> int:
 
 
 def read_answer(body: bytes) -> tuple[Any, bytes]:
-    """The value of an answer's ``body`` and its text as one line of UTF-8; ``ValueError`` if not JSON.
+    """The value of a response's ``body``, and its text as one line of UTF-8.
 
-    Other encodings of Unicode, a byte-order mark and NaN are accepted, and bytes that are not valid
-    are replaced: the answer has been paid for.
+    Raises ``ValueError`` if it is not JSON. Accepts other encodings of Unicode, a byte-order mark
+    and NaN, and replaces invalid bytes: the response has been paid for.
     """
     encoding = json.detect_encoding(body)
     try:
@@ -159,7 +168,7 @@ def read_answer(body: bytes) -> tuple[Any, bytes]:
 
 
 def one_line(body: bytes) -> bytes:
-    """JSON text, which must be valid, without its line breaks: they stand between tokens only."""
+    """JSON text without line breaks. It must be valid: then they occur between tokens only."""
     body = body.strip()
     if b"\n" in body or b"\r" in body:
         body = body.replace(b"\r", b" ").replace(b"\n", b" ")
@@ -167,5 +176,5 @@ def one_line(body: bytes) -> bytes:
 
 
 def dump(value: Any) -> bytes:
-    """``value`` as UTF-8 JSON; lone surrogates, which UTF-8 can't hold, as escapes."""
+    """``value`` as UTF-8 JSON. Lone surrogates, which UTF-8 can't hold, are escaped."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")

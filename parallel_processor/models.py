@@ -1,4 +1,4 @@
-"""What travels through the house: a request goes down, a reply comes back, an outcome is kept."""
+"""The values that pass between stages: a request goes down, a response comes back, an outcome is kept."""
 
 from __future__ import annotations
 
@@ -22,20 +22,56 @@ class Endpoint(enum.Enum):
     MESSAGES = "messages"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def of_path(cls, path: str) -> Endpoint:
+        """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
+        path = path.rstrip("/").lower()
+        for endpoint, end in _PATH_ENDS.items():
+            if path.endswith(end):
+                return endpoint
+        return cls.UNKNOWN
+
+    @property
+    def path_end(self) -> str:
+        """What the paths of its URLs end with, in lower case; empty for ``UNKNOWN``."""
+        return _PATH_ENDS.get(self, "")
+
+
+_PATH_ENDS = {
+    Endpoint.CHAT: "/chat/completions",  # before "/completions", which also ends it
+    Endpoint.RESPONSES: "/responses",
+    Endpoint.COMPLETIONS: "/completions",
+    Endpoint.EMBEDDINGS: "/embeddings",
+    Endpoint.MODERATIONS: "/moderations",
+    Endpoint.MESSAGES: "/messages",
+}
+
+_MAX_MODEL_CHARS = 256
+
+
+def model_name(value: Any) -> str:
+    """``value`` if it may be a model's name; empty for no string, and for more than 256 characters."""
+    return value if isinstance(value, str) and len(value) <= _MAX_MODEL_CHARS else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One request of a run.
 
-    What a program sets: ``body``, the JSON that is sent; ``metadata``, which isn't sent and comes back
-    with the outcome; ``custom_id``, with which it is recorded as a row of the Batch API; ``url``, if it
-    isn't the processor's: a path (``/v1/embeddings``), or a URL on the same host.
+    Attributes (set by the program):
+        body: the JSON to send.
+        metadata: comes back with the outcome; it isn't sent.
+        custom_id: makes the record a row of the Batch API, with this id.
+        url: if it isn't the processor's: a path (``/v1/embeddings``), or a URL on the same host.
 
-    What the package sets: ``payload`` is the JSON text that is sent and recorded, byte for byte as it was
-    read; ``body`` is the same, parsed. ``metadata_json`` is the text of ``metadata``, the cookbook's
-    column. ``number`` counts from 1: the line of the file, or the place in the iterable. ``flaw`` says
-    why a line can't be sent; such a request becomes a failed record without any attempt. ``dropped``
-    names the members that were left out, since they ask for an answer that isn't one JSON object.
+    Attributes (set by the package):
+        payload: the JSON text that is sent and recorded, byte for byte as it was read. ``body`` is
+            the same, parsed.
+        metadata_json: the text of ``metadata``, the cookbook's column.
+        number: counts from 1: the line of the file, or the place in the iterable.
+        flaw: why the request can't be sent. It becomes a failed record without an attempt.
+        dropped: members that were left out, because they ask for a response that isn't one JSON
+            object.
 
     >>> request = Request(body={"model": "m", "input": "text"}, metadata={"row": 7}, custom_id="a")
     >>> with Processor(request_url=url) as processor:
@@ -56,18 +92,21 @@ class Request:
 
 
 class Cost(NamedTuple):
-    """What an attempt is expected to cost in tokens, all in all, and the answer's part of it."""
+    """The tokens that an attempt is expected to cost: all of them, and how many of them are output."""
 
     tokens: int
     output_tokens: int = 0
 
 
 class Estimate(NamedTuple):
-    """What is known of a request's tokens before it is sent.
+    """What is known about a request's tokens before it is sent.
 
-    ``output_cap`` is the most that its answer may have, ``None`` if it names no cap;
-    ``output_tokens`` what is reserved while nothing was learned. ``kind`` is what answers of the same
-    length may be expected of: the endpoint and the model.
+    Attributes:
+        input_tokens: the tokens of its prompt.
+        output_cap: the most output that it may get; ``None`` if it names no cap.
+        output_tokens: the output to reserve as long as nothing was learned from responses.
+        kind: endpoint and model: responses to requests of one kind are expected to have similar
+            lengths.
     """
 
     input_tokens: int
@@ -78,10 +117,14 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A complete answer, whatever its ``status``.
+    """A complete response, whatever its ``status``.
 
-    ``body`` holds the bytes as they came, decompressed; ``data`` the same parsed as JSON, or ``None``
-    with ``is_json`` false. The names in ``headers`` are in lower case.
+    Attributes:
+        status: the HTTP status code.
+        headers: names are in lower case.
+        body: the bytes as they came, decompressed.
+        data: the body parsed as JSON; ``None`` if ``is_json`` is false.
+        is_json: the body is JSON.
 
     >>> with Processor(request_url=url) as processor:
     ...     (outcome,) = processor.imap_unordered([{"model": "m", "input": "text"}])

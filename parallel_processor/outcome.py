@@ -1,4 +1,4 @@
-"""What became of a request, for the program that asked."""
+"""What became of a request, for the program that sent it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from parallel_processor.replies import response_embeddings, response_text, respo
 class Outcome:
     """What became of one ``request``.
 
-    ``ok`` is true for an answer, which is the ``reply``; a failure may have one, too. A failure has one
-    string per attempt in ``errors``, oldest first, and ``error_kind`` is the last one's short label, such
-    as ``timeout``. ``used_tokens`` is what the answer says; ``None`` if it doesn't.
-    ``unanswered`` marks a request that was given up because the run stopped: it has no record, and
-    the next run sends it. ``attempts`` counts what was really sent. ``latency_s`` are the seconds from
-    the sending of the last attempt to the end of its answer; ``None`` if nothing was sent.
-    ``deduplicated`` marks one that was not sent, since an equal request was, whose answer this is.
+    Attributes:
+        request: the request.
+        ok: true for an answer, false for a failure.
+        reply: the complete response; a failure may have one, too.
+        errors: the errors of a failure, one string per attempt, oldest first.
+        error_kind: the last error's short label, such as ``timeout``.
+        attempts: how many attempts were really sent.
+        used_tokens: what the response says; ``None`` if it doesn't.
+        latency_s: seconds from sending the last attempt to the end of its response; ``None`` if
+            none was sent.
+        unanswered: the request was given up because the run stopped. It has no record, and the next
+            run sends it.
+        deduplicated: this request was not sent, because an equal one was, whose response this is.
 
     >>> with Processor(request_url=url) as processor:
     ...     (outcome,) = processor.map([{"model": "m", "input": "text", "metadata": {"row": 7}}])
@@ -43,28 +49,28 @@ class Outcome:
 
     @property
     def response(self) -> Any:
-        """The answer's parsed JSON; ``None`` where there is no answer."""
+        """The response's parsed JSON; ``None`` if there is no response."""
         return self.reply.data if self.reply is not None else None
 
     @property
     def text(self) -> str | None:
-        """The answer's text (chat, responses, completions, messages); ``None`` where there is none."""
+        """The response's text (chat, responses, completions, messages); ``None`` if it has none."""
         return response_text(self.response) if self.ok else None
 
     @property
     def embedding(self) -> list[float] | None:
-        """The answer's vector, of several inputs the first one's; ``None`` where there is none."""
+        """The response's vector, the first one of several inputs; ``None`` if it has none."""
         vectors = self.embeddings
         return vectors[0] if vectors else None
 
     @property
     def embeddings(self) -> list[list[float]] | None:
-        """The answer's vectors in the order of the inputs; ``None`` where there is none."""
+        """The response's vectors in the order of the inputs; ``None`` if it has none."""
         return response_embeddings(self.response) if self.ok else None
 
     @property
     def usage(self) -> Mapping[str, Any] | None:
-        """The answer's ``usage`` object as the server wrote it; ``None`` where there is none."""
+        """The response's ``usage`` object as the server wrote it; ``None`` if it has none."""
         return response_usage(self.response) if self.ok else None
 
     @property
@@ -74,7 +80,7 @@ class Outcome:
 
     @property
     def metadata(self) -> Any:
-        """What came with the request and wasn't sent; ``None`` if nothing did."""
+        """The metadata that came with the request; they are not sent. ``None`` if there were none."""
         return self.request.metadata
 
     @property
@@ -83,12 +89,12 @@ class Outcome:
         return self.request.custom_id
 
     def raise_for_error(self) -> None:
-        """Do nothing for an answer; :class:`RequestFailedError` for a failure."""
+        """Raise :class:`RequestFailedError` for a failure. Do nothing for an answer."""
         if not self.ok:
             raise RequestFailedError(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of it."""
+        """What a notebook shows."""
         vectors = self.embeddings or []
         shapes = ", ".join(str(len(vector)) for vector in vectors[:10])
         rows = {

@@ -1,26 +1,29 @@
-"""What the headers of an answer tell about the account's limits.
+"""Reads the account's limits from the headers of a response.
 
-Understood are the names of OpenAI (Azure, Groq, Cerebras, SambaNova and most gateways use them, some with
-a unit behind), Anthropic, Mistral, OpenRouter and Together.
+Understood are the names of OpenAI (also used by Azure, Groq, Cerebras, SambaNova and most gateways,
+some with a unit at the end), Anthropic, Mistral, OpenRouter and Together.
 
-**Which window a limit is for** OpenAI's names don't say: one account's ``limit-requests`` is a minute's,
-another's a day's. Its limiter is a bucket that refills all the time, and ``reset`` is the time until it is
-full: ``(limit - remaining) * window / limit``. Published dumps fit to the millisecond or to one token:
-500 / 499 / ``120ms`` and 10000 / 9481 / ``3.114s`` are a minute's, 10000 / 9999 / ``8.64s`` and
-1500000 / 1495621 / ``4m12.172s`` (community.openai.com, thread 541210) a day's. Other servers count in
-fixed windows and show the time to the window's end, whatever remains. A day's limit that is taken for a
-minute's costs some refusals until the next answer; the reverse all but stops the run. So a limit is a
-minute's unless its reset speaks for a day:
+**Window.** OpenAI's names don't say which window a limit is for. ``limit-requests`` is per minute
+for one account and per day for another. There are two kinds of servers:
 
-* above ten minutes: a day. Neither a fixed minute nor a bucket in debt shows that.
-* above a minute: a day if it fits the refill of a day's bucket, whose ``remaining`` is in whole units. If
-  not, it may be the debt of a minute's bucket, or what Azure's manual shows (``300``).
-* up to a minute: a day only if it fits that refill closely and has a fraction of a second. Fixed windows
-  mostly show whole seconds; of the others no answer passes unless it comes before 0.07 % of the limit is
-  used, and of those one in a hundred at most. The bucket of a day shows up with its first request after a
-  rest, and for good as soon as a minute's worth of it is used.
+* OpenAI's limiter is a bucket that refills all the time. ``reset`` is the time until it is full:
+  ``(limit - remaining) * window / limit``. Published headers fit this to the millisecond or to one
+  token. 500 / 499 / ``120ms`` and 10000 / 9481 / ``3.114s`` are per minute. 10000 / 9999 /
+  ``8.64s`` and 1500000 / 1495621 / ``4m12.172s`` (community.openai.com, thread 541210) are per day.
+* Others count in fixed windows. ``reset`` is the time to the window's end, whatever remains.
 
-Whoever keeps readings should hold on to a day once it was seen with a reset above ten minutes.
+To take a daily limit for one per minute costs some rejections until the next response. The reverse
+all but stops the run. So a limit is per minute unless its reset indicates a day:
+
+* Above ten minutes: a day. Neither a fixed minute nor a bucket in debt shows that.
+* Above a minute: a day if it fits the refill of a daily bucket, whose ``remaining`` is in whole
+  units. Otherwise it may be the debt of a minute's bucket, or what Azure's manual shows (``300``).
+* Up to a minute: a day only if it fits that refill closely and has a fraction of a second. Fixed
+  windows mostly show whole seconds. A response of another fixed window can pass this test only
+  before 0.07 % of the limit is used, and then one in a hundred does at most. A daily bucket is
+  recognised at its first request after a rest, and always once a minute's worth of it is used.
+
+The caller should keep to a day once it has seen a limit with a reset above ten minutes.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from parallel_processor.models import LimitReading, refill_s
+from parallel_processor.providers import is_host
 from parallel_processor.waits import duration_s, timestamp, wait_s
 
 _MINUTE_S, _DAY_S = 60.0, 86_400.0
@@ -39,8 +43,8 @@ _WINDOW_S = {"second": 1.0, "minute": _MINUTE_S, "hour": 3600.0, "day": _DAY_S}
 
 _ROUNDING_S = 1.1  # of a reset in whole seconds, held against a clock in whole seconds
 _LONGEST_DEBT_S = 600.0
-_LONGEST_RESET_S = 2 * _DAY_S  # a day's bucket in debt; what is farther away is no reset
-_SHORTEST_TELLING_S = 0.1  # below, a bucket's own rounding could pass for a day's refill
+_LONGEST_RESET_S = 2 * _DAY_S  # a daily bucket in debt; a longer time is no reset
+_SHORTEST_TELLING_S = 0.1  # below this, a bucket's own rounding could look like a day's refill
 
 _GREATEST_LIMIT = 1e15  # servers without a limit show 2**63 - 1
 
@@ -56,9 +60,15 @@ _LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lookup:
-    """The headers of one limit, in the answer's own spelling; ``None`` for one that it doesn't have.
+    """The headers of one limit, in the response's own spelling.
 
-    Without a ``window_s`` the values decide; ``stamped`` is for limits with a Unix time as reset.
+    Attributes:
+        name: the limit's name, as in :class:`LimitReading`.
+        limit: the name of the header with the limit.
+        remaining: the header with what remains; ``None`` if there is none.
+        reset: the header with the time of the reset; ``None`` if there is none.
+        window_s: the limit's window; ``None`` if the values decide.
+        stamped: the reset is a Unix time.
     """
 
     name: str
@@ -71,7 +81,7 @@ class _Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """What to look up in an answer that has certain headers."""
+    """What to look up in a response with a certain set of headers."""
 
     lookups: tuple[_Lookup, ...]
     date: str | None
@@ -80,11 +90,15 @@ class _Plan:
 def read_limits(
     headers: Mapping[str, str], host: str = "", *, now: Callable[[], float] = time.time
 ) -> tuple[LimitReading, ...]:
-    """The limits that an answer's ``headers`` show, in their order; those that are unclear are left out.
+    """The limits that a response's ``headers`` show, in their order. Unclear ones are left out.
 
-    ``host`` is the server's name, in lower case and without a port; some providers use the names of
-    others with a meaning of their own. ``now`` is Unix time, for an answer with timestamps but no ``Date``.
-    A project's and a dynamic limit are readings of the same name as the account's: all of them hold.
+    Args:
+        headers: the headers, in any spelling.
+        host: the server's name in lower case, without a port. Some providers use the names of
+            others with another meaning.
+        now: the Unix time, for a response that has timestamps but no ``Date``.
+
+    A project's limit and a dynamic limit have the same name as the account's: all of them hold.
     """
     plan = _plan(tuple(headers), host)
     if not plan.lookups:
@@ -100,7 +114,7 @@ def read_limits(
 
 @functools.lru_cache(maxsize=32)
 def _plan(names: tuple[str, ...], host: str) -> _Plan:
-    """A server's answers have few sets of headers, so this is worked out once for each."""
+    """The plan for a set of headers. A server's responses have few sets, so each plan is made once."""
     spelled = {name.lower(): name for name in names}
     lookups = (_lookup(name, spelled, host) for name in spelled)
     return _Plan(
@@ -110,13 +124,13 @@ def _plan(names: tuple[str, ...], host: str) -> _Plan:
 
 
 def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
-    """How to read the limit whose header is ``name``, in lower case; ``None`` if it is of no limit."""
+    """How to read the limit whose header is ``name``, in lower case; ``None`` for another header."""
     window_s, stamped = None, False
     if match := _OPENAI.fullmatch(name):
         window_s = _known_window_s(match[1], match[2], host)
     elif match := _ANTHROPIC.fullmatch(name):
         window_s = _MINUTE_S
-    elif _is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
+    elif is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
         window_s = _WINDOW_S["second"]
     elif name == _OPENROUTER:
         stamped = True
@@ -134,16 +148,12 @@ def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
 
 
 def _known_window_s(kind: str, unit: str | None, host: str) -> float | None:
-    """What a name of OpenAI's style means by its unit, or at ``host``; ``None`` if it may be any."""
+    """The window of an OpenAI-style name, by its unit or at ``host``; ``None`` if it may be any."""
     if unit:
         return _WINDOW_S[unit]
-    if _is_host(host, "api.groq.com"):
+    if is_host(host, "api.groq.com"):
         return _DAY_S if kind == "requests" else _MINUTE_S
-    return _MINUTE_S if _is_host(host, "azure.com") else None
-
-
-def _is_host(host: str, *names: str) -> bool:
-    return any(host == name or host.endswith("." + name) for name in names)
+    return _MINUTE_S if is_host(host, "azure.com") else None
 
 
 def _read(
@@ -158,19 +168,19 @@ def _read(
     window_s = lookup.window_s
     if lookup.stamped:
         if reset_s is None or (_count(text or "") or 0) <= 1e11:
-            return None  # not OpenRouter's: any gateway may count its own requests, in any window
+            return None  # not OpenRouter: any gateway may count its own requests, in any window
         window_s = _MINUTE_S if reset_s <= _MINUTE_S + _ROUNDING_S else _DAY_S
     elif window_s is None:
         window_s = _inferred_window_s(limit, remaining, reset_s)
     if limit < 1 and window_s >= _MINUTE_S:
-        return None  # less than one request: no server means that
+        return None  # less than one request: no server has such a limit
     return LimitReading(
         name=lookup.name, limit=limit, remaining=remaining, reset_s=reset_s, window_s=window_s
     )
 
 
 def _count(text: str) -> float | None:
-    """The number in ``text``; ``None`` if it is negative, too great for a limit, or none."""
+    """The number in ``text``; ``None`` if it is no number, negative, or too large for a limit."""
     try:
         number = float(text)
     except ValueError:
@@ -179,20 +189,20 @@ def _count(text: str) -> float | None:
 
 
 def _reset_s(text: str, server_time: Callable[[], float]) -> float | None:
-    """Seconds until the reset: a duration, bare seconds, or a time after ``server_time()``."""
+    """Seconds until the reset. It is a duration, bare seconds, or a time after ``server_time()``."""
     seconds = _cached_duration_s(text[:100])
-    if seconds is None:  # what is too short for a time needs no clock
+    if seconds is None:  # a text that is too short for a time needs no clock
         seconds = wait_s(text, 0.0 if len(text) < 10 else server_time())
     return seconds if seconds is not None and seconds <= _LONGEST_RESET_S else None
 
 
-# A second's answers share their date, and many the few milliseconds until a bucket is full.
+# Responses of one second share their date; many share the few milliseconds until a bucket is full.
 _cached_timestamp = functools.lru_cache(maxsize=32)(timestamp)
 _cached_duration_s = functools.lru_cache(maxsize=256)(duration_s)
 
 
 def _inferred_window_s(limit: float, remaining: float | None, reset_s: float | None) -> float:
-    """A minute or a day, by the rule above."""
+    """A minute or a day, by the rule in the module's docstring."""
     if reset_s is None or reset_s < _SHORTEST_TELLING_S:
         return _MINUTE_S
     if reset_s > _LONGEST_DEBT_S:

@@ -1,7 +1,7 @@
-"""The lines of a results file, read back: for the resume of a job, and for the program that wants them.
+"""Reads the lines of a results file back: to resume a job, and for programs that want the outcomes.
 
-:func:`take_apart` is the one reader. It tells a record from other lines, and an answer from a failure,
-for the files of this package, of the cookbook's script and of the Batch API alike.
+:func:`take_apart` reads them all. It tells records from other lines, and answers from failures, in
+the files of this package, of the cookbook's script and of the Batch API.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.jsontext import MAX_NESTING, dump, elements, members, parse
 from parallel_processor.models import CANT_BE_SENT, Reply, Request
 from parallel_processor.outcome import Outcome
-from parallel_processor.providers import used_tokens
+from parallel_processor.usage import used_tokens
 
 _log = logging.getLogger("parallel_processor")
 
 BOM = b"\xef\xbb\xbf"
-_RECORD_NESTING = 2  # how many levels a record is around a request or an answer
+_RECORD_NESTING = 2  # levels of a record around a request or a response
 _BUFFER_BYTES = 1024 * 1024
 
 
 class RecordParts(NamedTuple):
-    """A line of a results file, parsed.
+    """A parsed line of a results file.
 
-    A Batch row has a ``custom_id``, an ``error`` and no request; others have a request, which is a
-    string if it couldn't be sent.
+    Attributes:
+        text: the line.
+        ok: the request was answered.
+        response: the response, or the list of errors in its place.
+        request: the request's body; a string if the line was invalid. Batch records have none.
+        metadata: what came with the request.
+        custom_id: only in Batch records.
+        error: only in Batch records.
     """
 
     text: str
@@ -42,10 +48,10 @@ class RecordParts(NamedTuple):
 
 
 def take_apart(line: bytes) -> RecordParts | None:
-    """The record that ``line`` holds; ``None`` if it is none.
+    """The record in ``line``; ``None`` if there is none.
 
-    Error strings in the response's place are a failure. (An answer that is a list of strings looks the
-    same; no endpoint gives one.)
+    A list of strings in place of the response is a failure. (A response of that shape looks the
+    same, but no endpoint sends one.)
     """
     try:
         text = line.removeprefix(BOM).decode("utf-8")
@@ -59,7 +65,7 @@ def take_apart(line: bytes) -> RecordParts | None:
             metadata = value[2] if len(value) == 3 else None
             ok = not failed and not _is_error(response)
             return RecordParts(text, ok, response, request, metadata)
-        if isinstance(request, str) and failed:  # a line that couldn't be sent
+        if isinstance(request, str) and failed:  # an invalid line
             return RecordParts(text, False, response, request)
     if isinstance(value, dict) and isinstance(value.get("custom_id"), str) and "response" in value:
         response, error = value["response"], value.get("error")
@@ -70,21 +76,24 @@ def take_apart(line: bytes) -> RecordParts | None:
 
 
 def _is_error(response: Any) -> bool:
-    """True for an error body, which the cookbook's script may have recorded as an answer."""
+    """True for an error body, which the cookbook's script may have recorded as a response."""
     if isinstance(response, list) and len(response) == 1:
         response = response[0]
     return isinstance(response, dict) and bool(response.get("error"))
 
 
 def read_results(path: str | Path, errors_path: str | Path | None = None) -> Iterator[Outcome]:
-    """The records of a results file as outcomes, in the file's order, and then those of an errors file.
+    """The records of a results file as outcomes, in the file's order, then those of an errors file.
 
-    The files are read as the outcomes are taken, line by line, also while a run writes them: what comes
-    after the end was reached isn't seen. A last line that isn't whole is left out; other lines that are no
-    records are skipped, with a warning. ``request.number`` is the line in the file. The record of a Batch
-    row names its request by ``custom_id`` alone: ``body`` is ``None``. ``attempts`` counts a failure's
-    errors; what an answer took isn't known, and is 1. Raises :class:`ResultsFileError` for a file that
-    can't be read.
+    The files are read line by line as the outcomes are taken. This works while a run writes them;
+    what is written after the end was reached isn't seen. An incomplete last line is left out. Other
+    lines that are no records are skipped, with one warning.
+
+    * ``request.number`` is the number of the line.
+    * A Batch record names its request only by ``custom_id``: ``request.body`` is ``None``.
+    * ``attempts`` is the number of errors of a failure. For an answer it isn't known, and is 1.
+
+    Raises :class:`ResultsFileError` for a file that can't be read.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl", request_url=url)
     >>> for outcome in read_results(f"{folder}/results.jsonl"):
@@ -95,8 +104,8 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
     """
     paths = [Path(path)] + ([Path(errors_path)] if errors_path is not None else [])
     for each in paths:
-        if not each.is_fifo():  # what came through it before would be lost
-            _open(each).close()  # the error is raised here, not in the loop of somebody else
+        if not each.is_fifo():  # to open and close a pipe would lose what is in it
+            _open(each).close()  # so that an error is raised here, not in the caller's loop
     return (outcome for each in paths for outcome in _outcomes(each))
 
 
@@ -116,7 +125,7 @@ def _outcomes(path: Path) -> Iterator[Outcome]:
                 yield _cookbook(parts, number) if parts.custom_id is None else _batch(parts, number)
             elif line.endswith(b"\n") and line.strip() and not has_warned:
                 has_warned = True
-                _log.warning("%s: line %d is no record: skipped, as are others", path, number)
+                _log.warning("%s: line %d is no record; such lines are skipped", path, number)
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
@@ -172,7 +181,7 @@ def _batch_reply(parts: RecordParts) -> Reply | None:
         response.get("request_id"),
     )
     headers = {"x-request-id": request_id} if isinstance(request_id, str) else {}
-    if isinstance(data, str):  # the text of an answer that was no JSON
+    if isinstance(data, str):  # the text of a response that wasn't JSON
         return Reply(status=status, headers=headers, body=data.encode("utf-8", "replace"))
     body = _last_member(_last_member(parts.text, "response"), "body").encode()
     return Reply(status=status, headers=headers, body=body, data=data, is_json=True)

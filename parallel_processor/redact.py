@@ -1,7 +1,7 @@
-"""Keys out of texts: servers echo the key, or parts of it, in their errors.
+"""Removes API keys from texts: servers repeat the key, or parts of it, in their errors.
 
-What is found is matched to its end first and judged afterwards, so that a long text takes no longer
-than its length asks for.
+A pattern first matches a candidate to its end; a function then decides about it. So the time for a
+long text grows only with its length.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-_ESCAPE = r"(?<=\\[nrt])"  # behind a line's end in JSON, whose letter belongs to no word
+_ESCAPE = r"(?<=\\[nrt])"  # after an escaped line end in JSON: its letter belongs to no word
 _LOOKS_LIKE_A_KEY = re.compile(
     rf"(?:(?<![^\W_])|{_ESCAPE})(?:"
     r"(?:sk|pk|gsk|xai)-[-_*.\w]{7,}[-_*\w]"  # OpenAI, Anthropic, xAI …
@@ -17,15 +17,15 @@ _LOOKS_LIKE_A_KEY = re.compile(
     r"|AIza[-_\w]{20,}"  # Google
     r"|(?i:bearer)\s+[-_*.~=+/\w]{8,})"
 )
-_LEAST_SECRET = 8  # a shorter key is a local server's dummy, and may be a word
-_SHOWN = 4  # how few characters at either end of a key are already a part of it
+_LEAST_SECRET = 8  # a shorter key is the dummy of a local server, and may be a word
+_SHOWN = 4  # servers show at least so many characters of either end of a key
 _NOTHING = "(?!)"  # matches nowhere
 _MASKS = ("*", "…", "..")
 _PLACEHOLDER = "[redacted]"
 
 
 class Redactor:
-    """Replaces the key of a run, what a server shows of it, and whatever else looks like a key."""
+    """Replaces the API key of a run, parts of it, and anything else that looks like a key."""
 
     def __init__(self, api_key: str | None) -> None:
         key = api_key or ""
@@ -47,14 +47,14 @@ class Redactor:
         return _LOOKS_LIKE_A_KEY.sub(_replace_random, text)
 
     def _replace_part(self, match: re.Match[str]) -> str:
-        """A part of the key is one that is masked, or that is long enough to be no other word."""
+        """Replace a part of the key if it is masked, or too long to be another word."""
         found = match[0]
         is_start = len(found) >= _LEAST_SECRET and self._key.startswith(found)
         return _PLACEHOLDER if is_start or any(mask in found for mask in _MASKS) else found
 
 
 def _replace_random(match: re.Match[str]) -> str:
-    """Words have no digits, and aren't that long."""
+    """Replace a match unless it is a word: words have no digits, and fewer than 40 characters."""
     found = match[0]
     is_word = len(found) < 40 and not any(c.isdigit() or c == "*" for c in found)
     return found if is_word else _PLACEHOLDER

@@ -1,8 +1,8 @@
-"""What people look for in an answer, whatever the endpoint: its text, its embeddings, its usage.
+"""Reads what people look for in a response of any endpoint: its text, its embeddings, its usage.
 
-Each of these reads the parsed JSON of an answer, any shape of it, and gives ``None`` for what isn't
-there. The shapes are those of OpenAI's chat, responses, completions and embeddings, and of Anthropic's
-messages.
+Each function takes the parsed JSON of a response, of any shape, and returns ``None`` for what isn't
+there. The shapes are those of OpenAI's chat, responses, completions and embeddings, and of
+Anthropic's messages.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from typing import Any
 
 
 def response_text(response: Any) -> str | None:
-    """The text of an answer; of several choices the first one's. ``None`` if it has none.
+    """The text of a response, of its first choice if there are several. ``None`` if it has none.
 
     >>> response_text({"choices": [{"message": {"role": "assistant", "content": "Yes."}}]})
     'Yes.'
     """
     if not isinstance(response, Mapping):
         return None
-    for choice in _mappings(response.get("choices"))[:1]:  # chat, completions
+    for choice in mappings(response.get("choices"))[:1]:  # chat, completions
         message = choice.get("message")
         content = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-        return content if isinstance(content, str) else _joined(_mappings(content))
-    items = [item for item in _mappings(response.get("output")) if "content" in item]  # responses
+        return content if isinstance(content, str) else _joined(mappings(content))
+    items = [item for item in mappings(response.get("output")) if "content" in item]  # responses
     if items:
-        return _joined(part for item in items for part in _mappings(item["content"]))
-    return _joined(_mappings(response.get("content")))  # messages
+        return _joined(part for item in items for part in mappings(item["content"]))
+    return _joined(mappings(response.get("content")))  # messages
 
 
 def _joined(parts: Iterable[Mapping[str, Any]]) -> str | None:
-    """The parts that are text, one behind the other; what a model thought is none."""
+    """The parts that are text, joined. A model's reasoning is not text."""
     texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
     found = [text for text in texts if isinstance(text, str)]
     return "".join(found) if found else None
 
 
 def response_embeddings(response: Any) -> list[list[float]] | None:
-    """The vectors of an embeddings answer in the order of its inputs; ``None`` if it has none.
+    """The vectors of an embeddings response in the order of its inputs; ``None`` if it has none.
 
-    Vectors that came as base64 (``"encoding_format": "base64"``) are 32-bit floats, little-endian.
+    Vectors in base64 (``"encoding_format": "base64"``) are 32-bit floats, little-endian.
 
     >>> response_embeddings({"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]})
     [[1.0], [2.0]]
     """
-    data = _mappings(response.get("data")) if isinstance(response, Mapping) else []
+    data = mappings(response.get("data")) if isinstance(response, Mapping) else []
     rows = sorted((row for row in data if "embedding" in row), key=_index)
     vectors = [_vector(row["embedding"]) for row in rows]
     return [vector for vector in vectors if vector is not None] or None
@@ -72,10 +72,11 @@ def _vector(value: Any) -> list[float] | None:
 
 
 def response_usage(response: Any) -> Mapping[str, Any] | None:
-    """What an answer says of the tokens that it used, as it says it; ``None`` if nothing."""
+    """What a response says about the tokens that it used, in its own form; ``None`` if it says nothing."""
     usage = response.get("usage") if isinstance(response, Mapping) else None
     return usage if isinstance(usage, Mapping) else None
 
 
-def _mappings(values: Any) -> list[Mapping[str, Any]]:
+def mappings(values: Any) -> list[Mapping[str, Any]]:
+    """The objects in the list ``values``; an empty list if it is no list."""
     return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []

@@ -1,11 +1,11 @@
-"""What a results file says is done already, and its mending after a stop.
+"""Opens the results files of a job, finds out what they answer, and repairs them after a stop.
 
-The results file is the only state. A request is answered if a good record of it is there; equal
-requests are counted, so that *k* equal lines need *k* answers.
+The results file is the only state. A request is answered if a good record of it is there. Equal
+requests are counted: *k* equal lines need *k* answers.
 
-Mending has two steps, and a crash in either loses nothing. A torn last line is cut off in place. If
-there are failed records, a file without them is written beside the old one, and takes its place once
-it is complete on disk.
+The repair has two steps, and a crash in either loses nothing. A torn last line is cut off in place.
+If there are failed records, a file without them is written beside the old one, and takes its place
+once it is complete on disk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -32,30 +33,30 @@ _BUCKETS = 16_384
 
 
 class AnsweredRequests:
-    """A counted set of the requests that have a good record. For the feeding thread only.
+    """The requests that have a good record, each as often as it was answered. For one thread.
 
-    It takes 16 bytes for an answer, where a ``dict`` takes over 100: a key's first two bytes choose one
-    of 16,384 byte strings, in which the other 14 stand one behind the other, as often as they were
-    added.
+    It takes 16 bytes per answer, where a ``dict`` takes over 100. The first two bytes of a key
+    choose one of 16,384 byte strings. The other 14 bytes stand there one after another, as often as
+    they were added.
     """
 
     def __init__(self) -> None:
         self._buckets: list[bytearray | None] = []
         self._kept: AnsweredRequests | None = None
-        # What the scan of the files found, in records; foreign are lines that are none.
+        # What the scan of the files found: good and failed records, and lines that are no records.
         self.answered = 0
         self.failed = 0
         self.foreign = 0
 
     @property
     def kept_failures(self) -> AnsweredRequests:
-        """The requests whose failed record is to stay; empty if failures are tried again."""
+        """The requests whose failed record stays; empty if they are sent again."""
         if self._kept is None:
             self._kept = AnsweredRequests()
         return self._kept
 
     def add(self, key: bytes) -> None:
-        """One more record for the requests of identity ``key``."""
+        """Add an answer for the requests of identity ``key``."""
         self._buckets = self._buckets or [None] * _BUCKETS
         number, rest = _place_of(key)
         bucket = self._buckets[number]
@@ -65,13 +66,13 @@ class AnsweredRequests:
             bucket += rest
 
     def take(self, request: Request) -> bool:
-        """True if ``request`` is answered; the answer then stands for no other request."""
+        """True if ``request`` is answered. The answer is used up: it serves no other request."""
         if not self._buckets:
             return False
         number, rest = _place_of(identity(request))
         bucket = self._buckets[number] or bytearray()
         at = bucket.find(rest)
-        while at > 0 and at % len(rest):  # where one ends and the next begins
+        while at > 0 and at % len(rest):  # found across the border of two keys
             at = bucket.find(rest, at + 1)
         if at < 0:
             return False
@@ -87,7 +88,7 @@ def _place_of(key: bytes) -> tuple[int, bytes]:
 
 
 class _Scan:
-    """One reading of a results file: what is answered, and what has to be mended."""
+    """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
         self,
@@ -98,10 +99,10 @@ class _Scan:
     ) -> None:
         self.answered = answered
         self._keep_failures = keep_failures
-        self.end = 0  # of the last line that stays
+        self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
         self._records = self._foreign = 0
-        self.failed = array("Q")  # where failed records begin and end, in turn
+        self.failed = array("Q")  # where runs of failed records begin and end, alternately
         for number, line in enumerate(_lines(path)):
             if number % _LINES_PER_CHECK == 0:
                 check()
@@ -125,7 +126,7 @@ class _Scan:
         elif record is not None:
             self.answered.failed += 1
             if not is_whole:
-                return  # cut off like a torn one
+                return  # it is cut off, like a torn line
             if self.failed and self.failed[-1] == start:
                 del self.failed[-1]
             else:
@@ -140,7 +141,7 @@ class _Scan:
 
 
 def _is_torn(line: bytes) -> bool:
-    """True if a last line is the beginning of a record, or zeros that a power loss left in its place."""
+    """True if a last line is the beginning of a record, or zeros that a power loss has left."""
     return line[:1] in (b"[", b"{", b"\0") and not is_json(line)
 
 
@@ -149,28 +150,61 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from file
 
 
-def prepare_results(
-    file: AppendFile,
+@contextmanager
+def open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
+    """Open and lock the results file, and the errors file if there is one. Close them at the end."""
+    with ExitStack() as stack:
+        files = []
+        for path in [save] if errors is None else [save, errors]:
+            files.append(AppendFile(path))
+            stack.callback(files[-1].close)
+        yield files
+
+
+def prepare(
+    files: Sequence[AppendFile],
     *,
+    overwrite: bool = False,
     keep_failures: bool = False,
-    answered: AnsweredRequests | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> AnsweredRequests:
-    """Read a results file, and leave only whole, good records in it; adds to ``answered`` if given.
+    """Repair the files of a job, and return which requests they answer.
 
-    A torn last line is cut off, failed records are dropped to be tried again; with ``keep_failures``
-    they stay and stand for their requests. Lines that are no records stay. :class:`ResultsFileError` if
-    the file can't be read or mended; it is whole then. ``check`` is called time and again while the file
-    is read, and may raise: nothing has been changed then.
+    Args:
+        files: the results file, and the errors file if there is one. Pipes and devices are left
+            alone.
+        overwrite: empty the files instead.
+        keep_failures: leave failed records in place; their requests are not sent again.
+        check: called every 1,000 lines. It may raise; the file that is being read is unchanged
+            then.
+
+    A torn last line is cut off. Failed records are removed, so that their requests are sent again.
+    Lines that are no records stay.
+
+    Raises :class:`ResultsFileError` if a file can't be read or repaired, or has lines but no
+    record. No complete record is lost then.
     """
-    answered = AnsweredRequests() if answered is None else answered
-    if not file.is_regular:
-        return answered
+    answered = AnsweredRequests()
+    for file in files:
+        if not file.is_regular:
+            continue
+        if overwrite:
+            file.cut(0)
+        else:
+            _mend(file, answered, keep_failures, check)
+    _report(files[0].path, answered, keep_failures)
+    return answered
+
+
+def _mend(
+    file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Callable[[], None]
+) -> None:
+    """Leave only whole lines and good records in ``file``, and add what it answers to ``answered``."""
     try:
         scan = _Scan(file.path, answered, keep_failures, check)
         if scan.is_foreign:
             raise ResultsFileError(
-                f"{file.path} holds no records: name another results file, or start it afresh"
+                f"{file.path} holds no records: name another results file, or overwrite this one"
             )
         if file.size != scan.end:
             _log.info("%s: a torn last line is cut off", file.path)
@@ -181,14 +215,26 @@ def prepare_results(
         if scan.failed:
             _drop(file, scan.failed)
     except OSError as error:
-        raise ResultsFileError(f"can't mend {file.path}: {error.strerror or error}") from error
-    return answered
+        raise ResultsFileError(
+            f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
+        ) from error
+
+
+def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
+    """Log what was found."""
+    if answered.answered:
+        _log.info("%s has %s answers", path, f"{answered.answered:,}")
+    if answered.failed:
+        what = "stay as they are" if keep_failures else "are sent again"
+        _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
+    if answered.foreign:
+        _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
 
 
 def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
-    """Put a file in the place of ``file`` that lacks the bytes in ``ranges``.
+    """Replace ``file`` by a copy without the bytes in ``ranges``.
 
-    What an earlier run left of such a file, killed while writing it, is overwritten.
+    The remains of an earlier copy, whose process was killed, are overwritten.
     """
     beside = AppendFile(
         file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX),
@@ -203,7 +249,7 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
         beside.sync()
         file.replace_by(beside)
     except BaseException:
-        beside.close()  # first: Windows removes no open file
+        beside.close()
         beside.path.unlink(missing_ok=True)
         raise
 

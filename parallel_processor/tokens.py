@@ -1,8 +1,8 @@
-"""What a request is going to cost its account in tokens: the prompt, and what output may take.
+"""Estimates what a request may cost in tokens: its prompt, and the output that it may get.
 
-Servers admit a request by what it may cost at most, not by what it did: OpenAI documents the larger
-of ``max_tokens`` and an estimate of the prompt; Azure the prompt, ``max_tokens`` and ``best_of``.
-Their formulas are not published. The cost here is the conservative reading of both::
+Servers admit a request by the most that it may cost. OpenAI documents the larger of ``max_tokens``
+and an estimate of the prompt; Azure documents the prompt, ``max_tokens`` and ``best_of``. Their
+formulas are not published. The cost here is the conservative reading of both::
 
     chat         prompt + n * (larger of max_tokens and max_completion_tokens, else the default)
     completions  prompts + number of prompts * max(n, best_of) * (max_tokens, else 16)
@@ -12,7 +12,8 @@ Their formulas are not published. The cost here is the conservative reading of b
     unknown      everything that is in it + the largest output that it names
 
 What a server adds from its own store (``previous_response_id``, ``conversation``, files) can't be
-counted. The texts of Claude, Gemini, Llama … are counted with OpenAI's encodings: an estimate.
+counted. Texts for Claude, Gemini, Llama … are counted with OpenAI's encodings, which is an
+estimate.
 """
 
 from __future__ import annotations
@@ -30,31 +31,32 @@ from parallel_processor.encodings import (
     text_counter,
 )
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.models import Endpoint
+from parallel_processor.models import Endpoint, model_name
 
 MAX_OUTPUT_TOKENS = 1_000_000
-"""A larger cap is counted as this: no model writes more, and one that only means "no limit", such
-as 2**31 - 1, must not hold up the requests behind it for hours."""
+"""A larger cap is counted as this. No model writes more, and a cap that only means "no limit", such
+as 2**31 - 1, must not delay the requests behind it for hours."""
 
 MAX_CHOICES = 128
-"""The API's bound of ``n``; larger values, which it refuses, are counted as this."""
+"""The API's maximum of ``n``. Larger values, which it rejects, are counted as this."""
 
 _COMPLETION_OUTPUT_TOKENS = 16  # the API's own default
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _OTHER_CAPS = (*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens")
 _OTHER_CAPS_IN = ("generationConfig", "inferenceConfig", "parameters", "options")
-_MODEL_CHARS = 256
 
 
 class TokenCounter:
     """Estimates what requests cost, in tokens. Any thread may call it.
 
-    ``encoding_name`` is used for all requests; without it each uses its model's, ``cl100k_base``
-    where that isn't known. ``default_output_tokens`` is reserved for a request that doesn't say how
-    long its answer may be. Raises :class:`ConfigurationError` for an encoding that doesn't exist.
+    Args:
+        encoding_name: the encoding for all requests. By default each has its model's encoding, or
+            ``cl100k_base`` if that isn't known.
+        default_output_tokens: what is reserved for a request that doesn't bound its response.
 
-    Counting never raises, whatever JSON the body holds. The first use of an encoding loads it,
-    which takes 0.15 to 0.3 s.
+    Raises :class:`ConfigurationError` for an encoding that doesn't exist, or a negative default.
+    Counting never raises, whatever JSON a body holds. The first use of an encoding loads it, which
+    takes 0.15 to 0.3 s.
     """
 
     __slots__ = ("_default_output_tokens", "_encoding_name", "_input_by_endpoint")
@@ -79,16 +81,12 @@ class TokenCounter:
             Endpoint.MODERATIONS: self._plain_input,
         }
 
-    def count(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
-        """All that the request may cost: :meth:`input_tokens` and :meth:`output_tokens`."""
-        return self.input_tokens(body, endpoint) + self.output_tokens(body, endpoint)
-
     def input_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The prompt's tokens, with tools, images and the like."""
         return self._input_by_endpoint.get(endpoint, self._unknown_input)(body)
 
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
-        """The tokens reserved for the answer, or for all the answers of one request."""
+        """The tokens to reserve for the response, with all its choices."""
         cap = self.output_cap(body, endpoint)
         if cap is not None:
             return cap
@@ -98,7 +96,7 @@ class TokenCounter:
         return choices * self._default_output_tokens
 
     def output_cap(self, body: Mapping[str, Any], endpoint: Endpoint) -> int | None:
-        """The most that the answer, or all the answers, may be long; ``None`` if it isn't bounded."""
+        """The most tokens that the response may have, all choices together; ``None`` if not bounded."""
         if endpoint is Endpoint.CHAT:
             cap = _largest_cap(body, ("max_tokens", "max_completion_tokens"))
             return None if cap is None else _choices(body, "n") * cap
@@ -118,10 +116,7 @@ class TokenCounter:
         return max((cap for cap in caps if cap is not None), default=None)
 
     def _content(self, body: Mapping[str, Any]) -> ContentCounter:
-        model = body.get("model")
-        if not isinstance(model, str) or len(model) > _MODEL_CHARS:
-            model = ""
-        return _content_counter(self._encoding_name, model)
+        return _content_counter(self._encoding_name, model_name(body.get("model")))
 
     def _chat_input(self, body: Mapping[str, Any]) -> int:
         content = self._content(body)
@@ -143,7 +138,7 @@ class TokenCounter:
             total += PER_MESSAGE + _instructions(content, body["instructions"])
         if "tools" in body:
             total += content.functions(body["tools"])
-        if "prompt" in body:  # a template of the server's, and what is put into it
+        if "prompt" in body:  # a template on the server, and the variables for it
             total += _schema(content, body["prompt"], "variables")
         if "text" in body:
             total += _schema(content, body["text"], "format")
@@ -156,7 +151,7 @@ class TokenCounter:
         return total + content.content(suffix) if suffix is not None else total
 
     def _plain_input(self, body: Mapping[str, Any]) -> int:
-        if "input" not in body:  # another vendor's name for it
+        if "input" not in body:  # another vendor, with another name for the input
             return self._unknown_input(body)
         return _inputs(self._content(body), body["input"])
 
@@ -176,13 +171,13 @@ def _instructions(content: ContentCounter, value: Any) -> int:
 
 
 def _schema(content: ContentCounter, value: Any, key: str) -> int:
-    """The JSON at ``value[key]``; 0 if there is none."""
+    """The tokens of the JSON at ``value[key]``; 0 if there is none."""
     inner = value.get(key) if isinstance(value, dict) else None
     return content.json(inner) if isinstance(inner, dict) else 0
 
 
 def _inputs(content: ContentCounter, value: Any) -> int:
-    """A text, a list of texts, a list of tokens, a list of lists of tokens, or any mixture."""
+    """The tokens of a text, a list of texts, a list of tokens, or any mixture, nested once."""
     if not isinstance(value, list):
         return content.content(value)
     if _are_tokens(value):
@@ -194,7 +189,7 @@ def _inputs(content: ContentCounter, value: Any) -> int:
 
 
 def _prompts(prompt: Any) -> int:
-    """How many prompts a completion has; a list of tokens is one."""
+    """The number of prompts of a completion. A list of tokens is one prompt."""
     return len(prompt) if isinstance(prompt, list) and prompt and not _are_tokens(prompt) else 1
 
 
@@ -210,8 +205,8 @@ def _choices(body: Mapping[str, Any], *names: str) -> int:
 def _largest_cap(body: Mapping[str, Any], names: Iterable[str]) -> int | None:
     """The largest usable number among ``body[name]``; ``None`` if there is none.
 
-    Usable is what a server may read as a number of tokens: not negative, not NaN or infinite, not a
-    bool or a string.
+    Usable is what a server may read as a number of tokens. Negative numbers, NaN, infinities, bools
+    and strings are not.
     """
     usable = [
         min(value, MAX_OUTPUT_TOKENS)

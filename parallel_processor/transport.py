@@ -1,15 +1,23 @@
-"""One attempt on the wire: a ``requests.Session`` per worker thread, an answer turned into a Reply.
+"""Sends one attempt over HTTP and returns the complete response.
 
-What a session would do again for every request is done once: the environment's proxies and CA bundle
-are merged once per run, and a request per URL is prepared once per thread, as a head that only lacks
-the length of its body. Head and body are sent over a connection that the thread keeps (``exchange.py``):
-redirects are never followed, so that no key goes to another host, and nothing is sent twice.
+Each worker thread has a ``requests.Session`` of its own. Two things that a session repeats for
+every request are done once:
 
-A session that comes without an adapter of its own gets ours, which bounds the whole exchange
-(``connections.py``). One that comes with another adapter keeps it, and its meaning of a read timeout.
-Such an adapter is given prepared requests, as ours is for sessions with an auth class, which sees each
-body, and behind proxies that are reached by SOCKS or TLS. Where somebody has put himself into
-``requests`` or urllib3 (``interception.py``), the session itself sends them.
+* The environment's proxies and CA bundle are merged once per run and URL.
+* The head of a request is prepared once per thread and URL. It lacks only the length of the body.
+
+Head and body then go out over a connection that the thread keeps (``exchange.py``). Redirects are
+never followed, so no key goes to another host. Nothing is sent twice.
+
+Some requests take another way:
+
+* A session with an adapter of its own keeps that adapter, and the adapter's meaning of a read
+  timeout.
+* For a session with an auth class, and for a proxy that is reached by SOCKS or TLS, our adapter
+  sends the requests. It bounds the whole exchange (``connections.py``). An auth class sees each
+  body.
+* Where a mock, a recorder or a tracer has patched ``requests`` or urllib3 (``interception.py``),
+  the session itself sends the requests.
 """
 
 from __future__ import annotations
@@ -42,20 +50,23 @@ from parallel_processor.providers import auth_headers, is_loopback
 
 _dispatch: Any = dispatch_hook
 _MAX_PREPARED_URLS = 64
-_MAX_LINES = 8
+_MAX_CONNECTIONS = 8
 
 
 class _Route(NamedTuple):
-    """How requests to one URL go out: with this head, over this line."""
+    """How requests to one URL are sent: with this head, over this connection."""
 
     head: bytes
-    line: Line
+    connection: Line
 
 
 class _Lane:
-    """What one worker thread sends with; ``routes`` has ``None`` for a URL that needs the adapter."""
+    """What one worker thread sends with.
 
-    __slots__ = ("is_intercepted", "lines", "prepared", "routes", "session", "settings")
+    ``routes`` has ``None`` for a URL whose requests the session's adapter has to send.
+    """
+
+    __slots__ = ("is_intercepted", "connections", "prepared", "routes", "session", "settings")
 
     def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
         self.session = session
@@ -63,24 +74,24 @@ class _Lane:
         self.settings = settings
         self.prepared: dict[str, requests.PreparedRequest] = {}
         self.routes: dict[str, _Route | None] = {}
-        self.lines: dict[BoundedPool, Line] = {}
+        self.connections: dict[BoundedPool, Line] = {}
 
-    def line(self, pool: BoundedPool, make: Callable[[BoundedPool], Line]) -> Line:
-        """The line for what ``pool`` connects to."""
-        if pool not in self.lines and len(self.lines) >= _MAX_LINES:
+    def connection(self, pool: BoundedPool, make: Callable[[BoundedPool], Line]) -> Line:
+        """The connection for what ``pool`` connects to."""
+        if pool not in self.connections and len(self.connections) >= _MAX_CONNECTIONS:
             self.close()
-        return self.lines.get(pool) or self.lines.setdefault(pool, make(pool))
+        return self.connections.get(pool) or self.connections.setdefault(pool, make(pool))
 
     def close(self) -> None:
-        """Close the connections."""
-        for line in self.lines.values():
-            line.close()
-        self.lines.clear()
+        """Close the connections of this thread."""
+        for connection in self.connections.values():
+            connection.close()
+        self.connections.clear()
         self.routes.clear()
 
 
 class Transport:
-    """Sends requests for a run. Any thread may call :meth:`send`; each gets a session of its own."""
+    """Sends the requests of a run. Any thread may call :meth:`send`; each has a session of its own."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -92,68 +103,70 @@ class Transport:
             read=options.request_timeout_s,
             total=options.request_timeout_s,
         )
-        # What records has one exchange at a time: VCR takes from its cassette what two may have found.
+        # A recorder gets one exchange at a time: two threads of VCR may find the same recorded response,
+        # and take it from the cassette twice.
         self._turn = threading.Lock() if is_recorded() else None
         self._threads = threading.local()
-        self._lock = threading.Lock()  # guards _lanes and the lanes' settings
-        self._lanes: list[_Lane] = []
+        self._lock = threading.Lock()  # guards _workers and the workers' settings
+        self._workers: list[_Lane] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
     def send(self, request: Request) -> Reply:
-        """Send one attempt and read the whole answer; :class:`TransportError` if none came.
+        """Send one attempt, and read the whole response.
 
-        :class:`ConfigurationError` if the session factory fails.
+        Raises :class:`TransportError` if no complete response came, and :class:`ConfigurationError`
+        if the session factory fails.
         """
         url = request.url or self._options.request_url
         route: _Route | None = None
-        lane: _Lane | None = getattr(self._threads, "lane", None)
-        if lane is None:
-            lane = self._make_lane()
+        worker: _Lane | None = getattr(self._threads, "worker", None)
+        if worker is None:
+            worker = self._make_worker()
         try:
-            route = lane.routes[url] if url in lane.routes else self._make_route(lane, url)
+            route = worker.routes[url] if url in worker.routes else self._make_route(worker, url)
             if route is None and self._turn is not None:
                 with self._turn:
-                    answer = self._send_by_adapter(lane, url, request.payload)
+                    response = self._send_by_adapter(worker, url, request.payload)
             elif route is None:
-                answer = self._send_by_adapter(lane, url, request.payload)
+                response = self._send_by_adapter(worker, url, request.payload)
             else:
-                answer = route.line.exchange(
+                response = route.connection.exchange(
                     route.head, request.payload, self._options.max_response_bytes
                 )
         except FAILURES as error:
             is_cut, is_ready = self._registry.is_cut, route is not None
             raise transport_error(error, is_cut=is_cut, is_ready=is_ready) from error
-        return _reply(answer)
+        return _reply(response)
 
-    def _make_lane(self) -> _Lane:
+    def _make_worker(self) -> _Lane:
         factory = self._options.session_factory
         if factory is None:
-            lane = _Lane(requests.Session(), self._settings)
+            worker = _Lane(requests.Session(), self._settings)
         else:
-            lane = _Lane(_made_by(factory), {})  # whose proxies may be its own
-        self._threads.lane = lane
+            worker = _Lane(_made_by(factory), {})  # not shared: its proxies may be its own
+        self._threads.worker = worker
         for scheme in ("http://", "https://"):
-            is_stock = type(lane.session.adapters.get(scheme)) is HTTPAdapter
+            is_stock = type(worker.session.adapters.get(scheme)) is HTTPAdapter
             if is_stock and self._turn is None:
-                lane.session.mount(scheme, self._adapter)
+                worker.session.mount(scheme, self._adapter)
         with self._lock:
-            self._lanes.append(lane)
-        return lane
+            self._workers.append(worker)
+        return worker
 
-    def _make_route(self, lane: _Lane, url: str) -> _Route | None:
-        if len(lane.routes) >= _MAX_PREPARED_URLS:
-            lane.routes.clear()
-        route = lane.routes[url] = self._find_route(lane, url)
+    def _make_route(self, worker: _Lane, url: str) -> _Route | None:
+        if len(worker.routes) >= _MAX_PREPARED_URLS:
+            worker.routes.clear()
+        route = worker.routes[url] = self._find_route(worker, url)
         return route
 
-    def _find_route(self, lane: _Lane, url: str) -> _Route | None:
-        """How requests to ``url`` go out; ``None`` if the session's adapter has to send them."""
-        if lane.is_intercepted or lane.session.auth is not None:
+    def _find_route(self, worker: _Lane, url: str) -> _Route | None:
+        """How requests to ``url`` are sent; ``None`` if the session's adapter has to send them."""
+        if worker.is_intercepted or worker.session.auth is not None:
             return None
-        if lane.session.get_adapter(url) is not self._adapter:
+        if worker.session.get_adapter(url) is not self._adapter:
             return None
-        prepared = self._prepare_new(lane, url, b"")
-        settings = lane.settings.get(url) or self._merge_settings(lane, url)
+        prepared = self._prepare_new(worker, url, b"")
+        settings = worker.settings.get(url) or self._merge_settings(worker, url)
         pool = self._adapter.pool_for(prepared, settings)
         if pool is None:
             return None
@@ -163,29 +176,29 @@ class Transport:
         target = self._adapter.request_url(prepared, settings["proxies"])
         default_port = 443 if pool.scheme == "https" else 80
         head = request_head(pool.host, pool.port or default_port, default_port, target, headers)
-        return _Route(head, lane.line(pool, self._make_line))
+        return _Route(head, worker.connection(pool, self._make_connection))
 
-    def _make_line(self, pool: BoundedPool) -> Line:
+    def _make_connection(self, pool: BoundedPool) -> Line:
         options = self._options
         return Line(pool, self._registry, options.connect_timeout_s, options.request_timeout_s)
 
-    def _send_by_adapter(self, lane: _Lane, url: str, payload: bytes) -> Answer:
-        """Send a prepared request as a session would, or by the session."""
-        prepared = self._prepare(lane, url, payload)
-        settings = lane.settings.get(url) or self._merge_settings(lane, url)
+    def _send_by_adapter(self, worker: _Lane, url: str, payload: bytes) -> Answer:
+        """Send the request by the session's adapter, or by the session if it is intercepted."""
+        prepared = self._prepare(worker, url, payload)
+        settings = worker.settings.get(url) or self._merge_settings(worker, url)
         settings = settings | {"timeout": self._timeout}
-        adapter = lane.session.get_adapter(url)
-        if lane.is_intercepted:
-            response = lane.session.send(prepared, allow_redirects=False, **settings)
+        adapter = worker.session.get_adapter(url)
+        if worker.is_intercepted:
+            response = worker.session.send(prepared, allow_redirects=False, **settings)
         else:
             response = adapter.send(prepared, **settings)
         try:
-            if lane.session.auth is not None and not lane.is_intercepted:
-                # It may answer a challenge, as Digest does.
+            if worker.session.auth is not None and not worker.is_intercepted:
+                # An auth class may answer a challenge, as Digest does.
                 response = _dispatch("response", prepared.hooks, response, **settings)
-            if response.status_code < 200:  # an adapter of the session's own; see connections.py
+            if response.status_code < 200:  # from a foreign adapter; ours skips interim responses
                 adapter.close()
-                raise TransportError("the server sent an interim answer only", kind="torn body")
+                raise TransportError("the server sent only an interim response", kind="torn body")
             read = functools.partial(response.raw.read, decode_content=True)
             body = read_bounded(read, self._options.max_response_bytes)
         except (ValueError, TypeError) as error:
@@ -195,15 +208,15 @@ class Transport:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status_code, headers, body)
 
-    def _prepare(self, lane: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
-        """The request to send; an auth class of the session's own sees each body."""
-        if lane.session.auth is not None:
-            return self._prepare_new(lane, url, payload)
-        template = lane.prepared.get(url)
+    def _prepare(self, worker: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
+        """The request to send. A session's auth class sees each body; else a prepared request is copied."""
+        if worker.session.auth is not None:
+            return self._prepare_new(worker, url, payload)
+        template = worker.prepared.get(url)
         if template is None:
-            if len(lane.prepared) >= _MAX_PREPARED_URLS:
-                lane.prepared.clear()
-            template = lane.prepared[url] = self._prepare_new(lane, url, b"")
+            if len(worker.prepared) >= _MAX_PREPARED_URLS:
+                worker.prepared.clear()
+            template = worker.prepared[url] = self._prepare_new(worker, url, b"")
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url, prepared.hooks = "POST", template.url, template.hooks
         prepared.headers = template.headers.copy()
@@ -212,41 +225,41 @@ class Transport:
         prepared.body = payload
         return prepared
 
-    def _prepare_new(self, lane: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
+    def _prepare_new(self, worker: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
         headers = {"Content-Type": "application/json"}
-        if lane.session.auth is None:
+        if worker.session.auth is None:
             headers |= auth_headers(url, self._options.api_key)
         request = requests.Request(
-            "POST", url, headers=headers, data=payload, auth=lane.session.auth or _keep_headers
+            "POST", url, headers=headers, data=payload, auth=worker.session.auth or _keep_headers
         )
-        return lane.session.prepare_request(request)
+        return worker.session.prepare_request(request)
 
-    def _merge_settings(self, lane: _Lane, url: str) -> dict[str, Any]:
-        """Proxies, CA bundle and client certificate for ``url``, from the session and environment."""
-        settings = dict(lane.session.merge_environment_settings(url, {}, True, None, None))
-        if is_loopback(url) and not lane.session.proxies:
-            settings["proxies"] = {}  # a key that may go to this machine must not go to a proxy
+    def _merge_settings(self, worker: _Lane, url: str) -> dict[str, Any]:
+        """Proxies, CA bundle and client certificate for ``url``, from the session and the environment."""
+        settings = dict(worker.session.merge_environment_settings(url, {}, True, None, None))
+        if is_loopback(url) and not worker.session.proxies:
+            settings["proxies"] = {}  # a key for a server on this machine must not go to a proxy
         with self._lock:
-            if len(lane.settings) >= _MAX_PREPARED_URLS:
-                lane.settings.clear()
-            return lane.settings.setdefault(url, settings)
+            if len(worker.settings) >= _MAX_PREPARED_URLS:
+                worker.settings.clear()
+            return worker.settings.setdefault(url, settings)
 
     @property
     def sending_since_s(self) -> float:
-        """When this thread's last request went out, on the monotonic clock; 0 if nobody knows."""
+        """When this thread's last request went out, on the monotonic clock; 0 before the first."""
         return self._registry.sending_since_s
 
     def cut(self) -> None:
-        """End every exchange under way; each fails as a broken connection."""
+        """Cancel every exchange under way. Each fails as if its connection had broken."""
         self._registry.cut()
 
     def close(self) -> None:
-        """Close every session. No other thread may be sending."""
+        """Close all sessions and connections. No other thread may be sending."""
         with self._lock:
-            lanes, self._lanes = self._lanes, []
-        for lane in lanes:
-            lane.close()
-            lane.session.close()
+            workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.close()
+            worker.session.close()
         self._adapter.close()
         self._registry.close()
 
@@ -266,14 +279,14 @@ def _made_by(factory: Callable[[], Any]) -> requests.Session:
 
 
 def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
-    """An auth that changes nothing: without one, requests puts ~/.netrc in the key's place."""
+    """An auth that changes nothing. Without one, requests replaces the key by a login from ~/.netrc."""
     return prepared
 
 
-def _reply(answer: Answer) -> Reply:
-    status, headers, body = answer
+def _reply(response: Answer) -> Reply:
+    status, headers, body = response
     try:
-        data, line = read_answer(body)
+        data, text = read_answer(body)
     except ValueError:
         return Reply(status=status, headers=headers, body=body)
-    return Reply(status=status, headers=headers, body=line, data=data, is_json=True)
+    return Reply(status=status, headers=headers, body=text, data=data, is_json=True)

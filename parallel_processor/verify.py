@@ -1,4 +1,4 @@
-"""The check that a results file holds what a requests file asked for, nothing lost and nothing twice."""
+"""Checks that a results file holds what a requests file asked for: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from parallel_processor.options import DEFAULT_REQUEST_URL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What a results file has for the lines of a requests file, in counts.
+    """How the records of a results file match the lines of a requests file, in counts.
 
-    ``lines`` is how many requests there are. Of these ``answered`` have a good record, ``failed`` only
-    a failed one, ``missing`` none. Of the records ``doubled`` are more than their lines need,
-    ``foreign`` belong to no line, and ``torn`` lines are no records.
+    Attributes:
+        lines: requests in the requests file.
+        answered: requests that have a good record.
+        failed: requests that have only a failed record.
+        missing: requests without a record.
+        doubled: records beyond those that the lines need.
+        torn: lines that are no records.
+        foreign: records that belong to no request.
 
     >>> Verification(lines=3, answered=2, failed=0, missing=1, doubled=0, torn=0, foreign=0).ok
     False
@@ -46,11 +51,13 @@ def verify_results(
     *,
     request_url: str = DEFAULT_REQUEST_URL,
 ) -> Verification:
-    """Hold a results file, and an errors file if there is one, against the requests.
+    """Compare a results file, and an errors file if there is one, with the requests.
 
-    Takes about 150 bytes of memory a line. ``request_url`` matters for Batch rows only: those that are
-    for another host can't be sent. Raises :class:`InputFileError` and :class:`ResultsFileError` for
-    files that can't be read. Not while a run writes them: its last line may be under way.
+    Takes about 150 bytes of memory per line. ``request_url`` matters only for Batch rows: one for
+    another host is invalid. Don't call it while a run writes the files: the last line may be
+    incomplete.
+
+    Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 
     >>> process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl", request_url=url).failed
     0
@@ -80,7 +87,7 @@ def verify_results(
 
 
 class _Wanted:
-    """The requests that want a record; good records are to be given first."""
+    """The requests that still need a record. Good records have to be given first."""
 
     def __init__(self, path: Path, request_url: str) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
@@ -92,7 +99,7 @@ class _Wanted:
                 self.lines += 1
 
     def give(self, record: Record) -> None:
-        """Count ``record`` for a line that wants one, or as one too many."""
+        """Count ``record`` for a line that needs one, or as one too many."""
         left = self._left.get(record.identity)
         if left is None:
             self.foreign += 1
@@ -105,7 +112,7 @@ class _Wanted:
 
 
 def _records(paths: list[Path]) -> Iterator[Record | None]:
-    """The records of ``paths``, ``None`` for a line that is none; a last line without an end is torn."""
+    """The records in ``paths``; ``None`` for a line that is none, or that has no line end."""
     for path in paths:
         try:
             with path.open("rb", buffering=1024 * 1024) as file:

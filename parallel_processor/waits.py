@@ -1,4 +1,4 @@
-"""Waits as servers write them: Go durations, timestamps, HTTP dates, bare numbers."""
+"""Parses waits as servers write them: Go durations, timestamps, HTTP dates, bare numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parallel_processor.forks import FORKS_WAIT
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
-_LONGEST_S = 366 * 86400.0  # a time farther away than a year is no wait
+_LONGEST_S = 366 * 86400.0  # a time more than a year away is no wait
 
 
 def duration_s(text: str) -> float | None:
@@ -31,7 +31,7 @@ def milliseconds_s(value: str) -> float | None:
 
 
 def _number(value: str) -> float:
-    """The number that ``value`` is; NaN if it is none."""
+    """The number in ``value``; NaN if there is none."""
     try:
         return float(value)
     except ValueError:
@@ -39,10 +39,11 @@ def _number(value: str) -> float:
 
 
 def wait_s(value: str, now: float) -> float | None:
-    """Seconds from ``now`` (Unix time) that a header's ``value`` asks to wait; ``None`` if unclear.
+    """Seconds that a header's ``value`` asks to wait from ``now`` (Unix time); ``None`` if unclear.
 
-    A number is seconds, above 1e9 a Unix time, above 1e11 one in milliseconds. Also understood are Go
-    durations, RFC 3339 timestamps and HTTP dates. A time that has passed is 0.
+    * A number is in seconds; above 1e9 it is a Unix time, above 1e11 one in milliseconds.
+    * Go durations, RFC 3339 timestamps and HTTP dates are understood as well.
+    * A time in the past gives 0.
     """
     number = _number(value)
     if number <= 1e9:
@@ -56,7 +57,7 @@ def wait_s(value: str, now: float) -> float | None:
 
 
 def timestamp(value: str) -> float | None:
-    """Unix time of an RFC 3339 timestamp or an HTTP date, UTC if it names no zone; else ``None``."""
+    """Unix time of an RFC 3339 timestamp or an HTTP date, in UTC if it names no zone; else ``None``."""
     value = value[:100].strip()
     for read in (_from_rfc_3339, _from_http_date):
         try:
@@ -73,6 +74,6 @@ def _from_rfc_3339(value: str) -> datetime:
 
 def _from_http_date(value: str) -> datetime:
     with FORKS_WAIT:
-        import email.utils  # takes longer than this module, and few servers say a date
+        import email.utils  # slow to import, and few servers send a date
 
     return email.utils.parsedate_to_datetime(value)

@@ -1,4 +1,4 @@
-"""What answers mean, for every provider's errors and waits."""
+"""What responses mean, for every provider's errors and waits."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("status", "body", "refusal"), REFUSALS)
 def test_a_refusal_says_what_it_is_about(status: int, body: Any, refusal: Refusal) -> None:
-    """The limit that the server names, its load, or a rise that is too steep; nothing is guessed."""
+    """The limit that the server names, its load, or a rate that rose too fast; nothing is guessed."""
     attempt = judge(reply_of(status, body))
     assert attempt.refusal == replace(refusal, hinted=attempt.retry_after_s is not None)
 
@@ -383,7 +383,7 @@ def test_a_refusal_says_what_it_is_about(status: int, body: Any, refusal: Refusa
     ],
 )
 def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
-    """An answer, a fault, and what no waiting helps say nothing of a rate."""
+    """An answer, a fault, and a request that can never succeed say nothing about the rate."""
     assert judge(reply_of(status, body)).refusal is None
 
 
@@ -400,7 +400,7 @@ def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
 def test_headers_change_the_refusal(
     status: int, headers: dict[str, str], refusal: Refusal | None
 ) -> None:
-    """What is tried again may be a refusal; what fails isn't one."""
+    """A response that is retried may be a rejection; one that fails is none."""
     assert judge(reply_of(status, b"", headers)).refusal == refusal
 
 
@@ -430,7 +430,7 @@ def test_headers_change_the_verdict(status: int, headers: dict[str, str], verdic
 
 
 def test_what_never_fits_is_never_retried() -> None:
-    """A request larger than the limit fails, though the server says that it should be retried."""
+    """A request larger than the limit fails, even if the server says that it should be retried."""
     body = error("rate_limit_exceeded", "tokens", TOO_LARGE)
     assert judge(reply_of(429, body, {"x-should-retry": "true"})).verdict is FAILED
 
@@ -551,7 +551,7 @@ def test_the_wait_is_read_from_the_message(message: str, seconds: float | None) 
 
 @pytest.mark.parametrize("wrap", [lambda body: body, lambda body: [body]])
 def test_googles_delay_is_read_from_the_details(wrap: Any) -> None:
-    """RetryInfo comes before the words of the message; what is none is passed over."""
+    """A valid RetryInfo comes before the words of the message."""
     details = [quota("x"), 5, {"retryDelay": 7}, {"retryDelay": "soon"}, {"retryDelay": "57.5s"}]
     body = gemini(429, "RESOURCE_EXHAUSTED", "Please retry in 9s.", *details)
     assert retry_after_s(reply_of(429, wrap(body))) == 57.5

@@ -1,4 +1,4 @@
-"""The results file as one process has it: whole lines, and nobody else's meanwhile."""
+"""The results file: whole lines, and only one process that writes it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_lock_goes_with_the_replacement(path: Path) -> None:
 def test_a_file_that_was_replaced_meanwhile_is_opened_anew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who opened the old file just before it was replaced gets the new one."""
+    """If the file is replaced just after it was opened, the new one is opened."""
     path.write_bytes(b"old\n")
     really, replaced = os.open, []
 
@@ -136,7 +136,7 @@ def test_cut_forgets_the_end(path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["removed", "replaced", "shortened"])
 def test_a_file_that_is_lost_meanwhile_is_an_error(path: Path, how: str) -> None:
-    """What somebody else does to the file is found at the next sync, not at the end of the job."""
+    """What another program does to the file is found at the next sync, not at the end of the job."""
     file = AppendFile(path)
     file.append(b"line\n")
     file.sync()
@@ -149,13 +149,13 @@ def test_a_file_that_is_lost_meanwhile_is_an_error(path: Path, how: str) -> None
     if how != "shortened":
         file.append(b"another\n")
     file.dirty = True
-    with pytest.raises(OSError, match="by somebody else"):
+    with pytest.raises(OSError, match="another program has"):
         file.sync()
     file.close()
 
 
 def test_a_pipe_that_nobody_reads_is_an_error(tmp_path: Path) -> None:
-    """It is told at once, instead of waiting where no signal ends it."""
+    """Opening it fails at once, instead of waiting forever."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(ResultsFileError, match="fifo: No such device"):

@@ -1,4 +1,4 @@
-"""Connections that another thread can cut, and reads that end with the exchange's time."""
+"""Connections that another thread can cancel, and reads that end with the exchange's time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def connect(server: RawServer, registry: ConnectionRegistry) -> Any:
 
 
 def test_no_read_begins_after_the_deadline(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Even what has arrived isn't read once the time is over."""
+    """After the deadline, not even bytes that have arrived are read."""
     pair[1].sendall(b"late")
     reader = _DeadlineReader(pair[0], time.monotonic() - 1.0)
     with pytest.raises(TimeoutError):
@@ -55,7 +55,7 @@ def test_a_read_gets_what_is_left(pair: tuple[socket.socket, socket.socket]) -> 
 
 
 def test_a_cut_reaches_every_open_connection() -> None:
-    """Reads on all of them end, and those that come later are refused."""
+    """Reads on all of them end, and later connections are refused."""
     registry = ConnectionRegistry()
     with RawServer(answer_all) as server:
         connections = [connect(server, registry) for _ in range(3)]
@@ -68,7 +68,7 @@ def test_a_cut_reaches_every_open_connection() -> None:
 
 
 def test_a_connection_that_was_being_made_during_a_cut_is_refused() -> None:
-    """A cut between a connection's start and its end doesn't let it slip through."""
+    """A connection that is being made when the run is cancelled can't be used afterwards."""
     registry = ConnectionRegistry()
 
     class CutsMeanwhile(bounded_pools(10.0, registry)["http"].ConnectionCls):  # type: ignore[misc]
@@ -105,7 +105,7 @@ def test_a_cut_ignores_what_is_closed_already() -> None:
 def test_a_cut_reaches_tls_within_a_proxys_tls(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
-    """What urllib3 wraps around a socket in that case is no socket itself."""
+    """There, urllib3 wraps the socket in an object that isn't a socket."""
 
     class Transport:
         def __init__(self, inner: socket.socket) -> None:

@@ -65,7 +65,8 @@ def test_too_few_files_lower_the_workers_and_say_so() -> None:
     """The warning names both numbers and the limit."""
     assert run(256, 256, "print(affordable_workers(1000))") == (
         "192\n"
-        "WARNING max_workers is 192 instead of 1000, since only 256 files may be open (ulimit -n)\n"
+        "WARNING max_workers is 192 instead of 1000: only 256 files may be open; raise that with"
+        " ulimit -n\n"
     )
 
 

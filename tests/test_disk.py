@@ -222,7 +222,7 @@ def test_no_room_to_replace_failures(disk: Disk, tmp_path: Path) -> None:
     with RawServer(answer_all) as server:
         done = ended(words_for(server.url, source, save))
         assert done.returncode == 2
-        assert f"can't mend {save}: No space left on device" in done.stderr
+        assert f"can't repair {save}: No space left on device" in done.stderr
         assert (save.read_bytes(), os.listdir(save.parent)) == (before, ["out.jsonl"])
         assert server.visits == 0
         _mount("-o", "remount,size=5m", save.parent)

@@ -1,4 +1,4 @@
-"""Exchanges on kept connections: what is written and read, what is kept, and what is never mixed up."""
+"""Exchanges on kept connections: what is written and read, and when the connection is used again."""
 
 from __future__ import annotations
 
@@ -30,24 +30,16 @@ from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
 from parallel_processor.exchange import Answer, Line
 from parallel_processor.formats import made_request
-from parallel_processor.incoming import Incoming, bound_by
+from parallel_processor.heads import Incoming, bound_by
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport import Transport
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 HEAD = b"POST /v1 HTTP/1.1\r\nHost: here\r\nContent-Length: "
 REQUEST = made_request({"input": "hello"}, 1)
 CERTIFICATE_HASH = "ce275665"  # openssl x509 -hash: how a folder of certificates names its files
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy and no CA bundle of the machine's own."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 class CountingSocket(socket.socket):
@@ -132,7 +124,7 @@ def test_an_exchange_is_one_write_and_one_read() -> None:
 
 
 def test_a_long_request_is_written_in_two() -> None:
-    """A body that would take long to copy is sent as it is, and completely."""
+    """A long body is sent completely, without being copied."""
     payload = b"x" * 3_000_000
 
     def measure(visit: Visit) -> None:
@@ -173,7 +165,7 @@ def incoming(data: bytes, *, ends: bool = True) -> Iterator[Incoming]:
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n"])
 def test_a_head_ends_with_an_empty_line(end: bytes) -> None:
-    """Whatever follows stays to be read."""
+    """What follows the empty line is left to be read."""
     with incoming(b"HTTP/1.1 200 OK\r\nA: b" + end + b"\r\n\r\nbody") as answer:
         assert answer.head().rstrip("\r") == "HTTP/1.1 200 OK\r\nA: b"
         assert answer.read(100) == b"\r\n\r\nbody"
@@ -181,20 +173,20 @@ def test_a_head_ends_with_an_empty_line(end: bytes) -> None:
 
 
 def test_a_head_has_a_bound() -> None:
-    """Lines without end are given up."""
+    """A head without an end is given up."""
     with incoming(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000) as answer:
         with pytest.raises(http.client.LineTooLong):
             answer.head()
 
 
 def test_another_protocol_is_told_by_its_first_bytes() -> None:
-    """Nobody waits for the rest of what is no HTTP."""
+    """A peer that doesn't speak HTTP is given up at once."""
     with incoming(b"SSH-2.0-", ends=False) as answer, pytest.raises(http.client.BadStatusLine):
         answer.head()
 
 
 def test_lines_and_bytes_are_read_alternately() -> None:
-    """What ``http.client`` needs for chunks."""
+    """``http.client`` reads chunks in this way."""
     with incoming(b"one\ntwo" + b"x" * 100_000 + b"\nlast") as answer:
         assert answer.readline(100) == b"one\n"
         assert answer.read(3) == b"two"
@@ -208,13 +200,16 @@ def test_lines_and_bytes_are_read_alternately() -> None:
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
+        ("identity", b'{"a": 1}'),
         ("gzip", gzip.compress(b'{"a": 1}')),
+        ("gzip", gzip.compress(b'{"a": 1' + b" " * 250_000 + b"}")),
         ("GZIP", gzip.compress(b'{"a": 1}')),
         ("x-gzip", gzip.compress(b'{"a": 1}')),
         ("gzip", gzip.compress(b'{"a"') + gzip.compress(b": 1}")),
         ("gzip", gzip.compress(b'{"a": 1}') + b"\0\0"),
         ("deflate", zlib.compress(b'{"a": 1}')),
         ("deflate", zlib.compress(b'{"a": 1}')[2:-4]),
+        ("gzip, gzip", gzip.compress(gzip.compress(b'{"a": 1}'))),
         ("deflate, gzip", gzip.compress(zlib.compress(b'{"a": 1}'))),
         ("unheard-of", b'{"a": 1}'),
     ],
@@ -231,13 +226,16 @@ def test_an_answer_is_decompressed_however_it_was_compressed(coding: str, body: 
         assert server.visits == 1
 
 
-def test_a_decompressed_answer_may_have_the_greatest_size() -> None:
-    """What counts is the decompressed size: ``max_response_bytes`` are read, and not one more."""
+@pytest.mark.parametrize(("coding", "compress"), [("identity", bytes), ("gzip", gzip.compress)])
+def test_an_answer_may_have_the_greatest_size(
+    coding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """``max_response_bytes`` are read, and not one more; what counts is the decompressed size."""
 
     def script(visit: Visit) -> None:
         while visit.read():
-            body = gzip.compress(b"x" * (1000 + visit.number))
-            visit.answer(body, headers="Content-Encoding: gzip\r\nConnection: close\r\n")
+            body = compress(b"x" * (1000 + visit.number))
+            visit.answer(body, headers=f"Content-Encoding: {coding}\r\nConnection: close\r\n")
 
     with RawServer(script) as server, transport(server.url, max_response_bytes=1001) as sender:
         assert len(sender.send(REQUEST).body) == 1001
@@ -263,7 +261,7 @@ def test_a_decompressed_answer_may_have_the_greatest_size() -> None:
 )
 @pytest.mark.parametrize("dripped", [False, True])
 def test_a_connection_is_kept_after_a_complete_answer(answer: bytes, dripped: bool) -> None:
-    """Whatever tells where the body ends, and however the bytes come in, the next request follows."""
+    """However the end of the body is told, and however the bytes come in, the next request follows."""
 
     def script(visit: Visit) -> None:
         while visit.read():
@@ -289,7 +287,7 @@ def test_a_connection_is_kept_after_a_complete_answer(answer: bytes, dripped: bo
     ],
 )
 def test_a_connection_with_more_on_it_is_not_kept(answer: bytes) -> None:
-    """Bytes behind an answer are not the next one's, nor is anything after a connection's last one."""
+    """A connection ends after its last response, and if bytes follow a response."""
 
     def script(visit: Visit) -> None:
         while visit.read():
@@ -332,10 +330,11 @@ def test_what_nobody_asked_for_is_no_answer(
         assert server.visits == 3
 
 
-def test_a_tls_connection_that_was_closed_while_idle_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_connection_that_was_closed_while_idle_is_replaced(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A TLS server that hangs up between two requests costs no attempt."""
+    """A server that hangs up between two requests costs no attempt."""
     closed = threading.Event()
 
     def one_answer(visit: Visit) -> None:
@@ -344,7 +343,7 @@ def test_a_tls_connection_that_was_closed_while_idle_is_replaced(
         socket.socket.shutdown(visit.sock, socket.SHUT_RDWR)
         closed.set()
 
-    with RawServer(one_answer, tls=True) as server, certificate_file() as path:
+    with RawServer(one_answer, tls=tls) as server, certificate_file() as path:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
         with transport(server.url) as sender:
             for _ in range(3):
@@ -355,7 +354,7 @@ def test_a_tls_connection_that_was_closed_while_idle_is_replaced(
 
 
 def test_a_head_has_a_bound_however_it_comes() -> None:
-    """More than 64 KiB are refused, though the head's end comes with the last of them."""
+    """A head of more than 64 KiB is rejected, even if its end is received with the last of them."""
 
     def long_head(visit: Visit) -> None:
         visit.read()
@@ -367,7 +366,7 @@ def test_a_head_has_a_bound_however_it_comes() -> None:
 
 
 def test_an_answer_before_the_requests_end_is_read() -> None:
-    """A server that refuses a large request while it is sent is heard, if it lets itself be heard."""
+    """The response of a server that rejects a large request while it is being sent is read."""
 
     def refuse(visit: Visit) -> None:
         visit.sock.recv(1000)
@@ -380,15 +379,6 @@ def test_an_answer_before_the_requests_end_is_read() -> None:
         assert sender.send(request).status == 413
 
 
-def test_urls_of_a_host_share_a_connection() -> None:
-    """A thread needs one connection for all that goes to one server."""
-    with RawServer(answer_all) as server, transport(server.url) as sender:
-        for number in range(150):
-            url = f"{server.url}/{number}"
-            sender.send(Request(body={}, payload=b"{}", number=1, url=url))
-        assert server.visits == 1
-
-
 def test_many_hosts_are_no_trouble() -> None:
     """A thread keeps few connections, whatever its requests' URLs."""
     with RawServer(answer_all) as server, transport(server.url) as sender:
@@ -398,7 +388,7 @@ def test_many_hosts_are_no_trouble() -> None:
                 sender.send(Request(body={}, payload=b"{}", number=1, url=url))
             except TransportError as error:
                 assert error.unreachable
-        assert len(sender._threads.lane.lines) <= 8
+        assert len(sender._threads.worker.connections) <= 8
 
 
 # TLS
@@ -406,7 +396,7 @@ def test_many_hosts_are_no_trouble() -> None:
 
 def contexts_of(sender: Transport) -> set[int]:
     """Which TLS contexts a transport's open connections have."""
-    lines = [line for lane in sender._lanes for line in lane.lines.values()]
+    lines = [line for worker in sender._workers for line in worker.connections.values()]
     return {id(line._connection.sock.context) for line in lines}
 
 
@@ -414,7 +404,7 @@ def contexts_of(sender: Transport) -> set[int]:
 def test_threads_share_a_tls_context(
     in_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whom to trust is read once, from a file or a folder, for all connections."""
+    """The CA bundle, a file or a folder, is read once for all connections."""
     path = tmp_path / f"{CERTIFICATE_HASH}.0"
     path.write_text(CERTIFICATE)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path if in_folder else path))
@@ -430,7 +420,7 @@ def test_threads_share_a_tls_context(
 
 @pytest.mark.parametrize("as_pair", [False, True])
 def test_a_clients_certificate_is_shown(as_pair: bool, tmp_path: Path) -> None:
-    """A server that wants to know its clients lets those in that have a certificate."""
+    """A server that requires client certificates accepts a session that has one."""
     path = tmp_path / "certificate.pem"
     path.write_text(CERTIFICATE)
 
@@ -457,7 +447,7 @@ def test_a_clients_certificate_is_shown(as_pair: bool, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_session_may_trust_everybody() -> None:
-    """``verify = False`` is the caller's choice, and is warned of as always."""
+    """``verify = False`` works, and warns as usual."""
 
     def factory() -> requests.Session:
         session = requests.Session()
@@ -471,7 +461,7 @@ def test_a_session_may_trust_everybody() -> None:
 
 
 def test_a_certificate_of_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whom we trust must also be whom we asked for."""
+    """A trusted certificate must also be for the host that was asked."""
     with RawServer(tunnel) as server, certificate_file() as path:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
         monkeypatch.setenv("HTTPS_PROXY", server.url)
@@ -502,7 +492,7 @@ def test_a_bundle_that_is_none_is_an_error(
 
 
 def test_sessions_with_an_auth_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes the ordinary way has the same context, and keeps its connections."""
+    """Requests that go through the adapter share a context and keep their connections, too."""
 
     def factory() -> requests.Session:
         session = requests.Session()
@@ -521,7 +511,7 @@ def test_sessions_with_an_auth_share_a_tls_context(monkeypatch: pytest.MonkeyPat
 def test_without_urllib3s_insides_the_ordinary_way_is_taken(
     tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a pool can't open connections for others, its adapter sends, and all else stays the same."""
+    """If a pool can't open connections for its caller, the adapter sends, with the same results."""
     monkeypatch.setattr(BoundedPool, "can_open", False)
     headers = "X-Request-ID: abc\r\nX-A: 1\r\nx-a: 2\r\n"
 
@@ -533,7 +523,7 @@ def test_without_urllib3s_insides_the_ordinary_way_is_taken(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
         with transport(server.url, api_key="sk-test") as sender:
             replies = [sender.send(REQUEST) for _ in range(3)]
-            assert sender._threads.lane.lines == {}
+            assert sender._threads.worker.connections == {}
             assert sender.sending_since_s > 0.0
         assert server.visits == 1
     assert {header_of(head, "authorization") for head in server.heads} == {"Bearer sk-test"}
@@ -586,7 +576,7 @@ def test_a_tunnel_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_time_of_sending_is_known() -> None:
-    """It is when the thread's last request went out, after its connection was made."""
+    """It is the time when the thread's last request went out, on a connection that stood."""
     with RawServer(answer_all) as server, transport(server.url) as sender:
         assert sender.sending_since_s == 0.0
         for _ in range(2):

@@ -123,7 +123,7 @@ assert recorded.wait(30)
 def test_the_interpreter_ends_whatever_is_open(
     script: str, processes: int, tmp_path: Path
 ) -> None:
-    """Nobody closes the iterator: nothing is waited for, nothing hangs, and nothing more is sent."""
+    """An open iterator never delays the exit, and nothing more is sent."""
     with simulator("--latency_s", "0.005") as server:
         run(script, server.url, tmp_path, processes)
         sent = server.stats()["requests_received"]

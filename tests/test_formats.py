@@ -1,4 +1,4 @@
-"""The two file formats: lines to requests, outcomes to records, and records to what is answered."""
+"""The two file formats: lines to requests, outcomes to records, and records back."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_no_metadata_is_no_column() -> None:
 def test_what_only_a_stream_can_answer_is_left_out(
     line: str, payload: bytes, dropped: set[str]
 ) -> None:
-    """In both formats, and told so that the run can warn."""
+    """It is dropped in both formats, and noted, so that the run can warn."""
     request = line_of(line)
     assert (request.payload, request.dropped) == (payload, dropped)
     assert request.body == json.loads(payload)
@@ -145,7 +145,7 @@ def test_a_batch_line_names_its_endpoint() -> None:
     ],
 )
 def test_a_bad_line_says_which_it_is_and_why(line: bytes, flaw: str) -> None:
-    """It becomes a failed record that can be read back, and is never taken for an answer."""
+    """It becomes a failed record that can be read back, and is never taken for answered."""
     request = line_of(line)
     assert request.flaw is not None
     assert request.flaw == f"line 7: {flaw}"
@@ -196,7 +196,7 @@ def test_a_carriage_return_within_a_line_does_not_split_its_record(line: bytes) 
 
 
 def test_nesting_has_one_limit() -> None:
-    """What is read as a request can be read as a record, with an answer as deep as answers may be."""
+    """What is accepted as a request can be read back from its record."""
     for depth in range(MAX_NESTING - 2, MAX_NESTING + 1):
         deep = "[" * (depth - 1) + "]" * (depth - 1)
         request = line_of(f'{{"a": {deep}}}')
@@ -210,7 +210,7 @@ def test_nesting_has_one_limit() -> None:
 
 @pytest.mark.parametrize("body", [{"a": [1]}, MappingProxyType({"a": [1]}), UserDict({"a": [1]})])
 def test_a_callers_body_is_a_cookbook_line(body: Mapping[str, Any]) -> None:
-    """Any mapping will do, and it may change afterwards."""
+    """Any mapping is accepted, and may be changed afterwards."""
     request = made_request(body, 3)
     body["a"].append(2)
     assert (request.body, request.payload, request.number) == ({"a": [1]}, b'{"a": [1]}', 3)
@@ -243,7 +243,7 @@ def test_what_is_neither_a_body_nor_a_request_is_a_type_error(body: Any) -> None
     "body", [{"a": {1}}, {"a": float("nan")}, {(1, 2): 3}, CIRCLE, {"a": DEEP}]
 )
 def test_a_callers_body_that_is_no_json_has_a_flaw(body: Any) -> None:
-    """One bad row of many stops nothing; the flaw says which it is."""
+    """One bad row stops nothing, and its error names it."""
     request = made_request(body, 3)
     assert request.flaw is not None and request.flaw.startswith("request 3 can't be sent: ")
     assert request.number == 3 and request.body is not None
@@ -268,7 +268,7 @@ def test_records_of_batch_lines_are_batch_output() -> None:
 
 @pytest.mark.parametrize("body", [b'{"code": [redacted]}', b'{"a": 1', b"\xff"])
 def test_a_failed_answer_that_was_cut_is_recorded_as_text(body: bytes) -> None:
-    """The replacing of a key may leave no JSON behind; the record is whole all the same."""
+    """If the removal of a key breaks the JSON of a response, the record is still valid."""
     request = line_of('{"custom_id": "i", "body": {}}')
     reply = Reply(status=400, headers={}, body=body, is_json=True)
     row = json.loads(record(failed(request, "e", reply=reply)))
@@ -299,7 +299,7 @@ def test_a_failed_answer_that_was_cut_is_recorded_as_text(body: bytes) -> None:
     ],
 )
 def test_a_record_tells_if_it_is_an_answer(line: bytes, ok: bool) -> None:
-    """Of this program, the cookbook's script, the Batch API and vLLM."""
+    """Records of this program, the cookbook's script, the Batch API and vLLM are understood."""
     found = read_record(line)
     assert found is not None
     assert found.ok is ok
@@ -332,7 +332,7 @@ def test_a_record_tells_if_it_is_an_answer(line: bytes, ok: bool) -> None:
     ],
 )
 def test_what_is_no_record_is_none(line: bytes) -> None:
-    """Such a line is not touched: it may be a file that was named by mistake."""
+    """A line that is no record is left alone: the file may have been named by mistake."""
     assert read_record(line) is None
 
 

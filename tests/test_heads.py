@@ -1,4 +1,4 @@
-"""Heads of messages: an answer's is read as http.client does it, a request's has all that is needed."""
+"""Heads of messages: a response's is read as http.client reads it, a request's is complete."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_any_text_is_a_head_or_an_error_of_http(text: str) -> None:
     ],
 )
 def test_other_protocols_are_refused(line: str) -> None:
-    """A first line that is none of HTTP/1 is an error."""
+    """A first line that isn't HTTP/1 is an error."""
     with pytest.raises(http.client.BadStatusLine):
         parse_head(line)
 
@@ -142,7 +142,7 @@ def test_more_than_a_hundred_headers_are_refused() -> None:
 
 
 def test_lengths_that_differ_are_refused() -> None:
-    """Of two lengths neither is right; the same one twice is."""
+    """Two lengths that differ are an error; two equal ones are fine."""
     assert parse_head("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5").length == 5
     with pytest.raises(http.client.HTTPException, match="several lengths"):
         parse_head("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6")
@@ -177,7 +177,7 @@ def test_a_request_names_its_host(host: str, port: int, named: str) -> None:
 
 
 def test_headers_of_the_callers_outrank_our_own() -> None:
-    """A host and an encoding that the session names are sent once."""
+    """Host and accept-encoding of the session replace ours."""
     headers = {"Host": "other", "Accept-Encoding": b"gzip"}
     head = request_head("api.example.com", 80, 80, "/", headers)
     assert head == (b"POST / HTTP/1.1\r\nHost: other\r\nAccept-Encoding: gzip\r\nContent-Length: ")

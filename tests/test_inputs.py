@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_lines_come_as_they_are(source: Path) -> None:
-    """As bytes, with their line ends, and how far it is can be told at any time."""
+    """Lines are bytes with their line ends, and the fraction read is known at any time."""
     with RequestsFile(source) as lines:
         assert lines.fraction() == 0
         reading = iter(lines)
@@ -48,7 +48,7 @@ def test_a_file_that_grows_is_never_more_than_read(source: Path) -> None:
 
 
 def test_an_empty_file_is_read_at_once(tmp_path: Path) -> None:
-    """There is no dividing by its size."""
+    """Its size of 0 is no divisor."""
     path = tmp_path / "empty.jsonl"
     path.touch()
     with RequestsFile(path) as lines:
@@ -58,7 +58,7 @@ def test_an_empty_file_is_read_at_once(tmp_path: Path) -> None:
 
 
 def test_a_pipe_tells_nothing_until_its_end(tmp_path: Path) -> None:
-    """Nobody knows how much will come."""
+    """The fraction read is unknown until then."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     writer = os.open(fifo, os.O_RDWR)  # doesn't wait for a reader
@@ -125,14 +125,14 @@ def test_results_are_beside_the_requests(requests: str, results: str) -> None:
 
 @pytest.mark.parametrize("path", ["", ".", "/", ".."])
 def test_a_directory_has_a_default_too(path: str) -> None:
-    """It's refused by the check of the paths, with its reason."""
+    """It is rejected later, by the check of the paths, with the reason."""
     source = Path(path)
     with pytest.raises(ConfigurationError, match=r"the requests file .* is a directory"):
         check_paths(source, default_save_path(source), None)
 
 
 def test_paths_that_work_pass(source: Path, tmp_path: Path) -> None:
-    """Files that are to be made, that are there, and links to them."""
+    """Accepted are new files, existing files, and links to them."""
     there = tmp_path / "out.jsonl"
     check_paths(source, there, None)
     check_paths(source, there, tmp_path / "errors.jsonl")
@@ -175,7 +175,7 @@ def test_paths_that_cannot_work_are_refused(
 
 
 def test_links_in_a_circle_are_refused_or_left_to_the_system(source: Path, tmp_path: Path) -> None:
-    """They never end in anything else than an error of ours."""
+    """A loop of symbolic links never ends in a foreign exception."""
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     try:
@@ -185,6 +185,6 @@ def test_links_in_a_circle_are_refused_or_left_to_the_system(source: Path, tmp_p
 
 
 def test_the_ending_of_a_replacement_is_kept(tmp_path: Path) -> None:
-    """A requests file must not be where a results file in the making would be."""
+    """No file may have the name of the temporary copy of a results file."""
     with pytest.raises(ConfigurationError, match=r"out\.jsonl\.new~ has an ending that is kept"):
         check_paths(tmp_path / "out.jsonl.new~", tmp_path / "out.jsonl", None)

@@ -1,15 +1,19 @@
-"""What is reserved for a request, and how it follows what answers turn out to use."""
+"""What is reserved for a request, and how it follows what responses used."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parallel_processor.formats import made_request
 from parallel_processor.models import Cost, Endpoint, Request
 from parallel_processor.options import Options
-from parallel_processor.pricing import Pricing, model_of
+from parallel_processor.pricing import OutputSizes, Pricing, model_of
 from parallel_processor.tokens import TokenCounter
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
@@ -17,6 +21,7 @@ AZURE = "https://r.openai.azure.com/openai/v1/chat/completions"
 GROQ = "https://api.groq.com/openai/v1/chat/completions"
 ANTHROPIC = "https://api.anthropic.com/v1/messages"
 LOCAL = "http://localhost:8000/v1/chat/completions"
+REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MESSAGES = [{"role": "user", "content": "Say something."}]
 
 
@@ -43,7 +48,7 @@ def learn(prices: Pricing, request: Request, *sizes: int) -> None:
 
 
 def test_the_cost_is_the_prompt_and_the_answers_part() -> None:
-    """Both are told, since servers may limit them apart."""
+    """Both are given, because servers may limit them separately."""
     request = chat(max_tokens=100)
     prompt = TokenCounter().input_tokens(request.body, Endpoint.CHAT)
     assert prompt > 5
@@ -52,13 +57,13 @@ def test_the_cost_is_the_prompt_and_the_answers_part() -> None:
 
 @pytest.mark.parametrize(("n", "output"), [(1, 40), (3, 120)])
 def test_a_request_without_a_cap_reserves_the_default(n: int, output: int) -> None:
-    """As long as nothing is known, each answer is expected to have the default's length."""
+    """Before anything is learned, each response is expected to have the default length."""
     assert cost(pricing(default_output_tokens=40), chat(n=n)).output_tokens == output
 
 
 @pytest.mark.parametrize("url", [OPENAI, AZURE, GROQ, LOCAL])
 def test_a_request_without_a_cap_reserves_what_answers_used(url: str) -> None:
-    """Everywhere, what nine of ten recent answers stayed within takes the default's place."""
+    """Everywhere, the 90th percentile of recent responses replaces the default."""
     prices = pricing(url)
     learn(prices, chat(), 500)
     assert cost(prices, chat()).output_tokens == 500
@@ -66,7 +71,7 @@ def test_a_request_without_a_cap_reserves_what_answers_used(url: str) -> None:
 
 @pytest.mark.parametrize("url", [OPENAI, AZURE, LOCAL])
 def test_where_the_cap_is_charged_it_is_reserved(url: str) -> None:
-    """OpenAI, Azure and who isn't known charge the most that a request may use, whatever it used."""
+    """OpenAI, Azure and unknown hosts charge the most that a request may use."""
     prices = pricing(url)
     learn(prices, chat(max_tokens=4000), 10)
     assert prices.charges_use is False
@@ -98,7 +103,7 @@ def test_no_more_than_the_cap_is_reserved() -> None:
     ],
 )
 def test_the_setting_has_the_last_word(url: str, accounting: Any, output: int) -> None:
-    """What is known of the host counts only as long as nothing else is said."""
+    """An explicit setting overrides what is known about the host."""
     prices = pricing(url, token_accounting=accounting)
     assert prices.charges_use is (output == 30)
     learn(prices, chat(), 30)
@@ -106,7 +111,7 @@ def test_the_setting_has_the_last_word(url: str, accounting: Any, output: int) -
 
 
 def test_what_was_learned_meanwhile_counts() -> None:
-    """A request is counted once, and reserves what is known when it is sent."""
+    """A request's tokens are counted once; the cost is what is known when it is sent."""
     prices = pricing(GROQ)
     estimate = prices.estimate(chat(max_tokens=4000))
     assert prices.cost(estimate).output_tokens == 4000
@@ -115,7 +120,7 @@ def test_what_was_learned_meanwhile_counts() -> None:
 
 
 def test_models_and_endpoints_are_told_apart() -> None:
-    """What one model writes says nothing of another, nor of the same one's other answers."""
+    """Nothing learned for one model or endpoint is used for another."""
     prices = pricing(GROQ)
     learn(prices, chat(), 500)
     assert cost(prices, chat(model="gpt-4o-mini")).output_tokens == 16
@@ -142,7 +147,7 @@ def test_an_embedding_has_no_output() -> None:
 
 
 def test_an_anthropic_cap_is_not_reserved_once_answers_are_known() -> None:
-    """``max_tokens`` is a must there, and says little."""
+    """``max_tokens`` is required there, and so says little."""
     prices = pricing(ANTHROPIC)
     request = made_request({"model": "c", "max_tokens": 8192, "messages": MESSAGES}, 1)
     learn(prices, request, 200, 300)
@@ -180,5 +185,88 @@ def test_an_unknown_endpoint_without_a_cap_learns_too(url: str) -> None:
     ],
 )
 def test_the_model_is_read_from_any_body(body: Any, model: str) -> None:
-    """What isn't a name of a sensible length is none."""
+    """What can't be a model's name is none."""
     assert model_of(Request(body=body, payload=b"", number=1)) == model
+
+
+# What is learned from answers
+
+
+def learned(sizes: list[int]) -> int | None:
+    """What is expected after answers of these sizes."""
+    found = OutputSizes()
+    for size in sizes:
+        found.note("m", size)
+    return found.expected("m")
+
+
+def test_nothing_is_expected_before_ten_answers() -> None:
+    """Nine responses are too few, and ten are enough."""
+    assert learned([]) is None
+    assert learned([5] * 9) is None
+    assert learned([5] * 10) == 5
+
+
+def test_one_long_answer_in_ten_is_left_out() -> None:
+    """The expectation is what nine of ten answers stayed within."""
+    assert learned([100, *[10] * 8, 20]) == 20
+    assert learned([100, 90, *[10] * 8]) == 90
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=10, max_size=400))
+def test_nine_of_ten_recent_answers_stay_within_it(sizes: list[int]) -> None:
+    """It is the least that nine of ten of the newest 200 stayed within, as of the last full ten."""
+    recent = sizes[: len(sizes) // 10 * 10][-200:]
+    expected = learned(sizes)
+    assert expected in recent
+    assert sum(size <= expected for size in recent) >= 0.9 * len(recent)
+    assert sum(size < expected for size in recent) < 0.9 * len(recent)
+
+
+@pytest.mark.parametrize(("old", "new"), [(1000, 10), (10, 1000)])
+def test_what_was_long_ago_is_forgotten(old: int, new: int) -> None:
+    """After two hundred new responses, the old ones have no effect."""
+    assert learned([old] * 500 + [new] * 200) == new
+
+
+def test_models_are_told_apart() -> None:
+    """Each key has its own expectation."""
+    found = OutputSizes()
+    for _ in range(10):
+        found.note(("chat", "a"), 5)
+        found.note(("chat", "b"), 500)
+        found.note(("responses", "a"), 50)
+    keys = [("chat", "a"), ("chat", "b"), ("responses", "a"), ("responses", "b")]
+    assert [found.expected(key) for key in keys] == [5, 500, 50, None]
+
+
+def test_answers_without_output_are_sizes_like_others() -> None:
+    """An expectation of 0 tokens is an expectation."""
+    assert learned([0] * 10) == 0
+
+
+def test_no_more_than_256_models_are_learned() -> None:
+    """A file that names a new model in each line takes no memory; known models go on learning."""
+    found = OutputSizes()
+    for model in range(300):
+        for _ in range(10):
+            found.note(model, model)
+    assert [found.expected(model) for model in (0, 255, 256, 299)] == [0, 255, None, None]
+    for _ in range(200):
+        found.note(0, 7)
+    assert found.expected(0) == 7
+
+
+def test_threads_lose_no_answer() -> None:
+    """Ten threads that note one answer each make an expectation."""
+    found, start = OutputSizes(), threading.Barrier(10)
+
+    def note(size: int) -> None:
+        start.wait(REAL_TIMEOUT_S)
+        for model in range(200):
+            found.note(model, size)
+
+    with ThreadPoolExecutor(10) as pool:
+        for noted in [pool.submit(note, size) for size in range(10)]:
+            noted.result(REAL_TIMEOUT_S)
+    assert {found.expected(model) for model in range(200)} == {8}

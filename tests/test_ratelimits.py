@@ -205,7 +205,7 @@ def test_openrouter(wait_s: int, window_s: float) -> None:
 
 @pytest.mark.parametrize("reset", [None, "", "30", "1755780030", "30s", "2025-08-21T12:40:30Z"])
 def test_a_limit_of_an_unknown_window_is_no_reading(reset: str | None) -> None:
-    """Any gateway may send these names, and count in whatever window."""
+    """Any gateway may send these names, and count in any window."""
     headers = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "99"}
     if reset is not None:
         headers["x-ratelimit-reset"] = reset
@@ -259,13 +259,13 @@ def test_names_compare_without_regard_to_case(
     [{}, {"content-type": "application/json", "date": DATE, "retry-after": "2"}],
 )
 def test_answers_without_limits(headers: dict[str, str]) -> None:
-    """No headers, no readings."""
+    """Without headers there are no readings."""
     assert read_limits(headers) == ()
     assert read_limits(CaseInsensitiveDict(headers)) == ()
 
 
 def test_what_is_missing_is_unknown() -> None:
-    """A limit alone is a minute's."""
+    """A limit without further headers is per minute."""
     assert read_limits({"x-ratelimit-limit-tokens": "1000"}) == (reading("tokens", 1000),)
     assert read_limits({"x-ratelimit-remaining-tokens": "1000"}) == ()
 
@@ -284,7 +284,7 @@ def test_a_limit_that_is_no_positive_number_gives_no_reading(text: str) -> None:
 
 @pytest.mark.parametrize("text", [*GARBAGE, "9999999h", "9999-01-01T00:00:00Z"])
 def test_what_is_unclear_is_unknown(text: str) -> None:
-    """A limit is worth knowing without what remains and without its reset."""
+    """A limit is read without what remains and without its reset."""
     headers = openai("tokens", 10, text, text)
     (only,) = read_limits(headers, now=now)
     assert (only.limit, only.remaining, only.reset_s, only.window_s) == (10, None, None, MINUTE)
@@ -388,7 +388,7 @@ def test_whole_seconds_up_to_a_minute_are_no_day(
 
 
 def test_fixed_minutes_with_fractions_hardly_ever_pass_for_a_day() -> None:
-    """Over whole minutes of a busy run, less than one answer in ten thousand fits by chance."""
+    """In a busy run, less than one response in ten thousand looks like a day's by chance."""
     dice = random.Random(1)
     wrong = answers = 0
     for limit in (500, 10_000, 150_000, 2_000_000):
@@ -413,7 +413,7 @@ def test_the_refill_of_a_bucket_tells_its_window(limit: int, share: float, windo
 
 @given(st.floats(600.1, DAY), st.integers(1, 10**7), st.integers(0, 10**7))
 def test_above_ten_minutes_it_is_a_day(reset_s: float, limit: int, remaining: int) -> None:
-    """The end of a fixed day, with all or nothing remaining."""
+    """A reset at the end of a fixed day is recognised, whatever remains."""
     assert read_one("requests", limit, remaining, f"{reset_s:.1f}").window_s == DAY
 
 

@@ -65,7 +65,7 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_a_failure_has_its_errors(row: list[Any], errors: tuple[str, ...], tmp_path: Path) -> None:
-    """One for each attempt; an error body that the cookbook's script took for an answer is one."""
+    """It has one per attempt; so has an error body that the cookbook's script recorded as a response."""
     (outcome,) = read_results(write_lines(tmp_path / "out.jsonl", [row]))
     assert (outcome.ok, outcome.errors, outcome.attempts) == (False, errors, len(errors))
     assert (outcome.error, outcome.reply) == (errors[-1], None)
@@ -148,7 +148,7 @@ def test_the_batch_apis_own_failures_are_read(
 
 
 def test_what_reads_and_what_resumes_agree(tmp_path: Path) -> None:
-    """A line is an outcome exactly if a resumed job takes it for a record, and as good."""
+    """A line is an outcome exactly if a resumed job takes it for a record, with the same result."""
     lines = [
         b'[{"n": 1}, {"a": 1}]\n',
         b'[{"n": 1}, null]\n',
@@ -189,7 +189,7 @@ def test_elements_are_cut_out_of_an_array() -> None:
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What a stop or a run under way leaves of a record is none, and no reason to warn."""
+    """An incomplete record, of a stopped or a running job, is skipped without a warning."""
     whole = b'[{"n": 1}, {"a": 1}]\n'
     for size in range(len(whole) - 1):
         assert len(read_back(tmp_path, whole, whole[:size])) == 1
@@ -226,7 +226,7 @@ def test_the_errors_file_comes_second(tmp_path: Path) -> None:
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Of 60 MB of records little more than one is in memory."""
+    """While 60 MB of records are read, little more than one is in memory."""
     path = tmp_path / "out.jsonl"
     line = json.dumps([{"n": 1}, {"text": "x" * 100_000}]).encode() + b"\n"
     path.write_bytes(line * 600)

@@ -1,4 +1,4 @@
-"""Keys out of texts, and nothing else."""
+"""Keys are removed from texts, and nothing else is."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_no_text_hides_the_key(key: str, before: str, after: str) -> None:
     ],
 )
 def test_a_megabyte_takes_no_time(text: str) -> None:
-    """No pattern looks at the same character again and again."""
+    """No pattern reads the same character again and again."""
     redact = Redactor(KEY)
     started_at = time.process_time()
     redact(text * (1_000_000 // len(text)) + "!")

@@ -1,10 +1,11 @@
-"""What a results file says is done, and how it is mended."""
+"""What a results file answers, and how it is repaired."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import random
 import stat
@@ -20,10 +21,10 @@ from hypothesis import strategies as st
 
 from parallel_processor import resume
 from parallel_processor.appendfile import AppendFile
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import ResultsFileError, StopRequested
 from parallel_processor.formats import parse_line
 from parallel_processor.models import Request
-from parallel_processor.resume import AnsweredRequests, prepare_results
+from parallel_processor.resume import AnsweredRequests, open_files, prepare
 
 URL = "https://api.openai.com/v1/chat/completions"
 
@@ -65,24 +66,41 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "results.jsonl"
 
 
-def prepare(path: Path, **options: Any) -> AnsweredRequests:
-    """What the file says, which is mended afterwards."""
-    file = AppendFile(path)
-    try:
-        return prepare_results(file, **options)
-    finally:
-        file.close()
+@pytest.fixture
+def errors(tmp_path: Path) -> Path:
+    """Where the failures are, if not among the results."""
+    return tmp_path / "errors.jsonl"
+
+
+def mended(path: Path, errors: Path | None = None, **options: Any) -> AnsweredRequests:
+    """What the files answer; they are mended."""
+    with open_files(path, errors) as files:
+        return prepare(files, **options)
 
 
 def prepared(path: Path, content: bytes) -> AnsweredRequests:
     """What a results file with that content says."""
     path.write_bytes(content)
-    return prepare(path)
+    return mended(path)
+
+
+def is_free(path: Path) -> bool:
+    """True if no process has the file."""
+    try:
+        AppendFile(path).close()
+    except ResultsFileError:
+        return False
+    return True
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/dev/fd"))
 
 
 def test_no_file_and_an_empty_file_answer_nothing(path: Path) -> None:
     """The first run starts with nothing, in a file that is made at once."""
-    assert not prepare(path).take(request(1))
+    assert not mended(path).take(request(1))
     assert path.read_bytes() == b""
     assert not prepared(path, b"").take(request(1))
     assert path.read_bytes() == b""
@@ -216,7 +234,7 @@ def test_a_file_that_was_cut_anywhere_keeps_its_whole_good_records(path: Path, p
         assert path.read_bytes() == b"".join(kept(whole)), FILE[:offset]
         ids = Counter(line for line in kept(whole) if line.startswith((b"[", b"{")))
         assert answered.answered == ids.total()
-        again = prepare(path)
+        again = mended(path)
         assert (again.answered, again.failed) == (answered.answered, 0)
         assert path.read_bytes() == b"".join(kept(whole))
     assert os.listdir(path.parent) == [path.name]
@@ -299,11 +317,11 @@ def test_a_file_without_any_record_is_refused(path: Path, content: bytes) -> Non
 
 
 def test_a_file_that_is_in_order_is_not_touched(path: Path) -> None:
-    """Not even its inode and its time change."""
+    """Even its inode and its time stay the same."""
     path.write_bytes(good(1) + b"foreign\n" + good(2))
     os.utime(path, (1, 1))
     before = path.stat()
-    prepare(path)
+    mended(path)
     after = path.stat()
     assert (after.st_ino, after.st_mtime) == (before.st_ino, 1)
 
@@ -312,19 +330,19 @@ def test_a_torn_tail_needs_no_copy_of_the_file(path: Path) -> None:
     """It is cut off in place, so that a full disk is no obstacle."""
     path.write_bytes(good(1) + good(2)[:20])
     inode = path.stat().st_ino
-    prepare(path)
+    mended(path)
     assert path.stat().st_ino == inode
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664])
 def test_the_files_mode_and_owner_stay(path: Path, mode: int) -> None:
-    """The new file is as readable as the old one was, and nobody else's."""
+    """The new file has the permissions and the owner of the old one."""
     path.write_bytes(bad(1) + good(2))
     path.chmod(mode)
     with contextlib.suppress(PermissionError):  # only root may
         os.chown(path, 12345, 54321)
     before = path.stat()
-    prepare(path)
+    mended(path)
     after = path.stat()
     assert after.st_ino != before.st_ino
     assert stat.S_IMODE(after.st_mode) == mode
@@ -332,13 +350,13 @@ def test_the_files_mode_and_owner_stay(path: Path, mode: int) -> None:
 
 
 def test_a_symbolic_link_stays_one(tmp_path: Path, path: Path) -> None:
-    """Its target is what is replaced, in the target's folder."""
+    """The target is replaced, in its own folder."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     target = folder / "target.jsonl"
     target.write_bytes(bad(1) + good(2) + good(3)[:5])
     path.symlink_to(target)
-    assert prepare(path).answered == 1
+    assert mended(path).answered == 1
     assert path.is_symlink()
     assert target.read_bytes() == good(2)
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "results.jsonl"]
@@ -346,23 +364,11 @@ def test_a_symbolic_link_stays_one(tmp_path: Path, path: Path) -> None:
 
 
 def test_devices_hold_no_answers(tmp_path: Path) -> None:
-    """They are neither read nor mended; a link to nowhere becomes a file."""
-    assert prepare(Path(os.devnull)).answered == 0
+    """They are neither read nor repaired; a link to nowhere becomes a file."""
+    assert mended(Path(os.devnull)).answered == 0
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
-    assert prepare(dangling).answered == 0
-
-
-def test_failures_may_be_kept(path: Path) -> None:
-    """Then they stay where they are, and stand for their requests as answers do."""
-    content = good(1) + bad(2)
-    path.write_bytes(content)
-    answered = prepare(path, keep_failures=True)
-    assert (answered.answered, answered.failed) == (1, 1)
-    assert [answered.take(request(n)) for n in (1, 2, 3)] == [True, False, False]
-    kept = answered.kept_failures
-    assert [kept.take(request(n)) for n in (2, 2, 3)] == [True, False, False]
-    assert path.read_bytes() == content
+    assert mended(dangling).answered == 0
 
 
 def _full(*_: Any) -> Any:
@@ -384,16 +390,16 @@ def test_a_replacement_that_fails_leaves_the_old_file(
     fails: Callable[..., Any],
     raised: type[BaseException],
 ) -> None:
-    """Wherever it ends, the file is what it was, and nothing lies beside it."""
+    """Wherever it fails, the file is unchanged, and nothing is left beside it."""
     content = good(1) + bad(2) + good(3)
     path.write_bytes(content)
     with monkeypatch.context() as patch:
         patch.setattr(os, name, fails)
         with pytest.raises(raised, match="results.jsonl" if raised is ResultsFileError else None):
-            prepare(path)
+            mended(path)
     assert path.read_bytes() == content
     assert os.listdir(path.parent) == [path.name]
-    assert prepare(path).answered == 2
+    assert mended(path).answered == 2
 
 
 def test_what_a_killed_replacement_left_behind_is_overwritten(path: Path) -> None:
@@ -406,7 +412,7 @@ def test_what_a_killed_replacement_left_behind_is_overwritten(path: Path) -> Non
 
 
 def test_files_may_belong_to_somebody_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may not give a file away owns the new one."""
+    """If the owner can't be kept, the new file belongs to the current user."""
 
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -435,7 +441,7 @@ def test_a_folder_that_cannot_be_synced_is_no_obstacle(
 def test_an_unreadable_results_file_is_an_error_of_its_own(path: Path) -> None:
     """The message names the file."""
     with pytest.raises(ResultsFileError, match="x{300}"):
-        prepare(path.with_name("x" * 300))
+        mended(path.with_name("x" * 300))
 
 
 def test_the_order_of_lines_does_not_matter(path: Path) -> None:
@@ -481,3 +487,116 @@ def test_a_file_of_the_cookbooks_script_resumes(path: Path) -> None:
         True,
         False,
     ]
+
+
+# The files of a job together
+
+
+def test_the_files_are_ours_while_they_are_open(path: Path, errors: Path) -> None:
+    """Both are created and locked, and unlocked after the block, however it ends."""
+    with open_files(path, errors) as files:
+        assert [file.path for file in files] == [path, errors]
+        assert not is_free(path)
+        assert not is_free(errors)
+    assert is_free(path)
+    with pytest.raises(KeyboardInterrupt), open_files(path, None) as files:
+        assert [file.path for file in files] == [path]
+        raise KeyboardInterrupt
+    assert is_free(path)
+
+
+def test_nothing_stays_open_if_one_cant_be_opened(path: Path, errors: Path) -> None:
+    """If the errors file is locked by somebody else, the results file is unlocked again."""
+    before = descriptors()
+    theirs = AppendFile(errors)
+    with pytest.raises(ResultsFileError, match="another process"), open_files(path, errors):
+        raise AssertionError("it isn't ours")
+    theirs.close()
+    assert is_free(path)
+    assert descriptors() == before
+
+
+def test_answers_of_both_files_count(path: Path, errors: Path) -> None:
+    """Whatever file a record is in, good ones stay and failures are sent again."""
+    path.write_bytes(good(1) + bad(2) + good(3)[:-5])
+    errors.write_bytes(bad(4) + good(5))
+    answered = mended(path, errors)
+    assert [answered.take(request(number)) for number in range(1, 6)] == [
+        *(True, False, False, False, True)
+    ]
+    assert (path.read_bytes(), errors.read_bytes()) == (good(1), good(5))
+
+
+def test_failures_that_are_kept_stay(path: Path, errors: Path) -> None:
+    """They stand for their requests as answers do, each in its file."""
+    path.write_bytes(good(1) + bad(2))
+    errors.write_bytes(bad(4))
+    answered = mended(path, errors, keep_failures=True)
+    assert (path.read_bytes(), errors.read_bytes()) == (good(1) + bad(2), bad(4))
+    assert (answered.answered, answered.failed) == (1, 2)
+    assert [answered.take(request(number)) for number in (1, 2)] == [True, False]
+    kept = answered.kept_failures
+    assert [kept.take(request(number)) for number in (1, 2, 2, 4)] == [False, True, False, True]
+
+
+def test_overwriting_starts_afresh(path: Path, errors: Path) -> None:
+    """Both files are emptied, even of lines that are no records."""
+    path.write_bytes(b"a letter to my grandmother\n")
+    errors.write_bytes(bad(1) + good(2))
+    answered = mended(path, errors, overwrite=True, keep_failures=True)
+    assert path.read_bytes() == errors.read_bytes() == b""
+    assert not answered.take(request(2))
+    assert (answered.answered, answered.failed) == (0, 0)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_has_no_answers(path: Path, overwrite: bool) -> None:
+    """What can't be read back is neither read nor cut."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert not mended(path, overwrite=overwrite).take(request(1))
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("keep_failures", "words"), [(False, "are sent again"), (True, "stay as they are")]
+)
+def test_what_was_found_is_said(
+    path: Path, errors: Path, caplog: pytest.LogCaptureFixture, keep_failures: bool, words: str
+) -> None:
+    """The sums of both files are logged once, with what happens to them."""
+    path.write_bytes(good(1) * 1500 + bad(2) + b"a remark\n")
+    errors.write_bytes(bad(3) * 2)
+    with caplog.at_level(logging.INFO, logger="parallel_processor"):
+        mended(path, errors, keep_failures=keep_failures)
+    assert caplog.messages == [
+        f"{path} has 1,500 answers",
+        f"3 requests that failed before {words}",
+        "1 lines of the results are no records; they stay",
+    ]
+
+
+def test_nothing_is_said_of_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A first run finds nothing to tell."""
+    with caplog.at_level(logging.INFO, logger="parallel_processor"):
+        mended(path)
+    assert caplog.messages == []
+
+
+def test_the_reading_can_be_stopped(path: Path) -> None:
+    """A stop while a long file is read leaves it as it was."""
+    content = bad(1) + good(2) * 1500
+    path.write_bytes(content)
+    checks = iter([None, StopRequested("enough")])
+
+    def check() -> None:
+        cause = next(checks)
+        if cause is not None:
+            raise cause
+
+    with pytest.raises(StopRequested), open_files(path, None) as files:
+        prepare(files, overwrite=False, keep_failures=False, check=check)
+    assert path.read_bytes() == content
+    assert is_free(path)

@@ -97,7 +97,7 @@ print(handled, told, watcher.number)
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
-    """A command under nohup isn't ended by the signal that its user had switched off."""
+    """A command under nohup isn't ended by the signal that it ignores."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with SignalWatcher(lambda name: None, lambda name: None):

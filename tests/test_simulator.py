@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
 from parallel_processor.simulator import Simulator, SimulatorOptions
-from parallel_processor.simulator.answers import Answerer, endpoint_of
+from parallel_processor.simulator.answers import Answerer
 from parallel_processor.simulator.faults import FAULT_KINDS, FaultPlan, digest_of
 from parallel_processor.simulator.headers import go_duration
 from parallel_processor.simulator.limits import RateLimits
@@ -247,6 +247,7 @@ def test_any_json_object_is_answered(body: dict[str, Any], endpoint: Endpoint) -
     [
         (CHAT, Endpoint.CHAT),
         (CHAT + "/", Endpoint.CHAT),
+        (CHAT.upper(), Endpoint.CHAT),
         ("/completions", Endpoint.COMPLETIONS),
         ("/", Endpoint.UNKNOWN),
         ("/v1/embeddings/x", Endpoint.UNKNOWN),
@@ -254,7 +255,7 @@ def test_any_json_object_is_answered(body: dict[str, Any], endpoint: Endpoint) -
 )
 def test_the_path_tells_the_endpoint(path: str, endpoint: Endpoint) -> None:
     """The end of the path decides."""
-    assert endpoint_of(path) is endpoint
+    assert Endpoint.of_path(path) is endpoint
 
 
 # --- limits

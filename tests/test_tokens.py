@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
@@ -107,15 +107,20 @@ def reserved(body: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT, default: 
     return TokenCounter(default_output_tokens=default).output_tokens(body, endpoint)
 
 
+def total(body: Mapping[str, Any], endpoint: Endpoint, counter: TokenCounter | None = None) -> int:
+    """The tokens of a body's prompt and those that are reserved for its answer."""
+    counter = counter or TokenCounter()
+    return counter.input_tokens(body, endpoint) + counter.output_tokens(body, endpoint)
+
+
 @pytest.mark.parametrize(
     ("model", "tokens"),
     [("gpt-3.5-turbo", 129), ("gpt-4", 129), ("gpt-4o", 124), ("gpt-4o-mini", 124)],
 )
 def test_jargon_messages_have_the_apis_count(model: str, tokens: int) -> None:
     """The cookbook's six messages cost what the API said they cost."""
-    body = {"model": model, "messages": JARGON, "max_tokens": 1}
+    body = {"model": model, "messages": JARGON}
     assert TokenCounter().input_tokens(body, Endpoint.CHAT) == tokens
-    assert TokenCounter().count(body, Endpoint.CHAT) == tokens + 1
 
 
 @pytest.mark.parametrize("offer", [{"tools": [NESTED_TOOL]}, {"functions": [GET_WEATHER]}])
@@ -271,10 +276,10 @@ def test_responses_inputs_of_every_shape() -> None:
 def test_anthropic_messages_have_a_system_prompt() -> None:
     """Anthropic's system prompt, a text or parts, is counted as a message."""
     body = {"model": "gpt-4o", "messages": user("hello world"), "max_tokens": 7}
-    plain = TokenCounter().count(body, Endpoint.MESSAGES)
+    plain = total(body, Endpoint.MESSAGES)
     assert plain == 3 + 3 + 1 + 2 + 7
     for system in ("hello world", [{"type": "text", "text": "hello world", "cache_control": {}}]):
-        assert TokenCounter().count({**body, "system": system}, Endpoint.MESSAGES) == plain + 5
+        assert total({**body, "system": system}, Endpoint.MESSAGES) == plain + 5
 
 
 @pytest.mark.parametrize(
@@ -295,7 +300,7 @@ def test_anthropic_messages_have_a_system_prompt() -> None:
 def test_inputs_of_every_shape(value: Any, tokens: int) -> None:
     """Texts are counted and tokens are numbered, for embeddings, moderations and completions."""
     for endpoint in (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS):
-        assert TokenCounter().count({"input": value}, endpoint) == pytest.approx(tokens, abs=1)
+        assert total({"input": value}, endpoint) == pytest.approx(tokens, abs=1)
         assert TokenCounter().output_tokens({"input": value, "max_tokens": 9}, endpoint) == 0
     body = {"prompt": value}
     assert TokenCounter().input_tokens(body, Endpoint.COMPLETIONS) == pytest.approx(tokens, abs=1)
@@ -304,7 +309,7 @@ def test_inputs_of_every_shape(value: Any, tokens: int) -> None:
 def test_another_vendors_embedding_is_counted_whole() -> None:
     """An embedding without ``input`` costs all the text that it holds."""
     body = {"model": "v", "texts": ["hello world"] * 10}
-    assert TokenCounter().count(body, Endpoint.EMBEDDINGS) >= 20
+    assert total(body, Endpoint.EMBEDDINGS) >= 20
 
 
 @pytest.mark.parametrize(
@@ -508,7 +513,7 @@ def test_no_body_raises(body: dict[str, Any], encoding_name: str | None) -> None
     for endpoint in Endpoint:
         parts = counter.input_tokens(body, endpoint), counter.output_tokens(body, endpoint)
         assert all(type(part) is int and part >= 0 for part in parts)
-        assert counter.count(MappingProxyType(body), endpoint) == sum(parts)
+        assert total(MappingProxyType(body), endpoint, counter) == sum(parts)
 
 
 WRAPPERS: list[Callable[[Any], Any]] = [
@@ -534,7 +539,7 @@ def test_deep_nesting_is_counted(wrap: Callable[[Any], Any]) -> None:
         "extra": deep,
     }
     for endpoint in Endpoint:
-        assert TokenCounter().count(body, endpoint) >= 0
+        assert total(body, endpoint) >= 0
 
 
 def test_a_hundred_megabytes_are_counted_in_seconds() -> None:
@@ -547,6 +552,6 @@ def test_threads_count_alike() -> None:
     """Threads that share a counter get the same numbers as one thread."""
     bodies = [{"model": "gpt-4o", "messages": user("word " * n), "n": 2} for n in range(200)]
     counter = TokenCounter()
-    expected = [counter.count(body, Endpoint.CHAT) for body in bodies]
+    expected = [total(body, Endpoint.CHAT, counter) for body in bodies]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda body: counter.count(body, Endpoint.CHAT), bodies)) == expected
+        assert list(pool.map(lambda body: total(body, Endpoint.CHAT, counter), bodies)) == expected

@@ -1,4 +1,4 @@
-"""The shipped check: each kind of fault is found, and a right file is right."""
+"""The shipped check finds each kind of fault, and accepts a correct file."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_durations(text: str, seconds: float) -> None:
     ["", " ", "5", "s", "-5s", "5x", "5s later", "in 5s", "1.s", ".5s", "1 0s", "9" * 400 + "s"],
 )
 def test_what_is_no_duration(text: str) -> None:
-    """Anything before, between or behind the parts makes it none."""
+    """Anything before, between or after the parts makes it invalid."""
     assert duration_s(text) is None
 
 
@@ -87,7 +87,7 @@ def test_waits_in_headers(value: str, seconds: float) -> None:
     ],
 )
 def test_unclear_waits_are_none(value: str) -> None:
-    """Negative, endless and unreadable values tell nothing."""
+    """Negative, infinite and unreadable values give ``None``."""
     assert wait_s(value, NOW) is None
 
 
@@ -107,7 +107,7 @@ def test_unclear_waits_are_none(value: str) -> None:
     ],
 )
 def test_milliseconds(value: str, seconds: float | None) -> None:
-    """A bare number, and nothing that would be days if it were read otherwise."""
+    """Only a bare number is accepted."""
     assert milliseconds_s(value) == seconds
 
 
@@ -122,5 +122,5 @@ def test_every_text_gives_a_finite_wait_or_none(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["1e308", "1e15", "9999-01-01T00:00:00Z"])
 def test_a_time_beyond_a_year_is_no_wait(value: str) -> None:
-    """A server that says so is confused; the default pause does."""
+    """A server that sends such a time is confused; the default pause applies."""
     assert wait_s(value, 1.7e9) is None

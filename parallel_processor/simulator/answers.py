@@ -19,14 +19,6 @@ from typing import Any, Protocol
 from parallel_processor.models import Endpoint
 
 _ECHOED_WORDS = 12
-_ENDPOINTS = {
-    "/chat/completions": Endpoint.CHAT,
-    "/responses": Endpoint.RESPONSES,
-    "/completions": Endpoint.COMPLETIONS,
-    "/embeddings": Endpoint.EMBEDDINGS,
-    "/moderations": Endpoint.MODERATIONS,
-    "/messages": Endpoint.MESSAGES,
-}
 
 
 class TokenCounting(Protocol):
@@ -39,15 +31,6 @@ class TokenCounting(Protocol):
     def output_tokens(self, body: dict[str, Any], endpoint: Endpoint) -> int:
         """Return the tokens reserved for its answers."""
         ...
-
-
-def endpoint_of(path: str) -> Endpoint:
-    """Tell what is asked for from how a URL's path ends."""
-    path = path.rstrip("/")
-    for ending, endpoint in _ENDPOINTS.items():
-        if path.endswith(ending):
-            return endpoint
-    return Endpoint.UNKNOWN
 
 
 def model_of(body: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from parallel_processor.simulator.answers import Answerer, TokenCounting, endpoint_of, model_of
+from parallel_processor.models import Endpoint
+from parallel_processor.simulator.answers import Answerer, TokenCounting, model_of
 from parallel_processor.simulator.connection import Connection
 from parallel_processor.simulator.exchange import Exchange
 from parallel_processor.simulator.faults import (
@@ -156,7 +157,7 @@ class Service:
             exchange.body = _parse(request.body)
         except ValueError:
             return self._unreadable(exchange)
-        exchange.endpoint = endpoint_of(request.path)
+        exchange.endpoint = Endpoint.of_path(request.path)
         exchange.model = self._names.of(model_of(exchange.body))
         exchange.read = self._counter.input_tokens(exchange.body, exchange.endpoint)
         exchange.in_flight = self._load.enter()

@@ -1,0 +1,68 @@
+"""Reads how many tokens a response used, in the words of every provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
+# The fields of a usage object. Those of the first set that has a number are added up. Anthropic's
+# input_tokens exclude the cache: tokens written to it count against the limit, tokens read don't.
+_USAGE_FIELDS = (
+    ("total_tokens",),
+    ("totalTokenCount",),
+    ("prompt_tokens", "completion_tokens"),
+    ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
+    (
+        *("promptTokenCount", "toolUsePromptTokenCount"),
+        *("candidatesTokenCount", "thoughtsTokenCount"),
+    ),
+    _OLLAMA_COUNTS,
+)
+_INPUT_FIELDS = (
+    ("prompt_tokens",),
+    ("input_tokens", "cache_creation_input_tokens"),
+    ("promptTokenCount", "toolUsePromptTokenCount"),
+    ("prompt_eval_count",),
+)
+_OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
+
+
+def used_tokens(data: Any) -> int | None:
+    """The tokens that a response used, input and output together; ``None`` if it doesn't say.
+
+    Reads the fields of OpenAI, Anthropic, Gemini, Cohere and Ollama.
+    """
+    return read_usage(data)[0]
+
+
+def read_usage(data: Any) -> tuple[int | None, int | None]:
+    """All tokens that a response used, and the output's part; ``None`` for what it doesn't say."""
+    if not isinstance(data, Mapping):
+        return None, None
+    usage = data.get("usage") or data.get("usageMetadata")
+    if not isinstance(usage, Mapping):
+        usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
+    elif isinstance(usage.get("tokens"), Mapping):
+        usage = usage["tokens"]  # Cohere's own API
+    for names in _USAGE_FIELDS:
+        found = (usage.get(name) for name in names)
+        counts = [int(count) for count in found if _is_count(count)]
+        if counts:
+            total = sum(counts)
+            return total, _output(usage, total)
+    return None, None
+
+
+def _output(usage: Mapping[str, Any], total: int) -> int | None:
+    """How much of ``total`` is output: all but the input. So it includes a model's reasoning."""
+    for names in _INPUT_FIELDS:
+        if _is_count(usage.get(names[0])):
+            counts = (usage.get(name) for name in names)
+            return max(0, total - sum(int(count) for count in counts if _is_count(count)))
+    outputs = [int(usage[name]) for name in _OUTPUT_FIELDS if _is_count(usage.get(name))]
+    return min(sum(outputs), total) if outputs else None
+
+
+def _is_count(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
