@@ -15,7 +15,7 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.figures import BucketReport, LimitReport, Stats, Summary
+from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.frames import to_records
 from parallel_processor.metrics import serve_metrics
 from parallel_processor.models import Reply, Request
@@ -25,6 +25,7 @@ from parallel_processor.processor import Processor
 from parallel_processor.records import read_results
 from parallel_processor.replies import response_embeddings, response_text
 from parallel_processor.settings import Settings
+from parallel_processor.summary import Stats, Summary
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from parallel_processor.ceiling import Ceiling
 from parallel_processor.figures import BucketReport, Usage
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Estimate, Request
+from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.quota import MINUTE_S
 from parallel_processor.retry import Tries
@@ -100,10 +100,10 @@ class Buckets:
         now = self._clock()
         span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
         held_by = next((bucket.held_by for bucket in buckets if bucket.queue), "")
-        return Usage(admitted=admitted, limits=limits, held_by=held_by, span_s=span_s)
+        return Usage(admitted=admitted, limits=limits, held_by=WaitCause(held_by), span_s=span_s)
 
     def reports(
-        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[str, float]]
+        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[WaitCause, float]]
     ) -> tuple[BucketReport, ...]:
         """What became of each limit; times are counted from ``since_s`` of the clock."""
         return tuple(

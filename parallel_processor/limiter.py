@@ -30,7 +30,7 @@ from parallel_processor.ceiling import UNUSED, Ceiling, wake
 from parallel_processor.ceiling import Reservation as Reservation
 from parallel_processor.charges import Charges
 from parallel_processor.figures import BucketReport, Usage
-from parallel_processor.models import Refusal
+from parallel_processor.models import Refusal, WaitCause
 from parallel_processor.options import Limits, shown_url
 from parallel_processor.quota import KINDS, MINUTE_S, Quota
 from parallel_processor.ratelimits import LimitReading
@@ -255,7 +255,7 @@ class TokenBucket(Charges):
             used, limits = self.ceiling.levels(now := self._clock())
             held_by = self.held_by if self.queue else ""
             span_s = min(MINUTE_S, now - self._opened_at + self._burst_s)
-            return Usage(admitted=used, limits=limits, held_by=held_by, span_s=span_s)
+            return Usage(admitted=used, limits=limits, held_by=WaitCause(held_by), span_s=span_s)
 
     def report(self, since_s: float) -> BucketReport:
         """How its limits turned out; times count from ``since_s`` of the clock."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 CANT_BE_SENT = "can't be sent"
 """The kind of failure of a request that has a flaw."""
+_MAX_MODEL_CHARS = 256  # a longer text is no name
 
 
 class Endpoint(enum.Enum):
@@ -53,6 +54,17 @@ class Request:
     url: str | None = None
     flaw: str | None = None
     dropped: frozenset[str] = frozenset()
+
+    @property
+    def model(self) -> str:
+        """The model that the body names; empty if it names none."""
+        return model_name(self.body)
+
+
+def model_name(body: Any) -> str:
+    """The model that ``body`` names; empty if there is none, or no name."""
+    model = body.get("model") if isinstance(body, Mapping) else None
+    return model if isinstance(model, str) and len(model) <= _MAX_MODEL_CHARS else ""
 
 
 class Cost(NamedTuple):

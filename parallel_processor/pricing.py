@@ -15,14 +15,6 @@ from parallel_processor.options import Options
 from parallel_processor.providers import charges_reservation, endpoint_of
 from parallel_processor.tokens import TokenCounter
 
-_MODEL_CHARS = 256
-
-
-def model_of(request: Request) -> str:
-    """The model that a request names; empty if there is none, or no name."""
-    model = request.body.get("model") if isinstance(request.body, dict) else None
-    return model if isinstance(model, str) and len(model) <= _MODEL_CHARS else ""
-
 
 class Pricing:
     """Estimates costs, and learns from answers. Any thread may call it."""
@@ -46,7 +38,7 @@ class Pricing:
             input_tokens=counter.input_tokens(body, endpoint),
             output_cap=counter.output_cap(body, endpoint),
             output_tokens=counter.output_tokens(body, endpoint),
-            kind=(endpoint, model_of(request)),
+            kind=(endpoint, request.model),
         )
 
     def cost(self, estimate: Estimate) -> Cost:

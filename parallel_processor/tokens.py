@@ -30,7 +30,7 @@ from parallel_processor.encodings import (
     text_counter,
 )
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.models import Endpoint
+from parallel_processor.models import Endpoint, model_name
 
 MAX_OUTPUT_TOKENS = 1_000_000
 """A larger cap is counted as this: no model writes more, and one that only means "no limit", such
@@ -43,7 +43,6 @@ _COMPLETION_OUTPUT_TOKENS = 16  # the API's own default
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _OTHER_CAPS = (*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens")
 _OTHER_CAPS_IN = ("generationConfig", "inferenceConfig", "parameters", "options")
-_MODEL_CHARS = 256
 
 
 class TokenCounter:
@@ -118,10 +117,7 @@ class TokenCounter:
         return max((cap for cap in caps if cap is not None), default=None)
 
     def _content(self, body: Mapping[str, Any]) -> ContentCounter:
-        model = body.get("model")
-        if not isinstance(model, str) or len(model) > _MODEL_CHARS:
-            model = ""
-        return _content_counter(self._encoding_name, model)
+        return _content_counter(self._encoding_name, model_name(body))
 
     def _chat_input(self, body: Mapping[str, Any]) -> int:
         content = self._content(body)

@@ -9,7 +9,7 @@ import pytest
 from parallel_processor.formats import made_request
 from parallel_processor.models import Cost, Endpoint, Request
 from parallel_processor.options import Options
-from parallel_processor.pricing import Pricing, model_of
+from parallel_processor.pricing import Pricing
 from parallel_processor.tokens import TokenCounter
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
@@ -181,4 +181,4 @@ def test_an_unknown_endpoint_without_a_cap_learns_too(url: str) -> None:
 )
 def test_the_model_is_read_from_any_body(body: Any, model: str) -> None:
     """What isn't a name of a sensible length is none."""
-    assert model_of(Request(body=body, payload=b"", number=1)) == model
+    assert Request(body=body).model == model
