@@ -13,12 +13,13 @@ from parallel_processor.exceptions import (
     RequestFailedError,
     ResultsFileError,
     RunStoppedError,
+    StopCause,
     WorkerProcessError,
 )
 from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.frames import to_records
 from parallel_processor.metrics import serve_metrics
-from parallel_processor.models import Reply, Request
+from parallel_processor.models import Reply, Request, WaitCause
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
@@ -46,8 +47,10 @@ __all__ = [
     "RunStoppedError",
     "Stats",
     "Settings",
+    "StopCause",
     "Summary",
     "Verification",
+    "WaitCause",
     "WorkerProcessError",
     "process_api_requests_from_file",
     "process_file",

@@ -34,7 +34,7 @@ from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream
 from parallel_processor.providers import needs_key
 from parallel_processor.signals import SignalWatcher
-from parallel_processor.summary import Summary
+from parallel_processor.summary import Summary, summary_text
 from parallel_processor.verify import verify_results
 
 _log = logging.getLogger("parallel_processor")
@@ -203,7 +203,7 @@ def _exit_code(
 
 def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
     save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
-    text = f"{summary}\nresults are in {save_path}"
+    text = f"{summary_text(summary, with_stop=False)}\nresults are in {save_path}"
     if _may_reserve_too_much(summary) and flags.token_accounting == "auto":
         text += (
             "\nthe answers used far fewer tokens than were reserved for them: if the server's limit "

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 class StopCause(str, enum.Enum):
-    """Why a run ended early. A member equals its value, a string."""
+    """Why a run ended early. A member equals its value, a string.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> summary.stop_cause is StopCause.NOTHING
+    True
+    """
 
     NOTHING = ""  # it did not end early
     CALLER = "caller"  # the program or a person stopped it

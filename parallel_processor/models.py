@@ -109,7 +109,12 @@ class Reply:
 
 
 class WaitCause(str, enum.Enum):
-    """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string."""
+    """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> summary.held_by.get(WaitCause.REQUESTS, 0.0) < summary.elapsed_s
+    True
+    """
 
     NOTHING = ""
     REQUESTS = "requests"  # the limit of requests

@@ -93,13 +93,14 @@ class Summary(RunCounts):
 
     def __str__(self) -> str:
         """The summary as lines for a person."""
-        return "\n".join(f"{name}: {value}" for name, value in self._rows())
+        return summary_text(self)
 
     def _repr_html_(self) -> str:
         """The same as a table, which a notebook shows."""
-        return html_table("Summary", self._rows())
+        return html_table("Summary", self.rows())
 
-    def _rows(self) -> Iterator[tuple[str, str]]:
+    def rows(self, *, with_stop: bool = True) -> Iterator[tuple[str, str]]:
+        """The lines of the summary, each as a name and a text."""
         yield "requests", self._requests()
         yield (
             "attempts",
@@ -115,7 +116,7 @@ class Summary(RunCounts):
             yield f"failed with {kind}", f"{count:,}"
         busiest = sorted(self.buckets, key=lambda bucket: -bucket.admitted)[:_MAX_BUCKETS]
         yield from (bucket_text(each, self.elapsed_s) for each in busiest if each.admitted)
-        if self.stop_reason:
+        if self.stop_reason and with_stop:
             yield "stopped", self.stop_reason
 
     def _requests(self) -> str:
@@ -135,6 +136,11 @@ class Summary(RunCounts):
         if self.elapsed_s < _LEAST_RATE_S:
             return ""
         return f" ({count * 60 / self.elapsed_s:,.0f} a minute)"
+
+
+def summary_text(summary: Summary, *, with_stop: bool = True) -> str:
+    """The summary as lines for a person; without the reason for a stop where that is shown already."""
+    return "\n".join(f"{name}: {value}" for name, value in summary.rows(with_stop=with_stop))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 from test_display import table
 
+from parallel_processor.exceptions import (
+    InputFileError,
+    ResultsFileError,
+    RunStoppedError,
+    StopCause,
+    StopRequested,
+    WorkerProcessError,
+    stop_cause_of,
+)
 from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.models import WaitCause
-from parallel_processor.summary import Summary
+from parallel_processor.summary import Summary, summary_text
 from parallel_processor.wording import cause_text
 
 
@@ -98,3 +108,28 @@ def test_a_run_that_did_nothing_has_a_summary() -> None:
 def test_every_cause_has_its_own_words() -> None:
     """Whatever a run waits for, there is a text that tells it from all others."""
     assert len({cause_text(cause) for cause in WaitCause}) == len(WaitCause)
+
+
+def test_the_reason_for_a_stop_can_be_left_out() -> None:
+    """The command has logged it by then."""
+    summary = Summary(stop_reason="no key")
+    assert rows(summary)[-1] == "stopped: no key"
+    assert "no key" not in summary_text(summary, with_stop=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (None, StopCause.NOTHING),
+        (KeyboardInterrupt(), StopCause.CALLER),
+        (StopRequested("enough"), StopCause.CALLER),
+        (RunStoppedError("HTTP 401", StopCause.KEY), StopCause.KEY),
+        (ResultsFileError("can't write"), StopCause.DISK),
+        (WorkerProcessError("no memory"), StopCause.PROCESSES),
+        (InputFileError("can't read"), StopCause.PROGRAM),
+        (ZeroDivisionError(), StopCause.PROGRAM),
+    ],
+)
+def test_what_ended_a_run_has_a_cause(error: BaseException | None, cause: StopCause) -> None:
+    """Each kind of end can be told from the others by a value."""
+    assert stop_cause_of(error) is cause
