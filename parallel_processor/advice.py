@@ -87,6 +87,8 @@ def _failed(summary: Summary, again: str) -> Iterator[str]:
     if lines := kinds.get(CANT_BE_SENT, 0):
         yield f"Correct the {_number(lines, 'invalid line')} of the requests file."
     failed = summary.failed + summary.already_failed - lines
+    if summary.already_failed:  # they were kept, and would be again
+        again += " without `--keep_failures`"
     if failed > 0:
         yield (
             f"Look at the errors of the {_number(failed, 'failed request')}. Correct what the "
@@ -170,8 +172,8 @@ def _is_often(summary: Summary) -> bool:
 
 
 def _rejections(summary: Summary) -> str:
-    share = share_text(summary.rate_limited / summary.attempts) if summary.attempts else "None"
-    return f"{share} of the attempts were rejected (429)"
+    share = summary.rate_limited / max(summary.attempts, 1)
+    return f"{share_text(share)} of the attempts were rejected (429)"
 
 
 def _typed(bucket: BucketReport, cause: WaitCause) -> float:

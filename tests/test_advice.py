@@ -60,7 +60,8 @@ HELD_BY_TOKENS = {TOKENS: 50.0}
         (run(failed=5), "Look at the errors of the 5 failed requests. Correct what the server"),
         (
             run(already_failed=1),
-            "Look at the errors of the failed request. Correct what the server",
+            "Look at the errors of the failed request. Correct what the server rejects, and run the "
+            "same command without `--keep_failures` again: it sends only what has no answer.",
         ),
         (
             run(failed=3, errors_by_kind={CANT_BE_SENT: 3}),
