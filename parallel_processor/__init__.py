@@ -13,17 +13,19 @@ from parallel_processor.exceptions import (
     RequestFailedError,
     ResultsFileError,
     RunStoppedError,
+    StopCause,
     WorkerProcessError,
 )
-from parallel_processor.figures import BucketReport, LimitReport, Stats, Summary
+from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.frames import to_records
 from parallel_processor.metrics import serve_metrics
-from parallel_processor.models import Reply, Request
+from parallel_processor.models import Reply, Request, WaitCause
 from parallel_processor.options import Limits, Options, RetryPolicy, Settings
 from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
 from parallel_processor.records import read_results
 from parallel_processor.replies import response_embeddings, response_text
+from parallel_processor.summary import Stats, Summary
 from parallel_processor.verify import Verification, verify_results
 
 __all__ = [
@@ -44,8 +46,10 @@ __all__ = [
     "RunStoppedError",
     "Stats",
     "Settings",
+    "StopCause",
     "Summary",
     "Verification",
+    "WaitCause",
     "WorkerProcessError",
     "process_api_requests_from_file",
     "process_file",

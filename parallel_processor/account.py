@@ -9,19 +9,14 @@ from contextlib import contextmanager
 
 from parallel_processor.buckets import Buckets
 from parallel_processor.counters import Counts
-from parallel_processor.figures import Stats, Summary
-from parallel_processor.latencies import percentile_s
+from parallel_processor.exceptions import stop_cause_of
+from parallel_processor.latencies import percentiles_s
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing
 from parallel_processor.progress import Progress
 from parallel_processor.run import Run
 from parallel_processor.submissions import Submissions
-
-_PERCENTILES = (50, 95, 99)
-_SHOWN = (
-    *("read", "answered", "failed", "unanswered", "deduplicated", "attempts"),
-    *("retries", "rate_limited", "pauses", "used_tokens", "reserved_tokens", "errors"),
-)
+from parallel_processor.summary import Stats, Summary, counters_of
 
 
 class Account:
@@ -73,7 +68,8 @@ class Account:
         now = self._clock()
         return run.counters.summary(
             now - started_at,
-            str(run.stop_cause) if run.stop_cause is not None else "",
+            stop_reason=str(run.stop_cause) if run.stop_cause is not None else "",
+            stop_cause=stop_cause_of(run.stop_cause),
             held_by=run.ledger.overall(now),
             buckets=self.buckets.reports(started_at, run.ledger.of_bucket),
         )
@@ -87,7 +83,7 @@ class Account:
                 in_flight += run.in_flight
         usage = self.buckets.usage()
         a_minute = 60.0 / max(usage.span_s, 1.0)
-        latencies = {each: percentile_s(counts.latencies, each) for each in _PERCENTILES}
+        latencies = percentiles_s(counts.latencies)
         return Stats(
             runs=runs,
             in_flight=in_flight,
@@ -96,5 +92,7 @@ class Account:
             limits=usage.limits,
             held_by=usage.held_by,
             latency_s={each: s for each, s in latencies.items() if s is not None},
-            **{name: getattr(counts, name) for name in _SHOWN},
+            read=counts.read,
+            errors=counts.errors,
+            **counters_of(counts),
         )

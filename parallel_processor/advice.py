@@ -1,295 +1,198 @@
-"""What to change, as far as the figures of a run tell.
+"""What to change about a run, as far as its figures tell. The page and the command show the same.
 
-Each rule is a function from a report to a sentence or nothing. What the figures don't support is not said.
+A rule is a function from a summary to sentences. It decides by values, never by the text of a message.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 
-from parallel_processor.figures import BucketReport, RunReport
-from parallel_processor.headline import (
-    allowed_by,
-    binding_limit,
-    busy_share,
-    elapsed_s,
-    held_share,
-    limit_text,
-    main_cause,
-)
-from parallel_processor.models import CANT_BE_SENT
-from parallel_processor.wording import count, kind_text, number_of, share_text
+from parallel_processor.exceptions import StopCause
+from parallel_processor.figures import BucketReport
+from parallel_processor.headline import binding_limit, held_share, main_cause
+from parallel_processor.models import CANT_BE_SENT, WaitCause
+from parallel_processor.summary import Summary
+from parallel_processor.wording import count, limit_text, share_text
 
 _MUCH = 1 / 3  # of the time
-_LEAST_SHARE, _LEAST_COUNT = 0.02, 3  # of all attempts: errors below are chance
-_LEAST_S = 10.0
-_MANY_REFUSALS = 0.05
+_LEAST_S = 10.0  # a shorter run is too short to judge its waits
+_LEAST_REJECTIONS = 3
+_OFTEN = 0.05  # of the attempts
 _RESERVED_TOO_MUCH = 3.0  # times what was used
 _CLEARLY = 1.1  # times
 _USED = 0.9  # of a limit
-_FLAGS = {"requests": "--max_requests_per_minute", "tokens": "--max_tokens_per_minute"}
-_SERVER_ERROR = re.compile(r"HTTP 5\d\d|overloaded|slow_down", re.IGNORECASE)
-_OF_THE_REQUEST = re.compile(r"HTTP 4(?!0[138]\b|29\b)\d\d|can't be sent|invalid request")
-_OWN_STOP = re.compile(r"interrupted|stopped by|the processor was closed", re.IGNORECASE)
-_REMEDIES = (  # for a fatal answer, by its text
-    (
-        re.compile(r"quota|billing|credit|spend|insufficient|HTTP 402", re.IGNORECASE),
-        "Put money into the account, or raise its spending limit",
-    ),
-    (
-        re.compile(r"api.?key|authenti|permission|HTTP 40[13]", re.IGNORECASE),
-        "Put the API key right (`--api_key_file`, or the variable `OPENAI_API_KEY`)",
-    ),
-    (
-        re.compile(r"can't reach", re.IGNORECASE),
-        "Check `--request_url`, the network, and whether the server runs",
-    ),
-    (re.compile(r"asks to wait"), "Wait for as long as the server asks"),
-    (re.compile(r"can't write|no space", re.IGNORECASE), "Make room on the disk"),
-)
+_FLAGS = {
+    WaitCause.REQUESTS: "--max_requests_per_minute",
+    WaitCause.TOKENS: "--max_tokens_per_minute",
+}
+_REMEDIES: Mapping[StopCause, str] = {
+    StopCause.KEY: "Correct the API key (`--api_key_file`, or the variable `OPENAI_API_KEY`)",
+    StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
+    StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
+    StopCause.SERVER_WAIT: "Wait for as long as the server asks",
+    StopCause.DISK: "Make the results file writable (disk space, permissions)",
+    StopCause.PROCESSES: "Use fewer `--processes`",
+    StopCause.PROGRAM: "Correct the error that stopped the run",
+}
+_BY_WAIT: Mapping[WaitCause, str] = {
+    WaitCause.MAX_WORKERS: "Raise `--max_workers` (and `ulimit -n`): {} of the time all were busy.",
+    WaitCause.TOKEN_COUNTING: "Use more cores with `--processes`: {} of the time tokens were counted.",
+    WaitCause.DISK: "Write to a faster disk (`--save_filepath`): {} of the time it was waited for.",
+    WaitCause.CONSUMER: "Read the outcomes faster: {} of the time they waited to be read.",
+    WaitCause.LOOK_AHEAD: "Mix the models in the file: {} of the time one model blocked the others.",
+}
+_BY_FAILURE: Mapping[str, str] = {
+    "timeout": "Raise `--request_timeout`, or ask for shorter answers",
+    "connect timeout": "Raise `--connect_timeout`, or lower `--max_workers`",
+}
 
 
-def advice(report: RunReport) -> tuple[str, ...]:
-    """What to change, the most urgent first, in plain text with code in backquotes; never empty."""
-    rules = (_stopped, _failed, _refused, _timeouts, _server_errors, _raise_typed, _reserved)
-    found = [text for rule in rules for text in rule(report)]
-    found += [text for rule in (_workers, _machine, _others) for text in rule(report)]
-    return tuple(found) or (_nothing(report),)
+def advice(
+    summary: Summary, *, is_running: bool = False, again: str = "the same command"
+) -> tuple[str, ...]:
+    """What to change, the most urgent first; empty if the figures suggest nothing.
+
+    Code stands in backquotes. ``again`` names the command that continues the run.
+    """
+    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, again)]
+    for rule in (_too_high, _shared, _too_low, _reserved, _waits):
+        found += rule(summary)
+    return tuple(found)
 
 
-def _errors(report: RunReport) -> Mapping[str, int]:
-    """The failed attempts by kind."""
-    return report.timeline[-1].errors if report.timeline else {}
+def nothing_to_change(summary: Summary) -> str:
+    """What to say where :func:`advice` is empty."""
+    cause = main_cause(summary)
+    found = binding_limit(summary, cause)
+    if cause is WaitCause.CONCURRENCY:
+        return "Nothing: the server had as many requests in flight as it can take."
+    if found is None or (found[1].used_share or 0.0) < _USED:
+        return "Nothing."
+    return f"Nothing: the limit of {limit_text(found[1])} was used. Only a higher one is faster."
 
 
-def _held(report: RunReport, *causes: str) -> float:
-    """The share of the time that ``causes`` took; none of a run too short to tell."""
-    return held_share(report, *causes) if elapsed_s(report) >= _LEAST_S else 0.0
-
-
-def _is_frequent(report: RunReport, number: int) -> bool:
-    return number >= max(_LEAST_COUNT, _LEAST_SHARE * report.summary.attempts)
-
-
-def _stopped(report: RunReport) -> Iterator[str]:
-    reason = report.summary.stop_reason
-    if not reason or report.is_running:
+def _stopped(summary: Summary, again: str) -> Iterator[str]:
+    """What ended the run early."""
+    if summary.stop_cause is StopCause.NOTHING:
         return
-    if _OWN_STOP.search(reason):
-        yield "Run the same command again to go on where it stopped."
-        return
-    remedy = next((text for words, text in _REMEDIES if words.search(reason)), "")
-    remedy = remedy or "Put right what it stopped for"
-    yield f"{remedy}, and run the same command again: it goes on where it stopped."
+    remedy = _REMEDIES.get(summary.stop_cause)
+    start = f"{remedy}, then run" if remedy else "Run"
+    yield f"{start} {again} again: it continues where it stopped."
 
 
-def _failed(report: RunReport) -> Iterator[str]:
-    kinds = report.summary.errors_by_kind
+def _failed(summary: Summary, again: str) -> Iterator[str]:
+    """What became of the requests that failed."""
+    kinds = summary.errors_by_kind
     if lines := kinds.get(CANT_BE_SENT, 0):
-        which = "line" if lines == 1 else f"{count(lines)} lines"
-        yield f"Put the {which} right that can't be sent, for the reasons that are said below."
-    failed = report.summary.failed - lines
-    number = failed + report.summary.already_failed
-    if not number:
-        return
-    which = "failed request" if number == 1 else f"{count(number)} failed requests"
-    own = sum(n for kind, n in kinds.items() if _OF_THE_REQUEST.match(kind)) - lines
-    again = "run the same command again once this run has ended" if report.is_running else ""
-    again = again or "run the same command again"
-    if own > failed / 2:
+        yield f"Correct the {_number(lines, 'invalid line')} of the requests file."
+    failed = summary.failed + summary.already_failed - lines
+    if summary.already_failed:  # they were kept, and would be again
+        again += " without `--keep_failures`"
+    if failed > 0:
         yield (
-            f"Look at the reasons of the {which} below and put them right in the file: the "
-            f"server rejects what they say. Then {again}, and only they are sent."
+            f"Look at the errors of the {_number(failed, 'failed request')}. Correct what the "
+            f"server rejects, and run {again} again: it sends only what has no answer."
         )
-    else:
-        yield (
-            f"Look at the reasons of the {which} below, and {again}: "
-            "only what has no answer is sent."
-        )
+    for kind, remedy in _BY_FAILURE.items():
+        if number := kinds.get(kind, 0):
+            yield f"{remedy}: {_number(number, 'request')} failed with a {kind}."
 
 
-def _refused(report: RunReport) -> Iterator[str]:
-    """A limit that was typed too high, or one that others use as well."""
-    summary = report.summary
-    if summary.rate_limited < _LEAST_COUNT:
+def _too_high(summary: Summary) -> Iterator[str]:
+    """A limit that was set higher than what the server allows."""
+    if summary.rate_limited < _LEAST_REJECTIONS:
         return
-    is_often = summary.rate_limited >= _MANY_REFUSALS * summary.attempts
-    share = f"{share_text(summary.rate_limited / summary.attempts)} of the attempts were refused"
     bucket = max(summary.buckets, key=lambda b: b.refusals, default=BucketReport(url="", model=""))
-    others = sum(li.others_per_minute or 0.0 for li in bucket.limits if li.name == "requests")
-    paused = _held(report, "pause")
-    for name, flag in _FLAGS.items():
-        typed, allowed = _typed(bucket, name), _allowed(bucket, name, tried=is_often)
+    for cause, flag in _FLAGS.items():
+        typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
             yield (
-                f"Type what the server allows: `{flag} auto`, or {count(allowed)} instead of "
-                f"{count(typed)}{_of(report, bucket)}. {share}."
+                f"Set `{flag}` to `auto` or {count(allowed)}, which the server allows"
+                f"{_of(summary, bucket)}, instead of {count(typed)}. {_rejections(summary)}."
             )
             return
-    yield from _cut(report, bucket)
-    if not is_often:
-        return
-    if others >= 1:
+
+
+def _shared(summary: Summary) -> Iterator[str]:
+    """A limit that other programs use as well."""
+    limits = [limit for bucket in summary.buckets for limit in bucket.limits]
+    others = sum(li.others_per_minute or 0.0 for li in limits if li.name == WaitCause.REQUESTS)
+    if others >= 1 and _is_often(summary):
         yield (
-            f"Leave others of the account their share with `--headroom 0.1`: {share}, and other "
-            f"programs seem to send {count(round(others))} requests/min."
-        )
-    elif paused >= _MUCH:
-        yield (
-            f"Type a lower limit, or shorter `--seconds_to_pause_after_rate_limit_error` if the "
-            f"server doesn't say how long to wait: {share}, and sending paused "
-            f"{share_text(paused)} of the time."
+            f"Leave other programs a share of the limit with `--headroom 0.1`: they seem to send "
+            f"{count(round(others))} requests/min. {_rejections(summary)}."
         )
 
 
-def _cut(report: RunReport, bucket: BucketReport) -> Iterator[str]:
-    """A rate that refusals hold below what the server says."""
-    for limit in bucket.limits:
-        tried, allowed = limit.tried_per_minute, allowed_by(limit)
-        if tried is None or not tried * _CLEARLY < allowed < math.inf:
+def _too_low(summary: Summary) -> Iterator[str]:
+    """A limit that slowed the run, and was set lower than what the server's headers say."""
+    for cause, flag in _FLAGS.items():
+        if not summary.buckets or _share(summary, cause) < _MUCH:
             continue
-        if _held(report, limit.name) >= _MUCH:
-            of_what = f"{count(allowed)} {kind_text(limit.name)}/min{_of(report, bucket)}"
+        bucket = max(summary.buckets, key=lambda b: b.held_by.get(cause, 0.0))
+        typed, allowed = _typed(bucket, cause), _allowed(bucket, cause)
+        if typed * _CLEARLY < allowed < math.inf:
             yield (
-                "Find out who else uses the account, and leave them a share (`--headroom`), or why the "
-                f"server refuses: {count(report.summary.rate_limited)} refusals cut the rate to "
-                f"{count(tried)} of {of_what}. It grows back by itself."
+                f"Raise `{flag}` from {count(typed)} to {count(allowed)} or `auto`: the server "
+                f"allows that{_of(summary, bucket)}."
             )
+
+
+def _reserved(summary: Summary) -> Iterator[str]:
+    """Tokens that were reserved for answers which did not use them."""
+    if (
+        summary.reserved_tokens <= _RESERVED_TOO_MUCH * summary.used_tokens
+        or not summary.used_tokens
+    ):
         return
+    if _share(summary, WaitCause.TOKENS, WaitCause.OUTPUT_TOKENS) >= _MUCH:
+        yield (
+            "Lower `max_tokens` in the requests: "
+            f"{summary.reserved_tokens / summary.used_tokens:,.1f} times as many tokens were "
+            "reserved as used. If the server charges only used tokens, set `--token_accounting usage`."
+        )
 
 
-def _typed(bucket: BucketReport, name: str) -> float:
-    """The limit ``name`` as it was typed, a minute; infinite if it wasn't."""
-    typed = [li.configured for li in bucket.limits if li.name == name]
+def _waits(summary: Summary) -> Iterator[str]:
+    """What the run waited for, other than its limits."""
+    for cause, remedy in _BY_WAIT.items():
+        if (share := _share(summary, cause)) >= _MUCH:
+            yield remedy.format(share_text(share))
+
+
+def _share(summary: Summary, *causes: WaitCause) -> float:
+    """The share of the time that ``causes`` took; 0 for a run that is too short to judge."""
+    return held_share(summary, *causes) if summary.elapsed_s >= _LEAST_S else 0.0
+
+
+def _is_often(summary: Summary) -> bool:
+    number = summary.rate_limited
+    return number >= max(_LEAST_REJECTIONS, _OFTEN * summary.attempts)
+
+
+def _rejections(summary: Summary) -> str:
+    share = summary.rate_limited / max(summary.attempts, 1)
+    return f"{share_text(share)} of the attempts were rejected (429)"
+
+
+def _typed(bucket: BucketReport, cause: WaitCause) -> float:
+    """The limit that the user set, a minute; infinite without one."""
+    typed = [li.configured for li in bucket.limits if li.name == cause]
     return min((number for number in typed if number is not None), default=math.inf)
 
 
-def _allowed(bucket: BucketReport, name: str, *, tried: bool = True) -> float:
-    """What the server allows of it, a minute, by its headers or by trying; infinite if it's unknown."""
-    own = [li for li in bucket.limits if li.name == name and li.window_s == 60.0]
+def _allowed(bucket: BucketReport, cause: WaitCause, *, tried: bool = False) -> float:
+    """What the server's headers allow a minute, or what was found by trying; infinite if unknown."""
+    own = [li for li in bucket.limits if li.name == cause and li.window_s == 60.0]
     numbers = [li.tried_per_minute if li.found is None and tried else li.found for li in own]
     return min((number for number in numbers if number is not None), default=math.inf)
 
 
-def _of(report: RunReport, bucket: BucketReport) -> str:
-    is_one = len(report.summary.buckets) == 1 or not bucket.model
-    return "" if is_one else f" for {bucket.model}"
+def _of(summary: Summary, bucket: BucketReport) -> str:
+    """The model, where there are several."""
+    return f" for {bucket.model}" if len(summary.buckets) > 1 and bucket.model else ""
 
 
-def _timeouts(report: RunReport) -> Iterator[str]:
-    errors = _errors(report)
-    if _is_frequent(report, number := errors.get("timeout", 0)):
-        yield (
-            f"Raise `--request_timeout`, or ask for shorter answers: {count(number)} attempts took "
-            "too long, and may have been charged all the same."
-        )
-    if _is_frequent(report, number := errors.get("connect timeout", 0)):
-        yield (
-            f"Raise `--connect_timeout`, or lower `--max_workers`: {count(number)} connections "
-            "were not made in time."
-        )
-
-
-def _server_errors(report: RunReport) -> Iterator[str]:
-    number = sum(n for kind, n in _errors(report).items() if _SERVER_ERROR.search(kind))
-    if _is_frequent(report, number):
-        yield (
-            f"The server failed or was overloaded in {count(number)} attempts, which are tried again by "
-            "themselves. If that lasts, ask its operator, or send less at a time (`--max_workers`)."
-        )
-
-
-def _raise_typed(report: RunReport) -> Iterator[str]:
-    """A typed limit that held the run back, below what the server's headers say."""
-    for name, flag in _FLAGS.items():
-        buckets = report.summary.buckets
-        if not buckets or _held(report, name) < _MUCH:
-            continue
-        bucket = max(buckets, key=lambda b: b.held_by.get(name, 0.0))
-        typed, allowed = _typed(bucket, name), _allowed(bucket, name, tried=False)
-        if typed * _CLEARLY < allowed < math.inf:
-            yield (
-                f"Raise `{flag}` to {count(allowed)}, or to `auto`: the server's headers allow "
-                f"that{_of(report, bucket)}, and {count(typed)} was typed."
-            )
-
-
-def _reserved(report: RunReport) -> Iterator[str]:
-    """Tokens that were reserved for answers which didn't use them."""
-    summary = report.summary
-    is_held = _held(report, "tokens", "output_tokens") >= _MUCH
-    if is_held and summary.reserved_tokens > _RESERVED_TOO_MUCH * summary.used_tokens > 0:
-        times = summary.reserved_tokens / summary.used_tokens
-        yield (
-            f"Lower `max_tokens` in the requests: {times:,.1f} times as many tokens were reserved as "
-            "the answers used. If the server's limit charges what is used, `--token_accounting usage` "
-            "does the same."
-        )
-
-
-def _workers(report: RunReport) -> Iterator[str]:
-    if (share := _held(report, "max_workers")) >= _MUCH:
-        most = f" above {count(report.max_workers)}" if report.max_workers else ""
-        yield (
-            f"Raise `--max_workers`{most}, and `ulimit -n` with it: {share_text(share)} of the time "
-            "as many requests were in flight as may be."
-        )
-
-
-def _machine(report: RunReport) -> Iterator[str]:
-    """The machine, where no limit binds."""
-    machine = _held(report, "input", "token counting")
-    is_limited = any(
-        math.isfinite(number_of(limit)) for b in report.summary.buckets for limit in b.limits
-    )
-    is_busy = elapsed_s(report) >= _LEAST_S and main_cause(report) in ("", "token counting")
-    if not is_limited and report.summary.attempts and is_busy:
-        yield (
-            f"Spread the sending over more cores with `--processes {2 * report.processes}`: there is no "
-            f"limit, and the machine was busy {share_text(max(busy_share(report), machine))} of "
-            "the time."
-        )
-    elif machine >= _MUCH:
-        yield (
-            f"Look at what else this machine does, and how fast the requests come: "
-            f"{share_text(machine)} of the time nothing was ready to be sent."
-        )
-
-
-def _others(report: RunReport) -> Iterator[str]:
-    if (share := _held(report, "disk")) >= _MUCH:
-        yield (
-            f"Write to a faster disk (`--save_filepath`): {share_text(share)} of the time records "
-            "waited to be written."
-        )
-    if (share := _held(report, "consumer")) >= _MUCH:
-        yield (
-            f"Take the outcomes faster: {share_text(share)} of the time they waited for the program "
-            "that takes them."
-        )
-    if (share := _held(report, "look-ahead")) >= _MUCH:
-        yield (
-            f"Mix the models in the file: {share_text(share)} of the time too many requests of one "
-            "model stood in front of the others."
-        )
-    if (share := _held(report, "answers")) >= _MUCH and report.summary.answered >= 100:
-        yield (
-            f"Look at the slowest requests below: {share_text(share)} of the time all was sent, and "
-            "only the last answers were missing."
-        )
-
-
-def _nothing(report: RunReport) -> str:
-    """That there is nothing to change, and why."""
-    cause = main_cause(report)
-    found = binding_limit(report, cause)
-    if cause == "in flight":
-        return "Nothing to change: as much was in flight as the server can take."
-    if found is None or (found[1].used_share or 0.0) < _USED:
-        return "Nothing to change."
-    return (
-        f"Nothing to change: the limit of {limit_text(found[1])} was used. Only a higher one makes "
-        "it faster."
-    )
+def _number(number: int, what: str) -> str:
+    return what if number == 1 else f"{count(number)} {what}s"

@@ -18,18 +18,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from parallel_processor.exceptions import StopCause
 from parallel_processor.models import Attempt, Refusal, Reply, Verdict
 from parallel_processor.replies import mappings
 from parallel_processor.usage import read_usage
 from parallel_processor.waits import duration_s, milliseconds_s, timestamp, wait_s
 
-_FATAL_CODES = frozenset(
+_KEY_CODES = frozenset(
     {
-        "invalid_api_key",
-        "authentication_error",
-        "permission_error",
+        *("invalid_api_key", "authentication_error", "permission_error", "api_key_invalid"),
         "unsupported_country_region_territory",
-        "api_key_invalid",
+    }
+)
+_FATAL_CODES = _KEY_CODES | frozenset(
+    {
         "insufficient_quota",
         "credit_balance_exhausted",
         "organization_spend_limit_exceeded",
@@ -197,6 +199,12 @@ def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
         return bool(_SPENT.search(info.message))
     per_day = any("perday" in code for code in info.detail_codes)  # Gemini's quotaId
     return status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
+
+
+def stop_cause(reply: Reply) -> StopCause:
+    """Why a fatal answer stops the run: its key, or its quota."""
+    is_key = reply.status == 401 or read_error(reply).codes & _KEY_CODES
+    return StopCause.KEY if is_key else StopCause.QUOTA
 
 
 def _never_fits(reply: Reply, message: str) -> bool:

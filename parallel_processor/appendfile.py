@@ -18,6 +18,8 @@ except ImportError:  # not POSIX: there are no locks then
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # for a pipe or a device
 _MAX_REPLACEMENTS = 10
+REPLACEMENT_SUFFIX = ".new~"
+"""The ending of a file that is written to replace another one."""
 # Opening a pipe that nobody reads then fails at once; otherwise it would wait forever.
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 
@@ -180,3 +182,16 @@ def _sync_directory(directory: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give the file at ``path`` the content ``data`` in one step.
+
+    A reader sees the old content or the new one. If that fails, the old file stays as it was.
+    """
+    replacement = path.with_name(path.name + REPLACEMENT_SUFFIX)
+    try:
+        replacement.write_bytes(data)
+        os.replace(replacement, path)
+    finally:
+        replacement.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ class Buckets:
         return Usage(admitted=admitted, limits=limits, held_by=held_by, span_s=span_s)
 
     def reports(
-        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[str, float]]
+        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[WaitCause, float]]
     ) -> tuple[BucketReport, ...]:
         """How the limits of each bucket turned out; times count from ``since_s`` of the clock.
 

@@ -32,7 +32,6 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.figures import Summary
 from parallel_processor.flags import (
     COMMANDS,
     PROGRAM,
@@ -43,13 +42,13 @@ from parallel_processor.flags import (
 )
 from parallel_processor.inputs import default_save_path
 from parallel_processor.metrics import serve_metrics
-from parallel_processor.models import CANT_BE_SENT
+from parallel_processor.models import CANT_BE_SENT, WaitCause
 from parallel_processor.options import Limits, Options, Settings, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.progress import BarStream
 from parallel_processor.providers import needs_key
 from parallel_processor.signals import SignalWatcher
-from parallel_processor.summaries import summary_text
+from parallel_processor.summary import Summary, summary_text
 from parallel_processor.verify import verify_results
 
 _log = logging.getLogger("parallel_processor")
@@ -230,7 +229,7 @@ def _exit_code(
 def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
     """The summary as text, and where the results are."""
     save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
-    text = f"{summary_text(summary, limits)}\nresults are in {save_path}"
+    text = f"{summary_text(summary, with_stop=False)}\nresults are in {save_path}"
     if _may_reserve_too_much(summary) and flags.token_accounting == "auto":
         text += (
             "\nthe answers used far fewer tokens than were reserved for them: if the server's limit "
@@ -241,7 +240,7 @@ def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
 
 def _may_reserve_too_much(summary: Summary) -> bool:
     """True if the run waited long for a token limit, and the answers used far less than was reserved."""
-    waited_s = summary.held_by.get("tokens", 0.0)
+    waited_s = summary.held_by.get(WaitCause.TOKENS, 0.0)
     return (
         waited_s > summary.elapsed_s / 3 and summary.reserved_tokens > 3 * summary.used_tokens > 0
     )

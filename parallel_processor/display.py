@@ -10,7 +10,7 @@ _CELL = "text-align: left; vertical-align: top; white-space: pre-wrap"
 
 
 def html_table(title: str, rows: Iterable[tuple[str, object]]) -> str:
-    """A table of names and values, everything escaped and clipped; rows without a value are left out."""
+    """A table of names and values, escaped and clipped. Rows without a value are left out."""
     texts = [(name, _text(value)) for name, value in rows if value is not None]
     lines = [
         f'<tr><th style="{_CELL}">{escape(_text(name))}</th><td style="{_CELL}">{escape(text)}</td></tr>'

@@ -158,7 +158,7 @@ def base_model_name(model: object) -> str:
 
     Empty if it can't be a model's name.
     """
-    name = model_name(model).strip().lower().rsplit("/", 1)[-1]
+    name = model_name({"model": model}).strip().lower().rsplit("/", 1)[-1]
     return name.split(":")[1] if name.startswith("ft:") else name
 
 

@@ -17,11 +17,35 @@ the caller's mistakes, for files that can't be used, and for an account that the
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parallel_processor.figures import Summary
     from parallel_processor.outcome import Outcome
+    from parallel_processor.summary import Summary
+
+
+class StopCause(str, enum.Enum):
+    """Why a run ended early. A member equals its value, a string.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> summary.stop_cause is StopCause.NOTHING
+    True
+    """
+
+    NOTHING = ""  # it did not end early
+    CALLER = "caller"  # the program or a person stopped it
+    KEY = "key"  # the server does not accept the API key
+    QUOTA = "quota"  # no credit, a spending limit, or a daily quota that is used up
+    UNREACHABLE = "unreachable"  # no connection to the server could be made
+    SERVER_WAIT = "server wait"  # the server asks for a longer wait than the settings permit
+    DISK = "disk"  # a results file can't be read, written or replaced
+    PROCESSES = "processes"  # worker processes can't be started, or do not live
+    PROGRAM = "program"  # an exception of the input, of a callback, or of the package
+
+    def __str__(self) -> str:
+        """The value, in every Python version."""
+        return str(self.value)
 
 
 class ParallelProcessorError(Exception):
@@ -30,6 +54,7 @@ class ParallelProcessorError(Exception):
     Attributes:
         summary: what the run had done by then; ``None`` if no run had begun.
         outcomes: the outcomes that ``Processor.map`` had by then.
+        stop_cause: what ended the run, as a value that a program can compare.
 
     >>> try:
     ...     process_file(f"{folder}/no-such-file.jsonl", request_url=url)
@@ -40,6 +65,7 @@ class ParallelProcessorError(Exception):
 
     summary: Summary | None = None
     outcomes: tuple[Outcome, ...] = ()
+    stop_cause: StopCause = StopCause.PROGRAM
 
 
 class ConfigurationError(ParallelProcessorError, ValueError):
@@ -80,6 +106,8 @@ class ResultsFileError(ParallelProcessorError, OSError):
     can't write /dev/full: No space left on device
     """
 
+    stop_cause = StopCause.DISK
+
 
 class WorkerProcessError(ParallelProcessorError):
     """Worker processes can't be started, or end before they have sent anything.
@@ -94,11 +122,14 @@ class WorkerProcessError(ParallelProcessorError):
     3
     """
 
+    stop_cause = StopCause.PROCESSES
+
 
 class RunStoppedError(ParallelProcessorError):
-    """The server refuses the account as a whole: a wrong key, no money, a limit of hours.
+    """No request of this account can be answered: a wrong key, no credit, a limit of hours, no server.
 
     Requests without a record stay unanswered; the same call sends them once the cause is removed.
+    ``stop_cause`` tells the causes apart.
 
     >>> from parallel_processor.simulator import Simulator, SimulatorOptions
     >>> with Simulator(SimulatorOptions(api_key="sk-right")) as server:
@@ -106,9 +137,13 @@ class RunStoppedError(ParallelProcessorError):
     ...     try:
     ...         process_file(f"{folder}/requests.jsonl", **account)
     ...     except RunStoppedError as error:
-    ...         print(str(error)[:8], error.summary.answered)
-    HTTP 401 0
+    ...         print(str(error)[:8], error.stop_cause, error.summary.answered)
+    HTTP 401 key 0
     """
+
+    def __init__(self, message: str = "", stop_cause: StopCause = StopCause.CALLER) -> None:
+        super().__init__(message)
+        self.stop_cause = stop_cause
 
 
 class RequestFailedError(ParallelProcessorError):
@@ -139,6 +174,8 @@ class RequestFailedError(ParallelProcessorError):
 class StopRequested(ParallelProcessorError):
     """The caller stopped the run; the message says who, or why. It is a cause, never raised."""
 
+    stop_cause = StopCause.CALLER
+
 
 class TransportError(ParallelProcessorError):
     """One attempt ended without a whole answer.
@@ -164,3 +201,12 @@ class TransportError(ParallelProcessorError):
         self.retryable = retryable
         self.is_cut = is_cut
         self.unreachable = unreachable
+
+
+def stop_cause_of(error: BaseException | None) -> StopCause:
+    """What ended a run that ``error`` stopped; nothing if it came to its end."""
+    if error is None:
+        return StopCause.NOTHING
+    if isinstance(error, KeyboardInterrupt):
+        return StopCause.CALLER
+    return error.stop_cause if isinstance(error, ParallelProcessorError) else StopCause.PROGRAM

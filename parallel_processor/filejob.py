@@ -13,17 +13,17 @@ from pathlib import Path
 from parallel_processor.account import Account
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.figures import RunReport, Sample, Summary
 from parallel_processor.formats import read_requests
 from parallel_processor.inputs import RequestsFile
-from parallel_processor.livereport import LiveReport
 from parallel_processor.models import Request
-from parallel_processor.notes import Notes
 from parallel_processor.options import Options, shown_url
 from parallel_processor.outcome import Outcome
+from parallel_processor.report import LiveReport, Notes
 from parallel_processor.results import unanswered
 from parallel_processor.resume import open_files, prepare
 from parallel_processor.run import Run
+from parallel_processor.samples import RunReport, Sample
+from parallel_processor.summary import Summary, counters_of
 from parallel_processor.writer import ResultWriter
 
 _log = logging.getLogger("parallel_processor")
@@ -173,18 +173,12 @@ class FileRun:
         counts, now = run.counters.counts(), self._clock()
         return Sample(
             at_s=now - self._started_at,
-            attempts=counts.attempts,
-            retries=counts.retries,
-            rate_limited=counts.rate_limited,
-            answered=counts.answered,
-            failed=counts.failed,
-            reserved_tokens=counts.reserved_tokens,
-            used_tokens=counts.used_tokens,
             in_flight=run.in_flight,
             errors=counts.errors,
             held_by=run.ledger.overall(now),
             latencies=counts.latencies,
             limits=self._account.buckets.usage().limits,
+            **counters_of(counts),
         )
 
 

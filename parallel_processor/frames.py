@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from parallel_processor.models import model_name
 from parallel_processor.outcome import Outcome
 from parallel_processor.usage import read_usage
 
@@ -18,13 +19,20 @@ _EMBEDDING = "embedding"
 def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """A row for each outcome, for ``pandas.DataFrame``, ``polars.DataFrame`` or ``Dataset.from_list``.
 
-    The columns: ``number``, ``custom_id``, ``ok``, ``text``, ``embedding`` (only if there is one; of
-    several inputs the first one's), ``error``, ``attempts``, ``latency_s``, ``input_tokens``,
-    ``output_tokens``, ``total_tokens``, ``model``, and what came as metadata: an object's members as
-    ``metadata.name`` each, anything else as ``metadata``. ``None`` stands for what isn't known. A metadata
-    column has values of one type: numbers of both kinds are floats, and other mixtures are strings, as
-    are objects and lists (JSON, but for what was a string already). polars looks for a column's type in the
-    first 100 rows only, unless it is told ``infer_schema_length=None``.
+    number, custom_id: those of the request.
+    ok: true if it was answered.
+    text: the text of the answer.
+    embedding: the vector of the first input. The column is left out where no answer has a vector.
+    error: the error of the last attempt.
+    attempts, latency_s: as in :class:`Outcome`.
+    input_tokens, output_tokens, total_tokens: what the answer says was used.
+    model: the model that the answer names, or else the request.
+    metadata.name: a column for each member, if the metadata is an object.
+    metadata: the metadata, if it is anything else.
+
+    ``None`` stands for an unknown value. A metadata column has values of one type. If integers and floats
+    are mixed, all become floats; any other mixture becomes strings. Objects and lists become JSON.
+    polars finds a column's type from the first 100 rows, unless it is told ``infer_schema_length=None``.
 
     >>> body = {"model": "m", "input": "text", "metadata": {"id": 7}}
     >>> with Processor(request_url=url) as processor:
@@ -33,7 +41,9 @@ def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     (1, True, 7, True)
     """
     rows: list[dict[str, Any]] = []
-    extra: dict[str, list[tuple[int, Any]]] = {}  # by column: the rows that have a value, and it
+    extra: dict[
+        str, list[tuple[int, Any]]
+    ] = {}  # by column: the rows that have a value, and the value
     for index, outcome in enumerate(outcomes):
         rows.append(_row(outcome))
         for name, value in _metadata_columns(outcome.metadata):
@@ -55,9 +65,6 @@ def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 def _row(outcome: Outcome) -> dict[str, Any]:
     response = outcome.response
     total, output = read_usage(response) if outcome.ok else (None, None)
-    model = response.get("model") if isinstance(response, Mapping) else None
-    if model is None and isinstance(outcome.request.body, Mapping):
-        model = outcome.request.body.get("model")
     return {
         "number": outcome.request.number,
         "custom_id": _clean(outcome.custom_id),
@@ -70,7 +77,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "input_tokens": total - output if total is not None and output is not None else None,
         "output_tokens": output,
         "total_tokens": outcome.used_tokens if total is None else total,
-        "model": _clean(model) if isinstance(model, str) else None,
+        "model": _clean(model_name(response) or outcome.request.model) or None,
     }
 
 
@@ -98,7 +105,7 @@ def _fits(value: int) -> bool:
 
 
 def _all_exact(values: list[Any]) -> bool:
-    """True if a float can be made of each without losing digits."""
+    """True if every integer can become a float without losing digits."""
     return all(abs(value) <= 2**53 for value in values if isinstance(value, int))
 
 
@@ -108,14 +115,17 @@ def _text(value: Any) -> str:
 
 
 def _clean(text: str | None) -> str | None:
-    """``text`` as UTF-8 can hold it: half a surrogate pair (a cut answer may end so) becomes U+FFFD."""
+    """``text`` as UTF-8 can hold it: half a surrogate pair becomes U+FFFD.
+
+    An answer that was cut off may end with one.
+    """
     if text is None or text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _floats(vector: list[float] | None) -> list[float] | None:
-    """A vector of floats alone; JSON may have integers among them."""
+    """The vector with floats only: JSON may have integers in it."""
     if vector is None:
         return None
     try:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from parallel_processor.appendfile import REPLACEMENT_SUFFIX
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 
-REPLACEMENT_SUFFIX = ".new~"  # of the file that takes a results file's place
 _BUFFER_BYTES = 256 * 1024
 
 

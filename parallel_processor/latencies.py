@@ -1,14 +1,16 @@
-"""Latencies by the thousand in little memory: counts of logarithmic bins, as HdrHistogram has them.
+"""A histogram of latencies with logarithmic bins, as HdrHistogram has them: it needs little memory.
 
-A bin is 2^(1/8) = 1.09 times as wide as the one before it, so that a percentile is right to 9 %. The first
-one is what takes up to a millisecond, the last one what takes over 1.1 hours.
+A bin is 2^(1/8) = 1.09 times as wide as the one before it. A percentile is therefore exact to 9 %. The
+first bin counts up to a millisecond, the last one all above 1.1 hours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+PERCENTILES = (50, 95, 99)
+"""Those that reports and metrics show."""
 _LEAST_S = 0.001
 _PER_OCTAVE = 8
 BINS = 22 * _PER_OCTAVE + 1
@@ -27,7 +29,7 @@ def upper_s(number: int) -> float:
 
 
 def percentile_s(counts: Sequence[int], percent: float) -> float | None:
-    """The latency that ``percent`` of those counted stay within; ``None`` if there are none."""
+    """The latency that ``percent`` of the counted ones do not exceed; ``None`` without any."""
     total = sum(counts)
     if not total:
         return None
@@ -37,3 +39,8 @@ def percentile_s(counts: Sequence[int], percent: float) -> float | None:
         if count and seen >= wanted:
             return upper_s(number)
     return None
+
+
+def percentiles_s(counts: Sequence[int]) -> Mapping[int, float | None]:
+    """Each of ``PERCENTILES``, ``None`` where nothing was counted."""
+    return {percent: percentile_s(counts, percent) for percent in PERCENTILES}

@@ -1,7 +1,7 @@
-"""HTML and SVG as text that is safe: what isn't markup is escaped wherever it is put in.
+"""HTML and SVG as safe text: whatever is not markup is escaped.
 
-There is no other way to put text into a page, so that none can be forgotten. Error texts and model names
-come from others.
+Error texts and model names come from servers and files. :func:`tag` is the only way to put text into a
+page, so that escaping can't be forgotten.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import html
 import re
 
-# Neither HTML nor UTF-8 can have them: control characters and halves of surrogate pairs.
+# What HTML or UTF-8 can't hold: control characters and halves of surrogate pairs.
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _VOID = frozenset({"meta", "br"})
 
 
 class Markup(str):
-    """Text that is markup already."""
+    """Text that is markup and needs no escaping."""
 
     __slots__ = ()
 
 
 def safe(text: str) -> Markup:
-    """``text`` as markup that shows it; markup stays as it is."""
+    """``text`` with its special characters escaped; markup stays as it is."""
     if isinstance(text, Markup):
         return text
     return Markup(html.escape(_UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)))
@@ -32,14 +32,14 @@ def tag(name: str, /, *children: str, **attributes: str | float | None) -> Marku
 
     An attribute that is ``None`` is left out.
     """
-    given = "".join(
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{safe(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
     if name in _VOID:
-        return Markup(f"<{name}{given}>")
-    return Markup(f"<{name}{given}>{joined(children)}</{name}>")
+        return Markup(f"<{name}{written}>")
+    return Markup(f"<{name}{written}>{joined(children)}</{name}>")
 
 
 def joined(parts: tuple[str, ...] | list[str], between: str = "") -> Markup:

@@ -1,4 +1,4 @@
-"""A processor's figures for Prometheus: what ``Processor.stats`` tells, asked for at each scrape.
+"""The figures of a processor for Prometheus. Each scrape asks for them anew.
 
 ``prometheus_client`` is an extra (``pip install '.[metrics]'`` in a clone), and imported when used.
 """
@@ -8,25 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.figures import Stats
-from parallel_processor.processor import Processor
+from parallel_processor.summary import COUNTER_TEXTS, Stats
 
 _log = logging.getLogger("parallel_processor")
-_COUNTERS = {
-    "answered": "Requests that have an answer",
-    "failed": "Requests that failed for good",
-    "unanswered": "Requests that were given up because a run stopped",
-    "deduplicated": "Requests that were not sent, since an equal one was",
-    "attempts": "Attempts that were sent",
-    "retries": "Attempts after a request's first one",
-    "rate_limited": "Attempts that a rate limit refused",
-    "pauses": "Times when sending paused",
-    "used_tokens": "Tokens that the answers say were used",
-    "reserved_tokens": "Tokens that were reserved before sending",
-}
 _GAUGES = {
     "runs": "Runs under way",
     "in_flight": "Requests sent that have no answer yet",
@@ -35,12 +22,19 @@ _GAUGES = {
 }
 
 
+class HasStats(Protocol):
+    """A :class:`Processor`, or anything else that has such figures."""
+
+    def stats(self) -> Stats:
+        """The figures of this moment."""
+
+
 @contextmanager
-def serve_metrics(processor: Processor, port: int, host: str = "127.0.0.1") -> Iterator[int]:
+def serve_metrics(processor: HasStats, port: int, host: str = "127.0.0.1") -> Iterator[int]:
     """While the block runs, serve the figures of ``processor`` at ``http://host:port/metrics``.
 
-    Gives the port, which is a free one if ``port`` is 0. :class:`ConfigurationError` if nothing can be
-    served there, or ``prometheus_client`` isn't installed.
+    Gives the port; 0 asks for a free one. Raises :class:`ConfigurationError` if the address can't be
+    used, or ``prometheus_client`` is not installed.
 
     >>> from urllib.request import urlopen
     >>> with Processor(request_url=url) as processor, serve_metrics(processor, 0) as port:
@@ -70,17 +64,17 @@ def serve_metrics(processor: Processor, port: int, host: str = "127.0.0.1") -> I
 
 
 class _Collector:
-    """What prometheus_client asks at each scrape, in a thread of its own."""
+    """Answers prometheus_client's scrapes, each in a thread of its own."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: HasStats) -> None:
         self._processor = processor
 
     def collect(self) -> Iterator[Any]:
-        """Every metric, of one moment."""
+        """Every metric, all of the same moment."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         stats = self._processor.stats()
-        for name, text in _COUNTERS.items():
+        for name, text in COUNTER_TEXTS.items():
             yield CounterMetricFamily(_full(name), text, value=getattr(stats, name))
         for name, text in _GAUGES.items():
             yield GaugeMetricFamily(_full(name), text, value=getattr(stats, name))
@@ -91,11 +85,11 @@ class _Collector:
 
 
 def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
-    """The gauges of several values: name, text, what tells the values apart, and these."""
+    """The gauges that have several values: name, text, label, and the values by label."""
     yield "limit_per_minute", "What may be sent in a minute", "kind", stats.limits
     quantiles = {f"{percent / 100:g}": s for percent, s in stats.latency_s.items()}
     yield "latency_seconds", "Latency of the answers so far", "quantile", quantiles
-    held_by = {stats.held_by: 1.0} if stats.held_by else {}
+    held_by = {str(stats.held_by): 1.0} if stats.held_by else {}
     yield "held_by", "What sending waits for now", "cause", held_by
 
 

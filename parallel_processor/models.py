@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 CANT_BE_SENT = "can't be sent"
 """The kind of failure of a request that has a flaw."""
+_MAX_MODEL_CHARS = 256  # a longer text is no name
 
 
 class Endpoint(enum.Enum):
@@ -49,11 +50,6 @@ _PATH_ENDS = {
 _MAX_MODEL_CHARS = 256
 
 
-def model_name(value: Any) -> str:
-    """``value`` if it may be a model's name; empty for no string, and for more than 256 characters."""
-    return value if isinstance(value, str) and len(value) <= _MAX_MODEL_CHARS else ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One request of a run.
@@ -89,6 +85,17 @@ class Request:
     url: str | None = None
     flaw: str | None = None
     dropped: frozenset[str] = frozenset()
+
+    @property
+    def model(self) -> str:
+        """The model that the body names; empty if it names none."""
+        return model_name(self.body)
+
+
+def model_name(body: Any) -> str:
+    """The model that ``body`` names; empty if it names none, or if that is no string of 1 to 256 characters."""
+    model = body.get("model") if isinstance(body, Mapping) else None
+    return model if isinstance(model, str) and len(model) <= _MAX_MODEL_CHARS else ""
 
 
 class Cost(NamedTuple):
@@ -166,7 +173,12 @@ def refill_s(limit: float, remaining: float, window_s: float) -> float:
 
 
 class WaitCause(str, enum.Enum):
-    """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string."""
+    """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> summary.held_by.get(WaitCause.REQUESTS, 0.0) < summary.elapsed_s
+    True
+    """
 
     NOTHING = ""
     REQUESTS = "requests"  # the limit of requests

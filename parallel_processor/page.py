@@ -1,28 +1,28 @@
-"""The report of a run as one page of HTML for a person: what bound it, what went wrong, what to change.
+"""The report of a run as a page of HTML: what limited the run, what went wrong, what to change.
 
-The page is whole in itself: its charts are SVG, its style sheet is in it, and nothing is loaded from
-elsewhere. While the run goes on the page asks to be read again every 10 seconds.
+The page is a single file: its charts are SVG, its style sheet is inside, and it loads nothing. While the
+run goes on, the browser loads the page again every 10 seconds.
 """
 
 from __future__ import annotations
 
-from parallel_processor.advice import advice
-from parallel_processor.charts import Chart, chart_figure
-from parallel_processor.figures import RunReport, Summary
-from parallel_processor.headline import elapsed_s, headline
-from parallel_processor.intervals import requests_per_minute_now
+from parallel_processor.advice import advice, nothing_to_change
+from parallel_processor.charts import chart_figure
+from parallel_processor.headline import headline
 from parallel_processor.markup import Markup, tag, with_code
 from parallel_processor.panels import charts_of
+from parallel_processor.samples import RunReport, requests_per_minute_now
+from parallel_processor.summary import Summary
 from parallel_processor.tables import tables
 from parallel_processor.wording import clock_text, count, moment_text, share_text
 
 _REFRESH_S = 10
-_LONG = 9  # characters of a figure
+_LONG = 9  # characters of a figure that gets a smaller font
 
 
 def page_text(report: RunReport) -> str:
     """The page, from its doctype on."""
-    import importlib.resources  # not before: a run that shows no page starts sooner without
+    import importlib.resources  # only for a page: a run starts sooner without
 
     style = Markup(
         (importlib.resources.files("parallel_processor") / "data" / "report.css").read_text("utf-8")
@@ -58,7 +58,7 @@ def _header(report: RunReport) -> Markup:
         ("Sent to", report.url),
         ("Started", moment_text(report.started_at)),
         ("As of" if report.is_running else "Ended", moment_text(report.told_at)),
-        ("Took" if not report.is_running else "Running for", clock_text(elapsed_s(report))),
+        ("Took" if not report.is_running else "Running for", clock_text(report.summary.elapsed_s)),
     ]
     cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts if value]
     lines = [
@@ -81,7 +81,7 @@ def _figures(report: RunReport) -> Markup:
         _tile("Failed", count(summary.failed), _before(summary.already_failed), summary.failed > 0),
         *_left_tiles(report),
         _tile("Attempts", count(summary.attempts), f"{count(summary.retries)} retries"),
-        _tile("Refused", count(summary.rate_limited), _refusals(summary)),
+        _tile("Rejected (429)", count(summary.rate_limited), _rejections(summary)),
         _tile("Tokens used", count(summary.used_tokens), _reserved(summary)),
         _tile("Requests/min", *_pace(report)),
     ]
@@ -104,7 +104,7 @@ def _before(number: int) -> str:
 
 
 def _left_tiles(report: RunReport) -> list[Markup]:
-    """How far the run is, and what it gave up."""
+    """How far the run is, what it gave up, and what it did not have to send."""
     tiles = []
     if report.fraction is not None:
         note = "of the file" if report.fraction < 1 else "all of the file"
@@ -116,7 +116,7 @@ def _left_tiles(report: RunReport) -> list[Markup]:
     return tiles
 
 
-def _refusals(summary: Summary) -> str:
+def _rejections(summary: Summary) -> str:
     if not summary.rate_limited or not summary.attempts:
         return "by rate limits"
     share = share_text(summary.rate_limited / summary.attempts)
@@ -129,8 +129,8 @@ def _reserved(summary: Summary) -> str:
 
 
 def _pace(report: RunReport) -> tuple[str, str]:
-    """The attempts a minute over all, and those of the last minute while the run goes on."""
-    whole_s = elapsed_s(report)
+    """The attempts a minute; while the run goes on, those of the last minute as well."""
+    whole_s = report.summary.elapsed_s
     if whole_s <= 0:
         return "0", ""
     now = requests_per_minute_now(report.timeline) if report.is_running else None
@@ -139,7 +139,8 @@ def _pace(report: RunReport) -> tuple[str, str]:
 
 
 def _advice(report: RunReport) -> Markup:
-    items = [tag("li", with_code(text)) for text in advice(report)]
+    texts = advice(report.summary, is_running=report.is_running)
+    items = [tag("li", with_code(text)) for text in texts or (nothing_to_change(report.summary),)]
     return tag("section", tag("h2", "What to change"), tag("ul", *items), class_="card advice")
 
 
@@ -149,12 +150,6 @@ def _charts(report: RunReport) -> Markup:
         text = "There is nothing to draw yet." if report.is_running else "There is nothing to draw."
         boxes = [tag("p", text, class_="unit")]
     else:
-        boxes = [chart_figure(chart) if chart.series else _empty(chart) for chart in charts]
+        boxes = [chart_figure(chart) for chart in charts]
     grid = tag("div", *boxes, class_="grid")
     return tag("section", tag("h2", "Over time"), grid, class_="charts")
-
-
-def _empty(chart: Chart) -> Markup:
-    """A chart without anything to show."""
-    heading = tag("figcaption", tag("h3", chart.title), tag("p", chart.unit, class_="unit"))
-    return tag("figure", heading, tag("p", chart.nothing, class_="none"), class_="card")

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Hashable
 
-from parallel_processor.models import Cost, Estimate, Request, model_name
+from parallel_processor.models import Cost, Estimate, Request
 from parallel_processor.options import Options
 from parallel_processor.providers import charges_reservation, endpoint_of
 from parallel_processor.tokens import TokenCounter
@@ -26,11 +26,6 @@ _KEPT = 200
 _QUANTILE = 0.9
 _EVERY = 10  # after so many responses the quantile is computed again; fewer say nothing
 _MAX_KEYS = 256
-
-
-def model_of(request: Request) -> str:
-    """The model that a request names; empty if it names none, or the name is no valid one."""
-    return model_name(request.body.get("model")) if isinstance(request.body, dict) else ""
 
 
 class Pricing:
@@ -55,7 +50,7 @@ class Pricing:
             input_tokens=counter.input_tokens(body, endpoint),
             output_cap=counter.output_cap(body, endpoint),
             output_tokens=counter.output_tokens(body, endpoint),
-            kind=(endpoint, model_of(request)),
+            kind=(endpoint, request.model),
         )
 
     def cost(self, estimate: Estimate) -> Cost:

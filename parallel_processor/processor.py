@@ -17,7 +17,6 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     StopRequested,
 )
-from parallel_processor.figures import Stats, Summary
 from parallel_processor.filejob import FileJob, FileRun
 from parallel_processor.given import GivenRequests, InOrder
 from parallel_processor.inputs import check_paths, default_save_path
@@ -25,6 +24,7 @@ from parallel_processor.models import Request
 from parallel_processor.options import Options, Settings
 from parallel_processor.outcome import Outcome
 from parallel_processor.providers import check_key
+from parallel_processor.summary import Stats, Summary
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

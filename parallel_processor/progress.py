@@ -1,8 +1,8 @@
 """What a run shows while it goes on.
 
-A bar on a terminal and in a notebook, a plain line every 10 seconds elsewhere. The thread that feeds
-the run draws it, between requests and while it waits: no thread of its own, no lock on anyone's way. tqdm
-is imported for a bar only: a run that shows none starts sooner without.
+A terminal and a notebook show a bar, anything else a line every 10 seconds. The thread that feeds the run
+draws it, between requests and while it waits. tqdm is imported only for a bar: without one, a run starts
+sooner.
 """
 
 from __future__ import annotations
@@ -13,39 +13,75 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from parallel_processor.counters import Counters, Counts
 from parallel_processor.figures import Usage
 from parallel_processor.forks import FORKS_WAIT
-from parallel_processor.notebooks import is_notebook, notebook_bar
+from parallel_processor.models import WaitCause
+from parallel_processor.stop import do_all
+from parallel_processor.wording import cause_text, of_limit, share_text
 
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
-HELD_BY = {
-    "requests": "the limit of requests",
-    "tokens": "the limit of tokens",
-    "input_tokens": "the limit of input tokens",
-    "output_tokens": "the limit of output tokens",
-    "pause": "a pause",
-    "in flight": "the server's load",
-    "answers": "the answers",
-    "input": "the machine or input",
-    "token counting": "the machine or input",
-    "consumer": "the consumer",
-    "disk": "the disk",
-}
+_WIDGET_FORMAT = "{percentage:3.0f}%{bar}{desc}"
+_JOIN_TIMEOUT_S = 0.5  # after a cell of a notebook was interrupted
+
+
+class Display(Protocol):
+    """A progress bar, or a report. For the thread that feeds the run."""
+
+    due_at: float  # of the clock; infinite for never
+
+    def refresh(self) -> None:
+        """Show where the run stands, and set the next ``due_at``."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Displays:
+    """All displays of one run. For the thread that feeds it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._displays: list[Display] = []
+        self._due_at = math.inf  # the earliest of theirs
+
+    def add(self, display: Display) -> None:
+        """Add a display."""
+        self._displays.append(display)
+        self._due_at = min(self._due_at, display.due_at)
+
+    def show(self) -> None:
+        """Refresh the displays that are due."""
+        if self._due_at < math.inf and self._clock() >= self._due_at:
+            for display in self._displays:
+                if self._clock() >= display.due_at:
+                    display.refresh()
+            self._due_at = min(display.due_at for display in self._displays)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a display is due."""
+        return max(self._due_at - self._clock(), 0.0) if self._due_at < math.inf else math.inf
+
+    def close(self) -> None:
+        """Close all of them."""
+        do_all([display.close for display in self._displays])
 
 
 class Progress:
     """Shows how far a run is. For the thread that feeds the run.
 
-    ``usage`` tells what the limits admit, ``waits`` the seconds waited so far by cause, ``fraction``
-    how much of the input has been read (0 to 1;
-    ``None`` where nobody knows). ``show`` asks for lines where there is no terminal; ``False`` shows
-    nothing, ``None`` a bar only where somebody can see one.
+    counters: the counters of the run.
+    usage: gives how much of the limits is used.
+    waits: gives the seconds waited so far, by cause.
+    fraction: gives the share of the input that has been read, from 0 to 1; ``None`` if unknown.
+    show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing; false for
+        nothing.
     """
 
     def __init__(
@@ -53,7 +89,7 @@ class Progress:
         counters: Counters,
         *,
         usage: Callable[[], Usage],
-        waits: Callable[[], Mapping[str, float]],
+        waits: Callable[[], Mapping[WaitCause, float]],
         fraction: Callable[[], float | None],
         show: bool | None,
         clock: Callable[[], float] = time.monotonic,
@@ -68,7 +104,7 @@ class Progress:
         stream = sys.stdout if is_notebook() else sys.stderr  # which is red in a notebook
         self._file = file if file is not None else stream
         self._bar: Any = None
-        if self._file is None:  # the process was started without
+        if self._file is None:  # the process was started without stderr
             show = False
         elif show is not False:
             self._bar = _new_bar(self._file)
@@ -79,16 +115,20 @@ class Progress:
             self._interval_s = _LINE_INTERVAL_S
         self.due_at = self._started_at + self._interval_s
         self._refreshed_at = self._started_at
-        self._waited: Mapping[str, float] = {}  # at the last refresh
+        self._waited: Mapping[WaitCause, float] = {}  # at the last refresh
 
-    def _held_by(self, now: float) -> str:
-        """What was waited for most since the last refresh; if for little, the machine."""
-        waited = self._waits()
-        fresh = {name: seconds - self._waited.get(name, 0.0) for name, seconds in waited.items()}
-        name = max(fresh, key=fresh.__getitem__, default="")
-        busy = sum(fresh.values()) < (now - self._refreshed_at) / 2
+    def _waiting_for(self, now: float) -> str:
+        """What was waited for most since the last refresh, and for which share of that time.
+
+        If it was for little, the run was busy: its input or the CPU limits it.
+        """
+        waited, whole_s = self._waits(), now - self._refreshed_at
+        fresh = {cause: s - self._waited.get(cause, 0.0) for cause, s in waited.items()}
+        cause = max(fresh, key=fresh.__getitem__, default=WaitCause.INPUT)
         self._waited, self._refreshed_at = waited, now
-        return HELD_BY["input"] if busy else HELD_BY.get(name, name)
+        if sum(fresh.values()) < whole_s / 2 or whole_s <= 0:
+            return cause_text(WaitCause.INPUT)
+        return f"{cause_text(cause)} {share_text(min(fresh[cause] / whole_s, 1.0))}"
 
     def refresh(self) -> None:
         """Show where the run stands."""
@@ -98,7 +138,7 @@ class Progress:
         text, done, total = self._line(counts, now)
         try:
             self._draw(text, done, total)
-        except (OSError, ValueError):  # the terminal is gone, or whoever read the lines
+        except (OSError, ValueError):  # the terminal is gone, or the reader of the lines
             self._give_up()
 
     def _draw(self, text: str, done: int, total: int | None) -> None:
@@ -114,7 +154,7 @@ class Progress:
             bar.refresh(nolock=True)
 
     def _give_up(self) -> None:
-        """Show nothing any more; the run goes on."""
+        """Show nothing more. The run goes on."""
         self.due_at = self._interval_s = math.inf
         if self._bar is not None:
             self._bar.disable = True
@@ -138,10 +178,27 @@ class Progress:
         ended = counts.answered + counts.failed + counts.unanswered
         if ended < counts.read or fraction != 1.0:
             words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
-            words.append(f"held back by {self._held_by(now)}")
+            words.append(f"waiting for {self._waiting_for(now)}")
         words.append(f"{counts.in_flight:,} in flight")
         words += _rates(self._usage())
         return ", ".join(words), done, total
+
+
+def is_notebook() -> bool:
+    """True in a Jupyter kernel, whatever shows its notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def join_timeout_s(error: BaseException) -> float:
+    """For how long, at most, a run that ``error`` ended waits for what is in flight.
+
+    A person who interrupts a notebook's cell wants it to end: half a second lets the answers come that
+    are almost there, and running the cell again sends the other requests. Infinite in all other cases,
+    where the run's own settings decide.
+    """
+    return _JOIN_TIMEOUT_S if isinstance(error, KeyboardInterrupt) and is_notebook() else math.inf
 
 
 def _new_bar(file: TextIO) -> Any:
@@ -154,23 +211,45 @@ def _new_bar(file: TextIO) -> Any:
 def _bar_class(file: TextIO) -> Any:
     """tqdm's bar for a notebook or a terminal; ``None`` where neither shows it."""
     if is_notebook():
-        return _without_monitor(notebook_bar())
+        return _without_monitor(_notebook_bar())
     if not file.isatty():
         return None
     with FORKS_WAIT:
-        from tqdm.std import tqdm  # for a bar only; see above
+        from tqdm.std import tqdm  # only for a bar: see above
 
     return _without_monitor(tqdm)
 
 
+def _notebook_bar() -> Any:
+    """tqdm's bar for a notebook: a widget where ``ipywidgets`` is installed, else text."""
+    with FORKS_WAIT:
+        from tqdm import notebook, std  # only for a bar: see above
+
+    if notebook.IProgress is None:  # type: ignore[attr-defined]
+        return std.tqdm
+
+    class WidgetBar(notebook.tqdm):  # type: ignore[type-arg]
+        """A widget that follows ``total``; tqdm's own keeps the first one."""
+
+        def __init__(self, **settings: Any) -> None:
+            settings["bar_format"] = _WIDGET_FORMAT
+            super().__init__(**settings)
+
+        def display(self, *args: Any, **settings: Any) -> None:
+            self.container.children[1].max = self.total
+            super().display(*args, **settings)
+
+    return WidgetBar
+
+
 def _without_monitor(bar_class: Any) -> Any:
-    """The same bar without tqdm's thread, which would outlive it."""
-    bar_class.get_lock()  # made now, it is the one lock of all bars
+    """The same bar without tqdm's monitor thread, which would outlive it."""
+    bar_class.get_lock()  # creates the lock that all bars share
     return type("Bar", (bar_class,), {"monitor_interval": 0})
 
 
 def _size(bar_class: Any, file: TextIO) -> dict[str, int]:
-    """The bar's place where a terminal doesn't tell its size; nothing leaves that to tqdm."""
+    """The bar's size, where the terminal does not tell it; empty leaves it to tqdm."""
     if not file.isatty():
         return {}
     try:
@@ -194,17 +273,12 @@ def _about(total: int | None, fraction: float | None) -> str:
 
 
 def _rates(usage: Usage) -> list[str]:
-    """What goes out a minute, against the limits."""
+    """What is sent a minute, and the limits."""
     scale = 60.0 / max(usage.span_s, 1.0)
     return [
         f"{usage.admitted[name] * scale:,.0f}{of_limit(limit)} {name}/min"
         for name, limit in usage.limits.items()
     ]
-
-
-def of_limit(limit: float) -> str:
-    """What is behind a figure that a limit bounds."""
-    return f"/{limit:,.0f}" if math.isfinite(limit) else ""
 
 
 def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:
@@ -218,7 +292,7 @@ class BarStream:
     """A stream for log lines that keeps them above the bar instead of across it."""
 
     def write(self, text: str) -> None:
-        """Write ``text`` to stderr, if there is one, with the bar taken away meanwhile."""
+        """Write ``text`` to stderr, if there is one. The bar is cleared first and drawn again."""
         if sys.stderr is None:
             return
         if "tqdm.std" not in sys.modules:  # there is no bar

@@ -19,10 +19,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from parallel_processor.appendfile import AppendFile
+from parallel_processor.appendfile import REPLACEMENT_SUFFIX, AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import identity, is_json, read_record
-from parallel_processor.inputs import REPLACEMENT_SUFFIX
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")

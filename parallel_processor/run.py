@@ -28,16 +28,15 @@ from parallel_processor.crews import make_crew, make_duplicates
 from parallel_processor.delivery import Delivery
 from parallel_processor.descriptors import affordable_workers
 from parallel_processor.dispatcher import Dispatcher
-from parallel_processor.displays import Displays
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Request
-from parallel_processor.notebooks import patience_s
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pending import Admitted, Waiting
-from parallel_processor.pricing import Pricing, model_of
+from parallel_processor.pricing import Pricing
+from parallel_processor.progress import Displays, join_timeout_s
 from parallel_processor.stop import Bell, StopSignal, do_all, drain_s
 from parallel_processor.worker import Worker
 
@@ -162,7 +161,7 @@ class Run:
                 raise
             except BaseException as error:
                 self._stop.set(error)
-                self._give_up_at = min(self._give_up_at, self._clock() + patience_s(error))
+                self._give_up_at = min(self._give_up_at, self._clock() + join_timeout_s(error))
                 raise
             finally:
                 self._finish()
@@ -192,7 +191,7 @@ class Run:
 
     def _put(self, request: Request) -> None:
         url = request.url or self._options.request_url
-        waiting = Waiting(request=request, bucket=self._buckets.bucket(url, model_of(request)))
+        waiting = Waiting(request=request, bucket=self._buckets.bucket(url, request.model))
         if self._options.processes > 1 or waiting.bucket not in self._seen:
             self._seen.add(waiting.bucket)  # its encoding is loaded here: no import amid a fork
             self._count(waiting)

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
-from parallel_processor.figures import BucketReport, LimitReport, RequestNote, RunReport
-from parallel_processor.headline import elapsed_s
+from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.markup import Markup, tag
+from parallel_processor.samples import RequestNote, RunReport
 from parallel_processor.wording import (
-    cause_text,
+    bucket_name,
     clock_text,
     count,
     kind_text,
     latency_text,
     share_text,
+    waits_text,
     window_text,
 )
 
-_MOST_ROWS = 100
-_LEAST_SHARE = 0.01
-_MOST_CAUSES = 3
-_MOST_CHANGES = 5
+_MAX_ROWS = 100
+_MAX_CHANGES = 5
 _NOTE_HEADS = ("#Line", "~Error", "custom_id", "Model", "#Attempts", "#Latency")
 
 
 def tables(report: RunReport) -> list[Markup]:
-    """All of them that have something to say, as sections with their headings."""
+    """The tables that have rows, as sections with their headings."""
     busiest = sorted(report.summary.buckets, key=lambda b: (-b.admitted, b.model))
     return [
         *_section("Limits", "", _limits(report, busiest)),
@@ -47,14 +45,14 @@ def _section(title: str, note: str, table: Markup | None) -> list[Markup]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup | None:
-    """A table without the columns that are empty; ``None`` without rows.
+    """A table without its empty columns; ``None`` without rows.
 
-    The first cell of a row is its name. A head that begins with # is that of figures, one that begins
-    with ~ that of long texts.
+    The first cell of a row is its heading. A head that begins with # marks a column of figures, one that
+    begins with ~ a column of long texts.
     """
     if not rows:
         return None
-    kept = rows[:_MOST_ROWS]
+    kept = rows[:_MAX_ROWS]
     columns = [i for i in range(len(heads)) if any(row[i] for row in kept)]
     looks = {i: {"#": "n", "~": "text"}.get(heads[i][0]) for i in columns}
     top = [tag("th", heads[i].lstrip("#~"), scope="col", class_=looks[i]) for i in columns]
@@ -70,22 +68,19 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup | None
         )
         for row in kept
     ]
-    if len(rows) > _MOST_ROWS:
-        more = f"and {count(len(rows) - _MOST_ROWS)} more"
+    if len(rows) > _MAX_ROWS:
+        more = f"and {count(len(rows) - _MAX_ROWS)} more"
         body.append(tag("tr", tag("td", more, colspan=len(columns))))
     return tag("table", tag("thead", tag("tr", *top)), tag("tbody", *body))
 
 
-def _name(bucket: BucketReport) -> str:
-    return bucket.model or urlsplit(bucket.url).path or "all"
-
-
 def _limits(report: RunReport, buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = ("Model", "~Held back by", "Limit", "#Typed", "#Server says", "#Found by trying")
+    heads = ("Model", "~Waited for", "Limit", "#Configured", "#Server says", "#Found by trying")
     rows = []
     for bucket in buckets:
         for i, limit in enumerate(bucket.limits):
-            first = [_name(bucket), _causes(bucket, elapsed_s(report))] if i == 0 else ["", ""]
+            waits = waits_text(bucket.held_by, report.summary.elapsed_s)
+            first = [bucket_name(bucket), waits] if i == 0 else ["", ""]
             rows.append([*first, *_limit_cells(limit)])
     return _table((*heads, "#Used", "#Share used", "#Used by others", "~Changes"), rows)
 
@@ -109,28 +104,19 @@ def _number(number: float | None) -> str:
 
 
 def _changes(limit: LimitReport) -> str:
-    """When the found limit changed, and to what; the last ones of many."""
-    told = limit.changes[-_MOST_CHANGES:]
+    """The last changes of the found limit: to what, and when."""
+    told = limit.changes[-_MAX_CHANGES:]
     words = [f"{count(value)} at {clock_text(at_s)}" for at_s, value in told]
     if len(told) < len(limit.changes):
         words.insert(0, f"{len(limit.changes) - len(told)} before")
     return ", ".join(words)
 
 
-def _causes(bucket: BucketReport, whole_s: float) -> str:
-    shares = [
-        f"{share_text(min(seconds / whole_s, 1.0))} {cause_text(cause)}"
-        for cause, seconds in sorted(bucket.held_by.items(), key=lambda item: -item[1])
-        if whole_s > 0 and seconds >= _LEAST_SHARE * whole_s
-    ]
-    return ", ".join(shares[:_MOST_CAUSES]) or "nothing"
-
-
 def _models(buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = ("Model", "#Attempts", "#Answered", "#Refused", "#Pauses", "#Tokens reserved")
+    heads = ("Model", "#Attempts", "#Answered", "#Rejected (429)", "#Pauses", "#Tokens reserved")
     rows = [
         [
-            _name(bucket),
+            bucket_name(bucket),
             *(count(n) for n in (bucket.admitted, bucket.answered, bucket.refusals)),
             *(count(n) for n in (bucket.pauses, bucket.reserved_tokens, bucket.used_tokens)),
             count(round(bucket.used_tokens / bucket.answered)) if bucket.answered else "",
@@ -139,12 +125,12 @@ def _models(buckets: Sequence[BucketReport]) -> Markup | None:
         ]
         for bucket in buckets
     ]
-    more = ("#Tokens used", "#Tokens an answer", "#Most in flight", "#In flight that suited")
+    more = ("#Tokens used", "#Tokens an answer", "#Most in flight", "#Concurrency limit")
     return _table((*heads, *more), rows)
 
 
 def _errors(report: RunReport) -> Markup | None:
-    """How many attempts ended with it, and how many requests failed for it in the end."""
+    """For each kind: the attempts that ended with it, and the requests that failed for it."""
     attempts = dict(report.timeline[-1].errors) if report.timeline else {}
     failed = report.summary.errors_by_kind
     kinds = sorted({*attempts, *failed}, key=lambda k: (-attempts.get(k, 0), -failed.get(k, 0), k))

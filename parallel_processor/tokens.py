@@ -116,7 +116,7 @@ class TokenCounter:
         return max((cap for cap in caps if cap is not None), default=None)
 
     def _content(self, body: Mapping[str, Any]) -> ContentCounter:
-        return _content_counter(self._encoding_name, model_name(body.get("model")))
+        return _content_counter(self._encoding_name, model_name(body))
 
     def _chat_input(self, body: Mapping[str, Any]) -> int:
         content = self._content(body)

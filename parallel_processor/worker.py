@@ -19,9 +19,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from parallel_processor.answers import stop_cause
 from parallel_processor.attempts import Ended
 from parallel_processor.counters import Counters
-from parallel_processor.exceptions import RunStoppedError
+from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.limiter import Release, Reservation, TokenBucket
 from parallel_processor.models import CANT_BE_SENT, Attempt, Refusal, Request, Verdict
 from parallel_processor.options import Options
@@ -164,7 +165,8 @@ class Worker:
     ) -> None:
         """What an attempt's end means for everyone else."""
         if attempt.verdict is Verdict.FATAL:
-            self._stop.set(RunStoppedError(attempt.error))
+            cause = StopCause.QUOTA if attempt.reply is None else stop_cause(attempt.reply)
+            self._stop.set(RunStoppedError(attempt.error, cause))
         elif attempt.verdict is Verdict.RATE_LIMITED:
             self._pause(attempt, reservation, bucket)
         elif attempt.verdict is Verdict.UNREACHABLE:
@@ -180,7 +182,7 @@ class Worker:
         seconds = max(seconds, _LEAST_PAUSE_S)
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
-            self._stop.set(RunStoppedError(message))
+            self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT))
         elif bucket.refuse(refused, attempt.refusal or Refusal(), seconds):
             self._counters.paused()
             _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
@@ -192,7 +194,8 @@ class Worker:
         policy = self._options.retry
         if not self._was_reached and tries.unreachable >= policy.max_attempts:
             host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
-            self._stop.set(RunStoppedError(f"can't reach {host}: {attempt.error}"))
+            message = f"can't reach {host}: {attempt.error}"
+            self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
             return
         seconds = longest_backoff_s(policy, tries.unreachable)
         if bucket.pause(seconds, refused):

@@ -8,15 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from parallel_processor.figures import (
-    BucketReport,
-    LimitReport,
-    RequestNote,
-    RunReport,
-    Sample,
-    Summary,
-)
+from parallel_processor.exceptions import StopCause
+from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.latencies import BINS, bin_of
+from parallel_processor.models import WaitCause
+from parallel_processor.samples import RequestNote, RunReport, Sample
+from parallel_processor.summary import Summary, counters_of
 
 STARTED_AT = 1_767_600_000.0
 URL = "https://api.example.com/v1/chat/completions"
@@ -31,7 +28,7 @@ class Moment:
     rate: float = 20.0
     latency_s: float = 1.2
     errors: Mapping[str, float] = field(default_factory=dict)
-    held: Mapping[str, float] = field(default_factory=dict)
+    held: Mapping[WaitCause, float] = field(default_factory=dict)
     reserved: float = 900.0
     used: float = 410.0
 
@@ -76,26 +73,24 @@ def timeline(
 def told(samples: tuple[Sample, ...], **more: object) -> Summary:
     """The summary that goes with the last sample."""
     last = samples[-1]
-    same = ("attempts", "retries", "rate_limited", "answered", "failed")
-    counts = {name: getattr(last, name) for name in (*same, "reserved_tokens", "used_tokens")}
     held_by = dict(sorted(last.held_by.items(), key=lambda item: -item[1]))
-    summary = Summary(**counts, elapsed_s=last.at_s, held_by=held_by, buckets=())
+    summary = Summary(**counters_of(last), elapsed_s=last.at_s, held_by=held_by)
     return replace(summary, **more)  # type: ignore[arg-type]
 
 
 def _of_faulty(second: int) -> Moment:
     """A limit that halves at two minutes, 503s at four, a burst of refusals at five, a slow tail."""
     limit = 1200.0 if second < 120 else 600.0
-    moment = Moment(limit=limit, token_limit=2e6, rate=limit / 60, held={"requests": 0.88})
+    moment = Moment(limit=limit, token_limit=2e6, rate=limit / 60, held={WaitCause.REQUESTS: 0.88})
     if 240 <= second < 262:
         moment.errors = {"HTTP 503 server_error": moment.rate * 0.6, "timeout": 0.6}
-        moment.held, moment.latency_s = {"requests": 0.4, "in flight": 0.35}, 3.5
+        moment.held, moment.latency_s = {WaitCause.REQUESTS: 0.4, WaitCause.CONCURRENCY: 0.35}, 3.5
     if 300 <= second < 304:
         moment.errors = {"HTTP 429 rate_limit_exceeded": moment.rate * 0.8}
     if 304 <= second < 319:
-        moment.rate, moment.held = 0.0, {"pause": 1.0}
+        moment.rate, moment.held = 0.0, {WaitCause.PAUSE: 1.0}
     if second >= 440:
-        moment.rate, moment.held, moment.latency_s = 1.0, {"answers": 0.99}, 22.0
+        moment.rate, moment.held, moment.latency_s = 1.0, {WaitCause.ANSWERS: 0.99}, 22.0
     if second % 50 == 0:
         moment.errors = {**moment.errors, "connection error": 2.0}
     return moment
@@ -178,7 +173,7 @@ def empty() -> RunReport:
 
 def running() -> RunReport:
     """A run that is under way, held back by reservations of tokens, with a limit typed too low."""
-    held = {"tokens": 0.91, "requests": 0.03}
+    held = {WaitCause.TOKENS: 0.91, WaitCause.REQUESTS: 0.03}
     samples = timeline(
         95, lambda _: Moment(limit=1500, token_limit=1e6, rate=9, reserved=1850, held=held)
     )
@@ -217,7 +212,7 @@ def running() -> RunReport:
 
 def unlimited() -> RunReport:
     """A run against a server of one's own, without limits."""
-    held = {"in flight": 0.05, "input": 0.1}
+    held = {WaitCause.CONCURRENCY: 0.05, WaitCause.INPUT: 0.1}
     samples = timeline(
         20, lambda s: Moment(rate=2400 if s > 3 else 600, latency_s=0.02, held=held, used=30)
     )
@@ -249,7 +244,7 @@ def unlimited() -> RunReport:
 def many_models(number: int = 10) -> RunReport:
     """A long run of several models that was stopped by an account without money."""
     samples = timeline(
-        400, lambda _: Moment(limit=6000, token_limit=9e6, rate=84, held={"requests": 0.5})
+        400, lambda _: Moment(limit=6000, token_limit=9e6, rate=84, held={WaitCause.REQUESTS: 0.5})
     )
     samples = tuple(
         replace(s, at_s=s.at_s * 23, held_by={k: v * 23 for k, v in s.held_by.items()})
@@ -259,7 +254,7 @@ def many_models(number: int = 10) -> RunReport:
         BucketReport(
             url=URL,
             model=f"vendor/model-{n}-with-a-rather-long-name-2026-01-05",
-            held_by={"requests": 9000.0 / (n + 1), "tokens": 90.0 * n},
+            held_by={WaitCause.REQUESTS: 9000.0 / (n + 1), WaitCause.TOKENS: 90.0 * n},
             admitted=9000 // (n + 1),
             refusals=n,
             pauses=n // 3,
@@ -278,7 +273,9 @@ def many_models(number: int = 10) -> RunReport:
     )
     reason = "HTTP 429 insufficient_quota: You exceeded your current quota, check your plan."
     return RunReport(
-        summary=told(samples, buckets=buckets, stop_reason=reason, unanswered=41),
+        summary=told(
+            samples, buckets=buckets, stop_reason=reason, stop_cause=StopCause.QUOTA, unanswered=41
+        ),
         started_at=STARTED_AT,
         told_at=STARTED_AT + 9200,
         fraction=0.58,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from parallel_processor.counters import Counters
-from parallel_processor.figures import Summary
+from parallel_processor.counters import Counters, Counts
 from parallel_processor.formats import made_request
 from parallel_processor.outcome import Outcome
+from parallel_processor.samples import Sample
+from parallel_processor.summary import COUNTER_TEXTS, Stats, Summary, counters_of
 
 REQUEST = made_request({}, 1)
 
@@ -30,7 +31,7 @@ def test_the_summary_says_what_was_counted() -> None:
     counters.finished([outcome(True, used=7), outcome(True), outcome(False, "timeout")])
     counters.finished([outcome(False, "HTTP 500"), outcome(False, "timeout")])
     counters.finished([outcome(False, unanswered=True)])
-    assert counters.summary(2.5, "enough") == Summary(
+    assert counters.summary(2.5, stop_reason="enough") == Summary(
         already_answered=1,
         answered=2,
         failed=3,
@@ -93,3 +94,14 @@ def test_threads_lose_no_count() -> None:
     assert (summary.answered, summary.attempts) == (8000, 8000)
     assert (summary.used_tokens, summary.reserved_tokens) == (16_000, 24_000)
     assert counters.counts().in_flight == 0
+
+
+def test_one_list_of_counters_serves_all() -> None:
+    """Each counter is a field of the counts, of both summaries and of a sample, and has a text."""
+    counts = Counts(**{name: number for number, name in enumerate(COUNTER_TEXTS, start=1)})
+    numbers = counters_of(counts)
+    assert list(numbers.values()) == list(range(1, len(COUNTER_TEXTS) + 1))
+    for made in (Summary(**numbers), Stats(**numbers), Sample(at_s=0.0, **numbers)):
+        assert counters_of(made) == numbers
+    assert all(COUNTER_TEXTS.values())
+    assert counters_of(counts + counts) == {name: 2 * n for name, n in numbers.items()}

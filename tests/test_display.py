@@ -1,10 +1,10 @@
-"""What a notebook shows of a summary and of an outcome, and what ``print`` does."""
+"""What a notebook shows of an outcome."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from parallel_processor import Outcome, Reply, Request, Summary
+from parallel_processor import Outcome, Reply, Request
 from parallel_processor.display import html_table
 
 EVIL = "<script>alert(\"1\" & '2')</script>"
@@ -51,35 +51,6 @@ def test_a_table_escapes_and_clips() -> None:
     assert found.rows.pop("long") == "<" * 500 + "… (20,000 characters)"
     assert found.rows == {EVIL: EVIL, "zero": "0", "many": "12,345", "half": "?"}
     assert html.encode()
-
-
-def test_a_summary_is_a_table() -> None:
-    """It has the counts that aren't zero, the waits, the errors by kind and why the run ended."""
-    summary = Summary(
-        answered=2_000,
-        already_answered=10,
-        attempts=2_100,
-        elapsed_s=100.0,
-        held_by={"disk": 0.5, "tokens": 20.0, "requests": 70.0},
-        errors_by_kind={"HTTP 500 <b>": 3},
-        stop_reason="stopped by the caller",
-    )
-    expected = {
-        "answered": "2,000",
-        "failed": "0",
-        "already answered": "10",
-        "attempts": "2,100",
-        "seconds": "100.0",
-        "held back by requests": "70.0 s",
-        "held back by tokens": "20.0 s",
-        "HTTP 500 <b>": "3",
-        "stopped": "stopped by the caller",
-    }
-    found = table(summary._repr_html_())
-    assert (found.title, found.rows) == ("Summary", expected)
-    assert list(found.rows) == list(expected)
-    assert str(summary).splitlines() == [f"{name}: {value}" for name, value in expected.items()]
-    assert repr(summary).startswith("Summary(already_answered=10, ")
 
 
 def outcome(data: object, **more: object) -> Outcome:

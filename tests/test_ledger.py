@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from parallel_processor.ledger import Ledger
+from parallel_processor.models import WaitCause
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 
@@ -42,6 +43,7 @@ def test_seconds_add_up_by_cause() -> None:
     assert ledger.of_bucket("a") == {"requests": 2.0, "pause": 0.5}
     assert ledger.of_bucket("b") == {"tokens": 5.0}
     assert ledger.of_bucket("c") == {}
+    assert all(isinstance(cause, WaitCause) for cause in ledger.overall())
 
 
 def test_the_longest_wait_comes_first() -> None:
@@ -78,18 +80,18 @@ def test_a_wait_under_way_counts_if_asked_for() -> None:
 
 def test_threads_lose_no_second() -> None:
     """Sums add up while other threads read them."""
-    ledger = Played()
+    ledger, causes = Played(), list(WaitCause)
 
     def read() -> None:
         while not over.is_set():
-            assert set(ledger.overall(1e9)) <= {f"cause {number}" for number in range(50)}
+            assert set(ledger.overall(1e9)) <= set(causes)
             ledger.of_bucket(-1)
 
     over = threading.Event()
     with ThreadPoolExecutor(4) as pool:
         readers = [pool.submit(read) for _ in range(4)]
         for number in range(4000):
-            ledger.note(1.0, f"cause {number % 50}", [(number % 8, "tokens"), (-1, "tokens")])
+            ledger.note(1.0, causes[number % len(causes)], [(number % 8, "tokens"), (-1, "tokens")])
         over.set()
         for reader in readers:
             reader.result(REAL_TIMEOUT_S)

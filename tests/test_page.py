@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import reports
 
-from parallel_processor.figures import RequestNote, RunReport, Sample
 from parallel_processor.markup import joined, safe, tag, with_code
 from parallel_processor.page import page_text
+from parallel_processor.samples import RequestNote, RunReport, Sample
 from parallel_processor.wording import clock_text, count, latency_text, moment_text, share_text
 
 VOID = {"meta", "br"}
@@ -65,13 +65,12 @@ def hostile(report: RunReport) -> RunReport:
             bucket,
             model=HOSTILE,
             url=HOSTILE,
-            held_by={HOSTILE: summary.elapsed_s},
             limits=tuple(replace(limit, name=HOSTILE) for limit in bucket.limits),
         )
         for bucket in summary.buckets
     )
     note = RequestNote(number=7, custom_id=HOSTILE, model=HOSTILE, error=HOSTILE, kind=HOSTILE)
-    last = replace(report.timeline[-1], errors={HOSTILE: 1}, held_by={HOSTILE: summary.elapsed_s})
+    last = replace(report.timeline[-1], errors={HOSTILE: 1})
     return replace(
         report,
         summary=replace(
@@ -79,7 +78,6 @@ def hostile(report: RunReport) -> RunReport:
             buckets=buckets,
             errors_by_kind={HOSTILE: 3},
             stop_reason=HOSTILE,
-            held_by={HOSTILE: summary.elapsed_s},
         ),
         requests_path=HOSTILE,
         save_path=HOSTILE,
@@ -135,11 +133,11 @@ def test_a_finished_run_tells_what_happened() -> None:
     """The figures, what bound the run, the advice, and every table are there."""
     page = Page(page_text(reports.faulty()))
     for words in (
-        "requests.jsonl Ended Held back 74 % of the time by the limit of 600 requests/min (97 %",
+        "requests.jsonl Ended Sending waited 74 % of the time for the limit of 600 requests/min (97 %",
         "Took 0:08:00",
         "Started 2026-01-05 ",
         "Failed 12",
-        "What to change Look at the reasons of the 12 failed requests below",
+        "What to change Look at the errors of the 12 failed requests.",
         "1,200 at 0:00:00, 600 at 0:02:01",
         "HTTP 503 server_error 129",
         "Kind Attempts Requests that failed in the end HTTP 503 server_error 129 3",
@@ -166,7 +164,7 @@ def test_a_stopped_run_says_why() -> None:
     """The reason stands at the top, and what to do about it in the advice."""
     page = Page(page_text(reports.many_models()))
     assert "Stopped: HTTP 429 insufficient_quota: You exceeded your current quota" in page.text
-    assert "Put money into the account" in page.text
+    assert "Add credit to the account" in page.text
     assert "Given up 41 for the next run" in page.text
 
 
@@ -187,7 +185,7 @@ def test_columns_without_anything_are_left_out() -> None:
         Page(page_text(reports.faulty())).text.partition("Limits Model")[2].partition("Models")[0]
     )
     assert "Server says" in limits
-    assert "Typed" not in limits
+    assert "Configured" not in limits
     assert "Found by trying" not in limits
 
 

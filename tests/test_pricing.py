@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parallel_processor.formats import made_request
 from parallel_processor.models import Cost, Endpoint, Request
 from parallel_processor.options import Options
-from parallel_processor.pricing import OutputSizes, Pricing, model_of
+from parallel_processor.pricing import OutputSizes, Pricing
 from parallel_processor.tokens import TokenCounter
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
@@ -185,8 +185,8 @@ def test_an_unknown_endpoint_without_a_cap_learns_too(url: str) -> None:
     ],
 )
 def test_the_model_is_read_from_any_body(body: Any, model: str) -> None:
-    """What can't be a model's name is none."""
-    assert model_of(Request(body=body, payload=b"", number=1)) == model
+    """What isn't a name of a sensible length is none."""
+    assert Request(body=body).model == model
 
 
 # What is learned from answers

@@ -232,6 +232,7 @@ def test_a_wrong_key_ends_the_run(tmp_path: Path) -> None:
     assert (error.summary.answered, error.summary.failed) == (0, 0)
     assert error.summary.unanswered >= 1
     assert error.summary.stop_reason == str(error)
+    assert error.summary.stop_cause == error.stop_cause == "key"
     assert "HTTP 401" in str(error)
     assert KEY not in repr(error) + str(error) + repr(made.options) + save.read_text()
     assert KEY[-4:] not in str(error)
@@ -250,6 +251,7 @@ def test_a_spent_account_keeps_what_it_paid_for(tmp_path: Path) -> None:
                 made.process_file(source, save)
     assert caught.value.summary is not None
     assert caught.value.summary.answered == 25
+    assert caught.value.summary.stop_cause == "quota"
     assert len(read_lines(save)) == 25
     with Simulator() as simulator, processor(simulator.url) as made:
         summary = made.process_file(source, save)

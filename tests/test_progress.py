@@ -18,12 +18,11 @@ from typing import Any, TextIO
 import pytest
 
 from parallel_processor.counters import Counters
-from parallel_processor.figures import BucketReport, LimitReport, Summary, Usage
+from parallel_processor.figures import Usage
 from parallel_processor.formats import made_request
-from parallel_processor.options import Limits
+from parallel_processor.models import WaitCause
 from parallel_processor.outcome import Outcome
 from parallel_processor.progress import Progress
-from parallel_processor.summaries import summary_text
 
 REQUEST = made_request({}, 1)
 ANSWERED = Outcome(request=REQUEST, ok=True)
@@ -39,12 +38,15 @@ class View:
         self.counters = Counters()
         self.used = {"requests": 10.0, "tokens": 500.0}
         self.span_s = 60.0
-        self.waits: Counter[str] = Counter()
+        self.waits: Counter[WaitCause] = Counter()
         self.limits = {"requests": 60.0, "tokens": 1_000.0}
         self.progress = Progress(
             self.counters,
             usage=lambda: Usage(
-                admitted=self.used, limits=self.limits, held_by="", span_s=self.span_s
+                admitted=self.used,
+                limits=self.limits,
+                held_by=WaitCause.NOTHING,
+                span_s=self.span_s,
             ),
             waits=lambda: dict(self.waits),
             fraction=lambda: self.read,
@@ -115,15 +117,15 @@ def terminal() -> Iterator[Terminal]:
 
 
 def test_a_line_says_everything() -> None:
-    """Done, failed, in flight, both rates with their limits, the ETA and what holds the run back."""
+    """Done, failed, in flight, both rates with their limits, the ETA and what is waited for."""
     shown = view()
     shown.start(40)
     shown.counters.skipped()
     shown.counters.finished([ANSWERED] * 18 + [FAILED])
-    shown.waits["tokens"] += 20.0
+    shown.waits[WaitCause.TOKENS] += 21.0
     shown.span_s = 30.0
     assert shown.lines_after(30.0) == [
-        "20/~82, 1 failed, ETA 0:01:38, held back by the limit of tokens, 21 in flight, "
+        "20/~82, 1 failed, ETA 0:01:38, waiting for the token limit 70 %, 21 in flight, "
         "20/60 requests/min, 1,000/1,000 tokens/min"
     ]
 
@@ -154,7 +156,7 @@ def test_the_total_is_exact_once_all_is_read() -> None:
     (line,) = shown.lines_after(60.0)
     assert line.startswith("123/123, 0 in flight")
     assert "ETA" not in line
-    assert "held back" not in line
+    assert "waiting" not in line
 
 
 def test_nobody_knows_the_length_of_a_pipe() -> None:
@@ -185,28 +187,23 @@ def test_without_an_answer_there_is_no_eta() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waits", "held_by"),
+    ("waits", "words"),
     [
-        ({"requests": 6.0, "tokens": 2.0}, "the limit of requests"),
-        ({"tokens": 9.0}, "the limit of tokens"),
-        ({"pause": 8.0}, "a pause"),
-        ({"max_workers": 6.0}, "max_workers"),
-        ({"in flight": 6.0}, "the server's load"),
-        ({"disk": 6.0}, "the disk"),
-        ({"consumer": 6.0}, "the consumer"),
-        ({"answers": 9.9}, "the answers"),
-        ({"requests": 2.0, "answers": 2.5}, "the machine or input"),
-        ({}, "the machine or input"),
+        ({WaitCause.REQUESTS: 6.0, WaitCause.TOKENS: 2.0}, "the request limit 60 %"),
+        ({WaitCause.TOKENS: 9.0}, "the token limit 90 %"),
+        ({WaitCause.ANSWERS: 10.5}, "the last answers 100 %"),
+        ({WaitCause.REQUESTS: 2.0, WaitCause.ANSWERS: 2.5}, "the input or the CPU"),
+        ({}, "the input or the CPU"),
     ],
 )
-def test_what_was_waited_for_longest_holds_back(waits: dict[str, int], held_by: str) -> None:
-    """The largest wait since the last line is named, or the machine if it waited for little."""
+def test_the_longest_wait_is_named(waits: dict[WaitCause, float], words: str) -> None:
+    """It is that since the last line; a run that waited for little is busy with its input."""
     shown = view()
     shown.start(5)
     shown.waits.update(waits)
-    assert f"held back by {held_by}, " in shown.lines_after(10.0)[0]
-    shown.waits["tokens"] += 9.0
-    assert "held back by the limit of tokens, " in shown.lines_after(10.0)[1]
+    assert f"waiting for {words}, " in shown.lines_after(10.0)[0]
+    shown.waits[WaitCause.TOKENS] += 9.0
+    assert "waiting for the token limit 90 %, " in shown.lines_after(10.0)[1]
 
 
 def test_a_limit_that_is_off_is_not_shown() -> None:
@@ -307,7 +304,6 @@ LOGGING = """
 import io, logging, sys
 sys.path.insert(0, {tests!r})
 from test_progress import View
-from parallel_processor.options import Limits
 from parallel_processor.progress import BarStream
 logger = logging.getLogger("t")
 logger.addHandler(logging.StreamHandler(BarStream()))
@@ -328,71 +324,3 @@ def test_log_lines_stand_above_the_bar() -> None:
         subprocess.run(command, stderr=screen.file, check=True, timeout=60)
         text = screen.text()
     assert re.search(r"\r *\ra line\r\n *\r? *0%\|", text), repr(text)
-
-
-# The summary
-
-
-def test_the_summary_names_everything() -> None:
-    """Counts, time, rates against the limits, tokens, retries, refusals and errors by kind."""
-    summary = Summary(
-        already_answered=1_000,
-        answered=2_000,
-        failed=3,
-        unanswered=4,
-        attempts=3_000,
-        retries=990,
-        rate_limited=7,
-        pauses=2,
-        used_tokens=50_000,
-        reserved_tokens=60_000,
-        elapsed_s=120.0,
-        errors_by_kind={"HTTP 500": 2, "timeout": 1},
-    )
-    limits = Limits(requests_per_minute=1_500, tokens_per_minute=float("inf"), burst_seconds=30.0)
-    assert summary_text(summary, limits).splitlines() == [
-        "2,000 answered, 3 failed, 1,000 answered before, 4 given up in 120.0 s",
-        "attempts: 3,000 (1,200/1,500 a minute), 990 of them retries, 7 refused by a rate limit; "
-        "pauses: 2",
-        "tokens: 60,000 reserved (24,000 a minute), 50,000 used by the answers",
-        "failed: 2 x HTTP 500",
-        "failed: 1 x timeout",
-    ]
-
-
-def test_a_summary_tells_what_became_of_each_limit() -> None:
-    """For each model: what it waited for, and the limits that were in force, found or typed in."""
-    typed = LimitReport(name="requests", configured=600.0, used=100.0, used_share=0.2)
-    found = LimitReport(
-        name="requests", found=300.0, used=100.0, used_share=0.951, changes=((1.0, 600.0), (9.0, 300.0))
-    )
-    day = LimitReport(name="requests", window_s=86_400.0, found=1000.0, used=100.0, used_share=0.1)
-    tried = LimitReport(name="requests", tried_per_minute=480.0)
-    summary = Summary(
-        elapsed_s=100.0,
-        buckets=(
-            BucketReport(
-                url="http://h/v1/embeddings",
-                model="small",
-                held_by={"requests": 80.0, "pause": 10.0, "input": 0.5},
-                admitted=100,
-                limits=(typed, found, day),
-            ),
-            BucketReport(url="http://h/v1/x", model="", admitted=200, limits=(tried,)),
-            BucketReport(url="http://h/v1/x", model="sun", admitted=5, in_flight_limit=61.6),
-            BucketReport(url="http://h/v1/x", model="unused"),
-        ),
-    )
-    assert summary_text(summary, Limits()).splitlines()[-3:] == [
-        "/v1/x: held back by nothing; 480 requests/min tried",
-        "small: held back 80% by the limit of requests, 10% by a pause; "
-        "300 requests/min found (95% used, 1 changes); "
-        "1,000 requests in 24 h found (10% used)",
-        "sun: held back by nothing; 62 in flight suited the server",
-    ]
-
-
-def test_a_run_that_did_nothing_has_a_summary() -> None:
-    """No time and no requests divide by nothing."""
-    text = summary_text(Summary(), Limits(requests_per_minute=60))
-    assert text.startswith("0 answered, 0 failed in 0.0 s\nattempts: 0 (0/60 a minute)")

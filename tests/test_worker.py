@@ -288,6 +288,7 @@ def test_a_wait_of_hours_stops_the_run() -> None:
     outcome = bench.run()
     assert outcome.unanswered
     assert isinstance(bench.stop.cause, RunStoppedError)
+    assert bench.stop.cause.stop_cause == "server wait"
     assert "32,400 s" in str(bench.stop.cause)
     assert "daily limit" in str(bench.stop.cause)
     assert bench.now_s == 1000.0
@@ -413,6 +414,7 @@ def test_a_server_that_never_answered_ends_the_run() -> None:
     outcome = bench.run()
     assert outcome.unanswered and outcome.attempts == 3
     assert isinstance(bench.stop.cause, RunStoppedError)
+    assert bench.stop.cause.stop_cause == "unreachable"
     assert str(bench.stop.cause) == (
         "can't reach api.openai.com: connection error: Connection refused"
     )

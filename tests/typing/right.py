@@ -31,6 +31,7 @@ from parallel_processor import (
     Stats,
     Summary,
     Verification,
+    WaitCause,
     WorkerProcessError,
     process_api_requests_from_file,
     process_file,
@@ -80,7 +81,9 @@ def programs() -> None:
         processor.imap_unordered({"input": text} for text in "abc")
         processor.imap_unordered([Request(body={"input": "a"}), {"input": "b"}])
         assert_type(processor.process_file("in.jsonl", progress=False), Summary)
-        assert_type(processor.imap(({"input": text} for text in "abc"), window=10), Iterator[Outcome])
+        assert_type(
+            processor.imap(({"input": text} for text in "abc"), window=10), Iterator[Outcome]
+        )
         assert_type(processor.map([{"input": "a"}], progress=True), list[Outcome])
         processor.map([Request(body={}, metadata=3, custom_id="a", url="/v1/x")], on_outcome=print)
         future = processor.submit({"input": "a"})
@@ -151,7 +154,7 @@ def figures(summary: Summary) -> None:
     assert_type(summary.errors_by_kind, Mapping[str, int])
     for bucket in summary.buckets:
         assert_type(bucket, BucketReport)
-        assert_type(bucket.held_by, Mapping[str, float])
+        assert_type(bucket.held_by, Mapping[WaitCause, float])
         for limit in bucket.limits:
             assert_type(limit, LimitReport)
             assert_type(limit.found, float | None)

@@ -1,0 +1,135 @@
+"""What a run says at its end: the same rows as text and as a table."""
+
+from __future__ import annotations
+
+import pytest
+from test_display import table
+
+from parallel_processor.exceptions import (
+    InputFileError,
+    ResultsFileError,
+    RunStoppedError,
+    StopCause,
+    StopRequested,
+    WorkerProcessError,
+    stop_cause_of,
+)
+from parallel_processor.figures import BucketReport, LimitReport
+from parallel_processor.models import WaitCause
+from parallel_processor.summary import Summary, summary_text
+from parallel_processor.wording import cause_text
+
+
+def rows(summary: Summary) -> list[str]:
+    """The lines that ``print`` shows, which a notebook's table has as well."""
+    found = table(summary._repr_html_())
+    assert found.title == "Summary"
+    lines = str(summary).splitlines()
+    assert [f"{name}: {value}" for name, value in found.rows.items()] == lines
+    return lines
+
+
+def test_the_summary_names_everything() -> None:
+    """Counts, time, rates, tokens, retries, rejections, errors by kind, and why the run ended."""
+    summary = Summary(
+        already_answered=1_000,
+        already_failed=5,
+        answered=2_000,
+        failed=3,
+        unanswered=4,
+        deduplicated=6,
+        attempts=3_000,
+        retries=990,
+        rate_limited=7,
+        pauses=2,
+        used_tokens=50_000,
+        reserved_tokens=60_000,
+        elapsed_s=120.0,
+        errors_by_kind={"HTTP 500 <b>": 2, "timeout": 1},
+        stop_reason="stopped by the caller",
+    )
+    assert rows(summary) == [
+        "requests: 2,000 answered, 3 failed, 1,000 answered before, 5 failed before, "
+        "6 not sent because an equal one was, 4 given up, the rest not sent in 120.0 s",
+        "attempts: 3,000 (1,500 a minute), 990 of them retries, 7 rejected (429); pauses: 2",
+        "tokens: 60,000 reserved (30,000 a minute), 50,000 used by the answers",
+        "failed with HTTP 500 <b>: 2",
+        "failed with timeout: 1",
+        "stopped: stopped by the caller",
+    ]
+
+
+def test_a_summary_tells_what_became_of_each_limit() -> None:
+    """For each model: what it waited for, and the limits that were in force, found or configured."""
+    typed = LimitReport(name="requests", configured=600.0, used=100.0, used_share=0.2)
+    found = LimitReport(
+        name="requests",
+        found=300.0,
+        used=100.0,
+        used_share=0.951,
+        changes=((1.0, 600.0), (9.0, 300.0)),
+    )
+    day = LimitReport(name="requests", window_s=86_400.0, found=1000.0, used=100.0, used_share=0.1)
+    tried = LimitReport(name="requests", tried_per_minute=480.0)
+    cut = LimitReport(name="tokens", found=900.0, tried_per_minute=480.0)
+    url = "http://h/v1/x"
+    summary = Summary(
+        elapsed_s=100.0,
+        buckets=(
+            BucketReport(
+                url=url,
+                model="small",
+                held_by={WaitCause.REQUESTS: 80.0, WaitCause.DISK: 10.0, WaitCause.INPUT: 0.5},
+                admitted=100,
+                limits=(typed, found, day),
+            ),
+            BucketReport(url=url, model="", admitted=200, limits=(tried, cut)),
+            BucketReport(url=url, model="sun", admitted=5, in_flight_limit=61.6),
+            BucketReport(url=url, model="open", admitted=4, limits=(LimitReport(name="tokens"),)),
+            BucketReport(url=url, model="unused"),
+        ),
+    )
+    assert rows(summary)[3:] == [
+        "/v1/x: waited for nothing; 480 requests/min found by trying; "
+        "900 tokens/min found, reduced to 480 after rejections (429)",
+        "small: waited for 80 % the request limit, 10 % the disk; "
+        "300 requests/min found (95 % used, changed 1 time); 1,000 requests/day found (10 % used)",
+        "sun: waited for nothing; concurrency limit found: 62",
+        "open: waited for nothing; no limit of tokens",
+    ]
+
+
+def test_a_run_that_did_nothing_has_a_summary() -> None:
+    """No time and no requests divide by nothing, and a short run has no rate."""
+    assert rows(Summary())[0] == "requests: 0 answered, 0 failed in 0.0 s"
+    assert rows(Summary(attempts=50, elapsed_s=59.0))[1].startswith("attempts: 50, 0 of them")
+
+
+def test_every_cause_has_its_own_words() -> None:
+    """Whatever a run waits for, there is a text that tells it from all others."""
+    assert len({cause_text(cause) for cause in WaitCause}) == len(WaitCause)
+
+
+def test_the_reason_for_a_stop_can_be_left_out() -> None:
+    """The command has logged it by then."""
+    summary = Summary(stop_reason="no key")
+    assert rows(summary)[-1] == "stopped: no key"
+    assert "no key" not in summary_text(summary, with_stop=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (None, StopCause.NOTHING),
+        (KeyboardInterrupt(), StopCause.CALLER),
+        (StopRequested("enough"), StopCause.CALLER),
+        (RunStoppedError("HTTP 401", StopCause.KEY), StopCause.KEY),
+        (ResultsFileError("can't write"), StopCause.DISK),
+        (WorkerProcessError("no memory"), StopCause.PROCESSES),
+        (InputFileError("can't read"), StopCause.PROGRAM),
+        (ZeroDivisionError(), StopCause.PROGRAM),
+    ],
+)
+def test_what_ended_a_run_has_a_cause(error: BaseException | None, cause: StopCause) -> None:
+    """Each kind of end can be told from the others by a value."""
+    assert stop_cause_of(error) is cause
