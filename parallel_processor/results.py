@@ -8,8 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from parallel_processor.appendfile import AppendFile
-from parallel_processor.counters import Counters
-from parallel_processor.models import Request
 from parallel_processor.resume import AnsweredRequests, prepare_results
 
 _log = logging.getLogger("parallel_processor")
@@ -47,29 +45,3 @@ def prepare(
     if answered.foreign:
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
     return answered
-
-
-def unanswered(
-    requests: Iterator[Request],
-    answered: AnsweredRequests,
-    counters: Counters,
-    is_over: Callable[[], bool],
-) -> Iterator[Request]:
-    """The requests that have no answer yet; says once if a member had to be left out of some."""
-    warned = False
-    for request in requests:
-        if is_over():
-            return
-        if answered.take(request):
-            counters.skipped()
-            continue
-        if answered.kept_failures.take(request):
-            counters.skipped(failed=True)
-            continue
-        if request.dropped and not warned:
-            warned = True
-            names = ", ".join(sorted(request.dropped))
-            number = request.number
-            extra = {"request_number": number}
-            _log.warning("line %d: %s left out, here and below", number, names, extra=extra)
-        yield request

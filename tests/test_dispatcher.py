@@ -25,12 +25,13 @@ from clocks import FakeClock
 from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.buckets import Waiting
 from parallel_processor.ceiling import INSTANT_S, Ceiling, Reservation
+from parallel_processor.counters import Counters
 from parallel_processor.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
 from parallel_processor.lines import Admitted
-from parallel_processor.models import Cost, Estimate, Refusal, Request
+from parallel_processor.models import Cost, Estimate, Refusal, Request, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.retry import Tries
 from parallel_processor.stop import StopSignal
@@ -49,17 +50,17 @@ class ByHand(Dispatcher):
         self.slept_s: float | None = (
             0.0  # how long the last turn would have slept; None if it didn't
         )
-        self.wake.wait = self._sleep  # type: ignore[method-assign]
+        self.waker.wait = self._note_sleep  # type: ignore[method-assign]
         self._stop.wait = lambda seconds: False  # type: ignore[method-assign]
 
-    def _sleep(self, timeout: float | None = None) -> bool:
+    def _note_sleep(self, timeout: float | None = None) -> bool:
         self.slept_s = math.inf if timeout is None else timeout
         return True
 
     @property
     def is_asleep(self) -> bool:
         """True if the thread would be waiting now, with nobody having woken it."""
-        return self.slept_s is not None and not self.wake.is_set()
+        return self.slept_s is not None and not self.waker.is_set()
 
     def turn(self) -> None:
         """What the thread does when it wakes, up to its next sleep or end."""
@@ -67,7 +68,7 @@ class ByHand(Dispatcher):
             self.slept_s = None
             if not self._turn():
                 self._leave()
-            elif self.slept_s and not self.wake.is_set():
+            elif self.slept_s and not self.waker.is_set():
                 return
 
 
@@ -86,9 +87,9 @@ class Scarce:
             raise RuntimeError(self._message)
 
 
-def activity_of(is_full: bool) -> str:
+def activity_of(is_full: bool) -> WaitCause:
     """What a run is doing while nobody can be sent."""
-    return "max_workers" if is_full else "input"
+    return WaitCause.MAX_WORKERS if is_full else WaitCause.INPUT
 
 
 def request_of(
@@ -119,7 +120,7 @@ class Room:
     ) -> None:
         self.clock = parts.pop("clock", None) or FakeClock()
         self.stop = StopSignal()
-        self.ledger = Ledger()
+        self.counters, self.ledger = Counters(), Ledger()
         self.sent: list[int] = []
         self.waiting: dict[int, Waiting] = {}
         self.places: dict[int, Reservation] = {}
@@ -136,6 +137,7 @@ class Room:
             drop=parts.pop("drop", self._drop),
             on_room=self._ring,
             activity=self._tell_activity,
+            counters=self.counters,
             ledger=self.ledger,
             stop=self.stop,
             max_workers=max_workers,
@@ -155,8 +157,13 @@ class Room:
         (self.forgotten if waiting.tries is None else self.dropped).append(waiting.request.number)
         self.change()
 
-    def _tell_activity(self, is_full: bool) -> str:
-        told: str = self._activity(is_full)
+    @property
+    def unrecorded(self) -> int:
+        """How many outcomes aren't on record."""
+        return int(self.dispatcher._credits.unrecorded)
+
+    def _tell_activity(self, is_full: bool) -> WaitCause:
+        told: WaitCause = self._activity(is_full)
         self.change()
         return told
 
@@ -195,7 +202,7 @@ class Room:
     def done(self, number: int, *, again: bool = False, **how: Any) -> int | None:
         """An attempt has ended, and its thread sends what it gets instead; gives that one's number."""
         waiting = self.waiting[number]
-        waker = self.dispatcher.wake
+        waker = self.dispatcher.waker
         ending = waiting.bucket.ended(self.places[number], answered=not again, waker=waker)
         how.setdefault("made_room", ending.made_room)
         admitted = self.dispatcher.done(tried(waiting) if again else None, **how)
@@ -470,7 +477,7 @@ def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> 
     hand.dispatcher.turn()
     assert hand.sent == [0]
     assert hand.dispatcher.is_asleep
-    ending = one.ended(hand.places[0], answered=True, used_tokens=1.0, waker=hand.dispatcher.wake)
+    ending = one.ended(hand.places[0], answered=True, used_tokens=1.0, waker=hand.dispatcher.waker)
     assert ending.made_room
     assert hand.dispatcher.is_asleep
     admitted = hand.dispatcher.done(made_room=True)
@@ -523,7 +530,7 @@ def test_who_is_tried_again_at_once_is_the_next(hand: Room) -> None:
     assert hand.done(1, again=True) == 1
     assert hand.done(0) == 2
     assert hand.done(1) == 3
-    assert hand.dispatcher.unrecorded == 2
+    assert hand.unrecorded == 2
     assert hand.sent == [0, 1, 1, 2, 3]
 
 
@@ -617,7 +624,7 @@ def test_a_closed_input_waits_for_those_that_are_tried_again(hand: Room) -> None
     assert hand.done(0) is None
     hand.dispatcher.turn()
     assert hand.dispatcher._has_left
-    assert hand.dispatcher.unrecorded == 1
+    assert hand.unrecorded == 1
     assert hand.dropped == []
 
 
@@ -680,7 +687,7 @@ def test_a_stop_drops_those_that_were_tried(hand: Room) -> None:
     hand.stop.set(ENDED)
     hand.dispatcher.turn()
     assert sorted(hand.dropped) == [0, 1]
-    assert hand.dispatcher.unrecorded == 2
+    assert hand.unrecorded == 2
     assert hand.dispatcher.in_flight == 0
     assert hand.dispatcher.is_busy()
     assert not bucket.queue
@@ -701,7 +708,7 @@ def test_who_comes_back_after_the_end_is_dropped(hand: Room) -> None:
     assert hand.dropped == [0]
     assert hand.done(1, again=True, retry_in_s=7.0) is None
     assert hand.dropped == [0, 1]
-    assert (hand.dispatcher.in_flight, hand.dispatcher.unrecorded) == (0, 2)
+    assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, 2)
     hand.dispatcher.recorded(1)
     assert hand.dispatcher.is_busy()
     hand.dispatcher.recorded(1)
@@ -720,7 +727,7 @@ def test_who_comes_back_between_the_stop_and_the_end_is_dropped_once(hand: Room)
     assert hand.dropped == []
     hand.dispatcher.turn()
     assert sorted(hand.dropped) == [0, 1]
-    assert hand.dispatcher.unrecorded == 2
+    assert hand.unrecorded == 2
 
 
 def test_in_a_hurry_who_comes_back_is_dropped(hand: Room) -> None:
@@ -736,7 +743,7 @@ def test_in_a_hurry_who_comes_back_is_dropped(hand: Room) -> None:
     hand.done(1, again=True)
     hand.done(2)
     assert hand.dropped == [0, 1]
-    assert hand.dispatcher.unrecorded == 3
+    assert hand.unrecorded == 3
     hand.dispatcher.recorded(3)
     assert not hand.dispatcher.is_busy()
 
@@ -792,7 +799,7 @@ def test_what_is_not_on_record_bounds_the_reading(hand: Room) -> None:
 def test_what_passes_by_counts_until_it_is_on_record(hand: Room) -> None:
     """What can't be sent waits for no bucket, but bounds the reading as the others do."""
     for left in (2, 2, 1, 0):
-        hand.dispatcher.pass_by()
+        hand.dispatcher.skip()
         assert hand.dispatcher.room() == left
     assert hand.dispatcher.is_busy()
     assert hand.dispatcher.in_flight == 0
@@ -801,16 +808,16 @@ def test_what_passes_by_counts_until_it_is_on_record(hand: Room) -> None:
     assert not hand.dispatcher.is_busy()
 
 
-def test_a_writer_may_have_some_slack(hand: Room) -> None:
+def test_a_writer_may_have_some_slack() -> None:
     """So many more outcomes may wait for a writer that writes many at once."""
-    hand.dispatcher.slack = 10
+    hand = Room(ByHand, max_workers=2, writer_slack=10)
     for _ in range(12):
         assert hand.dispatcher.room() == 2
-        hand.dispatcher.pass_by()
+        hand.dispatcher.skip()
     assert hand.dispatcher.room() == 2
-    hand.dispatcher.pass_by()
+    hand.dispatcher.skip()
     assert hand.dispatcher.room() == 1
-    hand.dispatcher.pass_by()
+    hand.dispatcher.skip()
     assert hand.dispatcher.room() == 0
 
 
@@ -846,7 +853,7 @@ def test_the_reader_is_told_of_what_is_on_record() -> None:
     """Where outcomes are what bounds it, their records wake it: not each, but before all are."""
     room = Room(ByHand, max_workers=8)
     for _ in range(16):
-        room.dispatcher.pass_by()
+        room.dispatcher.skip()
     assert room.dispatcher.room() == 0
     for recorded in range(8):
         assert room.rings == (recorded > 4)
@@ -968,7 +975,7 @@ def test_what_waits_goes_when_others_end(narrow: Room) -> None:
         narrow.read(number, bucket)
     pass_time(bucket, 2e6)
     narrow.read(6, bucket)
-    narrow.dispatcher.wake.set()
+    narrow.dispatcher.waker.set()
     narrow.until(lambda: narrow.sent == [0, 1])
     for number in range(5):
         assert narrow.finish(number) == number + 2
@@ -1004,7 +1011,7 @@ def test_where_workers_are_short_no_line_waits_for_all_of_another() -> None:
         for number in range(2, 50):
             room.read(number, long)
         clock.now_s += 2e6
-        room.dispatcher.wake.set()
+        room.dispatcher.waker.set()
         room.until(lambda: len(room.sent) == 1)
         for place in range(49):
             assert room.finish(room.sent[place]) is not None
@@ -1048,9 +1055,9 @@ class Load:
             start=lambda admitted: self.executor.submit(self.work, admitted),
             drop=lambda waiting: waiting.tries is not None and self.unwritten.put(1),
             max_workers=max_workers,
+            writer_slack=slack,
             clock=clock,
         )
-        self.room.dispatcher.slack = slack
 
     def work(self, admitted: Admitted | None) -> None:
         """What a thread does."""
@@ -1070,7 +1077,7 @@ class Load:
             if waiting.tries is None:
                 self.lines[waiting.bucket].append((place.ticket, waiting.request.number))
             luck = self.random.random()
-        waker = self.room.dispatcher.wake
+        waker = self.room.dispatcher.waker
         ending = waiting.bucket.ended(place, answered=True, waker=waker)
         if luck < self.again / 10:
             waiting.bucket.pause(0.002)
@@ -1110,7 +1117,7 @@ class Load:
                 assert room.bell.wait(REAL_TIMEOUT_S), "the reader sleeps for ever"
             for _ in range(min(places, count - number)):
                 if self.random.random() < 0.05:
-                    dispatcher.pass_by()
+                    dispatcher.skip()
                     with self.lock:
                         self.done.append(number)
                     self.unwritten.put(1)
@@ -1139,7 +1146,7 @@ class Load:
                 self.unwritten.put(0)
                 self.writer.join(REAL_TIMEOUT_S)
         assert self.room.dispatcher.error is None
-        assert self.room.dispatcher.in_flight == self.room.dispatcher.unrecorded == 0
+        assert self.room.dispatcher.in_flight == self.room.unrecorded == 0
         assert not any(bucket.queue for bucket in self.buckets)
         assert not any(bucket.server.in_flight.count for bucket in self.buckets)
 
@@ -1266,12 +1273,13 @@ class ModelRun:
             drop=lambda waiting: pytest.fail("nothing is dropped"),
             on_room=self.ring,
             activity=activity_of,
+            counters=Counters(),
             ledger=Ledger(),
             stop=StopSignal(),
             max_workers=max_workers,
+            writer_slack=world.random.choice((0, 0, 20)),
             clock=world.clock,
         )
-        self.dispatcher.slack = world.random.choice((0, 0, 20))
         self.dispatcher.turn()
 
     def _make(self, number: int) -> Waiting:
@@ -1323,7 +1331,7 @@ class ModelRun:
             if self.world.random.random() < 0.03:
                 self.outcomes.append(waiting.request.number)
                 self.unrecorded += 1
-                self.dispatcher.pass_by()
+                self.dispatcher.skip()
             else:
                 self.dispatcher.put(waiting)
 
@@ -1335,7 +1343,7 @@ class ModelRun:
         used = luck.choice((None, place.costs[1] / 4, place.costs[1] * 2))
         again = kind < 0.3
         ending = bucket.ended(
-            place, answered=not again, used_tokens=used, waker=self.dispatcher.wake
+            place, answered=not again, used_tokens=used, waker=self.dispatcher.waker
         )
         retry_in_s = 0.0
         if kind < 0.05:
@@ -1371,7 +1379,7 @@ class ModelRun:
         """Whoever may be admitted has somebody who will admit it, in time."""
         dispatcher, now = self.dispatcher, self.world.clock()
         assert dispatcher.in_flight == len(self.in_flight) + len(self.ended) <= self.max_workers
-        assert dispatcher.unrecorded == self.unrecorded
+        assert dispatcher._credits.unrecorded == self.unrecorded
         if self.due_at <= now or dispatcher._has_left:
             return
         if dispatcher.in_flight == self.max_workers:
@@ -1610,7 +1618,7 @@ def test_a_fault_in_a_thread_that_sends_is_its_own() -> None:
     room.dispatcher.turn()
     with pytest.raises(ZeroDivisionError):
         room.done(0)
-    assert (room.dispatcher.in_flight, room.dispatcher.unrecorded) == (1, 1)
+    assert (room.dispatcher.in_flight, room.unrecorded) == (1, 1)
     assert room.done(1) == 2
     room.stop.set(ENDED)
     room.dispatcher.turn()
@@ -1656,11 +1664,11 @@ def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
         room.until(lambda: room.dispatcher.in_flight == 1 and room.dispatcher._is_asleep)
         assert room.dispatcher.done(tried(room.waiting[0]), retry_in_s=1.0) is None
         room.clock.now_s += 2.0
-        room.dispatcher.wake.set()
+        room.dispatcher.waker.set()
         room.end()
         assert isinstance(room.dispatcher.error, RuntimeError)
         assert room.dropped == [0]
-        assert room.dispatcher.unrecorded == 1
+        assert room.unrecorded == 1
 
 
 def test_without_any_thread_the_run_ends() -> None:

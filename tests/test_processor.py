@@ -582,8 +582,8 @@ def test_a_stop_during_the_scan_changes_nothing(tmp_path: Path) -> None:
         started = account.run
 
         @contextmanager
-        def stopped_run() -> Iterator[Any]:
-            with started() as run:
+        def stopped_run(**how: Any) -> Iterator[Any]:
+            with started(**how) as run:
                 made.stop("by the test")
                 yield run
 

@@ -13,9 +13,10 @@ import pytest
 from parallel_processor.appendfile import AppendFile
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import ResultsFileError, StopRequested
+from parallel_processor.filejob import unanswered
 from parallel_processor.formats import parse_line
 from parallel_processor.models import Request
-from parallel_processor.results import open_files, prepare, unanswered
+from parallel_processor.results import open_files, prepare
 from parallel_processor.resume import AnsweredRequests
 
 URL = "https://api.openai.com/v1/embeddings"
