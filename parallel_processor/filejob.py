@@ -33,7 +33,7 @@ _log = logging.getLogger("parallel_processor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileJob:
-    """What to do with a file; names as in ``Processor.process_file``."""
+    """What to do with a file. The fields are the arguments of ``Processor.process_file``."""
 
     source: Path
     save: Path
