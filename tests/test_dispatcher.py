@@ -292,8 +292,8 @@ class Play:
     (``slow``), and for a pause (``paused``). Requests are numbered from 0 as they are put.
     """
 
-    def __init__(self) -> None:
-        self.room = Room(ByHand, max_workers=2)
+    def __init__(self, max_workers: int = 2) -> None:
+        self.room = Room(ByHand, max_workers=max_workers)
         slow = bucket_of(60)
         slow.enqueue(Reservation(1.0))
         free, idle, paused = bucket_of(), bucket_of(), paused_bucket()
@@ -310,6 +310,11 @@ class Play:
             elif kind in ("done", "again", "later"):
                 seconds = 7.0 if kind == "later" else 0.0
                 room.done(int(words[0]), again=kind != "done", retry_in_s=seconds)
+            elif kind == "skip":
+                for _ in range(int(words[0])):
+                    dispatcher.skip()
+            elif kind == "record":
+                dispatcher.recorded(int(words[0]))
             elif kind == "wait":
                 room.clock.now_s += float(words[0])
             elif kind == "pause":
@@ -449,6 +454,40 @@ def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room)
 # A thread that is done gets the next one.
 
 
+@pytest.mark.parametrize(
+    ("events", "sent", "slept_s"),
+    [
+        ("put free 1, turn, done 0", [0], math.inf),  # nobody is left for the thread
+        # where its own model waits, a thread goes on with another's request
+        ("put free 1, put slow 1, turn, put idle 1, turn, put idle 1, done 0", [0, 2, 3], math.inf),
+        # before our thread has had its turn, a thread that is done gets what was put already
+        ("put free 1, turn, put free 2, done 0, turn", [0, 1, 2], math.inf),
+        # who comes back at once is the next, and its thread goes on with it
+        ("put free 4, turn, again 1, done 0, done 1", [0, 1, 1, 2, 3], math.inf),
+        # who comes back later isn't sent before, and others go meanwhile
+        ("put free 1, turn, later 0, turn", [0], 7.0),
+        ("put free 1, turn, later 0, turn, put free 1, turn, wait 6.9, turn", [0, 1], 0.1),
+        ("put free 1, turn, later 0, turn, put free 1, turn, wait 7.1, turn", [0, 1, 0], math.inf),
+        # where its time comes while all workers are busy, it is the next that is sent
+        ("put free 5, turn, later 0, turn, wait 7, turn", [0, 1, 2], math.inf),
+        (
+            "put free 5, turn, later 0, turn, wait 7, turn, done 1, done 2",
+            [0, 1, 2, 0, 3],
+            math.inf,
+        ),
+    ],
+)
+def test_who_is_sent_in_which_order(events: str, sent: list[int], slept_s: float) -> None:
+    """By threads that are done and by ours, which sleeps until something changes."""
+    play = Play()
+    play(*events.split(", "))
+    assert play.room.sent == sent
+    if play.room.dispatcher.is_asleep:
+        assert play.room.dispatcher.slept_s == pytest.approx(slept_s)
+    else:
+        assert slept_s == math.inf  # it is to look again
+
+
 def test_a_thread_that_is_done_sends_the_next_one(hand: Room) -> None:
     """It gets each at once, in order, and nobody else is woken for that."""
     bucket = bucket_of()
@@ -478,40 +517,6 @@ def test_a_thread_that_is_done_gets_nothing_where_nothing_may_go(hand: Room) -> 
     pass_time(slow, 1.1)
     hand.dispatcher.turn()
     assert hand.sent == [0, 1]
-
-
-def test_a_thread_that_is_done_gets_nothing_where_nobody_waits(hand: Room) -> None:
-    """The end of the input leaves it without work."""
-    hand.put(0, bucket_of())
-    hand.dispatcher.turn()
-    assert hand.done(0) is None
-    assert hand.dispatcher.in_flight == 0
-    assert hand.dispatcher.is_asleep
-
-
-def test_a_thread_that_is_done_gets_anothers_request(hand: Room) -> None:
-    """Where its own model waits, it goes on with one that doesn't."""
-    slow, other = bucket_of(60), bucket_of()
-    for number in range(2):
-        hand.put(number, slow)
-    hand.dispatcher.turn()
-    hand.put(2, other)
-    hand.dispatcher.turn()
-    hand.put(3, other)
-    assert hand.sent == [0, 2]
-    assert hand.done(0) == 3
-
-
-def test_where_nobody_takes_the_turn_the_next_one_is_given_all_the_same(hand: Room) -> None:
-    """Before our thread has had its turn, a thread that is done gets what was put already."""
-    bucket = bucket_of()
-    hand.put(0, bucket)
-    hand.dispatcher.turn()
-    hand.put(1, bucket)
-    hand.put(2, bucket)
-    assert hand.done(0) == 1
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 2]
 
 
 def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> None:
@@ -572,19 +577,6 @@ def test_when_there_are_workers_again_the_thread_looks_after_all_lines(hand: Roo
 # Those that are tried again.
 
 
-def test_who_is_tried_again_at_once_is_the_next(hand: Room) -> None:
-    """A request that comes back goes to the head of its line, and its thread goes on with it."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(1, again=True) == 1
-    assert hand.done(0) == 2
-    assert hand.done(1) == 3
-    assert hand.unrecorded == 2
-    assert hand.sent == [0, 1, 1, 2, 3]
-
-
 def test_who_is_tried_again_waits_for_its_bucket(hand: Room) -> None:
     """One that was refused is the first of those that wait behind the pause."""
     bucket = bucket_of()
@@ -602,27 +594,6 @@ def test_who_is_tried_again_waits_for_its_bucket(hand: Room) -> None:
     assert hand.sent == [0, 1, 0, 2]
 
 
-def test_who_is_tried_again_later_is_not_tried_before(hand: Room) -> None:
-    """The thread sleeps until its time has come, and others go meanwhile."""
-    bucket = bucket_of()
-    hand.put(0, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(0, again=True, retry_in_s=7.0) is None
-    assert not hand.dispatcher.is_asleep  # it has to learn when to wake
-    hand.dispatcher.turn()
-    assert hand.dispatcher.slept_s == 7.0
-    hand.put(1, bucket)
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    hand.clock.now_s += 6.9
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    assert hand.dispatcher.slept_s == pytest.approx(0.1)
-    hand.clock.now_s += 0.2
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 0]
-
-
 def test_only_a_nearer_time_wakes_the_thread(hand: Room) -> None:
     """One that is to be tried again after the time at which the thread wakes anyway doesn't."""
     bucket = bucket_of()
@@ -638,24 +609,6 @@ def test_only_a_nearer_time_wakes_the_thread(hand: Room) -> None:
     assert hand.dispatcher.slept_s == 1.0
     hand.done(0, again=True, retry_in_s=0.5)
     assert not hand.dispatcher.is_asleep
-
-
-def test_who_is_tried_again_goes_while_all_workers_are_busy_to_the_head(hand: Room) -> None:
-    """Its time may come where nobody may be sent: then it is the next that is."""
-    bucket = bucket_of()
-    for number in range(5):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(0, again=True, retry_in_s=7.0) == 2
-    hand.dispatcher.turn()
-    assert hand.dispatcher.slept_s == 7.0
-    hand.clock.now_s += 7.0
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 2]
-    assert hand.dispatcher.slept_s == math.inf
-    assert hand.dispatcher.in_flight == 2
-    assert hand.done(1) == 0
-    assert hand.done(2) == 3
 
 
 def test_a_closed_input_waits_for_those_that_are_tried_again(hand: Room) -> None:
@@ -757,55 +710,39 @@ def test_nobody_is_told_who_does_not_wait(room: Room) -> None:
     assert room.rings == rings
 
 
-def test_the_reader_is_told_when_half_of_the_read_ahead_is_free() -> None:
+@pytest.mark.parametrize(
+    ("before", "one_by_one", "left"),
+    [
+        # outcomes on record, and a thread that goes on with the next request
+        ("put free 16, turn", [f"done {n}, record 1" for n in range(8)], 8),
+        # outcomes of what was never sent
+        ("skip 16", ["record 1"] * 8, 8),
+    ],
+)
+def test_the_reader_is_told_when_half_of_the_read_ahead_is_free(
+    before: str, one_by_one: list[str], left: int
+) -> None:
     """A reader that waits isn't woken for each request, and when it is, not again."""
-    room = Room(ByHand, max_workers=8)
-    bucket = bucket_of()
-    for number in range(16):
-        room.put(number, bucket)
-    room.dispatcher.turn()
-    assert room.dispatcher.room() == 0
-    for number in range(8):
-        assert room.rings == (number > 4)
-        assert room.finish(number) == number + 8
-    assert room.rings == 1
-    assert room.dispatcher.room() == 8
+    play = Play(max_workers=8)
+    play(*before.split(", "))
+    assert play.room.dispatcher.room() == 0
+    for place, events in enumerate(one_by_one):
+        assert play.room.rings == (place > 4)
+        play(*events.split(", "))
+    assert play.room.rings == 1
+    assert play.room.dispatcher.room() == left
 
 
-def test_the_reader_is_told_of_what_is_on_record() -> None:
-    """Where outcomes are what bounds it, their records wake it: not each, but before all are."""
-    room = Room(ByHand, max_workers=8)
-    for _ in range(16):
-        room.dispatcher.skip()
-    assert room.dispatcher.room() == 0
-    for recorded in range(8):
-        assert room.rings == (recorded > 4)
-        room.dispatcher.recorded(1)
-    assert room.rings == 1
-
-
-def test_the_reader_is_told_when_our_thread_has_sent_enough() -> None:
-    """What was read goes into flight, and there is room for as many again."""
-    room = Room(ByHand, max_workers=8)
-    bucket = bucket_of()
-    for number in range(8):
-        room.put(number, bucket)
-    assert room.dispatcher.room() == 0
-    room.dispatcher.turn()
-    assert len(room.sent) == 8
-    assert room.rings == 1
-    assert room.dispatcher.room() == 8
-
-
-def test_the_reader_is_told_when_all_lines_wait(hand: Room) -> None:
-    """Then the look-ahead begins, in case there are other models behind them."""
-    slow = paused_bucket()
-    for number in range(2):
-        hand.put(number, slow)
-    assert hand.dispatcher.room() == 0
-    hand.dispatcher.turn()
-    assert hand.rings == 1
-    assert hand.dispatcher.room() > 0
+@pytest.mark.parametrize("name", ["free", "paused"])
+def test_the_reader_is_told_by_our_thread(name: str) -> None:
+    """What was read goes into flight, or all lines wait: then the look-ahead begins."""
+    play = Play(max_workers=8)
+    play(f"put {name} 8")
+    assert play.room.dispatcher.room() == 0
+    play("turn")
+    assert play.room.rings == 1
+    room = play.room.dispatcher.room()
+    assert room == 8 if name == "free" else room > 0
 
 
 def test_the_last_record_is_told(hand: Room) -> None:
