@@ -959,10 +959,7 @@ def quick_switches() -> Iterator[None]:
 def test_everything_is_sent_once_and_nobody_sleeps_for_ever(
     max_workers: int, seed: int, again: float, slack: int, rate: float
 ) -> None:
-    """With real threads, clocks and limits: nothing lost, nothing twice, in order, within bounds.
-
-    The reader hears of room, our thread of those that come back, and everything has an end.
-    """
+    """With real threads and limits: nothing lost, nothing twice, in order, within bounds, to the end."""
     load = Load(max_workers, seed, again=again, slack=slack, rate=rate)
     load.run(1000)
     assert load.room.stop.cause is ENDED
