@@ -1,4 +1,4 @@
-"""What all runs of a processor have in common in one process: limits, what was learned, the counts."""
+"""What the runs of a processor share in one process: the limits, what was learned, and the counts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from parallel_processor.buckets import Buckets
 from parallel_processor.counters import Counts
 from parallel_processor.exceptions import stop_cause_of
 from parallel_processor.latencies import percentiles_s
+from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.pricing import Pricing
 from parallel_processor.progress import Progress
-from parallel_processor.run import Run
+from parallel_processor.run import MakeSink, Run
 from parallel_processor.submissions import Submissions
 from parallel_processor.summary import Stats, Summary, counters_of
 
@@ -33,9 +34,27 @@ class Account:
         self._ended = Counts()  # of the runs that are over
 
     @contextmanager
-    def run(self) -> Iterator[Run]:
-        """A new run, which is over with the block."""
-        run = Run(self._options, buckets=self.buckets, pricing=self.pricing, clock=self._clock)
+    def run(
+        self,
+        *,
+        make_sink: MakeSink | None = None,
+        on_cancel: Callable[[], None] | None = None,
+        ahead: Callable[[], float] | None = None,
+        is_wanted: Callable[[Request], bool] | None = None,
+        parses_answers: bool = True,
+    ) -> Iterator[Run]:
+        """A new run, which is over with the block. The arguments are those of :class:`Run`."""
+        run = Run(
+            self._options,
+            buckets=self.buckets,
+            pricing=self.pricing,
+            make_sink=make_sink,
+            on_cancel=on_cancel,
+            ahead=ahead,
+            is_wanted=is_wanted,
+            parses_answers=parses_answers,
+            clock=self._clock,
+        )
         with self._lock:
             self._runs.add(run)
         try:
@@ -46,14 +65,14 @@ class Account:
                 self._ended += run.counters.counts().at_end()
 
     def runs(self) -> list[Run]:
-        """The runs under way."""
+        """The runs that are not over."""
         with self._lock:
             return list(self._runs)
 
     def progress(
         self, run: Run, fraction: Callable[[], float | None], show: bool | None
     ) -> Progress:
-        """What shows how far ``run`` is, of whose input ``fraction`` has been read."""
+        """A progress display of ``run``; ``fraction`` tells how much of its input has been read."""
         return Progress(
             run.counters,
             usage=self.buckets.usage,
@@ -64,7 +83,7 @@ class Account:
         )
 
     def summary(self, run: Run, started_at: float) -> Summary:
-        """What ``run`` did, so far or in the end; it began at ``started_at`` of the clock."""
+        """What ``run``, which began at ``started_at`` of the clock, has done so far."""
         now = self._clock()
         return run.counters.summary(
             now - started_at,
@@ -75,7 +94,7 @@ class Account:
         )
 
     def stats(self) -> Stats:
-        """Where all runs together stand."""
+        """The counts of all runs together, at this moment."""
         with self._lock:
             counts, runs, in_flight = self._ended, len(self._runs), 0
             for run in self._runs:

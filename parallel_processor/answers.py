@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,10 +98,26 @@ class ErrorInfo:
         return self.detail_codes | {self.code, self.type}
 
 
-def judge(reply: Reply) -> Attempt:
-    """What ``reply`` means for its request and for the run."""
+def judge(
+    reply: Reply,
+    readings: Sequence[Any] = (),
+    sent_at_s: float = 0.0,
+    latency_s: float | None = None,
+) -> Attempt:
+    """What ``reply`` means for its request and for the run.
+
+    The other arguments become fields of the attempt: a good one is not copied to add them.
+    """
     if 200 <= reply.status < 300:
-        return _judge_success(reply)
+        attempt = _judge_success(reply, readings, sent_at_s, latency_s)
+        if attempt.verdict is Verdict.ANSWERED:
+            return attempt
+    else:
+        attempt = _judge_failure(reply)
+    return replace(attempt, readings=readings, sent_at_s=sent_at_s, latency_s=latency_s)
+
+
+def _judge_failure(reply: Reply) -> Attempt:
     info, wait = read_error(reply), retry_after_s(reply)
     verdict = _verdict(reply.status, reply, info, wait)
     label = info.code if info.code not in ("", str(reply.status)) else info.type
@@ -140,7 +156,9 @@ def _attempt(
     return Attempt(verdict=verdict, reply=reply, kind=kind, error=error, retry_after_s=wait)
 
 
-def _judge_success(reply: Reply) -> Attempt:
+def _judge_success(
+    reply: Reply, readings: Sequence[Any], sent_at_s: float, latency_s: float | None
+) -> Attempt:
     if reply.headers.get("content-type", "").lower().startswith("text/event-stream"):
         return _attempt(
             Verdict.FAILED, reply, "unexpected stream", "the server sent an event stream"
@@ -150,11 +168,25 @@ def _judge_success(reply: Reply) -> Attempt:
         return _attempt(Verdict.RETRY, reply, "not JSON", f"the answer is not JSON: {start!r}")
     data = _unwrapped(reply.data)
     if not isinstance(data, Mapping):
-        return Attempt(verdict=Verdict.ANSWERED, reply=reply)
+        return Attempt(
+            verdict=Verdict.ANSWERED,
+            reply=reply,
+            readings=readings,
+            sent_at_s=sent_at_s,
+            latency_s=latency_s,
+        )
     if data.get("error") or (data.get("object") == "response" and data.get("status") == "failed"):
         return _judge_error_in_200(reply)
     used, output = read_usage(data)
-    return Attempt(verdict=Verdict.ANSWERED, reply=reply, used_tokens=used, output_tokens=output)
+    return Attempt(
+        verdict=Verdict.ANSWERED,
+        reply=reply,
+        used_tokens=used,
+        output_tokens=output,
+        readings=readings,
+        sent_at_s=sent_at_s,
+        latency_s=latency_s,
+    )
 
 
 def _judge_error_in_200(reply: Reply) -> Attempt:

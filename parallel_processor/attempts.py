@@ -1,7 +1,7 @@
-"""One attempt: a request goes out, and what comes back is judged. Nothing here waits or remembers.
+"""One attempt: a request goes out once, and what comes back is classified.
 
-That is all that a thread does which holds a connection, wherever it runs; what an end means for the
-limits, the request and the run is decided by ``worker.py``.
+This is all that a thread with a connection does, in this process or in a worker process. It knows no
+limits, retries or files: what an attempt means for those is decided by ``worker.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from parallel_processor.answers import judge
 from parallel_processor.exceptions import TransportError
@@ -23,64 +23,57 @@ if TYPE_CHECKING:
     from parallel_processor.transport import Transport
 
 
-class Ended(NamedTuple):
-    """How an attempt ended, what its answer's headers say of limits, and when it went out.
-
-    ``sent_at_s`` is on the monotonic clock, which all processes of a machine share; 0 if nobody knows.
-    ``latency_s`` is how long the exchange took, from the sending on where that is known.
-    """
-
-    attempt: Attempt
-    readings: Sequence[LimitReading] = ()
-    sent_at_s: float = 0.0
-    latency_s: float | None = None
-
-
-class Attempts:
-    """Makes attempts. Any thread may call it, and has a session of its own."""
+class AttemptRunner:
+    """Sends requests. Any thread may call it; each thread has a session of its own."""
 
     def __init__(self, options: Options, transport: Transport) -> None:
         self._transport = transport
         self._redact = Redactor(options.api_key)
 
-    def make(self, request: Request, host: str) -> Ended:
-        """Send ``request`` once; ``host`` is what the answer's headers are read as."""
-        readings: Sequence[LimitReading] = ()
+    def send_once(self, request: Request, host: str) -> Attempt:
+        """Send ``request`` once. ``host`` decides how the limit headers of the answer are read."""
         began_at_s = time.monotonic()
         try:
             reply = self._transport.send(request)
-            ended_at_s = time.monotonic()
-            readings = read_limits(reply.headers, host)
-            attempt = self._judge(reply)
         except TransportError as error:
-            ended_at_s = time.monotonic()
-            attempt = _broken(error)
-        if attempt.error:
-            attempt = replace(attempt, error=self._redact(attempt.error))
+            return self._broken(error, began_at_s)
+        ended_at_s = time.monotonic()
         sent_at_s = self._transport.sending_since_s
-        return Ended(attempt, readings, sent_at_s, ended_at_s - max(began_at_s, sent_at_s))
+        latency_s = ended_at_s - max(began_at_s, sent_at_s)
+        readings = read_limits(reply.headers, host)
+        attempt = judge(reply, readings, sent_at_s, latency_s)
+        if attempt.verdict is Verdict.ANSWERED:  # the user's own data: it stays as it came
+            return attempt
+        return self._without_keys(reply, readings, sent_at_s, latency_s)
 
-    def _judge(self, reply: Reply) -> Attempt:
-        """What ``reply`` means; of one that is no good answer, keys are cut out before it is read."""
-        attempt = judge(reply)
-        return attempt if attempt.verdict is Verdict.ANSWERED else judge(self._without_keys(reply))
+    def _broken(self, error: TransportError, began_at_s: float) -> Attempt:
+        """The attempt whose exchange ended with ``error``."""
+        latency_s = time.monotonic() - max(began_at_s, self._transport.sending_since_s)
+        if error.is_cut:  # by this run: whatever the error says, the server did nothing wrong
+            attempt = Attempt(verdict=Verdict.STOPPED)
+        else:
+            verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
+            if error.unreachable:
+                verdict = Verdict.UNREACHABLE
+            attempt = Attempt(verdict=verdict, kind=error.kind, error=self._redact(str(error)))
+        return replace(attempt, sent_at_s=self._transport.sending_since_s, latency_s=latency_s)
 
-    def _without_keys(self, reply: Reply) -> Reply:
+    def _without_keys(
+        self,
+        reply: Reply,
+        readings: Sequence[LimitReading],
+        sent_at_s: float,
+        latency_s: float,
+    ) -> Attempt:
+        """The attempt of a failure. Keys are removed first: shortening a text may tear one."""
         text = self._redact(reply.body.decode("utf-8", "replace"))
         headers = {name.lower(): self._redact(value) for name, value in reply.headers.items()}
         try:
             data, is_json = parse(text, strict=False), True
         except ValueError:
             data, is_json = None, False
-        return Reply(
+        clean = Reply(
             status=reply.status, headers=headers, body=text.encode(), data=data, is_json=is_json
         )
-
-
-def _broken(error: TransportError) -> Attempt:
-    if error.is_cut:  # no fault of the server's, whatever attempt it was
-        return Attempt(verdict=Verdict.STOPPED)
-    verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
-    if error.unreachable:
-        verdict = Verdict.UNREACHABLE
-    return Attempt(verdict=verdict, kind=error.kind, error=str(error))
+        attempt = judge(clean, readings, sent_at_s, latency_s)
+        return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt

@@ -1,7 +1,7 @@
-"""A worker process: sends what the run's process asks for, and tells how each attempt ended.
+"""A worker process: sends the requests that the run's process asks for, and returns the attempts.
 
-It has worker threads and connections, and nothing else: no limits, no files, no retries. It ends with
-its pipe, whatever became of the process at the other end; signals are for that one.
+It has worker threads and connections, but no limits, files or retries. It ends when its pipe ends,
+however the run's process ended. It ignores signals, which are meant for the run's process.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from parallel_processor import messages
-from parallel_processor.attempts import Attempts
+from parallel_processor.attempts import AttemptRunner
 from parallel_processor.exceptions import (
     ConfigurationError,
     ParallelProcessorError,
     WorkerProcessError,
 )
-from parallel_processor.messages import Errand
+from parallel_processor.messages import WorkItem
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport import Transport
 
-_GATHER_S = 0.001  # so long answers wait for others to travel with
+_BATCH_DELAY_S = 0.001  # how long attempts wait for others, to travel in one message
 
 
 class Child:
-    """The threads of one worker process. ``results`` is where the ends of attempts go."""
+    """The threads of one worker process. Attempts are written to ``results``."""
 
     def __init__(self, options: Options, results: BinaryIO) -> None:
         self._results = results
         self._transport = Transport(options)
-        self._attempts = Attempts(options, self._transport)
+        self._attempts = AttemptRunner(options, self._transport)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._executor = ThreadPoolExecutor(
@@ -45,33 +45,34 @@ class Child:
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
 
-    def run(self, errands: BinaryIO) -> None:
-        """Do what comes from ``errands``, until its end."""
-        while (message := messages.read(errands)) is not None:
-            if message == messages.BYE:
+    def run(self, work: BinaryIO) -> None:
+        """Do what the messages from ``work`` ask for, until they end."""
+        while (message := messages.read(work)) is not None:
+            if message == messages.SHUTDOWN:
                 break
-            if message == messages.CUT:
+            if message == messages.CANCEL:
                 self._transport.cut()
                 continue
-            for errand in message:
-                self._executor.submit(self._work, errand)
+            for item in message:
+                self._executor.submit(self._work, item)
         self._transport.cut()
         self._executor.shutdown()
         self._closing.set()
         self._ended.put(None)
         self._sender.join()
 
-    def _work(self, errand: Errand) -> None:
-        number, url, payload, host = errand
+    def _work(self, item: WorkItem) -> None:
+        """Runs in a worker thread: make one attempt."""
+        number, url, payload, host = item
         request = Request(body=None, payload=payload, number=number, url=url)
         try:
-            attempt, *more = self._attempts.make(request, host)
-            self._ended.put((number, messages.pack(attempt), *more))
-        except BaseException as error:  # a fault of ours, which ends the run
-            self._ended.put((number, _as_text(error)))
+            attempt = self._attempts.send_once(request, host)
+            self._ended.put((number, messages.pack(attempt)))
+        except BaseException as error:  # a bug: the run ends with it
+            self._ended.put((number, _picklable(error)))
 
     def _send(self) -> None:
-        """Runs in a thread: what has ended meanwhile travels together."""
+        """Runs in a thread: return attempts, all that have ended meanwhile in one message."""
         ended = self._ended.get()
         while ended is not None:
             batch = []
@@ -83,15 +84,15 @@ class Child:
                 pass
             try:
                 messages.write(self._results, batch)
-            except BaseException:  # nobody is there any more, or this can't be sent
+            except BaseException:  # the run's process is gone, or the message can't be pickled
                 os._exit(1)
             if ended is not None:
-                self._closing.wait(_GATHER_S)
+                self._closing.wait(_BATCH_DELAY_S)
                 ended = self._ended.get()
 
 
-def _as_text(error: BaseException) -> ParallelProcessorError:
-    """What can travel: not every exception can be pickled, or made again."""
+def _picklable(error: BaseException) -> ParallelProcessorError:
+    """An exception that can be sent: not every exception can be pickled and made again."""
     if isinstance(error, ConfigurationError):
         return ConfigurationError(str(error))
     return WorkerProcessError(f"{type(error).__name__} in a worker process: {error}")
@@ -99,15 +100,15 @@ def _as_text(error: BaseException) -> ParallelProcessorError:
 
 def main() -> None:
     """Runs in the new process, whose standard input and output are the pipes."""
-    for name in ("SIGINT", "SIGTERM"):  # a terminal sends these to everybody
+    for name in ("SIGINT", "SIGTERM"):  # a terminal sends these to every process
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    errands, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
+    work, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
-        os.dup2(2, 1)  # what a session of the user's prints must not get between
+        os.dup2(2, 1)  # so that what the user's session prints doesn't get into the pipe
     except OSError:  # there is no stderr
         os.dup2(0, 1)
-    first = messages.read(errands)
+    first = messages.read(work)
     if first is not None:
-        sys.path[:] = first[0]  # before what may have to be imported
-        Child(pickle.loads(first[1]), results).run(errands)
+        sys.path[:] = first[0]  # needed to import what the options refer to
+        Child(pickle.loads(first[1]), results).run(work)

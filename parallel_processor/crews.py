@@ -1,64 +1,70 @@
-"""Which crew sends for a run, and who remembers what. Each is imported only where it is wanted.
+"""The pool that sends a run's requests: threads or processes, each imported only where it is used.
 
-``requests``, which takes longer to import than everything else together, is therefore loaded by the
-first run with threads: ``import parallel_processor`` does without, as does a run with worker processes.
+``requests`` takes longer to import than everything else together. Therefore the first run with threads
+loads it: ``import parallel_processor`` and a run with worker processes do without.
 """
 
 from __future__ import annotations
 
-# The executor's module registers itself for the interpreter's end, which refuses that once the main
-# thread has ended; a run in another thread may begin then.
+# The executor's module registers itself for the interpreter's end. That is refused once the main thread
+# has ended, and a run in another thread may begin after that.
 import concurrent.futures.thread  # noqa: F401
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from parallel_processor.attempts import Ended
-from parallel_processor.forks import FORKS_WAIT
-from parallel_processor.limiter import Reservation
+from parallel_processor.forks import load
+from parallel_processor.models import Attempt
 from parallel_processor.options import Options
-from parallel_processor.pending import Admitted, Waiting
-
-if TYPE_CHECKING:
-    from parallel_processor.duplicates import Duplicates
-    from parallel_processor.threads import Crew
+from parallel_processor.pending import Admitted
+from parallel_processor.stop import StopSignal
 
 
-def make_crew(
+class WorkerPool(Protocol):
+    """What sends a run's requests."""
+
+    def start(self, admitted: Admitted) -> None:
+        """Send ``admitted``, at the latest in :meth:`flush`; ``RuntimeError`` if no thread can be had.
+
+        For one thread, as is :meth:`flush`.
+        """
+
+    def flush(self) -> None:
+        """Send everything that was started: nothing more is started for now."""
+
+    def cut(self) -> None:
+        """Cancel every exchange in flight. Any thread may call it."""
+
+    def abort(self) -> None:
+        """Cancel what keeps the interpreter from ending."""
+
+    def close(self) -> None:
+        """Wait until everything has ended, and close every connection."""
+
+
+def make_pool(
     options: Options,
     max_workers: int,
     *,
-    begin: Callable[[Waiting, Reservation], bool],
-    finish: Callable[[Admitted, Ended | BaseException | None], Admitted | None],
-) -> Crew:
+    settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+    stop: StopSignal,
+    parses_answers: bool,
+) -> WorkerPool:
     """Threads of this process, or the processes that ``options`` ask for.
 
-    Another process would send past whoever intercepts requests in this one, so that threads do it then.
+    ``parses_answers``: false if only the answers' text will be used. Where requests are intercepted in
+    this process (by a mock, say), its threads send them: other processes would evade the interception.
     """
     if options.processes == 1 or _is_intercepted():
-        with FORKS_WAIT:
-            from parallel_processor.threads import WorkerThreads
-
-        return WorkerThreads(options, max_workers, begin=begin, finish=finish)
-    with FORKS_WAIT:
-        from parallel_processor.processes import WorkerProcesses
-
-    return WorkerProcesses(options, max_workers, begin=begin, finish=finish)
+        make = load("parallel_processor.threads").WorkerThreads
+        pool: WorkerPool = make(options, max_workers, settle=settle, stop=stop)
+    else:
+        make = load("parallel_processor.processes").WorkerProcesses
+        pool = make(options, settle=settle, stop=stop, parses_answers=parses_answers)
+    return pool
 
 
 def _is_intercepted() -> bool:
     if "requests" not in sys.modules:
         return False
-    with FORKS_WAIT:
-        from parallel_processor.interception import is_any_active
-
-    return is_any_active()
-
-
-def make_duplicates(options: Options) -> Duplicates | None:
-    """What remembers equal requests, if ``options`` ask for that."""
-    if not options.dedupe:
-        return None
-    from parallel_processor.duplicates import Duplicates
-
-    return Duplicates()
+    return bool(load("parallel_processor.interception").is_any_active())

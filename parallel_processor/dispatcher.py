@@ -1,17 +1,18 @@
-"""The way from reading to sending: who is read, who is admitted, and which thread sends it.
+"""From reading to sending: which requests are read, which are admitted, and which thread sends them.
 
-The thread that reads must not wait for a bucket, since behind a request whose model has no capacity may
-stand one whose model has: it only puts what it reads into the line of its bucket (``lines.py``).
+The reader must never wait for a bucket: behind a request for an exhausted model there may be one for
+another model. So it only puts what it reads into the queue of its bucket (``lines.py``).
 
-**Who admits.** A thread whose request has ended asks for the next one itself (:meth:`Dispatcher.done`),
-and sends that at once: while there is work, nothing is handed from thread to thread. Our own thread waits
-for what only time brings, and starts a thread for whoever may go when nobody asks. It sleeps while each
-line's first has a place that isn't admitted and no backoff is over; whoever changes that wakes it. So
-tokens are counted by the thread that will send, right before, or by ours.
+**Who admits.** A worker whose attempt has ended takes the next admitted request itself
+(:meth:`Dispatcher.done`) and sends it at once. While there is work, nothing is handed from thread to
+thread. The dispatcher thread does what is left: it waits for what only time brings, and starts a worker
+for an admitted request that no worker asks for. It sleeps while every queue's head waits for its bucket
+and no backoff has expired. Whoever changes either wakes it. Tokens are counted by the worker that will
+send the request, right before, or by the dispatcher thread.
 
-**Who owns what.** ``_lock`` guards everything; a bucket's lock is taken within it, never the other way
-round. The thread lives from the first request to the last one or a stop (:mod:`exits` has the one that
-nobody else brings). It isn't the caller's: no KeyboardInterrupt comes between two steps of an admission.
+**Who owns what.** ``_lock`` guards every field. A bucket's lock is taken within it, never the other way
+round. The thread lives from the first request to the last one or to a stop. It is not the caller's
+thread, so that no KeyboardInterrupt comes in the middle of an admission.
 """
 
 from __future__ import annotations
@@ -22,139 +23,214 @@ import threading
 import time
 from collections.abc import Callable
 
-from parallel_processor.bounds import Bounds
+from parallel_processor.bounds import Credits
+from parallel_processor.counters import Counters
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.exits import at_exit
 from parallel_processor.ledger import Ledger
 from parallel_processor.lines import Lines
-from parallel_processor.models import Cost, Estimate
+from parallel_processor.models import Cost, Estimate, Request, WaitCause
 from parallel_processor.pending import Admitted, Waiting
 from parallel_processor.stop import StopSignal
 from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
-_PATIENCE_S = 10.0  # for our thread at the interpreter's end
-_GATHER_S = 0.001  # how long those who wake the thread at once wait for others
+_JOIN_TIMEOUT_S = 10.0  # for the thread at the interpreter's end
+_BATCH_DELAY_S = 0.001  # how long the thread waits for others to wake it as well
 
 
-class Dispatcher(Bounds):
+class Dispatcher:
     """The waiting requests of one run, and the thread that waits for their buckets.
 
-    ``count`` sets a request's ``estimate`` if it is put without one, in any thread; ``cost`` tells what an
-    attempt is expected to be charged if it is sent now. ``start`` has what was admitted sent, before
-    ``flush`` returns. ``drop`` gets each request that won't be sent (any more). ``on_room`` is called when
-    more may be read. ``activity`` tells what holds the run back where no bucket does, given whether as
-    many are in flight as may be. ``wake`` is what buckets wake.
+    Args:
+        cost: what an attempt is expected to be charged if it is sent now.
+        start: has an admitted request sent by another thread, at the latest in ``flush``.
+        flush: called when nothing more is started for now.
+        drop: called with each request that will not be sent, or not again.
+        on_room: called when more may be read, and when everything has ended.
+        activity: what holds the run back where no bucket does; its argument tells whether as many
+            requests are in flight as may be.
+        counters: count each request and attempt that is handed out.
+        ledger: is told what the run waits for.
+        stop: after it, nothing is handed out.
+        max_workers: how many requests may be in flight.
+        writer_slack: how many outcomes may wait for the writer, besides.
+        count: sets the ``estimate`` of a request that was put without one; called by any thread.
+        is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
+
+    Attributes:
+        error: a bug, or a failure of the system, that ended the thread.
+        waker: the event that the buckets set.
     """
 
     def __init__(
         self,
         *,
-        count: Callable[[Waiting], None] | None = None,
         cost: Callable[[Estimate], Cost],
         start: Callable[[Admitted], object],
         flush: Callable[[], object] = lambda: None,
         drop: Callable[[Waiting], None],
         on_room: Callable[[], None],
-        activity: Callable[[bool], str],
+        activity: Callable[[bool], WaitCause],
+        counters: Counters,
         ledger: Ledger,
         stop: StopSignal,
         max_workers: int,
+        writer_slack: int = 0,
+        count: Callable[[Waiting], None] | None = None,
+        is_wanted: Callable[[Request], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.error: BaseException | None = None  # a fault of ours, or the system's
-        self.wake = threading.Event()
-        self._count = count
+        self.error: BaseException | None = None
+        self.waker = threading.Event()
         self._start = start
         self._flush = flush
         self._drop = drop
         self._on_room = on_room
         self._activity = activity
+        self._counters = counters
         self._ledger = ledger
         self._stop = stop
+        self._count = count
+        self._is_wanted = is_wanted
         self._clock = clock
-        self._lock = threading.Lock()  # guards what follows, and everything of Bounds
-        super().__init__(Lines(cost, self.wake), max_workers)
-        self._due_at = math.inf  # when the thread wakes by itself, if it is asleep
-        self._waits_as = (False, False)  # its state when what it waits for was told
+        self._lock = threading.Lock()  # guards the fields below
+        self._lines = Lines(cost, self.waker)
+        self._credits = Credits(self._lines, max_workers, writer_slack)
+        self._is_asleep = False  # the thread
+        self._due_at = math.inf  # when it wakes by itself, if it is asleep
+        self._waits_as = (False, False)  # its state when the ledger was told what it waits for
         self._closed = self._hurries = self._has_left = self._has_started = False
         self._thread = SureThread(self._run, "parallel-processor-dispatcher")
-        at_exit(self._end)
 
-    # The reader's side.
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight."""
+        return self._credits.in_flight
+
+    @property
+    def waits_for_records(self) -> bool:
+        """True if outcomes that are not on record hold the run back."""
+        return self._credits.waits_for_records
+
+    # For the reader.
 
     def room(self) -> int:
-        """How many more may be read; if none, ``on_room`` tells when that changes."""
+        """How many more requests may be read; if 0, ``on_room`` tells when that changes."""
         with self._lock:
-            self._reader_waits = not (count := self._room())
+            count = self._credits.available(all_wait=self._is_asleep)
+            self._credits.reader_waits(not count)
             return count
 
     def put(self, waiting: Waiting) -> None:
-        """Take in what was read; after a stop it is dropped."""
+        """Queue a request that was read. After a stop it is dropped."""
         with self._lock:
-            if not (is_late := self._has_left) and self._lines.add(waiting) and not self._is_full:
-                self._rouse()
+            is_late = self._has_left
+            if not is_late and self._lines.add(waiting) and not self._credits.is_full:
+                self._wake()
         if is_late:
             self._drop(waiting)
         else:
             self._thread.start()
 
-    def pass_by(self) -> None:
-        """A request was read that has an outcome already, which counts until it is on record."""
+    def skip(self) -> None:
+        """A request was read that has an outcome already, which is not on record yet."""
         with self._lock:
-            self.unrecorded += 1
+            self._credits.add_outcomes(1)
 
     def close(self, *, hurry: bool = False) -> None:
-        """Nothing more will be put; in a ``hurry`` what may go now does, and the rest is dropped."""
+        """Nothing more will be put. In a ``hurry`` only what is admitted now is sent, the rest dropped."""
         with self._lock:
             self._closed, self._hurries = True, hurry
-            self._rouse()
+            self._wake()
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread has ended, which a stop or :meth:`close` brings about."""
+        """Wait until the thread has ended, after a stop or :meth:`close`."""
         self._thread.join(timeout_s)
 
     def is_busy(self) -> bool:
-        """True while anything waits or is under way; ``on_room`` tells when that ends."""
+        """True while anything is queued, in flight, or not on record; ``on_room`` tells when that ends."""
         with self._lock:
-            self._reader_waits = True
-            return not self._is_empty()
+            self._credits.reader_waits(True)
+            return not self._credits.is_empty
 
-    # The side of the threads that send, and of those that record.
+    def abort(self) -> None:
+        """End the thread, which may start no more workers: the interpreter ends."""
+        self._stop.set(StopRequested("the interpreter ends"))
+        self.join(_JOIN_TIMEOUT_S)
+
+    # For workers, and for whoever records.
 
     def done(
         self, again: Waiting | None = None, *, retry_in_s: float = 0.0, made_room: bool = False
     ) -> Admitted | None:
-        """One that was in flight has ended; gives another to be sent in its stead, if any may go.
+        """An attempt has ended. Returns the next request for the worker to send, if one may go.
 
-        It has an outcome, which counts until it is on record, or is to be tried ``again``.
-        ``made_room`` says that its bucket may admit more than it did.
+        Args:
+            again: the request, if it is to be sent again; otherwise it has an outcome.
+            retry_in_s: seconds until then.
+            made_room: its bucket may admit more than it did.
         """
         with self._lock:
-            self.in_flight -= 1
             comes_back = again is not None and not self._has_left
+            self._credits.take_back(has_outcome=not comes_back)
             if again is not None and comes_back:
                 due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf
                 self._lines.add_again(again, due_at)
                 if retry_in_s > 0:
-                    self._rouse(due_at)
-            else:
-                self.unrecorded += 1
+                    self._wake(due_at)
             admitted, uncounted = self._next(made_room)
-            rings = self._reader_waits and self._should_ring()
+            wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
         if again is not None and not comes_back:
             self._drop(again)
-        while uncounted is not None:
-            self._do_count(uncounted)
+        while uncounted is not None or (admitted is not None and not self._hand_out(admitted)):
+            if uncounted is not None:
+                self._do_count(uncounted)
             with self._lock:
                 admitted, uncounted = self._next(made_room=False)
-                rings = rings or (self._reader_waits and self._should_ring())
-        if rings:
+                wakes_reader |= self._credits.wakes_reader(all_wait=self._is_asleep)
+        if wakes_reader:
             self._on_room()
         return admitted
 
+    def recorded(self, count: int) -> None:
+        """So many outcomes are on record, or never will be."""
+        with self._lock:
+            self._credits.record(count)
+            wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
+        if wakes_reader:
+            self._on_room()
+
+    def _hand_out(self, admitted: Admitted) -> bool:
+        """Count the attempt that begins now; false if there is to be none, and the request is dropped."""
+        waiting, place = admitted
+        try:
+            if self._may_be_sent(waiting):
+                if waiting.tries is None:
+                    self._counters.started()
+                self._counters.sent(int(place.costs[1]), first=waiting.tries is None)
+                return True
+        except BaseException as error:  # a bug: the run ends with it instead of hanging
+            self._stop.set(error)
+        waiting.bucket.cancel(place)
+        with self._lock:
+            self._credits.take_back(has_outcome=waiting.tries is not None)
+        self._drop(waiting)
+        return False
+
+    def _may_be_sent(self, waiting: Waiting) -> bool:
+        tries = waiting.tries
+        if self._stop.is_set():
+            return False
+        if tries is None and self._is_wanted is not None and not self._is_wanted(waiting.request):
+            return False
+        if _log.isEnabledFor(logging.DEBUG):
+            number, sent = waiting.request.number, tries.sent if tries is not None else 0
+            extra = {"request_number": number}
+            _log.debug("request %d: attempt %d", number, sent + 1, extra=extra)
+        return True
+
     def _do_count(self, waiting: Waiting) -> None:
-        """Count the tokens of one that was taken for that."""
+        """Count the tokens of a request that was taken for that."""
         try:
             if self._count is not None:
                 self._count(waiting)
@@ -164,60 +240,58 @@ class Dispatcher(Bounds):
             if not was_added:
                 self._drop(waiting)
 
-    def recorded(self, count: int) -> None:
-        """So many outcomes are on record, or never will be."""
-        with self._lock:
-            self.unrecorded -= count
-            rings = self._reader_waits and self._should_ring()
-        if rings:
-            self._on_room()
+    # Caller holds ``_lock``.
 
     def _next(self, made_room: bool) -> tuple[Admitted | None, Waiting | None]:
-        """Admit one for the thread that asks, or have it count one; wake ours if more may go.
-
-        Caller holds ``_lock``.
-        """
+        """A request for the calling worker to send, or else one to count. Wakes the thread for others."""
         if self._has_left or self._stop.is_set():
             return None, None
         admitted, uncounted = self._choose()
-        if self._is_asleep:  # else it will see for itself
+        if self._is_asleep:  # otherwise it looks at the queues anyway
             self._look_after_others(made_room and admitted is not None)
         return admitted, uncounted
 
     def _look_after_others(self, made_room: bool) -> None:
-        """Wake our thread if somebody may go, and no other thread asks. Caller holds ``_lock``."""
-        if self._closed and self._is_over:  # it was the last
-            self._rouse()
-        elif self._lines and not self._is_full:
+        """Wake the thread if a request may go that no worker asks for."""
+        if self._closed and self._credits.is_idle:  # this was the last request
+            self._wake()
+        elif self._lines and not self._credits.is_full:
             if made_room and len(self._lines) > 1:
-                self._rouse()  # the room may be another line's
+                self._wake()  # the room may be for another queue
             else:
-                self._rouse(self._clock() + self._lines.take_places())
-        if self._is_asleep and self._waits_as != (self._is_full, len(self._lines) > 0):
+                self._wake(self._clock() + self._lines.take_places())
+        if self._is_asleep and self._waits_as != (self._credits.is_full, len(self._lines) > 0):
             self._begin_wait(self._clock())
 
     def _choose(self) -> tuple[Admitted | None, Waiting | None]:
-        """One to be sent, which is in flight now, or else one to be counted. Caller holds ``_lock``."""
-        if not self._lines or self._is_full:
+        """A request to send, which is in flight from now on, or else one to count."""
+        if not self._lines or self._credits.is_full:
             return None, None
         admitted = self._lines.admit()
         if admitted is None:
             return None, self._lines.take_uncounted()
-        self.in_flight += 1
-        if self._is_full:
+        self._credits.send()
+        if self._credits.is_full:
             self._lines.give_places_back()
         return admitted, None
 
-    def _rouse(self, due_at: float = -math.inf) -> None:
-        """Let the thread look again by ``due_at``. Caller holds ``_lock``."""
+    def _wake(self, due_at: float = -math.inf) -> None:
+        """Have the thread look at the queues by ``due_at``."""
         if self._is_asleep and due_at < self._due_at:
             self._is_asleep = False
-            self.wake.set()
+            self.waker.set()
 
-    # The dispatcher's thread.
+    def _begin_wait(self, now: float) -> None:
+        """Tell the ledger what the run waits for from now on."""
+        is_full, has_lines = self._waits_as = self._credits.is_full, len(self._lines) > 0
+        idle = self._activity(is_full)
+        cause = self._lines.held_by if has_lines and not is_full else idle
+        self._ledger.begin(now, cause, self._lines.causes(idle, is_full))
+
+    # The thread.
 
     def _run(self) -> None:
-        with self._stop.waking(self.wake):
+        with self._stop.waking(self.waker):
             try:
                 while self._turn():
                     pass
@@ -228,72 +302,69 @@ class Dispatcher(Bounds):
                 self._leave()
 
     def _turn(self) -> bool:
-        """Send off one who may go, or else wait until one may; false at the end."""
-        self.wake.clear()
+        """Start one admitted request, or wait until there may be one; false at the end."""
+        self.waker.clear()
         if self._stop.is_set():
             return False
         with self._lock:
             self._is_asleep = False
             now = self._clock()
             self._ledger.end(now)
-            due_at = self._lines.call(now)
+            due_at = self._lines.release_due(now)
             admitted, uncounted = self._choose()
-            rings, delay = False, 0.0
+            wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
-                if self._closed and (self._hurries or self._is_over):
+                if self._closed and (self._hurries or self._credits.is_idle):
                     return False
-                delay = math.inf if self._is_full else self._lines.take_places()
+                delay = math.inf if self._credits.is_full else self._lines.take_places()
                 delay = max(0.0, min(delay, due_at - now))
                 self._is_asleep, self._due_at = True, now + delay
                 self._begin_wait(now)
-                rings = self._reader_waits and self._should_ring()
+                wakes_reader = self._credits.wakes_reader(all_wait=True)
         if admitted is not None:
-            self._submit(admitted)
+            if self._hand_out(admitted):
+                self._submit(admitted)
         elif uncounted is not None:
             self._do_count(uncounted)
         else:
             self._flush()
-            if rings:
+            if wakes_reader:
                 self._on_room()
-            self.wake.wait(min(delay, threading.TIMEOUT_MAX) if delay < math.inf else None)
-            if self._clock() - now < _GATHER_S:
-                self._stop.wait(_GATHER_S)
+            self._sleep(now, delay)
         return True
+
+    def _sleep(self, now: float, delay: float) -> None:
+        """Wait to be woken, or for ``delay`` seconds."""
+        self.waker.wait(min(delay, threading.TIMEOUT_MAX) if delay < math.inf else None)
+        if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
+            self._stop.wait(_BATCH_DELAY_S)
 
     def _submit(self, admitted: Admitted) -> None:
         try:
             self._start(admitted)
             self._has_started = True
         except RuntimeError as error:
-            # It is queued for one of the threads there are; other reasons are the interpreter's end.
+            # Without a new thread, the request is queued for one of the others. But if there is no
+            # other, or if the interpreter ends, it is never sent.
             if not self._has_started or "can't start new thread" not in str(error):
                 admitted.waiting.bucket.cancel(admitted.place)
                 with self._lock:
-                    self.in_flight -= 1  # it is dropped with the rest
-                    self._lines.add_again(admitted.waiting, -math.inf)
+                    self._credits.take_back(has_outcome=False)
+                    self._lines.add_again(admitted.waiting, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
-                self._max_workers = max(1, self.in_flight - 1)
+                self._credits.lower_limit()
                 self._lines.give_places_back()
-            _log.warning("only %d requests can be in flight: %s", self._max_workers, error)
-
-    def _end(self) -> None:
-        self._stop.set(StopRequested("the interpreter ends"))
-        self.join(_PATIENCE_S)
+                max_workers = self._credits.max_workers
+            _log.warning("only %d requests can be in flight: %s", max_workers, error)
 
     def _leave(self) -> None:
-        """Drop what waits: the next run sends it."""
+        """Drop what is queued: the next run sends it."""
         with self._lock:
             self._ledger.end(self._clock())
             self._has_left, dropped = True, self._lines.clear()
-            self.unrecorded += sum(each.tries is not None for each in dropped)
+            self._credits.add_outcomes(sum(each.tries is not None for each in dropped))
         for waiting in dropped:
             self._drop(waiting)
+        self._flush()  # what was started is in flight, and must come to an end
         self._on_room()
-
-    def _begin_wait(self, now: float) -> None:
-        """The run waits from now on, for something else than before. Caller holds ``_lock``."""
-        is_full, has_lines = self._waits_as = self._is_full, len(self._lines) > 0
-        idle = self._activity(is_full)
-        held_by = self._lines.held_by if has_lines and not is_full else idle
-        self._ledger.begin(now, held_by, self._lines.causes(idle, is_full))

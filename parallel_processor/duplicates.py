@@ -1,11 +1,12 @@
-"""Equal requests of a run: which are sent, and the answers that the others share.
+"""Equal requests of a run: the first is sent, and the others share its answer.
 
-Requests are equal that have the same URL and the same body, byte for byte, but for white space around it;
-metadata and ``custom_id`` are each one's own.
-The first of its kind is sent. Equal ones that come meanwhile wait for its end, whatever that is; those
-that come later get the answer out of a private database of SQLite, which keeps a part in memory and the
-rest in a temporary file, and is gone with the run. After a failure the next one is sent again. SQLite has
-locks of its own for the whole process, so that no fork may come amid of what it does.
+Requests are equal if they have the same URL and the same body, byte for byte except for white space
+around it. Each keeps its own metadata and ``custom_id``.
+
+While the first is under way, equal ones wait for its outcome and share it, whatever it is. Later ones get
+its answer from a private SQLite database, which is partly in memory and partly in a temporary file, and is
+deleted with the run. After a failure, the next equal request is sent. SQLite has locks for the whole
+process: no fork may happen while one is held.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _TABLE = (
 
 
 class Duplicates:
-    """Remembers the requests of one run. :meth:`claim` is for the thread that reads, others for any."""
+    """The requests and answers of one run. :meth:`claim` is for the reader, the others for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _waiting
-        self._waiting: dict[bytes, list[Request]] = {}  # for an equal one's end
-        self._database_lock = threading.Lock()  # one thread at a time has the database
+        self._waiting: dict[bytes, list[Request]] = {}  # for the outcome of an equal request
+        self._database_lock = threading.Lock()  # guards the database, and _is_full
         with FORKS_WAIT:
             self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = OFF")
@@ -42,14 +43,16 @@ class Duplicates:
         self._is_full = False
 
     def claim(self, request: Request) -> Outcome | bool:
-        """True if ``request`` is to be sent, false if an equal one is under way: then its outcome comes
-        from :meth:`end`. If one has been answered, the outcome itself."""
+        """True if ``request`` is to be sent; its outcome if an equal one was answered.
+
+        False if an equal one is under way: then :meth:`end` returns its outcome.
+        """
         key = content_key(request)
         with self._lock:
             if key in self._waiting:
                 self._waiting[key].append(request)
                 return False
-        reply = self._find(key)  # before it is taken off the list, an answer is put in here
+        reply = self._find(key)  # an answer is stored before its key is removed from _waiting
         if reply is not None:
             return Outcome(request=request, ok=True, reply=reply, deduplicated=True)
         with self._lock:
@@ -57,7 +60,7 @@ class Duplicates:
         return True
 
     def end(self, outcome: Outcome) -> list[Outcome]:
-        """A request has come to its end: the outcomes of those that waited for it."""
+        """A request has its ``outcome``: the outcomes of those that waited for it."""
         key = content_key(outcome.request)
         if outcome.ok and outcome.reply is not None:
             self._keep(key, outcome.reply)
@@ -67,7 +70,7 @@ class Duplicates:
         return [replace(shared, request=request) for request in waiting]
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete the database."""
         with self._database_lock, FORKS_WAIT:
             self._database.close()
 

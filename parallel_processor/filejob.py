@@ -1,4 +1,4 @@
-"""One file's requests through the limits, and their records into another."""
+"""One job: the requests of a file go through the limits, and their records into another file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from parallel_processor.account import Account
 from parallel_processor.appendfile import AppendFile
+from parallel_processor.counters import Counters
+from parallel_processor.delivery import Recorded, Sink
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.formats import read_requests
 from parallel_processor.inputs import RequestsFile
@@ -19,8 +21,7 @@ from parallel_processor.models import Request
 from parallel_processor.options import Options, shown_url
 from parallel_processor.outcome import Outcome
 from parallel_processor.report import LiveReport, Notes
-from parallel_processor.results import unanswered
-from parallel_processor.resume import open_files, prepare
+from parallel_processor.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.run import Run
 from parallel_processor.samples import RunReport, Sample
 from parallel_processor.summary import Summary, counters_of
@@ -31,7 +32,7 @@ _log = logging.getLogger("parallel_processor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileJob:
-    """What to do with a file; names as in ``Processor.process_file``."""
+    """What to do with a file. The fields are the arguments of ``Processor.process_file``."""
 
     source: Path
     save: Path
@@ -44,7 +45,7 @@ class FileJob:
 
 
 class FileRun:
-    """One run over a file. For one thread, which comes back once everything is on record."""
+    """One run over a file. For one thread; :meth:`process` returns once everything is on record."""
 
     def __init__(
         self,
@@ -60,25 +61,34 @@ class FileRun:
         self._started_at = clock()
         self._started_at_s = time.time()
         self._notes = Notes()
-        self._process_id = os.getpid()
 
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
-        job = self._job
-        with (
-            RequestsFile(job.source) as lines,
-            self._account.run() as run,
-            open_files(job.save, job.errors) as files,
-        ):
-            report = self._live_report(job.report, run, lines) if job.report is not None else None
-            try:
-                self._process(run, lines, files)
-            finally:
-                if report is not None:
-                    report.finish()
-            return self._account.summary(run, self._started_at), run.stop_cause
+        job, highlights = self._job, self._notes if self._job.report is not None else None
+        with RequestsFile(job.source) as lines, open_files(job.save, job.errors) as files:
+            output = _Output(
+                files,
+                highlights=highlights,
+                on_outcome=job.on_outcome,
+                write_retry_s=self._options.write_retry_s,
+                clock=self._clock,
+            )
+            with self._account.run(
+                make_sink=output.open,
+                on_cancel=output.give_up,
+                parses_answers=job.on_outcome is not None,
+            ) as run:
+                report = self._live_report(job.report, run, lines) if job.report else None
+                try:
+                    self._process(run, lines, files, output)
+                finally:
+                    if report is not None:
+                        report.finish()
+                return self._account.summary(run, self._started_at), run.stop_cause
 
-    def _process(self, run: Run, lines: RequestsFile, files: list[AppendFile]) -> None:
+    def _process(
+        self, run: Run, lines: RequestsFile, files: list[AppendFile], output: _Output
+    ) -> None:
         def check() -> None:
             if run.stop_cause is not None:
                 raise run.stop_cause
@@ -98,46 +108,11 @@ class FileRun:
             run.counters,
             lambda: run.stop_cause is not None,
         )
-        self._feed_to_writer(run, requests, files)
-
-    def _feed_to_writer(
-        self, run: Run, requests: Iterator[Request], files: list[AppendFile]
-    ) -> None:
-        writer = ResultWriter(
-            *files,
-            on_written=lambda outcomes, on_record: self._note(run, outcomes, on_record),
-            on_failure=run.stop,
-            write_retry_s=self._options.write_retry_s,
-            clock=self._clock,
-        )
         try:
-            run.sink, run.on_cut = writer.put, writer.give_up
-            run.reads_values = self._job.on_outcome is not None
             for _ in run.outcomes(requests):
                 raise AssertionError("a run with a sink yields nothing")
         finally:
-            if os.getpid() == self._process_id:  # a fork has no such thread
-                writer.close()
-
-    def _note(self, run: Run, outcomes: list[Outcome], on_record: bool) -> None:
-        """Outcomes are on record, or never will be: tell everyone. The writer's thread calls this."""
-        if on_record and self._job.report is not None:
-            self._notes.add(outcomes)
-        if on_record and self._job.on_outcome is not None:
-            self._call_back(run, outcomes, self._job.on_outcome)
-        run.recorded(outcomes, on_record)
-
-    def _call_back(
-        self, run: Run, outcomes: list[Outcome], on_outcome: Callable[[Outcome], object]
-    ) -> None:
-        """What a caller's function raises ends the run; it has its outcomes all the same."""
-        for outcome in outcomes:
-            try:
-                on_outcome(outcome)
-            except BaseException as error:
-                if os.getpid() != self._process_id:  # it has forked, and that is the child's end
-                    raise
-                run.stop(error)
+            output.close()
 
     def _live_report(self, path: Path, run: Run, lines: RequestsFile) -> LiveReport:
         report = LiveReport(
@@ -182,8 +157,107 @@ class FileRun:
         )
 
 
+class _Output:
+    """Writes the outcomes of one run. The run calls :meth:`open`, once, for its sink.
+
+    Args:
+        files: the results file, and the errors file if there is one.
+        highlights: gets the outcomes that are on record, for the report.
+        on_outcome: the caller's own function, which gets each of them.
+        write_retry_s: for how long a failed write is tried again.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        files: list[AppendFile],
+        *,
+        highlights: Notes | None,
+        on_outcome: Callable[[Outcome], object] | None,
+        write_retry_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._files = files
+        self._highlights = highlights
+        self._on_outcome = on_outcome
+        self._write_retry_s = write_retry_s
+        self._clock = clock
+        self._process_id = os.getpid()
+        self._writer: ResultWriter | None = None
+
+    def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
+        """The sink: a writer that gives back credits by ``recorded``, and ends a run by ``stop``."""
+
+        def note_and_record(outcomes: list[Outcome], on_record: bool) -> None:
+            if on_record:
+                self._note(outcomes, stop)
+            recorded(outcomes, on_record)
+
+        is_noted = self._highlights is not None or self._on_outcome is not None
+        self._writer = ResultWriter(
+            *self._files,
+            on_written=note_and_record if is_noted else recorded,
+            on_failure=stop,
+            write_retry_s=self._write_retry_s,
+            clock=self._clock,
+        )
+        return self._writer.put
+
+    def _note(self, outcomes: list[Outcome], stop: Callable[[BaseException], None]) -> None:
+        """Tell of outcomes that are on record. The writer's thread calls this."""
+        if self._highlights is not None:
+            self._highlights.add(outcomes)
+        if self._on_outcome is None:
+            return
+        for outcome in outcomes:
+            try:
+                self._on_outcome(outcome)
+            except (
+                BaseException
+            ) as error:  # it ends the run, and gets the other outcomes all the same
+                if os.getpid() != self._process_id:  # it has forked, and this is the child
+                    raise
+                stop(error)
+
+    def give_up(self) -> None:
+        """Try no failed write again."""
+        if self._writer is not None:
+            self._writer.give_up()
+
+    def close(self) -> None:
+        """Write what is left; not in a fork, which has no such thread."""
+        if self._writer is not None and os.getpid() == self._process_id:
+            self._writer.close()
+
+
+def unanswered(
+    requests: Iterator[Request],
+    answered: AnsweredRequests,
+    counters: Counters,
+    is_over: Callable[[], bool],
+) -> Iterator[Request]:
+    """The requests that have no answer yet. Logs once if a member had to be left out of some."""
+    warned = False
+    for request in requests:
+        if is_over():
+            return
+        if answered.take(request):
+            counters.skipped()
+            continue
+        if answered.kept_failures.take(request):
+            counters.skipped(failed=True)
+            continue
+        if request.dropped and not warned:
+            warned = True
+            names = ", ".join(sorted(request.dropped))
+            number = request.number
+            extra = {"request_number": number}
+            _log.warning("line %d: %s left out, here and below", number, names, extra=extra)
+        yield request
+
+
 def _target(options: Options) -> str:
-    """Where the requests go, and how fast; a query may hold a key."""
+    """Where the requests go, and how fast, for the log. The URL's query may hold a key: it is left out."""
     limits = options.limits.by_kind.items()
     bounds = [f"{limit:,.0f} {name} a minute" for name, limit in limits if limit < math.inf]
     url = shown_url(options.request_url)

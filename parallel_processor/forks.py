@@ -1,17 +1,20 @@
-"""What a fork must not come amid of: modules and files that are loaded for the process as a whole.
+"""Keeps ``os.fork()`` from happening in the middle of an import.
 
-In a child of ``os.fork`` only the thread lives that forked it. What another one was importing stays locked
-there for ever, and the child hangs as soon as it wants the same. Most of what this package needs is loaded
-by the first run, perhaps in a thread. So a fork waits for that, some tenths of a second at most: Python's
-locks of imports can't be made anew.
+A child of ``os.fork()`` has only the thread that forked. An import that another thread was in the middle
+of stays locked in the child for ever: the child hangs as soon as it imports the same module. Python
+offers no way to make these locks anew. Most of what this package needs is imported by the first run,
+perhaps in a thread. So a fork waits until such an import is done, some tenths of a second at most.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import threading
+from types import ModuleType
 
-FORKS_WAIT = threading.RLock()  # guards no field: while a thread has it, no other forks
+FORKS_WAIT = threading.RLock()  # guards no field: while a thread holds it, no other thread forks
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -19,3 +22,10 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=FORKS_WAIT.release,
         after_in_child=FORKS_WAIT.release,
     )
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """Import the module ``name``, with no fork meanwhile. Any later call costs nothing."""
+    with FORKS_WAIT:
+        return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""The requests that a program gives, and their outcomes in that order."""
+"""The requests in a program's iterable, and their outcomes in the order of the iterable."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from parallel_processor.outcome import Outcome
 
 
 class GivenRequests:
-    """Makes requests of what an iterable holds, as they are read, and numbers them from 1.
+    """Makes a request of each element of an iterable as it is read, and numbers them from 1.
 
-    ``read`` is how many have been, ``is_over`` true once there are no more. For one thread.
+    For one thread.
+
+    Attributes:
+        read: how many elements have been read.
+        is_over: true once there are no more.
     """
 
     def __init__(self, given: Iterable[Request | Mapping[str, Any]], request_url: str) -> None:
@@ -32,17 +36,17 @@ class GivenRequests:
         self.is_over = True
 
     def fraction(self) -> float | None:
-        """The share that has been read, 0 to 1; ``None`` if nobody knows how many there are."""
+        """The share that has been read, 0 to 1; ``None`` if the length is unknown."""
         if self.is_over or not self._total:
             return 1.0 if self.is_over else None
         return min(self.read / self._total, 1.0)
 
 
 class InOrder:
-    """Gives outcomes in the order of their requests. For one thread.
+    """Puts outcomes into the order of their requests. For one thread.
 
-    No more than ``window`` requests may be read beyond the one whose outcome comes next: so many are
-    held back at most, however long that one takes.
+    At most ``window`` requests may be read from the one on whose outcome comes next. That bounds how many
+    outcomes are kept back, however long that request takes.
     """
 
     def __init__(self, given: GivenRequests, window: float = math.inf) -> None:
@@ -52,17 +56,17 @@ class InOrder:
         self._early: dict[int, Outcome] = {}
 
     def room(self) -> float:
-        """How many more may be read."""
+        """How many more requests may be read."""
         return self._window - (self._given.read - self._next + 1)
 
     def add(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Take ``outcome``, and give those whose turn it is."""
+        """Take ``outcome``, and yield those whose turn it is."""
         self._early[outcome.request.number] = outcome
         while (ready := self._early.pop(self._next, None)) is not None:
             self._next += 1
             yield ready
 
     def rest(self) -> Iterator[Outcome]:
-        """What is left where some outcomes never come, since the run was stopped."""
+        """The outcomes that are left, in order: a stopped run has gaps."""
         for number in sorted(self._early):
             yield self._early.pop(number)

@@ -1,9 +1,9 @@
-"""The lines in which requests wait for their buckets: first come, first served, and none for another.
+"""One FIFO queue for each token bucket, so that an exhausted bucket never blocks another.
 
-The first of each line has a place in its bucket, for which its tokens have to be counted before: by
-whichever thread has the time, and not under a lock. A request that is to be tried again comes back to the
-head of its line, once its backoff is over. What a bucket admits while it is asked for something else
-(other runs may share it) is sent by whoever asks here next.
+Only the head of a queue holds a place in its bucket. Its tokens must have been counted before, by any
+thread, outside the lock. A request that is to be sent again returns to the head of its queue once its
+backoff has expired. Other runs may share a bucket, and their calls may admit a head of this run: the next
+call of :meth:`Lines.admit` returns it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from collections.abc import Callable
 
 from parallel_processor.ceiling import Ceiling
 from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Cost, Estimate
+from parallel_processor.models import Cost, Estimate, WaitCause
 from parallel_processor.pending import Admitted, Waiting
 
 
 class _Line:
-    """The requests that wait for one bucket. ``first`` has the place in it; else both are ``None``.
+    """The requests that wait for one bucket.
 
-    Behind ``waiting`` come those ``uncounted``; ``counting`` more are with the threads that count them.
+    Attributes:
+        first: the head of the queue; ``None`` unless it has a place in the bucket.
+        place: that place.
+        waiting: the requests behind it whose tokens are counted.
+        uncounted: the requests behind those whose tokens are not.
+        counting: how many more are being counted by some thread.
     """
 
     __slots__ = ("counting", "first", "place", "uncounted", "waiting")
@@ -40,29 +45,34 @@ class _Line:
 class Lines:
     """The waiting requests of one run. Not thread-safe: the dispatcher's lock guards it.
 
-    ``cost`` tells what an attempt is expected to be charged if it is sent now; ``wake`` is set by a
-    bucket when its first in line should be polled.
+    Args:
+        cost: what an attempt is expected to be charged if it is sent now.
+        wake: the event that a bucket sets when the head of its queue should be polled.
+
+    Attributes:
+        count: how many requests are queued.
+        size_bytes: the payload of these, and of those in a backoff.
     """
 
     def __init__(self, cost: Callable[[Estimate], Cost], wake: threading.Event) -> None:
         self._cost = cost
         self._wake = wake
-        self._lines: dict[TokenBucket, _Line] = {}  # in turn; none is empty
+        self._lines: dict[TokenBucket, _Line] = {}  # in turn; no queue is empty
         self._known: set[TokenBucket] = set()
-        self._later: list[tuple[float, int, Waiting]] = []  # a heap of what is to be tried again
+        self._later: list[tuple[float, int, Waiting]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
-        self.count = self.size_bytes = 0  # those in the lines; the bytes of the later ones, too
+        self.count = self.size_bytes = 0
 
     @property
     def later(self) -> int:
-        """How many wait for the end of their backoff."""
+        """How many requests are in a backoff."""
         return len(self._later)
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def add(self, waiting: Waiting) -> bool:
-        """Put ``waiting`` at the end of its line; true if nobody else is in it."""
+        """Put ``waiting`` at the end of its queue; true if that was empty."""
         is_new = waiting.bucket not in self._lines
         line = self._line(waiting.bucket)
         (line.uncounted if waiting.estimate is None else line.waiting).append(waiting)
@@ -71,7 +81,7 @@ class Lines:
         return is_new
 
     def take_uncounted(self) -> Waiting | None:
-        """One that has to be counted before anybody of its line can go; see :meth:`add_counted`."""
+        """A request that must be counted before any of its queue can go; give it to :meth:`add_counted`."""
         for line in self._lines.values():
             if line.uncounted and line.place is None and not line.waiting:
                 line.counting += 1
@@ -79,7 +89,7 @@ class Lines:
         return None
 
     def add_counted(self, waiting: Waiting) -> bool:
-        """What was taken to be counted has been, or will never be; false if all were dropped since."""
+        """Put back a request that was taken to be counted; false if the queues were cleared meanwhile."""
         line = self._lines.get(waiting.bucket)
         if line is None or not line.counting:
             return False
@@ -88,15 +98,15 @@ class Lines:
         return True
 
     def add_again(self, waiting: Waiting, due_at: float) -> None:
-        """Put ``waiting`` to the head of its line at ``due_at``, at once if that is minus infinity."""
+        """Put ``waiting`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
         self.size_bytes += len(waiting.request.payload)
         if due_at == -math.inf:
             self._put_first(waiting)
         else:
             heapq.heappush(self._later, (due_at, next(self._numbers), waiting))
 
-    def call(self, now: float) -> float:
-        """Let those come whose backoff is over; the time of the next one."""
+    def release_due(self, now: float) -> float:
+        """Queue the requests whose backoff has expired; the time at which the next one does."""
         later, due = self._later, []
         while later and later[0][0] <= now:
             due.append(heapq.heappop(later)[2])
@@ -116,8 +126,8 @@ class Lines:
         return line
 
     def admit(self) -> Admitted | None:
-        """The first that its bucket admits, each line in its turn; ``None`` if none does."""
-        asked: set[Ceiling] = set()  # one poll is for all the buckets under a ceiling
+        """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
+        asked: set[Ceiling] = set()  # one poll is enough for all buckets that share limits
         for bucket in tuple(self._lines):
             line = self._lines[bucket]
             if line.place is None:
@@ -143,14 +153,17 @@ class Lines:
         waiting, line.place, line.first = line.first, None, None
         assert waiting is not None
         del self._lines[bucket]
-        if line.waiting or line.uncounted or line.counting:  # it is behind the others now
+        if line.waiting or line.uncounted or line.counting:  # its next turn is behind the others'
             self._lines[bucket] = line
         self.count -= 1
         self.size_bytes -= len(waiting.request.payload)
         return Admitted(waiting, place)
 
     def take_places(self) -> float:
-        """Give each line's first a place; seconds until one may go, 0 if one may or can be counted now."""
+        """Give each queue's head a place; seconds until one may be admitted.
+
+        0 if one is admitted already, or if one has to be counted first.
+        """
         delay = math.inf
         for bucket, line in self._lines.items():
             if line.place is None:
@@ -165,7 +178,7 @@ class Lines:
         return delay
 
     def give_places_back(self) -> None:
-        """Nobody here may be admitted for now."""
+        """Give up every place: nothing more can be sent for now, and other runs may go first."""
         for bucket, line in self._lines.items():
             if line.place is not None and line.first is not None:
                 bucket.cancel(line.place)
@@ -173,7 +186,7 @@ class Lines:
                 line.place = line.first = None
 
     def clear(self) -> list[Waiting]:
-        """Forget everybody who waits, and give them back."""
+        """Remove every request, also those in a backoff, and return them."""
         self.give_places_back()
         lines = self._lines.values()
         left = [w for line in lines for each in (line.waiting, line.uncounted) for w in each]
@@ -183,30 +196,32 @@ class Lines:
         self.count = self.size_bytes = 0
         return left
 
-    # What they wait for.
+    # What the queues wait for.
 
     @property
     def may_be_passed(self) -> bool:
-        """True if all wait for their buckets, and one of another's may come behind them.
+        """True if every queue waits for its bucket, and a request for another may be read.
 
-        Where only the server's load holds a single model back, it isn't worth to look for one.
+        False where a single model waits for the server's load: looking for another isn't worth it.
         """
         places = [line.place for line in self._lines.values()]
         if not places or not all(place and place.admitted_at is None for place in places):
             return False
-        return len(self._known) > 1 or self.held_by != "in flight"
+        return len(self._known) > 1 or self.held_by is not WaitCause.CONCURRENCY
 
     @property
-    def held_by(self) -> str:
-        """What the one who may go soonest waits for."""
+    def held_by(self) -> WaitCause:
+        """What the head that may be admitted soonest waits for."""
         return _cause(min(self._lines, key=lambda bucket: bucket.delay))
 
-    def causes(self, idle: str, is_full: bool) -> list[tuple[TokenBucket, str]]:
-        """What each bucket waits for; ``idle`` is for those that nobody waits for, or all if full."""
+    def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
+        """What each bucket waits for: ``idle`` if its queue is empty, or if the run is full."""
         causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._lines]
         return causes + [(bucket, idle) for bucket in self._known - self._lines.keys()]
 
 
-def _cause(bucket: TokenBucket) -> str:
-    """What those in line wait for, though nobody may have a place yet."""
-    return bucket.held_by or ("token counting" if bucket.has_room else "in flight")
+def _cause(bucket: TokenBucket) -> WaitCause:
+    """What the queue of ``bucket`` waits for, even if its head has no place yet."""
+    if bucket.held_by:
+        return WaitCause(bucket.held_by)
+    return WaitCause.TOKEN_COUNTING if bucket.has_room else WaitCause.CONCURRENCY

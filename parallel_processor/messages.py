@@ -1,7 +1,7 @@
-"""What a run and its worker processes tell each other: requests to be sent, and how attempts ended.
+"""The messages between a run and its worker processes: requests to send, and finished attempts.
 
-A message is a list of such, pickled, behind its length. Both ends are of one program and one version,
-and nobody else writes to the pipes; a fork of the run's process may hold them.
+A message is a pickled list behind its length. Both ends run the same program in the same version, and
+nobody else writes to the pipes. (A fork of the run's process may hold them open.)
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from typing import Any, BinaryIO, NamedTuple
 from parallel_processor.jsontext import parse
 from parallel_processor.models import Attempt, Reply, Verdict
 
-CUT = "cut"  # in the place of a list: give up what is under way
-BYE = "bye"  # the same, and end
+CANCEL = "cancel"  # in place of a list: give up what is in flight
+SHUTDOWN = "shutdown"  # the same, and end the process
 _LENGTH = struct.Struct("<Q")
 
 
-class Errand(NamedTuple):
-    """A request to be sent; ``number`` is what the answer to this message refers to."""
+class WorkItem(NamedTuple):
+    """A request to send.
+
+    Attributes:
+        number: what the answering message refers to.
+        url: the request's own URL, if it has one.
+        payload: the body.
+        host: decides how the limit headers of the answer are read.
+    """
 
     number: int
     url: str | None
@@ -28,7 +35,7 @@ class Errand(NamedTuple):
 
 
 def write(file: BinaryIO, message: Any) -> None:
-    """Write ``message`` in one go; ``OSError`` if nobody reads."""
+    """Write the whole ``message``; ``OSError`` if there is no reader."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     view = memoryview(_LENGTH.pack(len(data)) + data)
     while view:
@@ -36,7 +43,7 @@ def write(file: BinaryIO, message: Any) -> None:
 
 
 def read(file: BinaryIO) -> Any:
-    """The next message; ``None`` at the end, torn ones included."""
+    """The next message; ``None`` at the end, also for a torn message."""
     head = file.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
@@ -46,24 +53,29 @@ def read(file: BinaryIO) -> Any:
 
 
 def pack(attempt: Attempt) -> Any:
-    """``attempt`` as it travels: an answer as the few things that differ from one to the next."""
+    """``attempt`` in the form that is sent: of a good answer only the values that differ."""
     reply = attempt.reply
     if attempt.verdict is not Verdict.ANSWERED or reply is None:
         return attempt
-    headers = dict(reply.headers)
-    return reply.status, headers, reply.body, attempt.used_tokens, attempt.output_tokens
+    return (
+        *(reply.status, dict(reply.headers), reply.body),
+        *(attempt.used_tokens, attempt.output_tokens),
+        *(attempt.readings, attempt.sent_at_s, attempt.latency_s),
+    )
 
 
 def unpack(packed: Any, *, parses: bool) -> Attempt:
-    """What :func:`pack` packed; the answer's text was found to be JSON, and is read if ``parses``."""
+    """The attempt behind what :func:`pack` made. A good answer is JSON, and is parsed if ``parses``."""
     if isinstance(packed, Attempt):
         return packed
-    status, headers, body, used_tokens, output_tokens = packed
+    status, headers, body, used_tokens, output_tokens, readings, sent_at_s, latency_s = packed
     data = parse(body.decode(), strict=False) if parses else None
-    reply = Reply(status=status, headers=headers, body=body, data=data, is_json=True)
     return Attempt(
         verdict=Verdict.ANSWERED,
-        reply=reply,
+        reply=Reply(status=status, headers=headers, body=body, data=data, is_json=True),
         used_tokens=used_tokens,
         output_tokens=output_tokens,
+        readings=readings,
+        sent_at_s=sent_at_s,
+        latency_s=latency_s,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ class Request:
 
 
 def model_name(body: Any) -> str:
-    """The model that ``body`` names; empty if it names none, or if that is no string of 1 to 256 characters."""
+    """The model that ``body`` names; empty if it names none, or no string of at most 256 characters."""
     model = body.get("model") if isinstance(body, Mapping) else None
     return model if isinstance(model, str) and len(model) <= _MAX_MODEL_CHARS else ""
 
@@ -232,11 +232,19 @@ class Refusal:
 class Attempt:
     """How one attempt ended.
 
-    ``error`` is the text for the record, ``kind`` its short label for counting, such as
-    ``HTTP 500 server_error`` or ``timeout``; both are empty for an answer. ``retry_after_s`` is what
-    the server asked for, in seconds; ``None`` where it asked for nothing. ``refusal`` is set if the
-    server turned the attempt away, for its limits or its load. ``output_tokens`` is the answer's part
-    of ``used_tokens``.
+    Attributes:
+        verdict: what that means for the request and for the run.
+        reply: the complete answer; ``None`` if there is none.
+        kind: a short label for counting, such as ``HTTP 500 server_error``; empty for a good answer.
+        error: the text for the record; empty for a good answer.
+        retry_after_s: how long the server asked to wait; ``None`` if it asked for nothing.
+        refusal: set if the server turned the attempt away, for its limits or its load.
+        used_tokens: what the answer says was used; ``None`` if it says nothing.
+        output_tokens: the answer's part of ``used_tokens``.
+        readings: the limits in the answer's headers, each a ``LimitReading``.
+        sent_at_s: when the request went out, on the monotonic clock that all processes of a machine
+            share; 0 if that is not known.
+        latency_s: seconds from the sending to the end of the answer; ``None`` if nothing was sent.
     """
 
     verdict: Verdict
@@ -247,3 +255,6 @@ class Attempt:
     refusal: Refusal | None = None
     used_tokens: int | None = None
     output_tokens: int | None = None
+    readings: Sequence[LimitReading] = ()
+    sent_at_s: float = 0.0
+    latency_s: float | None = None

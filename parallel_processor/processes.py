@@ -1,9 +1,9 @@
 """The worker processes of a run, for servers so fast that one core can't keep up with them.
 
-Everything that decides stays here, in the process of the run: reading, limits, retries, writing. The
-child processes (``child.py``) make attempts and tell how they ended. A thread of ours for each child
-takes what has ended, and sends as many new requests back in one message, so that no other thread is in
-the way of a request. A child that dies takes nothing with it: what it had under way is sent again.
+All decisions are made here, in the run's process: reading, limits, retries, writing. The child processes
+(``child.py``) send requests and return the attempts. Each child has a thread here, which settles the
+attempts that it returned and gives it as many new requests in one message, so that a request passes
+through no other thread. The requests of a child that dies are sent again by another.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor import messages
-from parallel_processor.attempts import Ended
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
-from parallel_processor.exits import at_exit
-from parallel_processor.limiter import Reservation
+from parallel_processor.messages import WorkItem
 from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import Options
-from parallel_processor.pending import Admitted, Waiting
+from parallel_processor.pending import Admitted
+from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
-_MOST_FRUITLESS = 3  # children in a row that end without any result
-_PATIENCE_S = 15.0  # for the end of what was cut: as long as it takes to connect
-_MOST_TOGETHER = 16  # requests of one message, so that the processes share them
-_MOST_SILENT_S = 2.0
+_MAX_FRUITLESS = 3  # children in a row, for each process, that end without any result
+_JOIN_TIMEOUT_S = 15.0  # for the end of what was cancelled: connecting may take as long
+_MAX_BATCH = 16  # requests of one message: more would not be shared by all processes
+_WRITE_TIMEOUT_S = 2.0
 _READ_BYTES = 1 << 16
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.child import main; main()"
@@ -42,7 +41,7 @@ _PROGRAM = (
 
 
 class _Child:
-    """One process, and what it has under way."""
+    """One child process, and the requests that it is sending."""
 
     def __init__(self, first_message: Any, listen: Callable[[_Child], None]) -> None:
         root = str(Path(__file__).resolve().parents[1])
@@ -54,80 +53,80 @@ class _Child:
             start_new_session=True,  # a terminal's Ctrl-C is for the run alone
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows, too
         )
-        self.lock = threading.Lock()  # guards what follows, and writing
-        self.under_way: dict[int, Admitted] = {}
+        self.lock = threading.Lock()  # guards the fields below, and writing to the pipe
+        self.in_flight: dict[int, Admitted] = {}
         self.is_lost = False
-        self.was_of_use = False
+        self.has_sent = False  # anything, since it was started
         name = "parallel-processor-child"
         self.thread = threading.Thread(target=listen, args=[self], name=name, daemon=True)
         assert self.process.stdin is not None and self.process.stdout is not None
-        self._errands: Any = self.process.stdin
+        self._work: Any = self.process.stdin
         raw: Any = self.process.stdout
         self.results = io.BufferedReader(raw, _READ_BYTES)
         self.tell(first_message)
 
     def send(self, numbered: list[tuple[int, Admitted]]) -> bool:
-        """Have these sent; false if the process is known to be gone."""
+        """Give it these requests to send; false if the process is known to be gone."""
         with self.lock:
             if self.is_lost:
                 return False
-            self.under_way.update(numbered)
+            self.in_flight.update(numbered)
             try:
-                self._write([_errand(number, admitted.waiting) for number, admitted in numbered])
+                self._write([_work_item(number, admitted) for number, admitted in numbered])
             except BaseException:
                 for number, _ in numbered:
-                    del self.under_way[number]
+                    del self.in_flight[number]
                 raise
         return True
 
     def tell(self, message: Any) -> None:
-        """Write ``message``, if somebody reads it; a process that doesn't is killed."""
-        if self._has_lock():
+        """Write ``message``; a process that does not read is killed."""
+        if self._acquire():
             try:
                 self._write(message)
             finally:
                 self.lock.release()
 
-    def _has_lock(self) -> bool:
-        """Take the lock, which a writer has for long only if the process doesn't read any more."""
-        if self.lock.acquire(timeout=_MOST_SILENT_S):
+    def _acquire(self) -> bool:
+        """Take the lock. A writer holds it for long only if the process has stopped reading."""
+        if self.lock.acquire(timeout=_WRITE_TIMEOUT_S):
             return True
         self.process.kill()
         return False
 
     def _write(self, message: Any) -> None:
         try:
-            messages.write(self._errands, message)
+            messages.write(self._work, message)
         except (OSError, ValueError):
-            pass  # its thread hears of the end, and sends again what is under way
+            pass  # its thread notices that it is gone, and its requests are sent again
 
     def lose(self) -> list[Admitted]:
-        """It is gone: what it had under way."""
+        """Mark it as gone, and return the requests that it was sending."""
         with self.lock:
             self.is_lost = True
-            left, self.under_way = list(self.under_way.values()), {}
+            left, self.in_flight = list(self.in_flight.values()), {}
         return left
 
     def hang_up(self) -> None:
-        """Let the process end; a fork of ours may have its pipe, so that closing it isn't enough."""
-        if self._has_lock():
+        """Let the process end. Closing the pipe isn't enough: a fork of ours may hold it open."""
+        if self._acquire():
             try:
-                self._write(messages.BYE)
-                self._errands.close()
+                self._write(messages.SHUTDOWN)
+                self._work.close()
             except OSError:
                 pass  # what was left to write
             finally:
                 self.lock.release()
 
     def kill(self) -> None:
-        """End the process at once, if it hasn't ended."""
+        """Kill the process, unless it has ended."""
         if self.thread.is_alive():
             self.process.kill()
 
     def end(self) -> str:
-        """Wait for the process's end, and say how it ended."""
+        """Wait until the process has ended, and say how it ended."""
         try:
-            code = self.process.wait(_PATIENCE_S)
+            code = self.process.wait(_JOIN_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
@@ -136,78 +135,80 @@ class _Child:
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _errand(number: int, waiting: Waiting) -> messages.Errand:
-    request = waiting.request
-    return messages.Errand(number, request.url, request.payload, waiting.bucket.host)
+def _work_item(number: int, admitted: Admitted) -> WorkItem:
+    request, bucket = admitted.waiting.request, admitted.waiting.bucket
+    return WorkItem(number, request.url, request.payload, bucket.host)
 
 
 class WorkerProcesses:
-    """Sends from the threads of ``options.processes`` processes; used like ``WorkerThreads``.
+    """A pool of ``options.processes`` processes with threads; used like ``WorkerThreads``.
 
+    ``parses_answers``: false if only the answers' text will be used.
+    ``start`` and ``flush`` are for one thread.
     :class:`ConfigurationError` if the session factory can't be sent to another process.
     """
 
     def __init__(
         self,
         options: Options,
-        max_workers: int,
         *,
-        begin: Callable[[Waiting, Reservation], bool],
-        finish: Callable[[Admitted, Ended | BaseException | None], Admitted | None],
+        settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+        stop: StopSignal,
+        parses_answers: bool,
     ) -> None:
-        self.reads_values = True
-        self._begin = begin
-        self._finish = finish
+        self._settle = settle
+        self._stop = stop
+        self._parses_answers = parses_answers
         self._first_message = (sys.path, _pickled(options))
         self._numbers = itertools.count()
-        self._started: list[Admitted] = []
-        self._lock = threading.Lock()  # guards what follows
+        self._started: list[Admitted] = []  # that no process has been given yet
+        self._lock = threading.Lock()  # guards the fields below
         self._size = options.processes
         self._children: list[_Child] = []
-        self._threads: list[threading.Thread] = []  # of all children, those that are gone included
+        self._threads: list[threading.Thread] = []  # of all children, also of those that are gone
         self._fruitless = 0
         self._is_closing = False
-        at_exit(self.close)
 
     def start(self, admitted: Admitted) -> None:
-        """Have ``admitted`` sent, with others, by :meth:`flush`. Only one thread may call these two."""
+        """Send ``admitted``, together with others, at the latest in :meth:`flush`.
+
+        Only one thread may call these two.
+        """
         self._started.append(admitted)
-        if len(self._started) >= _MOST_TOGETHER:
+        if len(self._started) >= _MAX_BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Have those who were started sent by the process with the least to do."""
+        """Give what was started to the process with the fewest requests in flight."""
         started, self._started = self._started, []
         if started:
             self._send(None, started)
 
     def _send(self, child: _Child | None, batch: list[Admitted]) -> None:
-        """Have those sent which may be, by ``child`` if it lives; what can't be sent ends the run."""
-        ready: list[tuple[int, Admitted]] = []
-        for each in batch:
-            admitted: Admitted | None = each
-            while admitted is not None and not self._begin(*admitted):
-                admitted = self._finish(admitted, None)
-            if admitted is not None:
-                ready.append((next(self._numbers), admitted))
+        """Give ``batch`` to ``child`` if it lives, else to another; a failure ends the run."""
+        if self._stop.is_set():  # while the batch was put together
+            for admitted in batch:
+                self._settle(admitted, Attempt(verdict=Verdict.STOPPED))
+            return
+        ready = [(next(self._numbers), admitted) for admitted in batch]
         try:
             while ready and (child is None or not child.send(ready)):
                 child = self._idlest()
         except BaseException as error:
             for _, admitted in ready:
-                self._finish(admitted, error)
+                self._settle(admitted, error)
 
     def _idlest(self) -> _Child:
         with self._lock:
             while len(self._children) < self._size:
                 self._children.append(self._new_child())
-            return min(self._children, key=lambda child: len(child.under_way))
+            return min(self._children, key=lambda child: len(child.in_flight))
 
     def _new_child(self) -> _Child:
-        """Caller holds ``_lock``."""
+        """Start a process. Caller holds ``_lock``."""
         if self._is_closing:
             raise WorkerProcessError("the run is over")
-        if self._fruitless >= _MOST_FRUITLESS * self._size:
+        if self._fruitless >= _MAX_FRUITLESS * self._size:
             raise WorkerProcessError(
                 "the worker processes end before they have sent anything, one after the other"
             )
@@ -221,68 +222,68 @@ class WorkerProcesses:
         return child
 
     def _listen(self, child: _Child) -> None:
-        """Runs in a thread: each message's requests are finished, and as many others sent."""
-        fault: BaseException | None = None
+        """Runs in a thread for each child: settle what it returns, and give it as much again."""
+        bug: BaseException | None = None
         try:
             while (message := messages.read(child.results)) is not None:
-                child.was_of_use = True
-                following = [self._receive(child, ended) for ended in message]
+                child.has_sent = True
+                following = [self._receive(child, number, packed) for number, packed in message]
                 self._send(child, [admitted for admitted in following if admitted is not None])
         except BaseException as error:
-            fault = error
-        self._replace(child, fault)
+            bug = error
+        self._replace(child, bug)
 
-    def _receive(self, child: _Child, message: tuple[Any, ...]) -> Admitted | None:
-        number, packed, *more = message
-        admitted = child.under_way.pop(number)
+    def _receive(self, child: _Child, number: int, packed: Any) -> Admitted | None:
+        admitted = child.in_flight.pop(number)
         if isinstance(packed, BaseException):
-            return self._finish(admitted, packed)
-        attempt = messages.unpack(packed, parses=self.reads_values)
-        return self._finish(admitted, Ended(attempt, *more))
+            return self._settle(admitted, packed)
+        return self._settle(admitted, messages.unpack(packed, parses=self._parses_answers))
 
-    def _replace(self, child: _Child, fault: BaseException | None) -> None:
-        """``child`` is gone: send what it had under way by another."""
+    def _replace(self, child: _Child, bug: BaseException | None) -> None:
+        """Have another child send what ``child``, which is gone, had in flight."""
         left = child.lose()
         with self._lock:
             is_closing = self._is_closing
             self._children.remove(child)
             if left:
-                self._fruitless = 0 if child.was_of_use else self._fruitless + 1
-        if fault is not None:
+                self._fruitless = 0 if child.has_sent else self._fruitless + 1
+        if bug is not None:
             child.process.kill()
         how = child.end()
-        lost = Ended(Attempt(verdict=Verdict.STOPPED))
+        lost = Attempt(verdict=Verdict.STOPPED)
         if not is_closing:
             _log.warning(
                 "a worker process is gone (%s); requests that are sent again: %d", how, len(left)
             )
             text = f"lost: its worker process is gone ({how})"
-            lost = Ended(Attempt(verdict=Verdict.LOST, kind="lost", error=text))
+            lost = Attempt(verdict=Verdict.LOST, kind="lost", error=text)
         for admitted in left:
-            following = self._finish(admitted, lost if fault is None else fault)
+            following = self._settle(admitted, lost if bug is None else bug)
             if following is not None:
                 self._send(None, [following])
 
     def cut(self) -> None:
-        """End every exchange under way; each fails as a broken connection."""
+        """Cancel every exchange in flight; each fails like a broken connection."""
         with self._lock:
             children = list(self._children)
         for child in children:
-            child.tell(messages.CUT)
+            child.tell(messages.CANCEL)
 
     def close(self) -> None:
-        """End the processes; what they still have under way is cut."""
+        """End the processes; what they have in flight is cancelled."""
         with self._lock:
             self._is_closing = True
             children, threads = list(self._children), list(self._threads)
         for child in children:
             child.hang_up()
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + _JOIN_TIMEOUT_S
         for child in children:
             child.thread.join(max(until - time.monotonic(), 0.0))
             child.kill()
         for thread in threads:
             thread.join()
+
+    abort = close
 
 
 def _pickled(options: Options) -> bytes:

@@ -1,7 +1,8 @@
-"""The composition: a Processor has the limits, and makes a run for each file or iterable."""
+"""The public class: a Processor owns an account's limits, and makes a run for each file or iterable."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,10 +58,10 @@ class Processor:
 
     @property
     def _account(self) -> Account:
-        """This process's own. Locks that were copied by a fork may be taken for good."""
+        """The account of this process. A fork gets a new one: locks that it has copied may stay held."""
         pid = os.getpid()
         account = self._accounts.get(pid)
-        if account is None:  # setdefault is one step, whoever else does the same
+        if account is None:  # setdefault is atomic, if another thread does the same
             account = self._accounts.setdefault(pid, Account(self._options, self._clock))
         return account
 
@@ -150,7 +151,7 @@ class Processor:
             if len(outcomes) < given.read or not given.is_over:
                 raise RunStoppedError("the run was stopped before every request had its outcome")
         except BaseException as error:
-            vars(error)["outcomes"] = tuple(sorted(outcomes, key=_number))
+            _attach(error, tuple(sorted(outcomes, key=_number)))
             raise
         return outcomes
 
@@ -236,11 +237,9 @@ class Processor:
         ahead: Callable[[], float] | None = None,
     ) -> Iterator[Outcome]:
         account, started_at = self._account, self._clock()
-        with account.run() as run:
+        with account.run(ahead=ahead) as run:
             if progress is not False:
                 run.displays.add(account.progress(run, given.fraction, progress))
-            if ahead is not None:
-                run.ahead = ahead
             yield from run.outcomes(given)
             if run.stop_cause is not None:
                 _raise_cause(run.stop_cause, account.summary(run, started_at))
@@ -281,7 +280,7 @@ class Processor:
         finally:
             for run in account.runs():
                 run.stop(StopRequested("the processor was closed"))
-                if run.sink is None or not is_clean:
+                if run.yields_outcomes or not is_clean:
                     run.cut(StopRequested("the processor was closed"))
             account.submissions.close()
 
@@ -290,8 +289,18 @@ def _number(outcome: Outcome) -> int:
     return outcome.request.number
 
 
+def _attach(error: BaseException, outcomes: tuple[Outcome, ...]) -> None:
+    """Set ``error.outcomes``, also of exceptions that are not ours.
+
+    ``except`` gets the exception as it was raised, Ctrl-C or the iterable's own, and that is where a
+    program looks for the outcomes that it has paid for. A class that refuses attributes goes without.
+    """
+    with contextlib.suppress(AttributeError, TypeError):
+        error.outcomes = outcomes  # type: ignore[attr-defined]
+
+
 def _raise_cause(cause: BaseException | None, summary: Summary) -> None:
-    """A run that the server or the disk ended raises that; one that was told to stop just ends."""
+    """Raise what ended the run, if the server or the disk did. A run that was told to stop just ends."""
     if cause is None or isinstance(cause, StopRequested):
         return
     if isinstance(cause, ParallelProcessorError):

@@ -1,25 +1,24 @@
-"""Which ends of an attempt are followed by another, and when: the policy, decided by ``tenacity``.
+"""Decides which failed attempts are followed by another, and when, with ``tenacity``.
 
-A retryable failure counts towards ``max_attempts`` and is followed by exponential backoff with full
-jitter. A refusal by a rate limit doesn't count, nor does a server that can't be reached: nothing was
-sent. The bucket's pause holds such a request until its turn comes again, and only the time since it was
-first turned away bounds that. What was lost with a worker process is sent again at once, three times.
+* A retryable failure counts towards ``max_attempts``. Exponential backoff with full jitter follows.
+* A rejection by a rate limit does not count, nor does a server that can't be reached: nothing was
+  processed. The bucket's pause delays the next attempt. Only the time since the first of them is bounded.
+* A request that was lost with a worker process is sent again at once, three times at most.
 
-No thread sleeps between two attempts: tenacity's ``iter`` tells how long to wait, as it tells its own
-asyncio flavour, and the request goes back to the dispatcher for so long. What a ``Retrying`` keeps per
-call is thread-local, so that one serves all workers of a run. (Calls of one decorated function would
-share their statistics: jd/tenacity issue 701.)
+No thread sleeps between two attempts: tenacity's ``iter`` tells how long to wait, as it does for its own
+asyncio flavour, and the dispatcher keeps the request for so long. The state that a ``Retrying`` keeps for
+a call is thread-local, so that one ``Retrying`` serves all workers of a run. (Calls of one decorated
+function would share their statistics: jd/tenacity issue 701.)
 """
 
 from __future__ import annotations
 
-import functools
 import random
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from parallel_processor.forks import FORKS_WAIT
+from parallel_processor.forks import load
 from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import RetryPolicy
 from parallel_processor.pending import Tries
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 
 RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE, Verdict.LOST)
 
-_MOST_LOST = 3
+_MAX_LOST = 3
 
 
 class RetrySchedule:
-    """Tells what follows a failed attempt. Any thread may call it, for a request that it has.
+    """Decides what follows a failed attempt. Any thread may call it, for a request that it owns.
 
-    ``tell`` hears of each attempt that will be followed by another, and in how many seconds.
+    ``tell`` is called with each attempt that is to be followed by another, and the seconds until then.
     """
 
     def __init__(
@@ -48,45 +47,44 @@ class RetrySchedule:
         self._policy = policy
         self._tell = tell
         self._clock = clock
+        self._retrying: tenacity.Retrying | None = None  # made at the first failure
 
-    @functools.cached_property
-    def _retrying(self) -> tenacity.Retrying:
-        """Made at the first failure: few runs have one, and tenacity takes 10 ms to import.
+    def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
+        """Seconds until the next attempt; ``None`` if there is to be none.
 
-        Threads whose first failures coincide may each make one. Either will do, but not half of each.
+        ``tries`` has noted ``attempt`` already.
         """
-        import tenacity
+        library = load("tenacity")  # takes 10 ms the first time, and few runs have a failure
+        retrying = self._retrying
+        if retrying is None:  # two threads may each make one: both are equally good
+            retrying = self._retrying = self._make_retrying()
+        if tries.state is None:
+            tries.state = library.RetryCallState(retrying, None, (tries,), {})
+        retrying.begin()
+        tries.state.set_result(attempt)
+        step = retrying.iter(tries.state)
+        if not isinstance(step, library.DoSleep):
+            return None
+        tries.state.prepare_for_next_attempt()
+        return float(step)
 
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda attempt: attempt.verdict in RETRIED),
+    def _make_retrying(self) -> tenacity.Retrying:
+        library = load("tenacity")
+        retrying: tenacity.Retrying = library.Retrying(
+            retry=library.retry_if_result(lambda attempt: attempt.verdict in RETRIED),
             stop=lambda state: self._is_over(*_call(state)),
             wait=lambda state: backoff_s(self._policy, *_call(state)),
             before_sleep=lambda state: self._tell(*_call(state), state.upcoming_sleep),
             retry_error_callback=lambda state: None,
         )
+        return retrying
 
     def _is_over(self, tries: Tries, attempt: Attempt) -> bool:
         if attempt.verdict is Verdict.RETRY:
             return tries.failures >= self._policy.max_attempts
         if attempt.verdict is Verdict.LOST:
-            return tries.lost > _MOST_LOST
+            return tries.lost > _MAX_LOST
         return self._clock() - (tries.refused_since or 0.0) >= self._policy.rate_limit_deadline_s
-
-    def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
-        """Seconds until the next attempt behind ``attempt``, which ``tries`` has noted; else ``None``."""
-        with FORKS_WAIT:
-            retrying = self._retrying  # once
-            import tenacity
-
-        if tries.state is None:
-            tries.state = tenacity.RetryCallState(retrying, None, (tries,), {})
-        retrying.begin()
-        tries.state.set_result(attempt)
-        step = retrying.iter(tries.state)
-        if not isinstance(step, tenacity.DoSleep):
-            return None
-        tries.state.prepare_for_next_attempt()
-        return float(step)
 
 
 def _call(state: tenacity.RetryCallState) -> tuple[Tries, Attempt]:
@@ -96,7 +94,7 @@ def _call(state: tenacity.RetryCallState) -> tuple[Tries, Attempt]:
 
 
 def backoff_s(policy: RetryPolicy, tries: Tries, attempt: Attempt) -> float:
-    """Seconds before the next attempt; what the server asked for is the least."""
+    """Seconds before the next attempt, at least as long as the server asked for."""
     if attempt.verdict is not Verdict.RETRY:
         return 0.0
     asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
@@ -104,5 +102,5 @@ def backoff_s(policy: RetryPolicy, tries: Tries, attempt: Attempt) -> float:
 
 
 def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:
-    """The most seconds to wait after that many failures, at least one."""
+    """The longest backoff after that many ``failures``, which are at least one."""
     return min(policy.backoff_max_s, policy.backoff_initial_s * 2.0 ** min(failures - 1, 60))

@@ -1,16 +1,20 @@
-"""One run: a stream of requests is fed through their buckets to worker threads, until all have outcomes.
+"""One run: a stream of requests goes through its token buckets to workers, until each has an outcome.
 
-The caller's thread feeds: it reads requests, and gives them to the dispatcher (``dispatcher.py``), which
-hands them to a ``ThreadPoolExecutor`` when their buckets admit them: threads exist for requests in flight,
-not for requests that wait. A thread goes on with the next request as long as the dispatcher has one for
-it. What has an outcome counts until that has been written, or yielded to the embedding caller, so that a
-slow disk and a slow consumer bound memory as the network does. The feeder waits on one bell, ``_wake``,
-which rings for whatever it may be waiting for: room for more requests, an outcome, the stop.
+:class:`Run`'s constructor lists the stages in the order in which a request passes them. The caller's
+thread is the reader: it reads requests, and gives them to the dispatcher, as many as there are credits
+for. Threads exist for requests in flight, not for requests that wait. An outcome holds its credit until
+it is on record, or yielded to the program: a slow disk and a slow program bound memory as the network
+does. The reader waits for a single event, ``_waker``, which is set for whatever it may be waiting for:
+credits, an outcome, the stop.
 
-How a run ends. *By itself*: the input is at its end and everything is on record. *By a stop* (a fatal
-answer, a failing disk, :meth:`Run.stop`, an exception in the feeder, which is how Ctrl-C arrives):
-nothing more is admitted, what waits is dropped, exchanges under way get ``drain_s`` seconds to end (half a
-second in an interrupted notebook), and are cut then. Threads, sockets and files are gone when the run is.
+How a run ends:
+
+* *By itself*: the input is at its end, and every outcome is on record.
+* *By a stop*: a fatal answer, a failing disk, :meth:`Run.stop`, or an exception in the reader, which is
+  how Ctrl-C arrives. Nothing more is sent, and what is queued is dropped. Requests in flight get
+  ``drain_s`` seconds to end (half a second in an interrupted notebook), and are then cancelled.
+
+Threads, sockets and files are gone when the run is over.
 """
 
 from __future__ import annotations
@@ -20,38 +24,53 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
-from parallel_processor.attempts import Ended
 from parallel_processor.buckets import Buckets
 from parallel_processor.counters import Counters
-from parallel_processor.crews import make_crew, make_duplicates
-from parallel_processor.delivery import Delivery
+from parallel_processor.crews import WorkerPool, make_pool
+from parallel_processor.delivery import Delivery, Recorded, Sink, make_duplicates
 from parallel_processor.descriptors import affordable_workers
 from parallel_processor.dispatcher import Dispatcher
-from parallel_processor.exceptions import StopRequested
+from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
+from parallel_processor.exits import at_exit
 from parallel_processor.ledger import Ledger
 from parallel_processor.limiter import TokenBucket
-from parallel_processor.models import Request
+from parallel_processor.models import Attempt, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.outcome import Outcome
 from parallel_processor.pending import Admitted, Waiting
 from parallel_processor.pricing import Pricing
 from parallel_processor.progress import Displays, join_timeout_s
-from parallel_processor.stop import Bell, StopSignal, do_all, drain_s
-from parallel_processor.worker import Worker
+from parallel_processor.stop import Settable, StopSignal, WakeEvent, do_all
+from parallel_processor.worker import Settlement, flawed
 
 _log = logging.getLogger("parallel_processor")
-_WRITER_SLACK = 256  # outcomes that may wait for a writer which is at the disk
+_WRITER_SLACK = 256  # outcomes that may wait for a writer, which writes many at once
+
+MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
+"""Makes what takes the outcomes of a run, given the functions that record them and that stop the run."""
 
 
 class Run:
-    """The feeding of one stream of requests. :meth:`stop` and :meth:`cut` may come from any thread.
+    """Sends one stream of requests. :meth:`stop` and :meth:`cut` may come from any thread.
 
-    What may be set before it begins: ``sink``, to which outcomes go from the worker threads, and whoever
-    takes them calls :meth:`recorded` (without one, :meth:`outcomes` yields them); ``on_cut``, which is
-    called when what is in flight is given up; ``reads_values``, false if nobody will look at the answers'
-    values, but only at their text; ``ahead``, which tells how many more may be read for reasons of the
-    caller's own; ``is_wanted``, which is asked before a request's first attempt.
+    Args:
+        options: the settings.
+        buckets: the limits, which other runs may share.
+        pricing: estimates what a request will cost.
+        make_sink: makes what takes the outcomes from the worker threads. It is a factory since both need
+            each other: the sink gives credits back to the run. Without one, :meth:`outcomes` yields them.
+        on_cancel: called when requests in flight are cancelled.
+        ahead: how many more requests may be read for the caller's own reasons.
+        is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
+        parses_answers: false if only the answers' text will be used.
+        clock: seconds that never go back.
+
+    Attributes:
+        counters: what the run has done.
+        ledger: what it waited for.
+        displays: what shows it while it goes on.
     """
 
     def __init__(
@@ -60,54 +79,81 @@ class Run:
         *,
         buckets: Buckets,
         pricing: Pricing,
+        make_sink: MakeSink | None = None,
+        on_cancel: Callable[[], None] | None = None,
+        ahead: Callable[[], float] | None = None,
+        is_wanted: Callable[[Request], bool] | None = None,
+        parses_answers: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = Counters()
-        self.ledger = Ledger()
-        self.displays = Displays(clock)
-        self.on_cut: Callable[[], None] | None = None
-        self.reads_values = True
-        self.ahead: Callable[[], float] = lambda: math.inf
-        self.is_wanted: Callable[[Request], bool] | None = None
-        self._options = options
-        self._buckets = buckets
-        self._pricing = pricing
-        self._clock = clock
-        self.waking = (stop := StopSignal()).waking  # for others who wait
-        self._stop = stop
-        self._wake = Bell()
+        self.counters, self.ledger, self.displays = Counters(), Ledger(), Displays(clock)
+        self.yields_outcomes = make_sink is None
+        self._options, self._clock = options, clock
+        self._buckets, self._pricing = buckets, pricing
+        self._on_cancel, self._ahead = on_cancel, ahead
         self._process_id = os.getpid()
-        self._activity = "input"  # what the feeder is doing
-        self._give_up_at = math.inf  # set by a stop
+        self._stop, self._give_up_at = StopSignal(), math.inf  # the time is set by a stop
+        self._waker = WakeEvent()  # the reader waits for it
+        self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
         self._max_workers = affordable_workers(options.max_workers)
-        self._worker = Worker(
-            options, pricing=pricing, counters=self.counters, stop=self._stop, clock=clock
-        )
-        begin = self._worker.begin
-        self._crew = make_crew(options, self._max_workers, begin=begin, finish=self._end)
-        self._dispatcher = self._make_dispatcher()
-        self._worker.waker = self._dispatcher.wake
-        self._delivery = Delivery(
-            counters=self.counters,
-            bell=self._wake,
-            on_record=self._dispatcher.recorded,
-            duplicates=make_duplicates(options),
-        )
+        # Requests: those that share an outcome with an earlier one are kept back,
+        self._duplicates = make_duplicates(options)
+        # the others are queued, and handed out when their buckets admit them,
+        self._dispatcher = self._make_dispatcher(is_wanted)
+        # and sent. After an attempt, a worker calls _settle for the next request.
+        self._pool = self._make_pool(parses_answers)
+        # Attempts: each means an outcome, or another attempt.
+        self._settlement = self._make_settlement()
+        # Outcomes go to the sink or to the program, and their credits back to the dispatcher.
+        self._delivery = self._make_delivery(make_sink)
+        at_exit(self._pool.abort)
+        at_exit(self._dispatcher.abort)  # is called first: then nothing more is sent
 
-    def _make_dispatcher(self) -> Dispatcher:
+    def _make_dispatcher(self, is_wanted: Callable[[Request], bool] | None) -> Dispatcher:
         return Dispatcher(
-            count=self._count,
             cost=self._pricing.cost,
-            start=self._crew.start,
-            flush=self._crew.flush,
+            start=lambda admitted: self._pool.start(admitted),
+            flush=lambda: self._pool.flush(),
             drop=lambda waiting: self._delivery.drop(waiting),
-            on_room=self._wake.set,
+            on_room=self._waker.set,
             activity=self._idle_cause,
+            counters=self.counters,
             ledger=self.ledger,
             stop=self._stop,
             max_workers=self._max_workers,
+            writer_slack=0 if self.yields_outcomes else _WRITER_SLACK,
+            count=self._count,
+            is_wanted=is_wanted,
             clock=self._clock,
+        )
+
+    def _make_pool(self, parses_answers: bool) -> WorkerPool:
+        return make_pool(
+            self._options,
+            self._max_workers,
+            settle=self._settle,
+            stop=self._stop,
+            parses_answers=parses_answers or self._options.validate is not None,
+        )
+
+    def _make_settlement(self) -> Settlement:
+        return Settlement(
+            self._options,
+            pricing=self._pricing,
+            counters=self.counters,
+            stop=self._stop,
+            waker=self._dispatcher.waker,
+            clock=self._clock,
+        )
+
+    def _make_delivery(self, make_sink: MakeSink | None) -> Delivery:
+        return Delivery(
+            counters=self.counters,
+            waker=self._waker,
+            on_record=self._dispatcher.recorded,
+            make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
+            duplicates=self._duplicates,
         )
 
     @property
@@ -117,43 +163,35 @@ class Run:
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way at the server, at this moment."""
+        """How many requests are in flight at this moment."""
         return self._dispatcher.in_flight
 
-    @property
-    def sink(self) -> Callable[[Outcome], None] | None:
-        """Where outcomes go from the worker threads; ``None`` if :meth:`outcomes` yields them."""
-        return self._delivery.sink
-
-    @sink.setter
-    def sink(self, sink: Callable[[Outcome], None]) -> None:
-        self._delivery.sink = sink
+    def waking(self, event: Settable) -> AbstractContextManager[None]:
+        """While the block runs, a stop sets ``event``."""
+        return self._stop.waking(event)
 
     def stop(self, cause: BaseException) -> None:
-        """Admit nothing more; what is in flight may end."""
+        """Send nothing more; requests in flight may end."""
         self._stop.set(cause)
 
     def cut(self, cause: BaseException) -> None:
-        """Stop, and end what is in flight now."""
+        """Stop, and cancel the requests in flight."""
         self._stop.set(cause)
-        self._crew.cut()
-        if self.on_cut is not None:
-            self.on_cut()
+        self._pool.cut()
+        if self._on_cancel is not None:
+            self._on_cancel()
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """Feed ``requests``, and yield what there is no sink for, as it comes."""
-        self._dispatcher.slack = _WRITER_SLACK if self.sink is not None else 0
-        self._worker.is_wanted = self.is_wanted
-        self._crew.reads_values = self.reads_values or self._options.validate is not None
-        with self._stop.waking(self._wake):
+        """Send ``requests``, and yield the outcomes that no sink takes, as they come."""
+        with self._stop.waking(self._waker):
             try:
                 yield from self._feed(requests)
-                self._activity = "answers"
+                self._activity = WaitCause.ANSWERS
                 self._dispatcher.close()
                 yield from self._drain()
                 if self._dispatcher.error is not None:
                     raise self._dispatcher.error
-            except Exception as error:  # the input's: what is under way still comes
+            except Exception as error:  # of the input: requests in flight still get their outcomes
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
                 self._stop.set(error)
@@ -166,6 +204,8 @@ class Run:
             finally:
                 self._finish()
 
+    # The reader.
+
     def _feed(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         iterator = iter(requests)
         while True:
@@ -173,7 +213,7 @@ class Run:
             if self._stop.is_set():
                 return
             for _ in range(self._room()):
-                self._activity = "input"
+                self._activity = WaitCause.INPUT
                 request = next(iterator, None)
                 if request is None:
                     return
@@ -183,17 +223,31 @@ class Run:
 
     def _take_in(self, request: Request) -> None:
         self.counters.read()
-        if self._delivery.claim(request):
+        claim = self._claim(request)
+        if claim is True:
             self._put(request)
         else:
-            self._dispatcher.pass_by()  # last: what is counted and never delivered is waited for
+            if isinstance(claim, Outcome):
+                self._delivery.deliver(claim)
+            self._dispatcher.skip()  # last: once it is counted, its outcome is waited for
         self.displays.show()
+
+    def _claim(self, request: Request) -> Outcome | bool:
+        """True if ``request`` is to be sent; false if it shares the outcome of one that is under way.
+
+        An outcome if that is known already: the line is no valid request, or an equal one was answered.
+        """
+        if request.flaw is not None:
+            return flawed(request)
+        return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
         url = request.url or self._options.request_url
         waiting = Waiting(request=request, bucket=self._buckets.bucket(url, request.model))
         if self._options.processes > 1 or waiting.bucket not in self._seen:
-            self._seen.add(waiting.bucket)  # its encoding is loaded here: no import amid a fork
+            self._seen.add(
+                waiting.bucket
+            )  # loads its encoding here: a fork must not interrupt that
             self._count(waiting)
         self._dispatcher.put(waiting)
 
@@ -212,44 +266,43 @@ class Run:
 
     def _room(self) -> int:
         """Wait until more may be read, and how many; 0 if an outcome or the stop came first."""
-        self._wake.clear()
+        self._waker.clear()
         if self._delivery or self._stop.is_set():
             return 0
-        count = int(min(self._dispatcher.room(), self.ahead()))
+        room: float = self._dispatcher.room()
+        count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:
-            self._activity = "look-ahead"
+            self._activity = WaitCause.LOOK_AHEAD
             self._wait(math.inf)
         return max(count, 0)
 
-    def _idle_cause(self, is_full: bool) -> str:
+    def _idle_cause(self, is_full: bool) -> WaitCause:
         """What holds the run back where no bucket does."""
-        if self._dispatcher.unrecorded > self._dispatcher.in_flight + self._dispatcher.slack / 2:
-            return "consumer" if self.sink is None else "disk"
-        return "max_workers" if is_full else self._activity
+        if self._dispatcher.waits_for_records:
+            return WaitCause.CONSUMER if self.yields_outcomes else WaitCause.DISK
+        return WaitCause.MAX_WORKERS if is_full else self._activity
 
     def _wait(self, seconds: float) -> None:
-        """Wait for ``_wake``, at most ``seconds``, and keep the display going."""
+        """Wait for ``_waker``, at most ``seconds``, and refresh the displays that are due."""
         self.displays.show()
         seconds = min(seconds, self.displays.wait_s)
-        self._wake.wait(seconds if seconds < math.inf else None)
+        self._waker.wait(seconds if seconds < math.inf else None)
 
     def _ready(self) -> Iterator[Outcome]:
-        """The outcomes at hand; each makes room once the consumer asks for the next."""
+        """The outcomes at hand."""
         for outcome in self._delivery.taken():
-            self._activity = "consumer"
+            self._activity = WaitCause.CONSUMER
             yield outcome
 
-    def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
-        """Make room for as many as ``outcomes``, which are on record or, if not, never will be."""
-        self._delivery.recorded(outcomes, on_record)
+    # The workers.
 
-    def _end(self, admitted: Admitted, ended: Ended | BaseException | None) -> Admitted | None:
-        """An attempt is over: its request gets an outcome or goes back. Gives the next to be sent.
+    def _settle(self, admitted: Admitted, attempt: Attempt | BaseException) -> Admitted | None:
+        """An attempt has ended: deliver its outcome or queue it again; the next request to send.
 
-        Any thread of the crew calls this, and whatever goes wrong ends the run instead of hanging it.
+        The pool's threads call this. A bug ends the run instead of hanging it.
         """
         try:
-            outcome, retry_in_s, made_room = self._worker.finish(*admitted, ended)
+            outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
             if outcome is not None:
                 self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room)
@@ -259,10 +312,12 @@ class Run:
             self._stop.set(error)
             return None
 
+    # The end.
+
     def _drain(self) -> Iterator[Outcome]:
-        """Wait until everything is on record; after a stop for a while only."""
+        """Wait until everything is on record; after a stop only for a while."""
         while True:
-            self._wake.clear()
+            self._waker.clear()
             yield from self._ready()
             if not self._dispatcher.is_busy():
                 return
@@ -276,17 +331,33 @@ class Run:
                 self._wait(left)
 
     def _finish(self) -> None:
-        """Let what is in flight end, or cut it; then end threads and processes, but not in a fork."""
+        """Let requests in flight end, or cancel them; then end threads and processes.
+
+        Not in a fork, which has none of them.
+        """
         if os.getpid() != self._process_id:
             return
         try:
-            if self.sink is not None:  # else nobody is left to take what still comes
+            if not self.yields_outcomes:  # otherwise there is nobody to take what still comes
                 for _ in self._drain():
                     pass
         finally:
-            steps = (self._dispatcher.join, self._cut_rest, self._crew.close)
+            steps = (self._dispatcher.join, self._cut_rest, self._pool.close)
             do_all((*steps, self._delivery.close, self.displays.close))
 
     def _cut_rest(self) -> None:
-        if self._dispatcher.is_busy():  # in flight, or refused by the disk
+        if self._dispatcher.is_busy():  # in flight, or not written by a failing disk
             self.cut(StopRequested("gave up what was in flight"))
+
+
+def drain_s(cause: BaseException | None, options: Options) -> float:
+    """How long requests in flight may take after a stop, in seconds.
+
+    Until they end if the server caused it. A failing disk has ``write_retry_s``, and what is cancelled
+    before is not tried again.
+    """
+    if isinstance(cause, RunStoppedError):
+        return math.inf
+    if isinstance(cause, ResultsFileError):
+        return max(options.drain_s, options.write_retry_s)
+    return options.drain_s

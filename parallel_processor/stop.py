@@ -1,4 +1,4 @@
-"""The end of a run, told once and heard by everyone who waits."""
+"""The end of a run, told once and heard by every thread that waits."""
 
 from __future__ import annotations
 
@@ -10,55 +10,62 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from parallel_processor.exceptions import ResultsFileError, RunStoppedError
-from parallel_processor.options import Options
-
 _TRIES = 5
-_IS_DEAF = sys.platform == "win32"  # Ctrl-C ends no wait there
-_LONGEST_S = 0.2 if _IS_DEAF else threading.TIMEOUT_MAX
+_MAX_WAIT_S = 0.2 if sys.platform == "win32" else threading.TIMEOUT_MAX  # Ctrl-C ends no wait there
 
 
 class Settable(Protocol):
-    """What a stop can wake: an event, or a :class:`Bell`."""
+    """What a stop can wake: an event."""
 
     def set(self) -> None:
-        """Wake who waits."""
+        """Wake the thread that waits."""
 
 
-class Bell:
-    """Wakes the one thread that waits for it, like an event, wherever a KeyboardInterrupt hits that.
+class WakeEvent:
+    """A ``threading.Event`` that a KeyboardInterrupt can't break.
 
-    An event's wait passes a lock from hand to hand in several steps; an interrupt between two of them
-    leaves it taken. The queue beneath this one waits in a single call of C. Any thread may ring.
+    An event's wait passes a lock on in several steps, and an interrupt between two of them leaves the
+    lock held. This one waits in a single call of C, for an entry of a queue. Any thread may set it; up
+    to ``max_waiters`` may wait at the same time.
     """
 
-    def __init__(self) -> None:
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+    def __init__(self, max_waiters: int = 1) -> None:
+        self._max_waiters = max_waiters
+        self._is_set = False
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def set(self) -> None:
-        """Ring: the wait that is under way, or else the next one, ends."""
-        if self._rings.empty():
-            self._rings.put(None)
+        """End the waits that are under way, and those to come until :meth:`clear`."""
+        self._is_set = True
+        while self._wakes.qsize() < self._max_waiters:
+            self._wakes.put(None)
 
     def clear(self) -> None:
-        """Forget that it rang."""
+        """Let the next wait last until the event is set again."""
+        self._is_set = False
         with suppress(queue.Empty):
             while True:
-                self._rings.get_nowait()
+                self._wakes.get_nowait()
 
-    def wait(self, seconds: float | None) -> None:
-        """Wait until it rings; at most so long, and less on Windows."""
-        if seconds is not None or _IS_DEAF:
-            seconds = min(math.inf if seconds is None else seconds, _LONGEST_S)
-        with suppress(queue.Empty):
-            self._rings.get(timeout=seconds)
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, at most so long; false if it isn't."""
+        left = math.inf if seconds is None else seconds
+        while not self._is_set:
+            try:
+                self._wakes.get(timeout=min(left, _MAX_WAIT_S))
+                break
+            except queue.Empty:
+                left -= _MAX_WAIT_S
+                if left <= 0:
+                    break
+        return self._is_set
 
 
 class StopSignal:
-    """Set at most once per run, with its cause; wakes every event that subscribed.
+    """Is set at most once per run, with its cause, and wakes every event that has subscribed.
 
-    Any thread may call any method. A signal handler may not call :meth:`set`, since the thread that
-    it interrupts may hold the lock; it tells another thread to do so (see ``cli.py``).
+    Any thread may call any method. A signal handler may not call :meth:`set`: the thread that it
+    interrupts may hold the lock. It has another thread do so (see ``signals.py``).
     """
 
     def __init__(self) -> None:
@@ -77,7 +84,7 @@ class StopSignal:
         return self._cause is not None
 
     def set(self, cause: BaseException) -> None:
-        """Stop the run: nothing more is admitted and every wait ends now."""
+        """Stop the run: nothing more is sent, and every wait ends now."""
         with self._lock:
             if self._cause is not None:
                 return
@@ -105,29 +112,20 @@ class StopSignal:
 
 
 def do_all(steps: Iterable[Callable[[], object]]) -> None:
-    """Take every step to its end, whatever interrupts one: once more Ctrl-C, say.
+    """Take every step, even if one fails or is interrupted; raise the last exception behind them.
 
-    Raises the last interruption, behind the last step.
+    A step that is interrupted (by one more Ctrl-C, say) is taken again. One that fails is not.
     """
-    interruption: BaseException | None = None
+    raised: BaseException | None = None
     for step in steps:
         for _ in range(_TRIES):
             try:
                 step()
                 break
+            except Exception as error:
+                raised = error
+                break
             except BaseException as error:
-                interruption = error
-    if interruption is not None:
-        raise interruption
-
-
-def drain_s(cause: BaseException | None, options: Options) -> float:
-    """How long exchanges under way may take after a stop: to their end if it's the server's.
-
-    A failing disk has its own time; what is cut is not tried again.
-    """
-    if isinstance(cause, RunStoppedError):
-        return math.inf
-    if isinstance(cause, ResultsFileError):
-        return max(options.drain_s, options.write_retry_s)
-    return options.drain_s
+                raised = error
+    if raised is not None:
+        raise raised

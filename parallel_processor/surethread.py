@@ -1,22 +1,22 @@
-"""A thread that can be waited for, wherever a KeyboardInterrupt hits the one who starts it or waits.
+"""A thread that can be started and joined safely, wherever a KeyboardInterrupt hits the caller.
 
-``Thread.start`` that is interrupted may leave a lock taken, on which the new thread then waits for ever.
-``Thread.join`` that is interrupted takes the thread for ended, up to Python 3.12, and the next ``join``
-doesn't wait any more. So another thread, which nothing interrupts, starts this one; and it says itself that
-it ends, in a queue whose wait is a single call of C.
+An interrupted ``Thread.start`` may leave a lock held, for which the new thread then waits for ever. An
+interrupted ``Thread.join`` takes the thread for ended, up to Python 3.12, and the next ``join`` does not
+wait any more. So another thread, which nothing interrupts, starts this one, and it says itself that it
+ends (see :class:`~parallel_processor.stop.WakeEvent`).
 """
 
 from __future__ import annotations
 
 import _thread
-import contextlib
-import queue
 import sys
 import threading
 from collections.abc import Callable
 
-_BEGINNING_S = 0.2  # what a thread takes at most to begin, if there is one
-_MOST_WAITING = 8
+from parallel_processor.stop import WakeEvent
+
+_BEGINNING_S = 0.2  # the longest that a thread takes to begin, if there is one
+_MAX_WAITERS = 8
 
 
 class SureThread:
@@ -27,7 +27,7 @@ class SureThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._is_tried = False
         self._error: BaseException | None = None
-        self._begun, self._ended = _Gate(), _Gate()
+        self._begun, self._ended = WakeEvent(_MAX_WAITERS), WakeEvent(_MAX_WAITERS)
 
     def start(self) -> None:
         """Start the thread, unless that was tried before; ``RuntimeError`` if the system has none left.
@@ -44,7 +44,7 @@ class SureThread:
         except RuntimeError:  # the system has none left
             self._is_tried = False
             raise
-        self._begun.wait(None)
+        self._begun.wait()
         if self._error is not None:
             raise self._error
 
@@ -54,14 +54,14 @@ class SureThread:
             self._thread.start()
         except BaseException as error:
             self._error = error
-            self._begun.open()
+            self._begun.set()
 
     def _run(self) -> None:
-        self._begun.open()
+        self._begun.set()
         try:
             self._target()
         finally:
-            self._ended.open()
+            self._ended.set()
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended, if it was started; at most so long."""
@@ -69,24 +69,3 @@ class SureThread:
             return
         if self._ended.wait(timeout_s):
             self._thread.join()  # within moments
-
-
-class _Gate:
-    """Is opened once. Unlike an event's, its wait leaves no lock taken, nor a flag unset."""
-
-    def __init__(self) -> None:
-        self._is_open = False
-        self._passes: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def open(self) -> None:
-        """Let everybody pass."""
-        self._is_open = True
-        for _ in range(_MOST_WAITING):
-            self._passes.put(None)
-
-    def wait(self, timeout_s: float | None) -> bool:
-        """Wait until it is open; false if it isn't in time."""
-        if not self._is_open:
-            with contextlib.suppress(queue.Empty):
-                self._passes.get(timeout=timeout_s)
-        return self._is_open

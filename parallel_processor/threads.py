@@ -1,46 +1,24 @@
-"""The worker threads of a run in this process, each of which sends one request after the other."""
+"""The worker threads of a run in this process. Each of them sends one request after another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
-from parallel_processor.attempts import Attempts, Ended
-from parallel_processor.exits import at_exit
-from parallel_processor.limiter import Reservation
+from parallel_processor.attempts import AttemptRunner
+from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import Options
-from parallel_processor.pending import Admitted, Waiting
+from parallel_processor.pending import Admitted
+from parallel_processor.stop import StopSignal
 from parallel_processor.surethread import SureThread
 from parallel_processor.transport import Transport
 
 
-class Crew(Protocol):
-    """Those who send for a run.
-
-    ``reads_values`` says that somebody will look at the answers' values, not only at their text.
-    """
-
-    reads_values: bool
-
-    def start(self, admitted: Admitted) -> None:
-        """Let somebody send ``admitted``; ``RuntimeError`` if the system has nobody any more."""
-
-    def flush(self) -> None:
-        """Nobody else is started for now."""
-
-    def cut(self) -> None:
-        """End every exchange under way. Any thread may call it."""
-
-    def close(self) -> None:
-        """Wait for everybody's end, and close every connection."""
-
-
 class WorkerThreads:
-    """Sends from the threads of an executor, which has one for each request in flight.
+    """A pool of threads, one for each request in flight.
 
-    ``begin`` is asked before each attempt whether it may go out, ``finish`` is told how it ended
-    (``None``: it wasn't sent; or what went wrong with us), and gives what the thread is to do next.
+    ``settle`` is called after each attempt, with the attempt or with the bug that prevented it, and
+    returns the next request to send. Nothing that waited here for a thread is sent after a ``stop``.
     """
 
     def __init__(
@@ -48,47 +26,49 @@ class WorkerThreads:
         options: Options,
         max_workers: int,
         *,
-        begin: Callable[[Waiting, Reservation], bool],
-        finish: Callable[[Admitted, Ended | BaseException | None], Admitted | None],
+        settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+        stop: StopSignal,
     ) -> None:
         self._transport = Transport(options)
-        self._attempts = Attempts(options, self._transport)
-        self.reads_values = True
-        self._begin = begin
-        self._finish = finish
+        self._attempts = AttemptRunner(options, self._transport)
+        self._settle = settle
+        self._stop = stop
         self._executor = ThreadPoolExecutor(
             max_workers, thread_name_prefix="parallel-processor-worker"
         )
-        # Whoever closes may be interrupted, and must not take threads for ended that live.
+        # An interrupted executor.shutdown() may take living threads for ended ones, so that it runs in
+        # a thread that nothing interrupts.
         self._closing = SureThread(self._executor.shutdown, "parallel-processor-closing")
-        at_exit(self.cut)  # the interpreter waits for the threads
 
     def start(self, admitted: Admitted) -> None:
-        """Take an idle thread for ``admitted``, or make one."""
+        """Send ``admitted`` from an idle thread, or from a new one."""
         self._executor.submit(self._work, admitted)
 
     def flush(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: :meth:`start` keeps nothing back."""
 
     def _work(self, admitted: Admitted | None) -> None:
+        """Runs in a worker thread: send, settle, go on with the next request."""
         while admitted is not None:
-            admitted = self._finish(admitted, self._attempt(admitted))
+            admitted = self._settle(admitted, self._send(admitted))
 
-    def _attempt(self, admitted: Admitted) -> Ended | BaseException | None:
+    def _send(self, admitted: Admitted) -> Attempt | BaseException:
+        if self._stop.is_set():
+            return Attempt(verdict=Verdict.STOPPED)
         waiting = admitted.waiting
         try:
-            if not self._begin(*admitted):
-                return None
-            return self._attempts.make(waiting.request, waiting.bucket.host)
-        except BaseException as error:  # a fault of ours: the run ends with it instead of hanging
+            return self._attempts.send_once(waiting.request, waiting.bucket.host)
+        except BaseException as error:  # a bug: the run ends with it instead of hanging
             return error
 
     def cut(self) -> None:
-        """End every exchange under way; each fails as a broken connection."""
+        """Cancel every exchange in flight; each fails like a broken connection."""
         self._transport.cut()
 
+    abort = cut  # the interpreter itself waits for the threads
+
     def close(self) -> None:
-        """Wait for the threads' end, and close the sessions."""
+        """Wait until the threads have ended, and close the sessions."""
         try:
             self._closing.start()
         except RuntimeError:  # the system has no thread left, or the interpreter ends

@@ -1,12 +1,11 @@
-"""What an attempt means: for the limits, for everybody who waits, and for its request.
+"""Settlement: what an attempt means for its limits, for its request, and for the run.
 
-An attempt is begun when its bucket has admitted it, made by a thread (``attempts.py``), and finished
-here: what it used is charged, what the server said is followed, and its request either has an outcome
-or is to be tried again after some seconds. Nothing here waits, so that no thread and no connection is
-held by a request that isn't under way.
+A finished attempt (``attempts.py``) is settled in one call: what it used is charged, what the server
+said is followed, and its request either has an outcome or is to be sent again after some seconds.
+Nothing here waits, so that a request holds a thread and a connection only while it is in flight.
 
-Whatever is logged about one request, here and elsewhere in the package, has its number as the record's
-attribute ``request_number`` (``extra``); other records have no such attribute.
+Every log record about one request, here and elsewhere in the package, has the request's number as the
+attribute ``request_number`` (``extra``). Other records have no such attribute.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.answers import stop_cause
-from parallel_processor.attempts import Ended
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.limiter import Release, Reservation, TokenBucket
@@ -33,15 +31,18 @@ from parallel_processor.retry import RETRIED, RetrySchedule, longest_backoff_s
 from parallel_processor.stop import StopSignal
 
 _log = logging.getLogger("parallel_processor")
-_LATE_S = 0.1  # within this, the bucket's own margin covers a request's way to the wire
+_LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
 _MAX_ERROR_CHARS = 1000
-_LEAST_PAUSE_S = 0.1  # for a server that refuses and says "0 seconds"
+_MIN_PAUSE_S = 0.1  # for a server that rejects and asks to wait 0 seconds
 
 
-class Finished(NamedTuple):
-    """What follows an attempt: the request's outcome, or another attempt in ``retry_in_s`` seconds.
+class Settled(NamedTuple):
+    """What follows an attempt.
 
-    ``made_room`` says that somebody who waits for the bucket may go now.
+    Attributes:
+        outcome: the request's outcome; ``None`` if it is to be sent again.
+        retry_in_s: seconds until it may be sent again.
+        made_room: true if the bucket may admit a waiting request earlier than it said.
     """
 
     outcome: Outcome | None
@@ -49,16 +50,12 @@ class Finished(NamedTuple):
     made_room: bool = False
 
 
-class Worker:
-    """Takes requests to their outcomes for one run, attempt by attempt. Any thread may call it.
+class Settlement:
+    """Settles the attempts of one run. Any thread may call it.
 
-    ``is_wanted`` is asked before a request's first attempt, if there is somebody to ask.
-    ``waker`` is what wakes the one who fills the buckets' queues, and isn't used where
-    :class:`Finished` tells the same.
+    ``waker`` is the event with which the run's dispatcher waits for the buckets. It is not set for room
+    that a settled attempt made: :class:`Settled` tells of that.
     """
-
-    is_wanted: Callable[[Request], bool] | None = None
-    waker: object = None
 
     def __init__(
         self,
@@ -67,75 +64,54 @@ class Worker:
         pricing: Pricing,
         counters: Counters,
         stop: StopSignal,
+        waker: object = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
         self._pricing = pricing
         self._counters = counters
         self._stop = stop
+        self._waker = waker
         self._clock = clock
         self._was_reached = False  # by any attempt of this run
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
-    def begin(self, waiting: Waiting, reservation: Reservation) -> bool:
-        """The attempt goes out now; false if the run has stopped, or nobody wants it any more."""
-        is_first, is_wanted = waiting.tries is None, self.is_wanted
-        if is_first:
-            self._counters.started()
-        if self._stop.is_set() or (is_first and is_wanted and not is_wanted(waiting.request)):
-            waiting.bucket.cancel(reservation)
-            return False
-        sent = waiting.tries.sent if waiting.tries is not None else 0
-        if _log.isEnabledFor(logging.DEBUG):
-            number = waiting.request.number
-            _log.debug("request %d: attempt %d", number, sent + 1, extra={"request_number": number})
-        self._counters.sent(int(reservation.costs[1]), first=sent == 0)
-        return True
+    def settle(
+        self, waiting: Waiting, reservation: Reservation, attempt: Attempt | BaseException
+    ) -> Settled:
+        """Charge what the attempt used, follow what the server said, and decide what comes next.
 
-    def finish(
-        self, waiting: Waiting, reservation: Reservation, ended: Ended | BaseException | None
-    ) -> Finished:
-        """The attempt is over: charge what it used, follow what the server said, and go on.
-
-        ``ended`` is ``None`` if it was not sent. A fault of ours ends the run.
+        An exception instead of an attempt, or one that is raised here, is a bug: it ends the run.
         """
-        if isinstance(ended, Ended):
+        if isinstance(attempt, Attempt):
             try:
-                return self._finish(waiting, reservation, ended)
+                return self._settle(waiting, reservation, attempt)
             except BaseException as error:
-                ended = error
-        if ended is not None:
-            self._stop.set(ended)
-            waiting.bucket.ended(reservation)
-        return Finished(unanswered(waiting))
+                attempt = error
+        self._stop.set(attempt)
+        waiting.bucket.ended(reservation)
+        return Settled(unanswered(waiting))
 
-    def _finish(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Finished:
-        attempt = ended.attempt
+    def _settle(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> Settled:
         if attempt.reply is not None:
             self._was_reached = True
-        if ended.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
-            waiting.bucket.sent(reservation, ended.sent_at_s)
-        ending = self._settle(waiting, reservation, ended)
-        for name, window_s, before, limit in ending.limit_changes:
-            was = f", was {before:,.0f}" if before < math.inf else ""
-            of = _of(waiting.bucket)
-            _log.info("limit%s: %s %s in %g s%s", of, f"{limit:,.0f}", name, window_s, was)
+        if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
+            waiting.bucket.sent(reservation, attempt.sent_at_s)
+        release = self._charge(waiting, reservation, attempt)
+        if release.limit_changes:
+            _log_limits(waiting.bucket, release)
         if attempt.verdict is Verdict.ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
         if attempt.verdict is not Verdict.ANSWERED:
-            if attempt.verdict is not Verdict.STOPPED:
-                self._counters.erred(attempt.kind, used_tokens=attempt.used_tokens or 0)
             delay_s = self._fail(waiting, reservation, attempt)
             if delay_s is not None and self._stop.is_set():
-                return Finished(unanswered(waiting), 0.0, ending.made_room)
+                return Settled(unanswered(waiting), 0.0, release.made_room)
             if delay_s is not None:
-                return Finished(None, delay_s, ending.made_room)
-        outcome = _outcome(waiting, attempt, ended.latency_s)
-        return Finished(outcome, 0.0, ending.made_room)
+                return Settled(None, delay_s, release.made_room)
+        return Settled(_outcome(waiting, attempt), 0.0, release.made_room)
 
-    def _settle(self, waiting: Waiting, reservation: Reservation, ended: Ended) -> Release:
-        """Charge what was used; less than reserved only where the provider counts so."""
-        attempt = ended.attempt
+    def _charge(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> Release:
+        """Charge what was used. Only some providers give back what was reserved and not used."""
         used, output = attempt.used_tokens, attempt.output_tokens
         if output is not None and waiting.estimate is not None:
             self._pricing.learn(waiting.estimate, output)
@@ -143,16 +119,18 @@ class Worker:
             used = None
         return waiting.bucket.ended(
             reservation,
-            ended.readings,
+            attempt.readings,
             answered=attempt.verdict is Verdict.ANSWERED,
             used_tokens=used,
             output_tokens=output or 0,
             answer_tokens=attempt.used_tokens or 0,
-            waker=self.waker,
+            waker=self._waker,
         )
 
     def _fail(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> float | None:
-        """Tell everyone whom a failure concerns; seconds until the next attempt, if there is one."""
+        """Count a failure and act on it; seconds until the next attempt, if there is to be one."""
+        if attempt.verdict is not Verdict.STOPPED:
+            self._counters.erred(attempt.kind, used_tokens=attempt.used_tokens or 0)
         tries = waiting.tries
         if tries is None:
             tries = waiting.tries = Tries(request=waiting.request)
@@ -163,7 +141,7 @@ class Worker:
     def _react(
         self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, tries: Tries
     ) -> None:
-        """What an attempt's end means for everyone else."""
+        """What a failure means for the other requests: a stop, a pause, or a lower rate."""
         if attempt.verdict is Verdict.FATAL:
             cause = StopCause.QUOTA if attempt.reply is None else stop_cause(attempt.reply)
             self._stop.set(RunStoppedError(attempt.error, cause))
@@ -175,11 +153,11 @@ class Worker:
             bucket.refuse(reservation, attempt.refusal, None)
 
     def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
-        """Hold this bucket for as long as the server says; a wait of hours is the user's choice."""
+        """Pause the bucket as long as the server says; end the run if that is too long for the user."""
         self._counters.refused()
         policy = self._options.retry
         seconds = policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
-        seconds = max(seconds, _LEAST_PAUSE_S)
+        seconds = max(seconds, _MIN_PAUSE_S)
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
             self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT))
@@ -190,7 +168,7 @@ class Worker:
     def _wait_for_server(
         self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, tries: Tries
     ) -> None:
-        """Hold everybody while there is no server; one that never answered ends the run."""
+        """Pause while the server can't be reached. If it never was, ``max_attempts`` end the run."""
         policy = self._options.retry
         if not self._was_reached and tries.unreachable >= policy.max_attempts:
             host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
@@ -203,7 +181,8 @@ class Worker:
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
     def _tell_retry(self, tries: Tries, attempt: Attempt, seconds: float) -> None:
-        if self._stop.is_set() or attempt.verdict is Verdict.LOST:  # whose process has its own line
+        """Log that another attempt follows. A lost worker process has a log line of its own."""
+        if self._stop.is_set() or attempt.verdict is Verdict.LOST:
             return
         number, error = tries.request.number, attempt.error
         extra = {"request_number": number}
@@ -215,12 +194,19 @@ class Worker:
             )
 
 
+def _log_limits(bucket: TokenBucket, release: Release) -> None:
+    """Log the limits that the server's headers have changed."""
+    for name, window_s, before, limit in release.limit_changes:
+        was = f", was {before:,.0f}" if before < math.inf else ""
+        _log.info("limit%s: %s %s in %g s%s", _of(bucket), f"{limit:,.0f}", name, window_s, was)
+
+
 def _of(bucket: TokenBucket) -> str:
     return f" of {bucket.model}" if bucket.model else ""
 
 
 def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
-    """An answer that the caller's ``validate`` lets pass, or a failed attempt that was paid for."""
+    """The attempt if the caller's ``validate`` accepts the answer, else a failure that was paid for."""
     assert attempt.reply is not None
     try:
         validate(attempt.reply.data)
@@ -231,7 +217,7 @@ def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
         return replace(attempt, verdict=Verdict.RETRY, kind=f"invalid answer {name}", error=text)
 
 
-def _outcome(waiting: Waiting, attempt: Attempt, latency_s: float | None) -> Outcome:
+def _outcome(waiting: Waiting, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
     ok, tries = attempt.verdict is Verdict.ANSWERED, waiting.tries
     return Outcome(
@@ -242,7 +228,7 @@ def _outcome(waiting: Waiting, attempt: Attempt, latency_s: float | None) -> Out
         error_kind=attempt.kind,
         attempts=ok + (tries.sent if tries is not None else 0),
         used_tokens=attempt.used_tokens,
-        latency_s=latency_s,
+        latency_s=attempt.latency_s,
         unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
     )
 
@@ -260,5 +246,5 @@ def unanswered(waiting: Waiting) -> Outcome:
 
 
 def flawed(request: Request) -> Outcome:
-    """The outcome of a line that can't be sent."""
+    """The outcome of a line that is no valid request."""
     return Outcome(request=request, ok=False, errors=(request.flaw or "",), error_kind=CANT_BE_SENT)

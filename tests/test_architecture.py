@@ -127,6 +127,7 @@ WITHIN_LAYER = {
     ("ratelimits", "waits"),
     ("counters", "latencies"),
     ("displays", "stop"),
+    ("surethread", "stop"),
     ("duplicates", "forks"),
     ("duplicates", "formats"),
     ("duplicates", "jsontext"),

@@ -20,15 +20,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from clocks import FakeClock, admitted_by
+from clocks import FakeClock
 
 from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.ceiling import Ceiling
+from parallel_processor.charges import Reservation
+from parallel_processor.counters import Counters
 from parallel_processor.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.ledger import Ledger
-from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Cost, Estimate, Refusal, Request
+from parallel_processor.limiter import TokenBucket
+from parallel_processor.models import Cost, Estimate, Refusal, Request, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.pending import Admitted, Tries, Waiting
 from parallel_processor.stop import StopSignal
@@ -47,17 +49,17 @@ class ByHand(Dispatcher):
         self.slept_s: float | None = (
             0.0  # how long the last turn would have slept; None if it didn't
         )
-        self.wake.wait = self._sleep  # type: ignore[method-assign]
+        self.waker.wait = self._note_sleep  # type: ignore[method-assign]
         self._stop.wait = lambda seconds: False  # type: ignore[method-assign]
 
-    def _sleep(self, timeout: float | None = None) -> bool:
+    def _note_sleep(self, timeout: float | None = None) -> bool:
         self.slept_s = math.inf if timeout is None else timeout
         return True
 
     @property
     def is_asleep(self) -> bool:
         """True if the thread would be waiting now, with nobody having woken it."""
-        return self.slept_s is not None and not self.wake.is_set()
+        return self.slept_s is not None and not self.waker.is_set()
 
     def turn(self) -> None:
         """What the thread does when it wakes, up to its next sleep or end."""
@@ -65,7 +67,7 @@ class ByHand(Dispatcher):
             self.slept_s = None
             if not self._turn():
                 self._leave()
-            elif self.slept_s and not self.wake.is_set():
+            elif self.slept_s and not self.waker.is_set():
                 return
 
 
@@ -84,9 +86,9 @@ class Scarce:
             raise RuntimeError(self._message)
 
 
-def activity_of(is_full: bool) -> str:
+def activity_of(is_full: bool) -> WaitCause:
     """What a run is doing while nobody can be sent."""
-    return "max_workers" if is_full else "input"
+    return WaitCause.MAX_WORKERS if is_full else WaitCause.INPUT
 
 
 def request_of(
@@ -117,7 +119,7 @@ class Room:
     ) -> None:
         self.clock = parts.pop("clock", None) or FakeClock()
         self.stop = StopSignal()
-        self.ledger = Ledger()
+        self.counters, self.ledger = Counters(), Ledger()
         self.sent: list[int] = []
         self.waiting: dict[int, Waiting] = {}
         self.places: dict[int, Reservation] = {}
@@ -134,6 +136,7 @@ class Room:
             drop=parts.pop("drop", self._drop),
             on_room=self._ring,
             activity=self._tell_activity,
+            counters=self.counters,
             ledger=self.ledger,
             stop=self.stop,
             max_workers=max_workers,
@@ -153,8 +156,13 @@ class Room:
         (self.forgotten if waiting.tries is None else self.dropped).append(waiting.request.number)
         self.change()
 
-    def _tell_activity(self, is_full: bool) -> str:
-        told: str = self._activity(is_full)
+    @property
+    def unrecorded(self) -> int:
+        """How many outcomes aren't on record."""
+        return int(self.dispatcher._credits.unrecorded)
+
+    def _tell_activity(self, is_full: bool) -> WaitCause:
+        told: WaitCause = self._activity(is_full)
         self.change()
         return told
 
@@ -193,7 +201,7 @@ class Room:
     def done(self, number: int, *, again: bool = False, **how: Any) -> int | None:
         """An attempt has ended, and its thread sends what it gets instead; gives that one's number."""
         waiting = self.waiting[number]
-        waker = self.dispatcher.wake
+        waker = self.dispatcher.waker
         ending = waiting.bucket.ended(self.places[number], answered=not again, waker=waker)
         how.setdefault("made_room", ending.made_room)
         admitted = self.dispatcher.done(tried(waiting) if again else None, **how)
@@ -276,52 +284,52 @@ def pass_time(bucket: TokenBucket, seconds: float) -> None:
     bucket._clock.now_s += seconds  # type: ignore[attr-defined]
 
 
+class Play:
+    """A room driven by hand, and a script of events: ``put free 2``, ``turn``, ``done 0``, ``wait 3`` …
+
+    There are buckets that admit everything (``free``, ``idle``), that wait for a minute's limit
+    (``slow``), and for a pause (``paused``). Requests are numbered from 0 as they are put.
+    """
+
+    def __init__(self, max_workers: int = 2) -> None:
+        self.room = Room(ByHand, max_workers=max_workers)
+        slow = bucket_of(60)
+        slow.enqueue(Reservation(1.0))
+        free, idle, paused = bucket_of(), bucket_of(), paused_bucket()
+        self.buckets = {"free": free, "idle": idle, "slow": slow, "paused": paused}
+
+    def __call__(self, *events: str) -> None:
+        """Let this happen."""
+        room, dispatcher = self.room, self.room.dispatcher
+        for event in events:
+            kind, *words = event.split()
+            if kind == "put":
+                for _ in range(int(words[1])):
+                    room.put(len(room.waiting), self.buckets[words[0]])
+            elif kind in ("done", "again", "later"):
+                seconds = 7.0 if kind == "later" else 0.0
+                room.done(int(words[0]), again=kind != "done", retry_in_s=seconds)
+            elif kind == "skip":
+                for _ in range(int(words[0])):
+                    dispatcher.skip()
+            elif kind == "record":
+                dispatcher.recorded(int(words[0]))
+            elif kind == "wait":
+                room.clock.now_s += float(words[0])
+            elif kind == "pause":
+                self.buckets["free"].pause(1e6)
+            elif kind == "go":
+                pass_time(self.buckets["free"], 1e6)
+            elif kind == "stop":
+                room.stop.set(ENDED)
+            elif kind == "hurry":
+                dispatcher.close(hurry=True)
+            else:
+                assert event == "turn"
+                dispatcher.turn()
+
+
 # Lines.
-
-
-def test_a_line_is_first_come_first_served(room: Room) -> None:
-    """Whatever lines there are, each is sent in its order, and everything once."""
-    buckets = [bucket_of() for _ in range(3)]
-    for number in range(300):
-        room.read(number, buckets[number % 7 % 3])
-    room.until(lambda: len(room.sent) == 300)
-    assert sorted(room.sent) == list(range(300))
-    for bucket in range(3):
-        line = [number for number in room.sent if number % 7 % 3 == bucket]
-        assert line == sorted(line)
-
-
-def test_an_admitted_request_comes_with_its_place(room: Room) -> None:
-    """Whoever sends it gets the reservation that its bucket admitted."""
-    bucket = bucket_of(60)
-    room.read(1, bucket)
-    room.until(lambda: room.sent)
-    assert room.places[1].admitted_at == 1000.0
-    assert admitted_by(bucket)["requests"] == 1
-
-
-def test_a_bucket_that_waits_holds_up_no_other(room: Room) -> None:
-    """Behind a request whose model has no capacity the others' go."""
-    slow, other, third = bucket_of(60), bucket_of(), bucket_of()
-    for number in range(3):
-        room.read(number, slow)
-    room.read(3, other)
-    room.read(4, third)
-    room.read(5, other)
-    room.until(lambda: len(room.sent) == 4)
-    assert sorted(room.sent) == [0, 3, 4, 5]
-
-
-def test_a_bucket_under_the_same_ceiling_holds_up_no_other(room: Room) -> None:
-    """A model whose server asks to wait leaves the ceiling to the others."""
-    limits, clock = Limits(), FakeClock()
-    slow = TokenBucket(limits, clock=clock)
-    other = TokenBucket(limits, clock=clock, ceiling=slow.ceiling)
-    slow.pause(300.0)
-    for number in range(6):
-        room.read(number, (slow, other)[number % 2])
-    room.until(lambda: len(room.sent) == 3)
-    assert room.sent == [1, 3, 5]
 
 
 def test_a_line_goes_on_when_its_bucket_may(room: Room) -> None:
@@ -337,16 +345,6 @@ def test_a_line_goes_on_when_its_bucket_may(room: Room) -> None:
     assert room.sent == [0, 1, 3]
 
 
-def test_lines_go_on_by_themselves() -> None:
-    """Time lets the first in line go, without anybody else's doing."""
-    with stopped_at_the_end(Room()) as room:
-        bucket = bucket_of(60_000, time.monotonic)
-        for number in range(600):  # at 1,000 a second, of which 500 go at once
-            room.read(number, bucket)
-        room.until(lambda: len(room.sent) == 600)
-    assert room.sent == list(range(600))
-
-
 @pytest.mark.parametrize("seconds", [1e10, 1e300])
 def test_a_wait_may_be_longer_than_the_system_can_count(room: Room, seconds: float) -> None:
     """A bucket that is closed for thousands of years is no fault."""
@@ -359,7 +357,127 @@ def test_a_wait_may_be_longer_than_the_system_can_count(room: Room, seconds: flo
     assert room.dispatcher.error is None
 
 
+# What is handed out.
+
+
+def test_each_attempt_is_counted_when_it_is_handed_out(
+    hand: Room, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By our thread or to one that is done; a request once, a retry as one, with what it reserves."""
+    bucket = bucket_of()
+    with caplog.at_level(logging.DEBUG, logger="parallel_processor"):
+        for number in range(3):
+            hand.put(number, bucket)
+        hand.dispatcher.turn()
+        assert hand.done(0) == 2
+        assert hand.done(2, again=True) == 2
+    counts = hand.counters.counts()
+    assert (counts.started, counts.attempts, counts.retries) == (3, 4, 1)
+    assert counts.reserved_tokens == 4
+    attempts = [
+        f"request {number}: attempt {sent}" for number, sent in ((0, 1), (1, 1), (2, 1), (2, 2))
+    ]
+    assert caplog.messages == attempts
+
+
+@pytest.mark.parametrize("is_bug", [False, True])
+def test_who_is_not_wanted_is_not_sent(is_bug: bool) -> None:
+    """However many are cancelled in a row: they cost nothing, and the next that is wanted goes."""
+    asked: list[int] = []
+
+    def is_wanted(request: Request) -> bool:
+        asked.append(request.number)
+        if is_bug and request.number == 3000:
+            raise ZeroDivisionError
+        return request.number in (1, 3000)
+
+    hand = Room(ByHand, max_workers=2, is_wanted=is_wanted)
+    bucket = bucket_of(6e9)
+    for number in range(3001):
+        hand.put(number, bucket)
+    hand.dispatcher.turn()
+    assert asked == list(range(3001))
+    assert hand.sent == ([1] if is_bug else [1, 3000])
+    assert isinstance(hand.stop.cause, ZeroDivisionError) == is_bug
+    assert bucket.usage().admitted["requests"] == len(hand.sent)
+    assert (hand.dispatcher.in_flight, hand.unrecorded) == (len(hand.sent), 0)
+    assert hand.counters.counts().started == len(hand.sent)
+    assert len(hand.forgotten) == 3001 - len(hand.sent)
+
+
+def test_a_thread_that_is_done_gets_nobody_who_is_not_wanted() -> None:
+    """It passes over thousands to the next one, and a request that comes back isn't asked about."""
+    hand = Room(ByHand, max_workers=1, is_wanted=lambda request: request.number in (0, 3000))
+    bucket = bucket_of()
+    hand.put(0, bucket)
+    hand.dispatcher.turn()
+    for number in range(1, 3002):
+        hand.put(number, bucket)
+    hand.dispatcher._is_wanted = lambda request: request.number == 3000
+    assert hand.done(0, again=True) == 0
+    assert hand.done(0) == 3000
+    assert hand.done(3000) is None
+    assert bucket.server.in_flight.count == 0
+    hand.dispatcher.recorded(2)
+    assert not hand.dispatcher.is_busy()
+
+
+def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room) -> None:
+    """What its bucket charged is given back, and whoever was tried before is dropped as such."""
+    bucket = bucket_of(6000)
+    hand.put(0, bucket)
+    hand.dispatcher.turn()
+    admit = hand.dispatcher._lines.admit
+
+    def stop_and_admit() -> Admitted | None:
+        hand.stop.set(ENDED)
+        return admit()
+
+    hand.dispatcher._lines.admit = stop_and_admit
+    assert hand.done(0, again=True) is None
+    assert (hand.sent, hand.dropped) == ([0], [0])
+    assert bucket.usage().admitted["requests"] == 1
+    assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, 1)
+
+
 # A thread that is done gets the next one.
+
+
+@pytest.mark.parametrize(
+    ("events", "sent", "slept_s"),
+    [
+        ("put free 1, turn, done 0", [0], math.inf),  # nobody is left for the thread
+        # where its own model waits, a thread goes on with another's request
+        ("put free 1, put slow 1, turn, put idle 1, turn, put idle 1, done 0", [0, 2, 3], math.inf),
+        # before our thread has had its turn, a thread that is done gets what was put already
+        ("put free 1, turn, put free 2, done 0, turn", [0, 1, 2], math.inf),
+        # who comes back at once is the next, and its thread goes on with it
+        ("put free 4, turn, again 1, done 0, done 1", [0, 1, 1, 2, 3], math.inf),
+        # who was refused is the first of those that wait behind the pause
+        ("put free 4, turn, pause, again 0, done 1, turn", [0, 1], 1e6),
+        ("put free 4, turn, pause, again 0, done 1, turn, go on, turn", [0, 1, 0, 2], math.inf),
+        # who comes back later isn't sent before, and others go meanwhile
+        ("put free 1, turn, later 0, turn", [0], 7.0),
+        ("put free 1, turn, later 0, turn, put free 1, turn, wait 6.9, turn", [0, 1], 0.1),
+        ("put free 1, turn, later 0, turn, put free 1, turn, wait 7.1, turn", [0, 1, 0], math.inf),
+        # where its time comes while all workers are busy, it is the next that is sent
+        ("put free 5, turn, later 0, turn, wait 7, turn", [0, 1, 2], math.inf),
+        (
+            "put free 5, turn, later 0, turn, wait 7, turn, done 1, done 2",
+            [0, 1, 2, 0, 3],
+            math.inf,
+        ),
+    ],
+)
+def test_who_is_sent_in_which_order(events: str, sent: list[int], slept_s: float) -> None:
+    """By threads that are done and by ours, which sleeps until something changes."""
+    play = Play()
+    play(*events.split(", "))
+    assert play.room.sent == sent
+    if play.room.dispatcher.is_asleep:
+        assert play.room.dispatcher.slept_s == pytest.approx(slept_s)
+    else:
+        assert slept_s == math.inf  # it is to look again
 
 
 def test_a_thread_that_is_done_sends_the_next_one(hand: Room) -> None:
@@ -393,67 +511,6 @@ def test_a_thread_that_is_done_gets_nothing_where_nothing_may_go(hand: Room) -> 
     assert hand.sent == [0, 1]
 
 
-def test_a_thread_that_is_done_gets_nothing_where_nobody_waits(hand: Room) -> None:
-    """The end of the input leaves it without work."""
-    hand.put(0, bucket_of())
-    hand.dispatcher.turn()
-    assert hand.done(0) is None
-    assert hand.dispatcher.in_flight == 0
-    assert hand.dispatcher.is_asleep
-
-
-def test_a_thread_that_is_done_gets_anothers_request(hand: Room) -> None:
-    """Where its own model waits, it goes on with one that doesn't."""
-    slow, other = bucket_of(60), bucket_of()
-    for number in range(2):
-        hand.put(number, slow)
-    hand.dispatcher.turn()
-    hand.put(2, other)
-    hand.dispatcher.turn()
-    hand.put(3, other)
-    assert hand.sent == [0, 2]
-    assert hand.done(0) == 3
-
-
-def test_a_thread_that_is_done_takes_each_line_in_its_turn(hand: Room) -> None:
-    """Where workers are short, no line waits for all of another."""
-    buckets = [bucket_of() for _ in range(3)]
-    for number in range(9):
-        hand.put(number, buckets[min(number // 4, 2)])
-    hand.dispatcher.turn()
-    for place in range(7):
-        hand.done(hand.sent[place])
-    assert sorted(hand.sent) == list(range(9))
-    assert hand.sent[:3] == [0, 4, 8]
-    for line in ([0, 1, 2, 3], [4, 5, 6, 7]):
-        assert [number for number in hand.sent if number in line] == line
-
-
-def test_where_nobody_takes_the_turn_the_next_one_is_given_all_the_same(hand: Room) -> None:
-    """Before our thread has had its turn, a thread that is done gets what was put already."""
-    bucket = bucket_of()
-    hand.put(0, bucket)
-    hand.dispatcher.turn()
-    hand.put(1, bucket)
-    hand.put(2, bucket)
-    assert hand.done(0) == 1
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 2]
-
-
-def test_after_a_stop_a_thread_that_is_done_gets_nothing(hand: Room) -> None:
-    """What waits isn't sent any more, though our thread hasn't heard of the stop."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    hand.stop.set(ENDED)
-    assert hand.done(0) is None
-    hand.dispatcher.turn()
-    assert hand.done(1) is None
-    assert hand.sent == [0, 1]
-
-
 def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> None:
     """A thread sends one only, and there may be more that may go now."""
     limits, clock = Limits(requests_per_minute=6e5, tokens_per_minute=6000.0), FakeClock()
@@ -468,7 +525,7 @@ def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> 
     hand.dispatcher.turn()
     assert hand.sent == [0]
     assert hand.dispatcher.is_asleep
-    ending = one.ended(hand.places[0], answered=True, used_tokens=1.0, waker=hand.dispatcher.wake)
+    ending = one.ended(hand.places[0], answered=True, used_tokens=1.0, waker=hand.dispatcher.waker)
     assert ending.made_room
     assert hand.dispatcher.is_asleep
     admitted = hand.dispatcher.done(made_room=True)
@@ -512,57 +569,6 @@ def test_when_there_are_workers_again_the_thread_looks_after_all_lines(hand: Roo
 # Those that are tried again.
 
 
-def test_who_is_tried_again_at_once_is_the_next(hand: Room) -> None:
-    """A request that comes back goes to the head of its line, and its thread goes on with it."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(1, again=True) == 1
-    assert hand.done(0) == 2
-    assert hand.done(1) == 3
-    assert hand.dispatcher.unrecorded == 2
-    assert hand.sent == [0, 1, 1, 2, 3]
-
-
-def test_who_is_tried_again_waits_for_its_bucket(hand: Room) -> None:
-    """One that was refused is the first of those that wait behind the pause."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    bucket.pause(10.0)
-    assert hand.done(0, again=True) is None
-    assert hand.done(1) is None
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    assert len(bucket.queue) == 1
-    pass_time(bucket, 11.0)
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 0, 2]
-
-
-def test_who_is_tried_again_later_is_not_tried_before(hand: Room) -> None:
-    """The thread sleeps until its time has come, and others go meanwhile."""
-    bucket = bucket_of()
-    hand.put(0, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(0, again=True, retry_in_s=7.0) is None
-    assert not hand.dispatcher.is_asleep  # it has to learn when to wake
-    hand.dispatcher.turn()
-    assert hand.dispatcher.slept_s == 7.0
-    hand.put(1, bucket)
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    hand.clock.now_s += 6.9
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    assert hand.dispatcher.slept_s == pytest.approx(0.1)
-    hand.clock.now_s += 0.2
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 0]
-
-
 def test_only_a_nearer_time_wakes_the_thread(hand: Room) -> None:
     """One that is to be tried again after the time at which the thread wakes anyway doesn't."""
     bucket = bucket_of()
@@ -578,24 +584,6 @@ def test_only_a_nearer_time_wakes_the_thread(hand: Room) -> None:
     assert hand.dispatcher.slept_s == 1.0
     hand.done(0, again=True, retry_in_s=0.5)
     assert not hand.dispatcher.is_asleep
-
-
-def test_who_is_tried_again_goes_while_all_workers_are_busy_to_the_head(hand: Room) -> None:
-    """Its time may come where nobody may be sent: then it is the next that is."""
-    bucket = bucket_of()
-    for number in range(5):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(0, again=True, retry_in_s=7.0) == 2
-    hand.dispatcher.turn()
-    assert hand.dispatcher.slept_s == 7.0
-    hand.clock.now_s += 7.0
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1, 2]
-    assert hand.dispatcher.slept_s == math.inf
-    assert hand.dispatcher.in_flight == 2
-    assert hand.done(1) == 0
-    assert hand.done(2) == 3
 
 
 def test_a_closed_input_waits_for_those_that_are_tried_again(hand: Room) -> None:
@@ -615,40 +603,8 @@ def test_a_closed_input_waits_for_those_that_are_tried_again(hand: Room) -> None
     assert hand.done(0) is None
     hand.dispatcher.turn()
     assert hand.dispatcher._has_left
-    assert hand.dispatcher.unrecorded == 1
+    assert hand.unrecorded == 1
     assert hand.dropped == []
-
-
-@pytest.mark.parametrize("closed", [False, True])
-def test_the_thread_sleeps_until_a_backoff_is_over(closed: bool) -> None:
-    """With a real thread and a real clock, a request is sent again when its time has come."""
-    with stopped_at_the_end(Room(clock=time.monotonic)) as room:
-        room.read(0, bucket_of())
-        room.until(lambda: room.sent == [0])
-        if closed:
-            room.dispatcher.close()
-        began = time.monotonic()
-        room.done(0, again=True, retry_in_s=0.05)
-        room.until(lambda: room.sent == [0, 0])
-        assert 0.05 <= time.monotonic() - began < REAL_TIMEOUT_S
-        room.finish(0)
-        room.dispatcher.close()
-        room.end()
-        assert not room.dispatcher.is_busy()
-
-
-def test_many_backoffs_end_in_their_order() -> None:
-    """With a real thread and a real clock, each is sent in its time."""
-    with stopped_at_the_end(Room(clock=time.monotonic)) as room:
-        bucket = bucket_of()
-        for number in range(20):
-            room.read(number, bucket)
-        room.until(lambda: len(room.sent) == 20)
-        order = random.Random(1).sample(range(20), 20)
-        for place, number in enumerate(order):
-            room.done(number, again=True, retry_in_s=0.1 + 0.01 * place)
-        room.until(lambda: len(room.sent) == 40)
-    assert sorted(room.sent[20:]) == list(range(20))
 
 
 def test_a_backoff_holds_up_nobody_else(room: Room) -> None:
@@ -665,92 +621,7 @@ def test_a_backoff_holds_up_nobody_else(room: Room) -> None:
     room.until(lambda: room.sent[-1] == READ_AHEAD)
 
 
-def test_a_stop_drops_those_that_were_tried(hand: Room) -> None:
-    """In line or in their backoff: they count until that is on record; the others are forgotten."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    bucket.pause(1e6)
-    hand.done(0, again=True)
-    hand.done(1, again=True, retry_in_s=7.0)
-    hand.dispatcher.turn()
-    hand.stop.set(ENDED)
-    hand.dispatcher.turn()
-    assert sorted(hand.dropped) == [0, 1]
-    assert hand.dispatcher.unrecorded == 2
-    assert hand.dispatcher.in_flight == 0
-    assert hand.dispatcher.is_busy()
-    assert not bucket.queue
-    hand.dispatcher.recorded(2)
-    assert not hand.dispatcher.is_busy()
-
-
-def test_who_comes_back_after_the_end_is_dropped(hand: Room) -> None:
-    """An attempt that was under way at the stop isn't followed by another."""
-    bucket = bucket_of()
-    for number in range(3):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    hand.stop.set(ENDED)
-    hand.dispatcher.turn()
-    assert hand.dropped == []
-    assert hand.done(0, again=True) is None
-    assert hand.dropped == [0]
-    assert hand.done(1, again=True, retry_in_s=7.0) is None
-    assert hand.dropped == [0, 1]
-    assert (hand.dispatcher.in_flight, hand.dispatcher.unrecorded) == (0, 2)
-    hand.dispatcher.recorded(1)
-    assert hand.dispatcher.is_busy()
-    hand.dispatcher.recorded(1)
-    assert not hand.dispatcher.is_busy()
-
-
-def test_who_comes_back_between_the_stop_and_the_end_is_dropped_once(hand: Room) -> None:
-    """Our thread drops it when it hears of the stop."""
-    bucket = bucket_of()
-    for number in range(2):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    hand.stop.set(ENDED)
-    assert hand.done(0, again=True) is None
-    assert hand.done(1, again=True, retry_in_s=7.0) is None
-    assert hand.dropped == []
-    hand.dispatcher.turn()
-    assert sorted(hand.dropped) == [0, 1]
-    assert hand.dispatcher.unrecorded == 2
-
-
-def test_in_a_hurry_who_comes_back_is_dropped(hand: Room) -> None:
-    """There is nobody left to wait for its next attempt."""
-    bucket = bucket_of()
-    for number in range(3):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    hand.done(0, again=True, retry_in_s=7.0)
-    hand.dispatcher.close(hurry=True)
-    hand.dispatcher.turn()
-    assert hand.dropped == [0]
-    hand.done(1, again=True)
-    hand.done(2)
-    assert hand.dropped == [0, 1]
-    assert hand.dispatcher.unrecorded == 3
-    hand.dispatcher.recorded(3)
-    assert not hand.dispatcher.is_busy()
-
-
 # What bounds it.
-
-
-def test_no_more_are_read_ahead_than_may_be_in_flight(narrow: Room) -> None:
-    """Where no bucket holds its line up, as many more are read as there are workers."""
-    bucket = bucket_of()
-    for number in range(4):
-        narrow.read(number, bucket)
-    narrow.until(lambda: narrow.sent == [0, 1])
-    assert not narrow.dispatcher.room()
-    narrow.until(lambda: narrow.dispatcher.in_flight == 2)
-    assert not narrow.dispatcher.room()
 
 
 @pytest.mark.parametrize("max_workers", [1, 2, 63, 64, 65, 1000])
@@ -787,29 +658,18 @@ def test_what_is_not_on_record_bounds_the_reading(hand: Room) -> None:
     assert hand.dispatcher.room() == 2
 
 
-def test_what_passes_by_counts_until_it_is_on_record(hand: Room) -> None:
-    """What can't be sent waits for no bucket, but bounds the reading as the others do."""
-    for left in (2, 2, 1, 0):
-        hand.dispatcher.pass_by()
+@pytest.mark.parametrize("slack", [0, 10])
+def test_what_was_skipped_counts_until_it_is_on_record(slack: int) -> None:
+    """What can't be sent bounds the reading as the others do, but for the slack of a writer."""
+    hand = Room(ByHand, max_workers=2, writer_slack=slack)
+    for left in (*[2] * slack, 2, 2, 1, 0):
+        hand.dispatcher.skip()
         assert hand.dispatcher.room() == left
     assert hand.dispatcher.is_busy()
     assert hand.dispatcher.in_flight == 0
-    hand.dispatcher.recorded(4)
+    hand.dispatcher.recorded(slack + 4)
     assert hand.dispatcher.room() == 2
     assert not hand.dispatcher.is_busy()
-
-
-def test_a_writer_may_have_some_slack(hand: Room) -> None:
-    """So many more outcomes may wait for a writer that writes many at once."""
-    hand.dispatcher.slack = 10
-    for _ in range(12):
-        assert hand.dispatcher.room() == 2
-        hand.dispatcher.pass_by()
-    assert hand.dispatcher.room() == 2
-    hand.dispatcher.pass_by()
-    assert hand.dispatcher.room() == 1
-    hand.dispatcher.pass_by()
-    assert hand.dispatcher.room() == 0
 
 
 def test_nobody_is_told_who_does_not_wait(room: Room) -> None:
@@ -825,55 +685,39 @@ def test_nobody_is_told_who_does_not_wait(room: Room) -> None:
     assert room.rings == rings
 
 
-def test_the_reader_is_told_when_half_of_the_read_ahead_is_free() -> None:
+@pytest.mark.parametrize(
+    ("before", "one_by_one", "left"),
+    [
+        # outcomes on record, and a thread that goes on with the next request
+        ("put free 16, turn", [f"done {n}, record 1" for n in range(8)], 8),
+        # outcomes of what was never sent
+        ("skip 16", ["record 1"] * 8, 8),
+    ],
+)
+def test_the_reader_is_told_when_half_of_the_read_ahead_is_free(
+    before: str, one_by_one: list[str], left: int
+) -> None:
     """A reader that waits isn't woken for each request, and when it is, not again."""
-    room = Room(ByHand, max_workers=8)
-    bucket = bucket_of()
-    for number in range(16):
-        room.put(number, bucket)
-    room.dispatcher.turn()
-    assert room.dispatcher.room() == 0
-    for number in range(8):
-        assert room.rings == (number > 4)
-        assert room.finish(number) == number + 8
-    assert room.rings == 1
-    assert room.dispatcher.room() == 8
+    play = Play(max_workers=8)
+    play(*before.split(", "))
+    assert play.room.dispatcher.room() == 0
+    for place, events in enumerate(one_by_one):
+        assert play.room.rings == (place > 4)
+        play(*events.split(", "))
+    assert play.room.rings == 1
+    assert play.room.dispatcher.room() == left
 
 
-def test_the_reader_is_told_of_what_is_on_record() -> None:
-    """Where outcomes are what bounds it, their records wake it: not each, but before all are."""
-    room = Room(ByHand, max_workers=8)
-    for _ in range(16):
-        room.dispatcher.pass_by()
-    assert room.dispatcher.room() == 0
-    for recorded in range(8):
-        assert room.rings == (recorded > 4)
-        room.dispatcher.recorded(1)
-    assert room.rings == 1
-
-
-def test_the_reader_is_told_when_our_thread_has_sent_enough() -> None:
-    """What was read goes into flight, and there is room for as many again."""
-    room = Room(ByHand, max_workers=8)
-    bucket = bucket_of()
-    for number in range(8):
-        room.put(number, bucket)
-    assert room.dispatcher.room() == 0
-    room.dispatcher.turn()
-    assert len(room.sent) == 8
-    assert room.rings == 1
-    assert room.dispatcher.room() == 8
-
-
-def test_the_reader_is_told_when_all_lines_wait(hand: Room) -> None:
-    """Then the look-ahead begins, in case there are other models behind them."""
-    slow = paused_bucket()
-    for number in range(2):
-        hand.put(number, slow)
-    assert hand.dispatcher.room() == 0
-    hand.dispatcher.turn()
-    assert hand.rings == 1
-    assert hand.dispatcher.room() > 0
+@pytest.mark.parametrize("name", ["free", "paused"])
+def test_the_reader_is_told_by_our_thread(name: str) -> None:
+    """What was read goes into flight, or all lines wait: then the look-ahead begins."""
+    play = Play(max_workers=8)
+    play(f"put {name} 8")
+    assert play.room.dispatcher.room() == 0
+    play("turn")
+    assert play.room.rings == 1
+    room = play.room.dispatcher.room()
+    assert room == 8 if name == "free" else room > 0
 
 
 def test_the_last_record_is_told(hand: Room) -> None:
@@ -923,19 +767,6 @@ def test_a_single_servers_load_is_no_reason_to_look_ahead(hand: Room) -> None:
     assert hand.done(0) == 1
 
 
-def test_among_what_is_read_ahead_another_buckets_requests_go(narrow: Room) -> None:
-    """That is what the look-ahead is for."""
-    slow, other = bucket_of(60), bucket_of()
-    narrow.read(0, slow)
-    for number in range(1, 100):
-        narrow.read(number, slow)
-    narrow.read(100, other)
-    narrow.until(lambda: narrow.sent == [0, 100])
-    narrow.finish(0)
-    narrow.read(101, other)
-    narrow.until(lambda: narrow.sent == [0, 100, 101])
-
-
 def test_what_is_read_ahead_has_a_size(narrow: Room) -> None:
     """Sixteen megabytes that wait are enough, however few requests they are."""
     slow = bucket_of(60)
@@ -959,20 +790,6 @@ def test_one_request_may_have_any_size(narrow: Room) -> None:
         narrow.finish(number)
 
 
-def test_what_waits_goes_when_others_end(narrow: Room) -> None:
-    """A line that was held up goes on where as many are in flight as may be, one for each end."""
-    bucket = paused_bucket()
-    for number in range(6):
-        narrow.read(number, bucket)
-    pass_time(bucket, 2e6)
-    narrow.read(6, bucket)
-    narrow.dispatcher.wake.set()
-    narrow.until(lambda: narrow.sent == [0, 1])
-    for number in range(5):
-        assert narrow.finish(number) == number + 2
-        assert narrow.dispatcher.in_flight == 2
-
-
 def test_who_waits_for_a_worker_keeps_no_place(hand: Room) -> None:
     """Where as many are in flight as may be, other runs aren't behind what can't be sent anyway."""
     bucket = bucket_of(6000)
@@ -988,25 +805,6 @@ def test_who_waits_for_a_worker_keeps_no_place(hand: Room) -> None:
     assert bucket.enqueue(Reservation(1.0))
     assert hand.done(0) == 2
     assert not bucket.queue
-
-
-def test_where_workers_are_short_no_line_waits_for_all_of_another() -> None:
-    """A free worker takes what came first, or each line's first in turn."""
-    with stopped_at_the_end(Room(max_workers=1)) as room:
-        clock = FakeClock()
-        long, short = bucket_of(clock=clock), bucket_of(clock=clock)
-        for bucket in (long, short):
-            bucket.pause(1e6)
-        room.read(0, long)
-        room.read(1, short)
-        for number in range(2, 50):
-            room.read(number, long)
-        clock.now_s += 2e6
-        room.dispatcher.wake.set()
-        room.until(lambda: len(room.sent) == 1)
-        for place in range(49):
-            assert room.finish(room.sent[place]) is not None
-    assert room.sent.index(1) <= 2
 
 
 # Threads.
@@ -1046,9 +844,9 @@ class Load:
             start=lambda admitted: self.executor.submit(self.work, admitted),
             drop=lambda waiting: waiting.tries is not None and self.unwritten.put(1),
             max_workers=max_workers,
+            writer_slack=slack,
             clock=clock,
         )
-        self.room.dispatcher.slack = slack
 
     def work(self, admitted: Admitted | None) -> None:
         """What a thread does."""
@@ -1068,7 +866,7 @@ class Load:
             if waiting.tries is None:
                 self.lines[waiting.bucket].append((place.ticket, waiting.request.number))
             luck = self.random.random()
-        waker = self.room.dispatcher.wake
+        waker = self.room.dispatcher.waker
         ending = waiting.bucket.ended(place, answered=True, waker=waker)
         if luck < self.again / 10:
             waiting.bucket.pause(0.002)
@@ -1108,7 +906,7 @@ class Load:
                 assert room.bell.wait(REAL_TIMEOUT_S), "the reader sleeps for ever"
             for _ in range(min(places, count - number)):
                 if self.random.random() < 0.05:
-                    dispatcher.pass_by()
+                    dispatcher.skip()
                     with self.lock:
                         self.done.append(number)
                     self.unwritten.put(1)
@@ -1137,7 +935,7 @@ class Load:
                 self.unwritten.put(0)
                 self.writer.join(REAL_TIMEOUT_S)
         assert self.room.dispatcher.error is None
-        assert self.room.dispatcher.in_flight == self.room.dispatcher.unrecorded == 0
+        assert self.room.dispatcher.in_flight == self.room.unrecorded == 0
         assert not any(bucket.queue for bucket in self.buckets)
         assert not any(bucket.server.in_flight.count for bucket in self.buckets)
 
@@ -1153,25 +951,15 @@ def quick_switches() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quick_switches")
 @pytest.mark.parametrize("max_workers", [1, 2, 7, 64])
-def test_everything_is_sent_once_by_no_more_than_so_many(max_workers: int) -> None:
-    """With real threads and real limits: nothing lost, nothing twice, in order, within bounds."""
-    load = Load(max_workers, seed=max_workers)
-    load.run(2000)
-    assert load.room.stop.cause is ENDED
-    assert sorted(load.done) == list(range(2000))
-    assert load.peak <= max_workers
-    for line in load.lines.values():
-        in_order = [number for _, number in sorted(line)]
-        assert in_order == sorted(in_order)
-
-
-@pytest.mark.usefixtures("quick_switches")
-@pytest.mark.parametrize("max_workers", [1, 2, 7, 64])
-@pytest.mark.parametrize("seed", range(4))
-def test_nobody_sleeps_for_ever(max_workers: int, seed: int) -> None:
-    """The reader hears of room, our thread of those that come back, and everything has an end."""
-    slack = (0, 256)[seed % 2]
-    load = Load(max_workers, seed, again=0.2, slack=slack, rate=(6e4, 1e9)[seed // 2])
+@pytest.mark.parametrize(
+    ("seed", "again", "slack", "rate"),
+    [(9, 0.0, 0, 6e4), (0, 0.2, 0, 6e4), (1, 0.2, 256, 6e4), (2, 0.2, 0, 1e9), (3, 0.2, 256, 1e9)],
+)
+def test_everything_is_sent_once_and_nobody_sleeps_for_ever(
+    max_workers: int, seed: int, again: float, slack: int, rate: float
+) -> None:
+    """With real threads and limits: nothing lost, nothing twice, in order, within bounds, to the end."""
+    load = Load(max_workers, seed, again=again, slack=slack, rate=rate)
     load.run(1000)
     assert load.room.stop.cause is ENDED
     assert sorted(load.done) == list(range(1000))
@@ -1262,12 +1050,13 @@ class ModelRun:
             drop=lambda waiting: pytest.fail("nothing is dropped"),
             on_room=self.ring,
             activity=activity_of,
+            counters=Counters(),
             ledger=Ledger(),
             stop=StopSignal(),
             max_workers=max_workers,
+            writer_slack=world.random.choice((0, 0, 20)),
             clock=world.clock,
         )
-        self.dispatcher.slack = world.random.choice((0, 0, 20))
         self.dispatcher.turn()
 
     def _make(self, number: int) -> Waiting:
@@ -1319,7 +1108,7 @@ class ModelRun:
             if self.world.random.random() < 0.03:
                 self.outcomes.append(waiting.request.number)
                 self.unrecorded += 1
-                self.dispatcher.pass_by()
+                self.dispatcher.skip()
             else:
                 self.dispatcher.put(waiting)
 
@@ -1331,7 +1120,7 @@ class ModelRun:
         used = luck.choice((None, place.costs[1] / 4, place.costs[1] * 2))
         again = kind < 0.3
         ending = bucket.ended(
-            place, answered=not again, used_tokens=used, waker=self.dispatcher.wake
+            place, answered=not again, used_tokens=used, waker=self.dispatcher.waker
         )
         retry_in_s = 0.0
         if kind < 0.05:
@@ -1367,7 +1156,7 @@ class ModelRun:
         """Whoever may be admitted has somebody who will admit it, in time."""
         dispatcher, now = self.dispatcher, self.world.clock()
         assert dispatcher.in_flight == len(self.in_flight) + len(self.ended) <= self.max_workers
-        assert dispatcher.unrecorded == self.unrecorded
+        assert dispatcher._credits.unrecorded == self.unrecorded
         if self.due_at <= now or dispatcher._has_left:
             return
         if dispatcher.in_flight == self.max_workers:
@@ -1459,109 +1248,41 @@ def test_a_dispatcher_without_requests_ends_at_once() -> None:
     assert not room.dispatcher.is_busy()
 
 
-def test_closing_waits_for_everybody(room: Room) -> None:
-    """The thread goes on until the last one in line is sent and has ended, and then ends."""
-    slow = bucket_of(60)
-    for number in range(3):
-        room.read(number, slow)
-    room.dispatcher.close()
-    for number in range(2):
-        room.until(lambda number=number: number in room.places)
-        assert room.dispatcher.is_busy()
-        slow.cancel(room.places[number])
-    room.until(lambda: room.sent == [0, 1, 2])
-    assert room.dispatcher._thread._thread.is_alive()
-    for number in range(3):
-        assert room.done(number) is None
-    room.end()
-    assert room.dispatcher.is_busy()  # until they are on record
-    room.dispatcher.recorded(3)
-    assert not room.dispatcher.is_busy()
-
-
-def test_in_a_hurry_what_may_go_goes(room: Room) -> None:
-    """What was read is sent if its bucket admits it now; the rest is dropped."""
-    slow, paused, free = bucket_of(60), paused_bucket(300.0), bucket_of()
-    for number in range(39):
-        room.put(number, (slow, paused, free)[number % 3])
-    room.dispatcher.close(hurry=True)
-    room.end()
-    assert sorted(room.sent) == [0, *range(2, 39, 3)]
-    assert room.dropped == []
-    assert not slow.queue
-    assert not paused.queue
-    for number in room.sent:
-        room.finish(number)
-    assert not room.dispatcher.is_busy()
-
-
-def test_in_a_hurry_no_more_go_than_workers_there_are(narrow: Room) -> None:
-    """What would have to wait for a worker is dropped as well."""
-    bucket = bucket_of()
-    for number in range(6):
-        narrow.put(number, bucket)
-    narrow.dispatcher.close(hurry=True)
-    narrow.end()
-    assert narrow.sent == [0, 1]
-    assert narrow.done(0) is None
-
-
-def test_who_waits_already_is_dropped_in_a_hurry(room: Room) -> None:
-    """A thread that waits for a bucket hears of the hurry."""
-    slow = bucket_of(60)
-    for number in range(3):
-        room.read(number, slow)
-    room.until(lambda: room.sent == [0])
-    room.dispatcher.close(hurry=True)
-    room.end()
-    room.finish(0)
-    assert room.sent == [0]
-    assert not room.dispatcher.is_busy()
-    assert not slow.queue
-
-
-def test_a_stop_drops_what_waits_and_wakes_the_reader(narrow: Room) -> None:
-    """Only what is in flight is left; the buckets keep no place for the others."""
-    slow = bucket_of(60)
-    for number in range(LOOK_AHEAD):
-        narrow.read(number, slow)
-    narrow.until(lambda: narrow.sent == [0])
-    narrow.read(LOOK_AHEAD, slow)
-    narrow.until(lambda: narrow.dispatcher._is_asleep)
-    assert not narrow.dispatcher.room()
-    rings = narrow.rings
-    narrow.stop.set(ENDED)
-    narrow.until(lambda: narrow.rings > rings)
-    narrow.end()
-    assert narrow.sent == [0]
-    assert narrow.dropped == []
-    assert not slow.queue
-    assert admitted_by(slow)["requests"] == 1
-    assert narrow.dispatcher.in_flight == 1
-    assert narrow.dispatcher.is_busy()
-    narrow.finish(0)
-    assert not narrow.dispatcher.is_busy()
-
-
-def test_after_a_stop_nothing_is_sent(room: Room) -> None:
-    """A request that comes when the run is over already starts nothing."""
-    room.stop.set(ENDED)
-    room.put(0, bucket_of())
-    room.end()
-    assert room.sent == []
-    assert not room.dispatcher.is_busy()
-
-
-def test_what_comes_after_the_end_is_dropped(room: Room) -> None:
-    """A reader that was amid a slow line when the stop came doesn't wait for it for ever."""
-    room.put(0, bucket_of())
-    room.until(lambda: len(room.sent) == 1)
-    room.finish(0)
-    room.stop.set(ENDED)
-    room.end()
-    room.put(1, bucket_of())
-    assert not room.dispatcher.is_busy()
-    assert room.dropped == []
+@pytest.mark.parametrize(
+    ("events", "sent", "dropped", "forgotten"),
+    [
+        # a stop drops those that were tried, in line and in their backoff, and forgets the others
+        ("put free 4, turn, pause, again 0, later 1, turn, stop, turn", [0, 1], [0, 1], [2, 3]),
+        ("put free 4, turn, stop, turn, done 0, done 1", [0, 1], [], [2, 3]),
+        # before our thread has heard of the stop, a thread that is done gets nothing
+        ("put free 4, turn, stop, done 0, turn, done 1", [0, 1], [], [2, 3]),
+        ("put free 3, turn, stop, turn, again 0, later 1", [0, 1], [0, 1], [2]),
+        ("put free 2, turn, stop, again 0, later 1, turn", [0, 1], [0, 1], []),
+        ("put slow 1, put paused 1, turn, stop, turn", [], [], [0, 1]),
+        ("stop, put free 1, turn", [], [], [0]),
+        ("put free 1, turn, done 0, stop, turn, put free 1", [0], [], [1]),
+        # in a hurry only those go whose bucket admits them now, as many as may be in flight
+        ("put free 6, hurry, turn, done 0, done 1", [0, 1], [], [2, 3, 4, 5]),
+        ("put slow 1, put paused 1, put free 2, hurry, turn, done 2, done 3", [2, 3], [], [0, 1]),
+        ("put free 1, turn, pause, put free 2, turn, hurry, turn, done 0", [0], [], [1, 2]),
+        ("put free 3, turn, later 0, hurry, turn, again 1, done 2", [0, 1, 2], [0, 1], []),
+    ],
+)
+def test_the_end_drops_what_is_not_sent(
+    events: str, sent: list[int], dropped: list[int], forgotten: list[int]
+) -> None:
+    """Each request is dropped once, and has an outcome if it was sent; no bucket keeps a place."""
+    play = Play()
+    play(*events.split(", "))
+    hand = play.room
+    assert hand.sent == sent
+    assert (sorted(hand.dropped), sorted(hand.forgotten)) == (dropped, forgotten)
+    assert hand.rings > 0  # the reader hears of it
+    assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, len(sent))
+    assert [len(bucket.queue) for bucket in play.buckets.values()] == [0, 0, 0, 0]
+    assert hand.dispatcher.is_busy() == bool(sent)
+    hand.dispatcher.recorded(len(sent))
+    assert not hand.dispatcher.is_busy()
 
 
 # Faults.
@@ -1606,7 +1327,7 @@ def test_a_fault_in_a_thread_that_sends_is_its_own() -> None:
     room.dispatcher.turn()
     with pytest.raises(ZeroDivisionError):
         room.done(0)
-    assert (room.dispatcher.in_flight, room.dispatcher.unrecorded) == (1, 1)
+    assert (room.dispatcher.in_flight, room.unrecorded) == (1, 1)
     assert room.done(1) == 2
     room.stop.set(ENDED)
     room.dispatcher.turn()
@@ -1615,36 +1336,33 @@ def test_a_fault_in_a_thread_that_sends_is_its_own() -> None:
     assert not room.dispatcher.is_busy()
 
 
-def test_threads_that_nobody_makes_end_the_run() -> None:
-    """At the interpreter's end nothing can be sent; what was taken isn't in flight."""
-    room = Room(start=Scarce(1, "cannot schedule new futures after shutdown"))
+NEVER = "cannot schedule new futures after shutdown"  # at the interpreter's end
+
+
+@pytest.mark.parametrize(
+    ("threads", "message"), [(1, NEVER), (0, NEVER), (0, "can't start new thread")]
+)
+def test_without_threads_the_run_ends(threads: int, message: str) -> None:
+    """What nobody sends is in flight neither for the run nor for its bucket, which outlives the run."""
+    room = Room(start=Scarce(threads, message))
     with stopped_at_the_end(room):
-        bucket = bucket_of()
+        bucket = bucket_of(6000)
         for number in range(5):
             room.put(number, bucket)
         room.end()
-        assert isinstance(room.dispatcher.error, RuntimeError)
+        assert message in str(room.dispatcher.error)
         assert room.stop.cause is room.dispatcher.error
-        assert room.dispatcher.in_flight == 1
-        room.dispatcher.done()
-        room.dispatcher.recorded(1)
+        assert room.dispatcher.in_flight == bucket.server.in_flight.count == threads
+        assert bucket.usage().admitted["requests"] == threads
+        for _ in range(threads):
+            room.dispatcher.done()
+            room.dispatcher.recorded(1)
         assert not room.dispatcher.is_busy()
-
-
-def test_what_nobody_sends_is_not_in_flight_for_its_bucket() -> None:
-    """The bucket outlives the run, and must not count what was never sent."""
-    room = Room(start=Scarce(0, "cannot schedule new futures after shutdown"))
-    with stopped_at_the_end(room):
-        bucket = bucket_of(60)
-        room.put(0, bucket)
-        room.end()
-        assert admitted_by(bucket)["requests"] == 0
-        assert bucket.server.in_flight.count == 0
 
 
 def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
     """At the interpreter's end a request that was tried before counts like the others that were."""
-    start = Scarce(1, "cannot schedule new futures after shutdown")
+    start = Scarce(1, NEVER)
     room = Room(start=start)
     with stopped_at_the_end(room):
         bucket = bucket_of()
@@ -1652,21 +1370,11 @@ def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
         room.until(lambda: room.dispatcher.in_flight == 1 and room.dispatcher._is_asleep)
         assert room.dispatcher.done(tried(room.waiting[0]), retry_in_s=1.0) is None
         room.clock.now_s += 2.0
-        room.dispatcher.wake.set()
+        room.dispatcher.waker.set()
         room.end()
         assert isinstance(room.dispatcher.error, RuntimeError)
         assert room.dropped == [0]
-        assert room.dispatcher.unrecorded == 1
-
-
-def test_without_any_thread_the_run_ends() -> None:
-    """Where the system has none, nobody would ever do what is queued."""
-    room = Room(start=Scarce(0))
-    with stopped_at_the_end(room):
-        room.put(0, bucket_of())
-        room.end()
-        assert "can't start new thread" in str(room.dispatcher.error)
-        assert not room.dispatcher.is_busy()
+        assert room.unrecorded == 1
 
 
 def test_where_threads_run_out_fewer_are_in_flight(caplog: pytest.LogCaptureFixture) -> None:
@@ -1710,80 +1418,45 @@ def test_where_threads_run_out_nobody_keeps_a_place() -> None:
 # What it waits for.
 
 
-def test_each_wait_has_its_cause(hand: Room) -> None:
-    """A bucket that waits says for what; those without requests have what the run waits for."""
-    idle, paused, slow = bucket_of(), paused_bucket(300.0), bucket_of(60)
-    slow.enqueue(Reservation(1.0))
-    hand.put(0, idle)
-    hand.dispatcher.turn()
-    hand.clock.now_s += 1.0
-    hand.put(1, paused)
-    hand.dispatcher.turn()
-    hand.clock.now_s += 2.0
-    hand.put(2, slow)
-    hand.dispatcher.turn()
-    hand.clock.now_s += 4.0
-    hand.dispatcher.turn()
-    assert hand.ledger.of_bucket(idle) == {"input": 7.0}
-    assert hand.ledger.of_bucket(paused) == {"pause": 6.0}
-    assert hand.ledger.of_bucket(slow) == {"requests": 4.0}
-    assert hand.ledger.overall() == {"requests": 4.0, "pause": 2.0, "input": 1.0}
-
-
-def test_a_wait_for_workers_is_told_as_that(hand: Room) -> None:
-    """Where as many are in flight as may be, no bucket is to blame."""
-    bucket, idle = bucket_of(), bucket_of()
-    hand.put(0, bucket)
-    hand.put(1, idle)
-    hand.dispatcher.turn()
-    hand.put(2, bucket)
-    hand.clock.now_s += 3.0
-    assert hand.done(0) == 2
-    hand.clock.now_s += 5.0
-    hand.stop.set(ENDED)
-    hand.dispatcher.turn()
-    assert hand.ledger.overall() == {"max_workers": 8.0}
-    assert hand.ledger.of_bucket(idle) == {"max_workers": 8.0}
-    assert hand.ledger.of_bucket(bucket) == {"max_workers": 8.0}
-
-
-def test_a_cause_changes_while_the_thread_sleeps(hand: Room) -> None:
-    """Threads that are done begin another wait without our thread, for the input or for workers."""
-    bucket = bucket_of()
-    for number in range(3):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    hand.clock.now_s += 1.0
-    assert hand.done(0) == 2
-    hand.clock.now_s += 2.0
-    assert hand.done(1) is None
-    hand.clock.now_s += 4.0
-    assert hand.done(2) is None
-    assert hand.dispatcher.is_asleep
-    hand.clock.now_s += 8.0
-    hand.stop.set(ENDED)
-    hand.dispatcher.turn()
-    assert hand.ledger.overall() == {"input": 12.0, "max_workers": 3.0}
-    assert hand.ledger.of_bucket(bucket) == {"input": 12.0, "max_workers": 3.0}
-
-
-def test_where_workers_are_free_again_the_bucket_is_the_cause(hand: Room) -> None:
-    """What was held up by workers is held up by its limit next."""
-    slow, free = bucket_of(60), bucket_of()
-    slow.enqueue(Reservation(1.0))
-    for number in range(2):
-        hand.put(number, free)
-    hand.dispatcher.turn()
-    hand.put(2, slow)
-    hand.clock.now_s += 1.0
-    assert hand.done(0) is None
-    hand.dispatcher.turn()
-    hand.clock.now_s += 2.0
-    assert hand.done(1) is None
-    hand.dispatcher.turn()
-    assert hand.ledger.overall() == {"requests": 2.0, "max_workers": 1.0}
-    assert hand.ledger.of_bucket(slow) == {"requests": 2.0}
-    assert hand.ledger.of_bucket(free) == {"input": 2.0, "max_workers": 1.0}
+@pytest.mark.parametrize(
+    ("events", "overall", "of_buckets"),
+    [
+        (  # a bucket that waits says for what, one without requests has what the run waits for
+            "put free 1, turn, wait 1, put paused 1, turn, wait 2, put slow 1, turn, wait 4, turn",
+            {"requests": 4.0, "pause": 2.0, "input": 1.0},
+            {"free": {"input": 7.0}, "paused": {"pause": 6.0}, "slow": {"requests": 4.0}},
+        ),
+        (  # where as many are in flight as may be, no bucket is to blame
+            "put free 1, put idle 1, turn, put free 1, wait 3, done 0, wait 5, stop, turn",
+            {"max_workers": 8.0},
+            {"free": {"max_workers": 8.0}, "idle": {"max_workers": 8.0}},
+        ),
+        (  # threads that are done begin another wait while ours sleeps
+            "put free 3, turn, wait 1, done 0, wait 2, done 1, wait 4, done 2, wait 8, stop, turn",
+            {"input": 12.0, "max_workers": 3.0},
+            {"free": {"input": 12.0, "max_workers": 3.0}},
+        ),
+        (  # what was held up by workers is held up by its limit next
+            "put free 2, turn, put slow 1, wait 1, done 0, turn, wait 2, done 1, turn",
+            {"requests": 2.0, "max_workers": 1.0},
+            {"slow": {"requests": 2.0}, "free": {"input": 2.0, "max_workers": 1.0}},
+        ),
+        (  # a backoff is held up by no bucket
+            "put free 1, turn, later 0, turn, wait 7, turn",
+            {"input": 7.0},
+            {"free": {"input": 7.0}},
+        ),
+    ],
+)
+def test_each_wait_has_its_cause(
+    events: str, overall: dict[str, float], of_buckets: dict[str, dict[str, float]]
+) -> None:
+    """The run's waits and those of each bucket, by what was waited for."""
+    play = Play()
+    play(*events.split(", "))
+    assert play.room.ledger.overall() == overall
+    for name, waits in of_buckets.items():
+        assert play.room.ledger.of_bucket(play.buckets[name]) == waits
 
 
 def test_a_wait_that_goes_on_is_seen(hand: Room) -> None:
@@ -1793,17 +1466,3 @@ def test_a_wait_that_goes_on_is_seen(hand: Room) -> None:
     hand.clock.now_s += 3.0
     assert hand.ledger.overall() == {}
     assert hand.ledger.overall(hand.clock()) == {"pause": 3.0}
-
-
-def test_backoffs_are_what_the_run_does(hand: Room) -> None:
-    """While all that there is waits to be tried again, no bucket holds anybody."""
-    bucket = bucket_of()
-    hand.put(0, bucket)
-    hand.dispatcher.turn()
-    hand.done(0, again=True, retry_in_s=7.0)
-    hand.dispatcher.turn()
-    hand.clock.now_s += 7.0
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 0]
-    assert hand.ledger.overall() == {"input": 7.0}
-    assert hand.ledger.of_bucket(bucket) == {"input": 7.0}

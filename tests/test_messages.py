@@ -11,14 +11,24 @@ import pytest
 
 from parallel_processor import messages
 from parallel_processor.models import Attempt, Refusal, Reply, Verdict
+from parallel_processor.ratelimits import LimitReading
 
 ANSWER = Attempt(
     verdict=Verdict.ANSWERED,
     reply=Reply(
-        status=200, headers={"x": "1"}, body=b'{"a": [1, "\xc3\xbc"]}', data={"a": [1, "ü"]}, is_json=True
+        status=200,
+        headers={"x": "1"},
+        body=b'{"a": [1, "\xc3\xbc"]}',
+        data={"a": [1, "ü"]},
+        is_json=True,
     ),
     used_tokens=7,
     output_tokens=3,
+    readings=[
+        LimitReading(name="requests", limit=60.0, remaining=59.0, reset_s=1.0, window_s=60.0)
+    ],
+    sent_at_s=1000.5,
+    latency_s=0.25,
 )
 REFUSED = Attempt(
     verdict=Verdict.RATE_LIMITED,

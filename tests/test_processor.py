@@ -142,29 +142,6 @@ def test_bad_lines_are_failures_that_name_their_line(tmp_path: Path) -> None:
     assert summary.errors_by_kind == {"can't be sent": 3}
 
 
-def test_a_file_of_bad_lines_ends(tmp_path: Path) -> None:
-    """Without one good line the run ends by itself, however few credits there are."""
-    source = tmp_path / "in.jsonl"
-    source.write_text("nonsense\n" * 500)
-    with RawServer(answer_all) as server, processor(server.url, max_workers=2) as made:
-        assert made.process_file(source, tmp_path / "out.jsonl").failed == 500
-        assert server.visits == 0
-
-
-def test_every_fault_is_got_over(tmp_path: Path) -> None:
-    """A server that fails a good part of its requests once answers all of them in the end."""
-    faults = ("500", "503", "reset", "torn", "html", "detail", "bad_json", "empty")
-    source = write_lines(tmp_path / "in.jsonl", rows(100))
-    with Simulator(SimulatorOptions(error_rate=0.5, errors=faults)) as simulator:
-        with processor(simulator.url) as made:
-            summary = made.process_file(source, tmp_path / "out.jsonl")
-        stats = simulator.stats()
-    assert set(stats["faults"]) == set(faults)
-    assert summary.retries == sum(stats["faults"].values())
-    assert (summary.answered, summary.failed) == (100, 0)
-    assert inputs_of(read_lines(tmp_path / "out.jsonl")) == Counter(r["input"] for r in rows(100))
-
-
 def test_a_second_run_does_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is answered is skipped, what failed is replaced, what is new is sent."""
     caplog.set_level(logging.INFO)
@@ -447,19 +424,6 @@ def test_what_is_no_request_is_a_type_error_after_the_others() -> None:
     assert sorted(outcome.request.payload for outcome in got) == sorted(server.bodies)
 
 
-def test_a_fatal_answer_is_raised_after_what_is_under_way() -> None:
-    """The consumer gets what was paid for, then the error."""
-    got: list[Outcome] = []
-    with Simulator(SimulatorOptions(spend_limit=7)) as simulator:
-        with processor(simulator.url, max_workers=3) as made:
-            with pytest.raises(RunStoppedError) as caught:
-                for outcome in made.imap_unordered(rows(50)):
-                    got.append(outcome)
-    assert [outcome.ok for outcome in got] == [True] * 7
-    assert caught.value.summary is not None
-    assert caught.value.summary.answered == 7
-
-
 def test_a_stop_from_the_consumers_loop_ends_it() -> None:
     """The iterator ends as usual, with what was under way."""
     with Simulator() as simulator, processor(simulator.url, max_workers=3) as made:
@@ -468,18 +432,6 @@ def test_a_stop_from_the_consumers_loop_ends_it() -> None:
             got.append(outcome)
             made.stop()
     assert 1 <= len(got) <= 6  # in flight, and read ahead of them: 3 each
-
-
-def test_threads_share_the_limits() -> None:
-    """Two runs at the same time have one bucket between them, and both come to their end."""
-    limits = Limits(requests_per_minute=6000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
-    with Simulator() as simulator, processor(simulator.url, limits=limits) as made:
-        joins = [
-            in_background(lambda first=first: list(made.imap_unordered(rows(40, first))))
-            for first in (0, 100)
-        ]
-        assert [len(join()) for join in joins] == [40, 40]
-        assert made._account.buckets.usage().admitted["requests"] == 80.0
 
 
 def test_a_slow_consumer_holds_nobody_up() -> None:
@@ -565,8 +517,8 @@ def test_a_stop_during_the_scan_changes_nothing(tmp_path: Path) -> None:
         started = account.run
 
         @contextmanager
-        def stopped_run() -> Iterator[Any]:
-            with started() as run:
+        def stopped_run(**how: Any) -> Iterator[Any]:
+            with started(**how) as run:
                 made.stop("by the test")
                 yield run
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from parallel_processor.counters import Counters
+from parallel_processor.filejob import unanswered
 from parallel_processor.formats import parse_line
 from parallel_processor.models import Request
-from parallel_processor.results import unanswered
 from parallel_processor.resume import AnsweredRequests, open_files, prepare
 
 URL = "https://api.openai.com/v1/embeddings"

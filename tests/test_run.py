@@ -67,10 +67,11 @@ def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run
         return made
 
     retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
+    parts = {name: settings.pop(name) for name in ("make_sink",) if name in settings}
     options = Options(
         request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
     )
-    return Run(options, buckets=Buckets(options), pricing=Pricing(options))
+    return Run(options, buckets=Buckets(options), pricing=Pricing(options), **parts)
 
 
 def bodies(count: int) -> Iterator[Request]:
@@ -131,9 +132,39 @@ class TickingClock:
 
 def real_run(server: RawServer, **settings: Any) -> tuple[Run, TickingClock]:
     """A run that goes over the network, and its clock."""
+    parts = {name: settings.pop(name, None) for name in ("make_sink", "on_cancel")}
     options = Options(request_url=server.url, limits=NO_LIMITS, **settings)
-    clock = TickingClock()
-    return Run(options, buckets=Buckets(options), pricing=Pricing(options), clock=clock), clock
+    clock, buckets, pricing = TickingClock(), Buckets(options), Pricing(options)
+    return Run(options, buckets=buckets, pricing=pricing, clock=clock, **parts), clock
+
+
+class Writer:
+    """A sink that records only what it is told to; ``unwritten`` has the rest."""
+
+    def __init__(self, *, is_immediate: bool = False) -> None:
+        self.unwritten: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.written: list[Outcome] = []
+        self._is_immediate = is_immediate
+
+    def make_sink(self, recorded: Callable[[list[Outcome], bool], None], stop: object) -> Any:
+        """What a run calls."""
+        self._recorded = recorded
+        return self._put
+
+    def _put(self, outcome: Outcome) -> None:
+        if self._is_immediate:
+            self.write([outcome])
+        else:
+            self.unwritten.put(outcome)
+
+    def write(self, outcomes: list[Outcome]) -> None:
+        """These are on record."""
+        self.written += outcomes
+        self._recorded(outcomes, True)
+
+    def take(self, count: int) -> list[Outcome]:
+        """The next outcomes that come, so many."""
+        return [self.unwritten.get(timeout=20) for _ in range(count)]
 
 
 def in_background(work: Callable[[], object]) -> Callable[[], None]:
@@ -276,8 +307,8 @@ def test_the_input_is_read_only_as_far_as_needed() -> None:
 
 def test_what_is_not_on_record_bounds_the_reading() -> None:
     """With a sink, a disk that takes nothing stops the reading, and what it takes lets it go on."""
-    run = run_with(ok, max_workers=5)
-    unwritten: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    writer = Writer()
+    run = run_with(ok, max_workers=5, make_sink=writer.make_sink)
     read: list[int] = []
 
     def source() -> Iterator[Request]:
@@ -285,18 +316,17 @@ def test_what_is_not_on_record_bounds_the_reading() -> None:
             read.append(request.number)
             yield request
 
-    run.sink = unwritten.put
     join = in_background(lambda: list(run.outcomes(source())))
     most = 5 + 5 + 256  # in flight, ahead of them, and for the writer to put together
-    kept = [unwritten.get(timeout=20) for _ in range(most - 2)]  # two are too few to wake up for
+    kept = writer.take(most - 2)  # two are too few to wake up for
     for place in range(0, 100, 5):
         assert len(read) <= most + place
-        run.recorded(kept[place : place + 5])
-        kept += [unwritten.get(timeout=20) for _ in range(5)]
-    run.recorded(kept[100:])
-    run.recorded(rest := [unwritten.get(timeout=20) for _ in range(400 - len(kept))])
+        writer.write(kept[place : place + 5])
+        kept += writer.take(5)
+    writer.write(kept[100:])
+    writer.write(writer.take(400 - len(kept)))
     join()
-    assert numbers(kept + rest) == list(range(1, 401))
+    assert numbers(writer.written) == list(range(1, 401))
 
 
 def test_threads_are_made_for_requests_in_flight_only() -> None:
@@ -373,14 +403,8 @@ def test_an_exception_of_the_input_comes_after_what_is_under_way() -> None:
 def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseException) -> None:
     """With a sink, answers to what was sent are kept though the feeder was interrupted."""
     gate = Gate()
-    run = run_with(gate.answer, max_workers=10)
-    kept: list[Outcome] = []
-
-    def sink(outcome: Outcome) -> None:
-        kept.append(outcome)
-        run.recorded([outcome])
-
-    run.sink = sink
+    writer = Writer(is_immediate=True)
+    run = run_with(gate.answer, max_workers=10, make_sink=writer.make_sink)
 
     def let_go() -> None:
         gate.wait_for(5)
@@ -389,7 +413,7 @@ def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseExc
     join = in_background(lambda: list(run.outcomes(failing_after(5, error, let_go))))
     with pytest.raises(type(error)):
         join()
-    assert numbers(kept) == [1, 2, 3, 4, 5]
+    assert numbers(writer.written) == [1, 2, 3, 4, 5]
     assert workers() == []
 
 
@@ -483,17 +507,19 @@ def test_a_stop_gives_the_server_drain_s_once(has_sink: bool) -> None:
     """Answers under way are waited for as long as ``drain_s`` says, and are cut off then."""
     silent = Silent()
     with RawServer(silent) as server:
-        run, clock = real_run(server, drain_s=100.0)
-        if has_sink:
-            run.sink = lambda outcome: run.recorded([outcome])
         cut_at_s: list[float] = []
-        run.on_cut = lambda: cut_at_s.append(clock.now_s)
+        run, clock = real_run(
+            server,
+            drain_s=100.0,
+            make_sink=Writer(is_immediate=True).make_sink if has_sink else None,
+            on_cancel=lambda: cut_at_s.append(clock.now_s),
+        )
         join = in_background(lambda: list(run.outcomes(bodies(2))))
         silent.wait_for(2)
         clock.ticks = True
         run.stop(StopRequested("enough"))
         while not cut_at_s:
-            run._wake.set()
+            run._waker.set()
             server.closing.wait(0.001)
         join()
     assert 100.0 <= cut_at_s[0] < 150.0
@@ -504,9 +530,8 @@ def test_a_cut_ends_everything_at_once() -> None:
     """Exchanges under way are given up, whoever waits is freed, and no outcome is made up."""
     silent = Silent()
     with RawServer(silent) as server:
-        run, _ = real_run(server, drain_s=1e6, max_workers=3)
         cuts: list[str] = []
-        run.on_cut = lambda: cuts.append("cut")
+        run, _ = real_run(server, drain_s=1e6, max_workers=3, on_cancel=lambda: cuts.append("cut"))
         got: list[Outcome] = []
         join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
         silent.wait_for(3)
@@ -528,7 +553,7 @@ def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
                 threading.Event().wait(0.001)
             run.stop(StopRequested("just now"))
 
-    call_at_clear(run._wake, stop)
+    call_at_clear(run._waker, stop)
     in_background(lambda: list(run.outcomes(bodies(3))))()
     assert str(run.stop_cause) == "just now"
 
@@ -540,14 +565,14 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
     def source() -> Iterator[Request]:
         yield from bodies(2)
         while not run._buckets.usage().held_by and run.stop_cause is None:
-            run._wake.wait(0.001)
+            run._waker.wait(0.001)
         yield made_request({"n": 3, "model": "another"}, 3)  # which the thread has to look at
 
     def stop() -> None:
         if run._buckets.usage().held_by:
             run.stop(StopRequested("just now"))
 
-    call_at_clear(run._dispatcher.wake, stop)
+    call_at_clear(run._dispatcher.waker, stop)
     in_background(lambda: list(run.outcomes(source())))()
     assert str(run.stop_cause) == "just now"
 
@@ -563,7 +588,7 @@ def test_no_stop_is_missed_on_the_way_to_a_credit() -> None:
                 silent.wait_for(1)
                 run.stop(StopRequested("just now"))
 
-        call_at_clear(run._wake, stop)
+        call_at_clear(run._waker, stop)
         in_background(lambda: list(run.outcomes(bodies(3))))()
     assert str(run.stop_cause) == "just now"
 

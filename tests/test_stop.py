@@ -1,4 +1,4 @@
-"""The stop signal: told once, heard by everyone; and the bell that wakes one thread."""
+"""The stop signal: told once, heard by everyone; and the event that wakes one thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from parallel_processor.stop import Bell, StopSignal
+from parallel_processor.stop import StopSignal, WakeEvent, do_all
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 
@@ -94,82 +94,99 @@ def test_a_wait_in_a_thread_ends_with_the_stop() -> None:
         assert all(wait.result(REAL_TIMEOUT_S) for wait in waits)
 
 
-def test_a_bell_that_rang_ends_the_next_wait() -> None:
-    """What rings before somebody waits isn't missed, and is heard once."""
-    bell = Bell()
-    bell.set()
-    bell.wait(REAL_TIMEOUT_S)
-    assert hears_nothing(bell)
-
-
-def test_a_bell_that_rings_often_is_heard_once() -> None:
-    """Rings that nobody heard don't pile up."""
-    bell = Bell()
+def test_an_event_that_was_set_ends_the_next_wait() -> None:
+    """What comes before a wait isn't missed, however often it came, and holds until it is cleared."""
+    event = WakeEvent()
     for _ in range(1000):
-        bell.set()
-    bell.wait(REAL_TIMEOUT_S)
-    assert hears_nothing(bell)
+        event.set()
+    assert event.wait(REAL_TIMEOUT_S)
+    assert event.wait()
+    event.clear()
+    assert not event.wait(0.0)
 
 
-def test_a_bell_that_is_cleared_has_not_rung() -> None:
-    """What was heard of otherwise is forgotten, and the bell rings again."""
-    bell = Bell()
-    bell.clear()
-    bell.set()
-    bell.clear()
-    assert hears_nothing(bell)
-    bell.set()
-    bell.wait(REAL_TIMEOUT_S)
+def test_an_event_that_was_cleared_can_be_set_again() -> None:
+    """What was heard of otherwise is forgotten."""
+    event = WakeEvent()
+    event.clear()
+    event.set()
+    event.clear()
+    assert not event.wait(0.0)
+    event.set()
+    assert event.wait(REAL_TIMEOUT_S)
 
 
-def test_a_bell_that_does_not_ring_ends_the_wait_in_time() -> None:
+def test_a_wait_for_an_event_that_is_not_set_ends_in_time() -> None:
     """A wait for no time at all is one."""
-    Bell().wait(0.0)
-    Bell().wait(0.001)
+    assert not WakeEvent().wait(0.0)
+    assert not WakeEvent().wait(0.001)
 
 
-def test_a_ring_ends_a_wait_that_is_under_way() -> None:
-    """A thread waits as long as it takes, and any thread may ring."""
-    bell = Bell()
+def test_as_many_may_wait_as_the_event_is_made_for() -> None:
+    """Each of them is woken."""
+    event = WakeEvent(8)
+    with ThreadPoolExecutor(8) as pool:
+        waits = [pool.submit(event.wait, REAL_TIMEOUT_S) for _ in range(8)]
+        event.set()
+        assert all(wait.result(REAL_TIMEOUT_S) for wait in waits)
+
+
+def test_an_event_ends_a_wait_that_is_under_way() -> None:
+    """A thread waits as long as it takes, and any thread may set it."""
+    event = WakeEvent()
     with ThreadPoolExecutor(1) as pool:
         for seconds in (None, 3600.0):
-            wait = pool.submit(bell.wait, seconds)
-            bell.set()
+            event.clear()
+            wait = pool.submit(event.wait, seconds)
+            event.set()
             wait.result(REAL_TIMEOUT_S)
 
 
-def test_no_ring_is_lost_between_a_look_and_a_wait() -> None:
-    """Who clears the bell, looks, and waits hears of whatever was done behind the look."""
-    bell, done = Bell(), 0
+def test_no_wake_is_lost_between_a_look_and_a_wait() -> None:
+    """Who clears the event, looks, and waits hears of whatever was done behind the look."""
+    event, done = WakeEvent(), 0
 
     def wait_for_all() -> None:
         while True:
-            bell.clear()
+            event.clear()
             if done == 5000:
                 return
-            bell.wait(None)
+            event.wait(None)
 
     waiter = threading.Thread(target=wait_for_all, daemon=True)
     waiter.start()
     for _ in range(5000):
         done += 1
-        bell.set()
+        event.set()
     waiter.join(REAL_TIMEOUT_S)
     assert not waiter.is_alive(), "it waits in vain"
 
 
-def test_a_stop_rings_a_bell() -> None:
-    """A bell may subscribe as an event does."""
-    stop, bell = StopSignal(), Bell()
-    with stop.waking(bell):
-        assert hears_nothing(bell)
+def test_a_stop_sets_an_event_without_a_lock() -> None:
+    """It may subscribe as a ``threading.Event`` does."""
+    stop, event = StopSignal(), WakeEvent()
+    with stop.waking(event):
+        assert not event.wait(0.0)
         stop.set(KeyboardInterrupt())
-        bell.wait(REAL_TIMEOUT_S)
-        assert hears_nothing(bell)
-    with stop.waking(bell):  # too late
-        bell.wait(REAL_TIMEOUT_S)
+        assert event.wait(REAL_TIMEOUT_S)
+        event.clear()
+    with stop.waking(event):  # too late
+        assert event.wait(REAL_TIMEOUT_S)
 
 
-def hears_nothing(bell: Bell) -> bool:
-    """True if a wait for the bell would last."""
-    return bell._rings.empty()
+def test_every_step_is_taken_and_an_interrupted_one_again() -> None:
+    """A step that fails is taken once, one that is interrupted again; the last exception is raised."""
+    taken: list[str] = []
+
+    def fail() -> None:
+        taken.append("fail")
+        raise OSError("broken")
+
+    def be_interrupted() -> None:
+        taken.append("interrupted")
+        if taken.count("interrupted") < 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do_all([fail, be_interrupted, lambda: taken.append("last")])
+    assert taken == ["fail", *["interrupted"] * 3, "last"]

