@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +13,9 @@ from parallel_processor.exceptions import ResultsFileError, RunStoppedError
 from parallel_processor.options import Options
 
 _TRIES = 5
-_IS_DEAF = sys.platform == "win32"  # Ctrl-C ends no wait there
-_LONGEST_S = 0.2 if _IS_DEAF else threading.TIMEOUT_MAX
+# Python may miss a signal that comes just before a wait in C, until that wait is over; on Windows no wait
+# ends with Ctrl-C. So no wait is longer.
+_LONGEST_S = 0.5
 
 
 class Settable(Protocol):
@@ -47,11 +47,10 @@ class Bell:
                 self._rings.get_nowait()
 
     def wait(self, seconds: float | None) -> None:
-        """Wait until it rings; at most so long, and less on Windows."""
-        if seconds is not None or _IS_DEAF:
-            seconds = min(math.inf if seconds is None else seconds, _LONGEST_S)
+        """Wait until it rings; at most ``seconds``, and at most half a second."""
+        longest_s = _LONGEST_S if seconds is None else min(seconds, _LONGEST_S)
         with suppress(queue.Empty):
-            self._rings.get(timeout=seconds)
+            self._rings.get(timeout=longest_s)
 
 
 class StopSignal:
