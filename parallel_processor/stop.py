@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 _TRIES = 5
-_MAX_WAIT_S = 0.2 if sys.platform == "win32" else threading.TIMEOUT_MAX  # Ctrl-C ends no wait there
+# Python may miss a signal that arrives just before a wait in C, until that wait is over; on Windows no wait
+# ends with Ctrl-C. So no single wait is longer than this.
+_MAX_WAIT_S = 0.5
 
 
 class Settable(Protocol):

@@ -24,14 +24,14 @@ from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.formats import record
 from parallel_processor.outcome import Outcome
-from parallel_processor.stop import do_all
+from parallel_processor.stop import WakeEvent, do_all
 from parallel_processor.surethread import SureThread
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
 _MAX_PIECE_BYTES = 4 * 1024 * 1024
 _GATHER_S = 0.005
-_RETRY_INTERVAL_S = 1.0
+_RETRY_INTERVAL_S = 0.5
 
 
 class ResultWriter:
@@ -61,8 +61,10 @@ class ResultWriter:
         self._write_retry_s = write_retry_s
         self._clock = clock
         self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
-        self._gave_up = threading.Event()
-        self._closing = threading.Event()
+        # No events: a Ctrl-C in the middle of Event.set leaves the event's lock taken for ever.
+        self._wake = WakeEvent()  # ends the thread's pauses
+        self._is_closing = False
+        self._gave_up = False
         self._retry_until: float | None = None  # set by the first failure
         self._is_started = False
         self._lock = threading.Lock()  # for the thread's start
@@ -78,11 +80,12 @@ class ResultWriter:
 
     def give_up(self) -> None:
         """Try no failed write again."""
-        self._gave_up.set()
+        self._gave_up = True
+        self._wake.set()
 
     def close(self) -> None:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
-        steps = (self._closing.set, self._put_end, self._thread.start, self._thread.join)
+        steps = (self._put_end, self._thread.start, self._thread.join)
         try:
             for step in steps:
                 step()
@@ -92,7 +95,9 @@ class ResultWriter:
             raise
 
     def _put_end(self) -> None:
+        self._is_closing = True
         self._queue.put(None)
+        self._wake.set()
 
     def _run(self) -> None:
         synced_at, is_open = self._clock(), True
@@ -104,8 +109,8 @@ class ResultWriter:
             if not is_open or self._clock() >= synced_at + self._fsync_s:
                 self._sync()
                 synced_at = self._clock()
-            if batch:
-                self._closing.wait(_GATHER_S)
+            if batch and not self._is_closing:
+                self._wake.wait(_GATHER_S)
 
     def _next_batch(self, wait_s: float | None) -> tuple[list[Outcome], bool]:
         """What is queued, waiting for the first; false beside it once the end is reached."""
@@ -157,9 +162,9 @@ class ResultWriter:
                 return True
             except OSError as error:
                 self._fail(file, error.strerror or str(error))
-                if self._gave_up.is_set() or self._clock() >= (self._retry_until or 0.0):
+                if self._gave_up or self._clock() >= (self._retry_until or 0.0):
                     return False
-                self._gave_up.wait(_RETRY_INTERVAL_S)
+                self._wake.wait(_RETRY_INTERVAL_S)
 
     def _sync(self) -> None:
         for file in (self._results, self._errors):

@@ -16,6 +16,8 @@ import pytest
 import parallel_processor
 
 PACKAGE = Path(parallel_processor.__file__).resolve().parent
+# The timeouts of tests with these markers, instead of setup.cfg's.
+TIMEOUTS_S = {"alone": 300, "acceptance": 240}
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
@@ -43,7 +45,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the acceptance tests last, where they are run with the others: they take minutes."""
+    """Run the acceptance tests last, where they are run with the others, and give long tests time."""
+    for item in items:
+        for name, seconds in TIMEOUTS_S.items():
+            if item.get_closest_marker(name) and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(seconds))
     items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
+import gc
 import json
 import os
 import signal
@@ -10,7 +12,9 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -206,19 +210,29 @@ def test_give_up_ends_the_trying() -> None:
     assert len(desk.lost) == 2
 
 
+def interrupt_by_signal() -> None:
+    """As Ctrl-C does: a system call that waits returns, unless it comes a moment too soon for it."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 @needs_full
-def test_ctrl_c_while_it_closes_gives_up_the_disk_but_not_the_thread() -> None:
-    """The interrupt comes through once the thread has ended, which then tries nothing again."""
+@pytest.mark.parametrize("interrupt", [interrupt_by_signal, _thread.interrupt_main])
+def test_ctrl_c_while_it_closes_gives_up_the_disk_but_not_the_thread(
+    interrupt: Callable[[], None],
+) -> None:
+    """The interrupt comes through once the thread has ended, even one that no system call notices."""
     desk = Desk(FULL, write_retry_s=1e6)
     outcome = answered(1)
     desk.writer.put(outcome)
     assert desk.failed.wait(30)
+    is_closing = threading.Event()
+    desk.writer._thread.start = is_closing.set  # type: ignore[method-assign]
 
-    def interrupt() -> None:
-        desk.writer._closing.wait(30)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    def interrupt_close() -> None:
+        is_closing.wait(30)
+        interrupt()
 
-    watcher = threading.Thread(target=interrupt)
+    watcher = threading.Thread(target=interrupt_close)
     watcher.start()
     with pytest.raises(KeyboardInterrupt):
         desk.writer.close()
@@ -227,6 +241,59 @@ def test_ctrl_c_while_it_closes_gives_up_the_disk_but_not_the_thread() -> None:
     assert not desk.writer._thread._thread.is_alive()
     assert desk.lost == [outcome]
     desk.files[0].close()
+
+
+class Interrupter:
+    """For ``sys.settrace``: raises at the beginning of the ``count``-th function, as Ctrl-C may."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        self.left -= 1
+        if not self.left:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What the collector calls would swallow an interrupt."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_ctrl_c_at_any_moment_of_closing_leaves_no_lock_taken(tmp_path: Path) -> None:
+    """Wherever it comes, within the standard library too, the thread ends and the record is kept."""
+    ends: list[BaseException | None] = [KeyboardInterrupt()]
+
+    def close(desk: Desk, count: int) -> None:
+        sys.settrace(Interrupter(count))
+        try:
+            desk.writer.close()
+            ends.append(None)
+        except BaseException as error:
+            ends.append(error)
+        finally:
+            sys.settrace(None)
+
+    while ends[-1] is not None:
+        count = len(ends)
+        desk = Desk(tmp_path / f"{count}.jsonl")
+        desk.writer.put(answered(1))
+        thread = threading.Thread(
+            target=close, args=(desk, count + 1), daemon=True
+        )  # 1: close itself
+        thread.start()
+        thread.join(20)
+        assert len(ends) == count + 1, f"it hangs after an interrupt of function {count}"
+        assert not desk.writer._thread._thread.is_alive()
+        assert len(records(tmp_path / f"{count}.jsonl")) == 1
+        desk.files[0].close()
+    assert len(ends) > 5
 
 
 @needs_full
