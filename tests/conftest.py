@@ -17,7 +17,7 @@ import parallel_processor
 
 PACKAGE = Path(parallel_processor.__file__).resolve().parent
 # The timeouts of tests with these markers, instead of setup.cfg's.
-TIMEOUTS_S = {"alone": 300, "acceptance": 240}
+TIMEOUTS_S = {"alone": 480, "acceptance": 480}
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
