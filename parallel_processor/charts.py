@@ -30,11 +30,12 @@ _TIME_STEPS_S = (
 class Series:
     """One line or area.
 
-    name: what the legend calls it.
-    values: a value for each interval; ``None`` where there is none.
-    look: the class of its colour.
-    note: what stands beside the name in the legend.
-    is_bound: true for a limit, which is drawn dashed.
+    Attributes:
+        name: what the legend calls it.
+        values: a value for each interval; ``None`` where there is none.
+        look: the class of its colour.
+        note: what stands beside the name in the legend.
+        is_bound: true for a limit, which is drawn dashed.
     """
 
     name: str
@@ -48,14 +49,15 @@ class Series:
 class Chart:
     """What a chart shows.
 
-    title: its heading.
-    unit: what the values are.
-    edges: the times between which the values hold; one more than there are values.
-    series: its lines, or its areas.
-    stacked: true for areas on top of each other.
-    top: the end of the value axis, if that is fixed.
-    is_log: true for a logarithmic scale, which shows values of different orders.
-    nothing: what is said where there are no series.
+    Attributes:
+        title: its heading.
+        unit: what the values are.
+        edges: the times between which the values hold; one more than there are values.
+        series: its lines, or its areas.
+        stacked: true for areas on top of each other.
+        top: the end of the value axis, if that is fixed.
+        is_log: true for a logarithmic scale, which shows values of different orders.
+        nothing: what is said where there are no series.
     """
 
     title: str

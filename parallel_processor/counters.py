@@ -21,12 +21,13 @@ _OTHERS = "other errors"
 class Counts(RunCounts):
     """The counters at one moment, consistent with each other.
 
-    read: requests that were read and are to be sent.
-    started: requests that were started; they are in flight until their outcome is on record.
-    already_answered: requests that the results file had an answer for.
-    already_failed: requests that the results file had a failure for, which was kept.
-    errors: the failed attempts by kind.
-    latencies: the answers by latency, in the bins of ``latencies.py``.
+    Attributes:
+        read: requests that were read and are to be sent.
+        started: requests that were started; they are in flight until their outcome is on record.
+        already_answered: requests that the results file had an answer for.
+        already_failed: requests that the results file had a failure for, which was kept.
+        errors: the failed attempts by kind.
+        latencies: the answers by latency, in the bins of ``latencies.py``.
     """
 
     read: int = 0

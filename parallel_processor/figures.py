@@ -12,15 +12,16 @@ from parallel_processor.models import WaitCause
 class LimitReport:
     """What one limit of a bucket was, and how much of it was used.
 
-    name: what the limit counts, such as ``requests`` or ``input_tokens``.
-    window_s: the seconds in which it counts.
-    configured: the limit that the user set; ``None`` without one.
-    found: the limit that the server's headers named last; ``None`` without one.
-    tried_per_minute: the rate that was found by trying, where the headers name no limit.
-    changes: when the found limit changed, in seconds from the run's start, and its new value.
-    used: what was charged. For a configured limit that is the sum of all models under it.
-    used_share: ``used`` as a share of what the limits in force allowed.
-    others_per_minute: what other clients of the account seem to use.
+    Attributes:
+        name: what the limit counts, such as ``requests`` or ``input_tokens``.
+        window_s: the seconds in which it counts.
+        configured: the limit that the user set; ``None`` without one.
+        found: the limit that the server's headers named last; ``None`` without one.
+        tried_per_minute: the rate that was found by trying, where the headers name no limit.
+        changes: when the found limit changed, in seconds from the run's start, and its new value.
+        used: what was charged. For a configured limit that is the sum of all models under it.
+        used_share: ``used`` as a share of what the limits in force allowed.
+        others_per_minute: what other clients of the account seem to use.
 
     >>> limits = Limits(requests_per_minute=600)
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url, limits=limits)
@@ -46,18 +47,19 @@ class LimitReport:
 class BucketReport:
     """What became of the limits of one model and endpoint.
 
-    url: the endpoint; empty where it makes no difference.
-    model: the model; empty where it makes no difference.
-    held_by: the seconds for which its requests waited, by cause.
-    admitted: the attempts that were sent.
-    refusals: the attempts that the server rejected for a limit.
-    pauses: how often sending paused.
-    answered: the attempts that got an answer.
-    reserved_tokens: the tokens that were charged to its limits before sending.
-    used_tokens: the tokens that the answers used.
-    in_flight_limit: the number of concurrent requests that the server sustains; ``None`` if unknown.
-    peak_in_flight: the largest number of concurrent requests.
-    limits: a report of each limit.
+    Attributes:
+        url: the endpoint; empty where it makes no difference.
+        model: the model; empty where it makes no difference.
+        held_by: the seconds for which its requests waited, by cause.
+        admitted: the attempts that were sent.
+        refusals: the attempts that the server rejected for a limit.
+        pauses: how often sending paused.
+        answered: the attempts that got an answer.
+        reserved_tokens: the tokens that were charged to its limits before sending.
+        used_tokens: the tokens that the answers used.
+        in_flight_limit: the number of concurrent requests that the server sustains; ``None`` if unknown.
+        peak_in_flight: the largest number of concurrent requests.
+        limits: a report of each limit.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
     >>> for bucket in summary.buckets:
@@ -83,10 +85,11 @@ class BucketReport:
 class Usage:
     """How much of each limit was admitted in the last 60 seconds.
 
-    admitted: what was admitted, by the name of the quota.
-    limits: what is allowed a minute, by the name of the quota.
-    held_by: what the first request in the queue waits for.
-    span_s: the seconds that ``admitted`` covers; less than 60 for a new bucket.
+    Attributes:
+        admitted: what was admitted, by the name of the quota.
+        limits: what is allowed a minute, by the name of the quota.
+        held_by: what the first request in the queue waits for.
+        span_s: the seconds that ``admitted`` covers; less than 60 for a new bucket.
     """
 
     admitted: Mapping[str, float]

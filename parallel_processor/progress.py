@@ -76,12 +76,13 @@ class Displays:
 class Progress:
     """Shows how far a run is. For the thread that feeds the run.
 
-    counters: the counters of the run.
-    usage: gives how much of the limits is used.
-    waits: gives the seconds waited so far, by cause.
-    fraction: gives the share of the input that has been read, from 0 to 1; ``None`` if unknown.
-    show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing; false for
-        nothing.
+    Attributes:
+        counters: the counters of the run.
+        usage: gives how much of the limits is used.
+        waits: gives the seconds waited so far, by cause.
+        fraction: gives the share of the input that has been read, from 0 to 1; ``None`` if unknown.
+        show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing; false for
+            nothing.
     """
 
     def __init__(

@@ -36,10 +36,11 @@ _MAX_ERROR_CHARS = 300
 class LiveReport:
     """The report of one run. For the thread that feeds it.
 
-    path: the file.
-    sample: gives a sample of the run.
-    tell: makes the report from the samples; its second argument is true while the run goes on.
-    clock: gives the time in seconds.
+    Attributes:
+        path: the file.
+        sample: gives a sample of the run.
+        tell: makes the report from the samples; its second argument is true while the run goes on.
+        clock: gives the time in seconds.
     """
 
     def __init__(

@@ -23,12 +23,13 @@ _MAX_INTERVALS = 120
 class Sample(RunCounts):
     """Where a run stood at one moment. The counters count from the run's start.
 
-    at_s: the moment, in seconds after the run's start.
-    in_flight: the requests that were in flight at that moment.
-    errors: the failed attempts by kind, rejections by a rate limit included.
-    held_by: the seconds for which sending had waited, by cause.
-    latencies: how many answers took how long, in the bins of ``latencies.py``.
-    limits: the limits in force, a minute, by name; infinite where there is none.
+    Attributes:
+        at_s: the moment, in seconds after the run's start.
+        in_flight: the requests that were in flight at that moment.
+        errors: the failed attempts by kind, rejections by a rate limit included.
+        held_by: the seconds for which sending had waited, by cause.
+        latencies: how many answers took how long, in the bins of ``latencies.py``.
+        limits: the limits in force, a minute, by name; infinite where there is none.
     """
 
     at_s: float
@@ -43,13 +44,14 @@ class Sample(RunCounts):
 class RequestNote:
     """A request that the report names: one of the slowest, or one that failed.
 
-    number: its line in the file.
-    custom_id: its id, if it has one.
-    model: its model; empty if it names none.
-    attempts: how often it was sent.
-    latency_s: the seconds that its last attempt took; ``None`` if that is unknown.
-    error: the error of its last attempt; empty for an answer.
-    kind: the kind of that error.
+    Attributes:
+        number: its line in the file.
+        custom_id: its id, if it has one.
+        model: its model; empty if it names none.
+        attempts: how often it was sent.
+        latency_s: the seconds that its last attempt took; ``None`` if that is unknown.
+        error: the error of its last attempt; empty for an answer.
+        kind: the kind of that error.
     """
 
     number: int
@@ -65,19 +67,20 @@ class RequestNote:
 class RunReport:
     """All that is known of a run, while it goes on or at its end.
 
-    summary: the counts and limits.
-    started_at: when the run began, in seconds since 1970.
-    told_at: when the report was made, in seconds since 1970.
-    is_running: true while the run goes on.
-    fraction: the share of the input that has been read, from 0 to 1; ``None`` if that is unknown.
-    requests_path: the requests file.
-    save_path: the results file.
-    url: where the requests go, without what may be secret.
-    max_workers: the setting of that name.
-    processes: the setting of that name.
-    timeline: the samples, at most some hundreds, the first one at the run's start.
-    slowest: the answers that took longest, the longest first.
-    failures: the requests that failed last, the latest first.
+    Attributes:
+        summary: the counts and limits.
+        started_at: when the run began, in seconds since 1970.
+        told_at: when the report was made, in seconds since 1970.
+        is_running: true while the run goes on.
+        fraction: the share of the input that has been read, from 0 to 1; ``None`` if that is unknown.
+        requests_path: the requests file.
+        save_path: the results file.
+        url: where the requests go, without what may be secret.
+        max_workers: the setting of that name.
+        processes: the setting of that name.
+        timeline: the samples, at most some hundreds, the first one at the run's start.
+        slowest: the answers that took longest, the longest first.
+        failures: the requests that failed last, the latest first.
     """
 
     summary: Summary

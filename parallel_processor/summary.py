@@ -58,24 +58,25 @@ def counters_of(counts: RunCounts) -> dict[str, Any]:
 class Summary(RunCounts):
     """What a run did.
 
-    answered: requests of this run that have an answer.
-    failed: requests of this run that failed for good.
-    unanswered: requests that were started and given up, because the run stopped.
-    deduplicated: requests that were not sent because an equal one was; they count as answered or failed.
-    attempts: what was sent.
-    retries: the attempts after a request's first one.
-    rate_limited: the attempts that a rate limit rejected.
-    pauses: how often sending paused.
-    used_tokens: the sum of what the answers' ``usage`` says.
-    reserved_tokens: the sum of what was charged to the token limit before sending.
-    already_answered: requests that the results file had an answer for.
-    already_failed: requests that the results file had a failure for, which was kept.
-    elapsed_s: seconds from the start to the end.
-    errors_by_kind: the failed requests by how their last attempt ended.
-    stop_reason: why the run ended early, as text; empty if it did not.
-    stop_cause: the same as a value that a program can compare.
-    held_by: the seconds for which sending waited, by cause.
-    buckets: a report of the limits of each model.
+    Attributes:
+        answered: requests of this run that have an answer.
+        failed: requests of this run that failed for good.
+        unanswered: requests that were started and given up, because the run stopped.
+        deduplicated: requests that were not sent because an equal one was; they count as answered or failed.
+        attempts: what was sent.
+        retries: the attempts after a request's first one.
+        rate_limited: the attempts that a rate limit rejected.
+        pauses: how often sending paused.
+        used_tokens: the sum of what the answers' ``usage`` says.
+        reserved_tokens: the sum of what was charged to the token limit before sending.
+        already_answered: requests that the results file had an answer for.
+        already_failed: requests that the results file had a failure for, which was kept.
+        elapsed_s: seconds from the start to the end.
+        errors_by_kind: the failed requests by how their last attempt ended.
+        stop_reason: why the run ended early, as text; empty if it did not.
+        stop_cause: the same as a value that a program can compare.
+        held_by: the seconds for which sending waited, by cause.
+        buckets: a report of the limits of each model.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
     >>> summary.answered, summary.failed, summary.attempts, summary.errors_by_kind
@@ -147,17 +148,21 @@ def summary_text(summary: Summary, *, with_stop: bool = True) -> str:
 class Stats(RunCounts):
     """Where a processor stands: all its runs together, those that have ended included.
 
-    answered … reserved_tokens: the counters of :class:`Summary`, since the processor was made.
-    read: requests that were read.
-    runs: runs that are under way.
-    in_flight: requests that were sent and have no answer yet.
-    errors: the failed attempts by kind.
-    requests_per_minute: the attempts of the last 60 seconds; of a younger processor, as a rate.
-    tokens_per_minute: the tokens charged in the last 60 seconds, likewise.
-    limits: what may be sent a minute, by the name of the quota; infinite where there is no limit.
-    held_by: what sending waits for at this moment; empty if for nothing.
-    latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
-        Empty while there are no answers.
+    ``answered``, ``failed``, ``unanswered``, ``deduplicated``, ``attempts``, ``retries``, ``rate_limited``,
+    ``pauses``, ``used_tokens`` and ``reserved_tokens`` are counters as in :class:`Summary`, since the
+    processor was made.
+
+    Attributes:
+        read: requests that were read.
+        runs: runs that are under way.
+        in_flight: requests that were sent and have no answer yet.
+        errors: the failed attempts by kind.
+        requests_per_minute: the attempts of the last 60 seconds; of a younger processor, as a rate.
+        tokens_per_minute: the tokens charged in the last 60 seconds, likewise.
+        limits: what may be sent a minute, by the name of the quota; infinite where there is no limit.
+        held_by: what sending waits for at this moment; empty if for nothing.
+        latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
+            Empty while there are no answers.
 
     >>> with Processor(request_url=url) as processor:
     ...     outcomes = processor.map([{"model": "m", "input": "text"}])

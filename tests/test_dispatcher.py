@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from clocks import FakeClock
+from clocks import FakeClock, admitted_by
 
 from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.ceiling import Ceiling
@@ -399,7 +399,7 @@ def test_who_is_not_wanted_is_not_sent(is_bug: bool) -> None:
     assert asked == list(range(3001))
     assert hand.sent == ([1] if is_bug else [1, 3000])
     assert isinstance(hand.stop.cause, ZeroDivisionError) == is_bug
-    assert bucket.usage().admitted["requests"] == len(hand.sent)
+    assert admitted_by(bucket)["requests"] == len(hand.sent)
     assert (hand.dispatcher.in_flight, hand.unrecorded) == (len(hand.sent), 0)
     assert hand.counters.counts().started == len(hand.sent)
     assert len(hand.forgotten) == 3001 - len(hand.sent)
@@ -436,7 +436,7 @@ def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room)
     hand.dispatcher._lines.admit = stop_and_admit
     assert hand.done(0, again=True) is None
     assert (hand.sent, hand.dropped) == ([0], [0])
-    assert bucket.usage().admitted["requests"] == 1
+    assert admitted_by(bucket)["requests"] == 1
     assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, 1)
 
 
@@ -1353,7 +1353,7 @@ def test_without_threads_the_run_ends(threads: int, message: str) -> None:
         assert message in str(room.dispatcher.error)
         assert room.stop.cause is room.dispatcher.error
         assert room.dispatcher.in_flight == bucket.server.in_flight.count == threads
-        assert bucket.usage().admitted["requests"] == threads
+        assert admitted_by(bucket)["requests"] == threads
         for _ in range(threads):
             room.dispatcher.done()
             room.dispatcher.recorded(1)
