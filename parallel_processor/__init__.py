@@ -16,17 +16,22 @@ from parallel_processor.exceptions import (
     StopCause,
     WorkerProcessError,
 )
-from parallel_processor.figures import BucketReport, LimitReport
-from parallel_processor.frames import to_records
-from parallel_processor.metrics import serve_metrics
-from parallel_processor.models import Reply, Request, WaitCause
+from parallel_processor.files.records import read_results
+from parallel_processor.files.verify import Verification, verify_results
+from parallel_processor.models import (
+    Outcome,
+    Reply,
+    Request,
+    WaitCause,
+    response_embeddings,
+    response_text,
+)
 from parallel_processor.options import Limits, Options, RetryPolicy, Settings
-from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor
-from parallel_processor.records import read_results
-from parallel_processor.replies import response_embeddings, response_text
-from parallel_processor.summary import Stats, Summary
-from parallel_processor.verify import Verification, verify_results
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport
+from parallel_processor.report.frames import to_records
+from parallel_processor.report.prometheus import serve_metrics
+from parallel_processor.report.summary import Stats, Summary
 
 __all__ = [
     "BucketReport",

@@ -2,7 +2,7 @@
 
 import sys
 
-from parallel_processor.cli import main
+from parallel_processor.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

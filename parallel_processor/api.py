@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from parallel_processor.models import Outcome
 from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy, Settings
-from parallel_processor.outcome import Outcome
 from parallel_processor.processor import Processor, StrPath
-from parallel_processor.summary import Summary
+from parallel_processor.report.summary import Summary
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -21,8 +21,8 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parallel_processor.outcome import Outcome
-    from parallel_processor.summary import Summary
+    from parallel_processor.models import Outcome
+    from parallel_processor.report.summary import Summary
 
 
 class StopCause(str, enum.Enum):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import enum
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, NamedTuple
+
+from parallel_processor.exceptions import RequestFailedError
 
 CANT_BE_SENT = "can't be sent"
 """The kind of failure of a request that has a flaw."""
@@ -258,3 +264,195 @@ class Attempt:
     readings: Sequence[LimitReading] = ()
     sent_at_s: float = 0.0
     latency_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one ``request``.
+
+    Attributes:
+        request: the request.
+        ok: true for an answer, false for a failure.
+        reply: the complete response; a failure may have one, too.
+        errors: the errors of a failure, one string per attempt, oldest first.
+        error_kind: the last error's short label, such as ``timeout``.
+        attempts: how many attempts were really sent.
+        used_tokens: what the response says; ``None`` if it doesn't.
+        latency_s: seconds from sending the last attempt to the end of its response; ``None`` if
+            none was sent.
+        unanswered: the request was given up because the run stopped. It has no record, and the next
+            run sends it.
+        deduplicated: this request was not sent, because an equal one was, whose response this is.
+
+    >>> with Processor(request_url=url) as processor:
+    ...     (outcome,) = processor.map([{"model": "m", "input": "text", "metadata": {"row": 7}}])
+    >>> outcome.ok, outcome.attempts, outcome.metadata, len(outcome.embedding) > 0
+    (True, 1, {'row': 7}, True)
+    """
+
+    request: Request
+    ok: bool
+    reply: Reply | None = None
+    errors: tuple[str, ...] = ()
+    error_kind: str = ""
+    attempts: int = 0
+    used_tokens: int | None = None
+    latency_s: float | None = None
+    unanswered: bool = False
+    deduplicated: bool = False
+
+    @property
+    def response(self) -> Any:
+        """The response's parsed JSON; ``None`` if there is no response."""
+        return self.reply.data if self.reply is not None else None
+
+    @property
+    def text(self) -> str | None:
+        """The response's text (chat, responses, completions, messages); ``None`` if it has none."""
+        return response_text(self.response) if self.ok else None
+
+    @property
+    def embedding(self) -> list[float] | None:
+        """The response's vector, the first one of several inputs; ``None`` if it has none."""
+        vectors = self.embeddings
+        return vectors[0] if vectors else None
+
+    @property
+    def embeddings(self) -> list[list[float]] | None:
+        """The response's vectors in the order of the inputs; ``None`` if it has none."""
+        return response_embeddings(self.response) if self.ok else None
+
+    @property
+    def usage(self) -> Mapping[str, Any] | None:
+        """The response's ``usage`` object as the server wrote it; ``None`` if it has none."""
+        return response_usage(self.response) if self.ok else None
+
+    @property
+    def error(self) -> str | None:
+        """The last attempt's error; ``None`` for an answer."""
+        return self.errors[-1] if self.errors and not self.ok else None
+
+    @property
+    def metadata(self) -> Any:
+        """The metadata that came with the request; they are not sent. ``None`` if there were none."""
+        return self.request.metadata
+
+    @property
+    def custom_id(self) -> str | None:
+        """The ``custom_id`` of the request; ``None`` if it has none."""
+        return self.request.custom_id
+
+    def raise_for_error(self) -> None:
+        """Raise :class:`RequestFailedError` for a failure. Do nothing for an answer."""
+        if not self.ok:
+            raise RequestFailedError(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        vectors = self.embeddings or []
+        shapes = ", ".join(str(len(vector)) for vector in vectors[:10])
+        rows = {
+            "custom_id": self.custom_id,
+            "metadata": self.metadata,
+            "request": self.request.body,
+            "text": self.text,
+            "embeddings": f"{len(vectors):,} of {shapes} numbers" if vectors else None,
+            "response": self.response if self.text is None and not vectors else None,
+            "errors": "\n".join(self.errors),
+            "attempts": self.attempts,
+            "tokens": self.used_tokens,
+            "latency": f"{self.latency_s:.3g} s" if self.latency_s is not None else None,
+        }
+        end = "answered" if self.ok else "unanswered" if self.unanswered else "failed"
+        return html_table(f"Request {self.request.number}: {end}", rows.items())
+
+
+def response_text(response: Any) -> str | None:
+    """The text of a response, of its first choice if there are several. ``None`` if it has none.
+
+    >>> response_text({"choices": [{"message": {"role": "assistant", "content": "Yes."}}]})
+    'Yes.'
+    """
+    if not isinstance(response, Mapping):
+        return None
+    for choice in mappings(response.get("choices"))[:1]:  # chat, completions
+        message = choice.get("message")
+        content = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+        return content if isinstance(content, str) else _joined(mappings(content))
+    items = [item for item in mappings(response.get("output")) if "content" in item]  # responses
+    if items:
+        return _joined(part for item in items for part in mappings(item["content"]))
+    return _joined(mappings(response.get("content")))  # messages
+
+
+def _joined(parts: Iterable[Mapping[str, Any]]) -> str | None:
+    """The parts that are text, joined. A model's reasoning is not text."""
+    texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
+    found = [text for text in texts if isinstance(text, str)]
+    return "".join(found) if found else None
+
+
+def response_embeddings(response: Any) -> list[list[float]] | None:
+    """The vectors of an embeddings response in the order of its inputs; ``None`` if it has none.
+
+    Vectors in base64 (``"encoding_format": "base64"``) are 32-bit floats, little-endian.
+
+    >>> response_embeddings({"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]})
+    [[1.0], [2.0]]
+    """
+    data = mappings(response.get("data")) if isinstance(response, Mapping) else []
+    rows = sorted((row for row in data if "embedding" in row), key=_index)
+    vectors = [_vector(row["embedding"]) for row in rows]
+    return [vector for vector in vectors if vector is not None] or None
+
+
+def _index(row: Mapping[str, Any]) -> int:
+    index = row.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def _vector(value: Any) -> list[float] | None:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        return None
+    try:
+        return [
+            number for (number,) in struct.iter_unpack("<f", base64.b64decode(value, validate=True))
+        ]
+    except (binascii.Error, struct.error):
+        return None
+
+
+def response_usage(response: Any) -> Mapping[str, Any] | None:
+    """What a response says about the tokens that it used, in its own form; ``None`` if it says nothing."""
+    usage = response.get("usage") if isinstance(response, Mapping) else None
+    return usage if isinstance(usage, Mapping) else None
+
+
+def mappings(values: Any) -> list[Mapping[str, Any]]:
+    """The objects in the list ``values``; an empty list if it is no list."""
+    return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []
+
+
+_MAX_CHARS = 500
+_CELL = "text-align: left; vertical-align: top; white-space: pre-wrap"
+
+
+def html_table(title: str, rows: Iterable[tuple[str, object]]) -> str:
+    """A table of names and values, escaped and clipped. Rows without a value are left out."""
+    texts = [(name, _text(value)) for name, value in rows if value is not None]
+    lines = [
+        f'<tr><th style="{_CELL}">{escape(_text(name))}</th><td style="{_CELL}">{escape(text)}</td></tr>'
+        for name, text in texts
+        if text
+    ]
+    caption = f'<caption style="text-align: left"><b>{escape(_text(title))}</b></caption>'
+    return f"<table>{caption}<tbody>{''.join(lines)}</tbody></table>"
+
+
+def _text(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if len(text) > _MAX_CHARS:
+        text = f"{text[:_MAX_CHARS]}… ({len(text):,} characters)"
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can't be sent

@@ -11,21 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from parallel_processor.account import Account
+from parallel_processor.engine.account import Account
+from parallel_processor.engine.file_run import FileJob, FileRun
+from parallel_processor.engine.iterables import GivenRequests, InOrder
 from parallel_processor.exceptions import (
     ConfigurationError,
     ParallelProcessorError,
     RunStoppedError,
     StopRequested,
 )
-from parallel_processor.filejob import FileJob, FileRun
-from parallel_processor.given import GivenRequests, InOrder
-from parallel_processor.inputs import check_paths, default_save_path
-from parallel_processor.models import Request
+from parallel_processor.files.requests_file import check_paths, default_save_path
+from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, Settings
-from parallel_processor.outcome import Outcome
-from parallel_processor.providers import check_key
-from parallel_processor.summary import Stats, Summary
+from parallel_processor.providers.endpoints import check_key
+from parallel_processor.report.summary import Stats, Summary
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

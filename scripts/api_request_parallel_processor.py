@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
-    from parallel_processor.cli import main  # found by the line above
+    from parallel_processor.cli.main import main  # found by the line above
 except ModuleNotFoundError as error:
     sys.exit(f"{error}: pip install requests tiktoken tenacity tqdm, or use the Python in .venv")
 

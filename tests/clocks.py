@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from parallel_processor.limiter import TokenBucket
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from commands import Server, command, environment, simulator, write_lines
 
-from parallel_processor.verify import Verification, verify_results
+from parallel_processor.files.verify import Verification, verify_results
 
 MAX_WORKERS = 40
 WRITER_SLACK = 256  # outcomes that may not be written yet
@@ -50,7 +50,16 @@ def crash(
     rows = [{"model": "m", "input": x, "metadata": {"row": n % 7}} for n, x in enumerate(inputs)]
     source = write_lines(folder / "in.jsonl", rows)
     results = folder / "out.jsonl"
-    flags = ("--latency_s", 0.03, "--latency_jitter", 0.9, "--seed", seed, "--error_rate", error_rate)
+    flags = (
+        "--latency_s",
+        0.03,
+        "--latency_jitter",
+        0.9,
+        "--seed",
+        seed,
+        "--error_rate",
+        error_rate,
+    )
     with simulator(*flags, "--errors", "500,reset,torn") as server:
         words = command(
             *("--requests_filepath", source, "--save_filepath", results, "--no_progress"),

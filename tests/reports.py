@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from parallel_processor.exceptions import StopCause
-from parallel_processor.figures import BucketReport, LimitReport
-from parallel_processor.latencies import BINS, bin_of
 from parallel_processor.models import WaitCause
-from parallel_processor.samples import RequestNote, RunReport, Sample
-from parallel_processor.summary import Summary, counters_of
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport
+from parallel_processor.report.histogram import BINS, bin_of
+from parallel_processor.report.samples import RequestNote, RunReport, Sample
+from parallel_processor.report.summary import Summary, counters_of
 
 STARTED_AT = 1_767_600_000.0
 URL = "https://api.example.com/v1/chat/completions"

@@ -167,7 +167,9 @@ def test_a_fifth_of_the_requests_fails_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--api_key", "sk-right-key-0123456789"), ("--spend_limit", 50)])
-def test_an_account_that_cant_go_on_stops_the_run(tmp_path: Path, flags: tuple[object, ...]) -> None:
+def test_an_account_that_cant_go_on_stops_the_run(
+    tmp_path: Path, flags: tuple[object, ...]
+) -> None:
     """A wrong key or an empty account: exit 3 at once, one clear line, and the key nowhere."""
     key = "sk-proj-wrongkey0123456789abcdefghijklmnop"
     source = write_lines(tmp_path / "requests.jsonl", embeddings(5000))

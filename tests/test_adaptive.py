@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from virtual import AUTO, Client, Server, World, _reply, share
 
-from parallel_processor.ceiling import Ceiling
 from parallel_processor.models import Reply
 from parallel_processor.options import Limits
+from parallel_processor.ratelimit.shared import Ceiling
 from parallel_processor.simulator import LimitChange, ModelLimits
 
 pytestmark = pytest.mark.acceptance

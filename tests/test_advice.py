@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import reports
 
-from parallel_processor.advice import advice, nothing_to_change
 from parallel_processor.exceptions import StopCause
-from parallel_processor.figures import BucketReport, LimitReport
-from parallel_processor.headline import headline
 from parallel_processor.models import CANT_BE_SENT, WaitCause
-from parallel_processor.samples import RunReport
-from parallel_processor.summary import Summary
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport
+from parallel_processor.report.advice import advice, nothing_to_change
+from parallel_processor.report.headline import headline
+from parallel_processor.report.samples import RunReport
+from parallel_processor.report.summary import Summary
 
 URL = "https://api.example.com/v1/chat/completions"
 REQUESTS, TOKENS = WaitCause.REQUESTS, WaitCause.TOKENS

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from parallel_processor.answers import judge, read_error, retry_after_s
-from parallel_processor.jsontext import read_answer
 from parallel_processor.models import Refusal, Reply, Verdict
+from parallel_processor.providers.jsontext import read_answer
+from parallel_processor.providers.responses import judge, read_error, retry_after_s
 
 ANSWERED, RETRY, RATE_LIMITED, FAILED, FATAL = (
     Verdict.ANSWERED,

@@ -48,7 +48,7 @@ def test_importing_the_package_loads_little(tmp_path: Path) -> None:
     assert loaded_by("import parallel_processor", tmp_path) == set()
     code = "from parallel_processor import Processor\nProcessor(api_key='sk-1')"
     assert loaded_by(code, tmp_path) == set()
-    assert loaded_by("import parallel_processor.cli", tmp_path) == {"argparse"}
+    assert loaded_by("import parallel_processor.cli.main", tmp_path) == {"argparse"}
 
 
 def test_a_run_that_goes_well_loads_no_bar_and_no_retries(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_run_that_goes_well_loads_no_bar_and_no_retries(tmp_path: Path) -> Non
     with RawServer(answer_all) as server:
         words = f"--requests_filepath in.jsonl --request_url {server.url}/v1/embeddings"
         code = f"""
-from parallel_processor.cli import main
+from parallel_processor.cli.main import main
 assert main({words.split()!r}) == 0
 """
         found = loaded_by(code, tmp_path)
@@ -67,7 +67,7 @@ assert main({words.split()!r}) == 0
 
 def test_a_worker_process_loads_what_sends(tmp_path: Path) -> None:
     """A worker process has requests, and nothing that limits, counts, retries or shows."""
-    found = loaded_by("import parallel_processor.child", tmp_path)
+    found = loaded_by("import parallel_processor.workers.child", tmp_path)
     assert "requests" in found
     assert not found & {"argparse", "subprocess", "tenacity", "tiktoken", "tqdm"}
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.files.append_file import AppendFile
 
 HOLD = """
 import sys
 from pathlib import Path
-from parallel_processor.appendfile import AppendFile
+from parallel_processor.files.append_file import AppendFile
 file = AppendFile(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()

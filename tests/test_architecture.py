@@ -1,15 +1,18 @@
-"""The rules that keep the package readable, held against its syntax trees.
+"""The rules that keep the package readable, checked against its syntax trees.
 
-The tables at the top are what to amend, with a reason, when the design changes. Each rule is a
-function from a module to what it breaks, so that it can be shown to fail (last test).
+The tables at the top are what to change, with a reason, when the design changes. Each rule is a function
+from a module to its violations, so that a test can show that the rule fails where it should (last tests).
 """
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
+import pkgutil
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,239 +24,85 @@ import parallel_processor
 
 PACKAGE = "parallel_processor"
 
-# A module imports only from layers below its own.
-LAYERS = (
-    {"exceptions", "figures", "models", "options", "outcome", "replies"},
-        *("display",),
-    {
-        *(
-            "advice",
-            "answers",
-            "appendfile",
-            "axes",
-            "charts",
-            "connections",
-            "content",
-            "counters",
-            "descriptors",
-            "displays",
-            "duplicates",
-            "encodings",
-            "exchange",
-            "exits",
-            "failures",
-            "forks",
-            "formats",
-            "frames",
-            "headline",
-            "heads",
-        ),
-        *("given", "images", "incoming", "inflight", "inputs", "jsontext", "latencies"),
-        *("learned", "ledger", "limitsfile", "livereport"),
-        *("messages", "notes"),
-        "interception",
-        *("observed", "pricing"),
-        *("intervals", "markup", "page", "panels"),
-        *("probing", "progress", "providers", "quota", "ratelimits", "redact", "remaining"),
-        *("report", "resume"),
-        *("serverlimits", "signals", "stop", "summaries", "surethread", "tables"),
-        *("tlscontexts", "tokens", "transport"),
-        *("verify", "waits", "wording"),
-        *("notebooks", "records"),
-    },
-    {
-        *("attempts", "bounds", "buckets", "ceiling", "charges", "child", "delivery", "dispatcher"),
-        *("limiter", "lines", "pending", "retry"),
-        *("processes", "threads", "worker", "writer"),
-    },
-    {"account", "crews", "filejob", "processor", "results", "run", "submissions"},
-    {"api", "cli", "flags", "metrics"},
-)
-FACES = {"__init__", "__main__"}  # they may import from any layer
-# What may be imported within a layer, one direction only.
-WITHIN_LAYER = {
-    ("exceptions", "figures"),  # for annotations
-    ("exceptions", "outcome"),  # for annotations
-    ("figures", "display"),
-    ("outcome", "display"),
-    ("outcome", "exceptions"),
-    ("outcome", "models"),
-    ("outcome", "replies"),
-    ("options", "exceptions"),
-    ("answers", "providers"),
-    ("answers", "waits"),
-    ("resume", "appendfile"),
-    ("resume", "formats"),
-    ("resume", "inputs"),
-    ("verify", "formats"),
-    ("verify", "inputs"),
-    ("formats", "jsontext"),
-    ("formats", "providers"),
-    ("formats", "records"),
-    ("records", "answers"),
-    ("records", "jsontext"),
-    ("records", "providers"),
-    ("encodings", "forks"),
-    ("notebooks", "forks"),
-    ("progress", "forks"),
-    ("tlscontexts", "forks"),
-    ("waits", "forks"),
-    ("content", "encodings"),
-    ("content", "images"),
-    ("tokens", "content"),
-    ("tokens", "encodings"),
-    ("connections", "incoming"),
-    ("connections", "interception"),
-    ("connections", "tlscontexts"),
-    ("exchange", "connections"),
-    ("exchange", "heads"),
-    ("exchange", "incoming"),
-    ("transport", "connections"),
-    ("transport", "exchange"),
-    ("transport", "failures"),
-    ("transport", "heads"),
-    ("transport", "interception"),
-    ("transport", "jsontext"),
-    ("transport", "providers"),
-    ("progress", "counters"),
-    ("progress", "notebooks"),
-    ("observed", "probing"),
-    ("observed", "quota"),
-    ("observed", "remaining"),
-    ("serverlimits", "remaining"),
-    ("pricing", "learned"),
-    ("pricing", "providers"),
-    ("pricing", "tokens"),
-    ("ratelimits", "waits"),
-    ("counters", "latencies"),
-    ("displays", "stop"),
-    ("surethread", "stop"),
-    ("duplicates", "forks"),
-    ("duplicates", "formats"),
-    ("duplicates", "jsontext"),
-    ("given", "formats"),
-    ("livereport", "report"),
-    ("report", "inputs"),
-    ("report", "latencies"),
-    ("report", "page"),
-    ("serverlimits", "inflight"),
-    ("summaries", "progress"),
-    ("summaries", "wording"),
-    ("wording", "progress"),
-    ("intervals", "latencies"),
-    ("axes", "wording"),
-    ("charts", "axes"),
-    ("charts", "markup"),
-    ("charts", "wording"),
-    ("headline", "wording"),
-    ("advice", "headline"),
-    ("advice", "wording"),
-    ("panels", "charts"),
-    ("panels", "intervals"),
-    ("panels", "latencies"),
-    ("panels", "wording"),
-    ("tables", "headline"),
-    ("tables", "markup"),
-    ("tables", "wording"),
-    ("page", "advice"),
-    ("page", "charts"),
-    ("page", "headline"),
-    ("page", "intervals"),
-    ("page", "markup"),
-    ("page", "panels"),
-    ("page", "tables"),
-    ("page", "wording"),
-    ("frames", "providers"),
-    ("serverlimits", "observed"),
-    ("serverlimits", "quota"),
-    ("buckets", "ceiling"),
-    ("buckets", "limiter"),
-    ("ceiling", "charges"),
-    ("bounds", "lines"),
-    ("delivery", "pending"),
-    ("delivery", "worker"),
-    ("dispatcher", "bounds"),
-    ("dispatcher", "pending"),
-    ("dispatcher", "limiter"),
-    ("dispatcher", "lines"),
-    ("limiter", "ceiling"),
-    ("limiter", "charges"),
-    ("lines", "pending"),
-    ("lines", "ceiling"),
-    ("lines", "limiter"),
-    ("cli", "flags"),
-    ("flags", "__init__"),  # its version
-    ("cli", "metrics"),
-    ("child", "attempts"),
-    ("messages", "jsontext"),
-    ("processes", "attempts"),
-    ("processes", "pending"),
-    ("processes", "limiter"),
-    ("threads", "attempts"),
-    ("threads", "pending"),
-    ("threads", "limiter"),
-    ("worker", "attempts"),
-    ("worker", "pending"),
-    ("worker", "limiter"),
-    ("worker", "retry"),
-    ("retry", "pending"),
-    ("pending", "limiter"),
-    ("account", "run"),
-    ("filejob", "account"),
-    ("filejob", "results"),
-    ("filejob", "run"),
-    ("processor", "account"),
-    ("processor", "filejob"),
-    ("account", "submissions"),
-    ("submissions", "run"),
-    ("run", "crews"),
+# What every package may import. These four import each other from left to right only.
+VOCABULARY = ("exceptions", "options", "models", "runtime")
+# What a package or a top-level module may import besides these and itself.
+ALLOWED: dict[str, set[str]] = {
+    "exceptions": set(),
+    "options": set(),
+    "models": set(),
+    "runtime": set(),
+    "providers": set(),
+    "ratelimit": set(),
+    "tokens": {"providers"},
+    "transport": {"providers"},
+    "files": {"providers"},
+    "workers": {"transport", "providers"},
+    "report": {"ratelimit", "files", "providers"},
+    "engine": {"workers", "ratelimit", "files", "tokens", "report", "providers"},
+    "processor": {"engine", "report", "files", "providers"},
+    "api": {"processor", "report"},
+    "cli": {"processor", "api", "report", "files", "providers"},
+    "simulator": {"tokens"},
+    "__main__": {"cli"},
 }
-# The simulator is a program of its own: it uses these, and nothing of the package uses it.
-SIMULATOR_MAY_IMPORT = LAYERS[0] | {"encodings", "tokens"}
+# Imported for annotations alone, below `if TYPE_CHECKING`.
+TYPES_ONLY = {
+    ("exceptions", "models"),  # exceptions carry an outcome
+    ("exceptions", "report"),  # exceptions carry a summary
+    ("workers", "ratelimit"),  # a request waits with its bucket's reservation
+}
+FACE = "__init__"  # the package's own: it shows the public names of every package but the simulator
 
-# Who imports a third-party package: exactly these.
+# Who imports a third-party package: exactly these modules.
 IMPORTERS = {
-    # The adapter of a session without its own; what goes wrong in one.
-    "requests": {"transport", "connections", "failures", "interception"},
-    # requests brings it
-    "urllib3": {"transport", "connections", "exchange", "failures", "interception", "tlscontexts"},
-    "tenacity": {"retry"},
-    "tiktoken": {"encodings"},
-    "tqdm": {"progress", "notebooks"},
-    "prometheus_client": {"metrics"},  # an extra
-    "argcomplete": {"cli"},  # an extra
+    "requests": {
+        *("transport.session", "transport.connections", "transport.failures"),
+        "transport.interception",
+    },
+    "urllib3": {  # a dependency of requests
+        *("transport.session", "transport.connections", "transport.exchange"),
+        *("transport.failures", "transport.interception", "transport.tls"),
+    },
+    "tenacity": {"engine.retry"},
+    "tiktoken": {"tokens.encodings"},
+    "tqdm": {"report.progress"},
+    "prometheus_client": {"report.prometheus"},  # an extra
+    "argcomplete": {"cli.main"},  # an extra
     "typing_extensions": {"api", "processor"},  # for type checkers alone
 }
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
 THREAD_MAKERS = {
-    "threads": {"ThreadPoolExecutor"},  # the workers
-    "child": {"Thread", "ThreadPoolExecutor"},  # a process with workers alone
-    "surethread": {"Thread", "start_new_thread"},  # for all that may be interrupted
-    "processes": {"Thread"},  # one for each
-    "signals": {"Thread"},  # waits for signals
-    "encodings": {"Thread"},  # a download of tiktoken's own may hang
+    "workers.threads": {"ThreadPoolExecutor"},  # the workers
+    "workers.child": {"Thread", "ThreadPoolExecutor"},  # a process with workers alone
+    "workers.processes": {"Thread"},  # one for each child process
+    "runtime.threads": {"Thread", "start_new_thread"},  # whatever Ctrl-C may interrupt
+    "cli.signals": {"Thread"},  # waits for signals
+    "tokens.encodings": {"Thread"},  # a download of tiktoken's own may hang
     "simulator": THREADS,
 }
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
-    *("buckets", "ceiling", "connections", "counters", "dispatcher", "duplicates"),
-    *("account", "encodings", "learned", "ledger", "notes", "processes", "stop", "submissions"),
-    "writer",
-    *("tlscontexts", "transport"),
-    "forks",
+    *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
+    *("ratelimit.shared", "ratelimit.registry"),
+    *("report.counters", "report.wait_times", "report.report_file"),
+    *("transport.connections", "transport.session", "transport.tls"),
+    *("tokens.encodings", "tokens.estimates"),
+    *("files.writer", "workers.processes", "runtime.forks", "runtime.stop"),
     "simulator",
 }
-ENVIRONMENT_READERS = {"cli"}
-PRINTERS = {"cli", "simulator.__main__"}
+ENVIRONMENT_READERS = {"cli.main"}
+PRINTERS = {"cli.main", "simulator.__main__"}
 
+PACKAGE_MODULES = 16
 MODULE_LINES = 400
 FUNCTION_LINES = 40  # without the docstring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """One source file; ``name`` is relative to the package: ``worker``, ``simulator.__init__``."""
+    """One source file; ``name`` is relative to the package: ``engine.run``, ``engine.__init__``."""
 
     name: str
     source: str
@@ -264,9 +113,27 @@ class Module:
         return cls(name=name, source=source, tree=ast.parse(source))
 
     @property
+    def package(self) -> str:
+        """The name that ``ALLOWED`` uses: the first part."""
+        return self.name.split(".")[0]
+
+    @property
     def unit(self) -> str:
-        """The name that the tables use: the simulator is one unit."""
-        return "simulator" if self.name.split(".")[0] == "simulator" else self.name
+        """The name that the other tables use: the simulator is one unit."""
+        return "simulator" if self.package == "simulator" else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One name that a module imports of this package, such as ``Run`` of ``engine.run``."""
+
+    module: str
+    name: str
+    for_types: bool
+
+    @property
+    def package(self) -> str:
+        return self.module.split(".")[0]
 
 
 def load_modules() -> dict[str, Module]:
@@ -279,32 +146,48 @@ def load_modules() -> dict[str, Module]:
 
 
 MODULES = load_modules()
+PACKAGES = {m.package for m in MODULES.values() if "." in m.name}
 
 
-def imports(module: Module) -> Iterator[str]:
-    """Yield the dotted name of everything that the module imports, relative imports resolved."""
+def imports(module: Module) -> Iterator[tuple[str, str, bool]]:
+    """Yield module, name and whether it is for annotations, of all imports, relative ones resolved."""
     here = [PACKAGE, *module.name.split(".")]
+    guarded = {
+        id(inner)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, "", id(node) in guarded) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join([*here[: -node.level], *filter(None, [node.module])])
             base = base if node.level else str(node.module)
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from ((base, alias.name, id(node) in guarded) for alias in node.names)
 
 
-def own_imports(module: Module) -> Iterator[str]:
-    """Yield the names of the package's modules that the module imports."""
-    for dotted in imports(module):
-        if dotted.split(".")[0] == PACKAGE:
-            first = dotted.split(".")[1:2]
-            known = first and (first[0] in MODULES or first[0] == "simulator" or layer(first[0]))
-            yield first[0] if known else "__init__"
+def own_imports(module: Module) -> Iterator[Import]:
+    """Yield what the module imports of this package."""
+    for dotted, name, for_types in imports(module):
+        if dotted.split(".")[0] != PACKAGE:
+            continue
+        path = dotted.split(".")[1:]
+        if name and ".".join([*path, name]) in MODULES | dict.fromkeys(PACKAGES):
+            path, name = [*path, name], ""  # a module is imported, not a name of it
+        yield Import(module=".".join(path) or FACE, name=name, for_types=for_types)
 
 
-def layer(name: str) -> int | None:
-    """Return the layer of a module, counted from 1; ``None`` if it has no place."""
-    return next((i for i, names in enumerate(LAYERS, start=1) if name in names), None)
+def border_names(package: str) -> dict[str, set[str]]:
+    """Return the names that may be imported from elsewhere, by module, as the docstring lists them.
+
+    They stand in the docstring of the package's ``__init__``, below a line that begins with "Names":
+    a module and its names on each indented line.
+    """
+    docstring = ast.get_docstring(MODULES[f"{package}.__init__"].tree) or ""
+    listing = docstring.partition("\nNames")[2]
+    rows = re.findall(r"^ {4}([\w.]+) {2,}(\w+(?:, \w+)*)$", listing, re.MULTILINE)
+    return {module: set(names.split(", ")) for module, names in rows}
 
 
 def uses(module: Module) -> Iterator[str]:
@@ -332,26 +215,44 @@ def dotted_names(node: ast.AST) -> Iterator[str]:
                     yield from dotted_names(child)
 
 
-def breaks_layers(module: Module) -> Iterator[str]:
-    """Imports point down; the simulator stands apart."""
-    own, unit = layer(module.unit), module.unit
-    if unit != "simulator" and unit not in FACES and own is None:
-        yield f"{module.name} has no layer: give it a place in LAYERS of {Path(__file__).name}"
+def is_allowed(importer: str, imported: Import) -> bool:
+    """True if the table lets a package import another."""
+    package = imported.package
+    if importer == package:
+        return True
+    if imported.for_types and (importer, package) in TYPES_ONLY:
+        return True
+    if importer == FACE:
+        return package in ALLOWED and package not in ("simulator", "cli")
+    if importer in VOCABULARY:
+        return package in VOCABULARY[: VOCABULARY.index(importer)]
+    return package in VOCABULARY or package in ALLOWED.get(importer, set())
+
+
+def breaks_table(module: Module) -> Iterator[str]:
+    """Imports follow the table."""
+    if module.package != FACE and module.package not in ALLOWED:
+        yield f"{module.name} has no place: give its package a row in ALLOWED of {Path(__file__).name}"
         return
-    for name in own_imports(module):
-        if unit == "simulator":
-            allowed = name in SIMULATOR_MAY_IMPORT or name == "simulator"
-        elif unit in FACES:
-            allowed = name != "simulator"
-        else:
-            allowed = (layer(name) or sys.maxsize) < (own or 0) or (unit, name) in WITHIN_LAYER
-        if not allowed:
-            yield f"{module.name} may not import {name}"
+    for imported in own_imports(module):
+        if not is_allowed(module.package, imported):
+            yield f"{module.name} may not import {imported.module}"
+
+
+def breaks_border(module: Module) -> Iterator[str]:
+    """Only the names that a package lists in its docstring cross its border."""
+    for imported in own_imports(module):
+        package, _, rest = imported.module.partition(".")
+        if package == module.package or package not in PACKAGES or package == "simulator":
+            continue
+        if imported.name not in border_names(package).get(rest, set()):
+            what = f"{imported.module}.{imported.name}"
+            yield f"{module.name} imports {what}, which {package}/__init__.py doesn't list"
 
 
 def breaks_single_importer(module: Module) -> Iterator[str]:
-    """Each third-party package has one importer."""
-    for dotted in imports(module):
+    """Each third-party package has its importers."""
+    for dotted, _, _ in imports(module):
         package = dotted.split(".")[0]
         if package in sys.stdlib_module_names or package == PACKAGE:
             continue
@@ -396,7 +297,7 @@ def breaks_habits(module: Module) -> Iterator[str]:
             yield f"{module.name}:{node.lineno} async def"
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield f"{module.name}:{node.lineno} bare except"
-    for dotted in imports(module):
+    for dotted, _, _ in imports(module):
         if dotted.split(".")[0] == "asyncio":
             yield f"{module.name} imports asyncio"
     for dotted in uses(module):
@@ -434,11 +335,65 @@ def test_every_module_keeps_the_rule(rule: Callable[[Module], Iterator[str]]) ->
     assert not broken, "\n".join(broken)
 
 
+def test_packages_form_no_circle() -> None:
+    """The table has an order, and so have the imports within each package."""
+    tuple(graphlib.TopologicalSorter(ALLOWED).static_order())
+    graph = {
+        module.name: {each.module for each in own_imports(module) if not each.for_types}
+        for module in MODULES.values()
+        if not module.name.endswith(FACE)
+    }
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_table_has_what_there_is() -> None:
+    """Each row is a package or a module of the top level, and each permission is used."""
+    top = {name for name in MODULES if "." not in name and name != FACE}
+    assert set(ALLOWED) == top | PACKAGES
+    used = {(m.package, i.package) for m in MODULES.values() for i in own_imports(m)}
+    allowed = {(importer, package) for importer, row in ALLOWED.items() for package in row}
+    assert not (allowed | TYPES_ONLY) - used
+
+
+def test_the_top_level_and_the_packages_stay_small() -> None:
+    """Five modules and eleven packages at the top, and few modules in each package."""
+    top = {name for name in MODULES if "." not in name and not name.startswith("__")}
+    assert top == {"api", "processor", "options", "models", "exceptions"}
+    assert len(PACKAGES) == 11
+    sizes = Counter(name.rpartition(".")[0] for name in MODULES if not name.endswith("__"))
+    del sizes[""], sizes["simulator"]  # a program of its own
+    assert max(sizes.values()) <= PACKAGE_MODULES, sizes
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES - {"simulator"}))
+def test_a_package_lists_the_names_that_cross_its_border(package: str) -> None:
+    """The docstring lists what others import, and nothing else; the package imports nothing itself."""
+    crossing: dict[str, set[str]] = {}
+    for module in MODULES.values():
+        for imported in own_imports(module) if module.package != package else ():
+            if imported.package == package:
+                crossing.setdefault(imported.module.partition(".")[2], set()).add(imported.name)
+    assert border_names(package) == crossing
+    assert list(imports(MODULES[f"{package}.__init__"])) == []
+
+
 def test_every_dependency_is_imported() -> None:
     """Each third-party package is imported where the table says, and each entry is needed."""
-    used = {(dotted.split(".")[0], m.name) for m in MODULES.values() for dotted in imports(m)}
+    used = {(dotted.split(".")[0], m.name) for m in MODULES.values() for dotted, _, _ in imports(m)}
     listed = {(package, name) for package, names in IMPORTERS.items() for name in names}
     assert not listed - used
+
+
+def test_the_other_tables_name_what_there_is() -> None:
+    """A module that makes threads or locks, prints or reads the environment exists, and does so."""
+    for rule, table in (
+        (breaks_thread_makers, THREAD_MAKERS),
+        (breaks_lock_makers, LOCK_MAKERS),
+        (breaks_environment, ENVIRONMENT_READERS),
+    ):
+        for name in set(table) - {"simulator"}:
+            stranger = Module.parse(f"stranger.{name}", MODULES[name].source)
+            assert list(rule(stranger)), f"{name} needs no place in the table of {rule.__name__}"
 
 
 def test_all_is_the_public_namespace() -> None:
@@ -453,6 +408,12 @@ def test_all_is_the_public_namespace() -> None:
     }
     assert visible == {name for name in package.__all__ if not name.startswith("__")}
     assert [name for name in package.__all__ if not hasattr(package, name)] == []
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """No module needs another one to have been imported before it."""
+    found = {info.name for info in pkgutil.walk_packages(parallel_processor.__path__, f"{PACKAGE}.")}
+    assert {f"{PACKAGE}.{name}" for name in MODULES if not name.endswith("__init__")} <= found
 
 
 def test_every_test_says_in_a_sentence_what_it_shows() -> None:
@@ -470,37 +431,42 @@ def test_every_test_says_in_a_sentence_what_it_shows() -> None:
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
-        (breaks_layers, "brand_new", ""),
-        (breaks_layers, "options", "from parallel_processor.cli import main"),
-        (breaks_layers, "options", "from parallel_processor import cli"),
-        (breaks_layers, "retry", "from parallel_processor import Limits"),
-        (breaks_layers, "resume", "def f():\n    from .worker import Worker"),
-        (breaks_layers, "quota", "import parallel_processor.tokens"),
-        (breaks_layers, "encodings", "from . import tokens"),
-        (breaks_layers, "api", "from .cli import main"),
-        (breaks_layers, "cli", "from .simulator.server import serve"),
-        (breaks_layers, "__init__", "from . import simulator"),
-        (breaks_layers, "simulator.server", "from ..limiter import TokenBucket"),
-        (breaks_single_importer, "worker", "import requests.adapters"),
+        (breaks_table, "brand_new", ""),
+        (breaks_table, "options", "from parallel_processor.cli.main import main"),
+        (breaks_table, "options", "from parallel_processor import cli"),
+        (breaks_table, "models", "from parallel_processor.runtime.stop import StopSignal"),
+        (breaks_table, "engine.retry", "from parallel_processor import Limits"),
+        (breaks_table, "engine.retry", "def f():\n    from ..transport.session import Transport"),
+        (breaks_table, "transport.tls", "import parallel_processor.tokens.counter"),
+        (breaks_table, "workers.pending", "from ..ratelimit.token_bucket import TokenBucket"),
+        (breaks_table, "ratelimit.quota", "from ..report.samples import Sample"),
+        (breaks_table, "api", "from .cli.main import main"),
+        (breaks_table, "cli.main", "from ..simulator.server import serve"),
+        (breaks_table, "__init__", "from . import simulator"),
+        (breaks_table, "simulator.server", "from ..ratelimit.token_bucket import TokenBucket"),
+        (breaks_border, "engine.retry", "from ..workers.threads import _nobodys"),
+        (breaks_border, "engine.retry", "from ..workers import threads"),
+        (breaks_border, "cli.flags", "import parallel_processor.report.wording"),
+        (breaks_single_importer, "engine.run", "import requests.adapters"),
         (breaks_single_importer, "simulator.server", "from tiktoken import Encoding"),
-        (breaks_single_importer, "transport", "import httpx"),
-        (breaks_thread_makers, "worker", "from threading import Thread as T\nT()"),
-        (breaks_thread_makers, "limiter", "import threading\nclass A(threading.Timer): ..."),
-        (breaks_thread_makers, "writer", "import concurrent.futures as c\nc.ThreadPoolExecutor()"),
+        (breaks_single_importer, "transport.session", "import httpx"),
+        (breaks_thread_makers, "engine.run", "from threading import Thread as T\nT()"),
+        (breaks_thread_makers, "engine.run", "import threading\nclass A(threading.Timer): ..."),
+        (breaks_thread_makers, "files.writer", "import concurrent.futures as c\nc.ThreadPoolExecutor()"),
         (breaks_thread_makers, "processor", "import threading as t\nt.Thread(target=f)"),
-        (breaks_lock_makers, "worker", "import threading\nf(default_factory=threading.Lock)"),
-        (breaks_lock_makers, "formats", "from threading import Condition\nc = Condition()"),
+        (breaks_lock_makers, "engine.run", "import threading\nf(default_factory=threading.Lock)"),
+        (breaks_lock_makers, "files.formats", "from threading import Condition\nc = Condition()"),
         (breaks_environment, "api", "import os\nkey = os.environ['KEY']"),
         (breaks_environment, "api", "from os import getenv\nkey = getenv('KEY')"),
         (breaks_habits, "api", "async def f(): ..."),
         (breaks_habits, "api", "from asyncio import run"),
         (breaks_habits, "api", "try:\n    f()\nexcept:\n    raise"),
-        (breaks_habits, "worker", "from time import sleep\nsleep(1)"),
-        (breaks_habits, "worker", "import time\nf(wait=time.sleep)"),
-        (breaks_habits, "worker", "print(1)"),
+        (breaks_habits, "engine.run", "from time import sleep\nsleep(1)"),
+        (breaks_habits, "engine.run", "import time\nf(wait=time.sleep)"),
+        (breaks_habits, "engine.run", "print(1)"),
         (breaks_habits, "simulator.server", "print(1)"),
-        (breaks_sizes, "worker", "pass\n" * 401),
-        (breaks_sizes, "worker", "class A:\n def f():\n  '''a\n  b'''\n" + "  pass\n" * 40),
+        (breaks_sizes, "engine.run", "pass\n" * 401),
+        (breaks_sizes, "engine.run", "class A:\n def f():\n  '''a\n  b'''\n" + "  pass\n" * 40),
     ],
 )
 def test_the_rules_can_be_broken(
@@ -513,14 +479,19 @@ def test_the_rules_can_be_broken(
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
-        (breaks_layers, "processor", "from . import account\nfrom .options import Options"),
-        (breaks_layers, "simulator.__main__", "from .server import serve\nfrom ..tokens import f"),
-        (breaks_layers, "__init__", "from .api import process_file"),
-        (breaks_thread_makers, "limiter", "import threading\ndef f(t: threading.Thread): ..."),
-        (breaks_lock_makers, "worker", "import threading\nlock: threading.Lock"),
+        (breaks_table, "processor", "from .engine.account import Account\nfrom .options import Options"),
+        (breaks_table, "simulator.__main__", "from .server import serve\nfrom ..tokens import counter"),
+        (breaks_table, "__init__", "from .api import process_file"),
+        (
+            breaks_table,
+            "workers.pending",
+            "if TYPE_CHECKING:\n    from ..ratelimit.token_bucket import TokenBucket",
+        ),
+        (breaks_thread_makers, "engine.run", "import threading\ndef f(t: threading.Thread): ..."),
+        (breaks_lock_makers, "engine.run", "import threading\nlock: threading.Lock"),
         (breaks_lock_makers, "simulator.limits", "import threading\nlock = threading.Lock()"),
-        (breaks_habits, "worker", "import time\nnow = time.monotonic()"),
-        (breaks_sizes, "worker", "def f():\n  '''a\n  b'''\n" + "  pass\n" * 39),
+        (breaks_habits, "engine.run", "import time\nnow = time.monotonic()"),
+        (breaks_sizes, "engine.run", "def f():\n  '''a\n  b'''\n" + "  pass\n" * 39),
     ],
 )
 def test_the_rules_let_pass_what_is_right(

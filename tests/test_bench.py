@@ -115,7 +115,9 @@ def test_nothing_is_left_after_a_stop(
     running.send_signal(number)
     assert running.wait(timeout=30) != 0
     give_up_at = time.monotonic() + 30
-    while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:  # until init has seen it
+    while left := [
+        pid for pid in started if Path(f"/proc/{pid}").exists()
+    ]:  # until init has seen it
         assert time.monotonic() < give_up_at, left
     assert list(tmp_path.iterdir()) == []
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from clocks import FakeClock
 
-from parallel_processor.buckets import Buckets
-from parallel_processor.ledger import Ledger
-from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits, Options
+from parallel_processor.ratelimit.registry import Buckets
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.report.wait_times import Ledger
 
 URL = "https://host.example/v1/chat/completions"
 OTHER_URL = "https://host.example/v1/embeddings"

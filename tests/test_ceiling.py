@@ -24,11 +24,11 @@ from clocks import MINUTE_S, FakeClock, SlidingCount, in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.ceiling import Ceiling
-from parallel_processor.charges import INSTANT_S
-from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Refusal
 from parallel_processor.options import Limits
+from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.state import INSTANT_S, Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 A, B, C = 0, 1, 2
 

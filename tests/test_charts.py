@@ -10,7 +10,9 @@ from dataclasses import replace
 import pytest
 import reports
 
-from parallel_processor.charts import (
+from parallel_processor.models import WaitCause
+from parallel_processor.report.histogram import BINS, bin_of, upper_s
+from parallel_processor.report.html.charts import (
     Chart,
     Series,
     chart_figure,
@@ -19,11 +21,9 @@ from parallel_processor.charts import (
     time_axis,
     value_axis,
 )
-from parallel_processor.latencies import BINS, bin_of, upper_s
-from parallel_processor.models import WaitCause
-from parallel_processor.panels import charts_of
-from parallel_processor.samples import RunReport, Sample, intervals, requests_per_minute_now
-from parallel_processor.summary import Summary
+from parallel_processor.report.html.panels import charts_of
+from parallel_processor.report.samples import RunReport, Sample, intervals, requests_per_minute_now
+from parallel_processor.report.summary import Summary
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -21,8 +21,9 @@ import pytest
 from commands import command, environment, read_lines, run, write_lines
 from raw_server import RawServer, Room, answer_all, header_of
 
-from parallel_processor import __version__, cli
-from parallel_processor.flags import FLAGS
+from parallel_processor import __version__
+from parallel_processor.cli import main as cli
+from parallel_processor.cli.flags import FLAGS
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "api_request_parallel_processor.py"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from raw_server import RawServer, Visit, answer_all
 
-from parallel_processor.connections import (
+from parallel_processor.transport.connections import (
     BoundedAdapter,
     ConnectionRegistry,
     _DeadlineReader,

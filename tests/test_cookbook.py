@@ -13,7 +13,7 @@ import pytest
 from commands import run, write_lines
 from raw_server import RawServer, Visit
 
-from parallel_processor.verify import verify_results
+from parallel_processor.files.verify import verify_results
 
 FAST = ("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf", "--no_progress")
 TEXTS = ["plain", "Grüße, 世界 🎉", 'quo"te \\ and\ttab\n', "\u2028 line \x7f", "<|endoftext|>"]

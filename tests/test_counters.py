@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from parallel_processor.counters import Counters, Counts
-from parallel_processor.formats import made_request
-from parallel_processor.outcome import Outcome
-from parallel_processor.samples import Sample
-from parallel_processor.summary import COUNTER_TEXTS, Stats, Summary, counters_of
+from parallel_processor.files.formats import made_request
+from parallel_processor.models import Outcome
+from parallel_processor.report.counters import Counters, Counts
+from parallel_processor.report.samples import Sample
+from parallel_processor.report.summary import COUNTER_TEXTS, Stats, Summary, counters_of
 
 REQUEST = made_request({}, 1)
 

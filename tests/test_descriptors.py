@@ -11,7 +11,7 @@ resource = pytest.importorskip("resource")
 
 SETTING = """
 import logging, resource
-from parallel_processor.descriptors import affordable_workers, raise_soft_limit
+from parallel_processor.runtime.descriptors import affordable_workers, raise_soft_limit
 logging.basicConfig(format="%(levelname)s %(message)s")
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 {code}

@@ -19,7 +19,7 @@ from commands import command, environment, read_lines, simulator, write_lines
 from raw_server import RawServer, answer_all
 
 from parallel_processor import Limits, Processor
-from parallel_processor.verify import verify_results
+from parallel_processor.files.verify import verify_results
 
 pytestmark = pytest.mark.acceptance
 

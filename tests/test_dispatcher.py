@@ -22,18 +22,18 @@ from typing import Any
 import pytest
 from clocks import FakeClock, admitted_by
 
-from parallel_processor.bounds import LOOK_AHEAD, READ_AHEAD
-from parallel_processor.ceiling import Ceiling
-from parallel_processor.charges import Reservation
-from parallel_processor.counters import Counters
-from parallel_processor.dispatcher import Dispatcher
+from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD
+from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.ledger import Ledger
-from parallel_processor.limiter import TokenBucket
 from parallel_processor.models import Cost, Estimate, Refusal, Request, WaitCause
 from parallel_processor.options import Limits
-from parallel_processor.pending import Admitted, Tries, Waiting
-from parallel_processor.stop import StopSignal
+from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.report.counters import Counters
+from parallel_processor.report.wait_times import Ledger
+from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.workers.pending import Admitted, Tries, Waiting
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MB = 1024 * 1024

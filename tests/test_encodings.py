@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_processor
-from parallel_processor import encodings
-from parallel_processor.encodings import (
+from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.tokens import encodings
+from parallel_processor.tokens.encodings import (
     TextCounter,
     base_model_name,
     bundled_ranks,
@@ -30,7 +31,6 @@ from parallel_processor.encodings import (
     estimated_tokens,
     text_counter,
 )
-from parallel_processor.exceptions import ConfigurationError
 
 PACKAGE = Path(parallel_processor.__file__).resolve().parent
 BUNDLED = ("cl100k_base", "o200k_base", "o200k_harmony")
@@ -58,7 +58,7 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.create_connection = socket.getaddrinfo = refuse
 logging.basicConfig(format="%(levelname)s %(message)s")
-from parallel_processor.encodings import check_encoding_name, text_counter
+from parallel_processor.tokens.encodings import check_encoding_name, text_counter
 """
 
 
@@ -192,7 +192,7 @@ def test_a_load_that_hangs_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "tiktoken_ext" / "tiny.py").write_text(PLUGIN)
     code = """
 import concurrent.futures, tiktoken
-from parallel_processor.encodings import _load_by_tiktoken
+from parallel_processor.tokens.encodings import _load_by_tiktoken
 try:
     _load_by_tiktoken("hangs", 0.05)
 except concurrent.futures.TimeoutError as error:
@@ -235,7 +235,7 @@ def test_the_checksum_guards_the_ranks() -> None:
 
 def test_importing_the_package_does_not_import_tiktoken(tmp_path: Path) -> None:
     """tiktoken is imported when something is counted, and not before."""
-    code = "import sys, parallel_processor.tokens; print('tiktoken' in sys.modules)"
+    code = "import sys, parallel_processor.tokens.counter; print('tiktoken' in sys.modules)"
     assert run_offline(code, tmp_path / "home")[0] == "False\n"
 
 

@@ -21,7 +21,9 @@ from commands import write_lines
 import parallel_processor
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
-PUBLIC: dict[str, Any] = {name: getattr(parallel_processor, name) for name in parallel_processor.__all__}
+PUBLIC: dict[str, Any] = {
+    name: getattr(parallel_processor, name) for name in parallel_processor.__all__
+}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 ROWS = [{"model": "text-embedding-3-small", "input": f"text {number}"} for number in range(3)]
 
@@ -87,7 +89,9 @@ def test_everything_public_is_explained(name: str) -> None:
         assert re.search(r"[.:?!;…](\s|$)", text), full_name
 
 
-@pytest.mark.parametrize("name", [name for name, kind in CLASSES.items() if dataclasses.is_dataclass(kind)])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in CLASSES.items() if dataclasses.is_dataclass(kind)]
+)
 def test_every_field_is_explained(name: str) -> None:
     """The docstring of a class names each of its fields, on a line of its own or as code."""
     text = inspect.getdoc(CLASSES[name]) or ""

@@ -26,14 +26,14 @@ from raw_server import (
     header_of,
 )
 
-from parallel_processor.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.exceptions import TransportError
-from parallel_processor.exchange import Answer, Line
-from parallel_processor.formats import made_request
-from parallel_processor.heads import Incoming, bound_by
+from parallel_processor.files.formats import made_request
 from parallel_processor.models import Request
 from parallel_processor.options import Options
-from parallel_processor.transport import Transport
+from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
+from parallel_processor.transport.exchange import Answer, Line
+from parallel_processor.transport.http1 import Incoming, bound_by
+from parallel_processor.transport.session import Transport
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

@@ -120,9 +120,7 @@ assert recorded.wait(30)
 @pytest.mark.parametrize(
     ("script", "processes"), [(_OPEN, 1), (_OPEN, 2), (_DAEMON, 1), (_DAEMON_WITH_A_FILE, 1)]
 )
-def test_the_interpreter_ends_whatever_is_open(
-    script: str, processes: int, tmp_path: Path
-) -> None:
+def test_the_interpreter_ends_whatever_is_open(script: str, processes: int, tmp_path: Path) -> None:
     """An open iterator never delays the exit, and nothing more is sent."""
     with simulator("--latency_s", "0.005") as server:
         run(script, server.url, tmp_path, processes)

@@ -18,7 +18,7 @@ from commands import read_lines, write_lines
 from raw_server import RawServer, Visit, head_of
 
 from parallel_processor import Limits, Processor, RetryPolicy, RunStoppedError, Summary
-from parallel_processor.verify import verify_results
+from parallel_processor.files.verify import verify_results
 
 KEY = "sk-test-0123456789abcdef"
 MAX_ATTEMPTS = 3

@@ -14,8 +14,8 @@ import pytest
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, answer_all, header_of
 
-from parallel_processor.cli import main
-from parallel_processor.flags import FLAGS, build_parser, settings, with_flag_names
+from parallel_processor.cli.flags import FLAGS, build_parser, settings, with_flag_names
+from parallel_processor.cli.main import main
 from parallel_processor.options import Limits, Options
 
 KEY = "sk-test-0123456789abcdef"

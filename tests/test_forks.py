@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from parallel_processor.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORKS_WAIT
 from parallel_processor.simulator import Simulator
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
@@ -35,7 +35,7 @@ def contexts():
         TLSContexts().get(TLSPolicy("CERT_REQUIRED"))
 
 if work == "contexts":
-    from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
+    from parallel_processor.transport.tls import TLSContexts, TLSPolicy
 work = {"run": run, "contexts": contexts}[work]
 forked = threading.Event()
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.formats import (
+from parallel_processor.files.formats import (
     identity,
     made_request,
     parse_line,
@@ -20,9 +20,8 @@ from parallel_processor.formats import (
     read_requests,
     record,
 )
-from parallel_processor.jsontext import MAX_NESTING, read_answer
-from parallel_processor.models import Reply, Request
-from parallel_processor.outcome import Outcome
+from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.providers.jsontext import MAX_NESTING, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
 METADATA = [{"row": 1}, [1, 2], "text", 5, 1.5, True, {}, [], "", 0, False, 0.0]

@@ -85,7 +85,9 @@ def test_vectors_are_a_column_where_there_are_any() -> None:
 
 def test_the_members_of_metadata_are_columns() -> None:
     """All rows have all of them in one order, and other metadata has a column of its own."""
-    rows = to_records([answered({}, {"id": 7}), failed(), answered({}, {"lang": "de", "id": 8}), failed(5)])
+    rows = to_records(
+        [answered({}, {"id": 7}), failed(), answered({}, {"lang": "de", "id": 8}), failed(5)]
+    )
     assert {tuple(row) for row in rows} == {(*FIXED, "metadata.id", "metadata.lang", "metadata")}
     assert [row["metadata.id"] for row in rows] == [7, None, 8, None]
     assert [row["metadata.lang"] for row in rows] == [None, None, "de", None]
@@ -177,7 +179,11 @@ def test_datasets_takes_the_rows() -> None:
 def test_a_file_becomes_a_frame(tmp_path: Path) -> None:
     """From the requests file to a row for each line, with its metadata, text and tokens."""
     bodies = [
-        {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Say {n}."}], "metadata": {"id": n}}
+        {
+            "model": "gpt-4o",
+            "messages": [{"role": "user", "content": f"Say {n}."}],
+            "metadata": {"id": n},
+        }
         for n in range(10)
     ]
     source, save = write_lines(tmp_path / "in.jsonl", bodies), tmp_path / "out.jsonl"

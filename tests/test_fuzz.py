@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from raw_server import RawServer, Visit
 
 from parallel_processor import Limits, Processor, RetryPolicy, RunStoppedError, Summary
-from parallel_processor.verify import Verification, verify_results
+from parallel_processor.files.verify import Verification, verify_results
 
 KEY = "sk-test-0123456789abcdef"
 BOM = b"\xef\xbb\xbf"

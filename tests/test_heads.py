@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parallel_processor.heads import AnswerHead, parse_head, request_head
+from parallel_processor.transport.http1 import AnswerHead, parse_head, request_head
 
 TOKEN = st.text("abcdefXYZ0123456789-_.!", min_size=1, max_size=12)
 VALUE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)

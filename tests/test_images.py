@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.images import (
+from parallel_processor.tokens.images import (
     UNKNOWN_SIZE,
     PatchRule,
     PixelRule,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from parallel_processor.inflight import InFlightLimit
+from parallel_processor.ratelimit.concurrency import InFlightLimit
 
 
 class Load:

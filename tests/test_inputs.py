@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
-from parallel_processor.inputs import RequestsFile, check_paths, default_save_path
+from parallel_processor.files.requests_file import RequestsFile, check_paths, default_save_path
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.jsontext import (
+from parallel_processor.providers.jsontext import (
     MAX_NESTING,
     dump,
     members,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.latencies import BINS, bin_of, percentile_s, upper_s
+from parallel_processor.report.histogram import BINS, bin_of, percentile_s, upper_s
 
 
 @given(st.floats(min_value=0.0, max_value=4000.0))

@@ -33,7 +33,7 @@ from parallel_processor import (
     RunStoppedError,
 )
 from parallel_processor.models import Estimate
-from parallel_processor.transport import Transport
+from parallel_processor.transport.session import Transport
 
 COUNT = 40
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
@@ -208,7 +208,7 @@ def broken_input(stage: Stage) -> None:
         yield b'{"input": "text 1"}\n'
         raise InputFileError("can't read on")
 
-    stage.patch.setattr("parallel_processor.inputs.RequestsFile.__iter__", lines)
+    stage.patch.setattr("parallel_processor.files.requests_file.RequestsFile.__iter__", lines)
     with pytest.raises(InputFileError):
         stage.run()
 
@@ -365,7 +365,7 @@ def stage_in(folder: Path, drain_s: float = 0.05) -> Iterator[Stage]:
                 stage.transports.append(Transport(options))
                 return stage.transports[-1]
 
-            patch.setattr("parallel_processor.threads.Transport", transport)
+            patch.setattr("parallel_processor.workers.threads.Transport", transport)
             yield stage
             for thread in stage.threads:
                 thread.join()

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from parallel_processor.ledger import Ledger
 from parallel_processor.models import WaitCause
+from parallel_processor.report.wait_times import Ledger
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 

@@ -35,9 +35,10 @@ from clocks import MINUTE_S, FakeClock, SlidingCount, admitted_by, in_threads
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Refusal, WaitCause
 from parallel_processor.options import Limits
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 INSTANT_S = 2e-9  # the bucket takes less than a nanosecond for rounding
 PACE = 1 - 0.5 / MINUTE_S

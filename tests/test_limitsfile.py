@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from parallel_processor.cli.limits_file import read_limits_file
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.limitsfile import read_limits_file
 from parallel_processor.options import Limits
 
 

@@ -11,11 +11,12 @@ import threading
 import pytest
 from clocks import FakeClock, admitted_by
 
-from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.lines import Lines
+from parallel_processor.engine.queues import Lines
 from parallel_processor.models import Cost, Estimate, Request
 from parallel_processor.options import Limits
-from parallel_processor.pending import Admitted, Tries, Waiting
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.workers.pending import Admitted, Tries, Waiting
 
 AT_ONCE = -math.inf
 

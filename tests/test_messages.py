@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from parallel_processor import messages
-from parallel_processor.models import Attempt, Refusal, Reply, Verdict
-from parallel_processor.ratelimits import LimitReading
+from parallel_processor.models import Attempt, LimitReading, Refusal, Reply, Verdict
+from parallel_processor.workers import pipe as messages
 
 ANSWER = Attempt(
     verdict=Verdict.ANSWERED,

@@ -62,7 +62,10 @@ def test_a_port_that_is_taken_is_an_error() -> None:
     """It names the address."""
     with processor("http://127.0.0.1:9") as made, socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}"), serve_metrics(made, port):
+        with (
+            pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}"),
+            serve_metrics(made, port),
+        ):
             raise AssertionError("nothing can be served there")
 
 

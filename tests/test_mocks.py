@@ -19,8 +19,8 @@ from commands import environment, read_lines, write_lines
 from raw_server import RawServer, answer_all
 
 from parallel_processor import Limits, Outcome, Processor, RetryPolicy
-from parallel_processor.interception import is_intercepted, is_recorded
 from parallel_processor.simulator import Simulator
+from parallel_processor.transport.interception import is_intercepted, is_recorded
 
 pytestmark = pytest.mark.acceptance
 
@@ -294,7 +294,7 @@ with mock as active:
     assert len(answers) == 3 and all(answers), answers
     assert tool == "vcr" or answers == [{"by": tool}] * 3, answers
     assert tool != "vcr" or len(active) == 3
-from parallel_processor.exchange import Line
+from parallel_processor.transport.exchange import Line
 lines, exchange = [], Line.exchange
 def counted(*args):
     lines.append(1)

@@ -47,7 +47,9 @@ def leftovers():
     return ours + subprocess._active
 """
 WITHOUT_WIDGETS = "sys.modules['ipywidgets'] = None"
-WITH_WIDGETS = "import importlib, tqdm; del sys.modules['ipywidgets']; importlib.reload(tqdm.notebook)"
+WITH_WIDGETS = (
+    "import importlib, tqdm; del sys.modules['ipywidgets']; importlib.reload(tqdm.notebook)"
+)
 FILE = """
 summary = process_file(SOURCE, SAVE, **account)
 summary

@@ -14,10 +14,16 @@ from pathlib import Path
 import pytest
 import reports
 
-from parallel_processor.markup import joined, safe, tag, with_code
-from parallel_processor.page import page_text
-from parallel_processor.samples import RequestNote, RunReport, Sample
-from parallel_processor.wording import clock_text, count, latency_text, moment_text, share_text
+from parallel_processor.report.html.markup import joined, safe, tag, with_code
+from parallel_processor.report.html.page import page_text
+from parallel_processor.report.samples import RequestNote, RunReport, Sample
+from parallel_processor.report.wording import (
+    clock_text,
+    count,
+    latency_text,
+    moment_text,
+    share_text,
+)
 
 VOID = {"meta", "br"}
 HOSTILE = '<script>alert(1)</script><img src=x onerror="a()">\'&amp;\x00\ud800'

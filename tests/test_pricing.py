@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.formats import made_request
+from parallel_processor.files.formats import made_request
 from parallel_processor.models import Cost, Endpoint, Request
 from parallel_processor.options import Options
-from parallel_processor.pricing import OutputSizes, Pricing
-from parallel_processor.tokens import TokenCounter
+from parallel_processor.tokens.counter import TokenCounter
+from parallel_processor.tokens.estimates import OutputSizes, Pricing
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 AZURE = "https://r.openai.azure.com/openai/v1/chat/completions"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from parallel_processor.probing import GENTLE_PER_S, RateProbe
+from parallel_processor.ratelimit.rate_probe import GENTLE_PER_S, RateProbe
 
 
 def refuse(

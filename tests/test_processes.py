@@ -457,5 +457,5 @@ def test_the_key_is_on_no_command_line() -> None:
     with RawServer(look) as server:
         with processor(server.url.rsplit("/v1", 1)[0], max_workers=1) as made:
             assert all(outcome.ok for outcome in made.imap_unordered(rows(3)))
-    assert any(b"parallel_processor.child" in text for text in seen)
+    assert any(b"parallel_processor.workers.child" in text for text in seen)
     assert not any(KEY.encode() in text for text in seen)

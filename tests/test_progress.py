@@ -17,12 +17,11 @@ from typing import Any, TextIO
 
 import pytest
 
-from parallel_processor.counters import Counters
-from parallel_processor.figures import Usage
-from parallel_processor.formats import made_request
-from parallel_processor.models import WaitCause
-from parallel_processor.outcome import Outcome
-from parallel_processor.progress import Progress
+from parallel_processor.files.formats import made_request
+from parallel_processor.models import Outcome, WaitCause
+from parallel_processor.ratelimit.reports import Usage
+from parallel_processor.report.counters import Counters
+from parallel_processor.report.progress import Progress
 
 REQUEST = made_request({}, 1)
 ANSWERED = Outcome(request=REQUEST, ok=True)
@@ -304,7 +303,7 @@ LOGGING = """
 import io, logging, sys
 sys.path.insert(0, {tests!r})
 from test_progress import View
-from parallel_processor.progress import BarStream
+from parallel_processor.report.progress import BarStream
 logger = logging.getLogger("t")
 logger.addHandler(logging.StreamHandler(BarStream()))
 view = View(None)

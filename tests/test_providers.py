@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor.models import Endpoint
-from parallel_processor.providers import (
+from parallel_processor.providers.endpoints import (
     auth_headers,
     charges_reservation,
     endpoint_of,

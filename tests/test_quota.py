@@ -10,7 +10,7 @@ from clocks import MINUTE_S, SlidingCount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.quota import Quota
+from parallel_processor.ratelimit.quota import Quota
 
 WINDOW_S = 60.25
 SLOT_S = WINDOW_S / 1024

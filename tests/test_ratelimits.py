@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from parallel_processor.models import LimitReading
-from parallel_processor.ratelimits import read_limits
-from parallel_processor.remaining import looks_refilled
+from parallel_processor.providers.limit_headers import read_limits
+from parallel_processor.ratelimit.remaining import looks_refilled
 
 MINUTE, DAY = 60.0, 86_400.0
 NOW = 1_755_780_000.0  # 2025-08-21T12:40:00Z

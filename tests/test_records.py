@@ -15,9 +15,9 @@ from commands import write_lines
 from raw_server import RawServer, Visit, answer_all
 
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
-from parallel_processor.formats import identity, made_request, parse_line, read_record, record
-from parallel_processor.jsontext import elements, read_answer
+from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
 from parallel_processor.models import Reply, Request
+from parallel_processor.providers.jsontext import elements, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
 CHAT = {"choices": [{"message": {"content": "Yes."}}], "usage": {"total_tokens": 7}}
@@ -40,7 +40,9 @@ def read_back(folder: Path, *lines: bytes) -> list[Outcome]:
 
 def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     """Request, metadata and answer are there parsed, and byte for byte."""
-    line = b'{"z":1.10,  "n": ' + b"1" * 5000 + b', "s": "\\u00e9\xc3\xa9", "metadata": {"row":  7}}'
+    line = (
+        b'{"z":1.10,  "n": ' + b"1" * 5000 + b', "s": "\\u00e9\xc3\xa9", "metadata": {"row":  7}}'
+    )
     body = b'{"b" : [1, 2.50], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
     request = parse_line(line, 9, URL)
     (outcome,) = read_back(tmp_path, record(Outcome(request=request, ok=True, reply=reply(body))))
@@ -86,7 +88,10 @@ def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (Outcome(request=BATCH, ok=True, reply=reply(b'{"a": 1.0}')), (True, 200, b'{"a": 1.0}', "")),
+        (
+            Outcome(request=BATCH, ok=True, reply=reply(b'{"a": 1.0}')),
+            (True, 200, b'{"a": 1.0}', ""),
+        ),
         (
             Outcome(
                 request=BATCH,
@@ -114,7 +119,9 @@ def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> No
     ],
     ids=["answer", "JSON error", "no JSON", "no reply"],
 )
-def test_a_batch_row_comes_back(written: Outcome, expected: tuple[Any, ...], tmp_path: Path) -> None:
+def test_a_batch_row_comes_back(
+    written: Outcome, expected: tuple[Any, ...], tmp_path: Path
+) -> None:
     """It has its ``custom_id``, the server's reply where there was one, and the last error."""
     (outcome,) = read_back(tmp_path, record(written))
     found = outcome.reply
@@ -130,7 +137,12 @@ def test_a_batch_row_comes_back(written: Outcome, expected: tuple[Any, ...], tmp
 @pytest.mark.parametrize(
     ("response", "error", "kind", "text"),
     [
-        ({"status_code": 404, "body": {"error": {"message": "Gone"}}}, None, "HTTP 404", "HTTP 404: Gone"),
+        (
+            {"status_code": 404, "body": {"error": {"message": "Gone"}}},
+            None,
+            "HTTP 404",
+            "HTTP 404: Gone",
+        ),
         (None, {"code": "batch_expired", "message": "Too late"}, "batch_expired", "Too late"),
         (None, {"odd": 1}, "", '{"odd": 1}'),
         (None, "odd", "", "odd"),
@@ -258,7 +270,9 @@ def test_the_file_can_be_read_while_a_run_writes_it(tmp_path: Path) -> None:
         run.start()
         try:
             assert entered.wait(30)
-            rounds: Iterator[list[Any]] = iter(lambda: [o.metadata for o in read_results(save)], [0, 1, 2])
+            rounds: Iterator[list[Any]] = iter(
+                lambda: [o.metadata for o in read_results(save)], [0, 1, 2]
+            )
             for count, found in enumerate(rounds):
                 assert found == [0, 1, 2][: len(found)] and count < 1_000_000
         finally:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from parallel_processor.models import LimitReading
-from parallel_processor.remaining import Remaining
+from parallel_processor.ratelimit.remaining import Remaining
 
 LIMIT = 600.0  # ten a second
 

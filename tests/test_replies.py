@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor import response_embeddings, response_text
-from parallel_processor.replies import response_usage
+from parallel_processor.models import response_usage
 
 CHAT = {"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}
 TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -74,11 +74,15 @@ def test_usage_is_the_servers_own_object() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
-    lambda inner: st.lists(inner)
-    | st.dictionaries(
-        st.sampled_from(["choices", "message", "content", "text", "type", "output", "data", "embedding"])
-        | st.text(),
-        inner,
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "message", "content", "text", "type", "output", "data", "embedding"]
+            )
+            | st.text(),
+            inner,
+        )
     ),
 )
 

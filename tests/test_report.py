@@ -17,13 +17,13 @@ from raw_server import RawServer, Visit
 
 from parallel_processor import Limits, Outcome, Processor, Request, RetryPolicy
 from parallel_processor.exceptions import StopCause
-from parallel_processor.figures import BucketReport, LimitReport
-from parallel_processor.latencies import BINS, bin_of
 from parallel_processor.models import WaitCause
-from parallel_processor.report import LiveReport, Notes
-from parallel_processor.report import write_report as write_run_report
-from parallel_processor.samples import RequestNote, RunReport, Sample, Timeline
-from parallel_processor.summary import Summary
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport
+from parallel_processor.report.histogram import BINS, bin_of
+from parallel_processor.report.report_file import LiveReport, Notes
+from parallel_processor.report.report_file import write_report as write_run_report
+from parallel_processor.report.samples import RequestNote, RunReport, Sample, Timeline
+from parallel_processor.report.summary import Summary
 
 LIMIT = LimitReport(
     name="tokens",

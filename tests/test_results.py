@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from parallel_processor.counters import Counters
-from parallel_processor.filejob import unanswered
-from parallel_processor.formats import parse_line
+from parallel_processor.engine.file_run import unanswered
+from parallel_processor.files.formats import parse_line
+from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.models import Request
-from parallel_processor.resume import AnsweredRequests, open_files, prepare
+from parallel_processor.report.counters import Counters
 
 URL = "https://api.openai.com/v1/embeddings"
 

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor import resume
-from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError, StopRequested
-from parallel_processor.formats import parse_line
+from parallel_processor.files import resume
+from parallel_processor.files.append_file import AppendFile
+from parallel_processor.files.formats import parse_line
+from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.models import Request
-from parallel_processor.resume import AnsweredRequests, open_files, prepare
 
 URL = "https://api.openai.com/v1/chat/completions"
 

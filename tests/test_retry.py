@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.formats import made_request
+from parallel_processor.engine.retry import RetrySchedule, backoff_s
+from parallel_processor.files.formats import made_request
 from parallel_processor.models import Attempt, Verdict
 from parallel_processor.options import RetryPolicy
-from parallel_processor.pending import Tries
-from parallel_processor.retry import RetrySchedule, backoff_s
+from parallel_processor.workers.pending import Tries
 
 REQUEST = made_request({"input": "hello"}, 1)
 ANSWERED = Attempt(verdict=Verdict.ANSWERED)

@@ -22,14 +22,13 @@ import urllib3
 from raw_server import RawServer, Visit
 from requests.adapters import HTTPAdapter
 
-from parallel_processor.buckets import Buckets
+from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import RunStoppedError, StopRequested
-from parallel_processor.formats import made_request, parse_line
-from parallel_processor.models import Estimate, Request
+from parallel_processor.files.formats import made_request, parse_line
+from parallel_processor.models import Estimate, Outcome, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
-from parallel_processor.outcome import Outcome
-from parallel_processor.pricing import Pricing
-from parallel_processor.run import Run
+from parallel_processor.ratelimit.registry import Buckets
+from parallel_processor.tokens.estimates import Pricing
 
 URL = "http://127.0.0.1:1/v1/embeddings"
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)

@@ -37,7 +37,9 @@ def make_app(processor: Processor) -> Any:
 
     @app.post("/embed_one")
     def embed_one() -> Any:
-        outcome = processor.submit({"model": "m", "input": flask.request.get_json()["text"]}).result()
+        outcome = processor.submit(
+            {"model": "m", "input": flask.request.get_json()["text"]}
+        ).result()
         return {"length": len(outcome.embedding or ())}
 
     return app
@@ -89,7 +91,9 @@ def test_fifty_views_at_once_share_one_limit() -> None:
     assert stats.rate_limited == 0
     assert stats.runs == 0
     per_s = per_minute / 60
-    assert took_s >= (VISITORS * EACH - per_s * burst_s) / per_s  # fifty limits would let all go at once
+    assert (
+        took_s >= (VISITORS * EACH - per_s * burst_s) / per_s
+    )  # fifty limits would let all go at once
 
 
 def test_views_that_submit_share_a_run() -> None:

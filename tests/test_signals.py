@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from parallel_processor.signals import SignalWatcher
+from parallel_processor.cli.signals import SignalWatcher
 
 
 class Heard:
@@ -80,7 +80,7 @@ def test_other_signals_are_not_touched() -> None:
     """A signal with a handler of its own reaches that, and isn't taken for a wish to stop."""
     script = """
 import os, signal, threading
-from parallel_processor.signals import SignalWatcher
+from parallel_processor.cli.signals import SignalWatcher
 handled = []
 signal.signal(signal.SIGUSR1, lambda *_: handled.append("usr1"))
 told = []

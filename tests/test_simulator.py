@@ -32,7 +32,7 @@ from parallel_processor.simulator.faults import FAULT_KINDS, FaultPlan, digest_o
 from parallel_processor.simulator.headers import go_duration
 from parallel_processor.simulator.limits import RateLimits
 from parallel_processor.simulator.stats import Stats, busiest_window
-from parallel_processor.tokens import TokenCounter
+from parallel_processor.tokens.counter import TokenCounter
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 EMBEDDINGS = "/v1/embeddings"

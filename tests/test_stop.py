@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from parallel_processor.stop import StopSignal, WakeEvent, do_all
+from parallel_processor.runtime.stop import StopSignal, WakeEvent, do_all
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 

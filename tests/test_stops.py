@@ -23,7 +23,7 @@ from commands import command, environment, read_lines, simulator, write_lines
 from raw_server import RawServer, Visit
 
 from parallel_processor import Processor
-from parallel_processor.verify import Verification, verify_results
+from parallel_processor.files.verify import Verification, verify_results
 
 FAST = ("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf")
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]

@@ -14,10 +14,10 @@ from parallel_processor.exceptions import (
     WorkerProcessError,
     stop_cause_of,
 )
-from parallel_processor.figures import BucketReport, LimitReport
 from parallel_processor.models import WaitCause
-from parallel_processor.summary import Summary, summary_text
-from parallel_processor.wording import cause_text
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport
+from parallel_processor.report.summary import Summary, summary_text
+from parallel_processor.report.wording import cause_text
 
 
 def rows(summary: Summary) -> list[str]:

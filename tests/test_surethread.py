@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from parallel_processor.surethread import SureThread
+from parallel_processor.runtime.threads import SureThread
 
 
 class Interrupted(SureThread):

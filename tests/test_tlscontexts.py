@@ -10,7 +10,7 @@ import pytest
 from raw_server import CERTIFICATE
 from urllib3.util.ssl_ import create_urllib3_context
 
-from parallel_processor.tlscontexts import TLSContexts, TLSPolicy
+from parallel_processor.transport.tls import TLSContexts, TLSPolicy
 
 # The same key as the certificate's, with a password.
 ENCRYPTED_KEY = """\

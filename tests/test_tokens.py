@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.content import MEDIA_TOKENS
-from parallel_processor.encodings import text_counter
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
-from parallel_processor.tokens import MAX_CHOICES, MAX_OUTPUT_TOKENS, TokenCounter
+from parallel_processor.tokens.content import MEDIA_TOKENS
+from parallel_processor.tokens.counter import MAX_CHOICES, MAX_OUTPUT_TOKENS, TokenCounter
+from parallel_processor.tokens.encodings import text_counter
 
 CL100K = text_counter("cl100k_base").count
 O200K = text_counter("o200k_base").count

@@ -21,11 +21,11 @@ from raw_server import RawServer, Visit, answer_all, certificate_file, head_of, 
 from requests.adapters import HTTPAdapter
 
 from parallel_processor.exceptions import ConfigurationError, TransportError
-from parallel_processor.formats import made_request
+from parallel_processor.files.formats import made_request
 from parallel_processor.models import Reply
 from parallel_processor.options import Options
 from parallel_processor.simulator import Simulator, SimulatorOptions
-from parallel_processor.transport import Transport
+from parallel_processor.transport.session import Transport
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.usage import read_usage, used_tokens
+from parallel_processor.providers.usage import read_usage, used_tokens
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
-from parallel_processor.verify import Verification, verify_results
+from parallel_processor.files.verify import Verification, verify_results
 
 REQUESTS = [{"input": "a"}, {"input": "b"}, {"input": "b"}, {"input": "c", "metadata": {"row": 1}}]
 GOOD = [
@@ -22,7 +22,9 @@ GOOD = [
 ]
 
 
-def verify(folder: Path, requests: list[object], records: list[object], tail: str = "") -> Verification:
+def verify(
+    folder: Path, requests: list[object], records: list[object], tail: str = ""
+) -> Verification:
     """The verification of ``records``, with ``tail`` behind them."""
     source = write_lines(folder / "in.jsonl", requests)
     results = write_lines(folder / "out.jsonl", records)
@@ -95,7 +97,9 @@ def test_files_that_cant_be_read_are_named(tmp_path: Path) -> None:
         verify_results(source, tmp_path / "nowhere")
 
 
-@given(st.lists(st.sampled_from("abc")), st.lists(st.tuples(st.sampled_from("abcd"), st.booleans())))
+@given(
+    st.lists(st.sampled_from("abc")), st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()))
+)
 def test_the_counts_add_up(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], records: list[tuple[str, bool]]
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.waits import duration_s, milliseconds_s, timestamp, wait_s
+from parallel_processor.providers.durations import duration_s, milliseconds_s, timestamp, wait_s
 
 NOW = 1_445_412_420.0  # Wed, 21 Oct 2015 07:27:00 GMT
 IN_A_MINUTE = "Wed, 21 Oct 2015 07:28:00 GMT"

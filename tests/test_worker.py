@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from clocks import admitted_by
 
-from parallel_processor.attempts import AttemptRunner
-from parallel_processor.counters import Counters
+from parallel_processor.engine.settlement import Settled, Settlement
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
-from parallel_processor.formats import made_request, record
-from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Estimate, Reply, Request
+from parallel_processor.files.formats import made_request, record
+from parallel_processor.models import Estimate, Outcome, Reply, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
-from parallel_processor.outcome import Outcome
-from parallel_processor.pending import Waiting
-from parallel_processor.pricing import Pricing
-from parallel_processor.stop import StopSignal
-from parallel_processor.worker import Settled, Settlement
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.report.counters import Counters
+from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.tokens.estimates import Pricing
+from parallel_processor.workers.attempt import AttemptRunner
+from parallel_processor.workers.pending import Waiting
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 ANTHROPIC = "https://api.anthropic.com/v1/messages"

@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.appendfile import AppendFile
 from parallel_processor.exceptions import ResultsFileError
-from parallel_processor.formats import made_request
-from parallel_processor.models import Reply
-from parallel_processor.outcome import Outcome
-from parallel_processor.writer import ResultWriter
+from parallel_processor.files.append_file import AppendFile
+from parallel_processor.files.formats import made_request
+from parallel_processor.files.writer import ResultWriter
+from parallel_processor.models import Outcome, Reply
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")

@@ -20,12 +20,13 @@ from typing import Any
 
 from clocks import FakeClock
 
-from parallel_processor.answers import judge
-from parallel_processor.ceiling import Ceiling
-from parallel_processor.limiter import Reservation, TokenBucket
 from parallel_processor.models import Refusal, Reply, Verdict
 from parallel_processor.options import Limits
-from parallel_processor.ratelimits import read_limits
+from parallel_processor.providers.limit_headers import read_limits
+from parallel_processor.providers.responses import judge
+from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.simulator import SimulatorOptions
 from parallel_processor.simulator.headers import LimitHeaders
 from parallel_processor.simulator.limits import RateLimits

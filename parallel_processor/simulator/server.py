@@ -19,7 +19,7 @@ from parallel_processor.simulator.connection import Connection
 from parallel_processor.simulator.options import SimulatorOptions
 from parallel_processor.simulator.service import Service
 from parallel_processor.simulator.wire import MalformedRequest
-from parallel_processor.tokens import TokenCounter
+from parallel_processor.tokens.counter import TokenCounter
 
 _BACKLOG = 4096
 _OUT_OF_FILES_S = 0.05  # how long accepting rests when the process has no file descriptor left

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parallel_processor.appendfile import AppendFile
+from parallel_processor.files.append_file import AppendFile
+from parallel_processor.files.writer import ResultWriter
 from parallel_processor.options import Limits
 from parallel_processor.processor import Processor
-from parallel_processor.writer import ResultWriter
 
 _NUMBER = re.compile(rb'"content": ?"Question (\d+):')
 

@@ -157,6 +157,8 @@ def latency(arguments: list[str]) -> int:
     except BenchmarkError as error:
         print(f"FAILED: {error}", flush=True)
         return 1
-    print(f"{each} requests for each in flight, {slow_s:g} s for an answer, medians of {rounds} rounds")
+    print(
+        f"{each} requests for each in flight, {slow_s:g} s for an answer, medians of {rounds} rounds"
+    )
     print_table(COLUMNS, [row(name, clients[name], slow_s, found[name]) for name in clients])
     return 0

@@ -15,16 +15,16 @@ from statistics import median
 
 from benchmarks.jobs import request, write_requests
 from benchmarks.tables import Cell, print_table
-from parallel_processor.appendfile import AppendFile
-from parallel_processor.encodings import text_counter
-from parallel_processor.formats import made_request, read_requests
-from parallel_processor.inputs import RequestsFile
-from parallel_processor.limiter import Reservation, TokenBucket
-from parallel_processor.models import Reply
+from parallel_processor.files.append_file import AppendFile
+from parallel_processor.files.formats import made_request, read_requests
+from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.writer import ResultWriter
+from parallel_processor.models import Outcome, Reply
 from parallel_processor.options import Limits, Options
-from parallel_processor.outcome import Outcome
-from parallel_processor.pricing import Pricing
-from parallel_processor.writer import ResultWriter
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.tokens.encodings import text_counter
+from parallel_processor.tokens.estimates import Pricing
 
 URL = "https://127.0.0.1/v1/chat/completions"
 PER_S = 10_000
@@ -221,7 +221,9 @@ def reading(size: Size, folder: Path) -> Row:
 
 def counting(size: Size) -> list[Row]:
     """Requests estimated, and tokens counted, by one thread; tiktoken's bare encoding beside them."""
-    pricing = Pricing(Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench"))
+    pricing = Pricing(
+        Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench")
+    )
     requests = [made_request(request(n), n + 1) for n in range(min(size.lines, 5000))]
     counter = text_counter("cl100k_base")
     texts = [each.body["messages"][0]["content"] for each in requests]
@@ -235,7 +237,9 @@ def counting(size: Size) -> list[Row]:
         for text in texts:
             counter.count(text)
 
-    by_request = compared("estimates; the prompt's tokens only", ours, plain, len(texts), size.rounds)
+    by_request = compared(
+        "estimates; the prompt's tokens only", ours, plain, len(texts), size.rounds
+    )
     rate = median(per_second(ours, tokens) for _ in range(size.rounds))
     baseline = median(per_second(plain, tokens) for _ in range(size.rounds))
     by_token = [rate * 60, baseline * 60, 1e6 / rate, 1e6 / baseline, rate / baseline]

@@ -23,7 +23,7 @@ from benchmarks.tables import Cell, print_table
 
 SHORT_CHARS = 30
 LONG_CHARS = 100_000
-_CHILD = "parallel_processor.child"
+_CHILD = "parallel_processor.workers.child"
 _O200K = ("--token_encoding_name", "o200k_base")  # of the largest file of ranks
 
 
@@ -57,7 +57,9 @@ def imports(where: Place, repeats: int) -> list[tuple[str, list[Cell]]]:
     empty = median(times.pop(""))
     rows = {name: median(found) - empty for name, found in times.items()}
     child = rows.pop(_CHILD)
-    shown: list[tuple[str, list[Cell]]] = [(f"import {name}", [found]) for name, found in rows.items()]
+    shown: list[tuple[str, list[Cell]]] = [
+        (f"import {name}", [found]) for name, found in rows.items()
+    ]
     return [*shown, ("imports of a worker process", [child])]
 
 

@@ -19,7 +19,13 @@ def stream(arguments: list[str]) -> int:
             for method in ("imap_unordered", "imap"):
                 count, sleeps, sleep_s = words
                 command = python(
-                    "-m", "benchmarks.stream_process", where.server.url(), count, method, sleeps, sleep_s
+                    "-m",
+                    "benchmarks.stream_process",
+                    where.server.url(),
+                    count,
+                    method,
+                    sleeps,
+                    sleep_s,
                 )
                 variables = where.server.variables()
                 subprocess.run(command, check=True, env=bench_environment(**variables))

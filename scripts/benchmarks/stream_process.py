@@ -1,6 +1,6 @@
 """What ``scripts/bench stream`` runs: a generator, a consumer that sleeps, and this process's memory.
 
-    python -m benchmarks.stream_process URL COUNT METHOD SLEEPS SLEEP_S
+python -m benchmarks.stream_process URL COUNT METHOD SLEEPS SLEEP_S
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main() -> None:
         (f"{method}, after {taken:,}", [mib, ahead])
         for taken, mib, ahead in [found[0], found[len(found) // 2], found[-1]]
     ]
-    rows.append((f"{method}, the most", [max(mib for _, mib, _ in found), max(row[2] for row in found)]))
+    rows.append(
+        (f"{method}, the most", [max(mib for _, mib, _ in found), max(row[2] for row in found)])
+    )
     print_table(("a generator, a consumer that sleeps", "MiB", "read ahead"), rows)
 
 

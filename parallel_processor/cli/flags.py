@@ -1,0 +1,330 @@
+"""The flags of the command: one table, from which come the parsers, ``--help`` and the settings.
+
+A new flag is a row. Its type and default are those of the setting that it names. The cookbook's nine
+flags keep their names, which are other than those of the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NoReturn, cast, get_args
+
+from parallel_processor import __version__
+from parallel_processor.cli.limits_file import read_limits_file
+from parallel_processor.options import Limits, Options, RetryPolicy, Settings, TokenAccounting
+
+PROGRAM = "parallel-processor"
+COMMANDS = {"verify": "check that every request has its answer"}
+"""The subcommands, and what each does."""
+
+_USAGE = f"""{PROGRAM} --requests_filepath FILE [--flag value ...]
+       {PROGRAM} COMMAND [--flag value ...]"""
+_DESCRIPTION = """Send a JSONL file of LLM API requests, as fast as the account's rate limits permit.
+Run the same command again after any stop: answered requests are not sent again.
+
+commands:
+""" + "\n".join(f"  {name:<8} {text} ({name} --help)" for name, text in COMMANDS.items())
+_EPILOG = """In the name of a flag, - and _ are the same.
+
+exit codes:
+  0    every request has an answer
+  1    some requests failed, or the results could not be written
+  2    wrong usage, or the run could not begin
+  3    stopped by an answer that concerns the whole account: wrong key, no money
+  130  interrupted by Ctrl-C (SIGINT)
+  143  terminated by SIGTERM"""
+_VERIFY_EPILOG = """exit codes:
+  0    every request has exactly one answer
+  1    some have none, or more than one
+  2    wrong usage"""
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _limit(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, inf or auto") from None
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535, or HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    """One flag.
+
+    Attributes:
+        name: the flag, without its dashes.
+        setting: the field of Options that it sets, such as ``limits.headroom``; empty for what the
+            command itself uses.
+        metavar: what stands for the value in ``--help``; empty for a switch.
+        help: what it does, without its default.
+        own_default: the default, if there is no setting that has one.
+        default_text: the default in words, if its value doesn't say enough.
+        read: makes the value from text; ``None`` takes what suits the type of the default.
+    """
+
+    name: str
+    setting: str
+    metavar: str
+    help: str
+    own_default: object = None
+    default_text: str = ""
+    read: Callable[[str], object] | None = None
+    required: bool = False
+    choices: tuple[str, ...] | None = None
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
+        """Make the flag known to a parser."""
+        flag = f"--{self.name}"
+        if not self.metavar and not self.choices:
+            group.add_argument(flag, action="store_true", help=self.help)
+            return
+        default = attrgetter(self.setting)(_DEFAULTS) if self.setting else self.own_default
+        readers: dict[type, Callable[[str], object]] = {int: _whole_number, float: _number}
+        group.add_argument(
+            flag,
+            metavar=self.metavar or None,
+            type=self.read or readers.get(type(default), str),
+            default=default,
+            required=self.required,
+            choices=self.choices,
+            help=self._help(default),
+        )
+
+    def _help(self, default: object) -> str:
+        text = self.default_text
+        if not text and isinstance(default, (int, float, str)):
+            text = f"{default:g}" if isinstance(default, float) else str(default)
+        return f"{self.help} (default: {text})" if text else self.help
+
+
+_DEFAULTS = Options()
+_S = "SECONDS"
+_ACCOUNTING = get_args(TokenAccounting)
+
+# fmt: off
+FLAGS: Mapping[str, tuple[_Flag, ...]] = {
+    "files": (
+        _Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
+        _Flag("save_filepath", "", "FILE", "the results", default_text="{requests}_results.jsonl"),
+        _Flag("errors_filepath", "", "FILE", "the records of failed requests",
+              default_text="they go to the results"),
+        _Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
+        _Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
+    ),
+    "service": (
+        _Flag("request_url", "request_url", "URL", "where to send the requests"),
+        _Flag("api_key", "api_key", "KEY", "the key",
+              default_text="$OPENAI_API_KEY; a key on the command line is visible to other users"),
+        _Flag("api_key_file", "", "FILE", "a file with nothing but the key in it"),
+        _Flag("allow_plain_http", "allow_plain_http", "",
+              "let the key go to another machine without encryption"),
+    ),
+    "limits": (
+        _Flag("max_requests_per_minute", "limits.requests_per_minute", "N",
+              "request limit; inf for none, auto to find it", read=_limit),
+        _Flag("max_tokens_per_minute", "limits.tokens_per_minute", "N",
+              "token limit; inf for none, auto to find it", read=_limit),
+        _Flag("max_input_tokens_per_minute", "limits.input_tokens_per_minute", "N",
+              "limit on input tokens alone, for accounts that have one", default_text="none"),
+        _Flag("max_output_tokens_per_minute", "limits.output_tokens_per_minute", "N",
+              "limit on output tokens alone, for accounts that have one", default_text="none"),
+        _Flag("limits", "limits_by_model", "FILE",
+              'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}'),
+        _Flag("headroom", "limits.headroom", "SHARE",
+              "share of every limit, 0 to 0.9, that is left to other programs"),
+        _Flag("burst_seconds", "limits.burst_seconds", _S,
+              "how many seconds' worth of a limit may go out at once, at most 60"),
+        _Flag("token_accounting", "token_accounting", "",
+              "what the server's token limit charges: the most that a request may use (reserve), what "
+              "its answer used (usage), or what is known of the host (auto)", choices=_ACCOUNTING),
+        _Flag("token_encoding_name", "token_encoding_name", "NAME",
+              "tiktoken encoding to count the tokens of all requests in",
+              default_text="that of each request's model"),
+        _Flag("default_output_tokens", "default_output_tokens", "N",
+              "tokens to reserve for an answer if its request names no maximum"),
+    ),
+    "retries and timeouts": (
+        _Flag("max_attempts", "retry.max_attempts", "N",
+              "failed attempts after which a request fails; 429s don't count"),
+        _Flag("backoff_initial_seconds", "retry.backoff_initial_s", _S,
+              "longest wait before the first retry; it doubles with each one"),
+        _Flag("backoff_max_seconds", "retry.backoff_max_s", _S, "longest wait before any retry"),
+        _Flag("seconds_to_pause_after_rate_limit_error", "retry.pause_s", _S,
+              "pause after a 429 that doesn't say how long"),
+        _Flag("rate_limit_deadline_seconds", "retry.rate_limit_deadline_s", _S,
+              "a request that gets 429s for longer fails"),
+        _Flag("request_timeout", "request_timeout_s", _S,
+              "for one whole exchange, however slowly the answer arrives"),
+        _Flag("connect_timeout", "connect_timeout_s", _S, "for the connection alone"),
+        _Flag("max_response_bytes", "max_response_bytes", "N", "an answer that is larger fails"),
+        _Flag("drain_seconds", "drain_s", _S, "how long a stopped run waits for requests in flight"),
+        _Flag("write_retry_seconds", "write_retry_s", _S,
+              "how long to try again to write records, if the disk is full or fails"),
+    ),
+    "performance": (
+        _Flag("max_workers", "max_workers", "N",
+              "most requests in flight; ulimit -n may allow fewer"),
+        _Flag("processes", "processes", "N",
+              "processes to spread the workers over, 1 to 64, for a server without limits that one "
+              "core can't keep up with"),
+        _Flag("dedupe", "dedupe", "", "send equal requests once, and record the answer for each"),
+    ),
+    "output": (
+        _Flag("logging_level", "", "N",
+              "what to log: 40 failed requests, 30 also retries and rate limits, 20 also start, pauses "
+              "and end, 10 also each request", logging.INFO),
+        _Flag("no_progress", "", "", "show neither a bar nor progress lines"),
+        _Flag("report_filepath", "", "FILE",
+              "write a report on what limited the run: a page (FILE.html) or JSON"),
+        _Flag("metrics_port", "", "[HOST:]PORT",
+              "serve metrics to Prometheus; without HOST to this machine alone", read=_address),
+    ),
+}
+# fmt: on
+
+_ROWS = [flag for flags in FLAGS.values() for flag in flags]
+_FLAG_BY_FIELD = {row.setting.rpartition(".")[2]: f"--{row.name}" for row in _ROWS if row.setting}
+# A field's name that is a word of its own is meant only where a value is refused.
+_FIELD = "|".join(name if "_" in name else f"{name}(?= must )" for name in _FLAG_BY_FIELD)
+_FIELD_IN_TEXT = re.compile(rf"(?<!\S)({_FIELD})(?![\w./])")
+
+
+def with_flag_names(message: str) -> str:
+    """``message`` with the names of flags in place of those of settings."""
+    return _FIELD_IN_TEXT.sub(lambda match: _FLAG_BY_FIELD[match[1]], message)
+
+
+def settings(flags: argparse.Namespace) -> Settings:
+    """The settings that ``flags`` ask for, as keyword arguments of :class:`Options`."""
+    made: dict[str, dict[str, Any]] = {"": {}, "limits": {}, "retry": {}}
+    for row in _ROWS:
+        if row.setting:
+            part, _, name = row.setting.rpartition(".")
+            made[part][name] = getattr(flags, row.name)
+    if flags.limits:
+        common = {name: made["limits"][name] for name in ("burst_seconds", "headroom")}
+        made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
+    parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
+    return cast(Settings, made[""] | parts)
+
+
+# What argparse says, and what is said instead.
+_PLAIN = {
+    "the following arguments are required: ": "missing flag: ",
+    "expected one argument": "a value is missing (write --flag=VALUE if it begins with -)",
+    "argument --": "--",
+}
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser of flags in groups. Each error is one line, with the nearest name if one is unknown."""
+
+    def __init__(
+        self,
+        program: str,
+        flags: Mapping[str, Iterable[_Flag]],
+        *,
+        usage: str,
+        description: str,
+        epilog: str,
+    ) -> None:
+        super().__init__(
+            prog=program,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._known = {"-h", "--help", "--version"}
+        self._with_value: set[str] = set()
+        self.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+        for title, rows in flags.items():
+            group = self.add_argument_group(title)
+            for row in rows:
+                row.add_to(group)
+                self._known.add(f"--{row.name}")
+                if row.metavar or row.choices:
+                    self._with_value.add(f"--{row.name}")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The flags in ``words``; anything wrong ends the process with one line and exit code 2."""
+        words = [_with_underscores(word) for word in words]
+        if words and not words[0].startswith("-"):
+            near = _nearest(words[0], ("--help", "--version", *COMMANDS))
+            near = near or f"; did you mean --requests_filepath {words[0]}?"
+            self.error(f"unknown command {words[0]!r}{near}")
+        for before, word in zip(["", *words], words, strict=False):
+            name = word.partition("=")[0]
+            is_flag = re.fullmatch(r"--?[A-Za-z]\S*", name) and before not in self._with_value
+            if is_flag and name not in self._known:
+                self.error(f"unknown flag {name}{_nearest(name, self._known)}")
+        flags, rest = self.parse_known_args(words)
+        if rest:
+            self.error(
+                f"unexpected {rest[0]!r}: a value directly follows its flag, a command is first"
+            )
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is; exit code 2."""
+        for theirs, ours in _PLAIN.items():
+            message = message.replace(theirs, ours)
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _with_underscores(word: str) -> str:
+    """``--max-attempts=3`` as ``--max_attempts=3``."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def build_parser() -> FlagParser:
+    """The parser of the command itself."""
+    return FlagParser(PROGRAM, FLAGS, usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG)
+
+
+def build_verify_parser() -> FlagParser:
+    """The parser of ``verify``, which has some of the same flags."""
+    names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url")
+    return FlagParser(
+        f"{PROGRAM} verify",
+        {"flags": [row for row in _ROWS if row.name in names]},
+        usage=f"{PROGRAM} verify --requests_filepath FILE [--flag value ...]",
+        description="Check that the results have exactly one answer for every request.",
+        epilog=_VERIFY_EPILOG,
+    )

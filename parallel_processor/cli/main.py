@@ -1,0 +1,265 @@
+# PYTHON_ARGCOMPLETE_OK
+"""The command line: flags become a Processor, the end of its run becomes an exit code.
+
+====  ============================================================================
+0     every request has an answer
+1     some requests failed, or the results could not be written
+2     wrong usage, or the run could not begin
+3     stopped by an answer that concerns the whole account: wrong key, no money
+130   interrupted by Ctrl-C (SIGINT)
+143   terminated by SIGTERM
+====  ============================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from parallel_processor.cli.flags import (
+    COMMANDS,
+    PROGRAM,
+    build_parser,
+    build_verify_parser,
+    settings,
+    with_flag_names,
+)
+from parallel_processor.cli.signals import SignalWatcher
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    LimitsFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+    RunStoppedError,
+    WorkerProcessError,
+)
+from parallel_processor.files.requests_file import default_save_path
+from parallel_processor.files.verify import verify_results
+from parallel_processor.models import CANT_BE_SENT, WaitCause
+from parallel_processor.options import Limits, Options, Settings, shown_url
+from parallel_processor.processor import Processor
+from parallel_processor.providers.endpoints import needs_key
+from parallel_processor.report.progress import BarStream
+from parallel_processor.report.prometheus import serve_metrics
+from parallel_processor.report.summary import Summary, summary_text
+from parallel_processor.runtime.descriptors import raise_soft_limit
+
+_log = logging.getLogger("parallel_processor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code."""
+    _complete()
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["verify"]:
+        return _verify(words[1:])
+    flags = build_parser().parse(words)
+    _set_up_logging(flags.logging_level)
+    raise_soft_limit(flags.max_workers)
+    try:
+        made: Settings = settings(flags)
+        Options(**made)  # a wrong setting is named before a missing key is
+        made["api_key"] = _key(flags)
+        return _process(flags, made)
+    except (InputFileError, LimitsFileError) as error:
+        return _usage_error(str(error))
+    except ConfigurationError as error:
+        return _usage_error(with_flag_names(str(error)))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _usage_error(text: str) -> int:
+    _say(f"{PROGRAM}: error: {text}")
+    return 2
+
+
+def _complete() -> None:
+    """Answer a shell that asks how a word goes on, which ends the process; do nothing otherwise."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    start = int(os.environ["_ARGCOMPLETE"])  # that many words are the program's name
+    if os.environ.get("COMP_LINE", "").split()[start : start + 1] == ["verify"]:
+        os.environ["_ARGCOMPLETE"] = str(start + 1)
+        argcomplete.autocomplete(build_verify_parser())
+    parser = build_parser()
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS))
+    argcomplete.autocomplete(parser)
+
+
+def _key(flags: argparse.Namespace) -> str | None:
+    """The key from the flags, else from the environment; ``None`` if there is none and none is needed."""
+    if flags.api_key and flags.api_key_file:
+        raise ConfigurationError("give --api_key or --api_key_file, not both")
+    key = flags.api_key or os.environ.get("OPENAI_API_KEY", "").strip() or None
+    if flags.api_key_file:
+        try:
+            key = Path(flags.api_key_file).read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigurationError(
+                f"can't read the key in {flags.api_key_file}: {reason}"
+            ) from None
+        if not key:
+            raise ConfigurationError(f"there is no key in {flags.api_key_file}")
+    if key is None and needs_key(flags.request_url):
+        raise ConfigurationError(
+            f"{shown_url(flags.request_url)} needs a key: set OPENAI_API_KEY, or give --api_key_file"
+        )
+    return key
+
+
+def _verify(words: Sequence[str]) -> int:
+    """``verify``: exit code 0 only if every request has exactly one good record."""
+    parser = build_verify_parser()
+    flags = parser.parse(words)
+    requests_path = Path(flags.requests_filepath)
+    try:
+        found = verify_results(
+            requests_path,
+            flags.save_filepath or default_save_path(requests_path),
+            flags.errors_filepath,
+            request_url=flags.request_url,
+        )
+    except ParallelProcessorError as error:
+        parser.error(str(error))
+    _print("\n".join(f"{name:>9} {count:,}" for name, count in asdict(found).items()))
+    _say("every line has its answer" if found.ok else "not every line has exactly one answer")
+    return 0 if found.ok else 1
+
+
+def _set_up_logging(level: int) -> None:
+    handler = logging.StreamHandler(BarStream())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(level)
+    _log.propagate = False
+
+
+def _print(text: str) -> None:
+    """Print to stdout, whose reader may have left."""
+    try:
+        print(text, flush=True)
+    except OSError:  # else Python flushes again when it exits, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    """Print to stderr, which may be closed, or whose reader may have left."""
+    try:
+        if sys.stderr is not None:
+            print(text, file=sys.stderr)
+    except OSError:
+        pass
+
+
+def _stop(processor: Processor, signal_name: str) -> None:
+    processor.stop(f"interrupted by {signal_name}")
+    _log.warning("%s: waiting for requests in flight; a second signal cancels them", signal_name)
+
+
+def _cut(processor: Processor, signal_name: str) -> None:
+    processor.cut(f"interrupted by {signal_name}")
+    _log.warning("%s: cancelling requests in flight", signal_name)
+
+
+def _process(flags: argparse.Namespace, made: Settings) -> int:
+    with (
+        Processor(**made) as processor,
+        SignalWatcher(
+            on_first=lambda name: _stop(processor, name),
+            on_second=lambda name: _cut(processor, name),
+        ) as watcher,
+        _metrics(processor, flags.metrics_port),
+    ):
+        summary, error = _run_to_its_end(processor, flags)
+        if summary is None:
+            _log.error("%s", error)
+            return 2
+        if flags.logging_level <= logging.INFO:
+            _say(_ending(summary, flags, processor.options.limits))
+        return _exit_code(summary, error, flags, watcher)
+
+
+def _metrics(
+    processor: Processor, address: tuple[str, int] | None
+) -> AbstractContextManager[object]:
+    """Serves metrics while it is open, if ``address`` is given."""
+    if address is None:
+        return nullcontext()
+    host, port = address
+    return serve_metrics(processor, port, host)
+
+
+def _exit_code(
+    summary: Summary,
+    error: ParallelProcessorError | None,
+    flags: argparse.Namespace,
+    watcher: SignalWatcher,
+) -> int:
+    """The exit code; logs what to do next."""
+    again = "Run the same command again"
+    if flags.overwrite:
+        again += ", without --overwrite,"
+    if error is not None:
+        _log.error("stopped: %s. %s once that is put right.", str(error).rstrip("."), again)
+        return 3 if isinstance(error, RunStoppedError) else 1
+    if watcher.number:
+        _log.warning("%s. %s to go on.", summary.stop_reason, again)
+        return 128 + watcher.number
+    unsent = summary.errors_by_kind.get(CANT_BE_SENT, 0)
+    if unsent:
+        _log.warning("Lines that can't be sent: %s. Put them right first.", f"{unsent:,}")
+    if summary.failed > unsent:
+        _log.warning("%s to send the failed requests once more.", again)
+    return 1 if summary.failed or summary.already_failed else 0
+
+
+def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
+    """The summary as text, and where the results are."""
+    save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
+    text = f"{summary_text(summary, with_stop=False)}\nresults are in {save_path}"
+    if _may_reserve_too_much(summary) and flags.token_accounting == "auto":
+        text += (
+            "\nthe answers used far fewer tokens than were reserved for them: if the server's limit "
+            "charges what is used, --token_accounting usage is faster"
+        )
+    return f"{text}, failures in {flags.errors_filepath}" if flags.errors_filepath else text
+
+
+def _may_reserve_too_much(summary: Summary) -> bool:
+    """True if the run waited long for a token limit, and the answers used far less than was reserved."""
+    waited_s = summary.held_by.get(WaitCause.TOKENS, 0.0)
+    return (
+        waited_s > summary.elapsed_s / 3 and summary.reserved_tokens > 3 * summary.used_tokens > 0
+    )
+
+
+def _run_to_its_end(
+    processor: Processor, flags: argparse.Namespace
+) -> tuple[Summary | None, ParallelProcessorError | None]:
+    """The run's summary (``None`` if it could not begin), and the error that ended it, if one did."""
+    try:
+        summary = processor.process_file(
+            flags.requests_filepath,
+            flags.save_filepath,
+            errors_path=flags.errors_filepath,
+            overwrite=flags.overwrite,
+            keep_failures=flags.keep_failures,
+            progress=not flags.no_progress,
+            report_path=flags.report_filepath,
+        )
+    except (RunStoppedError, ResultsFileError, WorkerProcessError) as error:
+        return error.summary, error
+    return summary, None

@@ -1,0 +1,117 @@
+"""What the runs of a processor share in one process: the limits, what was learned, and the counts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from parallel_processor.engine.run import MakeSink, Run
+from parallel_processor.engine.submissions import Submissions
+from parallel_processor.exceptions import stop_cause_of
+from parallel_processor.models import Request
+from parallel_processor.options import Options
+from parallel_processor.ratelimit.registry import Buckets
+from parallel_processor.report.counters import Counts
+from parallel_processor.report.histogram import percentiles_s
+from parallel_processor.report.progress import Progress
+from parallel_processor.report.summary import Stats, Summary, counters_of
+from parallel_processor.tokens.estimates import Pricing
+
+
+class Account:
+    """The limits of one account, and the runs that share them. Any thread may call it."""
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self.buckets = Buckets(options, clock)
+        self.pricing = Pricing(options)
+        self.submissions = Submissions(self.run, options.request_url, options.dedupe)
+        self._lock = threading.Lock()  # guards what follows
+        self._runs: set[Run] = set()
+        self._ended = Counts()  # of the runs that are over
+
+    @contextmanager
+    def run(
+        self,
+        *,
+        make_sink: MakeSink | None = None,
+        on_cancel: Callable[[], None] | None = None,
+        ahead: Callable[[], float] | None = None,
+        is_wanted: Callable[[Request], bool] | None = None,
+        parses_answers: bool = True,
+    ) -> Iterator[Run]:
+        """A new run, which is over with the block. The arguments are those of :class:`Run`."""
+        run = Run(
+            self._options,
+            buckets=self.buckets,
+            pricing=self.pricing,
+            make_sink=make_sink,
+            on_cancel=on_cancel,
+            ahead=ahead,
+            is_wanted=is_wanted,
+            parses_answers=parses_answers,
+            clock=self._clock,
+        )
+        with self._lock:
+            self._runs.add(run)
+        try:
+            yield run
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+                self._ended += run.counters.counts().at_end()
+
+    def runs(self) -> list[Run]:
+        """The runs that are not over."""
+        with self._lock:
+            return list(self._runs)
+
+    def progress(
+        self, run: Run, fraction: Callable[[], float | None], show: bool | None
+    ) -> Progress:
+        """A progress display of ``run``; ``fraction`` tells how much of its input has been read."""
+        return Progress(
+            run.counters,
+            usage=self.buckets.usage,
+            waits=lambda: run.ledger.overall(self._clock()),
+            fraction=fraction,
+            show=show,
+            clock=self._clock,
+        )
+
+    def summary(self, run: Run, started_at: float) -> Summary:
+        """What ``run``, which began at ``started_at`` of the clock, has done so far."""
+        now = self._clock()
+        return run.counters.summary(
+            now - started_at,
+            stop_reason=str(run.stop_cause) if run.stop_cause is not None else "",
+            stop_cause=stop_cause_of(run.stop_cause),
+            held_by=run.ledger.overall(now),
+            buckets=self.buckets.reports(started_at, run.ledger.of_bucket),
+        )
+
+    def stats(self) -> Stats:
+        """The counts of all runs together, at this moment."""
+        with self._lock:
+            counts, runs, in_flight = self._ended, len(self._runs), 0
+            for run in self._runs:
+                counts += run.counters.counts()
+                in_flight += run.in_flight
+        usage = self.buckets.usage()
+        a_minute = 60.0 / max(usage.span_s, 1.0)
+        latencies = percentiles_s(counts.latencies)
+        return Stats(
+            runs=runs,
+            in_flight=in_flight,
+            requests_per_minute=usage.admitted["requests"] * a_minute,
+            tokens_per_minute=usage.admitted["tokens"] * a_minute,
+            limits=usage.limits,
+            held_by=usage.held_by,
+            latency_s={each: s for each, s in latencies.items() if s is not None},
+            read=counts.read,
+            errors=counts.errors,
+            **counters_of(counts),
+        )

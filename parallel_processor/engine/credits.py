@@ -1,0 +1,108 @@
+"""Credits bound how much of a run is under way: read, queued, in flight, and not yet on record.
+
+* At most ``max_workers`` requests are in flight.
+* As many requests, but at most ``READ_AHEAD``, are read ahead of them.
+* While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: the
+  next one may be for another bucket, which admits it.
+* An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
+  ``writer_slack`` more outcomes may wait for a writer that writes many at once.
+"""
+
+from __future__ import annotations
+
+from parallel_processor.engine.queues import Lines
+
+LOOK_AHEAD = 4096
+READ_AHEAD = 64
+_LOOK_AHEAD_BYTES = 16 * 1024 * 1024
+
+
+class Credits:
+    """The counts of one run, and how many more requests they permit to read.
+
+    Not thread-safe: the dispatcher's lock guards every change. Any thread may read the attributes.
+
+    Attributes:
+        max_workers: how many requests may be in flight.
+        in_flight: how many requests are in flight.
+        unrecorded: how many outcomes are not on record.
+    """
+
+    def __init__(self, lines: Lines, max_workers: int, writer_slack: int = 0) -> None:
+        self._lines = lines
+        self._read_ahead = min(max_workers, READ_AHEAD)
+        self._writer_slack = writer_slack
+        self._reader_waits = False
+        self.max_workers = max_workers
+        self.in_flight = self.unrecorded = 0
+
+    def available(self, *, all_wait: bool) -> int:
+        """How many more requests may be read.
+
+        ``all_wait``: the dispatcher sleeps, so that every queue waits for its bucket.
+        """
+        waiting = self._lines.count
+        if waiting and self._lines.size_bytes >= _LOOK_AHEAD_BYTES:
+            return 0
+        left = self.max_workers + self._read_ahead + self._writer_slack
+        left -= self.in_flight + self.unrecorded + self._lines.later
+        if all_wait and not self.is_full and self._lines.may_be_passed:
+            return max(0, min(LOOK_AHEAD - waiting, left))
+        return max(0, min(self._read_ahead, left) - waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """True if as many requests are in flight as may be."""
+        return self.in_flight >= self.max_workers
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request is queued, in a backoff, or in flight."""
+        return self._lines.count == self._lines.later == self.in_flight == 0
+
+    @property
+    def is_empty(self) -> bool:
+        """True if, besides, every outcome is on record."""
+        return self.is_idle and self.unrecorded <= 0
+
+    @property
+    def waits_for_records(self) -> bool:
+        """True if outcomes that are not on record hold the run back, rather than requests in flight."""
+        return self.unrecorded > self.in_flight + self._writer_slack / 2
+
+    def send(self) -> None:
+        """A request is in flight."""
+        self.in_flight += 1
+
+    def take_back(self, *, has_outcome: bool) -> None:
+        """A request is not in flight any more; its outcome, if it has one, is not on record yet."""
+        self.in_flight -= 1
+        self.unrecorded += has_outcome
+
+    def add_outcomes(self, count: int) -> None:
+        """So many requests that were not in flight have outcomes."""
+        self.unrecorded += count
+
+    def record(self, count: int) -> None:
+        """So many outcomes are on record, or never will be."""
+        self.unrecorded -= count
+
+    def lower_limit(self) -> None:
+        """The last request that was sent found no thread: let no more be in flight than before it."""
+        self.max_workers = max(1, self.in_flight - 1)
+
+    def reader_waits(self, waits: bool) -> None:
+        """The reader waits to be woken, or does not."""
+        self._reader_waits = waits
+
+    def wakes_reader(self, *, all_wait: bool) -> bool:
+        """True, once, if the waiting reader is to be woken: not for each request.
+
+        It is woken when half of the read-ahead is available, and when everything has ended.
+        """
+        if not self._reader_waits:
+            return False
+        if self.is_empty or self.available(all_wait=all_wait) > self._read_ahead // 2:
+            self._reader_waits = False
+            return True
+        return False

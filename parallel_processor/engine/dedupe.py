@@ -1,0 +1,98 @@
+"""Equal requests of a run: the first is sent, and the others share its answer.
+
+Requests are equal if they have the same URL and the same body, byte for byte except for white space
+around it. Each keeps its own metadata and ``custom_id``.
+
+While the first is under way, equal ones wait for its outcome and share it, whatever it is. Later ones get
+its answer from a private SQLite database, which is partly in memory and partly in a temporary file, and is
+deleted with the run. After a failure, the next equal request is sent. SQLite has locks for the whole
+process: no fork may happen while one is held.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from dataclasses import replace
+
+from parallel_processor.files.formats import content_key
+from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.providers.jsontext import parse
+from parallel_processor.runtime.forks import FORKS_WAIT
+
+_log = logging.getLogger("parallel_processor")
+_TABLE = (
+    "CREATE TABLE answers (key BLOB PRIMARY KEY, status INT, headers TEXT, body BLOB) WITHOUT ROWID"
+)
+
+
+class Duplicates:
+    """The requests and answers of one run. :meth:`claim` is for the reader, the others for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _waiting
+        self._waiting: dict[bytes, list[Request]] = {}  # for the outcome of an equal request
+        self._database_lock = threading.Lock()  # guards the database, and _is_full
+        with FORKS_WAIT:
+            self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = OFF")
+            self._database.execute(_TABLE)
+        self._is_full = False
+
+    def claim(self, request: Request) -> Outcome | bool:
+        """True if ``request`` is to be sent; its outcome if an equal one was answered.
+
+        False if an equal one is under way: then :meth:`end` returns its outcome.
+        """
+        key = content_key(request)
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(request)
+                return False
+        reply = self._find(key)  # an answer is stored before its key is removed from _waiting
+        if reply is not None:
+            return Outcome(request=request, ok=True, reply=reply, deduplicated=True)
+        with self._lock:
+            self._waiting[key] = []
+        return True
+
+    def end(self, outcome: Outcome) -> list[Outcome]:
+        """A request has its ``outcome``: the outcomes of those that waited for it."""
+        key = content_key(outcome.request)
+        if outcome.ok and outcome.reply is not None:
+            self._keep(key, outcome.reply)
+        with self._lock:
+            waiting = self._waiting.pop(key, [])
+        shared = replace(outcome, attempts=0, used_tokens=None, latency_s=None, deduplicated=True)
+        return [replace(shared, request=request) for request in waiting]
+
+    def close(self) -> None:
+        """Delete the database."""
+        with self._database_lock, FORKS_WAIT:
+            self._database.close()
+
+    def _find(self, key: bytes) -> Reply | None:
+        query = "SELECT status, headers, body FROM answers WHERE key = ?"
+        with self._database_lock, FORKS_WAIT:
+            row = self._database.execute(query, [key]).fetchone()
+        if row is None:
+            return None
+        status, headers, body = row
+        data = parse(body.decode(), strict=False)
+        return Reply(status=status, headers=json.loads(headers), body=body, data=data, is_json=True)
+
+    def _keep(self, key: bytes, reply: Reply) -> None:
+        row = (key, reply.status, json.dumps(dict(reply.headers)), reply.body)
+        with self._database_lock, FORKS_WAIT:
+            if self._is_full:
+                return
+            try:
+                self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row)
+            except sqlite3.Error as error:
+                self._is_full = True
+                _log.warning(
+                    "can't keep more answers for equal requests, which are sent from now on: %s",
+                    error,
+                )

@@ -1,0 +1,123 @@
+"""The way of an outcome to where it belongs, and of its credit back to the reader.
+
+With a sink, an outcome goes there at once from the thread that has it. Without one, it is laid out for
+the thread that feeds the run, which yields it to the program. Either way it holds a credit until
+:meth:`Delivery.recorded` is called: by whoever took it from the sink, or when the program asks for the
+next outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from parallel_processor.engine.settlement import unanswered
+from parallel_processor.models import Outcome
+from parallel_processor.options import Options
+from parallel_processor.report.counters import Counters
+from parallel_processor.runtime.forks import load
+from parallel_processor.runtime.stop import WakeEvent
+from parallel_processor.workers.pending import Waiting
+
+if TYPE_CHECKING:
+    from parallel_processor.engine.dedupe import Duplicates
+
+_log = logging.getLogger("parallel_processor")
+
+Sink = Callable[[Outcome], None]
+Recorded = Callable[[list[Outcome], bool], None]
+
+
+class Delivery:
+    """The outcomes of one run. Any thread may call :meth:`deliver` and :meth:`recorded`.
+
+    Args:
+        counters: count the outcomes once they are on record.
+        waker: set for each outcome that is laid out.
+        on_record: called with the number of outcomes that are on record, or never will be.
+        make_sink: makes what takes the outcomes, given :meth:`recorded`; without one they are laid out.
+        duplicates: knows which requests share an outcome.
+    """
+
+    def __init__(
+        self,
+        *,
+        counters: Counters,
+        waker: WakeEvent,
+        on_record: Callable[[int], None],
+        make_sink: Callable[[Recorded], Sink] | None = None,
+        duplicates: Duplicates | None = None,
+    ) -> None:
+        self._counters = counters
+        self._waker = waker
+        self._on_record = on_record
+        self._duplicates = duplicates
+        self._laid_out: deque[Outcome] = deque()
+        self._sink = make_sink(self.recorded) if make_sink is not None else None
+
+    def __bool__(self) -> bool:
+        """True if an outcome is laid out."""
+        return bool(self._laid_out)
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Deliver ``outcome``, and those of the equal requests that waited for it."""
+        self._hand_over(outcome)
+        if self._duplicates is None or outcome.request.flaw is not None or outcome.deduplicated:
+            return
+        for other in self._duplicates.end(outcome):
+            self._hand_over(other)
+
+    def drop(self, waiting: Waiting) -> None:
+        """A request will not be sent, or not again. It has an outcome if it was sent before.
+
+        Equal requests that wait for it are unanswered in any case.
+        """
+        if waiting.tries is not None:
+            self.deliver(unanswered(waiting))
+        elif self._duplicates is not None:
+            for other in self._duplicates.end(unanswered(waiting)):
+                self._hand_over(other)
+
+    def _hand_over(self, outcome: Outcome) -> None:
+        request = outcome.request
+        if request.flaw is not None or outcome.deduplicated:
+            self._counters.started()  # the dispatcher has not counted it: it was never handed out
+        if not outcome.ok and not outcome.unanswered:
+            extra = {"request_number": request.number}
+            what = f"request {request.number} failed: " if request.flaw is None else ""
+            _log.error("%s%s", what, outcome.error, extra=extra)
+        if self._sink is None:
+            self._laid_out.append(outcome)
+            self._waker.set()
+        elif outcome.unanswered:
+            self.recorded([outcome])
+        else:
+            self._sink(outcome)
+
+    def taken(self) -> Iterator[Outcome]:
+        """What is laid out, for the feeding thread. Asking for the next gives an outcome's credit back."""
+        while self._laid_out:
+            outcome = self._laid_out.popleft()
+            if not outcome.unanswered:
+                yield outcome
+            self.recorded([outcome])
+
+    def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
+        """Give back the credits of ``outcomes``, which are on record or, if not, never will be."""
+        self._counters.finished(outcomes, recorded=on_record)
+        self._on_record(len(outcomes))
+
+    def close(self) -> None:
+        """Forget the answers that equal requests would share."""
+        if self._duplicates is not None:
+            self._duplicates.close()
+
+
+def make_duplicates(options: Options) -> Duplicates | None:
+    """What finds equal requests, if ``options`` ask for that. Only then its database is imported."""
+    if not options.dedupe:
+        return None
+    duplicates: Duplicates = load("parallel_processor.engine.dedupe").Duplicates()
+    return duplicates

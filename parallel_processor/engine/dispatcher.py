@@ -1,0 +1,370 @@
+"""From reading to sending: which requests are read, which are admitted, and which thread sends them.
+
+The reader must never wait for a bucket: behind a request for an exhausted model there may be one for
+another model. So it only puts what it reads into the queue of its bucket (``lines.py``).
+
+**Who admits.** A worker whose attempt has ended takes the next admitted request itself
+(:meth:`Dispatcher.done`) and sends it at once. While there is work, nothing is handed from thread to
+thread. The dispatcher thread does what is left: it waits for what only time brings, and starts a worker
+for an admitted request that no worker asks for. It sleeps while every queue's head waits for its bucket
+and no backoff has expired. Whoever changes either wakes it. Tokens are counted by the worker that will
+send the request, right before, or by the dispatcher thread.
+
+**Who owns what.** ``_lock`` guards every field. A bucket's lock is taken within it, never the other way
+round. The thread lives from the first request to the last one or to a stop. It is not the caller's
+thread, so that no KeyboardInterrupt comes in the middle of an admission.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from parallel_processor.engine.credits import Credits
+from parallel_processor.engine.queues import Lines
+from parallel_processor.exceptions import StopRequested
+from parallel_processor.models import Cost, Estimate, Request, WaitCause
+from parallel_processor.report.counters import Counters
+from parallel_processor.report.wait_times import Ledger
+from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.runtime.threads import SureThread
+from parallel_processor.workers.pending import Admitted, Waiting
+
+_log = logging.getLogger("parallel_processor")
+_JOIN_TIMEOUT_S = 10.0  # for the thread at the interpreter's end
+_BATCH_DELAY_S = 0.001  # how long the thread waits for others to wake it as well
+
+
+class Dispatcher:
+    """The waiting requests of one run, and the thread that waits for their buckets.
+
+    Args:
+        cost: what an attempt is expected to be charged if it is sent now.
+        start: has an admitted request sent by another thread, at the latest in ``flush``.
+        flush: called when nothing more is started for now.
+        drop: called with each request that will not be sent, or not again.
+        on_room: called when more may be read, and when everything has ended.
+        activity: what holds the run back where no bucket does; its argument tells whether as many
+            requests are in flight as may be.
+        counters: count each request and attempt that is handed out.
+        ledger: is told what the run waits for.
+        stop: after it, nothing is handed out.
+        max_workers: how many requests may be in flight.
+        writer_slack: how many outcomes may wait for the writer, besides.
+        count: sets the ``estimate`` of a request that was put without one; called by any thread.
+        is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
+
+    Attributes:
+        error: a bug, or a failure of the system, that ended the thread.
+        waker: the event that the buckets set.
+    """
+
+    def __init__(
+        self,
+        *,
+        cost: Callable[[Estimate], Cost],
+        start: Callable[[Admitted], object],
+        flush: Callable[[], object] = lambda: None,
+        drop: Callable[[Waiting], None],
+        on_room: Callable[[], None],
+        activity: Callable[[bool], WaitCause],
+        counters: Counters,
+        ledger: Ledger,
+        stop: StopSignal,
+        max_workers: int,
+        writer_slack: int = 0,
+        count: Callable[[Waiting], None] | None = None,
+        is_wanted: Callable[[Request], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.error: BaseException | None = None
+        self.waker = threading.Event()
+        self._start = start
+        self._flush = flush
+        self._drop = drop
+        self._on_room = on_room
+        self._activity = activity
+        self._counters = counters
+        self._ledger = ledger
+        self._stop = stop
+        self._count = count
+        self._is_wanted = is_wanted
+        self._clock = clock
+        self._lock = threading.Lock()  # guards the fields below
+        self._lines = Lines(cost, self.waker)
+        self._credits = Credits(self._lines, max_workers, writer_slack)
+        self._is_asleep = False  # the thread
+        self._due_at = math.inf  # when it wakes by itself, if it is asleep
+        self._waits_as = (False, False)  # its state when the ledger was told what it waits for
+        self._closed = self._hurries = self._has_left = self._has_started = False
+        self._thread = SureThread(self._run, "parallel-processor-dispatcher")
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight."""
+        return self._credits.in_flight
+
+    @property
+    def waits_for_records(self) -> bool:
+        """True if outcomes that are not on record hold the run back."""
+        return self._credits.waits_for_records
+
+    # For the reader.
+
+    def room(self) -> int:
+        """How many more requests may be read; if 0, ``on_room`` tells when that changes."""
+        with self._lock:
+            count = self._credits.available(all_wait=self._is_asleep)
+            self._credits.reader_waits(not count)
+            return count
+
+    def put(self, waiting: Waiting) -> None:
+        """Queue a request that was read. After a stop it is dropped."""
+        with self._lock:
+            is_late = self._has_left
+            if not is_late and self._lines.add(waiting) and not self._credits.is_full:
+                self._wake()
+        if is_late:
+            self._drop(waiting)
+        else:
+            self._thread.start()
+
+    def skip(self) -> None:
+        """A request was read that has an outcome already, which is not on record yet."""
+        with self._lock:
+            self._credits.add_outcomes(1)
+
+    def close(self, *, hurry: bool = False) -> None:
+        """Nothing more will be put. In a ``hurry`` only what is admitted now is sent, the rest dropped."""
+        with self._lock:
+            self._closed, self._hurries = True, hurry
+            self._wake()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until the thread has ended, after a stop or :meth:`close`."""
+        self._thread.join(timeout_s)
+
+    def is_busy(self) -> bool:
+        """True while anything is queued, in flight, or not on record; ``on_room`` tells when that ends."""
+        with self._lock:
+            self._credits.reader_waits(True)
+            return not self._credits.is_empty
+
+    def abort(self) -> None:
+        """End the thread, which may start no more workers: the interpreter ends."""
+        self._stop.set(StopRequested("the interpreter ends"))
+        self.join(_JOIN_TIMEOUT_S)
+
+    # For workers, and for whoever records.
+
+    def done(
+        self, again: Waiting | None = None, *, retry_in_s: float = 0.0, made_room: bool = False
+    ) -> Admitted | None:
+        """An attempt has ended. Returns the next request for the worker to send, if one may go.
+
+        Args:
+            again: the request, if it is to be sent again; otherwise it has an outcome.
+            retry_in_s: seconds until then.
+            made_room: its bucket may admit more than it did.
+        """
+        with self._lock:
+            comes_back = again is not None and not self._has_left
+            self._credits.take_back(has_outcome=not comes_back)
+            if again is not None and comes_back:
+                due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf
+                self._lines.add_again(again, due_at)
+                if retry_in_s > 0:
+                    self._wake(due_at)
+            admitted, uncounted = self._next(made_room)
+            wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
+        if again is not None and not comes_back:
+            self._drop(again)
+        while uncounted is not None or (admitted is not None and not self._hand_out(admitted)):
+            if uncounted is not None:
+                self._do_count(uncounted)
+            with self._lock:
+                admitted, uncounted = self._next(made_room=False)
+                wakes_reader |= self._credits.wakes_reader(all_wait=self._is_asleep)
+        if wakes_reader:
+            self._on_room()
+        return admitted
+
+    def recorded(self, count: int) -> None:
+        """So many outcomes are on record, or never will be."""
+        with self._lock:
+            self._credits.record(count)
+            wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
+        if wakes_reader:
+            self._on_room()
+
+    def _hand_out(self, admitted: Admitted) -> bool:
+        """Count the attempt that begins now; false if there is to be none, and the request is dropped."""
+        waiting, place = admitted
+        try:
+            if self._may_be_sent(waiting):
+                if waiting.tries is None:
+                    self._counters.started()
+                self._counters.sent(int(place.costs[1]), first=waiting.tries is None)
+                return True
+        except BaseException as error:  # a bug: the run ends with it instead of hanging
+            self._stop.set(error)
+        waiting.bucket.cancel(place)
+        with self._lock:
+            self._credits.take_back(has_outcome=waiting.tries is not None)
+        self._drop(waiting)
+        return False
+
+    def _may_be_sent(self, waiting: Waiting) -> bool:
+        tries = waiting.tries
+        if self._stop.is_set():
+            return False
+        if tries is None and self._is_wanted is not None and not self._is_wanted(waiting.request):
+            return False
+        if _log.isEnabledFor(logging.DEBUG):
+            number, sent = waiting.request.number, tries.sent if tries is not None else 0
+            extra = {"request_number": number}
+            _log.debug("request %d: attempt %d", number, sent + 1, extra=extra)
+        return True
+
+    def _do_count(self, waiting: Waiting) -> None:
+        """Count the tokens of a request that was taken for that."""
+        try:
+            if self._count is not None:
+                self._count(waiting)
+        finally:
+            with self._lock:
+                was_added = self._lines.add_counted(waiting)
+            if not was_added:
+                self._drop(waiting)
+
+    # Caller holds ``_lock``.
+
+    def _next(self, made_room: bool) -> tuple[Admitted | None, Waiting | None]:
+        """A request for the calling worker to send, or else one to count. Wakes the thread for others."""
+        if self._has_left or self._stop.is_set():
+            return None, None
+        admitted, uncounted = self._choose()
+        if self._is_asleep:  # otherwise it looks at the queues anyway
+            self._look_after_others(made_room and admitted is not None)
+        return admitted, uncounted
+
+    def _look_after_others(self, made_room: bool) -> None:
+        """Wake the thread if a request may go that no worker asks for."""
+        if self._closed and self._credits.is_idle:  # this was the last request
+            self._wake()
+        elif self._lines and not self._credits.is_full:
+            if made_room and len(self._lines) > 1:
+                self._wake()  # the room may be for another queue
+            else:
+                self._wake(self._clock() + self._lines.take_places())
+        if self._is_asleep and self._waits_as != (self._credits.is_full, len(self._lines) > 0):
+            self._begin_wait(self._clock())
+
+    def _choose(self) -> tuple[Admitted | None, Waiting | None]:
+        """A request to send, which is in flight from now on, or else one to count."""
+        if not self._lines or self._credits.is_full:
+            return None, None
+        admitted = self._lines.admit()
+        if admitted is None:
+            return None, self._lines.take_uncounted()
+        self._credits.send()
+        if self._credits.is_full:
+            self._lines.give_places_back()
+        return admitted, None
+
+    def _wake(self, due_at: float = -math.inf) -> None:
+        """Have the thread look at the queues by ``due_at``."""
+        if self._is_asleep and due_at < self._due_at:
+            self._is_asleep = False
+            self.waker.set()
+
+    def _begin_wait(self, now: float) -> None:
+        """Tell the ledger what the run waits for from now on."""
+        is_full, has_lines = self._waits_as = self._credits.is_full, len(self._lines) > 0
+        idle = self._activity(is_full)
+        cause = self._lines.held_by if has_lines and not is_full else idle
+        self._ledger.begin(now, cause, self._lines.causes(idle, is_full))
+
+    # The thread.
+
+    def _run(self) -> None:
+        with self._stop.waking(self.waker):
+            try:
+                while self._turn():
+                    pass
+            except BaseException as error:  # the run ends with it instead of hanging
+                self.error = error
+                self._stop.set(error)
+            finally:
+                self._leave()
+
+    def _turn(self) -> bool:
+        """Start one admitted request, or wait until there may be one; false at the end."""
+        self.waker.clear()
+        if self._stop.is_set():
+            return False
+        with self._lock:
+            self._is_asleep = False
+            now = self._clock()
+            self._ledger.end(now)
+            due_at = self._lines.release_due(now)
+            admitted, uncounted = self._choose()
+            wakes_reader, delay = False, 0.0
+            if admitted is None and uncounted is None:
+                if self._closed and (self._hurries or self._credits.is_idle):
+                    return False
+                delay = math.inf if self._credits.is_full else self._lines.take_places()
+                delay = max(0.0, min(delay, due_at - now))
+                self._is_asleep, self._due_at = True, now + delay
+                self._begin_wait(now)
+                wakes_reader = self._credits.wakes_reader(all_wait=True)
+        if admitted is not None:
+            if self._hand_out(admitted):
+                self._submit(admitted)
+        elif uncounted is not None:
+            self._do_count(uncounted)
+        else:
+            self._flush()
+            if wakes_reader:
+                self._on_room()
+            self._sleep(now, delay)
+        return True
+
+    def _sleep(self, now: float, delay: float) -> None:
+        """Wait to be woken, or for ``delay`` seconds."""
+        self.waker.wait(min(delay, threading.TIMEOUT_MAX) if delay < math.inf else None)
+        if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
+            self._stop.wait(_BATCH_DELAY_S)
+
+    def _submit(self, admitted: Admitted) -> None:
+        try:
+            self._start(admitted)
+            self._has_started = True
+        except RuntimeError as error:
+            # Without a new thread, the request is queued for one of the others. But if there is no
+            # other, or if the interpreter ends, it is never sent.
+            if not self._has_started or "can't start new thread" not in str(error):
+                admitted.waiting.bucket.cancel(admitted.place)
+                with self._lock:
+                    self._credits.take_back(has_outcome=False)
+                    self._lines.add_again(admitted.waiting, -math.inf)  # dropped with the rest
+                raise
+            with self._lock:
+                self._credits.lower_limit()
+                self._lines.give_places_back()
+                max_workers = self._credits.max_workers
+            _log.warning("only %d requests can be in flight: %s", max_workers, error)
+
+    def _leave(self) -> None:
+        """Drop what is queued: the next run sends it."""
+        with self._lock:
+            self._ledger.end(self._clock())
+            self._has_left, dropped = True, self._lines.clear()
+            self._credits.add_outcomes(sum(each.tries is not None for each in dropped))
+        for waiting in dropped:
+            self._drop(waiting)
+        self._flush()  # what was started is in flight, and must come to an end
+        self._on_room()

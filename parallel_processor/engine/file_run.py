@@ -1,0 +1,267 @@
+"""One job: the requests of a file go through the limits, and their records into another file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from parallel_processor.engine.account import Account
+from parallel_processor.engine.delivery import Recorded, Sink
+from parallel_processor.engine.run import Run
+from parallel_processor.exceptions import StopRequested
+from parallel_processor.files.append_file import AppendFile
+from parallel_processor.files.formats import read_requests
+from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
+from parallel_processor.files.writer import ResultWriter
+from parallel_processor.models import Outcome, Request
+from parallel_processor.options import Options, shown_url
+from parallel_processor.report.counters import Counters
+from parallel_processor.report.report_file import LiveReport, Notes
+from parallel_processor.report.samples import RunReport, Sample
+from parallel_processor.report.summary import Summary, counters_of
+
+_log = logging.getLogger("parallel_processor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileJob:
+    """What to do with a file. The fields are the arguments of ``Processor.process_file``."""
+
+    source: Path
+    save: Path
+    errors: Path | None = None
+    report: Path | None = None
+    overwrite: bool = False
+    keep_failures: bool = False
+    progress: bool | None = None
+    on_outcome: Callable[[Outcome], object] | None = None
+
+
+class FileRun:
+    """One run over a file. For one thread; :meth:`process` returns once everything is on record."""
+
+    def __init__(
+        self,
+        job: FileJob,
+        options: Options,
+        account: Account,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._job = job
+        self._options = options
+        self._account = account
+        self._clock = clock
+        self._started_at = clock()
+        self._started_at_s = time.time()
+        self._notes = Notes()
+
+    def process(self) -> tuple[Summary, BaseException | None]:
+        """The summary, and what stopped the run, if anything did."""
+        job, highlights = self._job, self._notes if self._job.report is not None else None
+        with RequestsFile(job.source) as lines, open_files(job.save, job.errors) as files:
+            output = _Output(
+                files,
+                highlights=highlights,
+                on_outcome=job.on_outcome,
+                write_retry_s=self._options.write_retry_s,
+                clock=self._clock,
+            )
+            with self._account.run(
+                make_sink=output.open,
+                on_cancel=output.give_up,
+                parses_answers=job.on_outcome is not None,
+            ) as run:
+                report = self._live_report(job.report, run, lines) if job.report else None
+                try:
+                    self._process(run, lines, files, output)
+                finally:
+                    if report is not None:
+                        report.finish()
+                return self._account.summary(run, self._started_at), run.stop_cause
+
+    def _process(
+        self, run: Run, lines: RequestsFile, files: list[AppendFile], output: _Output
+    ) -> None:
+        def check() -> None:
+            if run.stop_cause is not None:
+                raise run.stop_cause
+
+        job = self._job
+        try:
+            answered = prepare(
+                files, overwrite=job.overwrite, keep_failures=job.keep_failures, check=check
+            )
+        except StopRequested:  # nothing was changed yet
+            return
+        run.displays.add(self._account.progress(run, lines.fraction, job.progress))
+        _log.info("sending %s to %s", lines.path, _target(self._options))
+        requests = unanswered(
+            read_requests(lines, self._options.request_url),
+            answered,
+            run.counters,
+            lambda: run.stop_cause is not None,
+        )
+        try:
+            for _ in run.outcomes(requests):
+                raise AssertionError("a run with a sink yields nothing")
+        finally:
+            output.close()
+
+    def _live_report(self, path: Path, run: Run, lines: RequestsFile) -> LiveReport:
+        report = LiveReport(
+            path,
+            sample=lambda: self._sample(run),
+            tell=lambda timeline, is_running: self._report(run, lines, timeline, is_running),
+            clock=self._clock,
+        )
+        run.displays.add(report)
+        return report
+
+    def _report(
+        self, run: Run, lines: RequestsFile, timeline: tuple[Sample, ...], is_running: bool
+    ) -> RunReport:
+        job, options = self._job, self._options
+        return RunReport(
+            summary=self._account.summary(run, self._started_at),
+            started_at=self._started_at_s,
+            told_at=time.time(),
+            is_running=is_running,
+            fraction=lines.fraction(),
+            requests_path=str(job.source),
+            save_path=str(job.save),
+            url=shown_url(options.request_url),
+            max_workers=options.max_workers,
+            processes=options.processes,
+            timeline=timeline,
+            slowest=self._notes.slowest(),
+            failures=self._notes.failures(),
+        )
+
+    def _sample(self, run: Run) -> Sample:
+        counts, now = run.counters.counts(), self._clock()
+        return Sample(
+            at_s=now - self._started_at,
+            in_flight=run.in_flight,
+            errors=counts.errors,
+            held_by=run.ledger.overall(now),
+            latencies=counts.latencies,
+            limits=self._account.buckets.usage().limits,
+            **counters_of(counts),
+        )
+
+
+class _Output:
+    """Writes the outcomes of one run. The run calls :meth:`open`, once, for its sink.
+
+    Args:
+        files: the results file, and the errors file if there is one.
+        highlights: gets the outcomes that are on record, for the report.
+        on_outcome: the caller's own function, which gets each of them.
+        write_retry_s: for how long a failed write is tried again.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        files: list[AppendFile],
+        *,
+        highlights: Notes | None,
+        on_outcome: Callable[[Outcome], object] | None,
+        write_retry_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._files = files
+        self._highlights = highlights
+        self._on_outcome = on_outcome
+        self._write_retry_s = write_retry_s
+        self._clock = clock
+        self._process_id = os.getpid()
+        self._writer: ResultWriter | None = None
+
+    def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
+        """The sink: a writer that gives back credits by ``recorded``, and ends a run by ``stop``."""
+
+        def note_and_record(outcomes: list[Outcome], on_record: bool) -> None:
+            if on_record:
+                self._note(outcomes, stop)
+            recorded(outcomes, on_record)
+
+        is_noted = self._highlights is not None or self._on_outcome is not None
+        self._writer = ResultWriter(
+            *self._files,
+            on_written=note_and_record if is_noted else recorded,
+            on_failure=stop,
+            write_retry_s=self._write_retry_s,
+            clock=self._clock,
+        )
+        return self._writer.put
+
+    def _note(self, outcomes: list[Outcome], stop: Callable[[BaseException], None]) -> None:
+        """Tell of outcomes that are on record. The writer's thread calls this."""
+        if self._highlights is not None:
+            self._highlights.add(outcomes)
+        if self._on_outcome is None:
+            return
+        for outcome in outcomes:
+            try:
+                self._on_outcome(outcome)
+            except (
+                BaseException
+            ) as error:  # it ends the run, and gets the other outcomes all the same
+                if os.getpid() != self._process_id:  # it has forked, and this is the child
+                    raise
+                stop(error)
+
+    def give_up(self) -> None:
+        """Try no failed write again."""
+        if self._writer is not None:
+            self._writer.give_up()
+
+    def close(self) -> None:
+        """Write what is left; not in a fork, which has no such thread."""
+        if self._writer is not None and os.getpid() == self._process_id:
+            self._writer.close()
+
+
+def unanswered(
+    requests: Iterator[Request],
+    answered: AnsweredRequests,
+    counters: Counters,
+    is_over: Callable[[], bool],
+) -> Iterator[Request]:
+    """The requests that have no answer yet. Logs once if a member had to be left out of some."""
+    warned = False
+    for request in requests:
+        if is_over():
+            return
+        if answered.take(request):
+            counters.skipped()
+            continue
+        if answered.kept_failures.take(request):
+            counters.skipped(failed=True)
+            continue
+        if request.dropped and not warned:
+            warned = True
+            names = ", ".join(sorted(request.dropped))
+            number = request.number
+            extra = {"request_number": number}
+            _log.warning("line %d: %s left out, here and below", number, names, extra=extra)
+        yield request
+
+
+def _target(options: Options) -> str:
+    """Where the requests go, and how fast, for the log. The URL's query may hold a key: it is left out."""
+    limits = options.limits.by_kind.items()
+    bounds = [f"{limit:,.0f} {name} a minute" for name, limit in limits if limit < math.inf]
+    url = shown_url(options.request_url)
+    if options.limits_by_model:
+        bounds.append(f"what the limits of {len(options.limits_by_model)} model patterns say")
+    if bounds:
+        return f"{url}, at most {' and '.join(bounds)}"
+    return f"{url}, as fast as it allows" if options.limits.is_auto else f"{url}, without a limit"

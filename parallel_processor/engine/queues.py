@@ -1,0 +1,228 @@
+"""One FIFO queue for each token bucket, so that an exhausted bucket never blocks another.
+
+Only the head of a queue holds a place in its bucket. Its tokens must have been counted before, by any
+thread, outside the lock. A request that is to be sent again returns to the head of its queue once its
+backoff has expired. Other runs may share a bucket, and their calls may admit a head of this run: the next
+call of :meth:`Lines.admit` returns it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from parallel_processor.models import Cost, Estimate, WaitCause
+from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.workers.pending import Admitted, Waiting
+
+
+class _Line:
+    """The requests that wait for one bucket.
+
+    Attributes:
+        first: the head of the queue; ``None`` unless it has a place in the bucket.
+        place: that place.
+        waiting: the requests behind it whose tokens are counted.
+        uncounted: the requests behind those whose tokens are not.
+        counting: how many more are being counted by some thread.
+    """
+
+    __slots__ = ("counting", "first", "place", "uncounted", "waiting")
+
+    def __init__(self) -> None:
+        self.counting = 0
+        self.uncounted: deque[Waiting] = deque()
+        self.waiting: deque[Waiting] = deque()
+        self.first: Waiting | None = None
+        self.place: Reservation | None = None
+
+
+class Lines:
+    """The waiting requests of one run. Not thread-safe: the dispatcher's lock guards it.
+
+    Args:
+        cost: what an attempt is expected to be charged if it is sent now.
+        wake: the event that a bucket sets when the head of its queue should be polled.
+
+    Attributes:
+        count: how many requests are queued.
+        size_bytes: the payload of these, and of those in a backoff.
+    """
+
+    def __init__(self, cost: Callable[[Estimate], Cost], wake: threading.Event) -> None:
+        self._cost = cost
+        self._wake = wake
+        self._lines: dict[TokenBucket, _Line] = {}  # in turn; no queue is empty
+        self._known: set[TokenBucket] = set()
+        self._later: list[tuple[float, int, Waiting]] = []  # a heap of requests in a backoff
+        self._numbers = itertools.count()
+        self.count = self.size_bytes = 0
+
+    @property
+    def later(self) -> int:
+        """How many requests are in a backoff."""
+        return len(self._later)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, waiting: Waiting) -> bool:
+        """Put ``waiting`` at the end of its queue; true if that was empty."""
+        is_new = waiting.bucket not in self._lines
+        line = self._line(waiting.bucket)
+        (line.uncounted if waiting.estimate is None else line.waiting).append(waiting)
+        self.count += 1
+        self.size_bytes += len(waiting.request.payload)
+        return is_new
+
+    def take_uncounted(self) -> Waiting | None:
+        """A request that must be counted before any of its queue can go; give it to :meth:`add_counted`."""
+        for line in self._lines.values():
+            if line.uncounted and line.place is None and not line.waiting:
+                line.counting += 1
+                return line.uncounted.popleft()
+        return None
+
+    def add_counted(self, waiting: Waiting) -> bool:
+        """Put back a request that was taken to be counted; false if the queues were cleared meanwhile."""
+        line = self._lines.get(waiting.bucket)
+        if line is None or not line.counting:
+            return False
+        line.counting -= 1
+        line.waiting.append(waiting)
+        return True
+
+    def add_again(self, waiting: Waiting, due_at: float) -> None:
+        """Put ``waiting`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
+        self.size_bytes += len(waiting.request.payload)
+        if due_at == -math.inf:
+            self._put_first(waiting)
+        else:
+            heapq.heappush(self._later, (due_at, next(self._numbers), waiting))
+
+    def release_due(self, now: float) -> float:
+        """Queue the requests whose backoff has expired; the time at which the next one does."""
+        later, due = self._later, []
+        while later and later[0][0] <= now:
+            due.append(heapq.heappop(later)[2])
+        for waiting in reversed(due):
+            self._put_first(waiting)
+        return later[0][0] if later else math.inf
+
+    def _put_first(self, waiting: Waiting) -> None:
+        self._line(waiting.bucket).waiting.appendleft(waiting)
+        self.count += 1
+
+    def _line(self, bucket: TokenBucket) -> _Line:
+        line = self._lines.get(bucket)
+        if line is None:
+            line = self._lines[bucket] = _Line()
+            self._known.add(bucket)
+        return line
+
+    def admit(self) -> Admitted | None:
+        """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
+        asked: set[Ceiling] = set()  # one poll is enough for all buckets that share limits
+        for bucket in tuple(self._lines):
+            line = self._lines[bucket]
+            if line.place is None:
+                if not line.waiting:
+                    continue
+                self._take_place(bucket, line)
+            elif line.place.admitted_at is None and bucket.ceiling not in asked:
+                asked.add(bucket.ceiling)
+                bucket.poll(line.place)
+            if line.place is not None and line.place.admitted_at is not None:
+                return self._leave(bucket, line, line.place)
+        return None
+
+    def _take_place(self, bucket: TokenBucket, line: _Line) -> None:
+        estimate = line.waiting[0].estimate
+        assert estimate is not None
+        tokens, output_tokens = self._cost(estimate)
+        line.place = Reservation(tokens, self._wake, output_tokens=output_tokens)
+        line.first = line.waiting.popleft()
+        bucket.enqueue(line.place)
+
+    def _leave(self, bucket: TokenBucket, line: _Line, place: Reservation) -> Admitted:
+        waiting, line.place, line.first = line.first, None, None
+        assert waiting is not None
+        del self._lines[bucket]
+        if line.waiting or line.uncounted or line.counting:  # its next turn is behind the others'
+            self._lines[bucket] = line
+        self.count -= 1
+        self.size_bytes -= len(waiting.request.payload)
+        return Admitted(waiting, place)
+
+    def take_places(self) -> float:
+        """Give each queue's head a place; seconds until one may be admitted.
+
+        0 if one is admitted already, or if one has to be counted first.
+        """
+        delay = math.inf
+        for bucket, line in self._lines.items():
+            if line.place is None:
+                if not line.waiting:
+                    if not line.counting and bucket.has_room:
+                        return 0.0
+                    continue
+                self._take_place(bucket, line)
+            if line.place is not None and line.place.admitted_at is not None:
+                return 0.0
+            delay = min(delay, bucket.delay)
+        return delay
+
+    def give_places_back(self) -> None:
+        """Give up every place: nothing more can be sent for now, and other runs may go first."""
+        for bucket, line in self._lines.items():
+            if line.place is not None and line.first is not None:
+                bucket.cancel(line.place)
+                line.waiting.appendleft(line.first)
+                line.place = line.first = None
+
+    def clear(self) -> list[Waiting]:
+        """Remove every request, also those in a backoff, and return them."""
+        self.give_places_back()
+        lines = self._lines.values()
+        left = [w for line in lines for each in (line.waiting, line.uncounted) for w in each]
+        left += [waiting for _, _, waiting in self._later]
+        self._lines.clear()
+        self._later.clear()
+        self.count = self.size_bytes = 0
+        return left
+
+    # What the queues wait for.
+
+    @property
+    def may_be_passed(self) -> bool:
+        """True if every queue waits for its bucket, and a request for another may be read.
+
+        False where a single model waits for the server's load: looking for another isn't worth it.
+        """
+        places = [line.place for line in self._lines.values()]
+        if not places or not all(place and place.admitted_at is None for place in places):
+            return False
+        return len(self._known) > 1 or self.held_by is not WaitCause.CONCURRENCY
+
+    @property
+    def held_by(self) -> WaitCause:
+        """What the head that may be admitted soonest waits for."""
+        return _cause(min(self._lines, key=lambda bucket: bucket.delay))
+
+    def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
+        """What each bucket waits for: ``idle`` if its queue is empty, or if the run is full."""
+        causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._lines]
+        return causes + [(bucket, idle) for bucket in self._known - self._lines.keys()]
+
+
+def _cause(bucket: TokenBucket) -> WaitCause:
+    """What the queue of ``bucket`` waits for, even if its head has no place yet."""
+    if bucket.held_by:
+        return WaitCause(bucket.held_by)
+    return WaitCause.TOKEN_COUNTING if bucket.has_room else WaitCause.CONCURRENCY

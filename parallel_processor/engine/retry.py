@@ -1,0 +1,106 @@
+"""Decides which failed attempts are followed by another, and when, with ``tenacity``.
+
+* A retryable failure counts towards ``max_attempts``. Exponential backoff with full jitter follows.
+* A rejection by a rate limit does not count, nor does a server that can't be reached: nothing was
+  processed. The bucket's pause delays the next attempt. Only the time since the first of them is bounded.
+* A request that was lost with a worker process is sent again at once, three times at most.
+
+No thread sleeps between two attempts: tenacity's ``iter`` tells how long to wait, as it does for its own
+asyncio flavour, and the dispatcher keeps the request for so long. The state that a ``Retrying`` keeps for
+a call is thread-local, so that one ``Retrying`` serves all workers of a run. (Calls of one decorated
+function would share their statistics: jd/tenacity issue 701.)
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from parallel_processor.models import Attempt, Verdict
+from parallel_processor.options import RetryPolicy
+from parallel_processor.runtime.forks import load
+from parallel_processor.workers.pending import Tries
+
+if TYPE_CHECKING:
+    import tenacity
+
+RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE, Verdict.LOST)
+
+_MAX_LOST = 3
+
+
+class RetrySchedule:
+    """Decides what follows a failed attempt. Any thread may call it, for a request that it owns.
+
+    ``tell`` is called with each attempt that is to be followed by another, and the seconds until then.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        tell: Callable[[Tries, Attempt, float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy = policy
+        self._tell = tell
+        self._clock = clock
+        self._retrying: tenacity.Retrying | None = None  # made at the first failure
+
+    def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
+        """Seconds until the next attempt; ``None`` if there is to be none.
+
+        ``tries`` has noted ``attempt`` already.
+        """
+        library = load("tenacity")  # takes 10 ms the first time, and few runs have a failure
+        retrying = self._retrying
+        if retrying is None:  # two threads may each make one: both are equally good
+            retrying = self._retrying = self._make_retrying()
+        if tries.state is None:
+            tries.state = library.RetryCallState(retrying, None, (tries,), {})
+        retrying.begin()
+        tries.state.set_result(attempt)
+        step = retrying.iter(tries.state)
+        if not isinstance(step, library.DoSleep):
+            return None
+        tries.state.prepare_for_next_attempt()
+        return float(step)
+
+    def _make_retrying(self) -> tenacity.Retrying:
+        library = load("tenacity")
+        retrying: tenacity.Retrying = library.Retrying(
+            retry=library.retry_if_result(lambda attempt: attempt.verdict in RETRIED),
+            stop=lambda state: self._is_over(*_call(state)),
+            wait=lambda state: backoff_s(self._policy, *_call(state)),
+            before_sleep=lambda state: self._tell(*_call(state), state.upcoming_sleep),
+            retry_error_callback=lambda state: None,
+        )
+        return retrying
+
+    def _is_over(self, tries: Tries, attempt: Attempt) -> bool:
+        if attempt.verdict is Verdict.RETRY:
+            return tries.failures >= self._policy.max_attempts
+        if attempt.verdict is Verdict.LOST:
+            return tries.lost > _MAX_LOST
+        return self._clock() - (tries.refused_since or 0.0) >= self._policy.rate_limit_deadline_s
+
+
+def _call(state: tenacity.RetryCallState) -> tuple[Tries, Attempt]:
+    assert state.outcome is not None
+    tries: Tries = state.args[0]
+    return tries, state.outcome.result()
+
+
+def backoff_s(policy: RetryPolicy, tries: Tries, attempt: Attempt) -> float:
+    """Seconds before the next attempt, at least as long as the server asked for."""
+    if attempt.verdict is not Verdict.RETRY:
+        return 0.0
+    asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
+    return max(asked, random.uniform(0.0, longest_backoff_s(policy, tries.failures)))
+
+
+def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:
+    """The longest backoff after that many ``failures``, which are at least one."""
+    return min(policy.backoff_max_s, policy.backoff_initial_s * 2.0 ** min(failures - 1, 60))

@@ -1,0 +1,250 @@
+"""Settlement: what an attempt means for its limits, for its request, and for the run.
+
+A finished attempt (``attempts.py``) is settled in one call: what it used is charged, what the server
+said is followed, and its request either has an outcome or is to be sent again after some seconds.
+Nothing here waits, so that a request holds a thread and a connection only while it is in flight.
+
+Every log record about one request, here and elsewhere in the package, has the request's number as the
+attribute ``request_number`` (``extra``). Other records have no such attribute.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from parallel_processor.engine.retry import RETRIED, RetrySchedule, longest_backoff_s
+from parallel_processor.exceptions import RunStoppedError, StopCause
+from parallel_processor.models import CANT_BE_SENT, Attempt, Outcome, Refusal, Request, Verdict
+from parallel_processor.options import Options
+from parallel_processor.providers.responses import stop_cause
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
+from parallel_processor.report.counters import Counters
+from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.tokens.estimates import Pricing
+from parallel_processor.workers.pending import Tries, Waiting
+
+_log = logging.getLogger("parallel_processor")
+_LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
+_MAX_ERROR_CHARS = 1000
+_MIN_PAUSE_S = 0.1  # for a server that rejects and asks to wait 0 seconds
+
+
+class Settled(NamedTuple):
+    """What follows an attempt.
+
+    Attributes:
+        outcome: the request's outcome; ``None`` if it is to be sent again.
+        retry_in_s: seconds until it may be sent again.
+        made_room: true if the bucket may admit a waiting request earlier than it said.
+    """
+
+    outcome: Outcome | None
+    retry_in_s: float = 0.0
+    made_room: bool = False
+
+
+class Settlement:
+    """Settles the attempts of one run. Any thread may call it.
+
+    ``waker`` is the event with which the run's dispatcher waits for the buckets. It is not set for room
+    that a settled attempt made: :class:`Settled` tells of that.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        pricing: Pricing,
+        counters: Counters,
+        stop: StopSignal,
+        waker: object = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._options = options
+        self._pricing = pricing
+        self._counters = counters
+        self._stop = stop
+        self._waker = waker
+        self._clock = clock
+        self._was_reached = False  # by any attempt of this run
+        self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
+
+    def settle(
+        self, waiting: Waiting, reservation: Reservation, attempt: Attempt | BaseException
+    ) -> Settled:
+        """Charge what the attempt used, follow what the server said, and decide what comes next.
+
+        An exception instead of an attempt, or one that is raised here, is a bug: it ends the run.
+        """
+        if isinstance(attempt, Attempt):
+            try:
+                return self._settle(waiting, reservation, attempt)
+            except BaseException as error:
+                attempt = error
+        self._stop.set(attempt)
+        waiting.bucket.ended(reservation)
+        return Settled(unanswered(waiting))
+
+    def _settle(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> Settled:
+        if attempt.reply is not None:
+            self._was_reached = True
+        if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
+            waiting.bucket.sent(reservation, attempt.sent_at_s)
+        release = self._charge(waiting, reservation, attempt)
+        if release.limit_changes:
+            _log_limits(waiting.bucket, release)
+        if attempt.verdict is Verdict.ANSWERED and self._options.validate is not None:
+            attempt = _validated(attempt, self._options.validate)
+        if attempt.verdict is not Verdict.ANSWERED:
+            delay_s = self._fail(waiting, reservation, attempt)
+            if delay_s is not None and self._stop.is_set():
+                return Settled(unanswered(waiting), 0.0, release.made_room)
+            if delay_s is not None:
+                return Settled(None, delay_s, release.made_room)
+        return Settled(_outcome(waiting, attempt), 0.0, release.made_room)
+
+    def _charge(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> Release:
+        """Charge what was used. Only some providers give back what was reserved and not used."""
+        used, output = attempt.used_tokens, attempt.output_tokens
+        if output is not None and waiting.estimate is not None:
+            self._pricing.learn(waiting.estimate, output)
+        if used is not None and used < reservation.costs[1] and not self._pricing.charges_use:
+            used = None
+        return waiting.bucket.ended(
+            reservation,
+            attempt.readings,
+            answered=attempt.verdict is Verdict.ANSWERED,
+            used_tokens=used,
+            output_tokens=output or 0,
+            answer_tokens=attempt.used_tokens or 0,
+            waker=self._waker,
+        )
+
+    def _fail(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> float | None:
+        """Count a failure and act on it; seconds until the next attempt, if there is to be one."""
+        if attempt.verdict is not Verdict.STOPPED:
+            self._counters.erred(attempt.kind, used_tokens=attempt.used_tokens or 0)
+        tries = waiting.tries
+        if tries is None:
+            tries = waiting.tries = Tries(request=waiting.request)
+        tries.note(attempt, self._clock())
+        self._react(attempt, reservation, waiting.bucket, tries)
+        return self._schedule.retry_in_s(tries, attempt) if attempt.verdict in RETRIED else None
+
+    def _react(
+        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, tries: Tries
+    ) -> None:
+        """What a failure means for the other requests: a stop, a pause, or a lower rate."""
+        if attempt.verdict is Verdict.FATAL:
+            cause = StopCause.QUOTA if attempt.reply is None else stop_cause(attempt.reply)
+            self._stop.set(RunStoppedError(attempt.error, cause))
+        elif attempt.verdict is Verdict.RATE_LIMITED:
+            self._pause(attempt, reservation, bucket)
+        elif attempt.verdict is Verdict.UNREACHABLE:
+            self._wait_for_server(attempt, reservation, bucket, tries)
+        elif attempt.refusal is not None:
+            bucket.refuse(reservation, attempt.refusal, None)
+
+    def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
+        """Pause the bucket as long as the server says; end the run if that is too long for the user."""
+        self._counters.refused()
+        policy = self._options.retry
+        seconds = policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
+        seconds = max(seconds, _MIN_PAUSE_S)
+        if seconds > policy.rate_limit_deadline_s:
+            message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
+            self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT))
+        elif bucket.refuse(refused, attempt.refusal or Refusal(), seconds):
+            self._counters.paused()
+            _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
+
+    def _wait_for_server(
+        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, tries: Tries
+    ) -> None:
+        """Pause while the server can't be reached. If it never was, ``max_attempts`` end the run."""
+        policy = self._options.retry
+        if not self._was_reached and tries.unreachable >= policy.max_attempts:
+            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            message = f"can't reach {host}: {attempt.error}"
+            self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
+            return
+        seconds = longest_backoff_s(policy, tries.unreachable)
+        if bucket.pause(seconds, refused):
+            self._counters.paused()
+            _log.info("pausing for %.3g s: %s", seconds, attempt.error)
+
+    def _tell_retry(self, tries: Tries, attempt: Attempt, seconds: float) -> None:
+        """Log that another attempt follows. A lost worker process has a log line of its own."""
+        if self._stop.is_set() or attempt.verdict is Verdict.LOST:
+            return
+        number, error = tries.request.number, attempt.error
+        extra = {"request_number": number}
+        if attempt.verdict is not Verdict.RETRY:
+            _log.warning("request %d waits for its turn: %s", number, error, extra=extra)
+        else:
+            _log.warning(
+                "request %d is tried again in %.1f s: %s", number, seconds, error, extra=extra
+            )
+
+
+def _log_limits(bucket: TokenBucket, release: Release) -> None:
+    """Log the limits that the server's headers have changed."""
+    for name, window_s, before, limit in release.limit_changes:
+        was = f", was {before:,.0f}" if before < math.inf else ""
+        _log.info("limit%s: %s %s in %g s%s", _of(bucket), f"{limit:,.0f}", name, window_s, was)
+
+
+def _of(bucket: TokenBucket) -> str:
+    return f" of {bucket.model}" if bucket.model else ""
+
+
+def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
+    """The attempt if the caller's ``validate`` accepts the answer, else a failure that was paid for."""
+    assert attempt.reply is not None
+    try:
+        validate(attempt.reply.data)
+        return attempt
+    except Exception as error:
+        name = type(error).__name__
+        text = f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
+        return replace(attempt, verdict=Verdict.RETRY, kind=f"invalid answer {name}", error=text)
+
+
+def _outcome(waiting: Waiting, attempt: Attempt) -> Outcome:
+    """The outcome of a request whose last attempt this was."""
+    ok, tries = attempt.verdict is Verdict.ANSWERED, waiting.tries
+    return Outcome(
+        request=waiting.request,
+        ok=ok,
+        reply=attempt.reply,
+        errors=tuple(tries.errors) if tries is not None else (),
+        error_kind=attempt.kind,
+        attempts=ok + (tries.sent if tries is not None else 0),
+        used_tokens=attempt.used_tokens,
+        latency_s=attempt.latency_s,
+        unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
+    )
+
+
+def unanswered(waiting: Waiting) -> Outcome:
+    """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
+    tries = waiting.tries
+    return Outcome(
+        request=waiting.request,
+        ok=False,
+        errors=tuple(tries.errors) if tries is not None else (),
+        attempts=tries.sent if tries is not None else 0,
+        unanswered=True,
+    )
+
+
+def flawed(request: Request) -> Outcome:
+    """The outcome of a line that is no valid request."""
+    return Outcome(request=request, ok=False, errors=(request.flaw or "",), error_kind=CANT_BE_SENT)

@@ -1,0 +1,173 @@
+"""Requests that are submitted one by one, as by a service, and share one run.
+
+A thread feeds that run from an inbox, as the caller's thread feeds a run from a file. It starts with the
+first request. It ends when none has come for a second and all have outcomes: connections are kept while
+there is traffic, and nothing is left behind. The worker that has the outcome resolves the future, and
+runs its callbacks; what they raise is logged. A future can be cancelled until its request is sent.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from parallel_processor.engine.delivery import Recorded
+from parallel_processor.engine.run import MakeSink, Run
+from parallel_processor.exceptions import RunStoppedError, StopRequested
+from parallel_processor.files.formats import made_request
+from parallel_processor.models import Outcome, Request
+from parallel_processor.runtime.threads import SureThread
+
+_log = logging.getLogger("parallel_processor")
+_IDLE_S = 1.0
+
+
+class OpenRun(Protocol):
+    """Makes a run, with arguments of :class:`Run`."""
+
+    def __call__(
+        self, *, make_sink: MakeSink, is_wanted: Callable[[Request], bool] | None
+    ) -> AbstractContextManager[Run]:
+        """A run that is over with the block."""
+
+
+class Submissions:
+    """The inbox of one processor, and the thread that empties it. Any thread may call it."""
+
+    def __init__(self, open_run: OpenRun, request_url: str, dedupe: bool) -> None:
+        self._open_run = open_run
+        self._request_url = request_url
+        self._dedupe = dedupe
+        self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards what follows
+        self._count = 0
+        self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
+        self._thread: SureThread | None = None
+        self._is_closing = False
+
+    def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
+        """Send a request; ``TypeError`` if it is none."""
+        future: Future[Outcome] = Future()
+        with self._lock:
+            self._count += 1
+            number = self._count
+        request = made_request(given, number, self._request_url)
+        with self._lock:
+            self._inbox.put((request, future))
+            if self._thread is None:
+                self._is_closing = False
+                try:
+                    self._start()
+                except BaseException:  # no thread can be had: the next call tries again
+                    future.cancel()
+                    raise
+        return future
+
+    def _start(self) -> None:
+        """Caller holds ``_lock``."""
+        thread = SureThread(self._feed, "parallel-processor-submissions")
+        thread.start()
+        self._thread = thread
+
+    def close(self) -> None:
+        """Wait until every submitted request has its outcome, and the thread has ended."""
+        while True:
+            with self._lock:
+                self._is_closing, thread = True, self._thread
+            if thread is None:
+                return
+            self._inbox.put(None)
+            thread.join()
+
+    def set(self) -> None:
+        """Wake the thread: its run stops."""
+        self._inbox.put(None)
+
+    # The thread.
+
+    def _feed(self) -> None:
+        cause: BaseException | None = None
+        try:
+            with self._open_run(
+                make_sink=lambda recorded, _: functools.partial(self._resolve, recorded),
+                is_wanted=None if self._dedupe else self._is_wanted,
+            ) as run:
+                with run.waking(self):
+                    for _ in run.outcomes(self._received(run)):
+                        raise AssertionError("a run with a sink yields nothing")
+                cause = run.stop_cause
+        except BaseException as error:  # the futures raise it
+            cause = error
+        finally:
+            self._leave(cause)
+
+    def _received(self, run: Run) -> Iterator[Request]:
+        """The submitted requests, until none has come for a while or the run stops."""
+        while run.stop_cause is None:
+            with self._lock:
+                if self._inbox.empty() and self._is_closing:
+                    return
+            try:
+                received = self._inbox.get(timeout=_IDLE_S)
+            except queue.Empty:
+                return
+            if received is None:
+                continue
+            request, future = received
+            # With dedupe, others may wait for this one's outcome: it can't be cancelled any more.
+            if future.set_running_or_notify_cancel() if self._dedupe else not future.cancelled():
+                with self._lock:
+                    self._futures[request.number] = future
+                yield request
+
+    def _is_wanted(self, request: Request) -> bool:
+        """True unless the future of the request, which is to be sent now, was cancelled."""
+        with self._lock:
+            future = self._futures[request.number]
+            if future.set_running_or_notify_cancel():
+                return True
+            del self._futures[request.number]
+            return False
+
+    def _resolve(self, recorded: Recorded, outcome: Outcome) -> None:
+        with self._lock:
+            future = self._futures.pop(outcome.request.number)
+        _settle(future, outcome)
+        recorded([outcome], True)
+
+    def _leave(self, cause: BaseException | None) -> None:
+        """The run is over: resolve the futures that it left, and run again for what came too late."""
+        with self._lock:
+            left, self._futures = list(self._futures.values()), {}
+            waiting: list[Future[Outcome]] = []
+            while cause is not None and not self._inbox.empty():
+                received = self._inbox.get()
+                if received is not None:
+                    waiting.append(received[1])
+            self._thread = None
+            if not self._inbox.empty():
+                self._start()
+        error = cause or StopRequested("the run has ended")
+        if isinstance(error, StopRequested):
+            error = RunStoppedError(str(error))
+        for future in (*left, *waiting):
+            _settle(future, error)
+
+
+def _settle(future: Future[Outcome], result: Outcome | BaseException) -> None:
+    """Resolve ``future``, unless it has been cancelled."""
+    try:
+        if isinstance(result, Outcome):
+            future.set_result(result)
+        else:
+            future.set_exception(result)
+    except InvalidStateError:
+        pass
+    except BaseException:  # raised by a callback; Future itself logs most of them
+        _log.exception("the callback of a future failed")

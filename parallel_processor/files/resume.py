@@ -1,0 +1,263 @@
+"""Opens the results files of a job, finds out what they answer, and repairs them after a stop.
+
+The results file is the only state. A request is answered if a good record of it is there. Equal
+requests are counted: *k* equal lines need *k* answers.
+
+The repair has two steps, and a crash in either loses nothing. A torn last line is cut off in place.
+If there are failed records, a file without them is written beside the old one, and takes its place
+once it is complete on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import BinaryIO
+
+from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile
+from parallel_processor.files.formats import identity, is_json, read_record
+from parallel_processor.models import Request
+
+_log = logging.getLogger("parallel_processor")
+_BUFFER_BYTES = 1024 * 1024
+_LINES_PER_CHECK = 1000
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_BUCKETS = 16_384
+
+
+class AnsweredRequests:
+    """The requests that have a good record, each as often as it was answered. For one thread.
+
+    It takes 16 bytes per answer, where a ``dict`` takes over 100. The first two bytes of a key
+    choose one of 16,384 byte strings. The other 14 bytes stand there one after another, as often as
+    they were added.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: list[bytearray | None] = []
+        self._kept: AnsweredRequests | None = None
+        # What the scan of the files found: good and failed records, and lines that are no records.
+        self.answered = 0
+        self.failed = 0
+        self.foreign = 0
+
+    @property
+    def kept_failures(self) -> AnsweredRequests:
+        """The requests whose failed record stays; empty if they are sent again."""
+        if self._kept is None:
+            self._kept = AnsweredRequests()
+        return self._kept
+
+    def add(self, key: bytes) -> None:
+        """Add an answer for the requests of identity ``key``."""
+        self._buckets = self._buckets or [None] * _BUCKETS
+        number, rest = _place_of(key)
+        bucket = self._buckets[number]
+        if bucket is None:
+            self._buckets[number] = bytearray(rest)
+        else:
+            bucket += rest
+
+    def take(self, request: Request) -> bool:
+        """True if ``request`` is answered. The answer is used up: it serves no other request."""
+        if not self._buckets:
+            return False
+        number, rest = _place_of(identity(request))
+        bucket = self._buckets[number] or bytearray()
+        at = bucket.find(rest)
+        while at > 0 and at % len(rest):  # found across the border of two keys
+            at = bucket.find(rest, at + 1)
+        if at < 0:
+            return False
+        last = bucket[-len(rest) :]
+        del bucket[-len(rest) :]
+        if at < len(bucket):
+            bucket[at : at + len(rest)] = last
+        return True
+
+
+def _place_of(key: bytes) -> tuple[int, bytes]:
+    return int.from_bytes(key[:2], "big") % _BUCKETS, key[2:]
+
+
+class _Scan:
+    """One reading of a results file: what it answers, and what has to be repaired."""
+
+    def __init__(
+        self,
+        path: Path,
+        answered: AnsweredRequests,
+        keep_failures: bool,
+        check: Callable[[], None],
+    ) -> None:
+        self.answered = answered
+        self._keep_failures = keep_failures
+        self.end = 0  # where the last line that stays ends
+        self.lacks_line_end = False
+        self._records = self._foreign = 0
+        self.failed = array("Q")  # where runs of failed records begin and end, alternately
+        for number, line in enumerate(_lines(path)):
+            if number % _LINES_PER_CHECK == 0:
+                check()
+            self._add(line)
+
+    @property
+    def is_foreign(self) -> bool:
+        """True for a file that has lines, but no record."""
+        return self._foreign > 0 and self._records == 0
+
+    def _add(self, line: bytes) -> None:
+        record, start, end = read_record(line), self.end, self.end + len(line)
+        is_whole = line.endswith(b"\n")
+        self._records += record is not None
+        if record is not None and record.ok:
+            self.answered.answered += 1
+            self.answered.add(record.identity)
+        elif record is not None and self._keep_failures:
+            self.answered.failed += 1
+            self.answered.kept_failures.add(record.identity)
+        elif record is not None:
+            self.answered.failed += 1
+            if not is_whole:
+                return  # it is cut off, like a torn line
+            if self.failed and self.failed[-1] == start:
+                del self.failed[-1]
+            else:
+                self.failed.append(start)
+            self.failed.append(end)
+        elif not is_whole and _is_torn(line):
+            return
+        elif line.strip():
+            self.answered.foreign += 1
+            self._foreign += 1
+        self.end, self.lacks_line_end = end, not is_whole
+
+
+def _is_torn(line: bytes) -> bool:
+    """True if a last line is the beginning of a record, or zeros that a power loss has left."""
+    return line[:1] in (b"[", b"{", b"\0") and not is_json(line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb", buffering=_BUFFER_BYTES) as file:
+        yield from file
+
+
+@contextmanager
+def open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
+    """Open and lock the results file, and the errors file if there is one. Close them at the end."""
+    with ExitStack() as stack:
+        files = []
+        for path in [save] if errors is None else [save, errors]:
+            files.append(AppendFile(path))
+            stack.callback(files[-1].close)
+        yield files
+
+
+def prepare(
+    files: Sequence[AppendFile],
+    *,
+    overwrite: bool = False,
+    keep_failures: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> AnsweredRequests:
+    """Repair the files of a job, and return which requests they answer.
+
+    Args:
+        files: the results file, and the errors file if there is one. Pipes and devices are left
+            alone.
+        overwrite: empty the files instead.
+        keep_failures: leave failed records in place; their requests are not sent again.
+        check: called every 1,000 lines. It may raise; the file that is being read is unchanged
+            then.
+
+    A torn last line is cut off. Failed records are removed, so that their requests are sent again.
+    Lines that are no records stay.
+
+    Raises :class:`ResultsFileError` if a file can't be read or repaired, or has lines but no
+    record. No complete record is lost then.
+    """
+    answered = AnsweredRequests()
+    for file in files:
+        if not file.is_regular:
+            continue
+        if overwrite:
+            file.cut(0)
+        else:
+            _mend(file, answered, keep_failures, check)
+    _report(files[0].path, answered, keep_failures)
+    return answered
+
+
+def _mend(
+    file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Callable[[], None]
+) -> None:
+    """Leave only whole lines and good records in ``file``, and add what it answers to ``answered``."""
+    try:
+        scan = _Scan(file.path, answered, keep_failures, check)
+        if scan.is_foreign:
+            raise ResultsFileError(
+                f"{file.path} holds no records: name another results file, or overwrite this one"
+            )
+        if file.size != scan.end:
+            _log.info("%s: a torn last line is cut off", file.path)
+            file.cut(scan.end)
+        if scan.lacks_line_end:
+            file.append(b"\n")
+        file.sync()
+        if scan.failed:
+            _drop(file, scan.failed)
+    except OSError as error:
+        raise ResultsFileError(
+            f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
+        ) from error
+
+
+def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
+    """Log what was found."""
+    if answered.answered:
+        _log.info("%s has %s answers", path, f"{answered.answered:,}")
+    if answered.failed:
+        what = "stay as they are" if keep_failures else "are sent again"
+        _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
+    if answered.foreign:
+        _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
+
+
+def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
+    """Replace ``file`` by a copy without the bytes in ``ranges``.
+
+    The remains of an earlier copy, whose process was killed, are overwritten.
+    """
+    beside = AppendFile(
+        file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX),
+        mode=0o600,
+        flags=_NO_LINK,
+    )
+    try:
+        beside.cut(0)
+        with file.path.open("rb") as old:
+            for chunk in _chunks_without(old, ranges, file.size):
+                beside.append(chunk)
+        beside.sync()
+        file.replace_by(beside)
+    except BaseException:
+        beside.close()
+        beside.path.unlink(missing_ok=True)
+        raise
+
+
+def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
+    starts = chain((0,), islice(ranges, 1, None, 2))
+    ends = chain(islice(ranges, 0, None, 2), (size,))
+    for start, end in zip(starts, ends, strict=True):
+        file.seek(start)
+        while chunk := file.read(min(_BUFFER_BYTES, end - start)):
+            yield chunk
+            start += len(chunk)

@@ -1,0 +1,180 @@
+"""One thread that appends records to the results files.
+
+It takes whatever is queued, writes it as whole lines in one call per file, and flushes to the disk at
+most once per second and at the end. Behind each write it lets 5 ms pass, so that under load a thread that
+queues an outcome wakes nobody, and 200 writes a second are enough for any number of records. What was
+written is told to ``on_written`` batch by batch, from this thread: the run gives back the credits that
+it held for those outcomes. So a slow disk slows the reading of requests, and nothing piles up.
+
+A write that fails stops the run, not the process: the file is cut back to its last whole line, the
+failure is told once to ``on_failure``, and the records at hand are tried again for ``write_retry_s``
+seconds, in case somebody makes room. After that they are dropped, as is everything that still comes, so
+that nobody waits for a disk that stays full; their requests have no record and are sent by the next run.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.files.append_file import AppendFile
+from parallel_processor.files.formats import record
+from parallel_processor.models import Outcome
+from parallel_processor.runtime.stop import WakeEvent, do_all
+from parallel_processor.runtime.threads import SureThread
+
+_log = logging.getLogger("parallel_processor")
+_MAX_BATCH = 1000
+_MAX_PIECE_BYTES = 4 * 1024 * 1024
+_GATHER_S = 0.005
+_RETRY_INTERVAL_S = 0.5
+
+
+class ResultWriter:
+    """Appends outcomes to ``results``, failed ones to ``errors`` if given.
+
+    Any thread may call :meth:`put`. The first call starts the thread, which has the files to itself
+    until :meth:`close` has written what is left and ended it. ``on_written`` is called with each batch
+    and whether it is on record.
+    """
+
+    def __init__(
+        self,
+        results: AppendFile,
+        errors: AppendFile | None = None,
+        *,
+        on_written: Callable[[list[Outcome], bool], None],
+        on_failure: Callable[[ResultsFileError], None],
+        fsync_s: float = 1.0,
+        write_retry_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._results = results
+        self._errors = results if errors is None else errors
+        self._on_written = on_written
+        self._on_failure = on_failure
+        self._fsync_s = fsync_s
+        self._write_retry_s = write_retry_s
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        # No events: a Ctrl-C in the middle of Event.set leaves the event's lock taken for ever.
+        self._wake = WakeEvent()  # ends the thread's pauses
+        self._is_closing = False
+        self._gave_up = False
+        self._retry_until: float | None = None  # set by the first failure
+        self._is_started = False
+        self._lock = threading.Lock()  # for the thread's start
+        self._thread = SureThread(self._run, "parallel-processor-writer")
+
+    def put(self, outcome: Outcome) -> None:
+        """Queue ``outcome`` for writing."""
+        self._queue.put(outcome)
+        if not self._is_started:  # by the constructor, it might have nobody to end it
+            with self._lock:
+                self._thread.start()
+            self._is_started = True
+
+    def give_up(self) -> None:
+        """Try no failed write again."""
+        self._gave_up = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Write what is queued, make it last, and end the thread. No other call may follow."""
+        steps = (self._put_end, self._thread.start, self._thread.join)
+        try:
+            for step in steps:
+                step()
+        except BaseException:  # one more Ctrl-C: the thread is waited for, but the disk isn't
+            self.give_up()
+            do_all(steps)
+            raise
+
+    def _put_end(self) -> None:
+        self._is_closing = True
+        self._queue.put(None)
+        self._wake.set()
+
+    def _run(self) -> None:
+        synced_at, is_open = self._clock(), True
+        while is_open:
+            dirty = self._results.dirty or self._errors.dirty
+            due_s = max(synced_at + self._fsync_s - self._clock(), 0.0)
+            batch, is_open = self._next_batch(due_s if dirty else None)
+            self._write(batch)
+            if not is_open or self._clock() >= synced_at + self._fsync_s:
+                self._sync()
+                synced_at = self._clock()
+            if batch and not self._is_closing:
+                self._wake.wait(_GATHER_S)
+
+    def _next_batch(self, wait_s: float | None) -> tuple[list[Outcome], bool]:
+        """What is queued, waiting for the first; false beside it once the end is reached."""
+        batch: list[Outcome] = []
+        try:
+            outcome = self._queue.get(timeout=wait_s)
+            while outcome is not None:
+                batch.append(outcome)
+                if len(batch) >= _MAX_BATCH:
+                    return batch, True
+                outcome = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, True
+        return batch, False
+
+    def _write(self, batch: list[Outcome]) -> None:
+        """Put ``batch`` on record, and tell whether that was done."""
+        if self._errors is self._results:
+            self._write_to(self._results, batch)
+        else:
+            self._write_to(self._results, [outcome for outcome in batch if outcome.ok])
+            self._write_to(self._errors, [outcome for outcome in batch if not outcome.ok])
+
+    def _write_to(self, file: AppendFile, outcomes: list[Outcome]) -> None:
+        """Write in pieces of a few megabytes: long answers aren't copied all at once."""
+        piece: list[Outcome] = []
+        records: list[bytes] = []
+        size_bytes = 0
+        for outcome in outcomes:
+            try:
+                records.append(record(outcome))
+            except Exception as error:  # a fault of ours: the run ends with it instead of hanging
+                self._fail(file, repr(error))
+                self._on_written([outcome], False)
+                continue
+            piece.append(outcome)
+            size_bytes += len(records[-1])
+            if size_bytes >= _MAX_PIECE_BYTES:
+                self._on_written(piece, self._append(file, b"".join(records)))
+                piece, records, size_bytes = [], [], 0
+        if piece:
+            self._on_written(piece, self._append(file, b"".join(records)))
+
+    def _append(self, file: AppendFile, data: bytes) -> bool:
+        """Write whole lines; false if that failed for good."""
+        while True:
+            try:
+                file.append(data)
+                return True
+            except OSError as error:
+                self._fail(file, error.strerror or str(error))
+                if self._gave_up or self._clock() >= (self._retry_until or 0.0):
+                    return False
+                self._wake.wait(_RETRY_INTERVAL_S)
+
+    def _sync(self) -> None:
+        for file in (self._results, self._errors):
+            try:
+                file.sync()
+            except OSError as error:
+                self._fail(file, error.strerror or str(error))
+
+    def _fail(self, file: AppendFile, reason: str) -> None:
+        if self._retry_until is None:
+            self._retry_until = self._clock() + self._write_retry_s
+            self._on_failure(ResultsFileError(f"can't write {file.path}: {reason}"))
+            _log.warning("can't write %s: %s; trying again for a while", file.path, reason)

@@ -1,0 +1,220 @@
+"""Reads the account's limits from the headers of a response.
+
+Understood are the names of OpenAI (also used by Azure, Groq, Cerebras, SambaNova and most gateways,
+some with a unit at the end), Anthropic, Mistral, OpenRouter and Together.
+
+**Window.** OpenAI's names don't say which window a limit is for. ``limit-requests`` is per minute
+for one account and per day for another. There are two kinds of servers:
+
+* OpenAI's limiter is a bucket that refills all the time. ``reset`` is the time until it is full:
+  ``(limit - remaining) * window / limit``. Published headers fit this to the millisecond or to one
+  token. 500 / 499 / ``120ms`` and 10000 / 9481 / ``3.114s`` are per minute. 10000 / 9999 /
+  ``8.64s`` and 1500000 / 1495621 / ``4m12.172s`` (community.openai.com, thread 541210) are per day.
+* Others count in fixed windows. ``reset`` is the time to the window's end, whatever remains.
+
+To take a daily limit for one per minute costs some rejections until the next response. The reverse
+all but stops the run. So a limit is per minute unless its reset indicates a day:
+
+* Above ten minutes: a day. Neither a fixed minute nor a bucket in debt shows that.
+* Above a minute: a day if it fits the refill of a daily bucket, whose ``remaining`` is in whole
+  units. Otherwise it may be the debt of a minute's bucket, or what Azure's manual shows (``300``).
+* Up to a minute: a day only if it fits that refill closely and has a fraction of a second. Fixed
+  windows mostly show whole seconds. A response of another fixed window can pass this test only
+  before 0.07 % of the limit is used, and then one in a hundred does at most. A daily bucket is
+  recognised at its first request after a rest, and always once a minute's worth of it is used.
+
+The caller should keep to a day once it has seen a limit with a reset above ten minutes.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from parallel_processor.models import LimitReading, refill_s
+from parallel_processor.providers.durations import duration_s, timestamp, wait_s
+from parallel_processor.providers.endpoints import is_host
+
+_MINUTE_S, _DAY_S = 60.0, 86_400.0
+_WINDOW_S = {"second": 1.0, "minute": _MINUTE_S, "hour": 3600.0, "day": _DAY_S}
+
+_ROUNDING_S = 1.1  # of a reset in whole seconds, held against a clock in whole seconds
+_LONGEST_DEBT_S = 600.0
+_LONGEST_RESET_S = 2 * _DAY_S  # a daily bucket in debt; a longer time is no reset
+_SHORTEST_TELLING_S = 0.1  # below this, a bucket's own rounding could look like a day's refill
+
+_GREATEST_LIMIT = 1e15  # servers without a limit show 2**63 - 1
+
+_ANY = r"(requests|req|(?:input-|output-)?tokens)"
+_OPENAI = re.compile(rf"x-ratelimit-limit-(?:project-)?{_ANY}(?:-(second|minute|hour|day))?")
+_ANTHROPIC = re.compile(rf"anthropic-ratelimit-{_ANY}-limit")
+_TOGETHER = re.compile(r"x-(rate|token)limit-limit(?:-dynamic)?")
+_OPENROUTER = "x-ratelimit-limit"
+
+_TOGETHER_HOSTS = ("api.together.xyz", "api.together.ai")
+_LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lookup:
+    """The headers of one limit, in the response's own spelling.
+
+    Attributes:
+        name: the limit's name, as in :class:`LimitReading`.
+        limit: the name of the header with the limit.
+        remaining: the header with what remains; ``None`` if there is none.
+        reset: the header with the time of the reset; ``None`` if there is none.
+        window_s: the limit's window; ``None`` if the values decide.
+        stamped: the reset is a Unix time.
+    """
+
+    name: str
+    limit: str
+    remaining: str | None
+    reset: str | None
+    window_s: float | None
+    stamped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What to look up in a response with a certain set of headers."""
+
+    lookups: tuple[_Lookup, ...]
+    date: str | None
+
+
+def read_limits(
+    headers: Mapping[str, str], host: str = "", *, now: Callable[[], float] = time.time
+) -> tuple[LimitReading, ...]:
+    """The limits that a response's ``headers`` show, in their order. Unclear ones are left out.
+
+    Args:
+        headers: the headers, in any spelling.
+        host: the server's name in lower case, without a port. Some providers use the names of
+            others with another meaning.
+        now: the Unix time, for a response that has timestamps but no ``Date``.
+
+    A project's limit and a dynamic limit have the same name as the account's: all of them hold.
+    """
+    plan = _plan(tuple(headers), host)
+    if not plan.lookups:
+        return ()
+
+    def server_time() -> float:
+        sent = None if plan.date is None else _cached_timestamp(headers[plan.date][:100])
+        return now() if sent is None else sent
+
+    readings = [_read(lookup, headers, server_time) for lookup in plan.lookups]
+    return tuple([reading for reading in readings if reading is not None])
+
+
+@functools.lru_cache(maxsize=32)
+def _plan(names: tuple[str, ...], host: str) -> _Plan:
+    """The plan for a set of headers. A server's responses have few sets, so each plan is made once."""
+    spelled = {name.lower(): name for name in names}
+    lookups = (_lookup(name, spelled, host) for name in spelled)
+    return _Plan(
+        lookups=tuple(lookup for lookup in lookups if lookup is not None),
+        date=spelled.get("date"),
+    )
+
+
+def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
+    """How to read the limit whose header is ``name``, in lower case; ``None`` for another header."""
+    window_s, stamped = None, False
+    if match := _OPENAI.fullmatch(name):
+        window_s = _known_window_s(match[1], match[2], host)
+    elif match := _ANTHROPIC.fullmatch(name):
+        window_s = _MINUTE_S
+    elif is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
+        window_s = _WINDOW_S["second"]
+    elif name == _OPENROUTER:
+        stamped = True
+    else:
+        return None
+    kind = match[1] if match else "requests"
+    return _Lookup(
+        name=_LIMIT_NAMES.get(kind, kind.replace("-", "_")),
+        limit=spelled[name],
+        remaining=spelled.get(name.replace("-limit", "-remaining", 1)),
+        reset=spelled.get(name.replace("-limit", "-reset", 1)),
+        window_s=window_s,
+        stamped=stamped,
+    )
+
+
+def _known_window_s(kind: str, unit: str | None, host: str) -> float | None:
+    """The window of an OpenAI-style name, by its unit or at ``host``; ``None`` if it may be any."""
+    if unit:
+        return _WINDOW_S[unit]
+    if is_host(host, "api.groq.com"):
+        return _DAY_S if kind == "requests" else _MINUTE_S
+    return _MINUTE_S if is_host(host, "azure.com") else None
+
+
+def _read(
+    lookup: _Lookup, headers: Mapping[str, str], server_time: Callable[[], float]
+) -> LimitReading | None:
+    limit = _count(headers[lookup.limit])
+    if not limit:
+        return None
+    remaining = None if lookup.remaining is None else _count(headers[lookup.remaining])
+    text = None if lookup.reset is None else headers[lookup.reset]
+    reset_s = None if text is None else _reset_s(text, server_time)
+    window_s = lookup.window_s
+    if lookup.stamped:
+        if reset_s is None or (_count(text or "") or 0) <= 1e11:
+            return None  # not OpenRouter: any gateway may count its own requests, in any window
+        window_s = _MINUTE_S if reset_s <= _MINUTE_S + _ROUNDING_S else _DAY_S
+    elif window_s is None:
+        window_s = _inferred_window_s(limit, remaining, reset_s)
+    if limit < 1 and window_s >= _MINUTE_S:
+        return None  # less than one request: no server has such a limit
+    return LimitReading(
+        name=lookup.name, limit=limit, remaining=remaining, reset_s=reset_s, window_s=window_s
+    )
+
+
+def _count(text: str) -> float | None:
+    """The number in ``text``; ``None`` if it is no number, negative, or too large for a limit."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < _GREATEST_LIMIT else None
+
+
+def _reset_s(text: str, server_time: Callable[[], float]) -> float | None:
+    """Seconds until the reset. It is a duration, bare seconds, or a time after ``server_time()``."""
+    seconds = _cached_duration_s(text[:100])
+    if seconds is None:  # a text that is too short for a time needs no clock
+        seconds = wait_s(text, 0.0 if len(text) < 10 else server_time())
+    return seconds if seconds is not None and seconds <= _LONGEST_RESET_S else None
+
+
+# Responses of one second share their date; many share the few milliseconds until a bucket is full.
+_cached_timestamp = functools.lru_cache(maxsize=32)(timestamp)
+_cached_duration_s = functools.lru_cache(maxsize=256)(duration_s)
+
+
+def _inferred_window_s(limit: float, remaining: float | None, reset_s: float | None) -> float:
+    """A minute or a day, by the rule in the module's docstring."""
+    if reset_s is None or reset_s < _SHORTEST_TELLING_S:
+        return _MINUTE_S
+    if reset_s > _LONGEST_DEBT_S:
+        return _DAY_S
+    if remaining is None:
+        return _MINUTE_S
+    predicted_s = refill_s(limit, remaining, _DAY_S)
+    unit_s = _DAY_S / limit
+    if reset_s > _MINUTE_S + _ROUNDING_S:
+        tolerance_s = max(_ROUNDING_S, 0.03 * predicted_s)
+        fits = -unit_s - tolerance_s <= reset_s - predicted_s <= tolerance_s
+    else:
+        tolerance_s = 0.001 + min(0.005 * predicted_s, 2 * unit_s)
+        fits = abs(reset_s - predicted_s) <= tolerance_s and not reset_s.is_integer()
+    return _DAY_S if fits else _MINUTE_S

@@ -1,0 +1,347 @@
+"""Classifies a response: one tolerant reader for the errors and waits of every provider.
+
+The HTTP status decides first, then the error's ``code`` and ``type``. The text of a success is
+never searched. The result is one of five of :class:`~parallel_processor.models.Verdict`:
+
+* answered,
+* retry,
+* rate limited,
+* failed: this request only,
+* fatal: the whole run, for example a wrong key, or no money.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parallel_processor.exceptions import StopCause
+from parallel_processor.models import Attempt, Refusal, Reply, Verdict, mappings
+from parallel_processor.providers.durations import duration_s, milliseconds_s, timestamp, wait_s
+from parallel_processor.providers.usage import read_usage
+
+_KEY_CODES = frozenset(
+    {
+        *("invalid_api_key", "authentication_error", "permission_error", "api_key_invalid"),
+        "unsupported_country_region_territory",
+    }
+)
+_FATAL_CODES = _KEY_CODES | frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "billing_hard_limit_reached",
+        "billing_error",
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+    }
+)
+_RETRY_STATUSES = frozenset({408, 409, 425, 498})
+_RATE_LIMIT_STATUSES = frozenset({429, 529})
+_WITH_WAIT_STATUSES = frozenset({402, 503})  # rate limited if the server says how long to wait
+_RETRY_CODES_IN_200 = frozenset(
+    {
+        *("server_error", "rate_limit_exceeded"),  # Responses API
+        *("api_error", "overloaded_error", "rate_limit_error", "timeout_error"),  # Anthropic
+        *("server_is_overloaded", "service_unavailable_error", "slow_down"),
+    }
+)
+
+# The rate of requests rose too fast: OpenAI's word and Anthropic's.
+_STEEP_CODES = frozenset({"slow_down", "ramp_limit_exceeded"})
+_OVERLOADED = re.compile(r"temporarily unable to process|high demand", re.IGNORECASE)  # Azure's 429
+_OF_TOKENS = re.compile(r"\btokens per min|\btoken rate limit|\bTPM\b", re.IGNORECASE)
+_OF_REQUESTS = re.compile(
+    r"\brequests per min|\b(?:request|call) rate limit|\bRPM\b", re.IGNORECASE
+)
+
+_MAX_MESSAGE = 500
+_TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
+_LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? (\d+)\b.*\bRequested:? (\d+)\b", re.IGNORECASE)
+_SPENT = re.compile(r"reached your specified api usage limits", re.IGNORECASE)
+_DAY_USED_UP = re.compile(r"\bfree-models-per-day\b", re.IGNORECASE)  # OpenRouter
+_NO_QUOTA = re.compile(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn't on the plan
+_HINT = re.compile(
+    r"(?:try again in|retry in|retry after) "
+    r"((?:\d+(?:\.\d+)?(?:ms|[smhd]| (?:second|minute|hour|day)s?) ?)+)",
+    re.IGNORECASE,
+)
+_UNIT_WORD = re.compile(r" ([smhd])(?:econd|inute|our|ay)s?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """The contents of an error body of any shape.
+
+    Attributes:
+        code: the error's code in lower case; empty if there is none.
+        type: its type, likewise.
+        detail_codes: further codes that it names.
+        message: at most 500 characters of its text.
+    """
+
+    code: str = ""
+    type: str = ""
+    detail_codes: frozenset[str] = frozenset()
+    message: str = ""
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Every code and type that the body names."""
+        return self.detail_codes | {self.code, self.type}
+
+
+def judge(
+    reply: Reply,
+    readings: Sequence[Any] = (),
+    sent_at_s: float = 0.0,
+    latency_s: float | None = None,
+) -> Attempt:
+    """What ``reply`` means for its request and for the run.
+
+    The other arguments become fields of the attempt: a good one is not copied to add them.
+    """
+    if 200 <= reply.status < 300:
+        attempt = _judge_success(reply, readings, sent_at_s, latency_s)
+        if attempt.verdict is Verdict.ANSWERED:
+            return attempt
+    else:
+        attempt = _judge_failure(reply)
+    return replace(attempt, readings=readings, sent_at_s=sent_at_s, latency_s=latency_s)
+
+
+def _judge_failure(reply: Reply) -> Attempt:
+    info, wait = read_error(reply), retry_after_s(reply)
+    verdict = _verdict(reply.status, reply, info, wait)
+    label = info.code if info.code not in ("", str(reply.status)) else info.type
+    kind = f"HTTP {reply.status} {label}".strip()
+    message = info.message
+    if 300 <= reply.status < 400:
+        message = f"redirects are not followed; the server points to {_location(reply)}"
+    attempt = _attempt(verdict, reply, kind, message, wait)
+    if verdict in (Verdict.RATE_LIMITED, Verdict.RETRY):
+        attempt = replace(attempt, refusal=_refusal(reply.status, verdict, info, wait))
+    return attempt
+
+
+def _refusal(status: int, verdict: Verdict, info: ErrorInfo, wait: float | None) -> Refusal | None:
+    """Why the server rejected the request; ``None`` if it was neither for limits nor for load."""
+    hinted = wait is not None
+    if info.codes & _STEEP_CODES:
+        return Refusal(steep=True, hinted=hinted)
+    if status in (503, 529) or (status == 429 and _OVERLOADED.search(info.message)):
+        return Refusal(overload=True, hinted=hinted)
+    if verdict is not Verdict.RATE_LIMITED:
+        return None
+    for kind, words in (("tokens", _OF_TOKENS), ("requests", _OF_REQUESTS)):
+        if info.type == kind or words.search(info.message):
+            return Refusal(kind=kind, hinted=hinted)
+    return Refusal(hinted=hinted)
+
+
+def _attempt(
+    verdict: Verdict, reply: Reply, kind: str, message: str, wait: float | None = None
+) -> Attempt:
+    request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
+    error = f"{kind}: {message}" if message else kind
+    if request_id:
+        error += f" (request id {request_id[:100]})"
+    return Attempt(verdict=verdict, reply=reply, kind=kind, error=error, retry_after_s=wait)
+
+
+def _judge_success(
+    reply: Reply, readings: Sequence[Any], sent_at_s: float, latency_s: float | None
+) -> Attempt:
+    if reply.headers.get("content-type", "").lower().startswith("text/event-stream"):
+        return _attempt(
+            Verdict.FAILED, reply, "unexpected stream", "the server sent an event stream"
+        )
+    if not reply.is_json:
+        start = _text(reply)[:80]
+        return _attempt(Verdict.RETRY, reply, "not JSON", f"the answer is not JSON: {start!r}")
+    data = _unwrapped(reply.data)
+    if not isinstance(data, Mapping):
+        return Attempt(
+            verdict=Verdict.ANSWERED,
+            reply=reply,
+            readings=readings,
+            sent_at_s=sent_at_s,
+            latency_s=latency_s,
+        )
+    if data.get("error") or (data.get("object") == "response" and data.get("status") == "failed"):
+        return _judge_error_in_200(reply)
+    used, output = read_usage(data)
+    return Attempt(
+        verdict=Verdict.ANSWERED,
+        reply=reply,
+        used_tokens=used,
+        output_tokens=output,
+        readings=readings,
+        sent_at_s=sent_at_s,
+        latency_s=latency_s,
+    )
+
+
+def _judge_error_in_200(reply: Reply) -> Attempt:
+    """OpenRouter's ``{"error": …}`` and the Responses API's ``status: "failed"``, both with HTTP 200."""
+    info, wait = read_error(reply), retry_after_s(reply)
+    kind = f"error in HTTP 200 {info.code or info.type}".strip()
+    if re.fullmatch("[45][0-9][0-9]", info.code):
+        verdict = _verdict(int(info.code), reply, info, wait)
+    elif info.codes & _FATAL_CODES:
+        verdict = Verdict.FATAL
+    elif info.codes & _RETRY_CODES_IN_200:
+        verdict = Verdict.RETRY
+    else:
+        verdict = Verdict.FAILED
+    return _attempt(verdict, reply, kind, info.message, wait)
+
+
+def _verdict(status: int, reply: Reply, info: ErrorInfo, wait: float | None) -> Verdict:
+    """What ``status`` means; a success may have one in its body.
+
+    ``x-should-retry`` overrides the status, but not what stops the run or can never succeed.
+    """
+    if _stops_the_run(status, info, wait):
+        return Verdict.FATAL
+    if status == 429 and _never_fits(reply, info.message):
+        return Verdict.FAILED
+    should_retry = reply.headers.get("x-should-retry", "").lower()
+    if should_retry == "false":
+        return Verdict.FAILED
+    if status in _RATE_LIMIT_STATUSES or (status in _WITH_WAIT_STATUSES and wait is not None):
+        return Verdict.RATE_LIMITED
+    if status in _RETRY_STATUSES or status >= 500 or should_retry == "true":
+        return Verdict.RETRY
+    return Verdict.FAILED
+
+
+def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
+    """True for a wrong key, for no money, and for a daily quota that is used up."""
+    if status == 401 or (status == 402 and wait is None) or info.codes & _FATAL_CODES:
+        return True
+    if status == 400:  # Anthropic: a spending limit that the user has set
+        return bool(_SPENT.search(info.message))
+    per_day = any("perday" in code for code in info.detail_codes)  # Gemini's quotaId
+    return status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
+
+
+def stop_cause(reply: Reply) -> StopCause:
+    """Why a fatal answer stops the run: its key, or its quota."""
+    is_key = reply.status == 401 or read_error(reply).codes & _KEY_CODES
+    return StopCause.KEY if is_key else StopCause.QUOTA
+
+
+def _never_fits(reply: Reply, message: str) -> bool:
+    """True if waiting can't help: the request alone exceeds the whole limit."""
+    if _TOO_LARGE.search(message) or _NO_QUOTA.search(message):
+        return True
+    if reply.headers.get("x-ratelimit-limit-req-minute") == "0":  # Mistral: not on the plan
+        return True
+    numbers = _LIMIT_AND_REQUESTED.search(message)
+    return numbers is not None and int(numbers[2]) > int(numbers[1]) > 0
+
+
+def read_error(reply: Reply) -> ErrorInfo:
+    """The error in ``reply``; if it has no message, the first 500 characters of the body."""
+    info = _read_error(_unwrapped(reply.data))
+    return info if info.message else replace(info, message=_clip(_text(reply)))
+
+
+def _read_error(body: Any) -> ErrorInfo:
+    if not isinstance(body, Mapping):
+        return ErrorInfo()
+    error = body.get("error")
+    if isinstance(error, str):
+        return ErrorInfo(message=_clip(error), code=_label(body.get("code")))
+    if isinstance(error, Mapping):
+        return _read_error_object(error)
+    if body.get("object") == "error" or "message" in body:
+        return _read_error_object(body)
+    return ErrorInfo(message=_clip(_detail(body.get("detail"))))
+
+
+def _unwrapped(data: Any) -> Any:
+    """The only element of a list: Gemini's OpenAI-compatible endpoint puts an error into one."""
+    return data[0] if isinstance(data, list) and len(data) == 1 else data
+
+
+def _read_error_object(error: Mapping[str, Any]) -> ErrorInfo:
+    message = error.get("message")
+    return ErrorInfo(
+        code=_label(error.get("code")),
+        type=_label(error.get("type") or error.get("status")),
+        detail_codes=frozenset(_detail_codes(error.get("details"))) - {""},
+        message=_clip(message if isinstance(message, str) else ""),
+    )
+
+
+def _detail_codes(details: Any) -> Iterator[str]:
+    """Anthropic's sub-code; Google's reasons and the names of the quotas that are exceeded."""
+    if isinstance(details, Mapping):
+        yield _label(details.get("error_code"))
+    for detail in mappings(details):
+        yield _label(detail.get("reason"))
+        for violation in mappings(detail.get("violations")):
+            yield _label(violation.get("quotaId"))
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return ""
+    return " ".join(str(value)[:100].lower().split())
+
+
+def _detail(detail: Any) -> str:
+    """The text of FastAPI's ``detail``: a string, or a list of objects with a ``msg`` each."""
+    if isinstance(detail, str):
+        return detail
+    texts = (d.get("msg") for d in mappings(detail))
+    return "; ".join(text for text in texts if isinstance(text, str))
+
+
+def _text(reply: Reply) -> str:
+    return reply.body[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
+
+
+def _clip(text: str) -> str:
+    return " ".join(text[:_MAX_MESSAGE].split())
+
+
+def _location(reply: Reply) -> str:
+    return repr(reply.headers.get("location", "nowhere")[:200])
+
+
+def retry_after_s(reply: Reply, clock: Callable[[], float] = time.time) -> float | None:
+    """Seconds that the server asks to wait; ``None`` if it doesn't ask.
+
+    Reads ``retry-after-ms``, then ``Retry-After``, then the hints in the body.
+    """
+    headers = reply.headers
+    seconds = milliseconds_s(headers.get("retry-after-ms", ""))
+    if seconds is None and "retry-after" in headers:
+        sent = timestamp(headers.get("date", ""))  # by the server's own clock, if it sends it
+        seconds = wait_s(headers["retry-after"], sent if sent is not None else clock())
+    if seconds is None and reply.status in _RATE_LIMIT_STATUSES:
+        seconds = _hint_s(reply)
+    return seconds
+
+
+def _hint_s(reply: Reply) -> float | None:
+    """Gemini's ``RetryInfo`` or the words "try again in 1.2s" in the message."""
+    body = _unwrapped(reply.data)
+    error = body.get("error") if isinstance(body, Mapping) else None
+    details = error.get("details") if isinstance(error, Mapping) else None
+    for detail in mappings(details):
+        delay = detail.get("retryDelay")
+        seconds = duration_s(delay) if isinstance(delay, str) else None
+        if seconds is not None:
+            return seconds
+    match = _HINT.search(read_error(reply).message)
+    return duration_s(_UNIT_WORD.sub(r"\1", match[1].lower())) if match else None

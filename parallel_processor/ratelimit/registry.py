@@ -1,0 +1,99 @@
+"""The token buckets of one processor: one for each model and endpoint, under the limits meant for it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from parallel_processor.models import WaitCause
+from parallel_processor.options import Options
+from parallel_processor.ratelimit.quota import MINUTE_S
+from parallel_processor.ratelimit.reports import BucketReport, Usage
+from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+
+_MAX_BUCKETS = 256  # a file may name a new model in each line
+
+
+class Buckets:
+    """The token buckets of one processor. Any thread may call it.
+
+    Beyond 256 buckets, all further models under the same limits share one bucket.
+    """
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._lock = threading.Lock()  # guards both fields below
+        self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
+        self._shared: dict[Ceiling, TokenBucket] = {}  # for further models
+        self._default = Ceiling(options.limits, clock)
+        self._patterns = [
+            (pattern, Ceiling(limits, clock)) for pattern, limits in options.limits_by_model.items()
+        ]
+        self._opened_at = clock()
+
+    def bucket(self, url: str, model: str) -> TokenBucket:
+        """The bucket of requests to ``url`` for ``model``."""
+        key = (url, model)
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            return bucket
+        with self._lock:
+            ceiling = self._ceiling(model)
+            if key not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
+                return self._shared.setdefault(ceiling, self._make(ceiling, "", ""))
+            return self._buckets.setdefault(key, self._make(ceiling, url, model))
+
+    def _make(self, ceiling: Ceiling, url: str, model: str) -> TokenBucket:
+        return TokenBucket(
+            ceiling.limits,
+            clock=self._clock,
+            ceiling=ceiling,
+            most_in_flight=self._options.max_workers,
+            url=url,
+            model=model,
+        )
+
+    def _ceiling(self, model: str) -> Ceiling:
+        for pattern, ceiling in self._patterns:
+            if fnmatchcase(model, pattern):
+                return ceiling
+        return self._default
+
+    def _all(self) -> list[TokenBucket]:
+        with self._lock:
+            return [*self._buckets.values(), *self._shared.values()]
+
+    def usage(self) -> Usage:
+        """What all buckets together admitted in the last 60 seconds, and what they may admit."""
+        admitted: dict[str, float] = {"requests": 0.0, "tokens": 0.0}
+        limits = dict.fromkeys(admitted, 0.0)
+        buckets = self._all()
+        for ceiling in {bucket.ceiling for bucket in buckets} or {self._default}:
+            with ceiling.lock:
+                used, ceilings = ceiling.levels(self._clock())
+            own = [bucket for bucket in buckets if bucket.ceiling is ceiling]
+            for name in admitted:
+                found = sum(bucket.server.found_limit(name) for bucket in own) if own else math.inf
+                admitted[name] += used[name]
+                limits[name] += min(ceilings[name], found)
+        now = self._clock()
+        span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
+        held_by = next((bucket.held_by for bucket in buckets if bucket.queue), WaitCause.NOTHING)
+        return Usage(admitted=admitted, limits=limits, held_by=held_by, span_s=span_s)
+
+    def reports(
+        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[WaitCause, float]]
+    ) -> tuple[BucketReport, ...]:
+        """How the limits of each bucket turned out; times count from ``since_s`` of the clock.
+
+        ``held_by`` returns the seconds that the requests of a bucket waited, by cause.
+        """
+        return tuple(
+            replace(bucket.report(since_s), held_by=held_by(bucket)) for bucket in self._all()
+        )

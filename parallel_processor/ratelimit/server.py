@@ -1,0 +1,253 @@
+"""All that the server of one model and endpoint limits, as far as it is known: rates, load, pauses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from parallel_processor.models import LimitReading, Refusal, WaitCause
+from parallel_processor.options import Limits
+from parallel_processor.ratelimit.concurrency import InFlightLimit
+from parallel_processor.ratelimit.quota import CAUSES, KINDS, MINUTE_S
+from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
+from parallel_processor.ratelimit.reports import BucketReport
+from parallel_processor.ratelimit.server_quota import ObservedQuota, Sent
+
+_MARK_S = 1.5  # a rate is measured over one to two times this
+_LEAST_S = 0.2  # and never over less than this
+
+
+class LimitChange(NamedTuple):
+    """A limit that the headers newly named, or that changed.
+
+    Attributes:
+        name: what it counts.
+        window_s: the length of its window in seconds.
+        before: the limit before; infinite if it was unknown.
+        limit: the limit now.
+    """
+
+    name: str
+    window_s: float
+    before: float
+    limit: float
+
+
+class ServerLimits:
+    """The limits of one model and endpoint. Not thread-safe: the lock of the bucket guards it.
+
+    Attributes:
+        in_flight: the bound of the number in flight.
+        quotas: the limits that are known, or searched for.
+        paused_until: nothing is admitted before this time.
+        pauses: how many pauses began or grew longer.
+        refusals: how many attempts a limit rejected.
+        limit_changes: what :meth:`take_limit_changes` will return.
+    """
+
+    __slots__ = (
+        "_limits",
+        "_marks",
+        "_pause_began",
+        "in_flight",
+        "limit_changes",
+        "paused_until",
+        "pauses",
+        "quotas",
+        "refusals",
+    )
+
+    def __init__(self, limits: Limits, now: float, in_flight: InFlightLimit) -> None:
+        self._limits = limits
+        self.in_flight = in_flight
+        self.quotas: list[ObservedQuota] = []
+        if limits.requests_per_minute == "auto":
+            self._add("requests", MINUTE_S, now, is_sought=True)
+        self._pause_began = -math.inf
+        self.paused_until = -math.inf
+        self.pauses = self.refusals = 0
+        self.limit_changes: list[LimitChange] = []
+        nothing = (0.0,) * len(KINDS)
+        # The last two marks: a time, and what had been charged by then.
+        self._marks = [(-math.inf, nothing), (-math.inf, nothing)]
+
+    def _add(
+        self, name: str, window_s: float, now: float, is_sought: bool = False
+    ) -> ObservedQuota:
+        quota = ObservedQuota(
+            name,
+            now=now,
+            window_s=window_s,
+            burst_seconds=self._limits.burst_seconds,
+            headroom=self._limits.headroom,
+            is_sought=is_sought,
+        )
+        self.quotas.append(quota)
+        return quota
+
+    def _quota(self, name: str, window_s: float, now: float) -> ObservedQuota:
+        for quota in self.quotas:
+            if quota.name == name and quota.window_s == window_s:
+                return quota
+        return self._add(name, window_s, now)
+
+    def mark(self, now: float, totals: Sequence[float]) -> None:
+        """Note what was charged by now, from which :meth:`_sent` takes the rate of the last seconds."""
+        newer = self._marks[1]
+        if newer[0] == -math.inf:  # the first call
+            self._marks = [(now, newer[1]), (now, newer[1])]
+        elif now - newer[0] >= _MARK_S:
+            self._marks = [newer, (now, tuple(totals))]
+
+    def _sent(self, now: float, totals: Sequence[float]) -> Sent:
+        when, before = self._marks[0]
+        seconds = max(now - when, _LEAST_S)
+        per_s = [(after - b) / seconds for after, b in zip(totals, before, strict=True)]
+        return Sent(per_s, totals)
+
+    def obstacle(self, costs: Sequence[float], now: float) -> tuple[float, WaitCause]:
+        """Seconds that an attempt of ``costs`` has to wait, and for what."""
+        delay, held_by = self.paused_until - now, WaitCause.PAUSE
+        for quota in self.quotas:
+            quota_delay = quota.delay_s(costs[quota.kind], now)
+            if quota_delay > delay:
+                delay, held_by = quota_delay, CAUSES[quota.kind]
+        if not self.in_flight.has_room and delay < math.inf:
+            delay, held_by = math.inf, WaitCause.CONCURRENCY
+        return delay, held_by
+
+    def observe(
+        self,
+        readings: Sequence[LimitReading],
+        *,
+        sent_at: float,
+        totals: Sequence[float],
+        now: float,
+        totals_now: Sequence[float],
+    ) -> bool:
+        """Follow the headers of an answer; true if more may be sent now.
+
+        Args:
+            readings: the limits that the headers show.
+            sent_at: when the request was admitted.
+            totals: what had been charged by then, by kind, that request included.
+            now: the time.
+            totals_now: what has been charged by now, by kind.
+        """
+        quicker = False
+        if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
+            quicker = self.in_flight.set_free()
+            for quota in self.quotas:
+                quota.probe.set_free()
+        for reading in _tightest(readings):
+            quota = self._quota(reading.name, self._window_s(reading), now)
+            before, changes = quota.limit, len(quota.changes)
+            quicker |= quota.observe(
+                reading,
+                sent_at=sent_at,
+                total=totals[quota.kind],
+                now=now,
+                total_now=totals_now[quota.kind],
+            )
+            if len(quota.changes) > changes:
+                change = LimitChange(quota.name, quota.window_s, before, quota.limit)
+                self.limit_changes.append(change)
+        return quicker
+
+    def take_limit_changes(self) -> Sequence[LimitChange]:
+        """The limits that were newly named or changed since the last call."""
+        changes, self.limit_changes = self.limit_changes, []
+        return changes
+
+    def _window_s(self, reading: LimitReading) -> float:
+        """The window of the reading.
+
+        A limit that was once recognised as a day's stays one, even if a short reset suggests a minute.
+        """
+        alike = [q for q in self.quotas if q.name == reading.name and q.limit == reading.limit]
+        longest = max([reading.window_s, *(quota.window_s for quota in alike)])
+        for quota in alike:
+            if quota.window_s < longest:
+                self.quotas.remove(quota)
+        return longest
+
+    def found_limit(self, name: str) -> float:
+        """How many of ``name`` the server says it allows in a minute; infinite if it says nothing."""
+        found = (q for q in self.quotas if q.name == name and q.window_s <= LONGEST_PACED_S)
+        return min((q.limit * MINUTE_S / q.window_s for q in found), default=math.inf)
+
+    def report(self, **bucket: Any) -> BucketReport:
+        """How the limits turned out; ``bucket`` has the fields that the bucket itself knows."""
+        limit = self.in_flight.limit
+        return BucketReport(
+            admitted=self.in_flight.total,
+            refusals=self.refusals,
+            pauses=self.pauses,
+            in_flight_limit=limit if limit < math.inf else None,
+            peak_in_flight=self.in_flight.peak,
+            **bucket,
+        )
+
+    def pause(self, seconds: float, now: float, admitted_at: float | None) -> bool:
+        """Admit nothing for ``seconds``; true if a pause began or grew longer.
+
+        It does nothing for a rejection of what was admitted before the current pause began: that
+        rejection belongs to the same burst.
+        """
+        if self._is_old(admitted_at):
+            return False
+        self._pause_began = now
+        if now + seconds <= self.paused_until:
+            return False
+        self.paused_until = now + seconds
+        self.pauses += 1
+        return True
+
+    def _is_old(self, admitted_at: float | None) -> bool:
+        return admitted_at is not None and admitted_at <= self._pause_began
+
+    def refuse(
+        self,
+        refusal: Refusal,
+        costs: Sequence[float],
+        totals: Sequence[float],
+        pause_s: float,
+        now: float,
+        admitted_at: float,
+    ) -> None:
+        """Cut the limit that the rejection names, once per burst. To be called before the pause for it."""
+        if refusal.overload:
+            self.in_flight.overloaded(now, admitted_at)
+            return
+        self.refusals += 1
+        limited = [quota for quota in self.quotas if quota.limit < math.inf]
+        requests = self._quota(refusal.kind or "requests", MINUTE_S, now)
+        requests.probe.count_refused()
+        if self._is_old(admitted_at):
+            return
+        if refusal.kind or refusal.steep or not limited:
+            cost, named = costs[requests.kind], requests.limit < math.inf
+        elif any(quota.remaining.lacks(costs[quota.kind]) for quota in limited):
+            return  # the headers explain the rejection: nothing was estimated too high
+        else:
+            cost, named = 1.0, True
+        sent = self._sent(now, totals)
+        requests.refused(cost, refusal, sent=sent, pause_s=pause_s, named=named)
+
+
+def _tightest(readings: Sequence[LimitReading]) -> Sequence[LimitReading]:
+    """One reading for each kind and window: of a project's and its organisation's, the scarcer one."""
+    if any(reading.name in ("input_tokens", "output_tokens") for reading in readings):
+        # Anthropic shows the scarcer of these two once more, as "tokens".
+        readings = [r for r in readings if r.name != "tokens"]
+    found: dict[tuple[str, float], LimitReading] = {}
+    for reading in readings:
+        key = (reading.name, reading.window_s)
+        if key not in found or _left(reading) < _left(found[key]):
+            found[key] = reading
+    return tuple(found.values())
+
+
+def _left(reading: LimitReading) -> float:
+    return reading.limit if reading.remaining is None else reading.remaining

@@ -1,0 +1,233 @@
+"""The state of one token bucket: who waits, what was charged, and what its server allows.
+
+``TokenBucket`` (``limiter.py``) is the thread-safe front of this state. The limits that the user
+configured belong to the ``Ceiling`` (``ceiling.py``), which decides whose turn it is and works on the
+states of all buckets under it. Everything here is arithmetic. The lock that guards it is the ceiling's,
+and the caller of every method holds it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from parallel_processor.models import LimitReading, Refusal, WaitCause
+from parallel_processor.options import Limits
+from parallel_processor.ratelimit.concurrency import InFlightLimit
+from parallel_processor.ratelimit.quota import CAUSES, KINDS, TOKENS, Quota
+from parallel_processor.ratelimit.server import ServerLimits
+from parallel_processor.ratelimit.server_quota import ObservedQuota
+
+INSTANT_S = 1e-9  # a wait below this is rounding
+
+_Charge = tuple[Quota | ObservedQuota, list[float]]  # the quota, and the slot of its window
+_NOT_CHARGED: list[_Charge] = []
+_NOBODY = threading.Event()  # the default of ``wake``: nothing waits for it
+_NOTHING = (0.0,) * len(KINDS)
+
+
+class Reservation:
+    """A place in the queue of a bucket. Once admitted, the right to make one attempt.
+
+    Only the bucket and its ceiling change a reservation.
+
+    Attributes:
+        costs: what the attempt is expected to cost, in the order of ``KINDS``.
+        wake: set when :meth:`TokenBucket.poll` should be called again.
+        ticket: its number in the order of arrival, over all buckets under one ceiling.
+        admitted_at: when it was admitted, in seconds of the bucket's clock; ``None`` before.
+        ended: true once its attempt is over.
+        charges: the quotas that were charged for it.
+        totals: what the bucket had charged when it was admitted, by kind, this reservation included.
+    """
+
+    __slots__ = ("admitted_at", "charges", "costs", "ended", "ticket", "totals", "wake")
+
+    def __init__(
+        self, tokens: float, wake: threading.Event = _NOBODY, *, output_tokens: float = 0.0
+    ) -> None:
+        """Ask for ``tokens``, of which the answer is expected to use ``output_tokens``."""
+        self.costs: tuple[float, ...] = (1.0, tokens, tokens - output_tokens, output_tokens)
+        self.wake = wake
+        self.ticket = 0
+        self.admitted_at: float | None = None
+        self.ended = False
+        self.charges = _NOT_CHARGED  # shared until it is admitted: saves a list each
+        self.totals: tuple[float, ...] = ()
+
+
+class BucketState:
+    """The queue, the charges and the server limits of one bucket. Caller holds the ceiling's lock.
+
+    Attributes:
+        server: what the server allows, as far as it is known.
+        queue: the reservations that wait, oldest first.
+        delay: seconds that the head of the queue has to wait; infinite if nobody waits.
+        held_by: what the head of the queue waits for.
+        answered: how many attempts were answered.
+        answer_tokens: how many tokens the answers say they used.
+    """
+
+    __slots__ = (
+        "_configured",
+        "_totals",
+        "answer_tokens",
+        "answered",
+        "delay",
+        "held_by",
+        "queue",
+        "server",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        configured: Sequence[Quota],
+        *,
+        now: float,
+        climbs: bool = False,
+        most_in_flight: float = math.inf,
+    ) -> None:
+        """Charge the quotas ``configured``, which other buckets may share.
+
+        With ``climbs``, the number in flight that suits the server is searched for, up to
+        ``most_in_flight``.
+        """
+        in_flight = InFlightLimit(
+            now=now, climbs=climbs, gentle=limits.is_auto, most=most_in_flight
+        )
+        self.server = ServerLimits(limits, now, in_flight)
+        self.queue: deque[Reservation] = deque()
+        self.delay = math.inf
+        self.held_by = WaitCause.NOTHING
+        self.answered = self.answer_tokens = 0
+        self._configured = configured
+        self._totals: tuple[float, ...] = _NOTHING  # charged so far, by kind
+
+    # Before an attempt.
+
+    def is_unlimited_by_server(self, now: float) -> bool:
+        """True if the server has said nothing that could delay the head of the queue."""
+        server = self.server
+        return not server.quotas and now >= server.paused_until and server.in_flight.has_room
+
+    def advance(self, now: float) -> None:
+        """Refill the quotas of the server."""
+        for quota in self.server.quotas:
+            quota.advance(now)
+
+    def wait_for_server(self, now: float) -> bool:
+        """Set ``delay`` and ``held_by`` to the server's limits; true if the head needn't wait for them."""
+        self.delay, self.held_by = self.server.obstacle(self.queue[0].costs, now)
+        return self.delay <= INSTANT_S
+
+    def wait_for_configured(self, now: float) -> bool:
+        """Add the configured limits to ``delay`` and ``held_by``; true if the head needn't wait."""
+        costs = self.queue[0].costs
+        for quota in self._configured:
+            cost = costs[quota.kind]
+            if not cost and quota.kind > TOKENS:
+                continue  # an embedding has no output, and doesn't wait for others' debt
+            delay = quota.delay_s(cost, now)
+            if delay > self.delay:
+                self.delay, self.held_by = delay, CAUSES[quota.kind]
+        return self.delay <= INSTANT_S
+
+    def wait_behind(self, first: BucketState, now: float) -> None:
+        """Wait at least as long as the head of ``first``, which came earlier."""
+        own = self.server.obstacle(self.queue[0].costs, now)
+        self.delay, self.held_by = max((first.delay, first.held_by), own)
+
+    def take(self, now: float) -> Reservation:
+        """Admit and charge the head of the queue."""
+        first = self.queue.popleft()
+        costs = first.costs
+        charges: list[_Charge] = []
+        for configured in self._configured:
+            charges.append((configured, configured.charge(costs[configured.kind], now)))
+        for quota in self.server.quotas:
+            quota.charge(costs[quota.kind], now)
+            charges.append((quota, []))
+        first.charges = charges
+        totals, (a, b, c, d) = self._totals, costs
+        first.totals = self._totals = (totals[0] + a, totals[1] + b, totals[2] + c, totals[3] + d)
+        first.admitted_at = now
+        self.server.mark(now, self._totals)
+        self.server.in_flight.started(now)
+        self.delay, self.held_by = math.inf, WaitCause.NOTHING
+        return first
+
+    # After it.
+
+    def cancel(self, reservation: Reservation, now: float) -> None:
+        """Give back the whole charge of an admitted reservation that was never sent."""
+        self._correct(reservation, _NOTHING, now)
+        if not reservation.ended:
+            reservation.ended = True
+            self.server.in_flight.cancelled(now, reservation.admitted_at or now)
+
+    def postpone(self, reservation: Reservation, sent_at: float, now: float) -> None:
+        """Count an admitted reservation in the configured windows as of ``sent_at``."""
+        for i, (quota, slot) in enumerate(reservation.charges):
+            if isinstance(quota, Quota):
+                quota.advance(now)
+                cost = reservation.costs[quota.kind]
+                reservation.charges[i] = (quota, quota.postpone(cost, slot, min(sent_at, now)))
+
+    def settle(self, reservation: Reservation, used: float, output: float, now: float) -> None:
+        """Charge the tokens ``used`` instead of the reserved ones; the answer used ``output`` of them."""
+        self._correct(reservation, (reservation.costs[0], used, used - output, output), now)
+
+    def _correct(self, reservation: Reservation, costs: tuple[float, ...], now: float) -> None:
+        """Charge ``costs`` instead of what was charged."""
+        before, reservation.costs = reservation.costs, costs
+        for quota, slot in reservation.charges:
+            extra = costs[quota.kind] - before[quota.kind]
+            if extra:
+                quota.advance(now)
+                if extra > 0:
+                    quota.charge(extra, now)
+                else:
+                    quota.refund(-extra, slot, now)
+        parts = zip(self._totals, costs, before, strict=True)
+        self._totals = tuple(total + cost - charged for total, cost, charged in parts)
+
+    def end(
+        self, reservation: Reservation, now: float, *, answered: bool, answer_tokens: int
+    ) -> bool:
+        """Count the end of an attempt; true if that made room in flight for another."""
+        self.answered += answered
+        self.answer_tokens += answer_tokens
+        if reservation.ended:
+            return False
+        reservation.ended, sent_at = True, reservation.admitted_at or now
+        return self.server.in_flight.ended(now, sent_at, answered=answered)
+
+    def observe(
+        self, reservation: Reservation, readings: Sequence[LimitReading], now: float
+    ) -> bool:
+        """Follow the headers of an answer; true if more may be sent now."""
+        self.advance(now)
+        return self.server.observe(
+            readings,
+            sent_at=reservation.admitted_at or now,
+            totals=reservation.totals,
+            now=now,
+            totals_now=self._totals,
+        )
+
+    def refuse(
+        self, reservation: Reservation, refusal: Refusal, pause_s: float | None, now: float
+    ) -> bool:
+        """Follow a rejection; true if a pause of ``pause_s`` began or grew longer."""
+        sent_at = reservation.admitted_at or 0.0
+        self.advance(now)
+        self.server.refuse(refusal, reservation.costs, self._totals, pause_s or 0.0, now, sent_at)
+        return pause_s is not None and self.server.pause(pause_s, now, sent_at)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """The tokens that were charged so far, corrections included."""
+        return round(self._totals[TOKENS])

@@ -1,0 +1,253 @@
+"""The token bucket: decides when a request may be sent.
+
+A bucket guards several quotas: requests and tokens per minute, and what else the server limits. A
+request consumes all of them together or none. There is one bucket for each model and endpoint, because
+that is what servers limit. Limits that the user configured for several buckets are their ``Ceiling``
+(``ceiling.py``). ``quota.py`` and ``observed.py`` say when a quota has room.
+
+A caller takes a place in the queue of the bucket (a reservation). It is admitted when it is the head of
+the queue and every quota has room.
+
+golang.org/x/time/rate reserves at once and sleeps until a computed time. This bucket differs in one
+point: only the head of the queue computes a time, from what was really admitted. So a cancelled
+reservation, a refund or a pause changes no time that was promised to anybody else. And a quota counts
+when a request was really admitted, not when it was meant to be.
+
+No method waits. Under the lock there is only arithmetic. The bucket sets ``wake`` of a reservation when
+it was admitted by another caller's call, or became the head of its queue. Whoever owns the head must
+poll it after the delay that :meth:`TokenBucket.poll` returned, or cancel it; the others need no timer.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from parallel_processor.models import LimitReading, Refusal, WaitCause
+from parallel_processor.options import Limits, shown_url
+from parallel_processor.ratelimit.reports import BucketReport
+from parallel_processor.ratelimit.server import LimitChange, ServerLimits
+from parallel_processor.ratelimit.shared import Ceiling, wake
+from parallel_processor.ratelimit.state import BucketState
+from parallel_processor.ratelimit.state import Reservation as Reservation
+
+
+class Release(NamedTuple):
+    """What follows from the end of an attempt.
+
+    Attributes:
+        limit_changes: the limits that its headers newly named, or changed.
+        made_room: true if a reservation with the caller's ``waker`` may go sooner than it was told.
+    """
+
+    limit_changes: Sequence[LimitChange]
+    made_room: bool
+
+
+class TokenBucket:
+    """Admits requests so that no 60 seconds hold more than the limits. Any thread may call it.
+
+    Attributes:
+        url: where its requests go; empty if it is for several URLs.
+        model: the model of its requests; empty if it is for several.
+        host: the host of ``url``.
+        ceiling: the configured limits, which other buckets may share.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        ceiling: Ceiling | None = None,
+        most_in_flight: int | None = None,
+        url: str = "",
+        model: str = "",
+    ) -> None:
+        """Make a bucket under ``ceiling``; by default under one of its own, made from ``limits``.
+
+        ``clock`` returns seconds and never goes back. With ``most_in_flight``, and without configured
+        limits, the bucket searches for the number in flight that suits the server, up to that many.
+        """
+        self.url, self.model = url, model
+        self.host = urlsplit(url).hostname or ""
+        self.ceiling = ceiling if ceiling is not None else Ceiling(limits, clock)
+        self._clock = clock
+        self._lock = self.ceiling.lock  # guards _state
+        self._state = BucketState(
+            limits,
+            self.ceiling.quotas,
+            now=clock() if ceiling is not None else self.ceiling.opened_at,
+            climbs=self.ceiling.is_open and most_in_flight is not None,
+            most_in_flight=most_in_flight or math.inf,
+        )
+
+    # Before an attempt.
+
+    def enqueue(self, reservation: Reservation) -> bool:
+        """Append ``reservation`` to the queue; true if it was admitted at once.
+
+        A reservation that isn't wanted any more must be given back by :meth:`cancel`.
+        """
+        with self._lock:
+            woken = self.ceiling.join(self._state, reservation, self._clock)
+            admitted = reservation.admitted_at is not None
+        if woken:
+            wake(woken, reservation)
+        return admitted
+
+    def poll(self, reservation: Reservation) -> float:
+        """Admit all that may be sent; seconds until ``reservation`` should be polled again.
+
+        0 once it is admitted, infinite while it isn't the head of the queue. Clear ``wake`` before the
+        call, so that no wake-up is lost.
+        """
+        state = self._state
+        with self._lock:
+            firsts = set(self.ceiling.firsts())
+            woken = self.ceiling.admit(self._clock())
+            woken += [first for first in self.ceiling.firsts() if first not in firsts]
+            if reservation.admitted_at is not None:
+                delay = 0.0
+            elif state.queue and state.queue[0] is reservation:
+                delay = min(state.delay, threading.TIMEOUT_MAX)  # what an event can wait for
+            else:
+                delay = math.inf
+        wake(woken, reservation)
+        return delay
+
+    def cancel(self, reservation: Reservation) -> None:
+        """Give back a place in the queue, or the whole charge of a request that was never sent."""
+        with self._lock:
+            if reservation.admitted_at is not None:
+                self._state.cancel(reservation, self._clock())
+            else:
+                self.ceiling.leave(self._state, reservation)
+            woken = self.ceiling.firsts()
+        wake(woken)
+
+    # After it.
+
+    def sent(self, reservation: Reservation, sent_at: float) -> None:
+        """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
+
+        To be called for requests that left much later than they were admitted, once they were sent.
+        """
+        with self._lock:
+            self._state.postpone(reservation, sent_at, self._clock())
+
+    def ended(
+        self,
+        reservation: Reservation,
+        readings: Sequence[LimitReading] = (),
+        *,
+        answered: bool = False,
+        used_tokens: float | None = None,
+        output_tokens: float = 0.0,
+        answer_tokens: int = 0,
+        waker: object = None,
+    ) -> Release:
+        """Count the end of an attempt.
+
+        Args:
+            reservation: the reservation of the attempt.
+            readings: what the headers of its answer say of the limits.
+            answered: whether it was answered.
+            used_tokens: what to charge instead of what was reserved; ``None`` leaves the charge.
+            output_tokens: the answer's part of ``used_tokens``.
+            answer_tokens: what the answer says was used, for the report.
+            waker: the event of the caller. Reservations with this ``wake`` aren't woken; the result
+                says instead that there is room.
+        """
+        state = self._state
+        changes: Sequence[LimitChange] = ()
+        with self._lock:
+            now = self._clock()
+            refunds = used_tokens is not None and used_tokens < reservation.costs[1]
+            if used_tokens is not None:
+                state.settle(reservation, used_tokens, output_tokens, now)
+            has_room = state.end(reservation, now, answered=answered, answer_tokens=answer_tokens)
+            if readings:
+                has_room |= state.observe(reservation, readings, now)
+                changes = state.server.take_limit_changes()
+            if refunds:  # the configured limits have room, for any bucket
+                woken = self.ceiling.firsts()
+            else:
+                woken = [state.queue[0]] if has_room and state.queue else []
+        if not woken:
+            return Release(changes, False)
+        others = [first for first in woken if first.wake is not waker]
+        wake(others)
+        return Release(changes, len(others) < len(woken))
+
+    def refuse(self, reservation: Reservation, refusal: Refusal, pause_s: float | None) -> bool:
+        """Follow a rejection; true if a pause of ``pause_s`` began or grew longer.
+
+        One burst of rejections cuts a rate, or the number in flight, once. A rejection of what was
+        admitted before the last cut changes nothing. Without ``pause_s`` nothing pauses.
+        """
+        with self._lock:
+            began = self._state.refuse(reservation, refusal, pause_s, self._clock())
+            woken = self.ceiling.firsts()  # those that waited behind the head of this bucket
+        wake(woken)
+        return began
+
+    def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
+        """Admit nothing for ``seconds`` from now; true if a pause began or grew longer.
+
+        It does nothing if ``refused`` was admitted before the current pause began: that rejection
+        belongs to the same burst.
+        """
+        with self._lock:
+            sent_at = None if refused is None else refused.admitted_at or 0.0
+            began = self._state.server.pause(seconds, self._clock(), sent_at)
+            woken = self.ceiling.firsts()
+        wake(woken)
+        return began
+
+    # Where it stands. To be sure of a value, the caller holds the ceiling's lock.
+
+    @property
+    def queue(self) -> deque[Reservation]:
+        """The reservations that wait, oldest first."""
+        return self._state.queue
+
+    @property
+    def delay(self) -> float:
+        """Seconds that the head of the queue has to wait; infinite if nobody waits."""
+        return self._state.delay
+
+    @property
+    def held_by(self) -> WaitCause:
+        """What the head of the queue waits for."""
+        return self._state.held_by
+
+    @property
+    def has_room(self) -> bool:
+        """False while as many requests are in flight as the server takes."""
+        return self._state.server.in_flight.has_room
+
+    @property
+    def server(self) -> ServerLimits:
+        """What the server allows, as far as it is known."""
+        return self._state.server
+
+    def report(self, since_s: float) -> BucketReport:
+        """How its limits turned out; times count from ``since_s`` of the clock."""
+        state = self._state
+        with self._lock:
+            state.advance(now := self._clock())
+            limits = (*self.ceiling.report(now), *(q.report(since_s) for q in state.server.quotas))
+            return state.server.report(
+                url=shown_url(self.url),
+                model=self.model,
+                limits=limits,
+                answered=state.answered,
+                reserved_tokens=state.reserved_tokens,
+                used_tokens=state.answer_tokens,
+            )

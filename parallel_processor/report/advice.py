@@ -1,0 +1,198 @@
+"""What to change about a run, as far as its figures tell. The page and the command show the same.
+
+A rule is a function from a summary to sentences. It decides by values, never by the text of a message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from parallel_processor.exceptions import StopCause
+from parallel_processor.models import CANT_BE_SENT, WaitCause
+from parallel_processor.ratelimit.reports import BucketReport
+from parallel_processor.report.headline import binding_limit, held_share, main_cause
+from parallel_processor.report.summary import Summary
+from parallel_processor.report.wording import count, limit_text, share_text
+
+_MUCH = 1 / 3  # of the time
+_LEAST_S = 10.0  # a shorter run is too short to judge its waits
+_LEAST_REJECTIONS = 3
+_OFTEN = 0.05  # of the attempts
+_RESERVED_TOO_MUCH = 3.0  # times what was used
+_CLEARLY = 1.1  # times
+_USED = 0.9  # of a limit
+_FLAGS = {
+    WaitCause.REQUESTS: "--max_requests_per_minute",
+    WaitCause.TOKENS: "--max_tokens_per_minute",
+}
+_REMEDIES: Mapping[StopCause, str] = {
+    StopCause.KEY: "Correct the API key (`--api_key_file`, or the variable `OPENAI_API_KEY`)",
+    StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
+    StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
+    StopCause.SERVER_WAIT: "Wait for as long as the server asks",
+    StopCause.DISK: "Make the results file writable (disk space, permissions)",
+    StopCause.PROCESSES: "Use fewer `--processes`",
+    StopCause.PROGRAM: "Correct the error that stopped the run",
+}
+_BY_WAIT: Mapping[WaitCause, str] = {
+    WaitCause.MAX_WORKERS: "Raise `--max_workers` (and `ulimit -n`): {} of the time all were busy.",
+    WaitCause.TOKEN_COUNTING: "Use more cores with `--processes`: {} of the time tokens were counted.",
+    WaitCause.DISK: "Write to a faster disk (`--save_filepath`): {} of the time it was waited for.",
+    WaitCause.CONSUMER: "Read the outcomes faster: {} of the time they waited to be read.",
+    WaitCause.LOOK_AHEAD: "Mix the models in the file: {} of the time one model blocked the others.",
+}
+_BY_FAILURE: Mapping[str, str] = {
+    "timeout": "Raise `--request_timeout`, or ask for shorter answers",
+    "connect timeout": "Raise `--connect_timeout`, or lower `--max_workers`",
+}
+
+
+def advice(
+    summary: Summary, *, is_running: bool = False, again: str = "the same command"
+) -> tuple[str, ...]:
+    """What to change, the most urgent first; empty if the figures suggest nothing.
+
+    Code stands in backquotes. ``again`` names the command that continues the run.
+    """
+    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, again)]
+    for rule in (_too_high, _shared, _too_low, _reserved, _waits):
+        found += rule(summary)
+    return tuple(found)
+
+
+def nothing_to_change(summary: Summary) -> str:
+    """What to say where :func:`advice` is empty."""
+    cause = main_cause(summary)
+    found = binding_limit(summary, cause)
+    if cause is WaitCause.CONCURRENCY:
+        return "Nothing: the server had as many requests in flight as it can take."
+    if found is None or (found[1].used_share or 0.0) < _USED:
+        return "Nothing."
+    return f"Nothing: the limit of {limit_text(found[1])} was used. Only a higher one is faster."
+
+
+def _stopped(summary: Summary, again: str) -> Iterator[str]:
+    """What ended the run early."""
+    if summary.stop_cause is StopCause.NOTHING:
+        return
+    remedy = _REMEDIES.get(summary.stop_cause)
+    start = f"{remedy}, then run" if remedy else "Run"
+    yield f"{start} {again} again: it continues where it stopped."
+
+
+def _failed(summary: Summary, again: str) -> Iterator[str]:
+    """What became of the requests that failed."""
+    kinds = summary.errors_by_kind
+    if lines := kinds.get(CANT_BE_SENT, 0):
+        yield f"Correct the {_number(lines, 'invalid line')} of the requests file."
+    failed = summary.failed + summary.already_failed - lines
+    if summary.already_failed:  # they were kept, and would be again
+        again += " without `--keep_failures`"
+    if failed > 0:
+        yield (
+            f"Look at the errors of the {_number(failed, 'failed request')}. Correct what the "
+            f"server rejects, and run {again} again: it sends only what has no answer."
+        )
+    for kind, remedy in _BY_FAILURE.items():
+        if number := kinds.get(kind, 0):
+            yield f"{remedy}: {_number(number, 'request')} failed with a {kind}."
+
+
+def _too_high(summary: Summary) -> Iterator[str]:
+    """A limit that was set higher than what the server allows."""
+    if summary.rate_limited < _LEAST_REJECTIONS:
+        return
+    bucket = max(summary.buckets, key=lambda b: b.refusals, default=BucketReport(url="", model=""))
+    for cause, flag in _FLAGS.items():
+        typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
+        if allowed * _CLEARLY < typed < math.inf:
+            yield (
+                f"Set `{flag}` to `auto` or {count(allowed)}, which the server allows"
+                f"{_of(summary, bucket)}, instead of {count(typed)}. {_rejections(summary)}."
+            )
+            return
+
+
+def _shared(summary: Summary) -> Iterator[str]:
+    """A limit that other programs use as well."""
+    limits = [limit for bucket in summary.buckets for limit in bucket.limits]
+    others = sum(li.others_per_minute or 0.0 for li in limits if li.name == WaitCause.REQUESTS)
+    if others >= 1 and _is_often(summary):
+        yield (
+            f"Leave other programs a share of the limit with `--headroom 0.1`: they seem to send "
+            f"{count(round(others))} requests/min. {_rejections(summary)}."
+        )
+
+
+def _too_low(summary: Summary) -> Iterator[str]:
+    """A limit that slowed the run, and was set lower than what the server's headers say."""
+    for cause, flag in _FLAGS.items():
+        if not summary.buckets or _share(summary, cause) < _MUCH:
+            continue
+        bucket = max(summary.buckets, key=lambda b: b.held_by.get(cause, 0.0))
+        typed, allowed = _typed(bucket, cause), _allowed(bucket, cause)
+        if typed * _CLEARLY < allowed < math.inf:
+            yield (
+                f"Raise `{flag}` from {count(typed)} to {count(allowed)} or `auto`: the server "
+                f"allows that{_of(summary, bucket)}."
+            )
+
+
+def _reserved(summary: Summary) -> Iterator[str]:
+    """Tokens that were reserved for answers which did not use them."""
+    if (
+        summary.reserved_tokens <= _RESERVED_TOO_MUCH * summary.used_tokens
+        or not summary.used_tokens
+    ):
+        return
+    if _share(summary, WaitCause.TOKENS, WaitCause.OUTPUT_TOKENS) >= _MUCH:
+        yield (
+            "Lower `max_tokens` in the requests: "
+            f"{summary.reserved_tokens / summary.used_tokens:,.1f} times as many tokens were "
+            "reserved as used. If the server charges only used tokens, set `--token_accounting usage`."
+        )
+
+
+def _waits(summary: Summary) -> Iterator[str]:
+    """What the run waited for, other than its limits."""
+    for cause, remedy in _BY_WAIT.items():
+        if (share := _share(summary, cause)) >= _MUCH:
+            yield remedy.format(share_text(share))
+
+
+def _share(summary: Summary, *causes: WaitCause) -> float:
+    """The share of the time that ``causes`` took; 0 for a run that is too short to judge."""
+    return held_share(summary, *causes) if summary.elapsed_s >= _LEAST_S else 0.0
+
+
+def _is_often(summary: Summary) -> bool:
+    number = summary.rate_limited
+    return number >= max(_LEAST_REJECTIONS, _OFTEN * summary.attempts)
+
+
+def _rejections(summary: Summary) -> str:
+    share = summary.rate_limited / max(summary.attempts, 1)
+    return f"{share_text(share)} of the attempts were rejected (429)"
+
+
+def _typed(bucket: BucketReport, cause: WaitCause) -> float:
+    """The limit that the user set, a minute; infinite without one."""
+    typed = [li.configured for li in bucket.limits if li.name == cause]
+    return min((number for number in typed if number is not None), default=math.inf)
+
+
+def _allowed(bucket: BucketReport, cause: WaitCause, *, tried: bool = False) -> float:
+    """What the server's headers allow a minute, or what was found by trying; infinite if unknown."""
+    own = [li for li in bucket.limits if li.name == cause and li.window_s == 60.0]
+    numbers = [li.tried_per_minute if li.found is None and tried else li.found for li in own]
+    return min((number for number in numbers if number is not None), default=math.inf)
+
+
+def _of(summary: Summary, bucket: BucketReport) -> str:
+    """The model, where there are several."""
+    return f" for {bucket.model}" if len(summary.buckets) > 1 and bucket.model else ""
+
+
+def _number(number: int, what: str) -> str:
+    return what if number == 1 else f"{count(number)} {what}s"

@@ -1,0 +1,161 @@
+"""What a run has done so far, counted as it happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallel_processor.models import Outcome
+from parallel_processor.report.histogram import BINS, bin_of
+from parallel_processor.report.summary import RunCounts, Summary, counters_of
+
+_MAX_KINDS = 50  # of errors: servers choose their names
+_OTHERS = "other errors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts(RunCounts):
+    """The counters at one moment, consistent with each other.
+
+    Attributes:
+        read: requests that were read and are to be sent.
+        started: requests that were started; they are in flight until their outcome is on record.
+        already_answered: requests that the results file had an answer for.
+        already_failed: requests that the results file had a failure for, which was kept.
+        errors: the failed attempts by kind.
+        latencies: the answers by latency, in the bins of ``latencies.py``.
+    """
+
+    read: int = 0
+    started: int = 0
+    already_answered: int = 0
+    already_failed: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    latencies: tuple[int, ...] = ()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were started and have no outcome on record yet."""
+        return self.started - self.answered - self.failed - self.unanswered
+
+    def at_end(self) -> Counts:
+        """The same for a run that is over: what has no outcome on record never will."""
+        return dataclasses.replace(self, unanswered=self.unanswered + self.in_flight)
+
+    def __add__(self, other: Counts) -> Counts:
+        """The counts of two runs together."""
+        sums: dict[str, Any] = {
+            name: getattr(self, name) + getattr(other, name) for name in _NUMBERS
+        }
+        errors = dict(self.errors)
+        for kind, number in other.errors.items():
+            _count(errors, kind, number)
+        pairs = (self.latencies or other.latencies, other.latencies or self.latencies)
+        both = self.latencies and other.latencies
+        latencies = tuple(map(operator.add, *pairs)) if both else pairs[0]
+        return Counts(errors=errors, latencies=latencies, **sums)
+
+
+_NUMBERS = [each.name for each in dataclasses.fields(Counts)[:-2]]
+
+
+class Counters:
+    """Counts for one run. Any thread may call any method."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards every field below
+        self._numbers = dict.fromkeys(_NUMBERS, 0)
+        self._errors: dict[str, int] = {}
+        self._errors_by_kind: dict[str, int] = {}
+        self._latencies = [0] * BINS
+
+    def skipped(self, *, failed: bool = False) -> None:
+        """A request is not sent: the results file has its answer, or a failure that is kept."""
+        with self._lock:
+            self._numbers["already_failed" if failed else "already_answered"] += 1
+
+    def read(self) -> None:
+        """A request was read that is to be sent."""
+        with self._lock:
+            self._numbers["read"] += 1
+
+    def started(self) -> None:
+        """A request is in flight until its outcome is on record."""
+        with self._lock:
+            self._numbers["started"] += 1
+
+    def sent(self, tokens: int, *, first: bool) -> None:
+        """An attempt that reserved ``tokens`` is sent."""
+        with self._lock:
+            numbers = self._numbers
+            numbers["attempts"] += 1
+            numbers["retries"] += not first
+            numbers["reserved_tokens"] += tokens
+
+    def erred(self, kind: str, *, used_tokens: int = 0) -> None:
+        """An attempt failed; the server charged ``used_tokens`` for it."""
+        with self._lock:
+            self._numbers["used_tokens"] += used_tokens
+            _count(self._errors, kind)
+
+    def refused(self) -> None:
+        """A rate limit rejected an attempt."""
+        with self._lock:
+            self._numbers["rate_limited"] += 1
+
+    def paused(self) -> None:
+        """Sending pauses."""
+        with self._lock:
+            self._numbers["pauses"] += 1
+
+    def finished(self, outcomes: Iterable[Outcome], *, recorded: bool = True) -> None:
+        """Outcomes are on record, or ``recorded`` is false and they never will be."""
+        with self._lock:
+            for outcome in outcomes:
+                if outcome.unanswered or not recorded:
+                    self._numbers["unanswered"] += 1
+                    continue
+                self._numbers["deduplicated"] += outcome.deduplicated
+                if outcome.ok:
+                    self._numbers["answered"] += 1
+                    self._numbers["used_tokens"] += outcome.used_tokens or 0
+                    if outcome.latency_s is not None:
+                        self._latencies[bin_of(outcome.latency_s)] += 1
+                else:
+                    self._numbers["failed"] += 1
+                    _count(self._errors_by_kind, outcome.error_kind)
+
+    def counts(self) -> Counts:
+        """Where the run stands."""
+        with self._lock:
+            return self._counts()
+
+    def _counts(self) -> Counts:
+        """Caller holds ``_lock``."""
+        numbers: dict[str, Any] = dict(self._numbers)
+        return Counts(errors=dict(self._errors), latencies=tuple(self._latencies), **numbers)
+
+    def summary(self, elapsed_s: float, **more: Any) -> Summary:
+        """The run's summary; ``more`` are the fields that others know."""
+        with self._lock:
+            counts = self._counts()
+            by_kind = sorted(self._errors_by_kind.items(), key=lambda item: -item[1])
+        return Summary(
+            already_answered=counts.already_answered,
+            already_failed=counts.already_failed,
+            elapsed_s=elapsed_s,
+            errors_by_kind=dict(by_kind),
+            **counters_of(counts),
+            **more,
+        )
+
+
+def _count(errors: dict[str, int], kind: str, number: int = 1) -> None:
+    """Count ``number`` more of ``kind``. Beyond some kinds, all new ones are counted as one."""
+    if kind not in errors and len(errors) >= _MAX_KINDS:
+        kind = _OTHERS
+    errors[kind] = errors.get(kind, 0) + number

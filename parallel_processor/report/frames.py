@@ -1,0 +1,133 @@
+"""Outcomes as rows for a data frame."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from parallel_processor.models import Outcome, model_name
+from parallel_processor.providers.usage import read_usage
+
+_MAX_INT = 2**63 - 1
+_METADATA = "metadata"
+_EMBEDDING = "embedding"
+
+
+def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """A row for each outcome, for ``pandas.DataFrame``, ``polars.DataFrame`` or ``Dataset.from_list``.
+
+    number, custom_id: those of the request.
+    ok: true if it was answered.
+    text: the text of the answer.
+    embedding: the vector of the first input. The column is left out where no answer has a vector.
+    error: the error of the last attempt.
+    attempts, latency_s: as in :class:`Outcome`.
+    input_tokens, output_tokens, total_tokens: what the answer says was used.
+    model: the model that the answer names, or else the request.
+    metadata.name: a column for each member, if the metadata is an object.
+    metadata: the metadata, if it is anything else.
+
+    ``None`` stands for an unknown value. A metadata column has values of one type. If integers and floats
+    are mixed, all become floats; any other mixture becomes strings. Objects and lists become JSON.
+    polars finds a column's type from the first 100 rows, unless it is told ``infer_schema_length=None``.
+
+    >>> body = {"model": "m", "input": "text", "metadata": {"id": 7}}
+    >>> with Processor(request_url=url) as processor:
+    ...     (row,) = to_records(processor.map([body]))
+    >>> row["number"], row["ok"], row["metadata.id"], row["total_tokens"] > 0
+    (1, True, 7, True)
+    """
+    rows: list[dict[str, Any]] = []
+    extra: dict[
+        str, list[tuple[int, Any]]
+    ] = {}  # by column: the rows that have a value, and the value
+    for index, outcome in enumerate(outcomes):
+        rows.append(_row(outcome))
+        for name, value in _metadata_columns(outcome.metadata):
+            column = extra.setdefault(name, [])
+            if value is not None:
+                column.append((index, value))
+    if not any(row[_EMBEDDING] is not None for row in rows):
+        for row in rows:
+            del row[_EMBEDDING]
+    for name, column in extra.items():
+        for row in rows:
+            row[name] = None
+        values = _of_one_type([value for _, value in column])
+        for (index, _), value in zip(column, values, strict=True):
+            rows[index][name] = value
+    return rows
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    response = outcome.response
+    total, output = read_usage(response) if outcome.ok else (None, None)
+    return {
+        "number": outcome.request.number,
+        "custom_id": _clean(outcome.custom_id),
+        "ok": outcome.ok,
+        "text": _clean(outcome.text),
+        _EMBEDDING: _floats(outcome.embedding),
+        "error": _clean(outcome.error),
+        "attempts": outcome.attempts,
+        "latency_s": outcome.latency_s,
+        "input_tokens": total - output if total is not None and output is not None else None,
+        "output_tokens": output,
+        "total_tokens": outcome.used_tokens if total is None else total,
+        "model": _clean(model_name(response) or outcome.request.model) or None,
+    }
+
+
+def _metadata_columns(metadata: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(metadata, Mapping):
+        return [(_clean(f"{_METADATA}.{key}") or "", value) for key, value in metadata.items()]
+    return [] if metadata is None else [(_METADATA, metadata)]
+
+
+def _of_one_type(values: list[Any]) -> list[Any]:
+    types = {type(value) for value in values}
+    if types == {str}:
+        return [_clean(value) for value in values]
+    if types in ({bool}, {float}) or (types == {int} and all(map(_fits, values))):
+        return values
+    if types == {int, float}:
+        return (
+            [float(value) for value in values] if _all_exact(values) else list(map(_text, values))
+        )
+    return [_text(value) for value in values]
+
+
+def _fits(value: int) -> bool:
+    return -_MAX_INT <= value <= _MAX_INT
+
+
+def _all_exact(values: list[Any]) -> bool:
+    """True if every integer can become a float without losing digits."""
+    return all(abs(value) <= 2**53 for value in values if isinstance(value, int))
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return _clean(text) or ""
+
+
+def _clean(text: str | None) -> str | None:
+    """``text`` as UTF-8 can hold it: half a surrogate pair becomes U+FFFD.
+
+    An answer that was cut off may end with one.
+    """
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _floats(vector: list[float] | None) -> list[float] | None:
+    """The vector with floats only: JSON may have integers in it."""
+    if vector is None:
+        return None
+    try:
+        return array("d", vector).tolist()
+    except (TypeError, OverflowError):
+        return None

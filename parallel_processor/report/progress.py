@@ -1,0 +1,310 @@
+"""What a run shows while it goes on.
+
+A terminal and a notebook show a bar, anything else a line every 10 seconds. The thread that feeds the run
+draws it, between requests and while it waits. tqdm is imported only for a bar: without one, a run starts
+sooner.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Protocol, TextIO
+
+from parallel_processor.models import WaitCause
+from parallel_processor.ratelimit.reports import Usage
+from parallel_processor.report.counters import Counters, Counts
+from parallel_processor.report.wording import cause_text, of_limit, share_text
+from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.stop import do_all
+
+_BAR_INTERVAL_S = 0.2
+_LINE_INTERVAL_S = 10.0
+_BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
+_FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
+_WIDGET_FORMAT = "{percentage:3.0f}%{bar}{desc}"
+_JOIN_TIMEOUT_S = 0.5  # after a cell of a notebook was interrupted
+
+
+class Display(Protocol):
+    """A progress bar, or a report. For the thread that feeds the run."""
+
+    due_at: float  # of the clock; infinite for never
+
+    def refresh(self) -> None:
+        """Show where the run stands, and set the next ``due_at``."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Displays:
+    """All displays of one run. For the thread that feeds it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._displays: list[Display] = []
+        self._due_at = math.inf  # the earliest of theirs
+
+    def add(self, display: Display) -> None:
+        """Add a display."""
+        self._displays.append(display)
+        self._due_at = min(self._due_at, display.due_at)
+
+    def show(self) -> None:
+        """Refresh the displays that are due."""
+        if self._due_at < math.inf and self._clock() >= self._due_at:
+            for display in self._displays:
+                if self._clock() >= display.due_at:
+                    display.refresh()
+            self._due_at = min(display.due_at for display in self._displays)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a display is due."""
+        return max(self._due_at - self._clock(), 0.0) if self._due_at < math.inf else math.inf
+
+    def close(self) -> None:
+        """Close all of them."""
+        do_all([display.close for display in self._displays])
+
+
+class Progress:
+    """Shows how far a run is. For the thread that feeds the run.
+
+    Attributes:
+        counters: the counters of the run.
+        usage: gives how much of the limits is used.
+        waits: gives the seconds waited so far, by cause.
+        fraction: gives the share of the input that has been read, from 0 to 1; ``None`` if unknown.
+        show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing; false for
+            nothing.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        *,
+        usage: Callable[[], Usage],
+        waits: Callable[[], Mapping[WaitCause, float]],
+        fraction: Callable[[], float | None],
+        show: bool | None,
+        clock: Callable[[], float] = time.monotonic,
+        file: TextIO | None = None,
+    ) -> None:
+        self._counters = counters
+        self._usage = usage
+        self._waits = waits
+        self._fraction = fraction
+        self._clock = clock
+        self._started_at = clock()
+        stream = sys.stdout if is_notebook() else sys.stderr  # which is red in a notebook
+        self._file = file if file is not None else stream
+        self._bar: Any = None
+        if self._file is None:  # the process was started without stderr
+            show = False
+        elif show is not False:
+            self._bar = _new_bar(self._file)
+        self._interval_s = math.inf
+        if self._bar is not None:
+            self._interval_s = _BAR_INTERVAL_S
+        elif show:
+            self._interval_s = _LINE_INTERVAL_S
+        self.due_at = self._started_at + self._interval_s
+        self._refreshed_at = self._started_at
+        self._waited: Mapping[WaitCause, float] = {}  # at the last refresh
+
+    def _waiting_for(self, now: float) -> str:
+        """What was waited for most since the last refresh, and for which share of that time.
+
+        If it was for little, the run was busy: its input or the CPU limits it.
+        """
+        waited, whole_s = self._waits(), now - self._refreshed_at
+        fresh = {cause: s - self._waited.get(cause, 0.0) for cause, s in waited.items()}
+        cause = max(fresh, key=fresh.__getitem__, default=WaitCause.INPUT)
+        self._waited, self._refreshed_at = waited, now
+        if sum(fresh.values()) < whole_s / 2 or whole_s <= 0:
+            return cause_text(WaitCause.INPUT)
+        return f"{cause_text(cause)} {share_text(min(fresh[cause] / whole_s, 1.0))}"
+
+    def refresh(self) -> None:
+        """Show where the run stands."""
+        now = self._clock()
+        self.due_at = now + self._interval_s
+        counts = self._counters.counts()
+        text, done, total = self._line(counts, now)
+        try:
+            self._draw(text, done, total)
+        except (OSError, ValueError):  # the terminal is gone, or the reader of the lines
+            self._give_up()
+
+    def _draw(self, text: str, done: int, total: int | None) -> None:
+        bar = self._bar
+        if bar is None:
+            self._file.write(text + "\n")
+            self._file.flush()
+            return
+        bar.total = max(total or 0, done, 1)
+        bar.n = done
+        bar.set_description_str(text, refresh=False)
+        with bar.get_lock():  # tqdm itself would keep it when the terminal fails
+            bar.refresh(nolock=True)
+
+    def _give_up(self) -> None:
+        """Show nothing more. The run goes on."""
+        self.due_at = self._interval_s = math.inf
+        if self._bar is not None:
+            self._bar.disable = True
+            self._bar = None
+
+    def close(self) -> None:
+        """Take the bar's line to its end."""
+        if self._bar is not None and self._clock() >= self._started_at + _BAR_INTERVAL_S:
+            self.refresh()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, counts: Counts, now: float) -> tuple[str, int, int | None]:
+        elapsed_s = now - self._started_at
+        done = counts.answered + counts.failed + counts.already_answered
+        fraction = self._fraction()
+        total = _estimate(fraction, counts)
+        words = [f"{done:,}/{_about(total, fraction)}"]
+        if counts.failed:
+            words.append(f"{counts.failed:,} failed")
+        ended = counts.answered + counts.failed + counts.unanswered
+        if ended < counts.read or fraction != 1.0:
+            words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
+            words.append(f"waiting for {self._waiting_for(now)}")
+        words.append(f"{counts.in_flight:,} in flight")
+        words += _rates(self._usage())
+        return ", ".join(words), done, total
+
+
+def is_notebook() -> bool:
+    """True in a Jupyter kernel, whatever shows its notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def join_timeout_s(error: BaseException) -> float:
+    """For how long, at most, a run that ``error`` ended waits for what is in flight.
+
+    A person who interrupts a notebook's cell wants it to end: half a second lets the answers come that
+    are almost there, and running the cell again sends the other requests. Infinite in all other cases,
+    where the run's own settings decide.
+    """
+    return _JOIN_TIMEOUT_S if isinstance(error, KeyboardInterrupt) and is_notebook() else math.inf
+
+
+def _new_bar(file: TextIO) -> Any:
+    bar_class = _bar_class(file)
+    if bar_class is None:
+        return None
+    return bar_class(file=file, bar_format=_BAR_FORMAT, total=1, **_size(bar_class, file))
+
+
+def _bar_class(file: TextIO) -> Any:
+    """tqdm's bar for a notebook or a terminal; ``None`` where neither shows it."""
+    if is_notebook():
+        return _without_monitor(_notebook_bar())
+    if not file.isatty():
+        return None
+    with FORKS_WAIT:
+        from tqdm.std import tqdm  # only for a bar: see above
+
+    return _without_monitor(tqdm)
+
+
+def _notebook_bar() -> Any:
+    """tqdm's bar for a notebook: a widget where ``ipywidgets`` is installed, else text."""
+    with FORKS_WAIT:
+        from tqdm import notebook, std  # only for a bar: see above
+
+    if notebook.IProgress is None:  # type: ignore[attr-defined]
+        return std.tqdm
+
+    class WidgetBar(notebook.tqdm):  # type: ignore[type-arg]
+        """A widget that follows ``total``; tqdm's own keeps the first one."""
+
+        def __init__(self, **settings: Any) -> None:
+            settings["bar_format"] = _WIDGET_FORMAT
+            super().__init__(**settings)
+
+        def display(self, *args: Any, **settings: Any) -> None:
+            self.container.children[1].max = self.total
+            super().display(*args, **settings)
+
+    return WidgetBar
+
+
+def _without_monitor(bar_class: Any) -> Any:
+    """The same bar without tqdm's monitor thread, which would outlive it."""
+    bar_class.get_lock()  # creates the lock that all bars share
+    return type("Bar", (bar_class,), {"monitor_interval": 0})
+
+
+def _size(bar_class: Any, file: TextIO) -> dict[str, int]:
+    """The bar's size, where the terminal does not tell it; empty leaves it to tqdm."""
+    if not file.isatty():
+        return {}
+    try:
+        return {} if os.get_terminal_size(file.fileno()).columns else _FALLBACK_SIZE
+    except (OSError, ValueError):
+        return _FALLBACK_SIZE
+
+
+def _estimate(fraction: float | None, counts: Counts) -> int | None:
+    """The number of requests, from how many were found in the part that has been read."""
+    seen = counts.read + counts.already_answered
+    if not fraction or not seen:
+        return None
+    return max(seen, round(seen / fraction))
+
+
+def _about(total: int | None, fraction: float | None) -> str:
+    if total is None:
+        return "?"
+    return f"{total:,}" if fraction == 1.0 else f"~{float(f'{total:.2g}'):,.0f}"
+
+
+def _rates(usage: Usage) -> list[str]:
+    """What is sent a minute, and the limits."""
+    scale = 60.0 / max(usage.span_s, 1.0)
+    return [
+        f"{usage.admitted[name] * scale:,.0f}{of_limit(limit)} {name}/min"
+        for name, limit in usage.limits.items()
+    ]
+
+
+def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:
+    fresh = counts.answered + counts.failed
+    if total is None or not fresh or elapsed_s <= 0:
+        return "?"
+    return str(timedelta(seconds=round((total - done) * elapsed_s / fresh)))
+
+
+class BarStream:
+    """A stream for log lines that keeps them above the bar instead of across it."""
+
+    def write(self, text: str) -> None:
+        """Write ``text`` to stderr, if there is one. The bar is cleared first and drawn again."""
+        if sys.stderr is None:
+            return
+        if "tqdm.std" not in sys.modules:  # there is no bar
+            sys.stderr.write(text)
+            return
+        from tqdm.std import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush stderr."""
+        if sys.stderr is not None:
+            sys.stderr.flush()

@@ -1,0 +1,103 @@
+"""The figures of a processor for Prometheus. Each scrape asks for them anew.
+
+``prometheus_client`` is an extra (``pip install '.[metrics]'`` in a clone), and imported when used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.report.summary import COUNTER_TEXTS, Stats
+
+_log = logging.getLogger("parallel_processor")
+_GAUGES = {
+    "runs": "Runs under way",
+    "in_flight": "Requests sent that have no answer yet",
+    "requests_per_minute": "Requests sent in the last 60 seconds",
+    "tokens_per_minute": "Tokens charged in the last 60 seconds",
+}
+
+
+class HasStats(Protocol):
+    """A :class:`Processor`, or anything else that has such figures."""
+
+    def stats(self) -> Stats:
+        """The figures of this moment."""
+
+
+@contextmanager
+def serve_metrics(processor: HasStats, port: int, host: str = "127.0.0.1") -> Iterator[int]:
+    """While the block runs, serve the figures of ``processor`` at ``http://host:port/metrics``.
+
+    Gives the port; 0 asks for a free one. Raises :class:`ConfigurationError` if the address can't be
+    used, or ``prometheus_client`` is not installed.
+
+    >>> from urllib.request import urlopen
+    >>> with Processor(request_url=url) as processor, serve_metrics(processor, 0) as port:
+    ...     page = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    >>> "parallel_processor_answered_total 0.0" in page
+    True
+    """
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError:
+        raise ConfigurationError(
+            "metrics need prometheus_client: pip install prometheus_client"
+        ) from None
+    registry = CollectorRegistry()
+    registry.register(_Collector(processor))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"can't serve metrics at {host}:{port}: {error}") from None
+    try:
+        _log.info("metrics are at http://%s:%d/metrics", host, server.server_port)
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Collector:
+    """Answers prometheus_client's scrapes, each in a thread of its own."""
+
+    def __init__(self, processor: HasStats) -> None:
+        self._processor = processor
+
+    def collect(self) -> Iterator[Any]:
+        """Every metric, all of the same moment."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        stats = self._processor.stats()
+        for name, text in COUNTER_TEXTS.items():
+            yield CounterMetricFamily(_full(name), text, value=getattr(stats, name))
+        for name, text in _GAUGES.items():
+            yield GaugeMetricFamily(_full(name), text, value=getattr(stats, name))
+        errors = CounterMetricFamily(_full("errors"), "Failed attempts by kind", labels=["kind"])
+        yield _filled(errors, stats.errors)
+        for name, text, label, values in _labelled(stats):
+            yield _filled(GaugeMetricFamily(_full(name), text, labels=[label]), values)
+
+
+def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
+    """The gauges that have several values: name, text, label, and the values by label."""
+    yield "limit_per_minute", "What may be sent in a minute", "kind", stats.limits
+    quantiles = {f"{percent / 100:g}": s for percent, s in stats.latency_s.items()}
+    yield "latency_seconds", "Latency of the answers so far", "quantile", quantiles
+    held_by = {str(stats.held_by): 1.0} if stats.held_by else {}
+    yield "held_by", "What sending waits for now", "cause", held_by
+
+
+def _filled(family: Any, values: Mapping[str, float]) -> Any:
+    for value_of, value in values.items():
+        family.add_metric([value_of], value)
+    return family
+
+
+def _full(name: str) -> str:
+    return f"parallel_processor_{name}"

@@ -1,0 +1,181 @@
+"""What a run did, and what all runs of a processor did: figures for programs, and the same as text.
+
+:class:`RunCounts` is the one list of counters. :class:`Summary`, :class:`Stats`, a sample of the report
+and the metrics take their counters from it. A new counter is a field here, and the line in
+``counters.py`` that counts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallel_processor.exceptions import StopCause
+from parallel_processor.models import WaitCause, html_table
+from parallel_processor.ratelimit.reports import BucketReport
+from parallel_processor.report.wording import bucket_text
+
+_MAX_BUCKETS = 10  # that the text tells of, the busiest
+_LEAST_RATE_S = 60.0  # a shorter run has no rate: its burst counts for the time before
+
+
+def _counter(text: str) -> Any:
+    """A field that counts what ``text`` says. The metrics publish the text."""
+    return field(default=0, metadata={"text": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCounts:
+    """The counters of a run; each has its explanation beside it."""
+
+    answered: int = _counter("Requests that have an answer")
+    failed: int = _counter("Requests that failed for good")
+    unanswered: int = _counter("Requests that were given up because a run stopped")
+    deduplicated: int = _counter("Requests that were not sent because an equal one was")
+    attempts: int = _counter("Attempts that were sent")
+    retries: int = _counter("Attempts after a request's first one")
+    rate_limited: int = _counter("Attempts that a rate limit rejected")
+    pauses: int = _counter("Times when sending paused")
+    used_tokens: int = _counter("Tokens that the answers say were used")
+    reserved_tokens: int = _counter("Tokens that were reserved before sending")
+
+
+COUNTER_TEXTS: Mapping[str, str] = {
+    each.name: each.metadata["text"] for each in dataclasses.fields(RunCounts)
+}
+"""The names of the counters, each with its explanation."""
+
+
+def counters_of(counts: RunCounts) -> dict[str, Any]:
+    """The counters by name, as the other classes take them."""
+    return {name: getattr(counts, name) for name in COUNTER_TEXTS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(RunCounts):
+    """What a run did.
+
+    Attributes:
+        answered: requests of this run that have an answer.
+        failed: requests of this run that failed for good.
+        unanswered: requests that were started and given up, because the run stopped.
+        deduplicated: requests that were not sent because an equal one was; they count as answered or failed.
+        attempts: what was sent.
+        retries: the attempts after a request's first one.
+        rate_limited: the attempts that a rate limit rejected.
+        pauses: how often sending paused.
+        used_tokens: the sum of what the answers' ``usage`` says.
+        reserved_tokens: the sum of what was charged to the token limit before sending.
+        already_answered: requests that the results file had an answer for.
+        already_failed: requests that the results file had a failure for, which was kept.
+        elapsed_s: seconds from the start to the end.
+        errors_by_kind: the failed requests by how their last attempt ended.
+        stop_reason: why the run ended early, as text; empty if it did not.
+        stop_cause: the same as a value that a program can compare.
+        held_by: the seconds for which sending waited, by cause.
+        buckets: a report of the limits of each model.
+
+    >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> summary.answered, summary.failed, summary.attempts, summary.errors_by_kind
+    (3, 0, 3, {})
+    """
+
+    already_answered: int = 0
+    already_failed: int = 0
+    elapsed_s: float = 0.0
+    errors_by_kind: Mapping[str, int] = field(default_factory=dict)
+    stop_reason: str = ""
+    stop_cause: StopCause = StopCause.NOTHING
+    held_by: Mapping[WaitCause, float] = field(default_factory=dict)
+    buckets: tuple[BucketReport, ...] = ()
+
+    def __str__(self) -> str:
+        """The summary as lines for a person."""
+        return summary_text(self)
+
+    def _repr_html_(self) -> str:
+        """The same as a table, which a notebook shows."""
+        return html_table("Summary", self.rows())
+
+    def rows(self, *, with_stop: bool = True) -> Iterator[tuple[str, str]]:
+        """The lines of the summary, each as a name and a text."""
+        yield "requests", self._requests()
+        yield (
+            "attempts",
+            f"{self.attempts:,}{self._rate(self.attempts)}, {self.retries:,} of them retries, "
+            f"{self.rate_limited:,} rejected (429); pauses: {self.pauses:,}",
+        )
+        yield (
+            "tokens",
+            f"{self.reserved_tokens:,} reserved{self._rate(self.reserved_tokens)}, "
+            f"{self.used_tokens:,} used by the answers",
+        )
+        for kind, count in self.errors_by_kind.items():
+            yield f"failed with {kind}", f"{count:,}"
+        busiest = sorted(self.buckets, key=lambda bucket: -bucket.admitted)[:_MAX_BUCKETS]
+        yield from (bucket_text(each, self.elapsed_s) for each in busiest if each.admitted)
+        if self.stop_reason and with_stop:
+            yield "stopped", self.stop_reason
+
+    def _requests(self) -> str:
+        counts = {
+            "answered before": self.already_answered,
+            "failed before": self.already_failed,
+            "not sent because an equal one was": self.deduplicated,
+            "given up": self.unanswered,
+        }
+        words = [f"{self.answered:,} answered", f"{self.failed:,} failed"]
+        words += [f"{count:,} {name}" for name, count in counts.items() if count]
+        words += ["the rest not sent"] if self.stop_reason else []
+        return f"{', '.join(words)} in {self.elapsed_s:,.1f} s"
+
+    def _rate(self, count: int) -> str:
+        """What ``count`` comes to a minute, for a run that is long enough to have a rate."""
+        if self.elapsed_s < _LEAST_RATE_S:
+            return ""
+        return f" ({count * 60 / self.elapsed_s:,.0f} a minute)"
+
+
+def summary_text(summary: Summary, *, with_stop: bool = True) -> str:
+    """The summary as lines for a person; without the reason for a stop where that is shown already."""
+    return "\n".join(f"{name}: {value}" for name, value in summary.rows(with_stop=with_stop))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats(RunCounts):
+    """Where a processor stands: all its runs together, those that have ended included.
+
+    ``answered``, ``failed``, ``unanswered``, ``deduplicated``, ``attempts``, ``retries``, ``rate_limited``,
+    ``pauses``, ``used_tokens`` and ``reserved_tokens`` are counters as in :class:`Summary`, since the
+    processor was made.
+
+    Attributes:
+        read: requests that were read.
+        runs: runs that are under way.
+        in_flight: requests that were sent and have no answer yet.
+        errors: the failed attempts by kind.
+        requests_per_minute: the attempts of the last 60 seconds; of a younger processor, as a rate.
+        tokens_per_minute: the tokens charged in the last 60 seconds, likewise.
+        limits: what may be sent a minute, by the name of the quota; infinite where there is no limit.
+        held_by: what sending waits for at this moment; empty if for nothing.
+        latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
+            Empty while there are no answers.
+
+    >>> with Processor(request_url=url) as processor:
+    ...     outcomes = processor.map([{"model": "m", "input": "text"}])
+    ...     stats = processor.stats()
+    >>> stats.answered, stats.in_flight, sorted(stats.latency_s)
+    (1, 0, [50, 95, 99])
+    """
+
+    runs: int = 0
+    read: int = 0
+    in_flight: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    limits: Mapping[str, float] = field(default_factory=dict)
+    held_by: WaitCause = WaitCause.NOTHING
+    latency_s: Mapping[int, float] = field(default_factory=dict)

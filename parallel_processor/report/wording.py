@@ -1,0 +1,167 @@
+"""Figures and causes in words, as the progress line, the summary and the page show them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from parallel_processor.models import WaitCause
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport
+
+_MILLION = 1e6
+_LEAST_SHARE = 0.01  # of the time: a cause that took less is not named
+_CAUSE_TEXTS: Mapping[WaitCause, str] = {
+    WaitCause.NOTHING: "nothing",
+    WaitCause.REQUESTS: "the request limit",
+    WaitCause.TOKENS: "the token limit",
+    WaitCause.INPUT_TOKENS: "the input token limit",
+    WaitCause.OUTPUT_TOKENS: "the output token limit",
+    WaitCause.PAUSE: "a pause (429 or no connection)",
+    WaitCause.CONCURRENCY: "the server's concurrency limit",
+    WaitCause.MAX_WORKERS: "a free worker (max_workers)",
+    WaitCause.DISK: "the disk",
+    WaitCause.CONSUMER: "the program that reads the outcomes",
+    WaitCause.INPUT: "the input or the CPU",
+    WaitCause.TOKEN_COUNTING: "token counting (CPU)",
+    WaitCause.LOOK_AHEAD: "other models' requests (read-ahead is full)",
+    WaitCause.ANSWERS: "the last answers",
+}
+
+
+def cause_text(cause: WaitCause) -> str:
+    """What a run waits for."""
+    return _CAUSE_TEXTS[cause]
+
+
+def waits_text(held_by: Mapping[WaitCause, float], elapsed_s: float, most: int = 3) -> str:
+    """What was waited for, the longest first: ``84 % the request limit, 3 % the disk``."""
+    shares = [
+        f"{share_text(min(seconds / elapsed_s, 1.0))} {cause_text(cause)}"
+        for cause, seconds in sorted(held_by.items(), key=lambda item: -item[1])
+        if elapsed_s > 0 and seconds >= _LEAST_SHARE * elapsed_s
+    ]
+    return ", ".join(shares[:most]) or cause_text(WaitCause.NOTHING)
+
+
+def count(number: float) -> str:
+    """``number`` with thousands separators; a small one with its decimals."""
+    if not math.isfinite(number):
+        return "no limit"
+    return f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
+
+
+def of_limit(limit: float) -> str:
+    """What stands behind a figure that a limit bounds."""
+    return f"/{limit:,.0f}" if math.isfinite(limit) else ""
+
+
+def tick_text(number: float) -> str:
+    """``number`` as short as it can be written exactly."""
+    if abs(number) >= 10 * _MILLION:
+        return f"{number / _MILLION:,.10g} M"
+    if number == int(number):
+        return f"{number:,.0f}"
+    return f"{number:.10g}"
+
+
+def clock_text(seconds: float) -> str:
+    """``seconds`` as 1:02:03."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02}:{rest:02}"
+
+
+def latency_text(seconds: float | None) -> str:
+    """``seconds`` as 1.23 s, or 0:01:40 from 100 s on."""
+    if seconds is None:
+        return ""
+    return clock_text(seconds) if seconds >= 100 else f"{seconds:.3g} s"
+
+
+def share_text(share: float) -> str:
+    """``share`` as 84 %."""
+    if math.isnan(share):
+        return "?"
+    return f"{share * 100:.0f} %" if share >= 0.01 or share <= 0 else "< 1 %"
+
+
+def moment_text(when: float) -> str:
+    """``when``, in seconds since 1970, in local time and in UTC."""
+    here, utc = time.localtime(when), time.gmtime(when)
+    if here.tm_gmtoff == 0:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", utc)
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", here) + time.strftime(" (%H:%M:%S UTC)", utc)
+
+
+def kind_text(name: str) -> str:
+    """What a limit counts: ``input_tokens`` as input tokens."""
+    return name.replace("_", " ")
+
+
+def window_text(window_s: float) -> str:
+    """The unit of a limit's time: min, day, 90 s."""
+    whole = {1.0: "s", 60.0: "min", 3600.0: "h", 86400.0: "day"}
+    return whole.get(window_s, f"{window_s:,g} s")
+
+
+def number_of(limit: LimitReport) -> float:
+    """What the limit allows in its window: the least of what is known of it."""
+    numbers = (limit.configured, limit.found, limit.tried_per_minute)
+    return min((number for number in numbers if number is not None), default=math.inf)
+
+
+def allowed_by(limit: LimitReport) -> float:
+    """What the user set or the server says, whichever is less; infinite if neither is known."""
+    numbers = (limit.configured, limit.found)
+    return min((number for number in numbers if number is not None), default=math.inf)
+
+
+def limit_text(limit: LimitReport, number: float | None = None) -> str:
+    """The limit, or ``number`` of its kind: 1,200 requests/min."""
+    number = number_of(limit) if number is None else number
+    return f"{count(number)} {kind_text(limit.name)}/{window_text(limit.window_s)}"
+
+
+def bucket_name(bucket: BucketReport) -> str:
+    """The model, or the endpoint where all models share their limits."""
+    return bucket.model or urlsplit(bucket.url).path or "all"
+
+
+def bucket_text(bucket: BucketReport, elapsed_s: float) -> tuple[str, str]:
+    """A model's name, and in one line what its requests waited for and what its limits were."""
+    words = [f"waited for {waits_text(bucket.held_by, elapsed_s)}"]
+    words += [_outcome_text(limit) for limit in _tightest(bucket.limits)]
+    if bucket.in_flight_limit is not None:
+        words.append(f"concurrency limit found: {bucket.in_flight_limit:,.0f}")
+    return bucket_name(bucket), "; ".join(words)
+
+
+def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:
+    """Of the configured and the found limit of one kind, the lower one."""
+    kept: dict[tuple[str, float], LimitReport] = {}
+    for limit in limits:
+        key = (limit.name, limit.window_s)
+        if key not in kept or number_of(limit) < number_of(kept[key]):
+            kept[key] = limit
+    return tuple(kept.values())
+
+
+def _outcome_text(limit: LimitReport) -> str:
+    """A limit, where it comes from, and how much of it was used."""
+    allowed, tried = allowed_by(limit), limit.tried_per_minute
+    if math.isinf(allowed):
+        return (
+            f"no limit of {kind_text(limit.name)}"
+            if tried is None
+            else (f"{limit_text(limit)} found by trying")
+        )
+    text = limit_text(limit, allowed) + (" found" if limit.configured is None else "")
+    if tried is not None and tried < allowed:
+        text += f", reduced to {count(tried)} after rejections (429)"
+    if limit.used_share is not None:
+        number = len(limit.changes) - 1  # the first one is how it was found
+        changes = f", changed {number} time{'' if number == 1 else 's'}" if number > 0 else ""
+        text += f" ({share_text(min(limit.used_share, 1.0))} used{changes})"
+    return text

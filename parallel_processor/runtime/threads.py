@@ -1,0 +1,71 @@
+"""A thread that can be started and joined safely, wherever a KeyboardInterrupt hits the caller.
+
+An interrupted ``Thread.start`` may leave a lock held, for which the new thread then waits for ever. An
+interrupted ``Thread.join`` takes the thread for ended, up to Python 3.12, and the next ``join`` does not
+wait any more. So another thread, which nothing interrupts, starts this one, and it says itself that it
+ends (see :class:`~parallel_processor.runtime.stop.WakeEvent`).
+"""
+
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+from collections.abc import Callable
+
+from parallel_processor.runtime.stop import WakeEvent
+
+_BEGINNING_S = 0.2  # the longest that a thread takes to begin, if there is one
+_MAX_WAITERS = 8
+
+
+class SureThread:
+    """Runs ``target`` once, in a daemon thread."""
+
+    def __init__(self, target: Callable[[], object], name: str) -> None:
+        self._target = target
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._is_tried = False
+        self._error: BaseException | None = None
+        self._begun, self._ended = WakeEvent(_MAX_WAITERS), WakeEvent(_MAX_WAITERS)
+
+    def start(self) -> None:
+        """Start the thread, unless that was tried before; ``RuntimeError`` if the system has none left.
+
+        For one thread at a time.
+        """
+        if self._is_tried:
+            return
+        if sys.is_finalizing():  # it would be made, and never run
+            raise RuntimeError("can't start new thread at the interpreter's end")
+        self._is_tried = True
+        try:
+            _thread.start_new_thread(self._start, ())
+        except RuntimeError:  # the system has none left
+            self._is_tried = False
+            raise
+        self._begun.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self) -> None:
+        """Runs in a thread of its own."""
+        try:
+            self._thread.start()
+        except BaseException as error:
+            self._error = error
+            self._begun.set()
+
+    def _run(self) -> None:
+        self._begun.set()
+        try:
+            self._target()
+        finally:
+            self._ended.set()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until the thread has ended, if it was started; at most so long."""
+        if not self._is_tried or not self._begun.wait(_BEGINNING_S) or self._error is not None:
+            return
+        if self._ended.wait(timeout_s):
+            self._thread.join()  # within moments

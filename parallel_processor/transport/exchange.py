@@ -1,0 +1,192 @@
+"""One exchange on a kept connection: the request in one write, the response in few reads.
+
+Nearly all requests go this way. It leaves out what ``requests`` and urllib3 repeat for every
+request; ``transport.py`` says which requests still go through them.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import http.client
+import io
+import select
+import socket
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import urllib3
+from urllib3.util.wait import wait_for_read
+
+from parallel_processor.exceptions import TransportError
+from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
+from parallel_processor.transport.http1 import AnswerHead, Incoming, bound_by, parse_head
+
+_JOINED_BYTES = 64 * 1024  # up to this size, copying costs less than a second write
+_CHUNK_BYTES = 1024 * 1024
+_COMPRESSED_CHUNK_BYTES = 64 * 1024  # urllib3 before 2.6 inflates a whole chunk, to 64 MiB at most
+_GZIP = 16 + zlib.MAX_WBITS
+# The server has closed its receiving end; its response may still be there to be read.
+_STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPROTOTYPE)
+
+
+class Answer(NamedTuple):
+    """A complete response. The names in ``headers`` are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Line:
+    """One thread's connection to a host. It is made when it is first needed, and kept while it works."""
+
+    __slots__ = ("_connect_s", "_connection", "_has_input", "_pool", "_registry", "_timeout_s")
+
+    def __init__(
+        self, pool: BoundedPool, registry: ConnectionRegistry, connect_s: float, timeout_s: float
+    ) -> None:
+        self._pool = pool
+        self._registry = registry
+        self._connect_s = min(connect_s, timeout_s)
+        self._timeout_s = timeout_s
+        self._connection: Any = None
+        self._has_input: Callable[[], object] = bool
+
+    def exchange(self, head: bytes, payload: bytes, max_bytes: int) -> Answer:
+        """Send one request, and read its response.
+
+        Raises :class:`TransportError` for a body of more than ``max_bytes``, compressed or not.
+        """
+        sock = self._ready()
+        keeps = False
+        try:
+            deadline = self._registry.note_sending() + self._timeout_s
+            was_sent = _send(sock, head, payload, deadline)
+            incoming = Incoming(sock, deadline)
+            response = _final_head(incoming)
+            body = _read_body(incoming, response, max_bytes)
+            keeps = response.keeps_connection and was_sent and not incoming.rest
+        finally:
+            if not keeps:
+                self.close()
+        if body and "content-encoding" in response.headers:
+            body = _decoded(body, response.headers["content-encoding"], max_bytes)
+        return Answer(response.status, response.headers, body)
+
+    def _ready(self) -> socket.socket:
+        """The socket to send on: the last one, unless something has come in on it since.
+
+        What came in is the connection's end, or a response without a request. The latter must not
+        be taken for the response to the next request. The check is one cheap system call, and
+        nothing cheaper is certain.
+        """
+        self._registry.check()
+        if self._connection is not None:
+            if not self._has_input():
+                return self._connection.sock  # type: ignore[no-any-return]
+            self.close()
+        self._connection = self._pool.open(self._connect_s)
+        sock: socket.socket = self._connection.sock
+        self._has_input = _watch(sock)
+        return sock
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _watch(sock: socket.socket) -> Callable[[], object]:
+    """A function that tells whether something has come in on ``sock``."""
+    if not hasattr(select, "poll"):
+        return functools.partial(wait_for_read, sock, 0.0)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return functools.partial(poll.poll, 0)
+
+
+def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> bool:
+    """Send a request. False if the server did not take all of it; it may have responded before the end."""
+    head = b"%b%d\r\n\r\n" % (head, len(payload))
+    pieces = [head + payload] if len(payload) <= _JOINED_BYTES else [head, payload]
+    try:
+        for piece in pieces:
+            bound_by(sock, deadline)
+            sent = sock.send(piece)
+            if sent < len(piece):
+                bound_by(sock, deadline)
+                sock.sendall(memoryview(piece)[sent:])
+    except OSError as error:
+        if error.errno not in _STILL_READABLE:
+            raise
+        return False
+    return True
+
+
+def _final_head(incoming: Incoming) -> AnswerHead:
+    """The head of the final response.
+
+    Interim responses are read and dropped. Otherwise the final one would be taken for the response
+    to the next request.
+    """
+    while True:
+        head = parse_head(incoming.head())
+        if head.status >= 200:
+            return head
+        if head.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+            raise http.client.BadStatusLine("101 Switching Protocols")
+
+
+def _read_body(incoming: Incoming, head: AnswerHead, max_bytes: int) -> bytes:
+    if head.is_chunked and head.length is None:
+        chunked: Any = http.client.HTTPResponse(incoming)  # type: ignore[arg-type]
+        chunked.chunked, chunked.chunk_left, chunked.length = True, None, None
+        return read_bounded(chunked.read, max_bytes)
+    if head.length is None:
+        return read_bounded(incoming.read, max_bytes)
+    if head.length > max_bytes:
+        raise _too_large(max_bytes)
+    body = incoming.read(head.length)
+    if len(body) < head.length:
+        raise http.client.IncompleteRead(body, head.length - len(body))
+    return body
+
+
+def _decoded(body: bytes, coding: str, max_bytes: int) -> bytes:
+    """``body`` decompressed: gzip, which nearly all servers send, by zlib; all else by urllib3."""
+    if coding in ("gzip", "x-gzip"):
+        inflater = zlib.decompressobj(_GZIP)
+        try:
+            inflated = inflater.decompress(body, max_bytes + 1)
+        except zlib.error:
+            inflated = b""
+        if len(inflated) > max_bytes:
+            raise _too_large(max_bytes)
+        if inflater.eof and not inflater.unused_data:  # one stream, and complete
+            return inflated
+    headers = {"content-encoding": coding}
+    decoder = urllib3.HTTPResponse(io.BytesIO(body), headers=headers, preload_content=False)
+    return read_bounded(decoder.read, max_bytes, _COMPRESSED_CHUNK_BYTES)
+
+
+def read_bounded(
+    read: Callable[[int], bytes], max_bytes: int, chunk_bytes: int = _CHUNK_BYTES
+) -> bytes:
+    """All bytes that ``read`` gives. Raises :class:`TransportError` if they are more than ``max_bytes``."""
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := read(chunk_bytes):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> TransportError:
+    return TransportError(
+        f"the answer is larger than {max_bytes:,} bytes", kind="answer too large", retryable=False
+    )

@@ -1,0 +1,81 @@
+"""A request on its way through a run: what is kept of it between its arrival and its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from parallel_processor.models import Attempt, Estimate, Request, Verdict
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+
+_MAX_ERRORS = 1000  # a rate limit may reject a request much more often
+
+
+@dataclass(slots=True, kw_only=True)
+class Tries:
+    """The attempts of one request that has failed at least once. Only the owner of the request uses it.
+
+    Attributes:
+        request: the request.
+        sent: how many attempts were made.
+        failures: how many of them count towards ``max_attempts``.
+        unreachable: how many of them found no connection.
+        lost: how many of them were lost with a worker process.
+        refused_since: when a rate limit or an unreachable server first turned the request away, in
+            seconds of the worker's clock.
+        errors: the error texts of the attempts, for the record.
+        state: the ``tenacity.RetryCallState`` of the request. Its type is ``Any`` because ``retry.py``
+            alone imports tenacity.
+    """
+
+    request: Request
+    sent: int = 0
+    failures: int = 0
+    unreachable: int = 0
+    lost: int = 0
+    refused_since: float | None = None
+    errors: list[str] = field(default_factory=list)
+    state: Any = None
+
+    def note(self, attempt: Attempt, now: float) -> None:
+        """Count ``attempt``, and keep what it says for the record."""
+        self.sent += 1
+        if attempt.error:
+            del self.errors[_MAX_ERRORS - 1 :]  # of more than that, the first ones and the last
+            self.errors.append(attempt.error)
+        if attempt.verdict is Verdict.RETRY:
+            self.failures += 1
+        elif attempt.verdict is Verdict.LOST:
+            self.lost += 1
+        elif attempt.verdict in (Verdict.RATE_LIMITED, Verdict.UNREACHABLE):
+            self.unreachable += attempt.verdict is Verdict.UNREACHABLE
+            if self.refused_since is None:
+                self.refused_since = now
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Waiting:
+    """A request that waits to be sent, or is being sent.
+
+    One thread owns it at a time and may change it: the thread that counts its tokens, or the worker
+    that makes its attempt.
+
+    Attributes:
+        request: the request.
+        bucket: the token bucket that admits it.
+        estimate: its expected tokens; ``None`` until they are counted.
+        tries: its attempts; ``None`` until one failed.
+    """
+
+    request: Request
+    bucket: TokenBucket
+    estimate: Estimate | None = None
+    tries: Tries | None = None
+
+
+class Admitted(NamedTuple):
+    """A request that may be sent now, and the reservation that its bucket admitted."""
+
+    waiting: Waiting
+    place: Reservation

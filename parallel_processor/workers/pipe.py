@@ -1,0 +1,81 @@
+"""The messages between a run and its worker processes: requests to send, and finished attempts.
+
+A message is a pickled list behind its length. Both ends run the same program in the same version, and
+nobody else writes to the pipes. (A fork of the run's process may hold them open.)
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+from parallel_processor.models import Attempt, Reply, Verdict
+from parallel_processor.providers.jsontext import parse
+
+CANCEL = "cancel"  # in place of a list: give up what is in flight
+SHUTDOWN = "shutdown"  # the same, and end the process
+_LENGTH = struct.Struct("<Q")
+
+
+class WorkItem(NamedTuple):
+    """A request to send.
+
+    Attributes:
+        number: what the answering message refers to.
+        url: the request's own URL, if it has one.
+        payload: the body.
+        host: decides how the limit headers of the answer are read.
+    """
+
+    number: int
+    url: str | None
+    payload: bytes
+    host: str
+
+
+def write(file: BinaryIO, message: Any) -> None:
+    """Write the whole ``message``; ``OSError`` if there is no reader."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    view = memoryview(_LENGTH.pack(len(data)) + data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def read(file: BinaryIO) -> Any:
+    """The next message; ``None`` at the end, also for a torn message."""
+    head = file.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    data = file.read(length)
+    return pickle.loads(data) if len(data) == length else None
+
+
+def pack(attempt: Attempt) -> Any:
+    """``attempt`` in the form that is sent: of a good answer only the values that differ."""
+    reply = attempt.reply
+    if attempt.verdict is not Verdict.ANSWERED or reply is None:
+        return attempt
+    return (
+        *(reply.status, dict(reply.headers), reply.body),
+        *(attempt.used_tokens, attempt.output_tokens),
+        *(attempt.readings, attempt.sent_at_s, attempt.latency_s),
+    )
+
+
+def unpack(packed: Any, *, parses: bool) -> Attempt:
+    """The attempt behind what :func:`pack` made. A good answer is JSON, and is parsed if ``parses``."""
+    if isinstance(packed, Attempt):
+        return packed
+    status, headers, body, used_tokens, output_tokens, readings, sent_at_s, latency_s = packed
+    data = parse(body.decode(), strict=False) if parses else None
+    return Attempt(
+        verdict=Verdict.ANSWERED,
+        reply=Reply(status=status, headers=headers, body=body, data=data, is_json=True),
+        used_tokens=used_tokens,
+        output_tokens=output_tokens,
+        readings=readings,
+        sent_at_s=sent_at_s,
+        latency_s=latency_s,
+    )

@@ -1,0 +1,297 @@
+"""The worker processes of a run, for servers so fast that one core can't keep up with them.
+
+All decisions are made here, in the run's process: reading, limits, retries, writing. The child processes
+(``child.py``) send requests and return the attempts. Each child has a thread here, which settles the
+attempts that it returned and gives it as many new requests in one message, so that a request passes
+through no other thread. The requests of a child that dies are sent again by another.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
+from parallel_processor.models import Attempt, Verdict
+from parallel_processor.options import Options
+from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.workers import pipe as messages
+from parallel_processor.workers.pending import Admitted
+from parallel_processor.workers.pipe import WorkItem
+
+_log = logging.getLogger("parallel_processor")
+_MAX_FRUITLESS = 3  # children in a row, for each process, that end without any result
+_JOIN_TIMEOUT_S = 15.0  # for the end of what was cancelled: connecting may take as long
+_MAX_BATCH = 16  # requests of one message: more would not be shared by all processes
+_WRITE_TIMEOUT_S = 2.0
+_READ_BYTES = 1 << 16
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.workers.child import main; main()"
+
+
+class _Child:
+    """One child process, and the requests that it is sending."""
+
+    def __init__(self, first_message: Any, listen: Callable[[_Child], None]) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # a terminal's Ctrl-C is for the run alone
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows, too
+        )
+        self.lock = threading.Lock()  # guards the fields below, and writing to the pipe
+        self.in_flight: dict[int, Admitted] = {}
+        self.is_lost = False
+        self.has_sent = False  # anything, since it was started
+        name = "parallel-processor-child"
+        self.thread = threading.Thread(target=listen, args=[self], name=name, daemon=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._work: Any = self.process.stdin
+        raw: Any = self.process.stdout
+        self.results = io.BufferedReader(raw, _READ_BYTES)
+        self.tell(first_message)
+
+    def send(self, numbered: list[tuple[int, Admitted]]) -> bool:
+        """Give it these requests to send; false if the process is known to be gone."""
+        with self.lock:
+            if self.is_lost:
+                return False
+            self.in_flight.update(numbered)
+            try:
+                self._write([_work_item(number, admitted) for number, admitted in numbered])
+            except BaseException:
+                for number, _ in numbered:
+                    del self.in_flight[number]
+                raise
+        return True
+
+    def tell(self, message: Any) -> None:
+        """Write ``message``; a process that does not read is killed."""
+        if self._acquire():
+            try:
+                self._write(message)
+            finally:
+                self.lock.release()
+
+    def _acquire(self) -> bool:
+        """Take the lock. A writer holds it for long only if the process has stopped reading."""
+        if self.lock.acquire(timeout=_WRITE_TIMEOUT_S):
+            return True
+        self.process.kill()
+        return False
+
+    def _write(self, message: Any) -> None:
+        try:
+            messages.write(self._work, message)
+        except (OSError, ValueError):
+            pass  # its thread notices that it is gone, and its requests are sent again
+
+    def lose(self) -> list[Admitted]:
+        """Mark it as gone, and return the requests that it was sending."""
+        with self.lock:
+            self.is_lost = True
+            left, self.in_flight = list(self.in_flight.values()), {}
+        return left
+
+    def hang_up(self) -> None:
+        """Let the process end. Closing the pipe isn't enough: a fork of ours may hold it open."""
+        if self._acquire():
+            try:
+                self._write(messages.SHUTDOWN)
+                self._work.close()
+            except OSError:
+                pass  # what was left to write
+            finally:
+                self.lock.release()
+
+    def kill(self) -> None:
+        """Kill the process, unless it has ended."""
+        if self.thread.is_alive():
+            self.process.kill()
+
+    def end(self) -> str:
+        """Wait until the process has ended, and say how it ended."""
+        try:
+            code = self.process.wait(_JOIN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.hang_up()
+        self.results.close()
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _work_item(number: int, admitted: Admitted) -> WorkItem:
+    request, bucket = admitted.waiting.request, admitted.waiting.bucket
+    return WorkItem(number, request.url, request.payload, bucket.host)
+
+
+class WorkerProcesses:
+    """A pool of ``options.processes`` processes with threads; used like ``WorkerThreads``.
+
+    ``parses_answers``: false if only the answers' text will be used.
+    ``start`` and ``flush`` are for one thread.
+    :class:`ConfigurationError` if the session factory can't be sent to another process.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+        stop: StopSignal,
+        parses_answers: bool,
+    ) -> None:
+        self._settle = settle
+        self._stop = stop
+        self._parses_answers = parses_answers
+        self._first_message = (sys.path, _pickled(options))
+        self._numbers = itertools.count()
+        self._started: list[Admitted] = []  # that no process has been given yet
+        self._lock = threading.Lock()  # guards the fields below
+        self._size = options.processes
+        self._children: list[_Child] = []
+        self._threads: list[threading.Thread] = []  # of all children, also of those that are gone
+        self._fruitless = 0
+        self._is_closing = False
+
+    def start(self, admitted: Admitted) -> None:
+        """Send ``admitted``, together with others, at the latest in :meth:`flush`.
+
+        Only one thread may call these two.
+        """
+        self._started.append(admitted)
+        if len(self._started) >= _MAX_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give what was started to the process with the fewest requests in flight."""
+        started, self._started = self._started, []
+        if started:
+            self._send(None, started)
+
+    def _send(self, child: _Child | None, batch: list[Admitted]) -> None:
+        """Give ``batch`` to ``child`` if it lives, else to another; a failure ends the run."""
+        if self._stop.is_set():  # while the batch was put together
+            for admitted in batch:
+                self._settle(admitted, Attempt(verdict=Verdict.STOPPED))
+            return
+        ready = [(next(self._numbers), admitted) for admitted in batch]
+        try:
+            while ready and (child is None or not child.send(ready)):
+                child = self._idlest()
+        except BaseException as error:
+            for _, admitted in ready:
+                self._settle(admitted, error)
+
+    def _idlest(self) -> _Child:
+        with self._lock:
+            while len(self._children) < self._size:
+                self._children.append(self._new_child())
+            return min(self._children, key=lambda child: len(child.in_flight))
+
+    def _new_child(self) -> _Child:
+        """Start a process. Caller holds ``_lock``."""
+        if self._is_closing:
+            raise WorkerProcessError("the run is over")
+        if self._fruitless >= _MAX_FRUITLESS * self._size:
+            raise WorkerProcessError(
+                "the worker processes end before they have sent anything, one after the other"
+            )
+        try:
+            child = _Child(self._first_message, self._listen)
+        except OSError as error:
+            raise WorkerProcessError(f"can't start a worker process: {error}") from error
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(child.thread)
+        child.thread.start()
+        return child
+
+    def _listen(self, child: _Child) -> None:
+        """Runs in a thread for each child: settle what it returns, and give it as much again."""
+        bug: BaseException | None = None
+        try:
+            while (message := messages.read(child.results)) is not None:
+                child.has_sent = True
+                following = [self._receive(child, number, packed) for number, packed in message]
+                self._send(child, [admitted for admitted in following if admitted is not None])
+        except BaseException as error:
+            bug = error
+        self._replace(child, bug)
+
+    def _receive(self, child: _Child, number: int, packed: Any) -> Admitted | None:
+        admitted = child.in_flight.pop(number)
+        if isinstance(packed, BaseException):
+            return self._settle(admitted, packed)
+        return self._settle(admitted, messages.unpack(packed, parses=self._parses_answers))
+
+    def _replace(self, child: _Child, bug: BaseException | None) -> None:
+        """Have another child send what ``child``, which is gone, had in flight."""
+        left = child.lose()
+        with self._lock:
+            is_closing = self._is_closing
+            self._children.remove(child)
+            if left:
+                self._fruitless = 0 if child.has_sent else self._fruitless + 1
+        if bug is not None:
+            child.process.kill()
+        how = child.end()
+        lost = Attempt(verdict=Verdict.STOPPED)
+        if not is_closing:
+            _log.warning(
+                "a worker process is gone (%s); requests that are sent again: %d", how, len(left)
+            )
+            text = f"lost: its worker process is gone ({how})"
+            lost = Attempt(verdict=Verdict.LOST, kind="lost", error=text)
+        for admitted in left:
+            following = self._settle(admitted, lost if bug is None else bug)
+            if following is not None:
+                self._send(None, [following])
+
+    def cut(self) -> None:
+        """Cancel every exchange in flight; each fails like a broken connection."""
+        with self._lock:
+            children = list(self._children)
+        for child in children:
+            child.tell(messages.CANCEL)
+
+    def close(self) -> None:
+        """End the processes; what they have in flight is cancelled."""
+        with self._lock:
+            self._is_closing = True
+            children, threads = list(self._children), list(self._threads)
+        for child in children:
+            child.hang_up()
+        until = time.monotonic() + _JOIN_TIMEOUT_S
+        for child in children:
+            child.thread.join(max(until - time.monotonic(), 0.0))
+            child.kill()
+        for thread in threads:
+            thread.join()
+
+    abort = close
+
+
+def _pickled(options: Options) -> bytes:
+    factory = options.session_factory
+    try:
+        if getattr(factory, "__module__", "") == "__main__":
+            raise pickle.PicklingError("it is in the main module")
+        return pickle.dumps(replace(options, validate=None))  # which is called in this process
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            f"with processes={options.processes} the session_factory must be a function of a module that "
+            f"another process can import: {error}"
+        ) from None

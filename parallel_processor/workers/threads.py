@@ -1,0 +1,77 @@
+"""The worker threads of a run in this process. Each of them sends one request after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from parallel_processor.models import Attempt, Verdict
+from parallel_processor.options import Options
+from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.runtime.threads import SureThread
+from parallel_processor.transport.session import Transport
+from parallel_processor.workers.attempt import AttemptRunner
+from parallel_processor.workers.pending import Admitted
+
+
+class WorkerThreads:
+    """A pool of threads, one for each request in flight.
+
+    ``settle`` is called after each attempt, with the attempt or with the bug that prevented it, and
+    returns the next request to send. Nothing that waited here for a thread is sent after a ``stop``.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        max_workers: int,
+        *,
+        settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+        stop: StopSignal,
+    ) -> None:
+        self._transport = Transport(options)
+        self._attempts = AttemptRunner(options, self._transport)
+        self._settle = settle
+        self._stop = stop
+        self._executor = ThreadPoolExecutor(
+            max_workers, thread_name_prefix="parallel-processor-worker"
+        )
+        # An interrupted executor.shutdown() may take living threads for ended ones, so that it runs in
+        # a thread that nothing interrupts.
+        self._closing = SureThread(self._executor.shutdown, "parallel-processor-closing")
+
+    def start(self, admitted: Admitted) -> None:
+        """Send ``admitted`` from an idle thread, or from a new one."""
+        self._executor.submit(self._work, admitted)
+
+    def flush(self) -> None:
+        """Do nothing: :meth:`start` keeps nothing back."""
+
+    def _work(self, admitted: Admitted | None) -> None:
+        """Runs in a worker thread: send, settle, go on with the next request."""
+        while admitted is not None:
+            admitted = self._settle(admitted, self._send(admitted))
+
+    def _send(self, admitted: Admitted) -> Attempt | BaseException:
+        if self._stop.is_set():
+            return Attempt(verdict=Verdict.STOPPED)
+        waiting = admitted.waiting
+        try:
+            return self._attempts.send_once(waiting.request, waiting.bucket.host)
+        except BaseException as error:  # a bug: the run ends with it instead of hanging
+            return error
+
+    def cut(self) -> None:
+        """Cancel every exchange in flight; each fails like a broken connection."""
+        self._transport.cut()
+
+    abort = cut  # the interpreter itself waits for the threads
+
+    def close(self) -> None:
+        """Wait until the threads have ended, and close the sessions."""
+        try:
+            self._closing.start()
+        except RuntimeError:  # the system has no thread left, or the interpreter ends
+            self._executor.shutdown()
+        self._closing.join()
+        self._transport.close()
