@@ -20,8 +20,8 @@ from parallel_processor.files.records import read_results
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.models import (
     Outcome,
-    Reply,
     Request,
+    Response,
     WaitCause,
     response_embeddings,
     response_text,
@@ -43,7 +43,7 @@ __all__ = [
     "Outcome",
     "ParallelProcessorError",
     "Processor",
-    "Reply",
+    "Response",
     "Request",
     "RequestFailedError",
     "ResultsFileError",

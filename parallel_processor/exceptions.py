@@ -183,7 +183,7 @@ class TransportError(ParallelProcessorError):
     Attributes:
         kind: a short label to count by: ``timeout``, ``connection error``, ``torn body`` …
         retryable: false if another attempt would end the same way.
-        is_cut: true if the run itself gave the attempt up.
+        is_cancelled: true if the run itself gave the attempt up.
         unreachable: true if no connection was made, so that nothing was sent.
     """
 
@@ -193,13 +193,13 @@ class TransportError(ParallelProcessorError):
         *,
         kind: str,
         retryable: bool = True,
-        is_cut: bool = False,
+        is_cancelled: bool = False,
         unreachable: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retryable = retryable
-        self.is_cut = is_cut
+        self.is_cancelled = is_cancelled
         self.unreachable = unreachable
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from parallel_processor.exceptions import RequestFailedError
 
-CANT_BE_SENT = "can't be sent"
-"""The kind of failure of a request that has a flaw."""
+INVALID_REQUEST = "can't be sent"
+"""The kind of failure of a request that has a invalid_reason."""
 _MAX_MODEL_CHARS = 256  # a longer text is no name
 
 
@@ -71,7 +71,7 @@ class Request:
             the same, parsed.
         metadata_json: the text of ``metadata``, the cookbook's column.
         number: counts from 1: the line of the file, or the place in the iterable.
-        flaw: why the request can't be sent. It becomes a failed record without an attempt.
+        invalid_reason: why the request can't be sent. It becomes a failed record without an attempt.
         dropped: members that were left out, because they ask for a response that isn't one JSON
             object.
 
@@ -89,7 +89,7 @@ class Request:
     metadata_json: bytes | None = field(default=None, repr=False)
     custom_id: str | None = None
     url: str | None = None
-    flaw: str | None = None
+    invalid_reason: str | None = None
     dropped: frozenset[str] = frozenset()
 
     @property
@@ -129,7 +129,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Response:
     """A complete response, whatever its ``status``.
 
     Attributes:
@@ -141,7 +141,7 @@ class Reply:
 
     >>> with Processor(request_url=url) as processor:
     ...     (outcome,) = processor.imap_unordered([{"model": "m", "input": "text"}])
-    >>> outcome.reply.status, outcome.reply.headers["content-type"], outcome.reply.data["object"]
+    >>> outcome.raw_response.status, outcome.raw_response.headers["content-type"], outcome.raw_response.data["object"]
     (200, 'application/json', 'list')
     """
 
@@ -182,7 +182,7 @@ class WaitCause(str, enum.Enum):
     """What a run, or the head of a bucket's queue, waits for. A member equals its value, a string.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
-    >>> summary.held_by.get(WaitCause.REQUESTS, 0.0) < summary.elapsed_s
+    >>> summary.waited_s.get(WaitCause.REQUESTS, 0.0) < summary.elapsed_s
     True
     """
 
@@ -206,7 +206,7 @@ class WaitCause(str, enum.Enum):
         return str(self.value)
 
 
-class Verdict(enum.Enum):
+class AttemptStatus(enum.Enum):
     """What an attempt's end means for its request and for the run (see ``answers.py``)."""
 
     ANSWERED = "answered"
@@ -220,18 +220,18 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class Rejection:
     """What a server that turned an attempt away complained of.
 
-    ``kind`` is the limit that it named, ``requests`` or ``tokens``, if any. ``steep`` says that the
+    ``kind`` is the limit that it named, ``requests`` or ``tokens``, if any. ``ramp_too_fast`` says that the
     traffic rose too fast, ``overload`` that the server has too much to do, whoever it is from;
-    ``hinted`` that it named a time to wait.
+    ``has_retry_after`` that it named a time to wait.
     """
 
     kind: str = ""
-    steep: bool = False
+    ramp_too_fast: bool = False
     overload: bool = False
-    hinted: bool = False
+    has_retry_after: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,12 +239,12 @@ class Attempt:
     """How one attempt ended.
 
     Attributes:
-        verdict: what that means for the request and for the run.
-        reply: the complete answer; ``None`` if there is none.
+        status: what that means for the request and for the run.
+        response: the complete answer; ``None`` if there is none.
         kind: a short label for counting, such as ``HTTP 500 server_error``; empty for a good answer.
         error: the text for the record; empty for a good answer.
         retry_after_s: how long the server asked to wait; ``None`` if it asked for nothing.
-        refusal: set if the server turned the attempt away, for its limits or its load.
+        rejection: set if the server turned the attempt away, for its limits or its load.
         used_tokens: what the answer says was used; ``None`` if it says nothing.
         output_tokens: the answer's part of ``used_tokens``.
         readings: the limits in the answer's headers, each a ``LimitReading``.
@@ -253,12 +253,12 @@ class Attempt:
         latency_s: seconds from the sending to the end of the answer; ``None`` if nothing was sent.
     """
 
-    verdict: Verdict
-    reply: Reply | None = None
+    status: AttemptStatus
+    response: Response | None = None
     kind: str = ""
     error: str = ""
     retry_after_s: float | None = None
-    refusal: Refusal | None = None
+    rejection: Rejection | None = None
     used_tokens: int | None = None
     output_tokens: int | None = None
     readings: Sequence[LimitReading] = ()
@@ -273,7 +273,7 @@ class Outcome:
     Attributes:
         request: the request.
         ok: true for an answer, false for a failure.
-        reply: the complete response; a failure may have one, too.
+        raw_response: the complete response; a failure may have one, too.
         errors: the errors of a failure, one string per attempt, oldest first.
         error_kind: the last error's short label, such as ``timeout``.
         attempts: how many attempts were really sent.
@@ -292,7 +292,7 @@ class Outcome:
 
     request: Request
     ok: bool
-    reply: Reply | None = None
+    raw_response: Response | None = None
     errors: tuple[str, ...] = ()
     error_kind: str = ""
     attempts: int = 0
@@ -304,7 +304,7 @@ class Outcome:
     @property
     def response(self) -> Any:
         """The response's parsed JSON; ``None`` if there is no response."""
-        return self.reply.data if self.reply is not None else None
+        return self.raw_response.data if self.raw_response is not None else None
 
     @property
     def text(self) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.file_run import FileJob, FileRun
-from parallel_processor.engine.iterables import GivenRequests, InOrder
+from parallel_processor.engine.iterables import NumberedRequests, ReorderBuffer
 from parallel_processor.exceptions import (
     ConfigurationError,
     ParallelProcessorError,
@@ -86,7 +86,7 @@ class Processor:
         ...         print(outcome.request.number, outcome.ok)
         1 True
         """
-        yield from self._outcomes(GivenRequests(requests, self._options.request_url), progress)
+        yield from self._outcomes(NumberedRequests(requests, self._options.request_url), progress)
 
     def imap(
         self,
@@ -112,8 +112,8 @@ class Processor:
     def _in_order(
         self, requests: Iterable[RequestLike], window: int, progress: bool | None
     ) -> Iterator[Outcome]:
-        given = GivenRequests(requests, self._options.request_url)
-        order = InOrder(given, window)
+        given = NumberedRequests(requests, self._options.request_url)
+        order = ReorderBuffer(given, window)
         try:
             for outcome in self._outcomes(given, progress, order.room):
                 yield from order.add(outcome)
@@ -139,7 +139,7 @@ class Processor:
         >>> [len(outcome.embedding) > 0 for outcome in outcomes]
         [True, True]
         """
-        given = GivenRequests(requests, self._options.request_url)
+        given = NumberedRequests(requests, self._options.request_url)
         outcomes: list[Outcome] = []
         try:
             for outcome in self._outcomes(given, progress):
@@ -231,7 +231,7 @@ class Processor:
 
     def _outcomes(
         self,
-        given: GivenRequests,
+        given: NumberedRequests,
         progress: bool | None,
         ahead: Callable[[], float] | None = None,
     ) -> Iterator[Outcome]:
@@ -251,10 +251,10 @@ class Processor:
         for run in self._account.runs():
             run.stop(StopRequested(reason))
 
-    def cut(self, reason: str = "stopped by the caller") -> None:
+    def cancel(self, reason: str = "stopped by the caller") -> None:
         """Like :meth:`stop`, but what is in flight is given up at once."""
         for run in self._account.runs():
-            run.cut(StopRequested(reason))
+            run.cancel(StopRequested(reason))
 
     def __enter__(self) -> Processor:
         return self
@@ -280,7 +280,7 @@ class Processor:
             for run in account.runs():
                 run.stop(StopRequested("the processor was closed"))
                 if run.yields_outcomes or not is_clean:
-                    run.cut(StopRequested("the processor was closed"))
+                    run.cancel(StopRequested("the processor was closed"))
             account.submissions.close()
 
 

@@ -61,7 +61,7 @@ def timeline(
             used_tokens=now.used_tokens + round(answered * its.used),
             in_flight=round(its.rate * its.latency_s * random.uniform(0.8, 1.2)),
             errors=dict(errors),
-            held_by=dict(held),
+            waited_s=dict(held),
             latencies=tuple(bins),
             limits={"requests": its.limit, "tokens": its.token_limit},
         )
@@ -73,8 +73,8 @@ def timeline(
 def told(samples: tuple[Sample, ...], **more: object) -> Summary:
     """The summary that goes with the last sample."""
     last = samples[-1]
-    held_by = dict(sorted(last.held_by.items(), key=lambda item: -item[1]))
-    summary = Summary(**counters_of(last), elapsed_s=last.at_s, held_by=held_by)
+    waited_s = dict(sorted(last.waited_s.items(), key=lambda item: -item[1]))
+    summary = Summary(**counters_of(last), elapsed_s=last.at_s, waited_s=waited_s)
     return replace(summary, **more)  # type: ignore[arg-type]
 
 
@@ -110,9 +110,9 @@ def faulty() -> RunReport:
     bucket = BucketReport(
         url=URL,
         model="gpt-4o-mini",
-        held_by=last.held_by,
+        waited_s=last.waited_s,
         admitted=last.attempts,
-        refusals=last.rate_limited,
+        rejections=last.rate_limited,
         pauses=1,
         answered=last.answered,
         reserved_tokens=last.reserved_tokens,
@@ -125,7 +125,7 @@ def faulty() -> RunReport:
     return RunReport(
         summary=told(samples, pauses=1, errors_by_kind=errors, buckets=(bucket,)),
         started_at=STARTED_AT,
-        told_at=STARTED_AT + 480,
+        written_at=STARTED_AT + 480,
         fraction=1.0,
         requests_path="/home/someone/evals/2026-01/requests.jsonl",
         save_path="/home/someone/evals/2026-01/requests_results.jsonl",
@@ -161,7 +161,7 @@ def empty() -> RunReport:
     return RunReport(
         summary=Summary(elapsed_s=0.02),
         started_at=STARTED_AT,
-        told_at=STARTED_AT + 0.02,
+        written_at=STARTED_AT + 0.02,
         fraction=1.0,
         requests_path="empty.jsonl",
         save_path="empty_results.jsonl",
@@ -187,7 +187,7 @@ def running() -> RunReport:
     bucket = BucketReport(
         url=URL,
         model="gpt-4o",
-        held_by=last.held_by,
+        waited_s=last.waited_s,
         admitted=last.attempts,
         answered=last.answered,
         reserved_tokens=last.reserved_tokens,
@@ -198,7 +198,7 @@ def running() -> RunReport:
     return RunReport(
         summary=told(samples, buckets=(bucket,), already_answered=12_400),
         started_at=STARTED_AT,
-        told_at=STARTED_AT + 95,
+        written_at=STARTED_AT + 95,
         is_running=True,
         fraction=0.37,
         requests_path="requests.jsonl",
@@ -220,7 +220,7 @@ def unlimited() -> RunReport:
     bucket = BucketReport(
         url="http://127.0.0.1:8000/v1/embeddings",
         model="bge-m3",
-        held_by=last.held_by,
+        waited_s=last.waited_s,
         admitted=last.attempts,
         answered=last.answered,
         reserved_tokens=last.reserved_tokens,
@@ -231,7 +231,7 @@ def unlimited() -> RunReport:
     return RunReport(
         summary=told(samples, buckets=(bucket,), failed=0),
         started_at=STARTED_AT,
-        told_at=STARTED_AT + 20,
+        written_at=STARTED_AT + 20,
         fraction=1.0,
         requests_path="requests.jsonl",
         save_path="requests_results.jsonl",
@@ -247,16 +247,16 @@ def many_models(number: int = 10) -> RunReport:
         400, lambda _: Moment(limit=6000, token_limit=9e6, rate=84, held={WaitCause.REQUESTS: 0.5})
     )
     samples = tuple(
-        replace(s, at_s=s.at_s * 23, held_by={k: v * 23 for k, v in s.held_by.items()})
+        replace(s, at_s=s.at_s * 23, waited_s={k: v * 23 for k, v in s.waited_s.items()})
         for s in samples
     )
     buckets = tuple(
         BucketReport(
             url=URL,
             model=f"vendor/model-{n}-with-a-rather-long-name-2026-01-05",
-            held_by={WaitCause.REQUESTS: 9000.0 / (n + 1), WaitCause.TOKENS: 90.0 * n},
+            waited_s={WaitCause.REQUESTS: 9000.0 / (n + 1), WaitCause.TOKENS: 90.0 * n},
             admitted=9000 // (n + 1),
-            refusals=n,
+            rejections=n,
             pauses=n // 3,
             answered=8900 // (n + 1),
             reserved_tokens=9_000_000 // (n + 1),
@@ -277,7 +277,7 @@ def many_models(number: int = 10) -> RunReport:
             samples, buckets=buckets, stop_reason=reason, stop_cause=StopCause.QUOTA, unanswered=41
         ),
         started_at=STARTED_AT,
-        told_at=STARTED_AT + 9200,
+        written_at=STARTED_AT + 9200,
         fraction=0.58,
         requests_path="requests.jsonl",
         save_path="requests_results.jsonl",

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from virtual import AUTO, Client, Server, World, _reply, share
 
-from parallel_processor.models import Reply
+from parallel_processor.models import Response
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.simulator import LimitChange, ModelLimits
 
 pytestmark = pytest.mark.acceptance
@@ -327,7 +327,7 @@ class Hostile(Server):
         self._lines = lines
 
     def serve(
-        self, model: str, read: int, cap: int, used: int, answer: Callable[[Reply], None]
+        self, model: str, read: int, cap: int, used: int, answer: Callable[[Response], None]
     ) -> None:
         self.admitted[self._second()] += 1
         self._world.after(0.2, lambda: answer(_reply(200, self._lines, {"ok": True})))
@@ -366,7 +366,7 @@ def test_a_slow_model_holds_up_no_fast_one() -> None:
         "fast": ModelLimits(requests_per_minute=RATE),
     }
     servers = [Server(world, latency_s=0.5, limits_by_model=limits) for _ in limits]
-    ceiling = Ceiling(AUTO, world.clock)
+    ceiling = SharedLimits(AUTO, world.clock)
     for server, model in zip(servers, limits, strict=True):
         Client(world, server, model=model, ceiling=ceiling)
     world.run(100)
@@ -379,7 +379,7 @@ def test_models_share_what_was_typed_for_all_of_them() -> None:
     """Under one ceiling two models together never exceed it, and both get their part."""
     world = World()
     limits = Limits(requests_per_minute=RATE, tokens_per_minute=math.inf)
-    ceiling = Ceiling(limits, world.clock)
+    ceiling = SharedLimits(limits, world.clock)
     servers = [Server(world, latency_s=0.5) for _ in range(2)]
     for server in servers:
         Client(world, server, limits, ceiling=ceiling)

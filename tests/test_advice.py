@@ -9,7 +9,7 @@ import pytest
 import reports
 
 from parallel_processor.exceptions import StopCause
-from parallel_processor.models import CANT_BE_SENT, WaitCause
+from parallel_processor.models import INVALID_REQUEST, WaitCause
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport
 from parallel_processor.report.advice import advice, nothing_to_change
 from parallel_processor.report.headline import headline
@@ -25,16 +25,16 @@ def limit(name: str = "requests", **more: Any) -> LimitReport:
     return LimitReport(name=name, **more)
 
 
-def run(*limits: LimitReport, refusals: int = 0, **more: Any) -> Summary:
+def run(*limits: LimitReport, rejections: int = 0, **more: Any) -> Summary:
     """A run of 100 s with 1,000 attempts and one model with these limits."""
-    model = BucketReport(url=URL, model="m", limits=limits, refusals=refusals)
+    model = BucketReport(url=URL, model="m", limits=limits, rejections=rejections)
     figures = {"attempts": 1000, "answered": 1000, "elapsed_s": 100.0, "buckets": (model,)}
     return Summary(**(figures | {"rate_limited": refusals} | more))
 
 
 def said(summary: Summary, **more: Any) -> str:
     """The headline of a run."""
-    return headline(RunReport(summary=summary, started_at=0.0, told_at=100.0, **more))
+    return headline(RunReport(summary=summary, started_at=0.0, written_at=100.0, **more))
 
 
 TYPED = limit(configured=600.0, used_share=0.5)
@@ -64,46 +64,49 @@ HELD_BY_TOKENS = {TOKENS: 50.0}
             "same command without `--keep_failures` again: it sends only what has no answer.",
         ),
         (
-            run(failed=3, errors_by_kind={CANT_BE_SENT: 3}),
+            run(failed=3, errors_by_kind={INVALID_REQUEST: 3}),
             "Correct the 3 invalid lines of the requests file.",
         ),
         (
-            run(TYPED, limit(tried_per_minute=300.4), refusals=60),
+            run(TYPED, limit(tried_per_minute=300.4), rejections=60),
             "Set `--max_requests_per_minute` to `auto` or 300, which the server allows, instead of "
             "600. 6 % of the attempts were rejected (429).",
         ),
         (
-            run(TYPED, limit(found=300.0), refusals=3),  # few are enough where a header says so
+            run(TYPED, limit(found=300.0), rejections=3),  # few are enough where a header says so
             "Set `--max_requests_per_minute` to `auto` or 300, which the server allows, instead of",
         ),
         (
-            run(TYPED_TOKENS, limit("tokens", found=3e4), refusals=60),
+            run(TYPED_TOKENS, limit("tokens", found=3e4), rejections=60),
             "Set `--max_tokens_per_minute` to `auto` or 30,000, which the server allows, instead",
         ),
         (
-            run(limit(found=600.0, others_per_minute=200.2), refusals=60),
+            run(limit(found=600.0, others_per_minute=200.2), rejections=60),
             "Leave other programs a share of the limit with `--headroom 0.1`: they seem to send 200",
         ),
         (
-            run(TYPED, limit(found=5000.0), held_by=HELD),
+            run(TYPED, limit(found=5000.0), waited_s=HELD),
             "Raise `--max_requests_per_minute` from 600 to 5,000 or `auto`: the server allows that.",
         ),
         (
-            run(TYPED_TOKENS, limit("tokens", found=3e5), held_by=HELD_BY_TOKENS),
+            run(TYPED_TOKENS, limit("tokens", found=3e5), waited_s=HELD_BY_TOKENS),
             "Raise `--max_tokens_per_minute` from 90,000 to 300,000 or `auto`",
         ),
         (
-            run(held_by=HELD_BY_TOKENS, reserved_tokens=4500, used_tokens=1000),
+            run(waited_s=HELD_BY_TOKENS, reserved_tokens=4500, used_tokens=1000),
             "Lower `max_tokens` in the requests: 4.5 times as many tokens were reserved as used. If",
         ),
         (
-            run(held_by={WaitCause.MAX_WORKERS: 60.0}),
+            run(waited_s={WaitCause.MAX_WORKERS: 60.0}),
             "Raise `--max_workers` (and `ulimit -n`): 60 % of the time all were busy.",
         ),
-        (run(held_by={WaitCause.TOKEN_COUNTING: 80.0}), "Use more cores with `--processes`: 80 %"),
-        (run(held_by={WaitCause.DISK: 40.0}), "Write to a faster disk (`--save_filepath`): 40 %"),
-        (run(held_by={WaitCause.CONSUMER: 40.0}), "Read the outcomes faster: 40 % of the time"),
-        (run(held_by={WaitCause.LOOK_AHEAD: 40.0}), "Mix the models in the file: 40 % of the time"),
+        (run(waited_s={WaitCause.TOKEN_COUNTING: 80.0}), "Use more cores with `--processes`: 80 %"),
+        (run(waited_s={WaitCause.DISK: 40.0}), "Write to a faster disk (`--save_filepath`): 40 %"),
+        (run(waited_s={WaitCause.CONSUMER: 40.0}), "Read the outcomes faster: 40 % of the time"),
+        (
+            run(waited_s={WaitCause.LOOK_AHEAD: 40.0}),
+            "Mix the models in the file: 40 % of the time",
+        ),
     ],
 )
 def test_a_rule_speaks(summary: Summary, start: str) -> None:
@@ -117,22 +120,22 @@ def test_a_rule_speaks(summary: Summary, start: str) -> None:
     "summary",
     [
         run(TYPED),
-        run(TYPED, limit(tried_per_minute=300.0), refusals=40),
-        run(TYPED, limit(tried_per_minute=590.0), refusals=60),
-        run(TYPED, limit(found=300.0), refusals=2),
-        run(limit(tried_per_minute=300.0), refusals=60, held_by={WaitCause.PAUSE: 20.0}),
-        run(limit(found=600.0, others_per_minute=200.2), refusals=40),
-        run(limit(found=600.0, others_per_minute=0.4), refusals=60),
-        run(TYPED, limit(found=5000.0), held_by={REQUESTS: 20.0}),
-        run(TYPED, limit(found=610.0), held_by=HELD),
-        run(TYPED, limit(tried_per_minute=5000.0), held_by=HELD),
-        run(TYPED, limit(found=5000.0, window_s=86400.0), held_by=HELD),
-        run(held_by=HELD, reserved_tokens=9000, used_tokens=1000),
-        run(held_by=HELD_BY_TOKENS, reserved_tokens=2900, used_tokens=1000),
-        run(held_by=HELD_BY_TOKENS, reserved_tokens=2900, used_tokens=0),
-        run(held_by={cause: 20.0 for cause in WaitCause if cause}),
+        run(TYPED, limit(tried_per_minute=300.0), rejections=40),
+        run(TYPED, limit(tried_per_minute=590.0), rejections=60),
+        run(TYPED, limit(found=300.0), rejections=2),
+        run(limit(tried_per_minute=300.0), rejections=60, waited_s={WaitCause.PAUSE: 20.0}),
+        run(limit(found=600.0, others_per_minute=200.2), rejections=40),
+        run(limit(found=600.0, others_per_minute=0.4), rejections=60),
+        run(TYPED, limit(found=5000.0), waited_s={REQUESTS: 20.0}),
+        run(TYPED, limit(found=610.0), waited_s=HELD),
+        run(TYPED, limit(tried_per_minute=5000.0), waited_s=HELD),
+        run(TYPED, limit(found=5000.0, window_s=86400.0), waited_s=HELD),
+        run(waited_s=HELD, reserved_tokens=9000, used_tokens=1000),
+        run(waited_s=HELD_BY_TOKENS, reserved_tokens=2900, used_tokens=1000),
+        run(waited_s=HELD_BY_TOKENS, reserved_tokens=2900, used_tokens=0),
+        run(waited_s={cause: 20.0 for cause in WaitCause if cause}),
         run(attempts=0, answered=0, buckets=()),
-        run(held_by={WaitCause.MAX_WORKERS: 4.0}, elapsed_s=5.0),
+        run(waited_s={WaitCause.MAX_WORKERS: 4.0}, elapsed_s=5.0),
     ],
 )
 def test_the_rules_are_silent(summary: Summary) -> None:
@@ -151,16 +154,16 @@ def test_failures_that_a_setting_prevents_name_it() -> None:
 
 def test_a_limit_that_was_used_is_named() -> None:
     """Where the limit itself is the speed, that is said."""
-    used = run(limit(found=1200.0, used_share=0.97), held_by=HELD)
+    used = run(limit(found=1200.0, used_share=0.97), waited_s=HELD)
     assert advice(used) == ()
     assert nothing_to_change(used).startswith("Nothing: the limit of 1,200 requests/min was used.")
-    text = nothing_to_change(run(held_by={WaitCause.CONCURRENCY: 90.0}))
+    text = nothing_to_change(run(waited_s={WaitCause.CONCURRENCY: 90.0}))
     assert text == "Nothing: the server had as many requests in flight as it can take."
 
 
 def test_a_model_is_named_among_several() -> None:
     """With several models it is said whose limit was set too low."""
-    summary = run(TYPED, limit(found=5000.0), held_by=HELD)
+    summary = run(TYPED, limit(found=5000.0), waited_s=HELD)
     other = BucketReport(url=URL, model="other")
     assert " for m" not in advice(summary)[0]
     both = replace(summary, buckets=(*summary.buckets, other))
@@ -169,14 +172,14 @@ def test_a_model_is_named_among_several() -> None:
 
 def test_lines_that_cant_be_sent_are_not_called_rejected() -> None:
     """No server has seen them; what failed at the server is spoken of by itself."""
-    first, second = advice(run(failed=8, errors_by_kind={CANT_BE_SENT: 3, "HTTP 400": 5}))
+    first, second = advice(run(failed=8, errors_by_kind={INVALID_REQUEST: 3, "HTTP 400": 5}))
     assert first.startswith("Correct the 3 invalid lines")
     assert second.startswith("Look at the errors of the 5 failed requests.")
 
 
 def test_a_stop_comes_first_and_names_the_command() -> None:
     """What stopped the run is the first thing to put right; the command may be another one."""
-    stopped = run(TYPED, stop_cause=StopCause.KEY, failed=3, refusals=500)
+    stopped = run(TYPED, stop_cause=StopCause.KEY, failed=3, rejections=500)
     first, second, *_ = advice(stopped, again="the same command without `--overwrite`")
     assert first.endswith(
         "then run the same command without `--overwrite` again: it continues where it stopped."
@@ -186,7 +189,7 @@ def test_a_stop_comes_first_and_names_the_command() -> None:
 
 def test_a_running_run_is_not_run_again() -> None:
     """While it goes on, nobody is told to start it a second time."""
-    running = run(failed=1, held_by={WaitCause.DISK: 40.0})
+    running = run(failed=1, waited_s={WaitCause.DISK: 40.0})
     (text,) = advice(running, is_running=True)
     assert text.startswith("Write to a faster disk")
 
@@ -195,36 +198,36 @@ def test_a_running_run_is_not_run_again() -> None:
     ("text", "words"),
     [
         (
-            said(run(limit(found=1200.0, used_share=0.974), held_by={REQUESTS: 84.0})),
+            said(run(limit(found=1200.0, used_share=0.974), waited_s={REQUESTS: 84.0})),
             "Sending waited 84 % of the time for the limit of 1,200 requests/min (97 % used).",
         ),
         (
-            said(run(limit(found=1200.0), held_by={REQUESTS: 84.0}), is_running=True),
+            said(run(limit(found=1200.0), waited_s={REQUESTS: 84.0}), is_running=True),
             "Sending waited 84 % of the time so far for the limit of 1,200 requests/min.",
         ),
         (
-            said(run(limit(window_s=86400.0, found=1200.0), TYPED, held_by={REQUESTS: 84.0})),
+            said(run(limit(window_s=86400.0, found=1200.0), TYPED, waited_s={REQUESTS: 84.0})),
             "Sending waited 84 % of the time for the limit of 1,200 requests/day.",
         ),
         (
-            said(run(limit(found=300.0, tried_per_minute=224.0, used_share=0.76), held_by=HELD)),
+            said(run(limit(found=300.0, tried_per_minute=224.0, used_share=0.76), waited_s=HELD)),
             "Sending waited 90 % of the time for the limit of 300 requests/min, reduced to 224 "
             "after 429s (76 % used).",
         ),
         (
-            said(run(held_by={TOKENS: 60.0})),
+            said(run(waited_s={TOKENS: 60.0})),
             "Sending waited 60 % of the time for the token limit.",
         ),
         (
-            said(run(held_by={WaitCause.MAX_WORKERS: 60.0}), max_workers=1000),
+            said(run(waited_s={WaitCause.MAX_WORKERS: 60.0}), max_workers=1000),
             "Sending waited 60 % of the time for a free worker (max_workers is 1,000).",
         ),
         (
-            said(run(held_by={REQUESTS: 30.0})),
+            said(run(waited_s={REQUESTS: 30.0})),
             "Sending was busy 70 % of the time, and waited 30 % of the time for the request limit.",
         ),
         (
-            said(run(held_by={REQUESTS: 9.0})),
+            said(run(waited_s={REQUESTS: 9.0})),
             "Sending was busy 91 % of the time: it hardly waited.",
         ),
         (said(run()), "Sending was busy 100 % of the time: it hardly waited."),
@@ -240,10 +243,10 @@ def test_the_headline_says_what_limited_the_run(text: str, words: str) -> None:
 def test_the_headline_names_the_model_that_waited_longest() -> None:
     """Of several models with limits of their own the one that waited longest is named."""
     report = reports.many_models()
-    slow = replace(report.summary.buckets[3], held_by={REQUESTS: 9e9})
+    slow = replace(report.summary.buckets[3], waited_s={REQUESTS: 9e9})
     buckets = (*report.summary.buckets[:3], slow)
     report = replace(
-        report, summary=replace(report.summary, buckets=buckets, held_by={REQUESTS: 9e3})
+        report, summary=replace(report.summary, buckets=buckets, waited_s={REQUESTS: 9e3})
     )
     assert "100,000 requests/day" in headline(report)
     assert f"of {slow.model} (10 % used)" in headline(report)

@@ -13,28 +13,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from parallel_processor.models import Refusal, Reply, Verdict
+from parallel_processor.models import AttemptStatus, Rejection, Response
 from parallel_processor.providers.jsontext import read_answer
-from parallel_processor.providers.responses import judge, read_error, retry_after_s
+from parallel_processor.providers.responses import classify, read_error, retry_after_s
 
 ANSWERED, RETRY, RATE_LIMITED, FAILED, FATAL = (
-    Verdict.ANSWERED,
-    Verdict.RETRY,
-    Verdict.RATE_LIMITED,
-    Verdict.FAILED,
-    Verdict.FATAL,
+    AttemptStatus.ANSWERED,
+    AttemptStatus.RETRY,
+    AttemptStatus.RATE_LIMITED,
+    AttemptStatus.FAILED,
+    AttemptStatus.FATAL,
 )
 
 
-def reply_of(status: int, body: Any = b"", headers: dict[str, str] | None = None) -> Reply:
+def reply_of(status: int, body: Any = b"", headers: dict[str, str] | None = None) -> Response:
     """A reply as the transport makes it; what isn't bytes becomes JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     names: CaseInsensitiveDict[str] = CaseInsensitiveDict(headers or {})
     try:
         data, line = read_answer(raw)
     except ValueError:
-        return Reply(status=status, headers=names, body=raw)
-    return Reply(status=status, headers=names, body=line, data=data, is_json=True)
+        return Response(status=status, headers=names, body=raw)
+    return Response(status=status, headers=names, body=line, data=data, is_json=True)
 
 
 def error(code: Any = None, kind: Any = None, message: str = "m", **more: Any) -> dict[str, Any]:
@@ -243,15 +243,17 @@ SUCCESSES = [
 @pytest.mark.parametrize(
     ("status", "body", "verdict"), [*OPENAI, *AZURE, *ANTHROPIC, *GEMINI, *OTHERS, *SUCCESSES]
 )
-def test_every_known_answer_gets_its_verdict(status: int, body: Any, verdict: Verdict) -> None:
+def test_every_known_answer_gets_its_verdict(
+    status: int, body: Any, verdict: AttemptStatus
+) -> None:
     """The tables of the providers' errors, row by row."""
-    attempt = judge(reply_of(status, body))
-    assert attempt.verdict is verdict
+    attempt = classify(reply_of(status, body))
+    assert attempt.status is verdict
     assert bool(attempt.error) == bool(attempt.kind) == (verdict is not ANSWERED)
 
 
-REQUESTS, TOKENS = Refusal(kind="requests"), Refusal(kind="tokens")
-STEEP, OVERLOAD, UNNAMED = Refusal(steep=True), Refusal(overload=True), Refusal()
+REQUESTS, TOKENS = Rejection(kind="requests"), Rejection(kind="tokens")
+STEEP, OVERLOAD, UNNAMED = Rejection(ramp_too_fast=True), Rejection(overload=True), Rejection()
 AZURE_LIMIT = (
     "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2024-10-21 have "
     "exceeded {} rate limit of your current OpenAI S0 pricing tier. Please retry after 22 seconds."
@@ -358,11 +360,13 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("status", "body", "refusal"), REFUSALS)
-def test_a_refusal_says_what_it_is_about(status: int, body: Any, refusal: Refusal) -> None:
+@pytest.mark.parametrize(("status", "body", "rejection"), REFUSALS)
+def test_a_refusal_says_what_it_is_about(status: int, body: Any, rejection: Rejection) -> None:
     """The limit that the server names, its load, or a rate that rose too fast; nothing is guessed."""
-    attempt = judge(reply_of(status, body))
-    assert attempt.refusal == replace(refusal, hinted=attempt.retry_after_s is not None)
+    attempt = classify(reply_of(status, body))
+    assert attempt.rejection == replace(
+        rejection, has_retry_after=attempt.retry_after_s is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -384,24 +388,24 @@ def test_a_refusal_says_what_it_is_about(status: int, body: Any, refusal: Refusa
 )
 def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
     """An answer, a fault, and a request that can never succeed say nothing about the rate."""
-    assert judge(reply_of(status, body)).refusal is None
+    assert classify(reply_of(status, body)).rejection is None
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "refusal"),
+    ("status", "headers", "rejection"),
     [
-        (503, {"Retry-After": "2"}, replace(OVERLOAD, hinted=True)),
-        (402, {"Retry-After": "2"}, replace(UNNAMED, hinted=True)),
+        (503, {"Retry-After": "2"}, replace(OVERLOAD, has_retry_after=True)),
+        (402, {"Retry-After": "2"}, replace(UNNAMED, has_retry_after=True)),
         (429, {"x-should-retry": "false"}, None),
         (503, {"x-should-retry": "false"}, None),
         (500, {"Retry-After": "2"}, None),
     ],
 )
 def test_headers_change_the_refusal(
-    status: int, headers: dict[str, str], refusal: Refusal | None
+    status: int, headers: dict[str, str], rejection: Rejection | None
 ) -> None:
     """A response that is retried may be a rejection; one that fails is none."""
-    assert judge(reply_of(status, b"", headers)).refusal == refusal
+    assert classify(reply_of(status, b"", headers)).rejection == rejection
 
 
 @pytest.mark.parametrize(
@@ -424,15 +428,17 @@ def test_headers_change_the_refusal(
         (200, {"Content-Type": "text/event-stream; charset=utf-8"}, FAILED),
     ],
 )
-def test_headers_change_the_verdict(status: int, headers: dict[str, str], verdict: Verdict) -> None:
+def test_headers_change_the_verdict(
+    status: int, headers: dict[str, str], verdict: AttemptStatus
+) -> None:
     """The server's word on waiting and retrying counts, but never against a fatal error."""
-    assert judge(reply_of(status, b"", headers)).verdict is verdict
+    assert classify(reply_of(status, b"", headers)).status is verdict
 
 
 def test_what_never_fits_is_never_retried() -> None:
     """A request larger than the limit fails, even if the server says that it should be retried."""
     body = error("rate_limit_exceeded", "tokens", TOO_LARGE)
-    assert judge(reply_of(429, body, {"x-should-retry": "true"})).verdict is FAILED
+    assert classify(reply_of(429, body, {"x-should-retry": "true"})).status is FAILED
 
 
 @pytest.mark.parametrize(
@@ -468,16 +474,16 @@ def test_the_error_says_what_the_server_said(
     status: int, body: Any, headers: dict[str, str], text: str
 ) -> None:
     """Status, code or type, message in one line, and the request id for the provider's support."""
-    assert judge(reply_of(status, body, headers)).error == text
+    assert classify(reply_of(status, body, headers)).error == text
 
 
 def test_an_answer_tells_what_it_used() -> None:
     """The tokens of the usage come with the verdict, and the answer's part if it is there."""
-    attempt = judge(reply_of(200, {"usage": {"total_tokens": 9}}))
+    attempt = classify(reply_of(200, {"usage": {"total_tokens": 9}}))
     assert (attempt.used_tokens, attempt.output_tokens) == (9, None)
-    attempt = judge(reply_of(200, {"usage": {"total_tokens": 9, "prompt_tokens": 5}}))
+    attempt = classify(reply_of(200, {"usage": {"total_tokens": 9, "prompt_tokens": 5}}))
     assert (attempt.used_tokens, attempt.output_tokens) == (9, 4)
-    attempt = judge(reply_of(200, {"choices": []}))
+    attempt = classify(reply_of(200, {"choices": []}))
     assert (attempt.used_tokens, attempt.output_tokens) == (None, None)
 
 
@@ -589,9 +595,9 @@ HEADERS = st.dictionaries(
 @given(STATUSES, HEADERS, JSON.map(lambda value: json.dumps(value).encode()) | st.binary())
 def test_no_answer_raises(status: int, headers: dict[str, str], body: bytes) -> None:
     """Whatever status, headers and body come, there is a verdict, and a failure has its reason."""
-    attempt = judge(reply_of(status, body, headers))
-    assert (attempt.verdict is ANSWERED) == (not attempt.error) == (not attempt.kind)
-    assert attempt.verdict is not ANSWERED or 200 <= status < 300
+    attempt = classify(reply_of(status, body, headers))
+    assert (attempt.status is ANSWERED) == (not attempt.error) == (not attempt.kind)
+    assert attempt.status is not ANSWERED or 200 <= status < 300
     wait = attempt.retry_after_s
     assert wait is None or 0 <= wait < math.inf
     assert "\n" not in attempt.kind
@@ -612,6 +618,6 @@ def test_no_answer_raises(status: int, headers: dict[str, str], body: bytes) -> 
 def test_a_huge_error_is_judged_at_once(error_body: bytes) -> None:
     """No part of an error takes time or room beyond its length."""
     started_at = time.process_time()
-    attempt = judge(reply_of(429, error_body))
+    attempt = classify(reply_of(429, error_body))
     assert len(attempt.error) < 1000
     assert time.process_time() - started_at < 2

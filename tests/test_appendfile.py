@@ -126,7 +126,7 @@ def test_cut_forgets_the_end(path: Path) -> None:
     """The first bytes stay, and appending goes on behind them; closing twice does no harm."""
     file = AppendFile(path)
     file.append(b"one\ntwo\n")
-    file.cut(4)
+    file.truncate(4)
     file.append(b"three\n")
     assert file.size == 10
     file.close()

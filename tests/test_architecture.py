@@ -412,7 +412,9 @@ def test_all_is_the_public_namespace() -> None:
 
 def test_every_module_can_be_imported_first() -> None:
     """No module needs another one to have been imported before it."""
-    found = {info.name for info in pkgutil.walk_packages(parallel_processor.__path__, f"{PACKAGE}.")}
+    found = {
+        info.name for info in pkgutil.walk_packages(parallel_processor.__path__, f"{PACKAGE}.")
+    }
     assert {f"{PACKAGE}.{name}" for name in MODULES if not name.endswith("__init__")} <= found
 
 
@@ -452,7 +454,11 @@ def test_every_test_says_in_a_sentence_what_it_shows() -> None:
         (breaks_single_importer, "transport.session", "import httpx"),
         (breaks_thread_makers, "engine.run", "from threading import Thread as T\nT()"),
         (breaks_thread_makers, "engine.run", "import threading\nclass A(threading.Timer): ..."),
-        (breaks_thread_makers, "files.writer", "import concurrent.futures as c\nc.ThreadPoolExecutor()"),
+        (
+            breaks_thread_makers,
+            "files.writer",
+            "import concurrent.futures as c\nc.ThreadPoolExecutor()",
+        ),
         (breaks_thread_makers, "processor", "import threading as t\nt.Thread(target=f)"),
         (breaks_lock_makers, "engine.run", "import threading\nf(default_factory=threading.Lock)"),
         (breaks_lock_makers, "files.formats", "from threading import Condition\nc = Condition()"),
@@ -479,8 +485,16 @@ def test_the_rules_can_be_broken(
 @pytest.mark.parametrize(
     ("rule", "name", "source"),
     [
-        (breaks_table, "processor", "from .engine.account import Account\nfrom .options import Options"),
-        (breaks_table, "simulator.__main__", "from .server import serve\nfrom ..tokens import counter"),
+        (
+            breaks_table,
+            "processor",
+            "from .engine.account import Account\nfrom .options import Options",
+        ),
+        (
+            breaks_table,
+            "simulator.__main__",
+            "from .server import serve\nfrom ..tokens import counter",
+        ),
         (breaks_table, "__init__", "from .api import process_file"),
         (
             breaks_table,

@@ -12,10 +12,10 @@ from clocks import FakeClock
 
 from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits, Options
-from parallel_processor.ratelimit.registry import Buckets
+from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
-from parallel_processor.report.wait_times import Ledger
+from parallel_processor.report.wait_times import WaitTimes
 
 URL = "https://host.example/v1/chat/completions"
 OTHER_URL = "https://host.example/v1/embeddings"
@@ -32,12 +32,12 @@ def buckets_of(
     by_model: dict[str, Limits] | None = None,
     clock: FakeClock | None = None,
     **settings: Any,
-) -> Buckets:
+) -> TokenBuckets:
     """The buckets of a processor with these limits."""
     options = Options(
         limits=limits or limited(600, 6000), limits_by_model=by_model or {}, **settings
     )
-    return Buckets(options, clock or FakeClock())
+    return TokenBuckets(options, clock or FakeClock())
 
 
 def admit(bucket: TokenBucket, tokens: float = 1.0) -> Reservation:
@@ -175,7 +175,7 @@ def test_the_usage_of_no_bucket_is_nothing() -> None:
     usage = buckets_of(limited(600, 6000)).usage()
     assert usage.admitted == {"requests": 0.0, "tokens": 0.0}
     assert usage.limits == {"requests": 600.0, "tokens": 6000.0}
-    assert (usage.held_by, usage.span_s) == ("", 0.5)
+    assert (usage.waiting_for, usage.span_s) == ("", 0.5)
 
 
 def test_the_usage_adds_up_what_ceilings_admitted() -> None:
@@ -214,20 +214,20 @@ def test_the_usage_tells_what_somebody_waits_for() -> None:
     buckets = buckets_of(limited(60, 60_000))
     a, b = buckets.bucket(URL, "a"), buckets.bucket(URL, "b")
     admit(a)
-    assert buckets.usage().held_by == ""
+    assert buckets.usage().waiting_for == ""
     place = Reservation(1.0)
     b.enqueue(place)
-    assert buckets.usage().held_by == "requests"
+    assert buckets.usage().waiting_for == "requests"
     b.pause(30.0)
     b.poll(place)
-    assert buckets.usage().held_by == "pause"
+    assert buckets.usage().waiting_for == "pause"
     b.cancel(place)
-    assert buckets.usage().held_by == ""
+    assert buckets.usage().waiting_for == ""
 
 
 def test_each_limit_is_reported() -> None:
     """A report says of each bucket what it is, what it admitted, and what it waited for."""
-    clock, ledger = FakeClock(), Ledger()
+    clock, ledger = FakeClock(), WaitTimes()
     buckets = buckets_of(limited(600, 6000), {"gpt*": limited()}, clock)
     clock.now_s += 59.5
     plain, special = buckets.bucket(URL + "?key=secret", "a"), buckets.bucket(URL, "gpt")
@@ -237,13 +237,13 @@ def test_each_limit_is_reported() -> None:
     ledger.end(2.0)
     first, second = buckets.reports(1000.0, ledger.of_bucket)
     assert (first.url, first.model, first.admitted) == (URL, "a", 2)
-    assert first.held_by == {"requests": 2.0}
+    assert first.waited_s == {"requests": 2.0}
     found = [(each.name, each.configured, each.used, each.used_share) for each in first.limits]
     assert found == [
         ("requests", 600.0, 2.0, pytest.approx(2 / 600)),
         ("tokens", 6000.0, 30.0, pytest.approx(30 / 6000)),
     ]
-    assert (second.model, second.admitted, second.held_by, second.limits) == ("gpt", 0, {}, ())
+    assert (second.model, second.admitted, second.waited_s, second.limits) == ("gpt", 0, {}, ())
     assert special.model == "gpt"
 
 

@@ -24,9 +24,9 @@ from clocks import MINUTE_S, FakeClock, SlidingCount, in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.models import Refusal
+from parallel_processor.models import Rejection
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import INSTANT_S, Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
@@ -59,7 +59,7 @@ class Shared:
 
     def __init__(self, limits: Limits, buckets: int = 3, *, order: int = 0) -> None:
         self.clock = FakeClock()
-        self.ceiling = Ceiling(limits, self.clock)
+        self.ceiling = SharedLimits(limits, self.clock)
         self.buckets = [
             TokenBucket(limits, clock=self.clock, ceiling=self.ceiling) for _ in range(buckets)
         ]
@@ -306,7 +306,7 @@ def test_who_leaves_the_head_of_the_line_lets_the_others_go(why: str) -> None:
     if why == "pause":
         shared.pause(A, 300.0)
     elif why == "refusal":
-        shared.buckets[A].refuse(first.place, Refusal(), 300.0)
+        shared.buckets[A].refuse(first.place, Rejection(), 300.0)
         shared.paused_until_s[A] = 1355.0
         shared._run_woken()
     else:
@@ -335,7 +335,7 @@ def test_what_one_bucket_gives_back_another_gets(how: str) -> None:
 def test_the_one_that_polls_admits_the_others() -> None:
     """A caller that comes late to its poll delays only itself."""
     clock = FakeClock()
-    ceiling = Ceiling(limited(600, burst_seconds=0.1), clock)
+    ceiling = SharedLimits(limited(600, burst_seconds=0.1), clock)
     first, second = (TokenBucket(ceiling.limits, clock=clock, ceiling=ceiling) for _ in "ab")
     assert first.enqueue(Reservation(0.0))
     places = [Reservation(0.0, threading.Event()) for _ in range(2)]
@@ -356,7 +356,7 @@ def test_every_bucket_knows_how_long_and_for_what() -> None:
     shared.arrive(C, 1)
     shared.arrive(A, 100)
     shared.arrive(B, 1)
-    assert [bucket.held_by for bucket in shared.buckets] == ["tokens", "tokens", "pause"]
+    assert [bucket.wait_cause for bucket in shared.buckets] == ["tokens", "tokens", "pause"]
     assert shared.buckets[A].delay == shared.buckets[B].delay
     assert shared.buckets[C].delay == pytest.approx(45.0)
 
@@ -365,17 +365,17 @@ def test_input_and_output_are_limited_apart() -> None:
     """What one bucket reads and another writes meet under their own limits."""
     clock = FakeClock()
     limits = limited(input_tokens_per_minute=600, output_tokens_per_minute=60)
-    ceiling = Ceiling(limits, clock)
+    ceiling = SharedLimits(limits, clock)
     reads, writes = (TokenBucket(limits, clock=clock, ceiling=ceiling) for _ in "ab")
     assert reads.enqueue(Reservation(5.0))
     assert writes.enqueue(Reservation(0.5, output_tokens=0.5))
-    for bucket, output, held_by in [
+    for bucket, output, wait_cause in [
         (reads, 0.0, "input_tokens"),
         (writes, 10.0, "output_tokens"),
     ]:
         place = Reservation(10.0, output_tokens=output)
         assert not bucket.enqueue(place)
-        assert bucket.held_by == held_by
+        assert bucket.wait_cause == wait_cause
         bucket.cancel(place)
 
 
@@ -397,7 +397,7 @@ def test_a_ceiling_without_limits_is_open() -> None:
         (limited(5.0), False),
         (limited(input_tokens_per_minute=5.0), False),
     ]:
-        assert Ceiling(limits, FakeClock()).is_open is is_open
+        assert SharedLimits(limits, FakeClock()).is_open is is_open
 
 
 def test_the_ceiling_reports_what_all_its_buckets_used() -> None:
@@ -418,7 +418,7 @@ def test_a_crowd_of_threads_keeps_the_rules() -> None:
     def clock() -> float:
         return next(ticks) * 0.005  # each call takes its time
 
-    ceiling = Ceiling(limited(600, 60_000), clock)
+    ceiling = SharedLimits(limited(600, 60_000), clock)
     shared = [TokenBucket(ceiling.limits, clock=clock, ceiling=ceiling) for _ in range(4)]
 
     def caller(seed: int) -> list[tuple[float, float]]:

@@ -46,7 +46,7 @@ TIMELINE = (
         used_tokens=300,
         in_flight=5,
         errors={"timeout": 1},
-        held_by={WaitCause.REQUESTS: 6.0, WaitCause.INPUT: 1.0},
+        waited_s={WaitCause.REQUESTS: 6.0, WaitCause.INPUT: 1.0},
         latencies=latencies(0.5, 0.5, 4.0),
         limits={"requests": 120.0, "tokens": math.inf},
     ),
@@ -58,7 +58,7 @@ TIMELINE = (
         used_tokens=600,
         in_flight=2,
         errors={"timeout": 1, "HTTP 500": 30},
-        held_by={WaitCause.REQUESTS: 36.0, WaitCause.INPUT: 1.0, WaitCause.TOKEN_COUNTING: 0.0},
+        waited_s={WaitCause.REQUESTS: 36.0, WaitCause.INPUT: 1.0, WaitCause.TOKEN_COUNTING: 0.0},
         latencies=latencies(0.5, 0.5, 4.0, 9.0),
         limits={"requests": 120.0, "tokens": 50_000.0},
     ),
@@ -70,7 +70,7 @@ def report(timeline: tuple[Sample, ...], max_workers: int = 0) -> RunReport:
     return RunReport(
         summary=Summary(),
         started_at=0.0,
-        told_at=0.0,
+        written_at=0.0,
         timeline=timeline,
         max_workers=max_workers,
     )
@@ -147,7 +147,7 @@ def test_waits_longer_than_the_interval_are_scaled() -> None:
     """Waits that a coarse clock counted into the next interval don't exceed 100 %."""
     timeline = (
         Sample(at_s=0.0),
-        Sample(at_s=1.0, held_by={WaitCause.TOKENS: 3.0, WaitCause.DISK: 1.0}),
+        Sample(at_s=1.0, waited_s={WaitCause.TOKENS: 3.0, WaitCause.DISK: 1.0}),
     )
     found = values("What sending waited for", timeline)
     assert sum(v or 0.0 for column in found.values() for v in column) == pytest.approx(100.0)

@@ -59,7 +59,7 @@ def test_a_cut_reaches_every_open_connection() -> None:
     registry = ConnectionRegistry()
     with RawServer(answer_all) as server:
         connections = [connect(server, registry) for _ in range(3)]
-        registry.cut()
+        registry.cancel()
         assert [connection.sock.recv(1) for connection in connections] == [b""] * 3
         with pytest.raises(ConnectionAbortedError, match="cut short"):
             connect(server, registry)
@@ -74,7 +74,7 @@ def test_a_connection_that_was_being_made_during_a_cut_is_refused() -> None:
     class CutsMeanwhile(bounded_pools(10.0, registry)["http"].ConnectionCls):  # type: ignore[misc]
         def _new_conn(self) -> socket.socket:
             made: socket.socket = super()._new_conn()
-            registry.cut()
+            registry.cancel()
             return made
 
     with RawServer(answer_all) as server:
@@ -98,7 +98,7 @@ def test_a_cut_ignores_what_is_closed_already() -> None:
         left.sock.sendall(b"x")
         with pytest.raises(ConnectionResetError):
             left.sock.recv(1)
-        registry.cut()
+        registry.cancel()
         left.close()
 
 
@@ -117,7 +117,7 @@ def test_a_cut_reaches_tls_within_a_proxys_tls(
     registry = ConnectionRegistry()
     connection: Any = Connection()
     registry.add(connection)
-    registry.cut()
+    registry.cancel()
     assert pair[1].recv(1) == b""
 
 

@@ -25,15 +25,15 @@ from clocks import FakeClock, admitted_by
 from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.models import Cost, Estimate, Refusal, Request, WaitCause
+from parallel_processor.models import Cost, Estimate, Rejection, Request, WaitCause
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
-from parallel_processor.report.wait_times import Ledger
+from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.workers.pending import Admitted, Tries, Waiting
+from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MB = 1024 * 1024
@@ -75,11 +75,11 @@ class Scarce:
     """A start of threads on a system that has only so many; what is queued nobody does."""
 
     def __init__(self, threads: int, message: str = "can't start new thread") -> None:
-        self.queued: list[Waiting] = []
+        self.queued: list[PendingRequest] = []
         self.threads = threads
         self._message = message
 
-    def __call__(self, admitted: Admitted) -> None:
+    def __call__(self, admitted: AdmittedRequest) -> None:
         """Queue it, and fail if there is no thread for it."""
         self.queued.append(admitted.waiting)
         if len(self.queued) > self.threads:
@@ -93,17 +93,17 @@ def activity_of(is_full: bool) -> WaitCause:
 
 def request_of(
     number: int, bucket: TokenBucket, *, size_bytes: int = 1, tokens: int = 1
-) -> Waiting:
+) -> PendingRequest:
     """A request on its way."""
     request = Request(body={}, payload=bytes(size_bytes), number=number)
     estimate = Estimate(input_tokens=tokens, output_cap=0)
-    return Waiting(request=request, estimate=estimate, bucket=bucket)
+    return PendingRequest(request=request, estimate=estimate, bucket=bucket)
 
 
-def tried(waiting: Waiting) -> Waiting:
+def tried(waiting: PendingRequest) -> PendingRequest:
     """The same with one more try, as a worker leaves it."""
     if waiting.tries is None:
-        waiting.tries = Tries(request=waiting.request)
+        waiting.tries = RetryState(request=waiting.request)
     waiting.tries.sent += 1
     return waiting
 
@@ -119,9 +119,9 @@ class Room:
     ) -> None:
         self.clock = parts.pop("clock", None) or FakeClock()
         self.stop = StopSignal()
-        self.counters, self.ledger = Counters(), Ledger()
+        self.counters, self.ledger = Counters(), WaitTimes()
         self.sent: list[int] = []
-        self.waiting: dict[int, Waiting] = {}
+        self.waiting: dict[int, PendingRequest] = {}
         self.places: dict[int, Reservation] = {}
         self.dropped: list[int] = []  # that had been tried
         self.forgotten: list[int] = []
@@ -144,7 +144,7 @@ class Room:
             **parts,
         )
 
-    def send(self, admitted: Admitted) -> None:
+    def send(self, admitted: AdmittedRequest) -> None:
         """An attempt begins."""
         number = admitted.waiting.request.number
         assert admitted.place.admitted_at is not None
@@ -152,7 +152,7 @@ class Room:
         self.sent.append(number)
         self.change()
 
-    def _drop(self, waiting: Waiting) -> None:
+    def _drop(self, waiting: PendingRequest) -> None:
         (self.forgotten if waiting.tries is None else self.dropped).append(waiting.request.number)
         self.change()
 
@@ -329,7 +329,7 @@ class Play:
                 dispatcher.turn()
 
 
-# Lines.
+# RequestQueues.
 
 
 def test_a_line_goes_on_when_its_bucket_may(room: Room) -> None:
@@ -429,7 +429,7 @@ def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room)
     hand.dispatcher.turn()
     admit = hand.dispatcher._lines.admit
 
-    def stop_and_admit() -> Admitted | None:
+    def stop_and_admit() -> AdmittedRequest | None:
         hand.stop.set(ENDED)
         return admit()
 
@@ -848,7 +848,7 @@ class Load:
             clock=clock,
         )
 
-    def work(self, admitted: Admitted | None) -> None:
+    def work(self, admitted: AdmittedRequest | None) -> None:
         """What a thread does."""
         try:
             while admitted is not None:
@@ -857,7 +857,7 @@ class Load:
             self.room.stop.set(error)
             raise
 
-    def attempt(self, waiting: Waiting, place: Reservation) -> Admitted | None:
+    def attempt(self, waiting: PendingRequest, place: Reservation) -> AdmittedRequest | None:
         """One attempt, and what comes next."""
         with self.lock:
             self.in_flight += 1
@@ -1007,13 +1007,13 @@ def test_the_thread_has_a_name_and_an_end() -> None:
 # A model of it: nobody who may be admitted is left waiting.
 
 
-def soonest(ceiling: Ceiling, now: float) -> dict[Reservation, float]:
+def soonest(ceiling: SharedLimits, now: float) -> dict[Reservation, float]:
     """Seconds until the head of each queue may go, computed anew; nothing changes.
 
     Heads that came after another that waits for ``ceiling`` are left out: that one may go first.
     """
     with ceiling.lock:
-        before = [(state, state.delay, state.held_by) for state in ceiling.waiting]
+        before = [(state, state.delay, state.wait_cause) for state in ceiling.waiting]
         for quota in ceiling.quotas:
             quota.advance(now)
         found: dict[Reservation, float] = {}
@@ -1025,8 +1025,8 @@ def soonest(ceiling: Ceiling, now: float) -> dict[Reservation, float]:
             found[state.queue[0]] = state.delay
             if is_ready:
                 break
-        for state, delay, held_by in before:
-            state.delay, state.held_by = delay, held_by
+        for state, delay, wait_cause in before:
+            state.delay, state.wait_cause = delay, wait_cause
     return found
 
 
@@ -1037,8 +1037,10 @@ class ModelRun:
         self.world = world
         self.max_workers = max_workers
         self.input = [self._make(number) for number in reversed(range(count))]
-        self.in_flight: list[Admitted] = []
-        self.ended: list[tuple[Waiting, bool, float, bool]] = []  # and whether, when, made room
+        self.in_flight: list[AdmittedRequest] = []
+        self.ended: list[
+            tuple[PendingRequest, bool, float, bool]
+        ] = []  # and whether, when, made room
         self.unrecorded = self.passed = 0
         self.outcomes: list[int] = []
         self.order: defaultdict[TokenBucket, list[int]] = defaultdict(list)
@@ -1051,7 +1053,7 @@ class ModelRun:
             on_room=self.ring,
             activity=activity_of,
             counters=Counters(),
-            ledger=Ledger(),
+            ledger=WaitTimes(),
             stop=StopSignal(),
             max_workers=max_workers,
             writer_slack=world.random.choice((0, 0, 20)),
@@ -1059,7 +1061,7 @@ class ModelRun:
         )
         self.dispatcher.turn()
 
-    def _make(self, number: int) -> Waiting:
+    def _make(self, number: int) -> PendingRequest:
         luck = self.world.random
         tokens = luck.choice((1, 10, 100, 400))
         return request_of(number, luck.choice(self.world.buckets), tokens=tokens)
@@ -1067,7 +1069,7 @@ class ModelRun:
     def ring(self) -> None:
         self.is_rung = True
 
-    def send(self, admitted: Admitted) -> None:
+    def send(self, admitted: AdmittedRequest) -> None:
         self.in_flight.append(admitted)
         if admitted.waiting.tries is None:
             self.order[admitted.waiting.bucket].append(admitted.waiting.request.number)
@@ -1113,7 +1115,7 @@ class ModelRun:
                 self.dispatcher.put(waiting)
 
     def end(self) -> None:
-        """An answer comes, or a refusal."""
+        """An answer comes, or a rejection."""
         luck = self.world.random
         waiting, place = self.in_flight.pop(luck.randrange(len(self.in_flight)))
         bucket, kind = waiting.bucket, luck.random()
@@ -1124,7 +1126,7 @@ class ModelRun:
         )
         retry_in_s = 0.0
         if kind < 0.05:
-            bucket.refuse(place, Refusal(overload=True), None)
+            bucket.refuse(place, Rejection(overload=True), None)
             retry_in_s = luck.uniform(0.0, 10.0)
         elif kind < 0.1:
             bucket.pause(luck.uniform(0.1, 20.0), place)
@@ -1169,7 +1171,11 @@ class ModelRun:
             assert line.place.admitted_at is None
             if bucket.queue[0] is line.place and not made_room:  # else who made it will ask
                 delay = soonest(bucket.ceiling, now).get(line.place, math.inf)
-                assert self.due_at <= now + delay + 1e-6, (self.due_at - now, delay, bucket.held_by)
+                assert self.due_at <= now + delay + 1e-6, (
+                    self.due_at - now,
+                    delay,
+                    bucket.wait_cause,
+                )
 
 
 class World:
@@ -1182,7 +1188,7 @@ class World:
         for limits in ((60, math.inf), (600, 6000), (math.inf, 20_000), (math.inf, math.inf)):
             requests, tokens = limits
             made = Limits(requests_per_minute=requests, tokens_per_minute=tokens)
-            ceiling = Ceiling(made, self.clock)
+            ceiling = SharedLimits(made, self.clock)
             for most in (None, self.random.choice((1, 2, 5))):
                 self.buckets.append(
                     TokenBucket(made, clock=self.clock, ceiling=ceiling, most_in_flight=most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from parallel_processor import Outcome, Reply, Request
+from parallel_processor import Outcome, Request, Response
 from parallel_processor.models import html_table
 
 EVIL = "<script>alert(\"1\" & '2')</script>"
@@ -56,8 +56,8 @@ def test_a_table_escapes_and_clips() -> None:
 def outcome(data: object, **more: object) -> Outcome:
     """The outcome of a request with metadata, answered with ``data``."""
     request = Request(body={"n": 1}, number=1234, metadata={"row": EVIL})
-    reply = Reply(status=200, headers={}, body=b"", data=data, is_json=True)
-    settings = {"ok": True, "attempts": 1, "reply": reply} | more
+    response = Response(status=200, headers={}, body=b"", data=data, is_json=True)
+    settings = {"ok": True, "attempts": 1, "reply": response} | more
     return Outcome(request=request, **settings)  # type: ignore[arg-type]
 
 
@@ -81,10 +81,10 @@ def test_an_answer_is_a_table() -> None:
 
 def test_a_failure_is_a_table() -> None:
     """It has the error of each attempt, and what is unanswered isn't called a failure."""
-    failure = outcome(None, ok=False, reply=None, errors=("first", EVIL), attempts=2)
+    failure = outcome(None, ok=False, raw_response=None, errors=("first", EVIL), attempts=2)
     found = table(failure._repr_html_())
     assert found.title == "Request 1234: failed"
     assert found.rows["errors"] == f"first\n{EVIL}"
     assert "text" not in found.rows and "response" not in found.rows
-    given_up = outcome(None, ok=False, reply=None, unanswered=True)
+    given_up = outcome(None, ok=False, raw_response=None, unanswered=True)
     assert table(given_up._repr_html_()).title == "Request 1234: unanswered"

@@ -31,7 +31,7 @@ from parallel_processor.files.formats import made_request
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
-from parallel_processor.transport.exchange import Answer, Line
+from parallel_processor.transport.exchange import KeptConnection, RawResponse
 from parallel_processor.transport.http1 import Incoming, bound_by
 from parallel_processor.transport.session import Transport
 
@@ -88,14 +88,14 @@ class OneConnection:
 
 
 @contextmanager
-def line_to(script: Callable[[Visit], None]) -> Iterator[tuple[Line, CountingSocket]]:
+def line_to(script: Callable[[Visit], None]) -> Iterator[tuple[KeptConnection, CountingSocket]]:
     """A line to a server, and its socket."""
     with RawServer(script) as server:
         sock = CountingSocket(socket.create_connection(server._listener.getsockname()[:2]))
         sock.settimeout(50.0)
         sock.calls.clear()
         pool: Any = OneConnection(sock)
-        line = Line(pool, ConnectionRegistry(), 10.0, 50.0)
+        line = KeptConnection(pool, ConnectionRegistry(), 10.0, 50.0)
         yield line, sock
         line.close()
 
@@ -117,7 +117,7 @@ def test_an_exchange_is_one_write_and_one_read() -> None:
     """Head and body go out together, the answer comes in at once, and no timeout is changed."""
     with line_to(answer_all) as (line, sock):
         for _ in range(3):
-            assert line.exchange(HEAD, b"{}", 100) == Answer(
+            assert line.exchange(HEAD, b"{}", 100) == RawResponse(
                 200, {"content-length": "12"}, b'{"ok": true}'
             )
         assert sock.calls == ["send", "recv"] * 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.simulator import Simulator
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
@@ -87,7 +87,7 @@ def test_a_fork_waits_while_something_is_loaded(tmp_path: Path) -> None:
     order: list[str] = []
 
     def load() -> None:
-        with FORKS_WAIT:
+        with FORK_LOCK:
             has_lock.set()
             may_release.wait(30)
             order.append("loaded")
@@ -95,7 +95,7 @@ def test_a_fork_waits_while_something_is_loaded(tmp_path: Path) -> None:
     def fork() -> None:
         child = os.fork()
         if not child:
-            os._exit(0 if FORKS_WAIT.acquire(blocking=False) else 1)
+            os._exit(0 if FORK_LOCK.acquire(blocking=False) else 1)
         order.append("forked")
         assert os.waitpid(child, 0)[1] == 0
 

@@ -20,7 +20,7 @@ from parallel_processor.files.formats import (
     read_requests,
     record,
 )
-from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.models import Outcome, Request, Response
 from parallel_processor.providers.jsontext import MAX_NESTING, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -35,13 +35,17 @@ def line_of(text: str | bytes) -> Request:
 def answered(request: Request, body: bytes = b'{"choices": []}', status: int = 200) -> Outcome:
     """The outcome of an answer with the given body."""
     data, line = read_answer(body)
-    reply = Reply(status=status, headers={"x-request-id": "r1"}, body=line, data=data, is_json=True)
-    return Outcome(request=request, ok=True, reply=reply, attempts=1)
+    response = Response(
+        status=status, headers={"x-request-id": "r1"}, body=line, data=data, is_json=True
+    )
+    return Outcome(request=request, ok=True, raw_response=response, attempts=1)
 
 
-def failed(request: Request, *errors: str, reply: Reply | None = None) -> Outcome:
+def failed(request: Request, *errors: str, response: Response | None = None) -> Outcome:
     """The outcome of a failure with the given errors."""
-    return Outcome(request=request, ok=False, reply=reply, errors=errors, error_kind="HTTP 500")
+    return Outcome(
+        request=request, ok=False, raw_response=response, errors=errors, error_kind="HTTP 500"
+    )
 
 
 def test_a_cookbook_line_is_sent_as_it_is() -> None:
@@ -50,7 +54,7 @@ def test_a_cookbook_line_is_sent_as_it_is() -> None:
     request = line_of(line)
     assert request.payload == line
     assert request.body["a"] == {"z": 1, "b": 2}
-    assert (request.number, request.flaw, request.metadata_json) == (7, None, None)
+    assert (request.number, request.invalid_reason, request.metadata_json) == (7, None, None)
 
 
 @pytest.mark.parametrize("metadata", METADATA)
@@ -119,7 +123,7 @@ def test_a_batch_line_names_its_endpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "flaw"),
+    ("line", "invalid_reason"),
     [
         (b"{", "not JSON: Expecting property name enclosed in double quotes at character 2"),
         (b'{"a": 1} x', "not JSON: Extra data at character 10"),
@@ -143,14 +147,14 @@ def test_a_batch_line_names_its_endpoint() -> None:
         ),
     ],
 )
-def test_a_bad_line_says_which_it_is_and_why(line: bytes, flaw: str) -> None:
+def test_a_bad_line_says_which_it_is_and_why(line: bytes, invalid_reason: str) -> None:
     """It becomes a failed record that can be read back, and is never taken for answered."""
     request = line_of(line)
-    assert request.flaw is not None
-    assert request.flaw == f"line 7: {flaw}"
-    written = record(failed(request, request.flaw))
+    assert request.invalid_reason is not None
+    assert request.invalid_reason == f"line 7: {invalid_reason}"
+    written = record(failed(request, request.invalid_reason))
     assert written.count(b"\n") == 1
-    assert json.loads(written)[1] == [request.flaw]
+    assert json.loads(written)[1] == [request.invalid_reason]
     assert len(written) < 30_000
     found = read_record(written)
     assert found is not None
@@ -162,12 +166,12 @@ def test_lines_are_numbered_and_blank_ones_skipped() -> None:
     lines = [b'\xef\xbb\xbf{"a": 1}\r\n', b"\r\n", b" \t\n", b'  {"a": 2}  \n', b"x\n", b'{"a": 3}']
     requests = list(read_requests(lines, URL))
     assert [request.number for request in requests] == [1, 4, 5, 6]
-    assert [request.payload for request in requests if not request.flaw] == [
+    assert [request.payload for request in requests if not request.invalid_reason] == [
         b'{"a": 1}',
         b'{"a": 2}',
         b'{"a": 3}',
     ]
-    assert [request.flaw is None for request in requests] == [True, True, False, True]
+    assert [request.invalid_reason is None for request in requests] == [True, True, False, True]
 
 
 def test_files_that_were_joined_are_read() -> None:
@@ -199,7 +203,7 @@ def test_nesting_has_one_limit() -> None:
     for depth in range(MAX_NESTING - 2, MAX_NESTING + 1):
         deep = "[" * (depth - 1) + "]" * (depth - 1)
         request = line_of(f'{{"a": {deep}}}')
-        assert request.flaw is None
+        assert request.invalid_reason is None
         found = read_record(record(answered(request, f'{{"a": {deep}}}'.encode())))
         assert found == (identity(request), True)
         batch = line_of('{"custom_id": "i", "body": {}}')
@@ -244,7 +248,9 @@ def test_what_is_neither_a_body_nor_a_request_is_a_type_error(body: Any) -> None
 def test_a_callers_body_that_is_no_json_has_a_flaw(body: Any) -> None:
     """One bad row stops nothing, and its error names it."""
     request = made_request(body, 3)
-    assert request.flaw is not None and request.flaw.startswith("request 3 can't be sent: ")
+    assert request.invalid_reason is not None and request.invalid_reason.startswith(
+        "request 3 can't be sent: "
+    )
     assert request.number == 3 and request.body is not None
 
 
@@ -260,8 +266,8 @@ def test_records_of_batch_lines_are_batch_output() -> None:
     assert row["response"] is None
     assert row["error"] == {"code": "HTTP 500", "message": "timeout: last"}
 
-    reply = Reply(status=500, headers={"request-id": "r2"}, body=b"<html>\xff")
-    row = json.loads(record(failed(request, "e", reply=reply)))
+    reply = Response(status=500, headers={"request-id": "r2"}, body=b"<html>\xff")
+    row = json.loads(record(failed(request, "e", raw_response=reply)))
     assert row["response"] == {"status_code": 500, "request_id": "r2", "body": "<html>\ufffd"}
 
 
@@ -269,8 +275,8 @@ def test_records_of_batch_lines_are_batch_output() -> None:
 def test_a_failed_answer_that_was_cut_is_recorded_as_text(body: bytes) -> None:
     """If the removal of a key breaks the JSON of a response, the record is still valid."""
     request = line_of('{"custom_id": "i", "body": {}}')
-    reply = Reply(status=400, headers={}, body=body, is_json=True)
-    row = json.loads(record(failed(request, "e", reply=reply)))
+    response = Response(status=400, headers={}, body=body, is_json=True)
+    row = json.loads(record(failed(request, "e", raw_response=response)))
     assert row["response"]["body"] == body.decode("utf-8", "replace")
 
 
@@ -454,7 +460,7 @@ def test_long_integers_do_not_change_with_their_surroundings() -> None:
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_no_line_raises(line: bytes) -> None:
-    """Any bytes are a request with or without a flaw, and a record or none."""
+    """Any bytes are a request with or without a invalid_reason, and a record or none."""
     request = parse_line(line, 1, URL)
     assert len(identity(request)) == 16
     read_record(line)

@@ -11,8 +11,8 @@ from commands import write_lines
 from parallel_processor import (
     Outcome,
     Processor,
-    Reply,
     Request,
+    Response,
     process_file,
     read_results,
     to_records,
@@ -28,8 +28,8 @@ FIXED = [
 def answered(data: Any, metadata: Any = None, **more: Any) -> Outcome:
     """The outcome of a request that was answered with ``data``."""
     request = Request(body={"model": "asked"}, number=3, metadata=metadata, custom_id="c")
-    answer = Reply(status=200, headers={}, body=b"", data=data, is_json=True)
-    return Outcome(request=request, ok=True, reply=answer, attempts=1, **more)
+    answer = Response(status=200, headers={}, body=b"", data=data, is_json=True)
+    return Outcome(request=request, ok=True, raw_response=answer, attempts=1, **more)
 
 
 def failed(metadata: Any = None) -> Outcome:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from parallel_processor.ratelimit.concurrency import InFlightLimit
+from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 
 
 class Load:
@@ -15,7 +15,7 @@ class Load:
 
     def __init__(self, latency_s: Callable[[int], float], **settings: object) -> None:
         self.now_s = 0.0
-        self.limit = InFlightLimit(now=0.0, **({"climbs": True} | settings))  # type: ignore[arg-type]
+        self.limit = ConcurrencyLimit(now=0.0, **({"climbs": True} | settings))  # type: ignore[arg-type]
         self._latency_s = latency_s
         self._due: list[tuple[float, float]] = []  # end, admission
 

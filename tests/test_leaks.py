@@ -189,7 +189,7 @@ def stopped(stage: Stage) -> None:
 def cut(stage: Stage) -> None:
     """Another thread cuts it while exchanges stall."""
     stage.room.way = stage.room.hold
-    stage.when_held(4, stage.processor.cut)
+    stage.when_held(4, stage.processor.cancel)
     stage.run()
 
 
@@ -310,7 +310,7 @@ def interrupted_consumer(stage: Stage) -> None:
 def cut_consumer(stage: Stage) -> None:
     """An iterable's run is cut while exchanges stall."""
     stage.room.way = stage.room.hold
-    stage.when_held(4, stage.processor.cut)
+    stage.when_held(4, stage.processor.cancel)
     outcomes: list[Outcome] = list(stage.processor.imap_unordered(ROWS))
     assert all(outcome.ok for outcome in outcomes)
 

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from parallel_processor.models import WaitCause
-from parallel_processor.report.wait_times import Ledger
+from parallel_processor.report.wait_times import WaitTimes
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 
 
-class Played(Ledger):
+class Played(WaitTimes):
     """A ledger with a clock of its own."""
 
     now_s = 0.0
@@ -28,7 +28,7 @@ class Played(Ledger):
 
 def test_a_new_ledger_is_empty() -> None:
     """Nobody has waited, and to ask for a bucket doesn't make one."""
-    ledger = Ledger()
+    ledger = WaitTimes()
     assert dict(ledger.overall()) == dict(ledger.of_bucket("a")) == {}
 
 
@@ -65,7 +65,7 @@ def test_what_was_told_stays_as_it_was() -> None:
 
 def test_a_wait_under_way_counts_if_asked_for() -> None:
     """A summary has what is over, the progress line what goes on as well."""
-    ledger = Ledger()
+    ledger = WaitTimes()
     ledger.begin(10.0, "input", [("a", "input")])
     assert ledger.overall() == {}
     assert ledger.overall(12.0) == {"input": 2.0}

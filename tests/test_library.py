@@ -595,7 +595,7 @@ def test_a_stop_leaves_duplicates_unanswered() -> None:
     """Those that wait for a request that is given up are given up with it, and nothing hangs."""
     with gated(b"n") as (server, gate):
         with processor(server.url, dedupe=True, max_workers=4, drain_s=0.0) as made:
-            stopper = threading.Thread(target=lambda: (gate.came.wait(60), made.cut()))
+            stopper = threading.Thread(target=lambda: (gate.came.wait(60), made.cancel()))
             stopper.start()
             assert list(made.imap_unordered([{"n": 1}] * 6)) == []
             stopper.join()

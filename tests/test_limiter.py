@@ -35,7 +35,7 @@ from clocks import MINUTE_S, FakeClock, SlidingCount, admitted_by, in_threads
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.models import Refusal, WaitCause
+from parallel_processor.models import Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -572,7 +572,7 @@ def test_limits_are_consumed_together_or_not_at_all() -> None:
     simulation.arrive(2000.0)
     simulation.run(1001.0)
     assert admitted_by(simulation.bucket) == {"requests": 1.0, "tokens": 2000.0}
-    assert simulation.bucket.held_by is WaitCause.TOKENS
+    assert simulation.bucket.wait_cause is WaitCause.TOKENS
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e-12])
@@ -613,7 +613,7 @@ def test_a_pause_admits_nobody_and_keeps_the_order() -> None:
     simulation.pause(30.0)
     simulation.run(1010.0)
     waiters.append(simulation.arrive(0.0))
-    assert simulation.bucket.held_by is WaitCause.PAUSE
+    assert simulation.bucket.wait_cause is WaitCause.PAUSE
     simulation.run(1029.999)
     assert len(simulation.admitted) == 1
     simulation.finish()
@@ -874,7 +874,7 @@ def test_no_charge_is_lost_between_threads() -> None:
         lambda bucket, sent: bucket.cancel(sent),
         lambda bucket, sent: bucket.sent(sent, 1000.0),
         lambda bucket, sent: bucket.ended(sent, used_tokens=1.0),
-        lambda bucket, sent: bucket.refuse(sent, Refusal(), 1.0),
+        lambda bucket, sent: bucket.refuse(sent, Rejection(), 1.0),
         lambda bucket, sent: bucket.pause(1.0, sent),
         lambda bucket, sent: bucket.report(0.0),
     ],

@@ -11,12 +11,12 @@ import threading
 import pytest
 from clocks import FakeClock, admitted_by
 
-from parallel_processor.engine.queues import Lines
+from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.models import Cost, Estimate, Request
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
-from parallel_processor.workers.pending import Admitted, Tries, Waiting
+from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
 
 AT_ONCE = -math.inf
 
@@ -33,9 +33,9 @@ def wake() -> threading.Event:
 
 
 @pytest.fixture
-def lines(wake: threading.Event) -> Lines:
+def lines(wake: threading.Event) -> RequestQueues:
     """Lines in which nobody waits."""
-    return Lines(cost, wake)
+    return RequestQueues(cost, wake)
 
 
 def bucket_of(requests: float = math.inf, tokens: float = math.inf) -> TokenBucket:
@@ -61,20 +61,20 @@ def paused_bucket(seconds: float = 300.0) -> TokenBucket:
 
 def make(
     number: int, bucket: TokenBucket, *, tried: bool = False, size_bytes: int = 1, tokens: int = 1
-) -> Waiting:
+) -> PendingRequest:
     """A request on its way."""
     request = Request(body={}, payload=bytes(size_bytes), number=number)
-    tries = Tries(request=request, sent=1) if tried else None
+    tries = RetryState(request=request, sent=1) if tried else None
     estimate = Estimate(input_tokens=tokens, output_cap=0)
-    return Waiting(request=request, estimate=estimate, bucket=bucket, tries=tries)
+    return PendingRequest(request=request, estimate=estimate, bucket=bucket, tries=tries)
 
 
-def number_of(admitted: Admitted | None) -> int | None:
+def number_of(admitted: AdmittedRequest | None) -> int | None:
     """Who was admitted."""
     return None if admitted is None else admitted.waiting.request.number
 
 
-def all_of(lines: Lines) -> list[int | None]:
+def all_of(lines: RequestQueues) -> list[int | None]:
     """Who is admitted one after the other."""
     admitted = list(iter(lambda: number_of(lines.admit()), None))
     assert lines.admit() is None
@@ -84,7 +84,7 @@ def all_of(lines: Lines) -> list[int | None]:
 # Who goes.
 
 
-def test_a_line_is_first_come_first_served(lines: Lines) -> None:
+def test_a_line_is_first_come_first_served(lines: RequestQueues) -> None:
     """Those who wait for one bucket go in the order in which they came."""
     bucket = bucket_of()
     news = [lines.add(make(number, bucket)) for number in range(5)]
@@ -94,7 +94,7 @@ def test_a_line_is_first_come_first_served(lines: Lines) -> None:
     assert lines.add(make(5, bucket))
 
 
-def test_each_line_has_its_turn(lines: Lines) -> None:
+def test_each_line_has_its_turn(lines: RequestQueues) -> None:
     """However long a line is, the next one's first goes behind its first."""
     long, short = bucket_of(), bucket_of()
     for number in range(4):
@@ -104,7 +104,7 @@ def test_each_line_has_its_turn(lines: Lines) -> None:
     assert all_of(lines) == [0, 4, 1, 5, 2, 3]
 
 
-def test_no_line_waits_for_another(lines: Lines) -> None:
+def test_no_line_waits_for_another(lines: RequestQueues) -> None:
     """Who is behind a bucket that waits goes if its own admits it."""
     buckets = [paused_bucket(), bucket_of(60), bucket_of(), loaded_bucket()]
     for number in range(12):
@@ -114,7 +114,7 @@ def test_no_line_waits_for_another(lines: Lines) -> None:
     assert [len(bucket.queue) for bucket in buckets] == [1, 1, 0, 1]
 
 
-def test_who_goes_has_what_its_bucket_admitted(lines: Lines) -> None:
+def test_who_goes_has_what_its_bucket_admitted(lines: RequestQueues) -> None:
     """The reservation is charged with what the attempt is expected to cost when it goes."""
     bucket = bucket_of(60, 6000)
     lines.add(make(0, bucket, tokens=40))
@@ -127,7 +127,7 @@ def test_who_goes_has_what_its_bucket_admitted(lines: Lines) -> None:
 def test_what_an_attempt_costs_is_asked_when_it_is_its_turn(wake: threading.Event) -> None:
     """Who waits behind others is charged with what is known when it becomes first."""
     factor = 1
-    lines = Lines(lambda estimate: Cost(factor * estimate.input_tokens), wake)
+    lines = RequestQueues(lambda estimate: Cost(factor * estimate.input_tokens), wake)
     bucket = bucket_of(tokens=60_000)
     lines.add(make(0, bucket, tokens=10))
     lines.add(make(1, bucket, tokens=10))
@@ -139,14 +139,14 @@ def test_what_an_attempt_costs_is_asked_when_it_is_its_turn(wake: threading.Even
 
 def test_the_output_has_its_share_of_the_cost(wake: threading.Event) -> None:
     """What is expected of the answer is charged as output."""
-    lines = Lines(lambda estimate: Cost(30.0, 10.0), wake)
+    lines = RequestQueues(lambda estimate: Cost(30.0, 10.0), wake)
     lines.add(make(0, bucket_of()))
     admitted = lines.admit()
     assert admitted is not None
     assert admitted.place.costs == (1.0, 30.0, 20.0, 10.0)
 
 
-def test_one_poll_is_for_all_under_a_ceiling(lines: Lines, wake: threading.Event) -> None:
+def test_one_poll_is_for_all_under_a_ceiling(lines: RequestQueues, wake: threading.Event) -> None:
     """What a bucket admits while another's is asked for goes when somebody asks again."""
     clock = FakeClock()
     one = TokenBucket(Limits(), clock=clock)
@@ -164,7 +164,9 @@ def test_one_poll_is_for_all_under_a_ceiling(lines: Lines, wake: threading.Event
     assert number_of(lines.admit()) == 1
 
 
-def test_a_line_behind_another_runs_place_waits_for_it(lines: Lines, wake: threading.Event) -> None:
+def test_a_line_behind_another_runs_place_waits_for_it(
+    lines: RequestQueues, wake: threading.Event
+) -> None:
     """Where a bucket is shared, who came first is first, and the next hears of it."""
     bucket = bucket_of(60)
     bucket.enqueue(Reservation(1.0))
@@ -180,7 +182,7 @@ def test_a_line_behind_another_runs_place_waits_for_it(lines: Lines, wake: threa
 
 
 def test_a_line_hears_when_it_becomes_first_by_a_call_for_another_bucket(
-    lines: Lines, wake: threading.Event
+    lines: RequestQueues, wake: threading.Event
 ) -> None:
     """What is told to another bucket under the ceiling may let the place before it go."""
     clock, limits = FakeClock(), Limits(requests_per_minute=6e5, tokens_per_minute=6000.0)
@@ -205,7 +207,7 @@ def test_a_line_hears_when_it_becomes_first_by_a_call_for_another_bucket(
 # Places.
 
 
-def test_the_first_of_each_line_takes_a_place(lines: Lines) -> None:
+def test_the_first_of_each_line_takes_a_place(lines: RequestQueues) -> None:
     """Nobody else does, and the shortest wait is told."""
     long, short = paused_bucket(300.0), paused_bucket(30.0)
     for number in range(6):
@@ -216,14 +218,14 @@ def test_the_first_of_each_line_takes_a_place(lines: Lines) -> None:
     assert [len(bucket.queue) for bucket in (long, short)] == [1, 1]
 
 
-def test_who_waits_for_nothing_but_others_may_wait_for_ever(lines: Lines) -> None:
+def test_who_waits_for_nothing_but_others_may_wait_for_ever(lines: RequestQueues) -> None:
     """A bucket that waits for the end of an exchange knows no time, nor does nobody."""
     assert lines.take_places() == math.inf
     lines.add(make(0, loaded_bucket()))
     assert lines.take_places() == math.inf
 
 
-def test_a_place_may_be_admitted_when_it_is_taken(lines: Lines) -> None:
+def test_a_place_may_be_admitted_when_it_is_taken(lines: RequestQueues) -> None:
     """Then nothing is to be waited for."""
     lines.add(make(0, paused_bucket()))
     lines.add(make(1, bucket_of()))
@@ -231,7 +233,7 @@ def test_a_place_may_be_admitted_when_it_is_taken(lines: Lines) -> None:
     assert all_of(lines) == [1]
 
 
-def test_places_that_are_given_back_are_free(lines: Lines) -> None:
+def test_places_that_are_given_back_are_free(lines: RequestQueues) -> None:
     """Others are behind nobody, what was admitted isn't charged, and the order stays as it was."""
     paused, free, slow = paused_bucket(), bucket_of(600), bucket_of(60)
     slow.enqueue(Reservation(1.0))
@@ -258,7 +260,7 @@ def test_places_that_are_given_back_are_free(lines: Lines) -> None:
 # Those that are tried again.
 
 
-def test_who_is_tried_again_is_the_head_of_its_line(lines: Lines) -> None:
+def test_who_is_tried_again_is_the_head_of_its_line(lines: RequestQueues) -> None:
     """It goes before whoever has no place yet."""
     bucket = bucket_of()
     for number in range(3):
@@ -267,7 +269,7 @@ def test_who_is_tried_again_is_the_head_of_its_line(lines: Lines) -> None:
     assert all_of(lines) == [9, 0, 1, 2]
 
 
-def test_who_has_a_place_keeps_it(lines: Lines) -> None:
+def test_who_has_a_place_keeps_it(lines: RequestQueues) -> None:
     """Who comes back is the next behind the one that has the line's place, also once it is given back."""
     bucket = paused_bucket()
     for number in range(2):
@@ -279,7 +281,7 @@ def test_who_has_a_place_keeps_it(lines: Lines) -> None:
     assert all_of(lines) == [0, 9, 1]
 
 
-def test_who_is_tried_again_may_be_the_only_one(lines: Lines) -> None:
+def test_who_is_tried_again_may_be_the_only_one(lines: RequestQueues) -> None:
     """It makes a line of its own, at once or when its time has come."""
     at_once, later = bucket_of(), bucket_of()
     lines.add_again(make(0, at_once, tried=True), AT_ONCE)
@@ -291,7 +293,7 @@ def test_who_is_tried_again_may_be_the_only_one(lines: Lines) -> None:
     assert all_of(lines) == [0, 1]
 
 
-def test_nobody_is_called_before_its_time(lines: Lines) -> None:
+def test_nobody_is_called_before_its_time(lines: RequestQueues) -> None:
     """Each comes to the head of its line when its backoff is over, and the next one's time is told."""
     bucket = bucket_of()
     assert lines.release_due(1000.0) == math.inf
@@ -313,7 +315,7 @@ def test_nobody_is_called_before_its_time(lines: Lines) -> None:
     assert all_of(lines) == [7]
 
 
-def test_those_whose_time_has_come_all_go_before_the_others(lines: Lines) -> None:
+def test_those_whose_time_has_come_all_go_before_the_others(lines: RequestQueues) -> None:
     """A call after a long time calls everybody, equal times included."""
     buckets = [bucket_of(), bucket_of()]
     for number in range(4):
@@ -329,7 +331,7 @@ def test_those_whose_time_has_come_all_go_before_the_others(lines: Lines) -> Non
 # What is counted.
 
 
-def test_everybody_who_waits_is_counted_with_its_size(lines: Lines) -> None:
+def test_everybody_who_waits_is_counted_with_its_size(lines: RequestQueues) -> None:
     """In line, with a place, or during its backoff: until it goes."""
     bucket = bucket_of()
     lines.add(make(0, bucket, size_bytes=10))
@@ -349,7 +351,7 @@ def test_everybody_who_waits_is_counted_with_its_size(lines: Lines) -> None:
     assert (lines.count, lines.size_bytes) == (0, 0)
 
 
-def test_lines_are_counted_only_while_somebody_is_in_them(lines: Lines) -> None:
+def test_lines_are_counted_only_while_somebody_is_in_them(lines: RequestQueues) -> None:
     """Neither a bucket that was once waited for nor a backoff makes a line."""
     bucket = bucket_of()
     assert len(lines) == 0
@@ -366,7 +368,7 @@ def test_lines_are_counted_only_while_somebody_is_in_them(lines: Lines) -> None:
 # The end.
 
 
-def test_clearing_gives_everybody_back(lines: Lines) -> None:
+def test_clearing_gives_everybody_back(lines: RequestQueues) -> None:
     """Wherever they are: with a place, in line, uncounted, or in their backoff."""
     paused, other = paused_bucket(), paused_bucket()
     lines.add_again(make(0, paused, tried=True), AT_ONCE)
@@ -383,7 +385,7 @@ def test_clearing_gives_everybody_back(lines: Lines) -> None:
     assert sorted(left) == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_clearing_leaves_nothing_behind(lines: Lines) -> None:
+def test_clearing_leaves_nothing_behind(lines: RequestQueues) -> None:
     """No place, no count, and nobody who is called later."""
     paused, free = paused_bucket(), bucket_of(60)
     for number, bucket in enumerate((paused, free, paused)):
@@ -401,7 +403,7 @@ def test_clearing_leaves_nothing_behind(lines: Lines) -> None:
     assert list(lines.clear()) == []
 
 
-def test_clearing_wakes_whom_a_place_held_up(lines: Lines) -> None:
+def test_clearing_wakes_whom_a_place_held_up(lines: RequestQueues) -> None:
     """Another run that waits behind a place which is given back hears of it."""
     bucket = bucket_of(60)
     bucket.enqueue(Reservation(1.0))
@@ -417,7 +419,7 @@ def test_clearing_wakes_whom_a_place_held_up(lines: Lines) -> None:
 # What they wait for.
 
 
-def test_each_bucket_has_its_cause(lines: Lines) -> None:
+def test_each_bucket_has_its_cause(lines: RequestQueues) -> None:
     """A line waits for what its bucket says, a bucket without a line for what the run does."""
     slow, paused, idle = bucket_of(60), paused_bucket(), bucket_of()
     slow.enqueue(Reservation(1.0))
@@ -429,7 +431,7 @@ def test_each_bucket_has_its_cause(lines: Lines) -> None:
     assert len(lines.causes("input", False)) == 3
 
 
-def test_where_workers_are_short_no_bucket_is_the_cause(lines: Lines) -> None:
+def test_where_workers_are_short_no_bucket_is_the_cause(lines: RequestQueues) -> None:
     """All wait for what the run waits for."""
     paused, idle = paused_bucket(), bucket_of()
     lines.add(make(0, paused))
@@ -438,24 +440,24 @@ def test_where_workers_are_short_no_bucket_is_the_cause(lines: Lines) -> None:
     assert dict(lines.causes("max_workers", True)) == dict.fromkeys((paused, idle), "max_workers")
 
 
-def test_a_bucket_that_nobody_asked_for_has_no_cause(lines: Lines) -> None:
+def test_a_bucket_that_nobody_asked_for_has_no_cause(lines: RequestQueues) -> None:
     """Only what requests came for is held back by anything."""
     assert lines.causes("input", False) == []
 
 
-def test_what_may_go_soonest_says_what_holds_all(lines: Lines) -> None:
+def test_what_may_go_soonest_says_what_holds_all(lines: RequestQueues) -> None:
     """Of a pause of minutes and a limit of seconds the limit is what is waited for."""
     slow, paused = bucket_of(60), paused_bucket()
     slow.enqueue(Reservation(1.0))
     lines.add(make(0, paused))
     lines.take_places()
-    assert lines.held_by == "pause"
+    assert lines.wait_cause == "pause"
     lines.add(make(1, slow))
     lines.take_places()
-    assert lines.held_by == "requests"
+    assert lines.wait_cause == "requests"
 
 
-def test_where_nobody_waits_nobody_is_passed(lines: Lines) -> None:
+def test_where_nobody_waits_nobody_is_passed(lines: RequestQueues) -> None:
     """It isn't worth to look further if nothing stands in the way."""
     assert not lines.may_be_passed
     lines.add(make(0, bucket_of()))
@@ -465,7 +467,7 @@ def test_where_nobody_waits_nobody_is_passed(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("bucket", [paused_bucket(), bucket_of(60)])
-def test_a_limit_may_be_passed(lines: Lines, bucket: TokenBucket) -> None:
+def test_a_limit_may_be_passed(lines: RequestQueues, bucket: TokenBucket) -> None:
     """Behind a single model that waits for time there may be others."""
     bucket.enqueue(Reservation(1.0))
     lines.add(make(0, bucket))
@@ -473,7 +475,7 @@ def test_a_limit_may_be_passed(lines: Lines, bucket: TokenBucket) -> None:
     assert lines.may_be_passed
 
 
-def test_a_single_models_load_is_not_passed(lines: Lines) -> None:
+def test_a_single_models_load_is_not_passed(lines: RequestQueues) -> None:
     """A local server's requests aren't read far ahead, unless another model has been seen."""
     loaded = loaded_bucket()
     lines.add(make(0, loaded))

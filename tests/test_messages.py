@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.models import Attempt, LimitReading, Refusal, Reply, Verdict
-from parallel_processor.workers import pipe as messages
+from parallel_processor.models import Attempt, AttemptStatus, LimitReading, Rejection, Response
+from parallel_processor.workers import pipe
 
 ANSWER = Attempt(
-    verdict=Verdict.ANSWERED,
-    reply=Reply(
+    status=AttemptStatus.ANSWERED,
+    response=Response(
         status=200,
         headers={"x": "1"},
         body=b'{"a": [1, "\xc3\xbc"]}',
@@ -30,31 +30,31 @@ ANSWER = Attempt(
     latency_s=0.25,
 )
 REFUSED = Attempt(
-    verdict=Verdict.RATE_LIMITED,
-    reply=Reply(status=429, headers={"retry-after": "2"}, body=b"no"),
+    status=AttemptStatus.RATE_LIMITED,
+    response=Response(status=429, headers={"retry-after": "2"}, body=b"no"),
     kind="HTTP 429",
     error="HTTP 429: no",
     retry_after_s=2.0,
-    refusal=Refusal(kind="tokens", hinted=True),
+    rejection=Rejection(kind="tokens", has_retry_after=True),
 )
 
 
-@pytest.mark.parametrize("attempt", [ANSWER, REFUSED, Attempt(verdict=Verdict.STOPPED)])
+@pytest.mark.parametrize("attempt", [ANSWER, REFUSED, Attempt(status=AttemptStatus.STOPPED)])
 def test_an_attempt_arrives_as_it_was(attempt: Attempt) -> None:
     """Answers and failures, with all that is known of them."""
     file = io.BytesIO()
-    messages.write(file, messages.pack(attempt))
+    pipe.write(file, pipe.pack(attempt))
     file.seek(0)
-    assert messages.unpack(messages.read(file), parses=True) == attempt
+    assert pipe.unpack(pipe.read(file), parses=True) == attempt
 
 
 def test_a_value_that_nobody_reads_is_not_made() -> None:
     """A results file needs the answer's text alone."""
-    attempt = messages.unpack(messages.pack(ANSWER), parses=False)
-    assert attempt.reply is not None
-    assert (attempt.reply.data, attempt.reply.is_json) == (None, True)
-    assert ANSWER.reply is not None
-    assert attempt.reply.body == ANSWER.reply.body
+    attempt = pipe.unpack(pipe.pack(ANSWER), parses=False)
+    assert attempt.response is not None
+    assert (attempt.response.data, attempt.response.is_json) == (None, True)
+    assert ANSWER.response is not None
+    assert attempt.response.body == ANSWER.response.body
 
 
 def test_long_messages_pass_a_pipe_whole() -> None:
@@ -65,13 +65,13 @@ def test_long_messages_pass_a_pipe_whole() -> None:
     def write() -> None:
         with os.fdopen(writer, "wb", 0) as file:
             for message in sent:
-                messages.write(file, message)
+                pipe.write(file, message)
 
     thread = threading.Thread(target=write)
     thread.start()
     with os.fdopen(reader, "rb") as file:
-        received = [messages.read(file) for _ in sent]
-        assert messages.read(file) is None
+        received = [pipe.read(file) for _ in sent]
+        assert pipe.read(file) is None
     thread.join()
     assert received == sent
 
@@ -80,8 +80,8 @@ def test_long_messages_pass_a_pipe_whole() -> None:
 def test_a_torn_message_is_the_end(length: int) -> None:
     """A process that was killed amid a message has said nothing."""
     file = io.BytesIO()
-    messages.write(file, ["something", 1, 2, 3])
-    assert messages.read(io.BytesIO(file.getvalue()[:length])) is None
+    pipe.write(file, ["something", 1, 2, 3])
+    assert pipe.read(io.BytesIO(file.getvalue()[:length])) is None
 
 
 def test_nobody_to_read_is_an_error() -> None:
@@ -89,4 +89,4 @@ def test_nobody_to_read_is_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb", 0) as file, pytest.raises(BrokenPipeError):
-        messages.write(file, ["something"])
+        pipe.write(file, ["something"])

@@ -14,7 +14,7 @@ from parallel_processor.files.formats import made_request
 from parallel_processor.models import Cost, Endpoint, Request
 from parallel_processor.options import Options
 from parallel_processor.tokens.counter import TokenCounter
-from parallel_processor.tokens.estimates import OutputSizes, Pricing
+from parallel_processor.tokens.estimates import CostEstimator, OutputLengths
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 AZURE = "https://r.openai.azure.com/openai/v1/chat/completions"
@@ -25,9 +25,9 @@ REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MESSAGES = [{"role": "user", "content": "Say something."}]
 
 
-def pricing(url: str = OPENAI, **settings: Any) -> Pricing:
+def pricing(url: str = OPENAI, **settings: Any) -> CostEstimator:
     """What a processor of requests to ``url`` reserves."""
-    return Pricing(Options(request_url=url, **settings))
+    return CostEstimator(Options(request_url=url, **settings))
 
 
 def chat(**more: Any) -> Request:
@@ -35,12 +35,12 @@ def chat(**more: Any) -> Request:
     return made_request({"model": "gpt-4o", "messages": MESSAGES, **more}, 1)
 
 
-def cost(prices: Pricing, request: Request) -> Cost:
+def cost(prices: CostEstimator, request: Request) -> Cost:
     """What an attempt is expected to be charged now."""
     return prices.cost(prices.estimate(request))
 
 
-def learn(prices: Pricing, request: Request, *sizes: int) -> None:
+def learn(prices: CostEstimator, request: Request, *sizes: int) -> None:
     """Ten answers of each size."""
     for size in sizes:
         for _ in range(10):
@@ -194,7 +194,7 @@ def test_the_model_is_read_from_any_body(body: Any, model: str) -> None:
 
 def learned(sizes: list[int]) -> int | None:
     """What is expected after answers of these sizes."""
-    found = OutputSizes()
+    found = OutputLengths()
     for size in sizes:
         found.note("m", size)
     return found.expected("m")
@@ -231,7 +231,7 @@ def test_what_was_long_ago_is_forgotten(old: int, new: int) -> None:
 
 def test_models_are_told_apart() -> None:
     """Each key has its own expectation."""
-    found = OutputSizes()
+    found = OutputLengths()
     for _ in range(10):
         found.note(("chat", "a"), 5)
         found.note(("chat", "b"), 500)
@@ -247,7 +247,7 @@ def test_answers_without_output_are_sizes_like_others() -> None:
 
 def test_no_more_than_256_models_are_learned() -> None:
     """A file that names a new model in each line takes no memory; known models go on learning."""
-    found = OutputSizes()
+    found = OutputLengths()
     for model in range(300):
         for _ in range(10):
             found.note(model, model)
@@ -259,7 +259,7 @@ def test_no_more_than_256_models_are_learned() -> None:
 
 def test_threads_lose_no_answer() -> None:
     """Ten threads that note one answer each make an expectation."""
-    found, start = OutputSizes(), threading.Barrier(10)
+    found, start = OutputLengths(), threading.Barrier(10)
 
     def note(size: int) -> None:
         start.wait(REAL_TIMEOUT_S)

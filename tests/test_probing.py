@@ -13,7 +13,7 @@ def refuse(
     probe: RateProbe, now: float, *, sent: int = 100, refused: int = 1, **more: object
 ) -> None:
     """Send ``sent`` requests since the last time, of which ``refused`` are rejected in one burst."""
-    probe.sent, probe.refusals = sent, refused
+    probe.sent, probe.rejections = sent, refused
     facts = {"sent_per_s": 10.0, "charged": 0.0, "gap_s": 15.0} | more
     probe.refused(1.0, now=now, **facts)  # type: ignore[arg-type]
 
@@ -122,9 +122,9 @@ def test_a_request_that_costs_nothing_can_be_refused() -> None:
 def test_one_refusal_in_a_hundred_that_names_a_time_to_wait_cuts_nothing() -> None:
     """Up to that share, pausing for as long as the server asks is enough."""
     probe = RateProbe()
-    refuse(probe, 0.0, sent=100, refused=1, hinted=True)
+    refuse(probe, 0.0, sent=100, refused=1, has_retry_after=True)
     assert probe.rate == math.inf
-    refuse(probe, 1.0, sent=100, refused=2, hinted=True)
+    refuse(probe, 1.0, sent=100, refused=2, has_retry_after=True)
     assert probe.rate < math.inf
 
 
@@ -132,7 +132,7 @@ def test_a_complaint_of_the_rise_slows_the_rise() -> None:
     """From then on the rate grows by half in a quarter of an hour, and evenly."""
     probe = settled()
     probe.advance(60.0)
-    refuse(probe, 1.0, steep=True)
+    refuse(probe, 1.0, ramp_too_fast=True)
     assert probe.rate == pytest.approx(0.8 * 16.0)
     probe.advance(900.0)
     assert probe.rate == pytest.approx(1.5 * 0.8 * 16.0)

@@ -121,7 +121,9 @@ def test_every_request_has_one_outcome() -> None:
         assert server.stats()["requests_received"] == 300
     assert inputs_of(outcomes) == Counter(row["input"] for row in rows(300))
     assert all(outcome.response["object"] == "list" for outcome in outcomes)
-    assert all(outcome.reply is not None and outcome.reply.headers for outcome in outcomes)
+    assert all(
+        outcome.raw_response is not None and outcome.raw_response.headers for outcome in outcomes
+    )
     assert (of_ours(), children()) == ([], before)
     assert set(os.listdir("/proc/self/fd")) <= files
 
@@ -337,7 +339,7 @@ def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> 
         stopped = children()
         for child in stopped:
             os.kill(child, signal.SIGSTOP)
-        made.cut("enough")
+        made.cancel("enough")
         for child in stopped:  # as close does after a while
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
@@ -364,7 +366,7 @@ def test_a_consumer_that_leaves_ends_the_processes() -> None:
 
 def test_a_cut_ends_what_a_silent_server_holds() -> None:
     """Exchanges in the other processes are cut as those of threads are."""
-    assert outcomes_of_a_silent_server(lambda made: made.cut("enough")) == []
+    assert outcomes_of_a_silent_server(lambda made: made.cancel("enough")) == []
     assert of_ours() == []
 
 

@@ -324,7 +324,7 @@ def test_a_cut_returns_a_summary(tmp_path: Path) -> None:
     with held() as (server, room), processor(server.url, max_workers=4, drain_s=1e6) as made:
         join = in_background(lambda: made.process_file(source, save))
         room.wait_for(4)
-        made.cut("now")
+        made.cancel("now")
         summary = join()
     assert (summary.answered, summary.unanswered, summary.stop_reason) == (0, 4, "now")
     assert save.read_bytes() == b""
@@ -335,7 +335,7 @@ def test_after_a_stop_a_processor_runs_again(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", rows(5))
     with Simulator() as simulator, processor(simulator.url) as made:
         made.stop()
-        made.cut()
+        made.cancel()
         assert made.process_file(source, tmp_path / "out.jsonl").answered == 5
 
 

@@ -44,7 +44,7 @@ class View:
             usage=lambda: Usage(
                 admitted=self.used,
                 limits=self.limits,
-                held_by=WaitCause.NOTHING,
+                waited_s=WaitCause.NOTHING,
                 span_s=self.span_s,
             ),
             waits=lambda: dict(self.waits),

@@ -10,7 +10,7 @@ from clocks import MINUTE_S, SlidingCount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_processor.ratelimit.quota import Quota
+from parallel_processor.ratelimit.quota import ConfiguredQuota
 
 WINDOW_S = 60.25
 SLOT_S = WINDOW_S / 1024
@@ -18,16 +18,18 @@ PER_SECOND = (1 - 0.5 / MINUTE_S) / MINUTE_S  # of the limit, at the pace
 MAX_SLOTS = 1026
 
 
-def make_quota(limit: float = 60_000.0, burst_seconds: float = 0.5, now: float = 0.0) -> Quota:
-    return Quota("tokens", limit, burst_seconds, now)
+def make_quota(
+    limit: float = 60_000.0, burst_seconds: float = 0.5, now: float = 0.0
+) -> ConfiguredQuota:
+    return ConfiguredQuota("tokens", limit, burst_seconds, now)
 
 
-def charge(quota: Quota, cost: float, now: float) -> list[float]:
+def charge(quota: ConfiguredQuota, cost: float, now: float) -> list[float]:
     quota.advance(now)
     return quota.charge(cost, now)
 
 
-def delay_s(quota: Quota, cost: float, now: float) -> float:
+def delay_s(quota: ConfiguredQuota, cost: float, now: float) -> float:
     quota.advance(now)
     return quota.delay_s(cost, now)
 

@@ -16,7 +16,7 @@ from raw_server import RawServer, Visit, answer_all
 
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
 from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
-from parallel_processor.models import Reply, Request
+from parallel_processor.models import Request, Response
 from parallel_processor.providers.jsontext import elements, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -24,11 +24,11 @@ CHAT = {"choices": [{"message": {"content": "Yes."}}], "usage": {"total_tokens":
 BATCH = Request(body={"n": 1}, custom_id="a")
 
 
-def reply(body: bytes, status: int = 200, is_json: bool = True) -> Reply:
+def reply(body: bytes, status: int = 200, is_json: bool = True) -> Response:
     """An answer as it comes from a server."""
     data, text = read_answer(body) if is_json else (None, body)
     headers = {"x-request-id": "r1"}
-    return Reply(status=status, headers=headers, body=text, data=data, is_json=is_json)
+    return Response(status=status, headers=headers, body=text, data=data, is_json=is_json)
 
 
 def read_back(folder: Path, *lines: bytes) -> list[Outcome]:
@@ -45,15 +45,17 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     body = b'{"b" : [1, 2.50], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
     request = parse_line(line, 9, URL)
-    (outcome,) = read_back(tmp_path, record(Outcome(request=request, ok=True, reply=reply(body))))
+    (outcome,) = read_back(
+        tmp_path, record(Outcome(request=request, ok=True, raw_response=reply(body)))
+    )
     assert outcome.ok and outcome.errors == ()
     assert outcome.request.payload == request.payload
     assert outcome.request.metadata_json == b'{"row":  7}'
     assert (outcome.request.number, outcome.metadata) == (1, {"row": 7})
     assert outcome.request.body["s"] == "éé"
-    assert outcome.reply is not None and outcome.reply.body == body
+    assert outcome.raw_response is not None and outcome.raw_response.body == body
     assert outcome.response == json.loads(body)
-    assert (outcome.reply.status, outcome.attempts, outcome.used_tokens) == (200, 1, 7)
+    assert (outcome.raw_response.status, outcome.attempts, outcome.used_tokens) == (200, 1, 7)
     assert identity(outcome.request) == identity(request)
 
 
@@ -70,7 +72,7 @@ def test_a_failure_has_its_errors(row: list[Any], errors: tuple[str, ...], tmp_p
     """It has one per attempt; so has an error body that the cookbook's script recorded as a response."""
     (outcome,) = read_results(write_lines(tmp_path / "out.jsonl", [row]))
     assert (outcome.ok, outcome.errors, outcome.attempts) == (False, errors, len(errors))
-    assert (outcome.error, outcome.reply) == (errors[-1], None)
+    assert (outcome.error, outcome.raw_response) == (errors[-1], None)
     assert outcome.request.body == {"n": 1}
     assert outcome.metadata == (row[2] if len(row) == 3 else None)
 
@@ -78,10 +80,10 @@ def test_a_failure_has_its_errors(row: list[Any], errors: tuple[str, ...], tmp_p
 def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> None:
     """Such a request has its text for a body, and took no attempt."""
     request = parse_line(b"[1, 2]", 3, URL)
-    errors = (request.flaw or "",)
+    errors = (request.invalid_reason or "",)
     (outcome,) = read_back(tmp_path, record(Outcome(request=request, ok=False, errors=errors)))
     assert (outcome.ok, outcome.attempts, outcome.request.body) == (False, 0, "[1, 2]")
-    assert outcome.request.flaw == request.flaw == outcome.error
+    assert outcome.request.invalid_reason == request.invalid_reason == outcome.error
     assert outcome.error_kind == "can't be sent"
 
 
@@ -89,14 +91,14 @@ def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> No
     ("written", "expected"),
     [
         (
-            Outcome(request=BATCH, ok=True, reply=reply(b'{"a": 1.0}')),
+            Outcome(request=BATCH, ok=True, raw_response=reply(b'{"a": 1.0}')),
             (True, 200, b'{"a": 1.0}', ""),
         ),
         (
             Outcome(
                 request=BATCH,
                 ok=False,
-                reply=reply(b'{"error": {}}', 400),
+                raw_response=reply(b'{"error": {}}', 400),
                 errors=("once", "HTTP 400: twice"),
                 error_kind="HTTP 400",
             ),
@@ -106,7 +108,7 @@ def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> No
             Outcome(
                 request=BATCH,
                 ok=False,
-                reply=reply(b"<html>\xc3\xa9", 502, is_json=False),
+                raw_response=reply(b"<html>\xc3\xa9", 502, is_json=False),
                 errors=("HTTP 502: twice",),
                 error_kind="HTTP 502",
             ),
@@ -124,14 +126,14 @@ def test_a_batch_row_comes_back(
 ) -> None:
     """It has its ``custom_id``, the server's reply where there was one, and the last error."""
     (outcome,) = read_back(tmp_path, record(written))
-    found = outcome.reply
+    found = outcome.raw_response
     status, body = (found.status, found.body) if found is not None else (None, None)
     assert (outcome.ok, status, body, outcome.error_kind) == expected
     assert (outcome.custom_id, outcome.request.body, outcome.attempts) == ("a", None, 1)
     assert outcome.error == written.error
     if found is not None:
         assert found.headers == {"x-request-id": "r1"}
-        assert found.is_json == (written.reply is not None and written.reply.is_json)
+        assert found.is_json == (written.raw_response is not None and written.raw_response.is_json)
 
 
 @pytest.mark.parametrize(

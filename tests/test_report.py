@@ -20,7 +20,7 @@ from parallel_processor.exceptions import StopCause
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport
 from parallel_processor.report.histogram import BINS, bin_of
-from parallel_processor.report.report_file import LiveReport, Notes
+from parallel_processor.report.report_file import Highlights, LiveReport
 from parallel_processor.report.report_file import write_report as write_run_report
 from parallel_processor.report.samples import RequestNote, RunReport, Sample, Timeline
 from parallel_processor.report.summary import Summary
@@ -34,7 +34,7 @@ LIMIT = LimitReport(
     used_share=math.nan,
 )
 BUCKET = BucketReport(
-    url="https://h/v1/embeddings", model="m", held_by={WaitCause.TOKENS: 2.0}, limits=(LIMIT,)
+    url="https://h/v1/embeddings", model="m", waited_s={WaitCause.TOKENS: 2.0}, limits=(LIMIT,)
 )
 SUMMARY = Summary(
     answered=5,
@@ -42,14 +42,14 @@ SUMMARY = Summary(
     errors_by_kind={"timeout": 2},
     stop_reason='the "server" said\nno',
     stop_cause=StopCause.QUOTA,
-    held_by={WaitCause.INPUT: 0.1 + 0.2},
+    waited_s={WaitCause.INPUT: 0.1 + 0.2},
     buckets=(BUCKET,),
 )
 
 
 def write_report(path: Path, summary: Summary, **more: Any) -> None:
     """Write the report of a run of which little more is known than its summary."""
-    write_run_report(path, RunReport(summary=summary, started_at=1e9, told_at=1e9 + 1.5, **more))
+    write_run_report(path, RunReport(summary=summary, started_at=1e9, written_at=1e9 + 1.5, **more))
 
 
 def no_constant(name: str) -> Any:
@@ -70,13 +70,13 @@ def test_the_report_is_the_summary(tmp_path: Path) -> None:
     fields = set(Summary.__dataclass_fields__) | set(RunReport.__dataclass_fields__) - {"summary"}
     assert set(report) == fields
     assert report["started_at"] == "2001-09-09T01:46:40.000+00:00"
-    assert report["told_at"] == "2001-09-09T01:46:41.500+00:00"
+    assert report["written_at"] == "2001-09-09T01:46:41.500+00:00"
     assert (report["answered"], report["stop_reason"]) == (5, 'the "server" said\nno')
     assert report["errors_by_kind"] == {"timeout": 2}
     assert report["stop_cause"] == "quota"
     (bucket,) = report["buckets"]
     assert set(bucket) == set(BucketReport.__dataclass_fields__)
-    assert bucket["held_by"] == {"tokens": 2.0}
+    assert bucket["waited_s"] == {"tokens": 2.0}
     (limit,) = bucket["limits"]
     assert set(limit) == set(LimitReport.__dataclass_fields__)
     assert (limit["name"], limit["configured"]) == ("tokens", 30000.0)
@@ -104,7 +104,7 @@ def test_figures_are_readable(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_report(path, SUMMARY)
     report = read(path)
-    assert (report["elapsed_s"], report["held_by"]) == (1.234568, {"input": 0.3})
+    assert (report["elapsed_s"], report["waited_s"]) == (1.234568, {"input": 0.3})
     assert report["buckets"][0]["limits"][0]["used"] == 123.456789
 
 
@@ -253,7 +253,11 @@ class Told:
     def _tell(self, timeline: tuple[Sample, ...], is_running: bool) -> RunReport:
         summary = Summary(attempts=self.sent)
         return RunReport(
-            summary=summary, started_at=0.0, told_at=1.0, timeline=timeline, is_running=is_running
+            summary=summary,
+            started_at=0.0,
+            written_at=1.0,
+            timeline=timeline,
+            is_running=is_running,
         )
 
 
@@ -280,7 +284,7 @@ def test_the_file_is_written_while_the_run_goes_on(tmp_path: Path) -> None:
 
 def test_the_slowest_and_the_last_failures_are_noted() -> None:
     """Twenty of the one and a hundred of the other, the worst and the latest first."""
-    notes = Notes()
+    notes = Highlights()
     for number in range(1, 501):
         request = Request(body={"model": "m"}, number=number)
         slow = Outcome(request=request, ok=True, attempts=1, latency_s=float(number * 7919 % 500))

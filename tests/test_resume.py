@@ -159,7 +159,7 @@ def test_the_set_counts_as_a_counter_does(keys: list[bytes], rng: random.Random)
 class _Keyed(bytes):
     """A key in the place of the request that it belongs to."""
 
-    flaw = None
+    invalid_reason = None
 
 
 def test_keys_across_two_others_are_not_found() -> None:

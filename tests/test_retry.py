@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from parallel_processor.engine.retry import RetrySchedule, backoff_s
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Attempt, Verdict
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
-from parallel_processor.workers.pending import Tries
+from parallel_processor.workers.pending import RetryState
 
 REQUEST = made_request({"input": "hello"}, 1)
-ANSWERED = Attempt(verdict=Verdict.ANSWERED)
-RETRY = Attempt(verdict=Verdict.RETRY, kind="HTTP 500", error="HTTP 500: oops")
-REFUSED = Attempt(verdict=Verdict.RATE_LIMITED, kind="HTTP 429", error="HTTP 429: slower")
+ANSWERED = Attempt(status=AttemptStatus.ANSWERED)
+RETRY = Attempt(status=AttemptStatus.RETRY, kind="HTTP 500", error="HTTP 500: oops")
+REFUSED = Attempt(status=AttemptStatus.RATE_LIMITED, kind="HTTP 429", error="HTTP 429: slower")
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Call:
     now_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
     told: list[tuple[Attempt, float]] = field(default_factory=list)
-    tries: Tries = field(default_factory=lambda: Tries(request=REQUEST))
+    tries: RetryState = field(default_factory=lambda: RetryState(request=REQUEST))
 
     def run(self) -> Attempt:
         """The attempt that the call ends with."""
@@ -56,12 +56,13 @@ class Call:
 
 
 @pytest.mark.parametrize(
-    "verdict", [Verdict.ANSWERED, Verdict.FAILED, Verdict.FATAL, Verdict.STOPPED]
+    "verdict",
+    [AttemptStatus.ANSWERED, AttemptStatus.FAILED, AttemptStatus.FATAL, AttemptStatus.STOPPED],
 )
-def test_what_is_final_is_not_tried_again(verdict: Verdict) -> None:
+def test_what_is_final_is_not_tried_again(verdict: AttemptStatus) -> None:
     """An answer, a failure, a fatal answer and a stop end the call at once."""
-    call = Call(RetryPolicy(), [Attempt(verdict=verdict, error="why")])
-    assert call.run().verdict is verdict
+    call = Call(RetryPolicy(), [Attempt(status=verdict, error="why")])
+    assert call.run().status is verdict
     assert (call.tries.sent, call.waits_s) == (1, [])
 
 
@@ -140,8 +141,8 @@ def test_backoff_keeps_its_bounds(
 ) -> None:
     """It is at most the doubled time and the maximum, at least what the server asked for."""
     policy = RetryPolicy(backoff_initial_s=initial_s, backoff_max_s=max_s)
-    tries = Tries(request=REQUEST, failures=failures)
-    attempt = Attempt(verdict=Verdict.RETRY, retry_after_s=asked_s)
+    tries = RetryState(request=REQUEST, failures=failures)
+    attempt = Attempt(status=AttemptStatus.RETRY, retry_after_s=asked_s)
     wait_s = backoff_s(policy, tries, attempt)
     longest = min(max_s, initial_s * 2.0 ** min(failures - 1, 60))
     asked = min(asked_s or 0.0, policy.rate_limit_deadline_s)
@@ -151,7 +152,7 @@ def test_backoff_keeps_its_bounds(
 @pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 2.0), (3, 4.0), (7, 60.0)])
 def test_jitter_is_full(failures: int, longest: float) -> None:
     """The waits fill the whole range from 0 on, evenly."""
-    tries = Tries(request=REQUEST, failures=failures)
+    tries = RetryState(request=REQUEST, failures=failures)
     waits = [backoff_s(RetryPolicy(), tries, RETRY) for _ in range(2000)]
     assert min(waits) < 0.05 * longest
     assert 0.95 * longest < max(waits) <= longest
@@ -167,7 +168,7 @@ def test_threads_share_one_object() -> None:
     )
 
     def call(fine_after: int) -> None:
-        tries = Tries(request=REQUEST)
+        tries = RetryState(request=REQUEST)
         while True:
             attempt = ANSWERED if tries.sent == fine_after else RETRY
             tries.note(attempt, 0.0)
@@ -188,7 +189,7 @@ def test_threads_share_one_object() -> None:
 def test_a_request_may_change_threads() -> None:
     """The thread that has it after a backoff is another one, and counts on."""
     schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None)
-    tries, told = Tries(request=REQUEST), []
+    tries, told = RetryState(request=REQUEST), []
 
     def one_attempt() -> None:
         tries.note(RETRY, 0.0)

@@ -27,8 +27,8 @@ from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request, parse_line
 from parallel_processor.models import Estimate, Outcome, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
-from parallel_processor.ratelimit.registry import Buckets
-from parallel_processor.tokens.estimates import Pricing
+from parallel_processor.ratelimit.registry import TokenBuckets
+from parallel_processor.tokens.estimates import CostEstimator
 
 URL = "http://127.0.0.1:1/v1/embeddings"
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
@@ -70,7 +70,7 @@ def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run
     options = Options(
         request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
     )
-    return Run(options, buckets=Buckets(options), pricing=Pricing(options), **parts)
+    return Run(options, buckets=TokenBuckets(options), pricing=CostEstimator(options), **parts)
 
 
 def bodies(count: int) -> Iterator[Request]:
@@ -133,7 +133,7 @@ def real_run(server: RawServer, **settings: Any) -> tuple[Run, TickingClock]:
     """A run that goes over the network, and its clock."""
     parts = {name: settings.pop(name, None) for name in ("make_sink", "on_cancel")}
     options = Options(request_url=server.url, limits=NO_LIMITS, **settings)
-    clock, buckets, pricing = TickingClock(), Buckets(options), Pricing(options)
+    clock, buckets, pricing = TickingClock(), TokenBuckets(options), CostEstimator(options)
     return Run(options, buckets=buckets, pricing=pricing, clock=clock, **parts), clock
 
 
@@ -241,17 +241,17 @@ def test_a_flawed_request_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_only_flawed_requests_end_too() -> None:
     """A file without one good line has as many failures, within the same bounds, and no request."""
-    flawed = (parse_line(b"nonsense", number, URL) for number in range(1, 101))
+    invalid = (parse_line(b"nonsense", number, URL) for number in range(1, 101))
     run = run_with(ok, max_workers=3)
-    assert numbers(run.outcomes(flawed)) == list(range(1, 101))
+    assert numbers(run.outcomes(invalid)) == list(range(1, 101))
     assert run.counters.summary(1.0).attempts == 0
 
 
 def test_flawed_requests_need_no_place_in_the_bucket() -> None:
     """They aren't held by a limit that nothing else passes."""
-    flawed = [parse_line(b"nonsense", number, URL) for number in range(1, 11)]
+    invalid = [parse_line(b"nonsense", number, URL) for number in range(1, 11)]
     run = run_with(ok, ONE_A_MINUTE)
-    assert len(list(run.outcomes([*bodies(1), *flawed]))) == 11
+    assert len(list(run.outcomes([*bodies(1), *invalid]))) == 11
 
 
 def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -352,9 +352,9 @@ def test_a_consumer_that_leaves_ends_the_run() -> None:
     silent = Silent()
     with RawServer(silent) as server:
         run, _ = real_run(server, max_workers=4, drain_s=1e6)
-        flawed = parse_line(b"nonsense", 1, URL)
-        outcomes = run.outcomes(itertools.chain(bodies(3), [flawed], bodies(100)))
-        assert next(outcomes).request is flawed
+        invalid = parse_line(b"nonsense", 1, URL)
+        outcomes = run.outcomes(itertools.chain(bodies(3), [invalid], bodies(100)))
+        assert next(outcomes).request is invalid
         silent.wait_for(3)
         assert run.counters.counts().in_flight == 4
         in_background(outcomes.close)()
@@ -484,7 +484,7 @@ def test_a_stop_ends_the_wait_for_capacity() -> None:
     run.stop(StopRequested("enough"))
     join()
     assert numbers(got) == [1]
-    assert run._buckets.usage().held_by == ""
+    assert run._buckets.usage().waiting_for == ""
     assert str(run.stop_cause) == "enough"
 
 
@@ -534,7 +534,7 @@ def test_a_cut_ends_everything_at_once() -> None:
         got: list[Outcome] = []
         join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
         silent.wait_for(3)
-        run.cut(StopRequested("now"))
+        run.cancel(StopRequested("now"))
         join()
     assert got == []
     assert cuts == ["cut"]
@@ -548,7 +548,7 @@ def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
 
     def stop() -> None:
         if run.counters.counts().read == 3 and run.stop_cause is None:
-            while not run._buckets.usage().held_by:
+            while not run._buckets.usage().waiting_for:
                 threading.Event().wait(0.001)
             run.stop(StopRequested("just now"))
 
@@ -563,12 +563,12 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
 
     def source() -> Iterator[Request]:
         yield from bodies(2)
-        while not run._buckets.usage().held_by and run.stop_cause is None:
+        while not run._buckets.usage().waiting_for and run.stop_cause is None:
             run._waker.wait(0.001)
         yield made_request({"n": 3, "model": "another"}, 3)  # which the thread has to look at
 
     def stop() -> None:
-        if run._buckets.usage().held_by:
+        if run._buckets.usage().waiting_for:
             run.stop(StopRequested("just now"))
 
     call_at_clear(run._dispatcher.waker, stop)

@@ -306,7 +306,7 @@ def test_refused_requests_are_not_in_flight() -> None:
 
 
 def test_the_timeline_tells_each_second_of_each_model() -> None:
-    """Admitted, charged, refused and answered, from the second of the first request."""
+    """AdmittedRequest, charged, refused and answered, from the second of the first request."""
     server = Server(requests_per_minute=3)
     for seconds, model in ((0, "a"), (0.9, "b"), (1.1, "a"), (3, "a"), (3.5, "a")):
         server.clock.now_s = 1000.0 + seconds

@@ -48,7 +48,7 @@ class Stopper:
 
     def __init__(self, server: Server, processor: Processor, rng: random.Random) -> None:
         self._server = server
-        self._ways = [processor.stop, processor.cut]
+        self._ways = [processor.stop, processor.cancel]
         self._rng = rng
         self._is_over = threading.Event()
         self._opened_at = time.monotonic()
@@ -150,7 +150,7 @@ def test_whatever_happens_each_request_has_one_answer(tmp_path: Path) -> None:
                 results = [future.result(HANGS_S) for future in others]
             finally:
                 stopper.end()
-                processor.cut()
+                processor.cancel()
             stopping.result(HANGS_S)
         stats = server.stats()
 

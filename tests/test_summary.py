@@ -79,7 +79,7 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
             BucketReport(
                 url=url,
                 model="small",
-                held_by={WaitCause.REQUESTS: 80.0, WaitCause.DISK: 10.0, WaitCause.INPUT: 0.5},
+                waited_s={WaitCause.REQUESTS: 80.0, WaitCause.DISK: 10.0, WaitCause.INPUT: 0.5},
                 admitted=100,
                 limits=(typed, found, day),
             ),

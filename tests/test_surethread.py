@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from parallel_processor.runtime.threads import SureThread
+from parallel_processor.runtime.threads import InterruptSafeThread
 
 
-class Interrupted(SureThread):
+class Interrupted(InterruptSafeThread):
     """Its start is interrupted while it waits for the thread's beginning, its join in mid-wait."""
 
     def interrupt(self) -> None:
@@ -27,7 +27,7 @@ class Interrupted(SureThread):
 def test_a_thread_runs_once_and_is_waited_for() -> None:
     """Starting it again does nothing, and any number of waits end with it."""
     calls: list[str] = []
-    thread = SureThread(lambda: calls.append(threading.current_thread().name), "by-name")
+    thread = InterruptSafeThread(lambda: calls.append(threading.current_thread().name), "by-name")
     for _ in range(3):
         thread.start()
     for _ in range(20):
@@ -55,7 +55,7 @@ def test_a_wait_that_is_interrupted_is_done_again() -> None:
 def test_several_may_wait() -> None:
     """Each of them passes when the thread ends."""
     may_end = threading.Event()
-    thread = SureThread(lambda: may_end.wait(20), "held")
+    thread = InterruptSafeThread(lambda: may_end.wait(20), "held")
     thread.start()
     waiting = [threading.Thread(target=thread.join) for _ in range(5)]
     for each in waiting:
@@ -68,7 +68,7 @@ def test_several_may_wait() -> None:
 
 def test_one_that_was_never_started_has_no_end() -> None:
     """To wait for it takes no time."""
-    SureThread(lambda: None, "never").join()
+    InterruptSafeThread(lambda: None, "never").join()
 
 
 def test_a_fault_of_the_target_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_fault_of_the_target_ends_the_wait(monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> None:
         raise KeyError("a fault")
 
-    thread = SureThread(fail, "faulty")
+    thread = InterruptSafeThread(fail, "faulty")
     thread.start()
     thread.join()
     assert len(told) == 1
@@ -92,7 +92,7 @@ def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    thread = SureThread(lambda: None, "none")
+    thread = InterruptSafeThread(lambda: None, "none")
     with pytest.raises(RuntimeError, match="new thread"):
         thread.start()
     thread.join()

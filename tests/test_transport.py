@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 
 from parallel_processor.exceptions import ConfigurationError, TransportError
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Reply
+from parallel_processor.models import Response
 from parallel_processor.options import Options
 from parallel_processor.simulator import Simulator, SimulatorOptions
 from parallel_processor.transport.session import Transport
@@ -84,14 +84,14 @@ def test_a_request_arrives_as_it_was_written() -> None:
     """The payload goes out byte for byte, with its length, its type and the key."""
     request = made_request({"input": "Grüße 🎉", "n": 10**30}, 1)
     with RawServer(answer_all) as server, transport(f"{server.url}/v1/embeddings") as sender:
-        reply = sender.send(request)
+        response = sender.send(request)
     head = server.heads[0]
     assert head.startswith("POST /v1/embeddings HTTP/1.1\r\n")
     assert server.bodies == [request.payload]
     assert header_of(head, "content-length") == str(len(request.payload))
     assert header_of(head, "content-type") == "application/json"
     assert header_of(head, "authorization") == f"Bearer {KEY}"
-    assert (reply.status, reply.data, reply.is_json) == (200, {"ok": True}, True)
+    assert (response.status, response.data, response.is_json) == (200, {"ok": True}, True)
 
 
 def test_each_body_has_its_own_length() -> None:
@@ -202,7 +202,7 @@ def test_close_leaves_no_socket() -> None:
 # Answers
 
 
-def reply_to(script: Callable[[Visit], None], **settings: Any) -> Reply:
+def reply_to(script: Callable[[Visit], None], **settings: Any) -> Response:
     """The reply that a script's answer becomes."""
     with RawServer(script) as server, transport(server.url, **settings) as sender:
         return sender.send(REQUEST)
@@ -246,23 +246,28 @@ def test_an_answer_that_ends_with_its_connection_is_read() -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe\x00", b"[" * 100_000])
 def test_what_is_not_json_is_kept_as_it_came(body: bytes) -> None:
     """A body that isn't JSON is no error of the transport."""
-    reply = reply_to(answering(body, "502 Bad Gateway"))
-    assert (reply.status, reply.is_json, reply.data, reply.body) == (502, False, None, body)
+    response = reply_to(answering(body, "502 Bad Gateway"))
+    assert (response.status, response.is_json, response.data, response.body) == (
+        502,
+        False,
+        None,
+        body,
+    )
 
 
 def test_headers_are_found_whatever_their_case() -> None:
     """However the server writes a header's name, it is found in lower case."""
-    reply = reply_to(answering(b"{}", headers="RETRY-AFTER: 3\r\nX-Request-ID: abc\r\n"))
-    assert (reply.headers["retry-after"], reply.headers["x-request-id"]) == ("3", "abc")
+    response = reply_to(answering(b"{}", headers="RETRY-AFTER: 3\r\nX-Request-ID: abc\r\n"))
+    assert (response.headers["retry-after"], response.headers["x-request-id"]) == ("3", "abc")
 
 
 def test_a_redirect_is_not_followed() -> None:
     """A redirect is the response, and the host that it names gets no request."""
     with RawServer(answer_all) as other:
-        reply = reply_to(
+        response = reply_to(
             answering(b"", "307 Temporary Redirect", f"Location: {other.url}/x\r\n"), api_key=KEY
         )
-        assert (reply.status, reply.headers["location"]) == (307, f"{other.url}/x")
+        assert (response.status, response.headers["location"]) == (307, f"{other.url}/x")
         assert other.visits == 0
 
 
@@ -429,7 +434,7 @@ def drips_chunks(visit: Visit) -> None:
 def drips_head(visit: Visit) -> None:
     """Send header lines a byte at a time."""
     visit.read()
-    visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Waiting: yes\r\n" * 90)
+    visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-PendingRequest: yes\r\n" * 90)
 
 
 def drips_interim_answers(visit: Visit) -> None:

@@ -13,15 +13,15 @@ from clocks import admitted_by
 from parallel_processor.engine.settlement import Settled, Settlement
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.files.formats import made_request, record
-from parallel_processor.models import Estimate, Outcome, Reply, Request
+from parallel_processor.models import Estimate, Outcome, Request, Response
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.tokens.estimates import Pricing
+from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.workers.attempt import AttemptRunner
-from parallel_processor.workers.pending import Waiting
+from parallel_processor.workers.pending import PendingRequest
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 ANTHROPIC = "https://api.anthropic.com/v1/messages"
@@ -29,16 +29,16 @@ KEY = "sk-proj-AbCdEf0123456789xyzW"
 TOKENS = 100
 
 
-def reply(status: int = 200, data: Any = None, **headers: str) -> Reply:
+def reply(status: int = 200, data: Any = None, **headers: str) -> Response:
     """A reply with a JSON body; header names are written with ``_``."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     body = {"ok": True} if data is None else data
-    return Reply(
+    return Response(
         status=status, headers=names, body=json.dumps(body).encode(), data=body, is_json=True
     )
 
 
-def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Reply:
+def error(status: int, message: str = "no", code: str | None = None, **headers: str) -> Response:
     """A reply with an OpenAI error."""
     return reply(status, {"error": {"message": message, "code": code, "type": "t"}}, **headers)
 
@@ -52,12 +52,12 @@ class Scripted:
 
     sending_since_s = 0.0
 
-    def __init__(self, *ends: Reply | BaseException) -> None:
+    def __init__(self, *ends: Response | BaseException) -> None:
         self._ends = list(ends)
         self.sent: list[Request] = []
         self.before_send: Callable[[], None] = lambda: None
 
-    def send(self, request: Request) -> Reply:
+    def send(self, request: Request) -> Response:
         self.before_send()
         self.sent.append(request)
         end = self._ends.pop(0) if len(self._ends) > 1 else self._ends[0]
@@ -69,7 +69,7 @@ class Scripted:
 class Bench:
     """A worker and all that it works with. Waiting for the bucket moves the clock."""
 
-    def __init__(self, *ends: Reply | BaseException, url: str = OPENAI, **settings: Any) -> None:
+    def __init__(self, *ends: Response | BaseException, url: str = OPENAI, **settings: Any) -> None:
         self.now_s = 1000.0
         retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
         limits = Limits(requests_per_minute=6000, tokens_per_minute=600_000)
@@ -81,7 +81,7 @@ class Bench:
         self.stop = StopSignal()
         self.settlement = Settlement(
             self.options,
-            pricing=Pricing(self.options),
+            pricing=CostEstimator(self.options),
             counters=self.counters,
             stop=self.stop,
             clock=self.clock,
@@ -101,14 +101,14 @@ class Bench:
     def run(self, number: int = 1) -> Outcome:
         """Take a request to its outcome, as the dispatcher and a worker thread do."""
         request = made_request({"input": "hello"}, number)
-        waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
+        waiting = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
         while True:
             outcome, retry_in_s, _ = self.attempt(waiting, self.place())
             if outcome is not None:
                 return outcome
             self.now_s += retry_in_s
 
-    def attempt(self, waiting: Waiting, reservation: Reservation) -> Settled:
+    def attempt(self, waiting: PendingRequest, reservation: Reservation) -> Settled:
         """What one attempt ends in."""
         attempt = self.attempts.send_once(waiting.request, self.bucket.host)
         return self.settlement.settle(waiting, reservation, attempt)
@@ -152,7 +152,7 @@ def test_a_request_that_keeps_failing_has_an_error_per_attempt() -> None:
     "end",
     [error(400, "bad"), error(404), TransportError("too large", kind="big", retryable=False)],
 )
-def test_a_request_that_cannot_succeed_is_sent_once(end: Reply | TransportError) -> None:
+def test_a_request_that_cannot_succeed_is_sent_once(end: Response | TransportError) -> None:
     """What no retry helps is a failure after one attempt."""
     bench = Bench(end)
     outcome = bench.run()
@@ -164,7 +164,7 @@ def test_a_request_that_cannot_succeed_is_sent_once(end: Reply | TransportError)
 @pytest.mark.parametrize(
     "end", [error(401, "bad key", "invalid_api_key"), error(429, "pay", "insufficient_quota")]
 )
-def test_a_fatal_answer_stops_the_run(end: Reply) -> None:
+def test_a_fatal_answer_stops_the_run(end: Response) -> None:
     """A wrong key or a spent account stops everybody, and leaves the request for the next run."""
     bench = Bench(end)
     outcome = bench.run()
@@ -194,7 +194,7 @@ def test_a_backoff_is_nobodys_wait() -> None:
     """A failed attempt gives its request back with a time, and keeps neither thread nor place."""
     bench = Bench(SERVER_ERROR, retry=RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6))
     request = made_request({"input": "hello"}, 1)
-    waiting = Waiting(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
+    waiting = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
     outcome, retry_in_s, _ = bench.attempt(waiting, bench.place())
     assert outcome is None
     assert 0 <= retry_in_s <= 1e6
@@ -302,8 +302,8 @@ def test_no_error_holds_the_key(echo: str, caplog: pytest.LogCaptureFixture) -> 
     bench = Bench(*ends, api_key=KEY)
     outcome = bench.run()
     said = [repr(outcome), *outcome.errors, str(bench.stop.cause), caplog.text]
-    assert outcome.reply is not None
-    said.append(outcome.reply.body.decode())
+    assert outcome.raw_response is not None
+    said.append(outcome.raw_response.body.decode())
     assert len(outcome.errors) == 4
     for text in said:
         assert KEY not in text
@@ -316,8 +316,8 @@ def test_an_answer_stays_as_it_came() -> None:
     body = {"text": f"{KEY} and sk-another-0123456789"}
     outcome = Bench(reply(data=body), api_key=KEY).run()
     assert outcome.response == body
-    assert outcome.reply is not None
-    assert outcome.reply.body == json.dumps(body).encode()
+    assert outcome.raw_response is not None
+    assert outcome.raw_response.body == json.dumps(body).encode()
 
 
 # Log lines
@@ -342,7 +342,7 @@ def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) ->
 def test_an_error_of_many_lines_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     """A page of HTML in an error doesn't tear the log."""
     caplog.set_level(logging.DEBUG)
-    page = Reply(status=502, headers={}, body=b"<html>\r\n<body>\n\nBad Gateway\n</body>")
+    page = Response(status=502, headers={}, body=b"<html>\r\n<body>\n\nBad Gateway\n</body>")
     Bench(page, reply()).run()
     assert all("\n" not in text and "\r" not in text for _, text in lines(caplog))
 
@@ -417,6 +417,8 @@ def test_no_part_of_a_key_survives_where_a_text_is_shortened(status: int) -> Non
         bench = Bench(reply(status, body, x_request_id=f"req-{key}"), api_key=key)
         outcome = bench.run()
         assert not outcome.ok
-        shown = f"{outcome.errors}{outcome.error_kind}{bench.stop.cause!r}{outcome.reply}"
-        shown += record(outcome).decode() + str(outcome.reply and dict(outcome.reply.headers))
+        shown = f"{outcome.errors}{outcome.error_kind}{bench.stop.cause!r}{outcome.raw_response}"
+        shown += record(outcome).decode() + str(
+            outcome.raw_response and dict(outcome.raw_response.headers)
+        )
         assert not any(key[i : i + 8] in shown for i in range(len(key) - 8))

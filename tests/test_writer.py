@@ -23,7 +23,7 @@ from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.formats import made_request
 from parallel_processor.files.writer import ResultWriter
-from parallel_processor.models import Outcome, Reply
+from parallel_processor.models import Outcome, Response
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
@@ -32,8 +32,8 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 def answered(number: int, text: str = "hello") -> Outcome:
     """An answered request."""
     body = json.dumps({"answer": text}).encode()
-    reply = Reply(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
-    return Outcome(request=made_request({"n": number}, number), ok=True, reply=reply)
+    response = Response(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
+    return Outcome(request=made_request({"n": number}, number), ok=True, raw_response=response)
 
 
 def failed(number: int) -> Outcome:
@@ -104,9 +104,9 @@ def test_text_stays_unescaped_utf8(tmp_path: Path) -> None:
     """What isn't ASCII is written as it came."""
     outcome = answered(1)
     body = '{"answer": "Grüße 🎉"}'.encode()
-    reply = Reply(status=200, headers={}, body=body, data={}, is_json=True)
+    response = Response(status=200, headers={}, body=body, data={}, is_json=True)
     desk = Desk(tmp_path / "out.jsonl")
-    desk.write(Outcome(request=outcome.request, ok=True, reply=reply))
+    desk.write(Outcome(request=outcome.request, ok=True, raw_response=response))
     assert "Grüße 🎉".encode() in (tmp_path / "out.jsonl").read_bytes()
 
 
@@ -412,7 +412,7 @@ def test_what_cannot_be_synced_is_no_failure() -> None:
 
 def test_a_record_that_cannot_be_made_hangs_nobody(tmp_path: Path) -> None:
     """A fault in writing one outcome is told like any failure, and its batch as lost."""
-    broken: Any = Outcome(request=answered(1).request, ok=True, reply=object())  # type: ignore[arg-type]
+    broken: Any = Outcome(request=answered(1).request, ok=True, raw_response=object())  # type: ignore[arg-type]
     desk = Desk(tmp_path / "out.jsonl")
     desk.writer.put(broken)
     assert desk.failed.wait(10)

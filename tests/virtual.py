@@ -20,11 +20,11 @@ from typing import Any
 
 from clocks import FakeClock
 
-from parallel_processor.models import Refusal, Reply, Verdict
+from parallel_processor.models import AttemptStatus, Rejection, Response
 from parallel_processor.options import Limits
 from parallel_processor.providers.limit_headers import read_limits
-from parallel_processor.providers.responses import judge
-from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.providers.responses import classify
+from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.simulator import SimulatorOptions
@@ -82,13 +82,13 @@ class Server:
     def _second(self) -> int:
         return int(self._world.clock() - self._started_s)
 
-    def refuse(self, answer: Callable[[Reply], None]) -> None:
+    def refuse(self, answer: Callable[[Response], None]) -> None:
         """Turn a request away, and say nothing of the reason."""
         self.refused[self._second()] += 1
         self._world.after(0.01, lambda: answer(_reply(429, "", {"error": {"message": "no"}})))
 
     def serve(
-        self, model: str, read: int, cap: int, used: int, answer: Callable[[Reply], None]
+        self, model: str, read: int, cap: int, used: int, answer: Callable[[Response], None]
     ) -> None:
         """Take a request that arrives now; ``answer`` is called when its reply arrives."""
         options, world = self.options, self._world
@@ -131,10 +131,10 @@ class Server:
         world.after(latency_s + way_back_s, end)
 
 
-def _reply(status: int, lines: str, data: Any) -> Reply:
+def _reply(status: int, lines: str, data: Any) -> Response:
     pairs = (line.split(": ", 1) for line in lines.split("\r\n") if line)
     headers = {name.lower(): value for name, value in pairs}
-    return Reply(status=status, headers=headers, body=b"", data=data, is_json=True)
+    return Response(status=status, headers=headers, body=b"", data=data, is_json=True)
 
 
 class Client:
@@ -147,7 +147,7 @@ class Client:
         limits: Limits = AUTO,
         *,
         model: str = "m",
-        ceiling: Ceiling | None = None,
+        ceiling: SharedLimits | None = None,
         read: int = 50,
         cap: int = 50,
         used: Callable[[], int] | None = None,
@@ -211,10 +211,10 @@ class Client:
             ),
         )
 
-    def _end(self, place: Reservation, reply: Reply) -> None:
+    def _end(self, place: Reservation, reply: Response) -> None:
         """What a worker does when an answer comes."""
         self.in_flight -= 1
-        attempt = judge(reply)
+        attempt = classify(reply)
         bucket = self.bucket
         used = attempt.used_tokens
         if used is not None:
@@ -224,17 +224,17 @@ class Client:
         bucket.ended(
             place,
             read_limits(reply.headers, now=self._world.clock),
-            answered=attempt.verdict is Verdict.ANSWERED,
+            answered=attempt.status is AttemptStatus.ANSWERED,
             used_tokens=used,
             output_tokens=attempt.output_tokens or 0,
         )
-        if attempt.verdict is Verdict.RATE_LIMITED:
+        if attempt.status is AttemptStatus.RATE_LIMITED:
             self.refused += 1
             wait = PAUSE_S if attempt.retry_after_s is None else max(attempt.retry_after_s, 0.1)
-            bucket.refuse(place, attempt.refusal or Refusal(), wait)
-        elif attempt.refusal is not None:
+            bucket.refuse(place, attempt.rejection or Rejection(), wait)
+        elif attempt.rejection is not None:
             self.refused += 1
-            bucket.refuse(place, attempt.refusal, None)
+            bucket.refuse(place, attempt.rejection, None)
         self.turn()
 
 

@@ -42,7 +42,7 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.requests_file import default_save_path
 from parallel_processor.files.verify import verify_results
-from parallel_processor.models import CANT_BE_SENT, WaitCause
+from parallel_processor.models import INVALID_REQUEST, WaitCause
 from parallel_processor.options import Limits, Options, Settings, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.providers.endpoints import needs_key
@@ -170,7 +170,7 @@ def _stop(processor: Processor, signal_name: str) -> None:
 
 
 def _cut(processor: Processor, signal_name: str) -> None:
-    processor.cut(f"interrupted by {signal_name}")
+    processor.cancel(f"interrupted by {signal_name}")
     _log.warning("%s: cancelling requests in flight", signal_name)
 
 
@@ -218,7 +218,7 @@ def _exit_code(
     if watcher.number:
         _log.warning("%s. %s to go on.", summary.stop_reason, again)
         return 128 + watcher.number
-    unsent = summary.errors_by_kind.get(CANT_BE_SENT, 0)
+    unsent = summary.errors_by_kind.get(INVALID_REQUEST, 0)
     if unsent:
         _log.warning("Lines that can't be sent: %s. Put them right first.", f"{unsent:,}")
     if summary.failed > unsent:
@@ -240,7 +240,7 @@ def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
 
 def _may_reserve_too_much(summary: Summary) -> bool:
     """True if the run waited long for a token limit, and the answers used far less than was reserved."""
-    waited_s = summary.held_by.get(WaitCause.TOKENS, 0.0)
+    waited_s = summary.waited_s.get(WaitCause.TOKENS, 0.0)
     return (
         waited_s > summary.elapsed_s / 3 and summary.reserved_tokens > 3 * summary.used_tokens > 0
     )

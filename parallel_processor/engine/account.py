@@ -12,12 +12,12 @@ from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import stop_cause_of
 from parallel_processor.models import Request
 from parallel_processor.options import Options
-from parallel_processor.ratelimit.registry import Buckets
+from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.progress import Progress
 from parallel_processor.report.summary import Stats, Summary, counters_of
-from parallel_processor.tokens.estimates import Pricing
+from parallel_processor.tokens.estimates import CostEstimator
 
 
 class Account:
@@ -26,8 +26,8 @@ class Account:
     def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
-        self.buckets = Buckets(options, clock)
-        self.pricing = Pricing(options)
+        self.buckets = TokenBuckets(options, clock)
+        self.pricing = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards what follows
         self._runs: set[Run] = set()
@@ -89,7 +89,7 @@ class Account:
             now - started_at,
             stop_reason=str(run.stop_cause) if run.stop_cause is not None else "",
             stop_cause=stop_cause_of(run.stop_cause),
-            held_by=run.ledger.overall(now),
+            waited_s=run.ledger.overall(now),
             buckets=self.buckets.reports(started_at, run.ledger.of_bucket),
         )
 
@@ -109,7 +109,7 @@ class Account:
             requests_per_minute=usage.admitted["requests"] * a_minute,
             tokens_per_minute=usage.admitted["tokens"] * a_minute,
             limits=usage.limits,
-            held_by=usage.held_by,
+            waiting_for=usage.waiting_for,
             latency_s={each: s for each, s in latencies.items() if s is not None},
             read=counts.read,
             errors=counts.errors,

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from parallel_processor.engine.queues import Lines
+from parallel_processor.engine.queues import RequestQueues
 
 LOOK_AHEAD = 4096
 READ_AHEAD = 64
@@ -28,7 +28,7 @@ class Credits:
         unrecorded: how many outcomes are not on record.
     """
 
-    def __init__(self, lines: Lines, max_workers: int, writer_slack: int = 0) -> None:
+    def __init__(self, lines: RequestQueues, max_workers: int, writer_slack: int = 0) -> None:
         self._lines = lines
         self._read_ahead = min(max_workers, READ_AHEAD)
         self._writer_slack = writer_slack

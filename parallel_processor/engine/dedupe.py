@@ -18,9 +18,9 @@ import threading
 from dataclasses import replace
 
 from parallel_processor.files.formats import content_key
-from parallel_processor.models import Outcome, Reply, Request
+from parallel_processor.models import Outcome, Request, Response
 from parallel_processor.providers.jsontext import parse
-from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORK_LOCK
 
 _log = logging.getLogger("parallel_processor")
 _TABLE = (
@@ -35,7 +35,7 @@ class Duplicates:
         self._lock = threading.Lock()  # guards _waiting
         self._waiting: dict[bytes, list[Request]] = {}  # for the outcome of an equal request
         self._database_lock = threading.Lock()  # guards the database, and _is_full
-        with FORKS_WAIT:
+        with FORK_LOCK:
             self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = OFF")
             self._database.execute(_TABLE)
@@ -51,9 +51,9 @@ class Duplicates:
             if key in self._waiting:
                 self._waiting[key].append(request)
                 return False
-        reply = self._find(key)  # an answer is stored before its key is removed from _waiting
-        if reply is not None:
-            return Outcome(request=request, ok=True, reply=reply, deduplicated=True)
+        response = self._find(key)  # an answer is stored before its key is removed from _waiting
+        if response is not None:
+            return Outcome(request=request, ok=True, raw_response=response, deduplicated=True)
         with self._lock:
             self._waiting[key] = []
         return True
@@ -61,8 +61,8 @@ class Duplicates:
     def end(self, outcome: Outcome) -> list[Outcome]:
         """A request has its ``outcome``: the outcomes of those that waited for it."""
         key = content_key(outcome.request)
-        if outcome.ok and outcome.reply is not None:
-            self._keep(key, outcome.reply)
+        if outcome.ok and outcome.raw_response is not None:
+            self._keep(key, outcome.raw_response)
         with self._lock:
             waiting = self._waiting.pop(key, [])
         shared = replace(outcome, attempts=0, used_tokens=None, latency_s=None, deduplicated=True)
@@ -70,22 +70,24 @@ class Duplicates:
 
     def close(self) -> None:
         """Delete the database."""
-        with self._database_lock, FORKS_WAIT:
+        with self._database_lock, FORK_LOCK:
             self._database.close()
 
-    def _find(self, key: bytes) -> Reply | None:
+    def _find(self, key: bytes) -> Response | None:
         query = "SELECT status, headers, body FROM answers WHERE key = ?"
-        with self._database_lock, FORKS_WAIT:
+        with self._database_lock, FORK_LOCK:
             row = self._database.execute(query, [key]).fetchone()
         if row is None:
             return None
         status, headers, body = row
         data = parse(body.decode(), strict=False)
-        return Reply(status=status, headers=json.loads(headers), body=body, data=data, is_json=True)
+        return Response(
+            status=status, headers=json.loads(headers), body=body, data=data, is_json=True
+        )
 
-    def _keep(self, key: bytes, reply: Reply) -> None:
-        row = (key, reply.status, json.dumps(dict(reply.headers)), reply.body)
-        with self._database_lock, FORKS_WAIT:
+    def _keep(self, key: bytes, response: Response) -> None:
+        row = (key, response.status, json.dumps(dict(response.headers)), response.body)
+        with self._database_lock, FORK_LOCK:
             if self._is_full:
                 return
             try:

@@ -19,7 +19,7 @@ from parallel_processor.options import Options
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.forks import load
 from parallel_processor.runtime.stop import WakeEvent
-from parallel_processor.workers.pending import Waiting
+from parallel_processor.workers.pending import PendingRequest
 
 if TYPE_CHECKING:
     from parallel_processor.engine.dedupe import Duplicates
@@ -64,12 +64,16 @@ class Delivery:
     def deliver(self, outcome: Outcome) -> None:
         """Deliver ``outcome``, and those of the equal requests that waited for it."""
         self._hand_over(outcome)
-        if self._duplicates is None or outcome.request.flaw is not None or outcome.deduplicated:
+        if (
+            self._duplicates is None
+            or outcome.request.invalid_reason is not None
+            or outcome.deduplicated
+        ):
             return
         for other in self._duplicates.end(outcome):
             self._hand_over(other)
 
-    def drop(self, waiting: Waiting) -> None:
+    def drop(self, waiting: PendingRequest) -> None:
         """A request will not be sent, or not again. It has an outcome if it was sent before.
 
         Equal requests that wait for it are unanswered in any case.
@@ -82,11 +86,11 @@ class Delivery:
 
     def _hand_over(self, outcome: Outcome) -> None:
         request = outcome.request
-        if request.flaw is not None or outcome.deduplicated:
+        if request.invalid_reason is not None or outcome.deduplicated:
             self._counters.started()  # the dispatcher has not counted it: it was never handed out
         if not outcome.ok and not outcome.unanswered:
             extra = {"request_number": request.number}
-            what = f"request {request.number} failed: " if request.flaw is None else ""
+            what = f"request {request.number} failed: " if request.invalid_reason is None else ""
             _log.error("%s%s", what, outcome.error, extra=extra)
         if self._sink is None:
             self._laid_out.append(outcome)

@@ -24,14 +24,14 @@ import time
 from collections.abc import Callable
 
 from parallel_processor.engine.credits import Credits
-from parallel_processor.engine.queues import Lines
+from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import Cost, Estimate, Request, WaitCause
 from parallel_processor.report.counters import Counters
-from parallel_processor.report.wait_times import Ledger
+from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.runtime.threads import SureThread
-from parallel_processor.workers.pending import Admitted, Waiting
+from parallel_processor.runtime.threads import InterruptSafeThread
+from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 _log = logging.getLogger("parallel_processor")
 _JOIN_TIMEOUT_S = 10.0  # for the thread at the interpreter's end
@@ -66,17 +66,17 @@ class Dispatcher:
         self,
         *,
         cost: Callable[[Estimate], Cost],
-        start: Callable[[Admitted], object],
+        start: Callable[[AdmittedRequest], object],
         flush: Callable[[], object] = lambda: None,
-        drop: Callable[[Waiting], None],
+        drop: Callable[[PendingRequest], None],
         on_room: Callable[[], None],
         activity: Callable[[bool], WaitCause],
         counters: Counters,
-        ledger: Ledger,
+        ledger: WaitTimes,
         stop: StopSignal,
         max_workers: int,
         writer_slack: int = 0,
-        count: Callable[[Waiting], None] | None = None,
+        count: Callable[[PendingRequest], None] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,13 +94,13 @@ class Dispatcher:
         self._is_wanted = is_wanted
         self._clock = clock
         self._lock = threading.Lock()  # guards the fields below
-        self._lines = Lines(cost, self.waker)
+        self._lines = RequestQueues(cost, self.waker)
         self._credits = Credits(self._lines, max_workers, writer_slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._waits_as = (False, False)  # its state when the ledger was told what it waits for
         self._closed = self._hurries = self._has_left = self._has_started = False
-        self._thread = SureThread(self._run, "parallel-processor-dispatcher")
+        self._thread = InterruptSafeThread(self._run, "parallel-processor-dispatcher")
 
     @property
     def in_flight(self) -> int:
@@ -121,7 +121,7 @@ class Dispatcher:
             self._credits.reader_waits(not count)
             return count
 
-    def put(self, waiting: Waiting) -> None:
+    def put(self, waiting: PendingRequest) -> None:
         """Queue a request that was read. After a stop it is dropped."""
         with self._lock:
             is_late = self._has_left
@@ -161,8 +161,12 @@ class Dispatcher:
     # For workers, and for whoever records.
 
     def done(
-        self, again: Waiting | None = None, *, retry_in_s: float = 0.0, made_room: bool = False
-    ) -> Admitted | None:
+        self,
+        again: PendingRequest | None = None,
+        *,
+        retry_in_s: float = 0.0,
+        made_room: bool = False,
+    ) -> AdmittedRequest | None:
         """An attempt has ended. Returns the next request for the worker to send, if one may go.
 
         Args:
@@ -200,7 +204,7 @@ class Dispatcher:
         if wakes_reader:
             self._on_room()
 
-    def _hand_out(self, admitted: Admitted) -> bool:
+    def _hand_out(self, admitted: AdmittedRequest) -> bool:
         """Count the attempt that begins now; false if there is to be none, and the request is dropped."""
         waiting, place = admitted
         try:
@@ -217,7 +221,7 @@ class Dispatcher:
         self._drop(waiting)
         return False
 
-    def _may_be_sent(self, waiting: Waiting) -> bool:
+    def _may_be_sent(self, waiting: PendingRequest) -> bool:
         tries = waiting.tries
         if self._stop.is_set():
             return False
@@ -229,7 +233,7 @@ class Dispatcher:
             _log.debug("request %d: attempt %d", number, sent + 1, extra=extra)
         return True
 
-    def _do_count(self, waiting: Waiting) -> None:
+    def _do_count(self, waiting: PendingRequest) -> None:
         """Count the tokens of a request that was taken for that."""
         try:
             if self._count is not None:
@@ -242,7 +246,7 @@ class Dispatcher:
 
     # Caller holds ``_lock``.
 
-    def _next(self, made_room: bool) -> tuple[Admitted | None, Waiting | None]:
+    def _next(self, made_room: bool) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request for the calling worker to send, or else one to count. Wakes the thread for others."""
         if self._has_left or self._stop.is_set():
             return None, None
@@ -263,7 +267,7 @@ class Dispatcher:
         if self._is_asleep and self._waits_as != (self._credits.is_full, len(self._lines) > 0):
             self._begin_wait(self._clock())
 
-    def _choose(self) -> tuple[Admitted | None, Waiting | None]:
+    def _choose(self) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request to send, which is in flight from now on, or else one to count."""
         if not self._lines or self._credits.is_full:
             return None, None
@@ -285,7 +289,7 @@ class Dispatcher:
         """Tell the ledger what the run waits for from now on."""
         is_full, has_lines = self._waits_as = self._credits.is_full, len(self._lines) > 0
         idle = self._activity(is_full)
-        cause = self._lines.held_by if has_lines and not is_full else idle
+        cause = self._lines.wait_cause if has_lines and not is_full else idle
         self._ledger.begin(now, cause, self._lines.causes(idle, is_full))
 
     # The thread.
@@ -339,7 +343,7 @@ class Dispatcher:
         if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
             self._stop.wait(_BATCH_DELAY_S)
 
-    def _submit(self, admitted: Admitted) -> None:
+    def _submit(self, admitted: AdmittedRequest) -> None:
         try:
             self._start(admitted)
             self._has_started = True

@@ -22,7 +22,7 @@ from parallel_processor.files.writer import ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, shown_url
 from parallel_processor.report.counters import Counters
-from parallel_processor.report.report_file import LiveReport, Notes
+from parallel_processor.report.report_file import Highlights, LiveReport
 from parallel_processor.report.samples import RunReport, Sample
 from parallel_processor.report.summary import Summary, counters_of
 
@@ -59,7 +59,7 @@ class FileRun:
         self._clock = clock
         self._started_at = clock()
         self._started_at_s = time.time()
-        self._notes = Notes()
+        self._notes = Highlights()
 
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
@@ -130,7 +130,7 @@ class FileRun:
         return RunReport(
             summary=self._account.summary(run, self._started_at),
             started_at=self._started_at_s,
-            told_at=time.time(),
+            written_at=time.time(),
             is_running=is_running,
             fraction=lines.fraction(),
             requests_path=str(job.source),
@@ -149,7 +149,7 @@ class FileRun:
             at_s=now - self._started_at,
             in_flight=run.in_flight,
             errors=counts.errors,
-            held_by=run.ledger.overall(now),
+            waited_s=run.ledger.overall(now),
             latencies=counts.latencies,
             limits=self._account.buckets.usage().limits,
             **counters_of(counts),
@@ -171,7 +171,7 @@ class _Output:
         self,
         files: list[AppendFile],
         *,
-        highlights: Notes | None,
+        highlights: Highlights | None,
         on_outcome: Callable[[Outcome], object] | None,
         write_retry_s: float,
         clock: Callable[[], float],

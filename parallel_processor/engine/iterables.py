@@ -10,7 +10,7 @@ from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome, Request
 
 
-class GivenRequests:
+class NumberedRequests:
     """Makes a request of each element of an iterable as it is read, and numbers them from 1.
 
     For one thread.
@@ -41,14 +41,14 @@ class GivenRequests:
         return min(self.read / self._total, 1.0)
 
 
-class InOrder:
+class ReorderBuffer:
     """Puts outcomes into the order of their requests. For one thread.
 
     At most ``window`` requests may be read from the one on whose outcome comes next. That bounds how many
     outcomes are kept back, however long that request takes.
     """
 
-    def __init__(self, given: GivenRequests, window: float = math.inf) -> None:
+    def __init__(self, given: NumberedRequests, window: float = math.inf) -> None:
         self._given = given
         self._window = window
         self._next = 1

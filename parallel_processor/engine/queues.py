@@ -3,7 +3,7 @@
 Only the head of a queue holds a place in its bucket. Its tokens must have been counted before, by any
 thread, outside the lock. A request that is to be sent again returns to the head of its queue once its
 backoff has expired. Other runs may share a bucket, and their calls may admit a head of this run: the next
-call of :meth:`Lines.admit` returns it.
+call of :meth:`RequestQueues.admit` returns it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections import deque
 from collections.abc import Callable
 
 from parallel_processor.models import Cost, Estimate, WaitCause
-from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
-from parallel_processor.workers.pending import Admitted, Waiting
+from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 
-class _Line:
+class _BucketQueue:
     """The requests that wait for one bucket.
 
     Attributes:
@@ -37,13 +37,13 @@ class _Line:
 
     def __init__(self) -> None:
         self.counting = 0
-        self.uncounted: deque[Waiting] = deque()
-        self.waiting: deque[Waiting] = deque()
-        self.first: Waiting | None = None
+        self.uncounted: deque[PendingRequest] = deque()
+        self.waiting: deque[PendingRequest] = deque()
+        self.first: PendingRequest | None = None
         self.place: Reservation | None = None
 
 
-class Lines:
+class RequestQueues:
     """The waiting requests of one run. Not thread-safe: the dispatcher's lock guards it.
 
     Args:
@@ -58,9 +58,9 @@ class Lines:
     def __init__(self, cost: Callable[[Estimate], Cost], wake: threading.Event) -> None:
         self._cost = cost
         self._wake = wake
-        self._lines: dict[TokenBucket, _Line] = {}  # in turn; no queue is empty
+        self._lines: dict[TokenBucket, _BucketQueue] = {}  # in turn; no queue is empty
         self._known: set[TokenBucket] = set()
-        self._later: list[tuple[float, int, Waiting]] = []  # a heap of requests in a backoff
+        self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
         self.count = self.size_bytes = 0
 
@@ -72,7 +72,7 @@ class Lines:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def add(self, waiting: Waiting) -> bool:
+    def add(self, waiting: PendingRequest) -> bool:
         """Put ``waiting`` at the end of its queue; true if that was empty."""
         is_new = waiting.bucket not in self._lines
         line = self._line(waiting.bucket)
@@ -81,7 +81,7 @@ class Lines:
         self.size_bytes += len(waiting.request.payload)
         return is_new
 
-    def take_uncounted(self) -> Waiting | None:
+    def take_uncounted(self) -> PendingRequest | None:
         """A request that must be counted before any of its queue can go; give it to :meth:`add_counted`."""
         for line in self._lines.values():
             if line.uncounted and line.place is None and not line.waiting:
@@ -89,7 +89,7 @@ class Lines:
                 return line.uncounted.popleft()
         return None
 
-    def add_counted(self, waiting: Waiting) -> bool:
+    def add_counted(self, waiting: PendingRequest) -> bool:
         """Put back a request that was taken to be counted; false if the queues were cleared meanwhile."""
         line = self._lines.get(waiting.bucket)
         if line is None or not line.counting:
@@ -98,7 +98,7 @@ class Lines:
         line.waiting.append(waiting)
         return True
 
-    def add_again(self, waiting: Waiting, due_at: float) -> None:
+    def add_again(self, waiting: PendingRequest, due_at: float) -> None:
         """Put ``waiting`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
         self.size_bytes += len(waiting.request.payload)
         if due_at == -math.inf:
@@ -115,20 +115,20 @@ class Lines:
             self._put_first(waiting)
         return later[0][0] if later else math.inf
 
-    def _put_first(self, waiting: Waiting) -> None:
+    def _put_first(self, waiting: PendingRequest) -> None:
         self._line(waiting.bucket).waiting.appendleft(waiting)
         self.count += 1
 
-    def _line(self, bucket: TokenBucket) -> _Line:
+    def _line(self, bucket: TokenBucket) -> _BucketQueue:
         line = self._lines.get(bucket)
         if line is None:
-            line = self._lines[bucket] = _Line()
+            line = self._lines[bucket] = _BucketQueue()
             self._known.add(bucket)
         return line
 
-    def admit(self) -> Admitted | None:
+    def admit(self) -> AdmittedRequest | None:
         """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
-        asked: set[Ceiling] = set()  # one poll is enough for all buckets that share limits
+        asked: set[SharedLimits] = set()  # one poll is enough for all buckets that share limits
         for bucket in tuple(self._lines):
             line = self._lines[bucket]
             if line.place is None:
@@ -142,7 +142,7 @@ class Lines:
                 return self._leave(bucket, line, line.place)
         return None
 
-    def _take_place(self, bucket: TokenBucket, line: _Line) -> None:
+    def _take_place(self, bucket: TokenBucket, line: _BucketQueue) -> None:
         estimate = line.waiting[0].estimate
         assert estimate is not None
         tokens, output_tokens = self._cost(estimate)
@@ -150,7 +150,9 @@ class Lines:
         line.first = line.waiting.popleft()
         bucket.enqueue(line.place)
 
-    def _leave(self, bucket: TokenBucket, line: _Line, place: Reservation) -> Admitted:
+    def _leave(
+        self, bucket: TokenBucket, line: _BucketQueue, place: Reservation
+    ) -> AdmittedRequest:
         waiting, line.place, line.first = line.first, None, None
         assert waiting is not None
         del self._lines[bucket]
@@ -158,7 +160,7 @@ class Lines:
             self._lines[bucket] = line
         self.count -= 1
         self.size_bytes -= len(waiting.request.payload)
-        return Admitted(waiting, place)
+        return AdmittedRequest(waiting, place)
 
     def take_places(self) -> float:
         """Give each queue's head a place; seconds until one may be admitted.
@@ -186,7 +188,7 @@ class Lines:
                 line.waiting.appendleft(line.first)
                 line.place = line.first = None
 
-    def clear(self) -> list[Waiting]:
+    def clear(self) -> list[PendingRequest]:
         """Remove every request, also those in a backoff, and return them."""
         self.give_places_back()
         lines = self._lines.values()
@@ -208,10 +210,10 @@ class Lines:
         places = [line.place for line in self._lines.values()]
         if not places or not all(place and place.admitted_at is None for place in places):
             return False
-        return len(self._known) > 1 or self.held_by is not WaitCause.CONCURRENCY
+        return len(self._known) > 1 or self.wait_cause is not WaitCause.CONCURRENCY
 
     @property
-    def held_by(self) -> WaitCause:
+    def wait_cause(self) -> WaitCause:
         """What the head that may be admitted soonest waits for."""
         return _cause(min(self._lines, key=lambda bucket: bucket.delay))
 
@@ -223,6 +225,6 @@ class Lines:
 
 def _cause(bucket: TokenBucket) -> WaitCause:
     """What the queue of ``bucket`` waits for, even if its head has no place yet."""
-    if bucket.held_by:
-        return WaitCause(bucket.held_by)
+    if bucket.wait_cause:
+        return WaitCause(bucket.wait_cause)
     return WaitCause.TOKEN_COUNTING if bucket.has_room else WaitCause.CONCURRENCY

@@ -18,15 +18,20 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from parallel_processor.models import Attempt, Verdict
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.runtime.forks import load
-from parallel_processor.workers.pending import Tries
+from parallel_processor.workers.pending import RetryState
 
 if TYPE_CHECKING:
     import tenacity
 
-RETRIED = (Verdict.RETRY, Verdict.RATE_LIMITED, Verdict.UNREACHABLE, Verdict.LOST)
+RETRIED = (
+    AttemptStatus.RETRY,
+    AttemptStatus.RATE_LIMITED,
+    AttemptStatus.UNREACHABLE,
+    AttemptStatus.LOST,
+)
 
 _MAX_LOST = 3
 
@@ -41,7 +46,7 @@ class RetrySchedule:
         self,
         policy: RetryPolicy,
         *,
-        tell: Callable[[Tries, Attempt, float], None],
+        tell: Callable[[RetryState, Attempt, float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
@@ -49,7 +54,7 @@ class RetrySchedule:
         self._clock = clock
         self._retrying: tenacity.Retrying | None = None  # made at the first failure
 
-    def retry_in_s(self, tries: Tries, attempt: Attempt) -> float | None:
+    def retry_in_s(self, tries: RetryState, attempt: Attempt) -> float | None:
         """Seconds until the next attempt; ``None`` if there is to be none.
 
         ``tries`` has noted ``attempt`` already.
@@ -71,7 +76,7 @@ class RetrySchedule:
     def _make_retrying(self) -> tenacity.Retrying:
         library = load("tenacity")
         retrying: tenacity.Retrying = library.Retrying(
-            retry=library.retry_if_result(lambda attempt: attempt.verdict in RETRIED),
+            retry=library.retry_if_result(lambda attempt: attempt.status in RETRIED),
             stop=lambda state: self._is_over(*_call(state)),
             wait=lambda state: backoff_s(self._policy, *_call(state)),
             before_sleep=lambda state: self._tell(*_call(state), state.upcoming_sleep),
@@ -79,23 +84,23 @@ class RetrySchedule:
         )
         return retrying
 
-    def _is_over(self, tries: Tries, attempt: Attempt) -> bool:
-        if attempt.verdict is Verdict.RETRY:
+    def _is_over(self, tries: RetryState, attempt: Attempt) -> bool:
+        if attempt.status is AttemptStatus.RETRY:
             return tries.failures >= self._policy.max_attempts
-        if attempt.verdict is Verdict.LOST:
+        if attempt.status is AttemptStatus.LOST:
             return tries.lost > _MAX_LOST
         return self._clock() - (tries.refused_since or 0.0) >= self._policy.rate_limit_deadline_s
 
 
-def _call(state: tenacity.RetryCallState) -> tuple[Tries, Attempt]:
+def _call(state: tenacity.RetryCallState) -> tuple[RetryState, Attempt]:
     assert state.outcome is not None
-    tries: Tries = state.args[0]
+    tries: RetryState = state.args[0]
     return tries, state.outcome.result()
 
 
-def backoff_s(policy: RetryPolicy, tries: Tries, attempt: Attempt) -> float:
+def backoff_s(policy: RetryPolicy, tries: RetryState, attempt: Attempt) -> float:
     """Seconds before the next attempt, at least as long as the server asked for."""
-    if attempt.verdict is not Verdict.RETRY:
+    if attempt.status is not AttemptStatus.RETRY:
         return 0.0
     asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
     return max(asked, random.uniform(0.0, longest_backoff_s(policy, tries.failures)))

@@ -28,20 +28,20 @@ from contextlib import AbstractContextManager
 
 from parallel_processor.engine.delivery import Delivery, Recorded, Sink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
-from parallel_processor.engine.settlement import Settlement, flawed
+from parallel_processor.engine.settlement import Settlement, invalid
 from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
-from parallel_processor.ratelimit.registry import Buckets
+from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.progress import Displays, join_timeout_s
-from parallel_processor.report.wait_times import Ledger
+from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
 from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
-from parallel_processor.tokens.estimates import Pricing
-from parallel_processor.workers.pending import Admitted, Waiting
+from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
 _log = logging.getLogger("parallel_processor")
@@ -52,7 +52,7 @@ MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
 
 
 class Run:
-    """Sends one stream of requests. :meth:`stop` and :meth:`cut` may come from any thread.
+    """Sends one stream of requests. :meth:`stop` and :meth:`cancel` may come from any thread.
 
     Args:
         options: the settings.
@@ -76,8 +76,8 @@ class Run:
         self,
         options: Options,
         *,
-        buckets: Buckets,
-        pricing: Pricing,
+        buckets: TokenBuckets,
+        pricing: CostEstimator,
         make_sink: MakeSink | None = None,
         on_cancel: Callable[[], None] | None = None,
         ahead: Callable[[], float] | None = None,
@@ -85,7 +85,7 @@ class Run:
         parses_answers: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters, self.ledger, self.displays = Counters(), Ledger(), Displays(clock)
+        self.counters, self.ledger, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes = make_sink is None
         self._options, self._clock = options, clock
         self._buckets, self._pricing = buckets, pricing
@@ -102,7 +102,7 @@ class Run:
         self._dispatcher = self._make_dispatcher(is_wanted)
         # and sent. After an attempt, a worker calls _settle for the next request.
         self._pool = self._make_pool(parses_answers)
-        # Attempts: each means an outcome, or another attempt.
+        # AttemptRunner: each means an outcome, or another attempt.
         self._settlement = self._make_settlement()
         # Outcomes go to the sink or to the program, and their credits back to the dispatcher.
         self._delivery = self._make_delivery(make_sink)
@@ -173,10 +173,10 @@ class Run:
         """Send nothing more; requests in flight may end."""
         self._stop.set(cause)
 
-    def cut(self, cause: BaseException) -> None:
+    def cancel(self, cause: BaseException) -> None:
         """Stop, and cancel the requests in flight."""
         self._stop.set(cause)
-        self._pool.cut()
+        self._pool.cancel()
         if self._on_cancel is not None:
             self._on_cancel()
 
@@ -236,13 +236,13 @@ class Run:
 
         An outcome if that is known already: the line is no valid request, or an equal one was answered.
         """
-        if request.flaw is not None:
-            return flawed(request)
+        if request.invalid_reason is not None:
+            return invalid(request)
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
         url = request.url or self._options.request_url
-        waiting = Waiting(request=request, bucket=self._buckets.bucket(url, request.model))
+        waiting = PendingRequest(request=request, bucket=self._buckets.bucket(url, request.model))
         if self._options.processes > 1 or waiting.bucket not in self._seen:
             self._seen.add(
                 waiting.bucket
@@ -250,7 +250,7 @@ class Run:
             self._count(waiting)
         self._dispatcher.put(waiting)
 
-    def _count(self, waiting: Waiting) -> None:
+    def _count(self, waiting: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
         waiting.estimate = self._pricing.estimate(waiting.request)
         tokens = self._pricing.cost(waiting.estimate).tokens
@@ -295,7 +295,9 @@ class Run:
 
     # The workers.
 
-    def _settle(self, admitted: Admitted, attempt: Attempt | BaseException) -> Admitted | None:
+    def _settle(
+        self, admitted: AdmittedRequest, attempt: Attempt | BaseException
+    ) -> AdmittedRequest | None:
         """An attempt has ended: deliver its outcome or queue it again; the next request to send.
 
         The pool's threads call this. A bug ends the run instead of hanging it.
@@ -346,7 +348,7 @@ class Run:
 
     def _cut_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk
-            self.cut(StopRequested("gave up what was in flight"))
+            self.cancel(StopRequested("gave up what was in flight"))
 
 
 def drain_s(cause: BaseException | None, options: Options) -> float:

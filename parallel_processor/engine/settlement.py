@@ -20,15 +20,22 @@ from urllib.parse import urlsplit
 
 from parallel_processor.engine.retry import RETRIED, RetrySchedule, longest_backoff_s
 from parallel_processor.exceptions import RunStoppedError, StopCause
-from parallel_processor.models import CANT_BE_SENT, Attempt, Outcome, Refusal, Request, Verdict
+from parallel_processor.models import (
+    INVALID_REQUEST,
+    Attempt,
+    AttemptStatus,
+    Outcome,
+    Rejection,
+    Request,
+)
 from parallel_processor.options import Options
 from parallel_processor.providers.responses import stop_cause
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.tokens.estimates import Pricing
-from parallel_processor.workers.pending import Tries, Waiting
+from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
@@ -61,7 +68,7 @@ class Settlement:
         self,
         options: Options,
         *,
-        pricing: Pricing,
+        pricing: CostEstimator,
         counters: Counters,
         stop: StopSignal,
         waker: object = None,
@@ -77,7 +84,7 @@ class Settlement:
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def settle(
-        self, waiting: Waiting, reservation: Reservation, attempt: Attempt | BaseException
+        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt | BaseException
     ) -> Settled:
         """Charge what the attempt used, follow what the server said, and decide what comes next.
 
@@ -92,17 +99,19 @@ class Settlement:
         waiting.bucket.ended(reservation)
         return Settled(unanswered(waiting))
 
-    def _settle(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> Settled:
-        if attempt.reply is not None:
+    def _settle(
+        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt
+    ) -> Settled:
+        if attempt.response is not None:
             self._was_reached = True
         if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
             waiting.bucket.sent(reservation, attempt.sent_at_s)
         release = self._charge(waiting, reservation, attempt)
         if release.limit_changes:
             _log_limits(waiting.bucket, release)
-        if attempt.verdict is Verdict.ANSWERED and self._options.validate is not None:
+        if attempt.status is AttemptStatus.ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
-        if attempt.verdict is not Verdict.ANSWERED:
+        if attempt.status is not AttemptStatus.ANSWERED:
             delay_s = self._fail(waiting, reservation, attempt)
             if delay_s is not None and self._stop.is_set():
                 return Settled(unanswered(waiting), 0.0, release.made_room)
@@ -110,7 +119,9 @@ class Settlement:
                 return Settled(None, delay_s, release.made_room)
         return Settled(_outcome(waiting, attempt), 0.0, release.made_room)
 
-    def _charge(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> Release:
+    def _charge(
+        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt
+    ) -> Release:
         """Charge what was used. Only some providers give back what was reserved and not used."""
         used, output = attempt.used_tokens, attempt.output_tokens
         if output is not None and waiting.estimate is not None:
@@ -120,37 +131,39 @@ class Settlement:
         return waiting.bucket.ended(
             reservation,
             attempt.readings,
-            answered=attempt.verdict is Verdict.ANSWERED,
+            answered=attempt.status is AttemptStatus.ANSWERED,
             used_tokens=used,
             output_tokens=output or 0,
             answer_tokens=attempt.used_tokens or 0,
             waker=self._waker,
         )
 
-    def _fail(self, waiting: Waiting, reservation: Reservation, attempt: Attempt) -> float | None:
+    def _fail(
+        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt
+    ) -> float | None:
         """Count a failure and act on it; seconds until the next attempt, if there is to be one."""
-        if attempt.verdict is not Verdict.STOPPED:
+        if attempt.status is not AttemptStatus.STOPPED:
             self._counters.erred(attempt.kind, used_tokens=attempt.used_tokens or 0)
         tries = waiting.tries
         if tries is None:
-            tries = waiting.tries = Tries(request=waiting.request)
+            tries = waiting.tries = RetryState(request=waiting.request)
         tries.note(attempt, self._clock())
         self._react(attempt, reservation, waiting.bucket, tries)
-        return self._schedule.retry_in_s(tries, attempt) if attempt.verdict in RETRIED else None
+        return self._schedule.retry_in_s(tries, attempt) if attempt.status in RETRIED else None
 
     def _react(
-        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, tries: Tries
+        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, tries: RetryState
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
-        if attempt.verdict is Verdict.FATAL:
-            cause = StopCause.QUOTA if attempt.reply is None else stop_cause(attempt.reply)
+        if attempt.status is AttemptStatus.FATAL:
+            cause = StopCause.QUOTA if attempt.response is None else stop_cause(attempt.response)
             self._stop.set(RunStoppedError(attempt.error, cause))
-        elif attempt.verdict is Verdict.RATE_LIMITED:
+        elif attempt.status is AttemptStatus.RATE_LIMITED:
             self._pause(attempt, reservation, bucket)
-        elif attempt.verdict is Verdict.UNREACHABLE:
+        elif attempt.status is AttemptStatus.UNREACHABLE:
             self._wait_for_server(attempt, reservation, bucket, tries)
-        elif attempt.refusal is not None:
-            bucket.refuse(reservation, attempt.refusal, None)
+        elif attempt.rejection is not None:
+            bucket.refuse(reservation, attempt.rejection, None)
 
     def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
         """Pause the bucket as long as the server says; end the run if that is too long for the user."""
@@ -161,12 +174,12 @@ class Settlement:
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
             self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT))
-        elif bucket.refuse(refused, attempt.refusal or Refusal(), seconds):
+        elif bucket.refuse(refused, attempt.rejection or Rejection(), seconds):
             self._counters.paused()
             _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
 
     def _wait_for_server(
-        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, tries: Tries
+        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, tries: RetryState
     ) -> None:
         """Pause while the server can't be reached. If it never was, ``max_attempts`` end the run."""
         policy = self._options.retry
@@ -180,13 +193,13 @@ class Settlement:
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
-    def _tell_retry(self, tries: Tries, attempt: Attempt, seconds: float) -> None:
+    def _tell_retry(self, tries: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
-        if self._stop.is_set() or attempt.verdict is Verdict.LOST:
+        if self._stop.is_set() or attempt.status is AttemptStatus.LOST:
             return
         number, error = tries.request.number, attempt.error
         extra = {"request_number": number}
-        if attempt.verdict is not Verdict.RETRY:
+        if attempt.status is not AttemptStatus.RETRY:
             _log.warning("request %d waits for its turn: %s", number, error, extra=extra)
         else:
             _log.warning(
@@ -207,33 +220,35 @@ def _of(bucket: TokenBucket) -> str:
 
 def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
     """The attempt if the caller's ``validate`` accepts the answer, else a failure that was paid for."""
-    assert attempt.reply is not None
+    assert attempt.response is not None
     try:
-        validate(attempt.reply.data)
+        validate(attempt.response.data)
         return attempt
     except Exception as error:
         name = type(error).__name__
         text = f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
-        return replace(attempt, verdict=Verdict.RETRY, kind=f"invalid answer {name}", error=text)
+        return replace(
+            attempt, status=AttemptStatus.RETRY, kind=f"invalid answer {name}", error=text
+        )
 
 
-def _outcome(waiting: Waiting, attempt: Attempt) -> Outcome:
+def _outcome(waiting: PendingRequest, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
-    ok, tries = attempt.verdict is Verdict.ANSWERED, waiting.tries
+    ok, tries = attempt.status is AttemptStatus.ANSWERED, waiting.tries
     return Outcome(
         request=waiting.request,
         ok=ok,
-        reply=attempt.reply,
+        raw_response=attempt.response,
         errors=tuple(tries.errors) if tries is not None else (),
         error_kind=attempt.kind,
         attempts=ok + (tries.sent if tries is not None else 0),
         used_tokens=attempt.used_tokens,
         latency_s=attempt.latency_s,
-        unanswered=attempt.verdict in (Verdict.STOPPED, Verdict.FATAL),
+        unanswered=attempt.status in (AttemptStatus.STOPPED, AttemptStatus.FATAL),
     )
 
 
-def unanswered(waiting: Waiting) -> Outcome:
+def unanswered(waiting: PendingRequest) -> Outcome:
     """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
     tries = waiting.tries
     return Outcome(
@@ -245,6 +260,11 @@ def unanswered(waiting: Waiting) -> Outcome:
     )
 
 
-def flawed(request: Request) -> Outcome:
+def invalid(request: Request) -> Outcome:
     """The outcome of a line that is no valid request."""
-    return Outcome(request=request, ok=False, errors=(request.flaw or "",), error_kind=CANT_BE_SENT)
+    return Outcome(
+        request=request,
+        ok=False,
+        errors=(request.invalid_reason or "",),
+        error_kind=INVALID_REQUEST,
+    )

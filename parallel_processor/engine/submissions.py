@@ -22,7 +22,7 @@ from parallel_processor.engine.run import MakeSink, Run
 from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome, Request
-from parallel_processor.runtime.threads import SureThread
+from parallel_processor.runtime.threads import InterruptSafeThread
 
 _log = logging.getLogger("parallel_processor")
 _IDLE_S = 1.0
@@ -48,7 +48,7 @@ class Submissions:
         self._lock = threading.Lock()  # guards what follows
         self._count = 0
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
-        self._thread: SureThread | None = None
+        self._thread: InterruptSafeThread | None = None
         self._is_closing = False
 
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
@@ -71,7 +71,7 @@ class Submissions:
 
     def _start(self) -> None:
         """Caller holds ``_lock``."""
-        thread = SureThread(self._feed, "parallel-processor-submissions")
+        thread = InterruptSafeThread(self._feed, "parallel-processor-submissions")
         thread.start()
         self._thread = thread
 

@@ -78,7 +78,7 @@ class AppendFile:
         self.dirty = True
         self._size = size + len(data)
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Truncate the file to its first ``size`` bytes."""
         os.ftruncate(self._file.fileno(), size)
         self.dirty = True

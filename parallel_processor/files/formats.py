@@ -32,14 +32,14 @@ from parallel_processor.providers.jsontext import (
     without,
 )
 
-_MAX_FLAWED_CHARS = 2000  # how much of an invalid line is put into its record
+_MAX_INVALID_CHARS = 2000  # how much of an invalid line is put into its record
 _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
-    """A request for each line that isn't blank. The request of an invalid line has a ``flaw``."""
+    """A request for each line that isn't blank. The request of an invalid line has a ``invalid_reason``."""
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
@@ -58,13 +58,18 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
             return _batch_request(members(text), body, number, request_url)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
-        flaw = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
+        invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
     except json.JSONDecodeError as error:
-        flaw = f"not JSON: {error.msg} at character {error.pos + 1}"
+        invalid_reason = f"not JSON: {error.msg} at character {error.pos + 1}"
     except ValueError as error:
-        flaw = str(error)
-    text = line[: 4 * _MAX_FLAWED_CHARS].decode("utf-8", "replace")[:_MAX_FLAWED_CHARS]
-    return Request(body=text, payload=dump(text), number=number, flaw=f"line {number}: {flaw}")
+        invalid_reason = str(error)
+    text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")[:_MAX_INVALID_CHARS]
+    return Request(
+        body=text,
+        payload=dump(text),
+        number=number,
+        invalid_reason=f"line {number}: {invalid_reason}",
+    )
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:
@@ -137,7 +142,7 @@ def made_request(
 
     A mapping is treated as a cookbook line: its ``metadata`` is a column. The body of a
     :class:`Request` is sent to its ``url`` as it is, except that members which ask for a stream are
-    dropped. An invalid request has a ``flaw``. The result shares nothing with the body, which the
+    dropped. An invalid request has a ``invalid_reason``. The result shares nothing with the body, which the
     caller may change afterwards.
 
     Raises ``TypeError`` for anything but a mapping or a :class:`Request`.
@@ -151,14 +156,21 @@ def made_request(
         text = _as_json(dict(given))
         return _request(text, parse(text), number)
     except (TypeError, ValueError, RecursionError) as error:
-        flaw = f"request {number} can't be sent: {error}"
+        invalid_reason = f"request {number} can't be sent: {error}"
         bare = given if isinstance(given, Request) else Request(body=dict(given))
-        return replace(bare, payload=b"{}", number=number, metadata_json=None, url=None, flaw=flaw)
+        return replace(
+            bare,
+            payload=b"{}",
+            number=number,
+            metadata_json=None,
+            url=None,
+            invalid_reason=invalid_reason,
+        )
 
 
 def _completed(given: Request, number: int, request_url: str) -> Request:
     """``given`` with its ``number``. One that was read from a file stays as it is."""
-    if given.payload or given.flaw is not None:
+    if given.payload or given.invalid_reason is not None:
         return replace(given, number=number)
     if not isinstance(given.body, Mapping):
         raise TypeError(f"its body is a {type(given.body).__name__}, not a dict")
@@ -193,8 +205,8 @@ def record(outcome: Outcome) -> bytes:
     if outcome.request.custom_id is not None:
         return _batch_record(outcome)
     request = outcome.request
-    if outcome.ok and outcome.reply is not None:
-        response = outcome.reply.body
+    if outcome.ok and outcome.raw_response is not None:
+        response = outcome.raw_response.body
     else:
         response = dump(list(outcome.errors))
     if request.metadata_json is None:
@@ -203,7 +215,7 @@ def record(outcome: Outcome) -> bytes:
 
 
 def _batch_record(outcome: Outcome) -> bytes:
-    reply, error = outcome.reply, b"null"
+    reply, error = outcome.raw_response, b"null"
     response = b"null"
     if reply is not None:
         request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")

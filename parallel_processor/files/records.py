@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from parallel_processor.exceptions import ResultsFileError
-from parallel_processor.models import CANT_BE_SENT, Outcome, Reply, Request
+from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.jsontext import MAX_NESTING, dump, elements, members, parse
 from parallel_processor.providers.responses import read_error
 from parallel_processor.providers.usage import used_tokens
@@ -136,41 +136,50 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 def _cookbook(parts: RecordParts, number: int) -> Outcome:
     texts = [text.encode() for text in elements(parts.text)]
-    flaw = parts.response[-1] if isinstance(parts.request, str) and parts.response else None
+    invalid_reason = (
+        parts.response[-1] if isinstance(parts.request, str) and parts.response else None
+    )
     request = Request(
         body=parts.request,
         payload=texts[0],
         number=number,
         metadata=parts.metadata,
         metadata_json=texts[2] if parts.metadata is not None else None,
-        flaw=flaw,
+        invalid_reason=invalid_reason,
     )
     if parts.ok:
-        reply = Reply(status=200, headers={}, body=texts[1], data=parts.response, is_json=True)
-        return _answer(request, reply)
+        response = Response(
+            status=200, headers={}, body=texts[1], data=parts.response, is_json=True
+        )
+        return _answer(request, response)
     errors = (texts[1].decode(),) if _is_error(parts.response) else tuple(parts.response)
-    attempts = 0 if flaw is not None else len(errors)
-    kind = CANT_BE_SENT if flaw is not None else ""
+    attempts = 0 if invalid_reason is not None else len(errors)
+    kind = INVALID_REQUEST if invalid_reason is not None else ""
     return Outcome(request=request, ok=False, errors=errors, error_kind=kind, attempts=attempts)
 
 
 def _batch(parts: RecordParts, number: int) -> Outcome:
     request = Request(body=None, number=number, custom_id=parts.custom_id)
-    reply = _batch_reply(parts)
-    if parts.ok and reply is not None:
-        return _answer(request, reply)
-    kind = "" if reply is None else f"HTTP {reply.status}"
+    response = _batch_reply(parts)
+    if parts.ok and response is not None:
+        return _answer(request, response)
+    kind = "" if response is None else f"HTTP {response.status}"
     error = parts.error
     if isinstance(error, Mapping):
         kind, error = str(error.get("code") or kind), error.get("message") or dump(error).decode()
     elif not error:
-        error = f"{kind}: {read_error(reply).message}" if reply is not None else "no response"
+        error = f"{kind}: {read_error(response).message}" if response is not None else "no response"
     return Outcome(
-        request=request, ok=False, reply=reply, errors=(str(error),), error_kind=kind, attempts=1
+        request=request,
+        ok=False,
+        raw_response=response,
+        errors=(str(error),),
+        error_kind=kind,
+        attempts=1,
     )
 
 
-def _batch_reply(parts: RecordParts) -> Reply | None:
+def _batch_reply(parts: RecordParts) -> Response | None:
     response = parts.response
     if not isinstance(response, dict) or not isinstance(response.get("status_code"), int):
         return None
@@ -181,15 +190,15 @@ def _batch_reply(parts: RecordParts) -> Reply | None:
     )
     headers = {"x-request-id": request_id} if isinstance(request_id, str) else {}
     if isinstance(data, str):  # the text of a response that wasn't JSON
-        return Reply(status=status, headers=headers, body=data.encode("utf-8", "replace"))
+        return Response(status=status, headers=headers, body=data.encode("utf-8", "replace"))
     body = _last_member(_last_member(parts.text, "response"), "body").encode()
-    return Reply(status=status, headers=headers, body=body, data=data, is_json=True)
+    return Response(status=status, headers=headers, body=body, data=data, is_json=True)
 
 
 def _last_member(text: str, key: str) -> str:
     return next((part.value for part in reversed(members(text)) if part.key == key), "null")
 
 
-def _answer(request: Request, reply: Reply) -> Outcome:
-    used = used_tokens(reply.data)
-    return Outcome(request=request, ok=True, reply=reply, attempts=1, used_tokens=used)
+def _answer(request: Request, response: Response) -> Outcome:
+    used = used_tokens(response.data)
+    return Outcome(request=request, ok=True, raw_response=response, attempts=1, used_tokens=used)

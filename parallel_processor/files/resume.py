@@ -188,7 +188,7 @@ def prepare(
         if not file.is_regular:
             continue
         if overwrite:
-            file.cut(0)
+            file.truncate(0)
         else:
             _mend(file, answered, keep_failures, check)
     _report(files[0].path, answered, keep_failures)
@@ -207,7 +207,7 @@ def _mend(
             )
         if file.size != scan.end:
             _log.info("%s: a torn last line is cut off", file.path)
-            file.cut(scan.end)
+            file.truncate(scan.end)
         if scan.lacks_line_end:
             file.append(b"\n")
         file.sync()
@@ -241,7 +241,7 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
         flags=_NO_LINK,
     )
     try:
-        beside.cut(0)
+        beside.truncate(0)
         with file.path.open("rb") as old:
             for chunk in _chunks_without(old, ranges, file.size):
                 beside.append(chunk)

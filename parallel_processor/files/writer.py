@@ -25,7 +25,7 @@ from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.formats import record
 from parallel_processor.models import Outcome
 from parallel_processor.runtime.stop import WakeEvent, do_all
-from parallel_processor.runtime.threads import SureThread
+from parallel_processor.runtime.threads import InterruptSafeThread
 
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
@@ -68,7 +68,7 @@ class ResultWriter:
         self._retry_until: float | None = None  # set by the first failure
         self._is_started = False
         self._lock = threading.Lock()  # for the thread's start
-        self._thread = SureThread(self._run, "parallel-processor-writer")
+        self._thread = InterruptSafeThread(self._run, "parallel-processor-writer")
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""

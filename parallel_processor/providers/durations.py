@@ -6,7 +6,7 @@ import math
 import re
 from datetime import datetime, timezone
 
-from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORK_LOCK
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -73,7 +73,7 @@ def _from_rfc_3339(value: str) -> datetime:
 
 
 def _from_http_date(value: str) -> datetime:
-    with FORKS_WAIT:
+    with FORK_LOCK:
         import email.utils  # slow to import, and few servers send a date
 
     return email.utils.parsedate_to_datetime(value)

@@ -1,7 +1,7 @@
 """Classifies a response: one tolerant reader for the errors and waits of every provider.
 
 The HTTP status decides first, then the error's ``code`` and ``type``. The text of a success is
-never searched. The result is one of five of :class:`~parallel_processor.models.Verdict`:
+never searched. The result is one of five of :class:`~parallel_processor.models.AttemptStatus`:
 
 * answered,
 * retry,
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from parallel_processor.exceptions import StopCause
-from parallel_processor.models import Attempt, Refusal, Reply, Verdict, mappings
+from parallel_processor.models import Attempt, AttemptStatus, Rejection, Response, mappings
 from parallel_processor.providers.durations import duration_s, milliseconds_s, timestamp, wait_s
 from parallel_processor.providers.usage import read_usage
 
@@ -97,89 +97,93 @@ class ErrorInfo:
         return self.detail_codes | {self.code, self.type}
 
 
-def judge(
-    reply: Reply,
+def classify(
+    response: Response,
     readings: Sequence[Any] = (),
     sent_at_s: float = 0.0,
     latency_s: float | None = None,
 ) -> Attempt:
-    """What ``reply`` means for its request and for the run.
+    """What ``response`` means for its request and for the run.
 
     The other arguments become fields of the attempt: a good one is not copied to add them.
     """
-    if 200 <= reply.status < 300:
-        attempt = _judge_success(reply, readings, sent_at_s, latency_s)
-        if attempt.verdict is Verdict.ANSWERED:
+    if 200 <= response.status < 300:
+        attempt = _judge_success(response, readings, sent_at_s, latency_s)
+        if attempt.status is AttemptStatus.ANSWERED:
             return attempt
     else:
-        attempt = _judge_failure(reply)
+        attempt = _judge_failure(response)
     return replace(attempt, readings=readings, sent_at_s=sent_at_s, latency_s=latency_s)
 
 
-def _judge_failure(reply: Reply) -> Attempt:
-    info, wait = read_error(reply), retry_after_s(reply)
-    verdict = _verdict(reply.status, reply, info, wait)
-    label = info.code if info.code not in ("", str(reply.status)) else info.type
-    kind = f"HTTP {reply.status} {label}".strip()
+def _judge_failure(response: Response) -> Attempt:
+    info, wait = read_error(response), retry_after_s(response)
+    verdict = _verdict(response.status, response, info, wait)
+    label = info.code if info.code not in ("", str(response.status)) else info.type
+    kind = f"HTTP {response.status} {label}".strip()
     message = info.message
-    if 300 <= reply.status < 400:
-        message = f"redirects are not followed; the server points to {_location(reply)}"
-    attempt = _attempt(verdict, reply, kind, message, wait)
-    if verdict in (Verdict.RATE_LIMITED, Verdict.RETRY):
-        attempt = replace(attempt, refusal=_refusal(reply.status, verdict, info, wait))
+    if 300 <= response.status < 400:
+        message = f"redirects are not followed; the server points to {_location(response)}"
+    attempt = _attempt(verdict, response, kind, message, wait)
+    if verdict in (AttemptStatus.RATE_LIMITED, AttemptStatus.RETRY):
+        attempt = replace(attempt, rejection=_rejection(response.status, verdict, info, wait))
     return attempt
 
 
-def _refusal(status: int, verdict: Verdict, info: ErrorInfo, wait: float | None) -> Refusal | None:
+def _rejection(
+    status: int, verdict: AttemptStatus, info: ErrorInfo, wait: float | None
+) -> Rejection | None:
     """Why the server rejected the request; ``None`` if it was neither for limits nor for load."""
-    hinted = wait is not None
+    has_retry_after = wait is not None
     if info.codes & _STEEP_CODES:
-        return Refusal(steep=True, hinted=hinted)
+        return Rejection(ramp_too_fast=True, has_retry_after=has_retry_after)
     if status in (503, 529) or (status == 429 and _OVERLOADED.search(info.message)):
-        return Refusal(overload=True, hinted=hinted)
-    if verdict is not Verdict.RATE_LIMITED:
+        return Rejection(overload=True, has_retry_after=has_retry_after)
+    if verdict is not AttemptStatus.RATE_LIMITED:
         return None
     for kind, words in (("tokens", _OF_TOKENS), ("requests", _OF_REQUESTS)):
         if info.type == kind or words.search(info.message):
-            return Refusal(kind=kind, hinted=hinted)
-    return Refusal(hinted=hinted)
+            return Rejection(kind=kind, has_retry_after=has_retry_after)
+    return Rejection(has_retry_after=has_retry_after)
 
 
 def _attempt(
-    verdict: Verdict, reply: Reply, kind: str, message: str, wait: float | None = None
+    verdict: AttemptStatus, response: Response, kind: str, message: str, wait: float | None = None
 ) -> Attempt:
-    request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
+    request_id = response.headers.get("x-request-id") or response.headers.get("request-id")
     error = f"{kind}: {message}" if message else kind
     if request_id:
         error += f" (request id {request_id[:100]})"
-    return Attempt(verdict=verdict, reply=reply, kind=kind, error=error, retry_after_s=wait)
+    return Attempt(status=verdict, response=response, kind=kind, error=error, retry_after_s=wait)
 
 
 def _judge_success(
-    reply: Reply, readings: Sequence[Any], sent_at_s: float, latency_s: float | None
+    response: Response, readings: Sequence[Any], sent_at_s: float, latency_s: float | None
 ) -> Attempt:
-    if reply.headers.get("content-type", "").lower().startswith("text/event-stream"):
+    if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
         return _attempt(
-            Verdict.FAILED, reply, "unexpected stream", "the server sent an event stream"
+            AttemptStatus.FAILED, response, "unexpected stream", "the server sent an event stream"
         )
-    if not reply.is_json:
-        start = _text(reply)[:80]
-        return _attempt(Verdict.RETRY, reply, "not JSON", f"the answer is not JSON: {start!r}")
-    data = _unwrapped(reply.data)
+    if not response.is_json:
+        start = _text(response)[:80]
+        return _attempt(
+            AttemptStatus.RETRY, response, "not JSON", f"the answer is not JSON: {start!r}"
+        )
+    data = _unwrapped(response.data)
     if not isinstance(data, Mapping):
         return Attempt(
-            verdict=Verdict.ANSWERED,
-            reply=reply,
+            status=AttemptStatus.ANSWERED,
+            response=response,
             readings=readings,
             sent_at_s=sent_at_s,
             latency_s=latency_s,
         )
     if data.get("error") or (data.get("object") == "response" and data.get("status") == "failed"):
-        return _judge_error_in_200(reply)
+        return _judge_error_in_200(response)
     used, output = read_usage(data)
     return Attempt(
-        verdict=Verdict.ANSWERED,
-        reply=reply,
+        status=AttemptStatus.ANSWERED,
+        response=response,
         used_tokens=used,
         output_tokens=output,
         readings=readings,
@@ -188,38 +192,38 @@ def _judge_success(
     )
 
 
-def _judge_error_in_200(reply: Reply) -> Attempt:
+def _judge_error_in_200(response: Response) -> Attempt:
     """OpenRouter's ``{"error": …}`` and the Responses API's ``status: "failed"``, both with HTTP 200."""
-    info, wait = read_error(reply), retry_after_s(reply)
+    info, wait = read_error(response), retry_after_s(response)
     kind = f"error in HTTP 200 {info.code or info.type}".strip()
     if re.fullmatch("[45][0-9][0-9]", info.code):
-        verdict = _verdict(int(info.code), reply, info, wait)
+        verdict = _verdict(int(info.code), response, info, wait)
     elif info.codes & _FATAL_CODES:
-        verdict = Verdict.FATAL
+        verdict = AttemptStatus.FATAL
     elif info.codes & _RETRY_CODES_IN_200:
-        verdict = Verdict.RETRY
+        verdict = AttemptStatus.RETRY
     else:
-        verdict = Verdict.FAILED
-    return _attempt(verdict, reply, kind, info.message, wait)
+        verdict = AttemptStatus.FAILED
+    return _attempt(verdict, response, kind, info.message, wait)
 
 
-def _verdict(status: int, reply: Reply, info: ErrorInfo, wait: float | None) -> Verdict:
+def _verdict(status: int, response: Response, info: ErrorInfo, wait: float | None) -> AttemptStatus:
     """What ``status`` means; a success may have one in its body.
 
     ``x-should-retry`` overrides the status, but not what stops the run or can never succeed.
     """
     if _stops_the_run(status, info, wait):
-        return Verdict.FATAL
-    if status == 429 and _never_fits(reply, info.message):
-        return Verdict.FAILED
-    should_retry = reply.headers.get("x-should-retry", "").lower()
+        return AttemptStatus.FATAL
+    if status == 429 and _never_fits(response, info.message):
+        return AttemptStatus.FAILED
+    should_retry = response.headers.get("x-should-retry", "").lower()
     if should_retry == "false":
-        return Verdict.FAILED
+        return AttemptStatus.FAILED
     if status in _RATE_LIMIT_STATUSES or (status in _WITH_WAIT_STATUSES and wait is not None):
-        return Verdict.RATE_LIMITED
+        return AttemptStatus.RATE_LIMITED
     if status in _RETRY_STATUSES or status >= 500 or should_retry == "true":
-        return Verdict.RETRY
-    return Verdict.FAILED
+        return AttemptStatus.RETRY
+    return AttemptStatus.FAILED
 
 
 def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
@@ -232,26 +236,26 @@ def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
     return status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
 
 
-def stop_cause(reply: Reply) -> StopCause:
+def stop_cause(response: Response) -> StopCause:
     """Why a fatal answer stops the run: its key, or its quota."""
-    is_key = reply.status == 401 or read_error(reply).codes & _KEY_CODES
+    is_key = response.status == 401 or read_error(response).codes & _KEY_CODES
     return StopCause.KEY if is_key else StopCause.QUOTA
 
 
-def _never_fits(reply: Reply, message: str) -> bool:
+def _never_fits(response: Response, message: str) -> bool:
     """True if waiting can't help: the request alone exceeds the whole limit."""
     if _TOO_LARGE.search(message) or _NO_QUOTA.search(message):
         return True
-    if reply.headers.get("x-ratelimit-limit-req-minute") == "0":  # Mistral: not on the plan
+    if response.headers.get("x-ratelimit-limit-req-minute") == "0":  # Mistral: not on the plan
         return True
     numbers = _LIMIT_AND_REQUESTED.search(message)
     return numbers is not None and int(numbers[2]) > int(numbers[1]) > 0
 
 
-def read_error(reply: Reply) -> ErrorInfo:
-    """The error in ``reply``; if it has no message, the first 500 characters of the body."""
-    info = _read_error(_unwrapped(reply.data))
-    return info if info.message else replace(info, message=_clip(_text(reply)))
+def read_error(response: Response) -> ErrorInfo:
+    """The error in ``response``; if it has no message, the first 500 characters of the body."""
+    info = _read_error(_unwrapped(response.data))
+    return info if info.message else replace(info, message=_clip(_text(response)))
 
 
 def _read_error(body: Any) -> ErrorInfo:
@@ -306,36 +310,36 @@ def _detail(detail: Any) -> str:
     return "; ".join(text for text in texts if isinstance(text, str))
 
 
-def _text(reply: Reply) -> str:
-    return reply.body[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
+def _text(response: Response) -> str:
+    return response.body[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
 
 
 def _clip(text: str) -> str:
     return " ".join(text[:_MAX_MESSAGE].split())
 
 
-def _location(reply: Reply) -> str:
-    return repr(reply.headers.get("location", "nowhere")[:200])
+def _location(response: Response) -> str:
+    return repr(response.headers.get("location", "nowhere")[:200])
 
 
-def retry_after_s(reply: Reply, clock: Callable[[], float] = time.time) -> float | None:
+def retry_after_s(response: Response, clock: Callable[[], float] = time.time) -> float | None:
     """Seconds that the server asks to wait; ``None`` if it doesn't ask.
 
     Reads ``retry-after-ms``, then ``Retry-After``, then the hints in the body.
     """
-    headers = reply.headers
+    headers = response.headers
     seconds = milliseconds_s(headers.get("retry-after-ms", ""))
     if seconds is None and "retry-after" in headers:
         sent = timestamp(headers.get("date", ""))  # by the server's own clock, if it sends it
         seconds = wait_s(headers["retry-after"], sent if sent is not None else clock())
-    if seconds is None and reply.status in _RATE_LIMIT_STATUSES:
-        seconds = _hint_s(reply)
+    if seconds is None and response.status in _RATE_LIMIT_STATUSES:
+        seconds = _hint_s(response)
     return seconds
 
 
-def _hint_s(reply: Reply) -> float | None:
+def _hint_s(response: Response) -> float | None:
     """Gemini's ``RetryInfo`` or the words "try again in 1.2s" in the message."""
-    body = _unwrapped(reply.data)
+    body = _unwrapped(response.data)
     error = body.get("error") if isinstance(body, Mapping) else None
     details = error.get("details") if isinstance(error, Mapping) else None
     for detail in mappings(details):
@@ -343,5 +347,5 @@ def _hint_s(reply: Reply) -> float | None:
         seconds = duration_s(delay) if isinstance(delay, str) else None
         if seconds is not None:
             return seconds
-    match = _HINT.search(read_error(reply).message)
+    match = _HINT.search(read_error(response).message)
     return duration_s(_UNIT_WORD.sub(r"\1", match[1].lower())) if match else None

@@ -43,7 +43,7 @@ _FULL = 0.7  # a round counts only if this share of the limit was in flight
 _LEAST_ANSWERS = 8  # of a round
 
 
-class InFlightLimit:
+class ConcurrencyLimit:
     """The bound of the number in flight. Not thread-safe: the lock of the bucket guards it.
 
     Attributes:

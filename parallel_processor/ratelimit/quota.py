@@ -33,8 +33,8 @@ _SLOT_S = _WINDOW_S / 1024  # admissions of one slot leave the window together, 
 _EPSILON = 1e-6  # a shortage below this is rounding
 
 
-class Quota:
-    """The arithmetic of one limit. Not thread-safe: the lock of the ``Ceiling`` guards it.
+class ConfiguredQuota:
+    """The arithmetic of one limit. Not thread-safe: the lock of the ``SharedLimits`` guards it.
 
     Times are seconds of any clock that never goes back.
 

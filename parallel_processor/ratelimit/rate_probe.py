@@ -50,7 +50,7 @@ class RateProbe:
     Attributes:
         rate: how much may be sent per second; infinite while nothing is known that bounds it.
         sent: how many requests were sent since the last cut.
-        refusals: how many of them were rejected.
+        rejections: how many of them were rejected.
     """
 
     __slots__ = (
@@ -66,13 +66,13 @@ class RateProbe:
         "_since_s",
         "_slow_start",
         "rate",
-        "refusals",
+        "rejections",
         "sent",
     )
 
     def __init__(self, rate: float = math.inf) -> None:
         self.rate = rate
-        self.sent = self.refusals = 0
+        self.sent = self.rejections = 0
         self._slow_start = rate < math.inf
         self._peak = math.inf  # the rate that the curve leads back to
         self._base = math.inf  # the rate after the last cut
@@ -96,7 +96,7 @@ class RateProbe:
 
     def count_refused(self) -> None:
         """Count a request that was rejected."""
-        self.refusals += 1
+        self.rejections += 1
 
     def advance(self, seconds: float) -> None:
         """Raise the rate: it was used to the full for ``seconds``, and nothing was rejected."""
@@ -120,8 +120,8 @@ class RateProbe:
         charged: float,
         now: float,
         gap_s: float,
-        hinted: bool = False,
-        steep: bool = False,
+        has_retry_after: bool = False,
+        ramp_too_fast: bool = False,
         mild: bool = False,
     ) -> None:
         """Cut the rate after a burst of rejections.
@@ -132,33 +132,33 @@ class RateProbe:
             charged: what was sent in all.
             now: the time.
             gap_s: for how long all sending pauses now. The rate stays above one such request in it.
-            hinted: whether the server named a time to wait.
-            steep: whether the server complained that the traffic rose too fast.
+            has_retry_after: whether the server named a time to wait.
+            ramp_too_fast: whether the server complained that the traffic rose too fast.
             mild: whether the headers name a limit that the rate was within.
         """
-        if hinted and not steep and self.refusals <= _BORNE * self.sent:
+        if has_retry_after and not ramp_too_fast and self.rejections <= _BORNE * self.sent:
             return  # so few cost less than a lower rate would
-        accepted, refusals = self.sent - self.refusals, self.refusals
-        self.sent = self.refusals = 0
+        accepted, rejections = self.sent - self.rejections, self.rejections
+        self.sent = self.rejections = 0
         if self._since_s < math.inf and accepted <= 0:
             return  # the first after a pause: the rate was not tried
         tried = self._slow_start or 0.0 < self._since_s < math.inf
         cost = max(cost, 1.0)
         least = cost / gap_s
         peak = max(least, self.rate if tried else min(self.rate, sent_per_s))
-        self._count_cut(mild or (hinted and refusals < _FEW * (accepted + refusals)))
-        cut = min(_CUTS[self._cuts_in_a_row], _RAMP_CUT if steep else 1.0)
+        self._count_cut(mild or (has_retry_after and rejections < _FEW * (accepted + rejections)))
+        cut = min(_CUTS[self._cuts_in_a_row], _RAMP_CUT if ramp_too_fast else 1.0)
         self._floor = self._floor or peak * _FLOOR
-        if refusals < _MUCH * (accepted + refusals) and not steep:
+        if rejections < _MUCH * (accepted + rejections) and not ramp_too_fast:
             least = max(least, self._floor)
         if now - self._cut_at >= _LEAST_SPAN_S:
-            let_through = (charged - self._charged - refusals * cost) / (now - self._cut_at)
+            let_through = (charged - self._charged - rejections * cost) / (now - self._cut_at)
             least = max(least, min(let_through, peak))
         self._base = self.rate = max(peak * cut, least)
         self._peak = max(peak * _PEAK if peak < self._peak < math.inf else peak, self.rate)
         self._cut = self.rate / self._peak
         self._return_s = _MILD_RETURN_S if mild else _RETURN_S[self._cuts_in_a_row]
-        self._ramp_limited = self._ramp_limited or steep
+        self._ramp_limited = self._ramp_limited or ramp_too_fast
         self._slow_start = False
         self._since_s, self._cut_at, self._charged = 0.0, now, charged
 

@@ -13,13 +13,13 @@ from parallel_processor.models import WaitCause
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.quota import MINUTE_S
 from parallel_processor.ratelimit.reports import BucketReport, Usage
-from parallel_processor.ratelimit.shared import Ceiling
+from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
 
 
-class Buckets:
+class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
     Beyond 256 buckets, all further models under the same limits share one bucket.
@@ -30,10 +30,11 @@ class Buckets:
         self._clock = clock
         self._lock = threading.Lock()  # guards both fields below
         self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
-        self._shared: dict[Ceiling, TokenBucket] = {}  # for further models
-        self._default = Ceiling(options.limits, clock)
+        self._shared: dict[SharedLimits, TokenBucket] = {}  # for further models
+        self._default = SharedLimits(options.limits, clock)
         self._patterns = [
-            (pattern, Ceiling(limits, clock)) for pattern, limits in options.limits_by_model.items()
+            (pattern, SharedLimits(limits, clock))
+            for pattern, limits in options.limits_by_model.items()
         ]
         self._opened_at = clock()
 
@@ -49,7 +50,7 @@ class Buckets:
                 return self._shared.setdefault(ceiling, self._make(ceiling, "", ""))
             return self._buckets.setdefault(key, self._make(ceiling, url, model))
 
-    def _make(self, ceiling: Ceiling, url: str, model: str) -> TokenBucket:
+    def _make(self, ceiling: SharedLimits, url: str, model: str) -> TokenBucket:
         return TokenBucket(
             ceiling.limits,
             clock=self._clock,
@@ -59,7 +60,7 @@ class Buckets:
             model=model,
         )
 
-    def _ceiling(self, model: str) -> Ceiling:
+    def _ceiling(self, model: str) -> SharedLimits:
         for pattern, ceiling in self._patterns:
             if fnmatchcase(model, pattern):
                 return ceiling
@@ -84,16 +85,18 @@ class Buckets:
                 limits[name] += min(ceilings[name], found)
         now = self._clock()
         span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
-        held_by = next((bucket.held_by for bucket in buckets if bucket.queue), WaitCause.NOTHING)
-        return Usage(admitted=admitted, limits=limits, held_by=held_by, span_s=span_s)
+        waiting_for = next(
+            (bucket.wait_cause for bucket in buckets if bucket.queue), WaitCause.NOTHING
+        )
+        return Usage(admitted=admitted, limits=limits, waiting_for=waiting_for, span_s=span_s)
 
     def reports(
-        self, since_s: float, held_by: Callable[[TokenBucket], Mapping[WaitCause, float]]
+        self, since_s: float, waited_s: Callable[[TokenBucket], Mapping[WaitCause, float]]
     ) -> tuple[BucketReport, ...]:
         """How the limits of each bucket turned out; times count from ``since_s`` of the clock.
 
-        ``held_by`` returns the seconds that the requests of a bucket waited, by cause.
+        ``wait_cause`` returns the seconds that the requests of a bucket waited, by cause.
         """
         return tuple(
-            replace(bucket.report(since_s), held_by=held_by(bucket)) for bucket in self._all()
+            replace(bucket.report(since_s), waited_s=waited_s(bucket)) for bucket in self._all()
         )

@@ -146,7 +146,7 @@ class Remaining:
     def observe(
         self, reading: LimitReading, *, sent_at: float, total: float, now: float, total_now: float
     ) -> None:
-        """Follow the headers of an answer; the arguments are those of ``ObservedQuota.observe``."""
+        """Follow the headers of an answer; the arguments are those of ``ServerQuota.observe``."""
         if reading.remaining is None:
             return
         self._heard_at = now

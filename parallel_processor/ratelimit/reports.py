@@ -50,9 +50,9 @@ class BucketReport:
     Attributes:
         url: the endpoint; empty where it makes no difference.
         model: the model; empty where it makes no difference.
-        held_by: the seconds for which its requests waited, by cause.
+        waited_s: the seconds for which its requests waited, by cause.
         admitted: the attempts that were sent.
-        refusals: the attempts that the server rejected for a limit.
+        rejections: the attempts that the server rejected for a limit.
         pauses: how often sending paused.
         answered: the attempts that got an answer.
         reserved_tokens: the tokens that were charged to its limits before sending.
@@ -63,15 +63,15 @@ class BucketReport:
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
     >>> for bucket in summary.buckets:
-    ...     print(bucket.model, bucket.admitted, "sent,", bucket.refusals, "rejected")
+    ...     print(bucket.model, bucket.admitted, "sent,", bucket.rejections, "rejected")
     text-embedding-3-small 3 sent, 0 rejected
     """
 
     url: str
     model: str
-    held_by: Mapping[WaitCause, float] = field(default_factory=dict)
+    waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     admitted: int = 0
-    refusals: int = 0
+    rejections: int = 0
     pauses: int = 0
     answered: int = 0
     reserved_tokens: int = 0
@@ -88,11 +88,11 @@ class Usage:
     Attributes:
         admitted: what was admitted, by the name of the quota.
         limits: what is allowed a minute, by the name of the quota.
-        held_by: what the first request in the queue waits for.
+        waited_s: what the first request in the queue waits for.
         span_s: the seconds that ``admitted`` covers; less than 60 for a new bucket.
     """
 
     admitted: Mapping[str, float]
     limits: Mapping[str, float]
-    held_by: WaitCause
+    waiting_for: WaitCause
     span_s: float = 60.0

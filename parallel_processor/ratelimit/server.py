@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from parallel_processor.models import LimitReading, Refusal, WaitCause
+from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.concurrency import InFlightLimit
+from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.quota import CAUSES, KINDS, MINUTE_S
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
 from parallel_processor.ratelimit.reports import BucketReport
-from parallel_processor.ratelimit.server_quota import ObservedQuota, Sent
+from parallel_processor.ratelimit.server_quota import Sent, ServerQuota
 
 _MARK_S = 1.5  # a rate is measured over one to two times this
 _LEAST_S = 0.2  # and never over less than this
@@ -42,7 +42,7 @@ class ServerLimits:
         quotas: the limits that are known, or searched for.
         paused_until: nothing is admitted before this time.
         pauses: how many pauses began or grew longer.
-        refusals: how many attempts a limit rejected.
+        rejections: how many attempts a limit rejected.
         limit_changes: what :meth:`take_limit_changes` will return.
     """
 
@@ -55,27 +55,25 @@ class ServerLimits:
         "paused_until",
         "pauses",
         "quotas",
-        "refusals",
+        "rejections",
     )
 
-    def __init__(self, limits: Limits, now: float, in_flight: InFlightLimit) -> None:
+    def __init__(self, limits: Limits, now: float, in_flight: ConcurrencyLimit) -> None:
         self._limits = limits
         self.in_flight = in_flight
-        self.quotas: list[ObservedQuota] = []
+        self.quotas: list[ServerQuota] = []
         if limits.requests_per_minute == "auto":
             self._add("requests", MINUTE_S, now, is_sought=True)
         self._pause_began = -math.inf
         self.paused_until = -math.inf
-        self.pauses = self.refusals = 0
+        self.pauses = self.rejections = 0
         self.limit_changes: list[LimitChange] = []
         nothing = (0.0,) * len(KINDS)
         # The last two marks: a time, and what had been charged by then.
         self._marks = [(-math.inf, nothing), (-math.inf, nothing)]
 
-    def _add(
-        self, name: str, window_s: float, now: float, is_sought: bool = False
-    ) -> ObservedQuota:
-        quota = ObservedQuota(
+    def _add(self, name: str, window_s: float, now: float, is_sought: bool = False) -> ServerQuota:
+        quota = ServerQuota(
             name,
             now=now,
             window_s=window_s,
@@ -86,7 +84,7 @@ class ServerLimits:
         self.quotas.append(quota)
         return quota
 
-    def _quota(self, name: str, window_s: float, now: float) -> ObservedQuota:
+    def _quota(self, name: str, window_s: float, now: float) -> ServerQuota:
         for quota in self.quotas:
             if quota.name == name and quota.window_s == window_s:
                 return quota
@@ -108,14 +106,14 @@ class ServerLimits:
 
     def obstacle(self, costs: Sequence[float], now: float) -> tuple[float, WaitCause]:
         """Seconds that an attempt of ``costs`` has to wait, and for what."""
-        delay, held_by = self.paused_until - now, WaitCause.PAUSE
+        delay, wait_cause = self.paused_until - now, WaitCause.PAUSE
         for quota in self.quotas:
             quota_delay = quota.delay_s(costs[quota.kind], now)
             if quota_delay > delay:
-                delay, held_by = quota_delay, CAUSES[quota.kind]
+                delay, wait_cause = quota_delay, CAUSES[quota.kind]
         if not self.in_flight.has_room and delay < math.inf:
-            delay, held_by = math.inf, WaitCause.CONCURRENCY
-        return delay, held_by
+            delay, wait_cause = math.inf, WaitCause.CONCURRENCY
+        return delay, wait_cause
 
     def observe(
         self,
@@ -182,7 +180,7 @@ class ServerLimits:
         limit = self.in_flight.limit
         return BucketReport(
             admitted=self.in_flight.total,
-            refusals=self.refusals,
+            rejections=self.rejections,
             pauses=self.pauses,
             in_flight_limit=limit if limit < math.inf else None,
             peak_in_flight=self.in_flight.peak,
@@ -209,7 +207,7 @@ class ServerLimits:
 
     def refuse(
         self,
-        refusal: Refusal,
+        rejection: Rejection,
         costs: Sequence[float],
         totals: Sequence[float],
         pause_s: float,
@@ -217,23 +215,23 @@ class ServerLimits:
         admitted_at: float,
     ) -> None:
         """Cut the limit that the rejection names, once per burst. To be called before the pause for it."""
-        if refusal.overload:
+        if rejection.overload:
             self.in_flight.overloaded(now, admitted_at)
             return
-        self.refusals += 1
+        self.rejections += 1
         limited = [quota for quota in self.quotas if quota.limit < math.inf]
-        requests = self._quota(refusal.kind or "requests", MINUTE_S, now)
+        requests = self._quota(rejection.kind or "requests", MINUTE_S, now)
         requests.probe.count_refused()
         if self._is_old(admitted_at):
             return
-        if refusal.kind or refusal.steep or not limited:
+        if rejection.kind or rejection.ramp_too_fast or not limited:
             cost, named = costs[requests.kind], requests.limit < math.inf
         elif any(quota.remaining.lacks(costs[quota.kind]) for quota in limited):
             return  # the headers explain the rejection: nothing was estimated too high
         else:
             cost, named = 1.0, True
         sent = self._sent(now, totals)
-        requests.refused(cost, refusal, sent=sent, pause_s=pause_s, named=named)
+        requests.refused(cost, rejection, sent=sent, pause_s=pause_s, named=named)
 
 
 def _tightest(readings: Sequence[LimitReading]) -> Sequence[LimitReading]:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from parallel_processor.models import LimitReading, Refusal
+from parallel_processor.models import LimitReading, Rejection
 from parallel_processor.ratelimit.quota import KINDS
 from parallel_processor.ratelimit.rate_probe import GENTLE_PER_S, RateProbe
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S, Remaining
@@ -49,7 +49,7 @@ class Sent(NamedTuple):
     totals: Sequence[float]
 
 
-class ObservedQuota:
+class ServerQuota:
     """One limit of the server. Not thread-safe: the lock of the bucket guards it.
 
     Attributes:
@@ -205,7 +205,7 @@ class ObservedQuota:
         self.remaining.set_limit(limit)
 
     def refused(
-        self, cost: float, refusal: Refusal, *, sent: Sent, pause_s: float, named: bool
+        self, cost: float, rejection: Rejection, *, sent: Sent, pause_s: float, named: bool
     ) -> None:
         """Cut the rate after a burst of rejections, unless the headers explain it.
 
@@ -214,14 +214,14 @@ class ObservedQuota:
 
         Args:
             cost: what the rejected request costs.
-            refusal: what the server complained of.
+            rejection: what the server complained of.
             sent: what was sent before.
             pause_s: for how long all sending pauses now.
             named: whether the headers name this limit.
         """
         explained = named and self.remaining.lacks(cost)
         again, self._explained_at = self._stamp - self._explained_at < _AGAIN_S, self._stamp
-        if explained and not refusal.steep and not (again and self.remaining.is_fixed):
+        if explained and not rejection.ramp_too_fast and not (again and self.remaining.is_fixed):
             return
         sent_per_s = sent.per_s[self.kind]
         if named:  # little may have been sent lately only because there was little work
@@ -232,8 +232,8 @@ class ObservedQuota:
             charged=sent.totals[self.kind],
             now=self._stamp,
             gap_s=max(pause_s, _LEAST_GAP_S),
-            hinted=refusal.hinted,
-            steep=refusal.steep,
+            has_retry_after=rejection.has_retry_after,
+            ramp_too_fast=rejection.ramp_too_fast,
             mild=named,
         )
 

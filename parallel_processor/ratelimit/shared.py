@@ -1,7 +1,7 @@
 """The configured limits, and whose turn it is among the buckets that share them.
 
 The limits that a user types hold for all models that they are meant for together. The buckets of these
-models share one ``Ceiling`` and its lock. A reservation that waits for a configured limit is admitted in
+models share one ``SharedLimits`` and its lock. A reservation that waits for a configured limit is admitted in
 the order of arrival, whatever bucket it is in. A reservation that waits for its own server delays no
 other bucket.
 """
@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable, Iterable
 
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.quota import MINUTE_S, Quota
+from parallel_processor.ratelimit.quota import MINUTE_S, ConfiguredQuota
 from parallel_processor.ratelimit.reports import LimitReport
 from parallel_processor.ratelimit.state import BucketState, Reservation
 
 
-class Ceiling:
+class SharedLimits:
     """The configured limits of the buckets that share them.
 
     The caller of every method holds ``lock``.
@@ -38,7 +38,7 @@ class Ceiling:
         self.lock = threading.Lock()
         self.opened_at = clock()
         self.quotas = [
-            Quota(name, limit, limits.burst_seconds, self.opened_at)
+            ConfiguredQuota(name, limit, limits.burst_seconds, self.opened_at)
             for name, limit in limits.by_kind.items()
             if limit < math.inf or name in ("requests", "tokens")
         ]

@@ -1,7 +1,7 @@
 """The state of one token bucket: who waits, what was charged, and what its server allows.
 
 ``TokenBucket`` (``limiter.py``) is the thread-safe front of this state. The limits that the user
-configured belong to the ``Ceiling`` (``ceiling.py``), which decides whose turn it is and works on the
+configured belong to the ``SharedLimits`` (``ceiling.py``), which decides whose turn it is and works on the
 states of all buckets under it. Everything here is arithmetic. The lock that guards it is the ceiling's,
 and the caller of every method holds it.
 """
@@ -13,16 +13,16 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from parallel_processor.models import LimitReading, Refusal, WaitCause
+from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.concurrency import InFlightLimit
-from parallel_processor.ratelimit.quota import CAUSES, KINDS, TOKENS, Quota
+from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
+from parallel_processor.ratelimit.quota import CAUSES, KINDS, TOKENS, ConfiguredQuota
 from parallel_processor.ratelimit.server import ServerLimits
-from parallel_processor.ratelimit.server_quota import ObservedQuota
+from parallel_processor.ratelimit.server_quota import ServerQuota
 
 INSTANT_S = 1e-9  # a wait below this is rounding
 
-_Charge = tuple[Quota | ObservedQuota, list[float]]  # the quota, and the slot of its window
+_Charge = tuple[ConfiguredQuota | ServerQuota, list[float]]  # the quota, and the slot of its window
 _NOT_CHARGED: list[_Charge] = []
 _NOBODY = threading.Event()  # the default of ``wake``: nothing waits for it
 _NOTHING = (0.0,) * len(KINDS)
@@ -65,7 +65,7 @@ class BucketState:
         server: what the server allows, as far as it is known.
         queue: the reservations that wait, oldest first.
         delay: seconds that the head of the queue has to wait; infinite if nobody waits.
-        held_by: what the head of the queue waits for.
+        wait_cause: what the head of the queue waits for.
         answered: how many attempts were answered.
         answer_tokens: how many tokens the answers say they used.
     """
@@ -76,7 +76,7 @@ class BucketState:
         "answer_tokens",
         "answered",
         "delay",
-        "held_by",
+        "wait_cause",
         "queue",
         "server",
     )
@@ -84,7 +84,7 @@ class BucketState:
     def __init__(
         self,
         limits: Limits,
-        configured: Sequence[Quota],
+        configured: Sequence[ConfiguredQuota],
         *,
         now: float,
         climbs: bool = False,
@@ -95,13 +95,13 @@ class BucketState:
         With ``climbs``, the number in flight that suits the server is searched for, up to
         ``most_in_flight``.
         """
-        in_flight = InFlightLimit(
+        in_flight = ConcurrencyLimit(
             now=now, climbs=climbs, gentle=limits.is_auto, most=most_in_flight
         )
         self.server = ServerLimits(limits, now, in_flight)
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
-        self.held_by = WaitCause.NOTHING
+        self.wait_cause = WaitCause.NOTHING
         self.answered = self.answer_tokens = 0
         self._configured = configured
         self._totals: tuple[float, ...] = _NOTHING  # charged so far, by kind
@@ -119,12 +119,12 @@ class BucketState:
             quota.advance(now)
 
     def wait_for_server(self, now: float) -> bool:
-        """Set ``delay`` and ``held_by`` to the server's limits; true if the head needn't wait for them."""
-        self.delay, self.held_by = self.server.obstacle(self.queue[0].costs, now)
+        """Set ``delay`` and ``wait_cause`` to the server's limits; true if the head needn't wait for them."""
+        self.delay, self.wait_cause = self.server.obstacle(self.queue[0].costs, now)
         return self.delay <= INSTANT_S
 
     def wait_for_configured(self, now: float) -> bool:
-        """Add the configured limits to ``delay`` and ``held_by``; true if the head needn't wait."""
+        """Add the configured limits to ``delay`` and ``wait_cause``; true if the head needn't wait."""
         costs = self.queue[0].costs
         for quota in self._configured:
             cost = costs[quota.kind]
@@ -132,13 +132,13 @@ class BucketState:
                 continue  # an embedding has no output, and doesn't wait for others' debt
             delay = quota.delay_s(cost, now)
             if delay > self.delay:
-                self.delay, self.held_by = delay, CAUSES[quota.kind]
+                self.delay, self.wait_cause = delay, CAUSES[quota.kind]
         return self.delay <= INSTANT_S
 
     def wait_behind(self, first: BucketState, now: float) -> None:
         """Wait at least as long as the head of ``first``, which came earlier."""
         own = self.server.obstacle(self.queue[0].costs, now)
-        self.delay, self.held_by = max((first.delay, first.held_by), own)
+        self.delay, self.wait_cause = max((first.delay, first.wait_cause), own)
 
     def take(self, now: float) -> Reservation:
         """Admit and charge the head of the queue."""
@@ -156,7 +156,7 @@ class BucketState:
         first.admitted_at = now
         self.server.mark(now, self._totals)
         self.server.in_flight.started(now)
-        self.delay, self.held_by = math.inf, WaitCause.NOTHING
+        self.delay, self.wait_cause = math.inf, WaitCause.NOTHING
         return first
 
     # After it.
@@ -171,7 +171,7 @@ class BucketState:
     def postpone(self, reservation: Reservation, sent_at: float, now: float) -> None:
         """Count an admitted reservation in the configured windows as of ``sent_at``."""
         for i, (quota, slot) in enumerate(reservation.charges):
-            if isinstance(quota, Quota):
+            if isinstance(quota, ConfiguredQuota):
                 quota.advance(now)
                 cost = reservation.costs[quota.kind]
                 reservation.charges[i] = (quota, quota.postpone(cost, slot, min(sent_at, now)))
@@ -219,12 +219,12 @@ class BucketState:
         )
 
     def refuse(
-        self, reservation: Reservation, refusal: Refusal, pause_s: float | None, now: float
+        self, reservation: Reservation, rejection: Rejection, pause_s: float | None, now: float
     ) -> bool:
         """Follow a rejection; true if a pause of ``pause_s`` began or grew longer."""
         sent_at = reservation.admitted_at or 0.0
         self.advance(now)
-        self.server.refuse(refusal, reservation.costs, self._totals, pause_s or 0.0, now, sent_at)
+        self.server.refuse(rejection, reservation.costs, self._totals, pause_s or 0.0, now, sent_at)
         return pause_s is not None and self.server.pause(pause_s, now, sent_at)
 
     @property

@@ -2,7 +2,7 @@
 
 A bucket guards several quotas: requests and tokens per minute, and what else the server limits. A
 request consumes all of them together or none. There is one bucket for each model and endpoint, because
-that is what servers limit. Limits that the user configured for several buckets are their ``Ceiling``
+that is what servers limit. Limits that the user configured for several buckets are their ``SharedLimits``
 (``ceiling.py``). ``quota.py`` and ``observed.py`` say when a quota has room.
 
 A caller takes a place in the queue of the bucket (a reservation). It is admitted when it is the head of
@@ -28,11 +28,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.models import LimitReading, Refusal, WaitCause
+from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits, shown_url
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import LimitChange, ServerLimits
-from parallel_processor.ratelimit.shared import Ceiling, wake
+from parallel_processor.ratelimit.shared import SharedLimits, wake
 from parallel_processor.ratelimit.state import BucketState
 from parallel_processor.ratelimit.state import Reservation as Reservation
 
@@ -64,7 +64,7 @@ class TokenBucket:
         limits: Limits,
         *,
         clock: Callable[[], float] = time.monotonic,
-        ceiling: Ceiling | None = None,
+        ceiling: SharedLimits | None = None,
         most_in_flight: int | None = None,
         url: str = "",
         model: str = "",
@@ -76,7 +76,7 @@ class TokenBucket:
         """
         self.url, self.model = url, model
         self.host = urlsplit(url).hostname or ""
-        self.ceiling = ceiling if ceiling is not None else Ceiling(limits, clock)
+        self.ceiling = ceiling if ceiling is not None else SharedLimits(limits, clock)
         self._clock = clock
         self._lock = self.ceiling.lock  # guards _state
         self._state = BucketState(
@@ -185,14 +185,14 @@ class TokenBucket:
         wake(others)
         return Release(changes, len(others) < len(woken))
 
-    def refuse(self, reservation: Reservation, refusal: Refusal, pause_s: float | None) -> bool:
+    def refuse(self, reservation: Reservation, rejection: Rejection, pause_s: float | None) -> bool:
         """Follow a rejection; true if a pause of ``pause_s`` began or grew longer.
 
         One burst of rejections cuts a rate, or the number in flight, once. A rejection of what was
         admitted before the last cut changes nothing. Without ``pause_s`` nothing pauses.
         """
         with self._lock:
-            began = self._state.refuse(reservation, refusal, pause_s, self._clock())
+            began = self._state.refuse(reservation, rejection, pause_s, self._clock())
             woken = self.ceiling.firsts()  # those that waited behind the head of this bucket
         wake(woken)
         return began
@@ -223,9 +223,9 @@ class TokenBucket:
         return self._state.delay
 
     @property
-    def held_by(self) -> WaitCause:
+    def wait_cause(self) -> WaitCause:
         """What the head of the queue waits for."""
-        return self._state.held_by
+        return self._state.wait_cause
 
     @property
     def has_room(self) -> bool:

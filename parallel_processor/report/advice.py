@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterator, Mapping
 
 from parallel_processor.exceptions import StopCause
-from parallel_processor.models import CANT_BE_SENT, WaitCause
+from parallel_processor.models import INVALID_REQUEST, WaitCause
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.report.headline import binding_limit, held_share, main_cause
 from parallel_processor.report.summary import Summary
 from parallel_processor.report.wording import count, limit_text, share_text
 
 _MUCH = 1 / 3  # of the time
-_LEAST_S = 10.0  # a shorter run is too short to judge its waits
+_LEAST_S = 10.0  # a shorter run is too short to classify its waits
 _LEAST_REJECTIONS = 3
 _OFTEN = 0.05  # of the attempts
 _RESERVED_TOO_MUCH = 3.0  # times what was used
@@ -84,7 +84,7 @@ def _stopped(summary: Summary, again: str) -> Iterator[str]:
 def _failed(summary: Summary, again: str) -> Iterator[str]:
     """What became of the requests that failed."""
     kinds = summary.errors_by_kind
-    if lines := kinds.get(CANT_BE_SENT, 0):
+    if lines := kinds.get(INVALID_REQUEST, 0):
         yield f"Correct the {_number(lines, 'invalid line')} of the requests file."
     failed = summary.failed + summary.already_failed - lines
     if summary.already_failed:  # they were kept, and would be again
@@ -103,7 +103,9 @@ def _too_high(summary: Summary) -> Iterator[str]:
     """A limit that was set higher than what the server allows."""
     if summary.rate_limited < _LEAST_REJECTIONS:
         return
-    bucket = max(summary.buckets, key=lambda b: b.refusals, default=BucketReport(url="", model=""))
+    bucket = max(
+        summary.buckets, key=lambda b: b.rejections, default=BucketReport(url="", model="")
+    )
     for cause, flag in _FLAGS.items():
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
@@ -130,7 +132,7 @@ def _too_low(summary: Summary) -> Iterator[str]:
     for cause, flag in _FLAGS.items():
         if not summary.buckets or _share(summary, cause) < _MUCH:
             continue
-        bucket = max(summary.buckets, key=lambda b: b.held_by.get(cause, 0.0))
+        bucket = max(summary.buckets, key=lambda b: b.waited_s.get(cause, 0.0))
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause)
         if typed * _CLEARLY < allowed < math.inf:
             yield (
@@ -162,7 +164,7 @@ def _waits(summary: Summary) -> Iterator[str]:
 
 
 def _share(summary: Summary, *causes: WaitCause) -> float:
-    """The share of the time that ``causes`` took; 0 for a run that is too short to judge."""
+    """The share of the time that ``causes`` took; 0 for a run that is too short to classify."""
     return held_share(summary, *causes) if summary.elapsed_s >= _LEAST_S else 0.0
 
 

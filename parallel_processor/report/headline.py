@@ -28,18 +28,18 @@ _LEAST_SHARE = 0.1  # of the time: a shorter wait is not worth a word
 
 def held_share(summary: Summary, *causes: WaitCause) -> float:
     """The share of the run, from 0 to 1, for which sending waited for any of ``causes``."""
-    waited_s = sum(summary.held_by.get(cause, 0.0) for cause in causes)
+    waited_s = sum(summary.waited_s.get(cause, 0.0) for cause in causes)
     return min(waited_s / summary.elapsed_s, 1.0) if summary.elapsed_s > 0 else 0.0
 
 
 def busy_share(summary: Summary) -> float:
     """The share of the run, from 0 to 1, for which sending waited for nothing."""
-    return 1.0 - held_share(summary, *summary.held_by)
+    return 1.0 - held_share(summary, *summary.waited_s)
 
 
 def longest_wait(summary: Summary) -> WaitCause:
     """What sending waited for longest."""
-    return max(summary.held_by, key=summary.held_by.__getitem__, default=WaitCause.NOTHING)
+    return max(summary.waited_s, key=summary.waited_s.__getitem__, default=WaitCause.NOTHING)
 
 
 def main_cause(summary: Summary) -> WaitCause:
@@ -62,7 +62,7 @@ def binding_limit(summary: Summary, cause: WaitCause) -> tuple[str, LimitReport]
     ]
     if not known:
         return None
-    bucket = max((b for b, _ in known), key=lambda b: (b.held_by.get(cause, 0.0), b.admitted))
+    bucket = max((b for b, _ in known), key=lambda b: (b.waited_s.get(cause, 0.0), b.admitted))
     limits = [limit for owner, limit in known if owner is bucket]
     lowest = min(limits, key=lambda li: (number_of(li) / li.window_s, li.used_share is None))
     return bucket.model, lowest

@@ -19,7 +19,7 @@ from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counters, Counts
 from parallel_processor.report.wording import cause_text, of_limit, share_text
-from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.stop import do_all
 
 _BAR_INTERVAL_S = 0.2
@@ -215,7 +215,7 @@ def _bar_class(file: TextIO) -> Any:
         return _without_monitor(_notebook_bar())
     if not file.isatty():
         return None
-    with FORKS_WAIT:
+    with FORK_LOCK:
         from tqdm.std import tqdm  # only for a bar: see above
 
     return _without_monitor(tqdm)
@@ -223,7 +223,7 @@ def _bar_class(file: TextIO) -> Any:
 
 def _notebook_bar() -> Any:
     """tqdm's bar for a notebook: a widget where ``ipywidgets`` is installed, else text."""
-    with FORKS_WAIT:
+    with FORK_LOCK:
         from tqdm import notebook, std  # only for a bar: see above
 
     if notebook.IProgress is None:  # type: ignore[attr-defined]

@@ -89,8 +89,8 @@ def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]
     yield "limit_per_minute", "What may be sent in a minute", "kind", stats.limits
     quantiles = {f"{percent / 100:g}": s for percent, s in stats.latency_s.items()}
     yield "latency_seconds", "Latency of the answers so far", "quantile", quantiles
-    held_by = {str(stats.held_by): 1.0} if stats.held_by else {}
-    yield "held_by", "What sending waits for now", "cause", held_by
+    waiting_for = {str(stats.waiting_for): 1.0} if stats.waiting_for else {}
+    yield "waiting_for", "What sending waits for now", "cause", waiting_for
 
 
 def _filled(family: Any, values: Mapping[str, float]) -> Any:

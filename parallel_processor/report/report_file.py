@@ -83,7 +83,7 @@ class LiveReport:
         write_report(self._path, self._tell(tuple(self._timeline.samples), is_running))
 
 
-class Notes:
+class Highlights:
     """Picks the requests that the report names out of all outcomes. Any thread may call it."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ def _json(report: RunReport) -> str:
     """The summary's fields, and the other fields of the report. Times are ISO 8601, in UTC."""
     found: dict[str, Any] = _plain(asdict(report))
     found = found.pop("summary") | found
-    for name in ("started_at", "told_at"):
+    for name in ("started_at", "written_at"):
         moment = datetime.fromtimestamp(min(getattr(report, name), _LAST_S), timezone.utc)
         found[name] = moment.isoformat(timespec="milliseconds")
     found["timeline"] = [_sample(sample) for sample in report.timeline]

@@ -27,7 +27,7 @@ class Sample(RunCounts):
         at_s: the moment, in seconds after the run's start.
         in_flight: the requests that were in flight at that moment.
         errors: the failed attempts by kind, rejections by a rate limit included.
-        held_by: the seconds for which sending had waited, by cause.
+        waited_s: the seconds for which sending had waited, by cause.
         latencies: how many answers took how long, in the bins of ``latencies.py``.
         limits: the limits in force, a minute, by name; infinite where there is none.
     """
@@ -35,7 +35,7 @@ class Sample(RunCounts):
     at_s: float
     in_flight: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
-    held_by: Mapping[WaitCause, float] = field(default_factory=dict)
+    waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     latencies: tuple[int, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class RunReport:
     Attributes:
         summary: the counts and limits.
         started_at: when the run began, in seconds since 1970.
-        told_at: when the report was made, in seconds since 1970.
+        written_at: when the report was made, in seconds since 1970.
         is_running: true while the run goes on.
         fraction: the share of the input that has been read, from 0 to 1; ``None`` if that is unknown.
         requests_path: the requests file.
@@ -85,7 +85,7 @@ class RunReport:
 
     summary: Summary
     started_at: float
-    told_at: float
+    written_at: float
     is_running: bool = False
     fraction: float | None = None
     requests_path: str = ""
@@ -142,7 +142,7 @@ class Interval:
 
     def share(self, *causes: WaitCause) -> float:
         """The share of the time, from 0 to 1, for which sending waited for any of ``causes``."""
-        before, after = self.before.held_by, self.after.held_by
+        before, after = self.before.waited_s, self.after.waited_s
         waited_s = sum(after.get(cause, 0.0) - before.get(cause, 0.0) for cause in causes)
         return min(max(waited_s / self.seconds, 0.0), 1.0)
 

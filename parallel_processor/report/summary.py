@@ -74,7 +74,7 @@ class Summary(RunCounts):
         errors_by_kind: the failed requests by how their last attempt ended.
         stop_reason: why the run ended early, as text; empty if it did not.
         stop_cause: the same as a value that a program can compare.
-        held_by: the seconds for which sending waited, by cause.
+        waited_s: the seconds for which sending waited, by cause.
         buckets: a report of the limits of each model.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
@@ -88,7 +88,7 @@ class Summary(RunCounts):
     errors_by_kind: Mapping[str, int] = field(default_factory=dict)
     stop_reason: str = ""
     stop_cause: StopCause = StopCause.NOTHING
-    held_by: Mapping[WaitCause, float] = field(default_factory=dict)
+    waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     buckets: tuple[BucketReport, ...] = ()
 
     def __str__(self) -> str:
@@ -159,7 +159,7 @@ class Stats(RunCounts):
         requests_per_minute: the attempts of the last 60 seconds; of a younger processor, as a rate.
         tokens_per_minute: the tokens charged in the last 60 seconds, likewise.
         limits: what may be sent a minute, by the name of the quota; infinite where there is no limit.
-        held_by: what sending waits for at this moment; empty if for nothing.
+        waited_s: what sending waits for at this moment; empty if for nothing.
         latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
             Empty while there are no answers.
 
@@ -177,5 +177,5 @@ class Stats(RunCounts):
     requests_per_minute: float = 0.0
     tokens_per_minute: float = 0.0
     limits: Mapping[str, float] = field(default_factory=dict)
-    held_by: WaitCause = WaitCause.NOTHING
+    waiting_for: WaitCause = WaitCause.NOTHING
     latency_s: Mapping[int, float] = field(default_factory=dict)

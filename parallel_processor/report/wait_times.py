@@ -11,7 +11,7 @@ from parallel_processor.models import WaitCause
 _Wait = tuple[float, str, Sequence[tuple[Hashable, str]]]  # since when, and for what
 
 
-class Ledger:
+class WaitTimes:
     """Adds up waiting times by :class:`WaitCause`. Any thread may call it."""
 
     def __init__(self) -> None:

@@ -35,11 +35,11 @@ def cause_text(cause: WaitCause) -> str:
     return _CAUSE_TEXTS[cause]
 
 
-def waits_text(held_by: Mapping[WaitCause, float], elapsed_s: float, most: int = 3) -> str:
+def waits_text(waited_s: Mapping[WaitCause, float], elapsed_s: float, most: int = 3) -> str:
     """What was waited for, the longest first: ``84 % the request limit, 3 % the disk``."""
     shares = [
         f"{share_text(min(seconds / elapsed_s, 1.0))} {cause_text(cause)}"
-        for cause, seconds in sorted(held_by.items(), key=lambda item: -item[1])
+        for cause, seconds in sorted(waited_s.items(), key=lambda item: -item[1])
         if elapsed_s > 0 and seconds >= _LEAST_SHARE * elapsed_s
     ]
     return ", ".join(shares[:most]) or cause_text(WaitCause.NOTHING)
@@ -131,7 +131,7 @@ def bucket_name(bucket: BucketReport) -> str:
 
 def bucket_text(bucket: BucketReport, elapsed_s: float) -> tuple[str, str]:
     """A model's name, and in one line what its requests waited for and what its limits were."""
-    words = [f"waited for {waits_text(bucket.held_by, elapsed_s)}"]
+    words = [f"waited for {waits_text(bucket.waited_s, elapsed_s)}"]
     words += [_outcome_text(limit) for limit in _tightest(bucket.limits)]
     if bucket.in_flight_limit is not None:
         words.append(f"concurrency limit found: {bucket.in_flight_limit:,.0f}")

@@ -14,18 +14,18 @@ import os
 import threading
 from types import ModuleType
 
-FORKS_WAIT = threading.RLock()  # guards no field: while a thread holds it, no other thread forks
+FORK_LOCK = threading.RLock()  # guards no field: while a thread holds it, no other thread forks
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=FORKS_WAIT.acquire,
-        after_in_parent=FORKS_WAIT.release,
-        after_in_child=FORKS_WAIT.release,
+        before=FORK_LOCK.acquire,
+        after_in_parent=FORK_LOCK.release,
+        after_in_child=FORK_LOCK.release,
     )
 
 
 @functools.cache
 def load(name: str) -> ModuleType:
     """Import the module ``name``, with no fork meanwhile. Any later call costs nothing."""
-    with FORKS_WAIT:
+    with FORK_LOCK:
         return importlib.import_module(name)

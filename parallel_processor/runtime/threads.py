@@ -19,7 +19,7 @@ _BEGINNING_S = 0.2  # the longest that a thread takes to begin, if there is one
 _MAX_WAITERS = 8
 
 
-class SureThread:
+class InterruptSafeThread:
     """Runs ``target`` once, in a daemon thread."""
 
     def __init__(self, target: Callable[[], object], name: str) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import model_name
-from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORK_LOCK
 
 if TYPE_CHECKING:
     import tiktoken
@@ -176,7 +176,7 @@ def _encoding_for_name(name: str) -> str:
     if not name:
         return DEFAULT_ENCODING
     try:
-        with FORKS_WAIT:
+        with FORK_LOCK:
             import tiktoken
 
         return tiktoken.encoding_name_for_model(name)
@@ -193,7 +193,7 @@ def check_encoding_name(name: str) -> None:
         return
     known: set[str] = set(_STOCK_NAMES)
     try:
-        with FORKS_WAIT:
+        with FORK_LOCK:
             import tiktoken
 
             known.update(tiktoken.list_encoding_names())
@@ -210,7 +210,7 @@ def text_counter(name: str) -> TextCounter:
 
     Never raises: if the encoding can't be loaded, the counter estimates, and a warning says why.
     """
-    with FORKS_WAIT:  # also makes a second thread wait, so that an encoding is loaded only once
+    with FORK_LOCK:  # also makes a second thread wait, so that an encoding is loaded only once
         return _text_counter(name)
 
 

@@ -28,7 +28,7 @@ _EVERY = 10  # after so many responses the quantile is computed again; fewer say
 _MAX_KEYS = 256
 
 
-class Pricing:
+class CostEstimator:
     """Estimates costs, and learns from responses. Any thread may call it."""
 
     def __init__(self, options: Options) -> None:
@@ -37,7 +37,7 @@ class Pricing:
             encoding_name=options.token_encoding_name,
             default_output_tokens=options.default_output_tokens,
         )
-        self._sizes = OutputSizes()
+        self._sizes = OutputLengths()
         self.charges_use = options.token_accounting == "usage"
         if options.token_accounting == "auto":
             self.charges_use = not charges_reservation(options.request_url)
@@ -87,7 +87,7 @@ class _Recent:
             self.expected = ordered[int(_QUANTILE * (len(ordered) - 1))]
 
 
-class OutputSizes:
+class OutputLengths:
     """The output tokens of recent responses, by endpoint and model. Any thread may call it."""
 
     def __init__(self) -> None:

@@ -47,7 +47,7 @@ class ConnectionRegistry:
             self._connections.add(connection)
 
     def check(self) -> None:
-        """Raise ``ConnectionAbortedError`` after :meth:`cut`."""
+        """Raise ``ConnectionAbortedError`` after :meth:`cancel`."""
         if self._cut:
             raise ConnectionAbortedError("the run was cut short")
 
@@ -62,11 +62,11 @@ class ConnectionRegistry:
         return float(getattr(self._sending, "since_s", 0.0))
 
     @property
-    def is_cut(self) -> bool:
-        """True after :meth:`cut`."""
+    def is_cancelled(self) -> bool:
+        """True after :meth:`cancel`."""
         return self._cut
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancel every exchange under way: its reads and writes fail at once.
 
         A forked child shares the sockets of its parent, and cancels nothing.

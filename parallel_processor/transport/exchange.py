@@ -31,7 +31,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 _STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPROTOTYPE)
 
 
-class Answer(NamedTuple):
+class RawResponse(NamedTuple):
     """A complete response. The names in ``headers`` are in lower case."""
 
     status: int
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Line:
+class KeptConnection:
     """One thread's connection to a host. It is made when it is first needed, and kept while it works."""
 
     __slots__ = ("_connect_s", "_connection", "_has_input", "_pool", "_registry", "_timeout_s")
@@ -54,7 +54,7 @@ class Line:
         self._connection: Any = None
         self._has_input: Callable[[], object] = bool
 
-    def exchange(self, head: bytes, payload: bytes, max_bytes: int) -> Answer:
+    def exchange(self, head: bytes, payload: bytes, max_bytes: int) -> RawResponse:
         """Send one request, and read its response.
 
         Raises :class:`TransportError` for a body of more than ``max_bytes``, compressed or not.
@@ -73,7 +73,7 @@ class Line:
                 self.close()
         if body and "content-encoding" in response.headers:
             body = _decoded(body, response.headers["content-encoding"], max_bytes)
-        return Answer(response.status, response.headers, body)
+        return RawResponse(response.status, response.headers, body)
 
     def _ready(self) -> socket.socket:
         """The socket to send on: the last one, unless something has come in on it since.

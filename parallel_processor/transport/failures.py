@@ -42,12 +42,12 @@ _NOISE = re.compile(
 )
 
 
-def transport_error(error: Exception, *, is_cut: bool, is_ready: bool) -> TransportError:
+def transport_error(error: Exception, *, is_cancelled: bool, is_ready: bool) -> TransportError:
     """Say what went wrong, in the words of the innermost cause: the outer exceptions only wrap it.
 
     Args:
         error: one of :data:`FAILURES`.
-        is_cut: the run cancelled its exchanges.
+        is_cancelled: the run cancelled its exchanges.
         is_ready: the request itself was valid, so that a ``ValueError`` is the response's fault.
     """
     causes = _causes_of(error)
@@ -58,7 +58,7 @@ def transport_error(error: Exception, *, is_cut: bool, is_ready: bool) -> Transp
         f"{kind}: {message}",
         kind=kind,
         retryable=retryable,
-        is_cut=is_cut,
+        is_cancelled=is_cancelled,
         unreachable=any(isinstance(cause, _NO_CONNECTION) for cause in causes),
     )
 

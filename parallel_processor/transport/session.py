@@ -33,7 +33,7 @@ from requests.hooks import dispatch_hook
 from urllib3.util import Timeout
 
 from parallel_processor.exceptions import ConfigurationError, TransportError
-from parallel_processor.models import Reply, Request
+from parallel_processor.models import Request, Response
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import auth_headers, is_loopback
 from parallel_processor.providers.jsontext import read_answer
@@ -43,7 +43,7 @@ from parallel_processor.transport.connections import (
     ConnectionRegistry,
     bounded_pools,
 )
-from parallel_processor.transport.exchange import Answer, Line, read_bounded
+from parallel_processor.transport.exchange import KeptConnection, RawResponse, read_bounded
 from parallel_processor.transport.failures import FAILURES, transport_error
 from parallel_processor.transport.http1 import request_head
 from parallel_processor.transport.interception import is_intercepted, is_recorded
@@ -53,14 +53,14 @@ _MAX_PREPARED_URLS = 64
 _MAX_CONNECTIONS = 8
 
 
-class _Route(NamedTuple):
+class _PreparedRoute(NamedTuple):
     """How requests to one URL are sent: with this head, over this connection."""
 
     head: bytes
-    connection: Line
+    connection: KeptConnection
 
 
-class _Lane:
+class _WorkerSession:
     """What one worker thread sends with.
 
     ``routes`` has ``None`` for a URL whose requests the session's adapter has to send.
@@ -73,10 +73,12 @@ class _Lane:
         self.is_intercepted = is_intercepted(session)
         self.settings = settings
         self.prepared: dict[str, requests.PreparedRequest] = {}
-        self.routes: dict[str, _Route | None] = {}
-        self.connections: dict[BoundedPool, Line] = {}
+        self.routes: dict[str, _PreparedRoute | None] = {}
+        self.connections: dict[BoundedPool, KeptConnection] = {}
 
-    def connection(self, pool: BoundedPool, make: Callable[[BoundedPool], Line]) -> Line:
+    def connection(
+        self, pool: BoundedPool, make: Callable[[BoundedPool], KeptConnection]
+    ) -> KeptConnection:
         """The connection for what ``pool`` connects to."""
         if pool not in self.connections and len(self.connections) >= _MAX_CONNECTIONS:
             self.close()
@@ -108,18 +110,18 @@ class Transport:
         self._turn = threading.Lock() if is_recorded() else None
         self._threads = threading.local()
         self._lock = threading.Lock()  # guards _workers and the workers' settings
-        self._workers: list[_Lane] = []
+        self._workers: list[_WorkerSession] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
-    def send(self, request: Request) -> Reply:
+    def send(self, request: Request) -> Response:
         """Send one attempt, and read the whole response.
 
         Raises :class:`TransportError` if no complete response came, and :class:`ConfigurationError`
         if the session factory fails.
         """
         url = request.url or self._options.request_url
-        route: _Route | None = None
-        worker: _Lane | None = getattr(self._threads, "worker", None)
+        route: _PreparedRoute | None = None
+        worker: _WorkerSession | None = getattr(self._threads, "worker", None)
         if worker is None:
             worker = self._make_worker()
         try:
@@ -134,16 +136,16 @@ class Transport:
                     route.head, request.payload, self._options.max_response_bytes
                 )
         except FAILURES as error:
-            is_cut, is_ready = self._registry.is_cut, route is not None
-            raise transport_error(error, is_cut=is_cut, is_ready=is_ready) from error
+            is_cancelled, is_ready = self._registry.is_cancelled, route is not None
+            raise transport_error(error, is_cancelled=is_cancelled, is_ready=is_ready) from error
         return _reply(response)
 
-    def _make_worker(self) -> _Lane:
+    def _make_worker(self) -> _WorkerSession:
         factory = self._options.session_factory
         if factory is None:
-            worker = _Lane(requests.Session(), self._settings)
+            worker = _WorkerSession(requests.Session(), self._settings)
         else:
-            worker = _Lane(_made_by(factory), {})  # not shared: its proxies may be its own
+            worker = _WorkerSession(_made_by(factory), {})  # not shared: its proxies may be its own
         self._threads.worker = worker
         for scheme in ("http://", "https://"):
             is_stock = type(worker.session.adapters.get(scheme)) is HTTPAdapter
@@ -153,13 +155,13 @@ class Transport:
             self._workers.append(worker)
         return worker
 
-    def _make_route(self, worker: _Lane, url: str) -> _Route | None:
+    def _make_route(self, worker: _WorkerSession, url: str) -> _PreparedRoute | None:
         if len(worker.routes) >= _MAX_PREPARED_URLS:
             worker.routes.clear()
         route = worker.routes[url] = self._find_route(worker, url)
         return route
 
-    def _find_route(self, worker: _Lane, url: str) -> _Route | None:
+    def _find_route(self, worker: _WorkerSession, url: str) -> _PreparedRoute | None:
         """How requests to ``url`` are sent; ``None`` if the session's adapter has to send them."""
         if worker.is_intercepted or worker.session.auth is not None:
             return None
@@ -176,13 +178,15 @@ class Transport:
         target = self._adapter.request_url(prepared, settings["proxies"])
         default_port = 443 if pool.scheme == "https" else 80
         head = request_head(pool.host, pool.port or default_port, default_port, target, headers)
-        return _Route(head, worker.connection(pool, self._make_connection))
+        return _PreparedRoute(head, worker.connection(pool, self._make_connection))
 
-    def _make_connection(self, pool: BoundedPool) -> Line:
+    def _make_connection(self, pool: BoundedPool) -> KeptConnection:
         options = self._options
-        return Line(pool, self._registry, options.connect_timeout_s, options.request_timeout_s)
+        return KeptConnection(
+            pool, self._registry, options.connect_timeout_s, options.request_timeout_s
+        )
 
-    def _send_by_adapter(self, worker: _Lane, url: str, payload: bytes) -> Answer:
+    def _send_by_adapter(self, worker: _WorkerSession, url: str, payload: bytes) -> RawResponse:
         """Send the request by the session's adapter, or by the session if it is intercepted."""
         prepared = self._prepare(worker, url, payload)
         settings = worker.settings.get(url) or self._merge_settings(worker, url)
@@ -206,9 +210,11 @@ class Transport:
         finally:
             response.close()
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, body)
+        return RawResponse(response.status_code, headers, body)
 
-    def _prepare(self, worker: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
+    def _prepare(
+        self, worker: _WorkerSession, url: str, payload: bytes
+    ) -> requests.PreparedRequest:
         """The request to send. A session's auth class sees each body; else a prepared request is copied."""
         if worker.session.auth is not None:
             return self._prepare_new(worker, url, payload)
@@ -225,7 +231,9 @@ class Transport:
         prepared.body = payload
         return prepared
 
-    def _prepare_new(self, worker: _Lane, url: str, payload: bytes) -> requests.PreparedRequest:
+    def _prepare_new(
+        self, worker: _WorkerSession, url: str, payload: bytes
+    ) -> requests.PreparedRequest:
         headers = {"Content-Type": "application/json"}
         if worker.session.auth is None:
             headers |= auth_headers(url, self._options.api_key)
@@ -234,7 +242,7 @@ class Transport:
         )
         return worker.session.prepare_request(request)
 
-    def _merge_settings(self, worker: _Lane, url: str) -> dict[str, Any]:
+    def _merge_settings(self, worker: _WorkerSession, url: str) -> dict[str, Any]:
         """Proxies, CA bundle and client certificate for ``url``, from the session and the environment."""
         settings = dict(worker.session.merge_environment_settings(url, {}, True, None, None))
         if is_loopback(url) and not worker.session.proxies:
@@ -249,9 +257,9 @@ class Transport:
         """When this thread's last request went out, on the monotonic clock; 0 before the first."""
         return self._registry.sending_since_s
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancel every exchange under way. Each fails as if its connection had broken."""
-        self._registry.cut()
+        self._registry.cancel()
 
     def close(self) -> None:
         """Close all sessions and connections. No other thread may be sending."""
@@ -283,10 +291,10 @@ def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedReques
     return prepared
 
 
-def _reply(response: Answer) -> Reply:
+def _reply(response: RawResponse) -> Response:
     status, headers, body = response
     try:
         data, text = read_answer(body)
     except ValueError:
-        return Reply(status=status, headers=headers, body=body)
-    return Reply(status=status, headers=headers, body=text, data=data, is_json=True)
+        return Response(status=status, headers=headers, body=body)
+    return Response(status=status, headers=headers, body=text, data=data, is_json=True)

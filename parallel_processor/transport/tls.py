@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 
-from parallel_processor.runtime.forks import FORKS_WAIT
+from parallel_processor.runtime.forks import FORK_LOCK
 
 _create: Any = create_urllib3_context
 _ALPN_PROTOCOLS = ["http/1.1"]
@@ -39,7 +39,7 @@ class TLSContexts:
         with self._lock:
             context = self._contexts.get(policy)
             if context is None:
-                with FORKS_WAIT:  # a fork must not copy OpenSSL's own locks while they are held
+                with FORK_LOCK:  # a fork must not copy OpenSSL's own locks while they are held
                     context = self._contexts[policy] = _make(policy)
         return context
 

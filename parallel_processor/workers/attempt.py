@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from parallel_processor.exceptions import TransportError
-from parallel_processor.models import Attempt, LimitReading, Reply, Request, Verdict
+from parallel_processor.models import Attempt, AttemptStatus, LimitReading, Request, Response
 from parallel_processor.options import Options
 from parallel_processor.providers.jsontext import parse
 from parallel_processor.providers.limit_headers import read_limits
-from parallel_processor.providers.responses import judge
+from parallel_processor.providers.responses import classify
 from parallel_processor.transport.redact import Redactor
 
 if TYPE_CHECKING:
@@ -34,46 +34,46 @@ class AttemptRunner:
         """Send ``request`` once. ``host`` decides how the limit headers of the answer are read."""
         began_at_s = time.monotonic()
         try:
-            reply = self._transport.send(request)
+            response = self._transport.send(request)
         except TransportError as error:
             return self._broken(error, began_at_s)
         ended_at_s = time.monotonic()
         sent_at_s = self._transport.sending_since_s
         latency_s = ended_at_s - max(began_at_s, sent_at_s)
-        readings = read_limits(reply.headers, host)
-        attempt = judge(reply, readings, sent_at_s, latency_s)
-        if attempt.verdict is Verdict.ANSWERED:  # the user's own data: it stays as it came
+        readings = read_limits(response.headers, host)
+        attempt = classify(response, readings, sent_at_s, latency_s)
+        if attempt.status is AttemptStatus.ANSWERED:  # the user's own data: it stays as it came
             return attempt
-        return self._without_keys(reply, readings, sent_at_s, latency_s)
+        return self._without_keys(response, readings, sent_at_s, latency_s)
 
     def _broken(self, error: TransportError, began_at_s: float) -> Attempt:
         """The attempt whose exchange ended with ``error``."""
         latency_s = time.monotonic() - max(began_at_s, self._transport.sending_since_s)
-        if error.is_cut:  # by this run: whatever the error says, the server did nothing wrong
-            attempt = Attempt(verdict=Verdict.STOPPED)
+        if error.is_cancelled:  # by this run: whatever the error says, the server did nothing wrong
+            attempt = Attempt(status=AttemptStatus.STOPPED)
         else:
-            verdict = Verdict.RETRY if error.retryable else Verdict.FAILED
+            verdict = AttemptStatus.RETRY if error.retryable else AttemptStatus.FAILED
             if error.unreachable:
-                verdict = Verdict.UNREACHABLE
-            attempt = Attempt(verdict=verdict, kind=error.kind, error=self._redact(str(error)))
+                verdict = AttemptStatus.UNREACHABLE
+            attempt = Attempt(status=verdict, kind=error.kind, error=self._redact(str(error)))
         return replace(attempt, sent_at_s=self._transport.sending_since_s, latency_s=latency_s)
 
     def _without_keys(
         self,
-        reply: Reply,
+        response: Response,
         readings: Sequence[LimitReading],
         sent_at_s: float,
         latency_s: float,
     ) -> Attempt:
         """The attempt of a failure. Keys are removed first: shortening a text may tear one."""
-        text = self._redact(reply.body.decode("utf-8", "replace"))
-        headers = {name.lower(): self._redact(value) for name, value in reply.headers.items()}
+        text = self._redact(response.body.decode("utf-8", "replace"))
+        headers = {name.lower(): self._redact(value) for name, value in response.headers.items()}
         try:
             data, is_json = parse(text, strict=False), True
         except ValueError:
             data, is_json = None, False
-        clean = Reply(
-            status=reply.status, headers=headers, body=text.encode(), data=data, is_json=is_json
+        clean = Response(
+            status=response.status, headers=headers, body=text.encode(), data=data, is_json=is_json
         )
-        attempt = judge(clean, readings, sent_at_s, latency_s)
+        attempt = classify(clean, readings, sent_at_s, latency_s)
         return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt

@@ -23,7 +23,7 @@ from parallel_processor.exceptions import (
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.transport.session import Transport
-from parallel_processor.workers import pipe as messages
+from parallel_processor.workers import pipe
 from parallel_processor.workers.attempt import AttemptRunner
 from parallel_processor.workers.pipe import WorkItem
 
@@ -47,15 +47,15 @@ class Child:
 
     def run(self, work: BinaryIO) -> None:
         """Do what the messages from ``work`` ask for, until they end."""
-        while (message := messages.read(work)) is not None:
-            if message == messages.SHUTDOWN:
+        while (message := pipe.read(work)) is not None:
+            if message == pipe.SHUTDOWN:
                 break
-            if message == messages.CANCEL:
-                self._transport.cut()
+            if message == pipe.CANCEL:
+                self._transport.cancel()
                 continue
             for item in message:
                 self._executor.submit(self._work, item)
-        self._transport.cut()
+        self._transport.cancel()
         self._executor.shutdown()
         self._closing.set()
         self._ended.put(None)
@@ -67,7 +67,7 @@ class Child:
         request = Request(body=None, payload=payload, number=number, url=url)
         try:
             attempt = self._attempts.send_once(request, host)
-            self._ended.put((number, messages.pack(attempt)))
+            self._ended.put((number, pipe.pack(attempt)))
         except BaseException as error:  # a bug: the run ends with it
             self._ended.put((number, _picklable(error)))
 
@@ -83,7 +83,7 @@ class Child:
             except queue.Empty:
                 pass
             try:
-                messages.write(self._results, batch)
+                pipe.write(self._results, batch)
             except BaseException:  # the run's process is gone, or the message can't be pickled
                 os._exit(1)
             if ended is not None:
@@ -108,7 +108,7 @@ def main() -> None:
         os.dup2(2, 1)  # so that what the user's session prints doesn't get into the pipe
     except OSError:  # there is no stderr
         os.dup2(0, 1)
-    first = messages.read(work)
+    first = pipe.read(work)
     if first is not None:
         sys.path[:] = first[0]  # needed to import what the options refer to
         Child(pickle.loads(first[1]), results).run(work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from parallel_processor.models import Attempt, Estimate, Request, Verdict
+from parallel_processor.models import Attempt, AttemptStatus, Estimate, Request
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
@@ -13,7 +13,7 @@ _MAX_ERRORS = 1000  # a rate limit may reject a request much more often
 
 
 @dataclass(slots=True, kw_only=True)
-class Tries:
+class RetryState:
     """The attempts of one request that has failed at least once. Only the owner of the request uses it.
 
     Attributes:
@@ -44,18 +44,18 @@ class Tries:
         if attempt.error:
             del self.errors[_MAX_ERRORS - 1 :]  # of more than that, the first ones and the last
             self.errors.append(attempt.error)
-        if attempt.verdict is Verdict.RETRY:
+        if attempt.status is AttemptStatus.RETRY:
             self.failures += 1
-        elif attempt.verdict is Verdict.LOST:
+        elif attempt.status is AttemptStatus.LOST:
             self.lost += 1
-        elif attempt.verdict in (Verdict.RATE_LIMITED, Verdict.UNREACHABLE):
-            self.unreachable += attempt.verdict is Verdict.UNREACHABLE
+        elif attempt.status in (AttemptStatus.RATE_LIMITED, AttemptStatus.UNREACHABLE):
+            self.unreachable += attempt.status is AttemptStatus.UNREACHABLE
             if self.refused_since is None:
                 self.refused_since = now
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Waiting:
+class PendingRequest:
     """A request that waits to be sent, or is being sent.
 
     One thread owns it at a time and may change it: the thread that counts its tokens, or the worker
@@ -71,10 +71,10 @@ class Waiting:
     request: Request
     bucket: TokenBucket
     estimate: Estimate | None = None
-    tries: Tries | None = None
+    tries: RetryState | None = None
 
 
-class Admitted(NamedTuple):
+class AdmittedRequest(NamedTuple):
     """A request that may be sent now, and the reservation that its bucket admitted."""
 
     waiting: Waiting

@@ -10,7 +10,7 @@ import pickle
 import struct
 from typing import Any, BinaryIO, NamedTuple
 
-from parallel_processor.models import Attempt, Reply, Verdict
+from parallel_processor.models import Attempt, AttemptStatus, Response
 from parallel_processor.providers.jsontext import parse
 
 CANCEL = "cancel"  # in place of a list: give up what is in flight
@@ -54,11 +54,11 @@ def read(file: BinaryIO) -> Any:
 
 def pack(attempt: Attempt) -> Any:
     """``attempt`` in the form that is sent: of a good answer only the values that differ."""
-    reply = attempt.reply
-    if attempt.verdict is not Verdict.ANSWERED or reply is None:
+    response = attempt.response
+    if attempt.status is not AttemptStatus.ANSWERED or response is None:
         return attempt
     return (
-        *(reply.status, dict(reply.headers), reply.body),
+        *(response.status, dict(response.headers), response.body),
         *(attempt.used_tokens, attempt.output_tokens),
         *(attempt.readings, attempt.sent_at_s, attempt.latency_s),
     )
@@ -71,8 +71,8 @@ def unpack(packed: Any, *, parses: bool) -> Attempt:
     status, headers, body, used_tokens, output_tokens, readings, sent_at_s, latency_s = packed
     data = parse(body.decode(), strict=False) if parses else None
     return Attempt(
-        verdict=Verdict.ANSWERED,
-        reply=Reply(status=status, headers=headers, body=body, data=data, is_json=True),
+        status=AttemptStatus.ANSWERED,
+        response=Response(status=status, headers=headers, body=body, data=data, is_json=True),
         used_tokens=used_tokens,
         output_tokens=output_tokens,
         readings=readings,

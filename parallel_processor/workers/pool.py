@@ -17,13 +17,13 @@ from parallel_processor.models import Attempt
 from parallel_processor.options import Options
 from parallel_processor.runtime.forks import load
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.workers.pending import Admitted
+from parallel_processor.workers.pending import AdmittedRequest
 
 
 class WorkerPool(Protocol):
     """What sends a run's requests."""
 
-    def start(self, admitted: Admitted) -> None:
+    def start(self, admitted: AdmittedRequest) -> None:
         """Send ``admitted``, at the latest in :meth:`flush`; ``RuntimeError`` if no thread can be had.
 
         For one thread, as is :meth:`flush`.
@@ -32,7 +32,7 @@ class WorkerPool(Protocol):
     def flush(self) -> None:
         """Send everything that was started: nothing more is started for now."""
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancel every exchange in flight. Any thread may call it."""
 
     def abort(self) -> None:
@@ -46,7 +46,7 @@ def make_pool(
     options: Options,
     max_workers: int,
     *,
-    settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+    settle: Callable[[AdmittedRequest, Attempt | BaseException], AdmittedRequest | None],
     stop: StopSignal,
     parses_answers: bool,
 ) -> WorkerPool:

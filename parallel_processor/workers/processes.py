@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
-from parallel_processor.models import Attempt, Verdict
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.workers import pipe as messages
-from parallel_processor.workers.pending import Admitted
+from parallel_processor.workers import pipe
+from parallel_processor.workers.pending import AdmittedRequest
 from parallel_processor.workers.pipe import WorkItem
 
 _log = logging.getLogger("parallel_processor")
@@ -52,7 +52,7 @@ class _Child:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows, too
         )
         self.lock = threading.Lock()  # guards the fields below, and writing to the pipe
-        self.in_flight: dict[int, Admitted] = {}
+        self.in_flight: dict[int, AdmittedRequest] = {}
         self.is_lost = False
         self.has_sent = False  # anything, since it was started
         name = "parallel-processor-child"
@@ -63,7 +63,7 @@ class _Child:
         self.results = io.BufferedReader(raw, _READ_BYTES)
         self.tell(first_message)
 
-    def send(self, numbered: list[tuple[int, Admitted]]) -> bool:
+    def send(self, numbered: list[tuple[int, AdmittedRequest]]) -> bool:
         """Give it these requests to send; false if the process is known to be gone."""
         with self.lock:
             if self.is_lost:
@@ -94,11 +94,11 @@ class _Child:
 
     def _write(self, message: Any) -> None:
         try:
-            messages.write(self._work, message)
+            pipe.write(self._work, message)
         except (OSError, ValueError):
             pass  # its thread notices that it is gone, and its requests are sent again
 
-    def lose(self) -> list[Admitted]:
+    def lose(self) -> list[AdmittedRequest]:
         """Mark it as gone, and return the requests that it was sending."""
         with self.lock:
             self.is_lost = True
@@ -109,7 +109,7 @@ class _Child:
         """Let the process end. Closing the pipe isn't enough: a fork of ours may hold it open."""
         if self._acquire():
             try:
-                self._write(messages.SHUTDOWN)
+                self._write(pipe.SHUTDOWN)
                 self._work.close()
             except OSError:
                 pass  # what was left to write
@@ -133,7 +133,7 @@ class _Child:
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _work_item(number: int, admitted: Admitted) -> WorkItem:
+def _work_item(number: int, admitted: AdmittedRequest) -> WorkItem:
     request, bucket = admitted.waiting.request, admitted.waiting.bucket
     return WorkItem(number, request.url, request.payload, bucket.host)
 
@@ -150,7 +150,7 @@ class WorkerProcesses:
         self,
         options: Options,
         *,
-        settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+        settle: Callable[[AdmittedRequest, Attempt | BaseException], AdmittedRequest | None],
         stop: StopSignal,
         parses_answers: bool,
     ) -> None:
@@ -159,7 +159,7 @@ class WorkerProcesses:
         self._parses_answers = parses_answers
         self._first_message = (sys.path, _pickled(options))
         self._numbers = itertools.count()
-        self._started: list[Admitted] = []  # that no process has been given yet
+        self._started: list[AdmittedRequest] = []  # that no process has been given yet
         self._lock = threading.Lock()  # guards the fields below
         self._size = options.processes
         self._children: list[_Child] = []
@@ -167,7 +167,7 @@ class WorkerProcesses:
         self._fruitless = 0
         self._is_closing = False
 
-    def start(self, admitted: Admitted) -> None:
+    def start(self, admitted: AdmittedRequest) -> None:
         """Send ``admitted``, together with others, at the latest in :meth:`flush`.
 
         Only one thread may call these two.
@@ -182,11 +182,11 @@ class WorkerProcesses:
         if started:
             self._send(None, started)
 
-    def _send(self, child: _Child | None, batch: list[Admitted]) -> None:
+    def _send(self, child: _Child | None, batch: list[AdmittedRequest]) -> None:
         """Give ``batch`` to ``child`` if it lives, else to another; a failure ends the run."""
         if self._stop.is_set():  # while the batch was put together
             for admitted in batch:
-                self._settle(admitted, Attempt(verdict=Verdict.STOPPED))
+                self._settle(admitted, Attempt(status=AttemptStatus.STOPPED))
             return
         ready = [(next(self._numbers), admitted) for admitted in batch]
         try:
@@ -223,7 +223,7 @@ class WorkerProcesses:
         """Runs in a thread for each child: settle what it returns, and give it as much again."""
         bug: BaseException | None = None
         try:
-            while (message := messages.read(child.results)) is not None:
+            while (message := pipe.read(child.results)) is not None:
                 child.has_sent = True
                 following = [self._receive(child, number, packed) for number, packed in message]
                 self._send(child, [admitted for admitted in following if admitted is not None])
@@ -231,11 +231,11 @@ class WorkerProcesses:
             bug = error
         self._replace(child, bug)
 
-    def _receive(self, child: _Child, number: int, packed: Any) -> Admitted | None:
+    def _receive(self, child: _Child, number: int, packed: Any) -> AdmittedRequest | None:
         admitted = child.in_flight.pop(number)
         if isinstance(packed, BaseException):
             return self._settle(admitted, packed)
-        return self._settle(admitted, messages.unpack(packed, parses=self._parses_answers))
+        return self._settle(admitted, pipe.unpack(packed, parses=self._parses_answers))
 
     def _replace(self, child: _Child, bug: BaseException | None) -> None:
         """Have another child send what ``child``, which is gone, had in flight."""
@@ -248,24 +248,24 @@ class WorkerProcesses:
         if bug is not None:
             child.process.kill()
         how = child.end()
-        lost = Attempt(verdict=Verdict.STOPPED)
+        lost = Attempt(status=AttemptStatus.STOPPED)
         if not is_closing:
             _log.warning(
                 "a worker process is gone (%s); requests that are sent again: %d", how, len(left)
             )
             text = f"lost: its worker process is gone ({how})"
-            lost = Attempt(verdict=Verdict.LOST, kind="lost", error=text)
+            lost = Attempt(status=AttemptStatus.LOST, kind="lost", error=text)
         for admitted in left:
             following = self._settle(admitted, lost if bug is None else bug)
             if following is not None:
                 self._send(None, [following])
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancel every exchange in flight; each fails like a broken connection."""
         with self._lock:
             children = list(self._children)
         for child in children:
-            child.tell(messages.CANCEL)
+            child.tell(pipe.CANCEL)
 
     def close(self) -> None:
         """End the processes; what they have in flight is cancelled."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from parallel_processor.models import Attempt, Verdict
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
 from parallel_processor.runtime.stop import StopSignal
-from parallel_processor.runtime.threads import SureThread
+from parallel_processor.runtime.threads import InterruptSafeThread
 from parallel_processor.transport.session import Transport
 from parallel_processor.workers.attempt import AttemptRunner
-from parallel_processor.workers.pending import Admitted
+from parallel_processor.workers.pending import AdmittedRequest
 
 
 class WorkerThreads:
@@ -26,7 +26,7 @@ class WorkerThreads:
         options: Options,
         max_workers: int,
         *,
-        settle: Callable[[Admitted, Attempt | BaseException], Admitted | None],
+        settle: Callable[[AdmittedRequest, Attempt | BaseException], AdmittedRequest | None],
         stop: StopSignal,
     ) -> None:
         self._transport = Transport(options)
@@ -38,32 +38,32 @@ class WorkerThreads:
         )
         # An interrupted executor.shutdown() may take living threads for ended ones, so that it runs in
         # a thread that nothing interrupts.
-        self._closing = SureThread(self._executor.shutdown, "parallel-processor-closing")
+        self._closing = InterruptSafeThread(self._executor.shutdown, "parallel-processor-closing")
 
-    def start(self, admitted: Admitted) -> None:
+    def start(self, admitted: AdmittedRequest) -> None:
         """Send ``admitted`` from an idle thread, or from a new one."""
         self._executor.submit(self._work, admitted)
 
     def flush(self) -> None:
         """Do nothing: :meth:`start` keeps nothing back."""
 
-    def _work(self, admitted: Admitted | None) -> None:
+    def _work(self, admitted: AdmittedRequest | None) -> None:
         """Runs in a worker thread: send, settle, go on with the next request."""
         while admitted is not None:
             admitted = self._settle(admitted, self._send(admitted))
 
-    def _send(self, admitted: Admitted) -> Attempt | BaseException:
+    def _send(self, admitted: AdmittedRequest) -> Attempt | BaseException:
         if self._stop.is_set():
-            return Attempt(verdict=Verdict.STOPPED)
+            return Attempt(status=AttemptStatus.STOPPED)
         waiting = admitted.waiting
         try:
             return self._attempts.send_once(waiting.request, waiting.bucket.host)
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             return error
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancel every exchange in flight; each fails like a broken connection."""
-        self._transport.cut()
+        self._transport.cancel()
 
     abort = cut  # the interpreter itself waits for the threads
 

@@ -84,8 +84,8 @@ def prepared_once(url: str, body: bytes, threads: int) -> Work:
             )
             for _ in numbers:
                 prepared.body = bytes(body)
-                reply = session.send(prepared, timeout=600, allow_redirects=False, **settings)
-                check(reply.status_code)
+                response = session.send(prepared, timeout=600, allow_redirects=False, **settings)
+                check(response.status_code)
 
     return work
 
@@ -114,9 +114,9 @@ def http_client(url: str, body: bytes, threads: int) -> Work:
         connection = HTTPSConnection(host, parts.port, context=context, timeout=600)
         for _ in numbers:
             connection.request("POST", parts.path, body, HEADERS)
-            reply = connection.getresponse()
-            reply.read()
-            check(reply.status)
+            response = connection.getresponse()
+            response.read()
+            check(response.status)
         connection.close()
 
     return work

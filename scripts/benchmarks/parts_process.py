@@ -19,12 +19,12 @@ from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.formats import made_request, read_requests
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.files.writer import ResultWriter
-from parallel_processor.models import Outcome, Reply
+from parallel_processor.models import Outcome, Response
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.tokens.encodings import text_counter
-from parallel_processor.tokens.estimates import Pricing
+from parallel_processor.tokens.estimates import CostEstimator
 
 URL = "https://127.0.0.1/v1/chat/completions"
 PER_S = 10_000
@@ -169,9 +169,9 @@ def writing(size: Size, folder: Path) -> Row:
     """Lines of 2 kB through the writer, and by plain writes and one sync."""
     text = "x" * (LINE_BYTES - len(json.dumps(request(0))))
     body = json.dumps({"answer": text}).encode()
-    reply = Reply(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
+    response = Response(status=200, headers={}, body=body, data={"answer": text}, is_json=True)
     outcomes = [
-        Outcome(request=made_request(request(number), number + 1), ok=True, reply=reply)
+        Outcome(request=made_request(request(number), number + 1), ok=True, raw_response=response)
         for number in range(size.lines)
     ]
     path = folder / "lines.jsonl"
@@ -221,7 +221,7 @@ def reading(size: Size, folder: Path) -> Row:
 
 def counting(size: Size) -> list[Row]:
     """Requests estimated, and tokens counted, by one thread; tiktoken's bare encoding beside them."""
-    pricing = Pricing(
+    pricing = CostEstimator(
         Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench")
     )
     requests = [made_request(request(n), n + 1) for n in range(min(size.lines, 5000))]

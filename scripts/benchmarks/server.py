@@ -154,8 +154,8 @@ class Server:
     def counts(self) -> tuple[int, int]:
         """Connections and requests so far; this call is one of each."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{self.status_port}/", timeout=30) as reply:
-            text = reply.read().decode()
+        with opener.open(f"http://127.0.0.1:{self.status_port}/", timeout=30) as response:
+            text = response.read().decode()
         found = re.search(r"requests\s+(\d+) (\d+) (\d+)", text)
         if found is None:
             raise BenchmarkError(f"nginx's status can't be read: {text!r}")

@@ -21,9 +21,9 @@ from parallel_processor import (
     Outcome,
     ParallelProcessorError,
     Processor,
-    Reply,
     Request,
     RequestFailedError,
+    Response,
     ResultsFileError,
     RetryPolicy,
     RunStoppedError,
@@ -94,7 +94,7 @@ def programs() -> None:
         with serve_metrics(processor, 0) as port:
             assert_type(port, int)
         processor.stop("enough")
-        processor.cut()
+        processor.cancel()
     Processor(clock=lambda: 0.0, processes=2, session_factory=dict, dedupe=True)
     Processor(validate=lambda response: response["data"][0])
 
@@ -113,7 +113,7 @@ def outcomes(outcome: Outcome) -> None:
     """What an outcome has may be missing, which a checker says."""
     assert_type(outcome.ok, bool)
     assert_type(outcome.request, Request)
-    assert_type(outcome.reply, Reply | None)
+    assert_type(outcome.raw_response, Response | None)
     assert_type(outcome.response, Any)
     assert_type(outcome.text, str | None)
     assert_type(outcome.embedding, list[float] | None)
@@ -124,9 +124,9 @@ def outcomes(outcome: Outcome) -> None:
     assert_type(outcome.custom_id, str | None)
     assert_type(outcome.latency_s, float | None)
     assert_type(outcome.used_tokens, int | None)
-    if outcome.reply is not None:
-        assert_type(outcome.reply.status, int)
-        assert_type(outcome.reply.headers, Mapping[str, str])
+    if outcome.raw_response is not None:
+        assert_type(outcome.raw_response.status, int)
+        assert_type(outcome.raw_response.headers, Mapping[str, str])
     try:
         outcome.raise_for_error()
     except RequestFailedError as error:
@@ -154,7 +154,7 @@ def figures(summary: Summary) -> None:
     assert_type(summary.errors_by_kind, Mapping[str, int])
     for bucket in summary.buckets:
         assert_type(bucket, BucketReport)
-        assert_type(bucket.held_by, Mapping[WaitCause, float])
+        assert_type(bucket.waited_s, Mapping[WaitCause, float])
         for limit in bucket.limits:
             assert_type(limit, LimitReport)
             assert_type(limit.found, float | None)

@@ -59,7 +59,7 @@ def _header(report: RunReport) -> Markup:
         ("Results", report.save_path),
         ("Sent to", report.url),
         ("Started", moment_text(report.started_at)),
-        ("As of" if report.is_running else "Ended", moment_text(report.told_at)),
+        ("As of" if report.is_running else "Ended", moment_text(report.written_at)),
         ("Took" if not report.is_running else "Running for", clock_text(report.summary.elapsed_s)),
     ]
     cells = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts if value]
@@ -82,7 +82,7 @@ def _figures(report: RunReport) -> Markup:
         _tile("Answered", count(summary.answered), _before(summary.already_answered)),
         _tile("Failed", count(summary.failed), _before(summary.already_failed), summary.failed > 0),
         *_left_tiles(report),
-        _tile("Attempts", count(summary.attempts), f"{count(summary.retries)} retries"),
+        _tile("AttemptRunner", count(summary.attempts), f"{count(summary.retries)} retries"),
         _tile("Rejected (429)", count(summary.rate_limited), _rejections(summary)),
         _tile("Tokens used", count(summary.used_tokens), _reserved(summary)),
         _tile("Requests/min", *_pace(report)),

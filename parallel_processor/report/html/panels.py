@@ -174,7 +174,7 @@ def _errors(steps: Sequence[Interval], whole: Interval) -> Chart:
 
 def _causes(steps: Sequence[Interval], whole: Interval) -> Chart:
     """The share of each interval that sending waited for each cause; the rest it was busy."""
-    causes = [cause for cause in whole.after.held_by if whole.share(cause) >= _LEAST_SHARE]
+    causes = [cause for cause in whole.after.waited_s if whole.share(cause) >= _LEAST_SHARE]
     groups = _groups(sorted(causes, key=lambda cause: -whole.share(cause)))
     columns = [_percents(step, groups) for step in steps]
     notes = [share_text(percent / 100) for percent in _percents(whole, groups)]

@@ -21,7 +21,7 @@ from parallel_processor.report.wording import (
 
 _MAX_ROWS = 100
 _MAX_CHANGES = 5
-_NOTE_HEADS = ("#Line", "~Error", "custom_id", "Model", "#Attempts", "#Latency")
+_NOTE_HEADS = ("#Line", "~Error", "custom_id", "Model", "#AttemptRunner", "#Latency")
 
 
 def tables(report: RunReport) -> list[Markup]:
@@ -79,7 +79,7 @@ def _limits(report: RunReport, buckets: Sequence[BucketReport]) -> Markup | None
     rows = []
     for bucket in buckets:
         for i, limit in enumerate(bucket.limits):
-            waits = waits_text(bucket.held_by, report.summary.elapsed_s)
+            waits = waits_text(bucket.waited_s, report.summary.elapsed_s)
             first = [bucket_name(bucket), waits] if i == 0 else ["", ""]
             rows.append([*first, *_limit_cells(limit)])
     return _table((*heads, "#Used", "#Share used", "#Used by others", "~Changes"), rows)
@@ -113,11 +113,18 @@ def _changes(limit: LimitReport) -> str:
 
 
 def _models(buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = ("Model", "#Attempts", "#Answered", "#Rejected (429)", "#Pauses", "#Tokens reserved")
+    heads = (
+        "Model",
+        "#AttemptRunner",
+        "#Answered",
+        "#Rejected (429)",
+        "#Pauses",
+        "#Tokens reserved",
+    )
     rows = [
         [
             bucket_name(bucket),
-            *(count(n) for n in (bucket.admitted, bucket.answered, bucket.refusals)),
+            *(count(n) for n in (bucket.admitted, bucket.answered, bucket.rejections)),
             *(count(n) for n in (bucket.pauses, bucket.reserved_tokens, bucket.used_tokens)),
             count(round(bucket.used_tokens / bucket.answered)) if bucket.answered else "",
             count(bucket.peak_in_flight),
@@ -139,7 +146,7 @@ def _errors(report: RunReport) -> Markup | None:
         for kind in kinds
         if attempts.get(kind) or failed.get(kind)
     ]
-    return _table(("Kind", "#Attempts", "#Requests that failed in the end"), rows)
+    return _table(("Kind", "#AttemptRunner", "#Requests that failed in the end"), rows)
 
 
 def _notes(notes: Sequence[RequestNote]) -> Markup | None:
