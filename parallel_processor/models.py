@@ -8,52 +8,32 @@ import enum
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, NamedTuple
 
 from parallel_processor.exceptions import RequestFailedError
+from parallel_processor.runtime.notebook import html_table
 
 INVALID_REQUEST = "can't be sent"
-"""The kind of failure of a request that has a invalid_reason."""
+"""The kind of failure of a request that has an ``invalid_reason``."""
 _MAX_MODEL_CHARS = 256  # a longer text is no name
 
 
 class Endpoint(enum.Enum):
-    """What kind of answer a URL gives, which decides how a request's tokens are counted."""
+    """What kind of answer a URL gives, which decides how tokens are counted. The value ends its path."""
 
-    CHAT = "chat"
-    RESPONSES = "responses"
-    COMPLETIONS = "completions"
-    EMBEDDINGS = "embeddings"
-    MODERATIONS = "moderations"
-    MESSAGES = "messages"
-    UNKNOWN = "unknown"
+    CHAT = "/chat/completions"  # before "/completions", which also ends it
+    RESPONSES = "/responses"
+    COMPLETIONS = "/completions"
+    EMBEDDINGS = "/embeddings"
+    MODERATIONS = "/moderations"
+    MESSAGES = "/messages"
+    UNKNOWN = ""
 
     @classmethod
     def of_path(cls, path: str) -> Endpoint:
         """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
         path = path.rstrip("/").lower()
-        for endpoint, end in _PATH_ENDS.items():
-            if path.endswith(end):
-                return endpoint
-        return cls.UNKNOWN
-
-    @property
-    def path_end(self) -> str:
-        """What the paths of its URLs end with, in lower case; empty for ``UNKNOWN``."""
-        return _PATH_ENDS.get(self, "")
-
-
-_PATH_ENDS = {
-    Endpoint.CHAT: "/chat/completions",  # before "/completions", which also ends it
-    Endpoint.RESPONSES: "/responses",
-    Endpoint.COMPLETIONS: "/completions",
-    Endpoint.EMBEDDINGS: "/embeddings",
-    Endpoint.MODERATIONS: "/moderations",
-    Endpoint.MESSAGES: "/messages",
-}
-
-_MAX_MODEL_CHARS = 256
+        return next(endpoint for endpoint in cls if path.endswith(endpoint.value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +47,11 @@ class Request:
         url: if it isn't the processor's: a path (``/v1/embeddings``), or a URL on the same host.
 
     Attributes (set by the package):
-        payload: the JSON text that is sent and recorded, byte for byte as it was read. ``body`` is
-            the same, parsed.
+        payload: the JSON text that is sent and recorded, byte for byte as it was read.
         metadata_json: the text of ``metadata``, the cookbook's column.
         number: counts from 1: the line of the file, or the place in the iterable.
         invalid_reason: why the request can't be sent. It becomes a failed record without an attempt.
-        dropped: members that were left out, because they ask for a response that isn't one JSON
-            object.
+        dropped: members that were left out, since they ask for a response that isn't one JSON object.
 
     >>> request = Request(body={"model": "m", "input": "text"}, metadata={"row": 7}, custom_id="a")
     >>> with Processor(request_url=url) as processor:
@@ -104,13 +82,6 @@ def model_name(body: Any) -> str:
     return model if isinstance(model, str) and len(model) <= _MAX_MODEL_CHARS else ""
 
 
-class Cost(NamedTuple):
-    """The tokens that an attempt is expected to cost: all of them, and how many of them are output."""
-
-    tokens: int
-    output_tokens: int = 0
-
-
 class Estimate(NamedTuple):
     """What is known about a request's tokens before it is sent.
 
@@ -118,8 +89,7 @@ class Estimate(NamedTuple):
         input_tokens: the tokens of its prompt.
         output_cap: the most output that it may get; ``None`` if it names no cap.
         output_tokens: the output to reserve as long as nothing was learned from responses.
-        kind: endpoint and model: responses to requests of one kind are expected to have similar
-            lengths.
+        kind: endpoint and model, whose responses are expected to have similar lengths.
     """
 
     input_tokens: int
@@ -141,7 +111,7 @@ class Response:
 
     >>> with Processor(request_url=url) as processor:
     ...     (outcome,) = processor.imap_unordered([{"model": "m", "input": "text"}])
-    >>> outcome.raw_response.status, outcome.raw_response.headers["content-type"], outcome.raw_response.data["object"]
+    >>> outcome.raw_response.status, outcome.raw_response.data["object"]
     (200, 'application/json', 'list')
     """
 
@@ -156,9 +126,7 @@ class Response:
 class LimitReading:
     """One limit as the headers of one answer show it, as of when the server admitted that request.
 
-    ``None`` stands for what the headers don't say.
-
-    Attributes:
+    Attributes (``None`` stands for what the headers don't say):
         name: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
         limit: how many the server allows in ``window_s``.
         remaining: how many are left. It may be rounded and, rarely, above the limit.
@@ -207,7 +175,7 @@ class WaitCause(str, enum.Enum):
 
 
 class AttemptStatus(enum.Enum):
-    """What an attempt's end means for its request and for the run (see ``answers.py``)."""
+    """What an attempt's end means for its request and for the run (see ``providers/responses.py``)."""
 
     ANSWERED = "answered"
     RETRY = "retry"
@@ -221,11 +189,13 @@ class AttemptStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """What a server that turned an attempt away complained of.
+    """Why a server turned an attempt away.
 
-    ``kind`` is the limit that it named, ``requests`` or ``tokens``, if any. ``ramp_too_fast`` says that the
-    traffic rose too fast, ``overload`` that the server has too much to do, whoever it is from;
-    ``has_retry_after`` that it named a time to wait.
+    Attributes:
+        kind: the limit that the server named, ``requests`` or ``tokens``; empty if it named none.
+        ramp_too_fast: the traffic rose too fast.
+        overload: the server has too much to do, for this client or for others.
+        has_retry_after: the server said how long to wait.
     """
 
     kind: str = ""
@@ -248,8 +218,7 @@ class Attempt:
         used_tokens: what the answer says was used; ``None`` if it says nothing.
         output_tokens: the answer's part of ``used_tokens``.
         readings: the limits in the answer's headers, each a ``LimitReading``.
-        sent_at_s: when the request went out, on the monotonic clock that all processes of a machine
-            share; 0 if that is not known.
+        sent_at_s: when it was sent, on the machine's monotonic clock; 0 if that is not known.
         latency_s: seconds from the sending to the end of the answer; ``None`` if nothing was sent.
     """
 
@@ -280,8 +249,7 @@ class Outcome:
         used_tokens: what the response says; ``None`` if it doesn't.
         latency_s: seconds from sending the last attempt to the end of its response; ``None`` if
             none was sent.
-        unanswered: the request was given up because the run stopped. It has no record, and the next
-            run sends it.
+        unanswered: the run stopped before it was answered. It has no record; the next run sends it.
         deduplicated: this request was not sent, because an equal one was, whose response this is.
 
     >>> with Processor(request_url=url) as processor:
@@ -407,18 +375,15 @@ def response_embeddings(response: Any) -> list[list[float]] | None:
 
 
 def _index(row: Mapping[str, Any]) -> int:
-    index = row.get("index")
-    return index if isinstance(index, int) else 0
+    return index if isinstance(index := row.get("index"), int) else 0
 
 
 def _vector(value: Any) -> list[float] | None:
-    if isinstance(value, list):
-        return value
     if not isinstance(value, str):
-        return None
+        return value if isinstance(value, list) else None
     try:
         return [
-            number for (number,) in struct.iter_unpack("<f", base64.b64decode(value, validate=True))
+            each for (each,) in struct.iter_unpack("<f", base64.b64decode(value, validate=True))
         ]
     except (binascii.Error, struct.error):
         return None
@@ -433,26 +398,3 @@ def response_usage(response: Any) -> Mapping[str, Any] | None:
 def mappings(values: Any) -> list[Mapping[str, Any]]:
     """The objects in the list ``values``; an empty list if it is no list."""
     return [v for v in values if isinstance(v, Mapping)] if isinstance(values, list) else []
-
-
-_MAX_CHARS = 500
-_CELL = "text-align: left; vertical-align: top; white-space: pre-wrap"
-
-
-def html_table(title: str, rows: Iterable[tuple[str, object]]) -> str:
-    """A table of names and values, escaped and clipped. Rows without a value are left out."""
-    texts = [(name, _text(value)) for name, value in rows if value is not None]
-    lines = [
-        f'<tr><th style="{_CELL}">{escape(_text(name))}</th><td style="{_CELL}">{escape(text)}</td></tr>'
-        for name, text in texts
-        if text
-    ]
-    caption = f'<caption style="text-align: left"><b>{escape(_text(title))}</b></caption>'
-    return f"<table>{caption}<tbody>{''.join(lines)}</tbody></table>"
-
-
-def _text(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    if len(text) > _MAX_CHARS:
-        text = f"{text[:_MAX_CHARS]}… ({len(text):,} characters)"
-    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can't be sent

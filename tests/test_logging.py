@@ -29,7 +29,7 @@ def processor(url: str, tokens_per_minute: float = math.inf, **settings: Any) ->
 def test_every_record_about_a_request_has_its_number(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """AttemptRunner, retries, waits, failures and bad lines name the request in an attribute."""
+    """Attempts, retries, waits, failures and bad lines name the request in an attribute."""
     caplog.set_level(logging.DEBUG, logger="parallel_processor")
     refusals = ["500 Oops", "429 Later", "400 No"]
 

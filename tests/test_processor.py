@@ -295,7 +295,7 @@ def test_an_interrupt_leaves_after_the_answers_are_on_record(
                 raise KeyboardInterrupt
             return Estimate(1)
 
-        monkeypatch.setattr(made._account.pricing, "estimate", interrupted)
+        monkeypatch.setattr(made._account.estimator, "estimate", interrupted)
         join = in_background(lambda: made.process_file(source, save))
         with pytest.raises(KeyboardInterrupt):
             join()

@@ -27,7 +27,7 @@ class Account:
         self._options = options
         self._clock = clock
         self.buckets = TokenBuckets(options, clock)
-        self.pricing = CostEstimator(options)
+        self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards what follows
         self._runs: set[Run] = set()
@@ -47,7 +47,7 @@ class Account:
         run = Run(
             self._options,
             buckets=self.buckets,
-            pricing=self.pricing,
+            estimator=self.estimator,
             make_sink=make_sink,
             on_cancel=on_cancel,
             ahead=ahead,
@@ -76,7 +76,7 @@ class Account:
         return Progress(
             run.counters,
             usage=self.buckets.usage,
-            waits=lambda: run.ledger.overall(self._clock()),
+            waits=lambda: run.wait_times.overall(self._clock()),
             fraction=fraction,
             show=show,
             clock=self._clock,
@@ -89,8 +89,8 @@ class Account:
             now - started_at,
             stop_reason=str(run.stop_cause) if run.stop_cause is not None else "",
             stop_cause=stop_cause_of(run.stop_cause),
-            waited_s=run.ledger.overall(now),
-            buckets=self.buckets.reports(started_at, run.ledger.of_bucket),
+            waited_s=run.wait_times.overall(now),
+            buckets=self.buckets.reports(started_at, run.wait_times.of_bucket),
         )
 
     def stats(self) -> Stats:

@@ -29,7 +29,7 @@ class Credits:
     """
 
     def __init__(self, lines: RequestQueues, max_workers: int, writer_slack: int = 0) -> None:
-        self._lines = lines
+        self._queues = lines
         self._read_ahead = min(max_workers, READ_AHEAD)
         self._writer_slack = writer_slack
         self._reader_waits = False
@@ -41,14 +41,14 @@ class Credits:
 
         ``all_wait``: the dispatcher sleeps, so that every queue waits for its bucket.
         """
-        waiting = self._lines.count
-        if waiting and self._lines.size_bytes >= _LOOK_AHEAD_BYTES:
+        pending = self._queues.count
+        if pending and self._queues.size_bytes >= _LOOK_AHEAD_BYTES:
             return 0
         left = self.max_workers + self._read_ahead + self._writer_slack
-        left -= self.in_flight + self.unrecorded + self._lines.later
-        if all_wait and not self.is_full and self._lines.may_be_passed:
-            return max(0, min(LOOK_AHEAD - waiting, left))
-        return max(0, min(self._read_ahead, left) - waiting)
+        left -= self.in_flight + self.unrecorded + self._queues.later
+        if all_wait and not self.is_full and self._queues.may_be_passed:
+            return max(0, min(LOOK_AHEAD - pending, left))
+        return max(0, min(self._read_ahead, left) - pending)
 
     @property
     def is_full(self) -> bool:
@@ -58,7 +58,7 @@ class Credits:
     @property
     def is_idle(self) -> bool:
         """True if no request is queued, in a backoff, or in flight."""
-        return self._lines.count == self._lines.later == self.in_flight == 0
+        return self._queues.count == self._queues.later == self.in_flight == 0
 
     @property
     def is_empty(self) -> bool:

@@ -64,9 +64,9 @@ class Duplicates:
         if outcome.ok and outcome.raw_response is not None:
             self._keep(key, outcome.raw_response)
         with self._lock:
-            waiting = self._waiting.pop(key, [])
+            pending = self._waiting.pop(key, [])
         shared = replace(outcome, attempts=0, used_tokens=None, latency_s=None, deduplicated=True)
-        return [replace(shared, request=request) for request in waiting]
+        return [replace(shared, request=request) for request in pending]
 
     def close(self) -> None:
         """Delete the database."""

@@ -73,15 +73,15 @@ class Delivery:
         for other in self._duplicates.end(outcome):
             self._hand_over(other)
 
-    def drop(self, waiting: PendingRequest) -> None:
+    def drop(self, pending: PendingRequest) -> None:
         """A request will not be sent, or not again. It has an outcome if it was sent before.
 
         Equal requests that wait for it are unanswered in any case.
         """
-        if waiting.tries is not None:
-            self.deliver(unanswered(waiting))
+        if pending.retry_state is not None:
+            self.deliver(unanswered(pending))
         elif self._duplicates is not None:
-            for other in self._duplicates.end(unanswered(waiting)):
+            for other in self._duplicates.end(unanswered(pending)):
                 self._hand_over(other)
 
     def _hand_over(self, outcome: Outcome) -> None:

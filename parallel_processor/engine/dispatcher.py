@@ -26,11 +26,12 @@ from collections.abc import Callable
 from parallel_processor.engine.credits import Credits
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.models import Cost, Estimate, Request, WaitCause
+from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.runtime.threads import InterruptSafeThread
+from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 _log = logging.getLogger("parallel_processor")
@@ -72,7 +73,7 @@ class Dispatcher:
         on_room: Callable[[], None],
         activity: Callable[[bool], WaitCause],
         counters: Counters,
-        ledger: WaitTimes,
+        wait_times: WaitTimes,
         stop: StopSignal,
         max_workers: int,
         writer_slack: int = 0,
@@ -88,14 +89,14 @@ class Dispatcher:
         self._on_room = on_room
         self._activity = activity
         self._counters = counters
-        self._ledger = ledger
+        self._wait_times = wait_times
         self._stop = stop
         self._count = count
         self._is_wanted = is_wanted
         self._clock = clock
         self._lock = threading.Lock()  # guards the fields below
-        self._lines = RequestQueues(cost, self.waker)
-        self._credits = Credits(self._lines, max_workers, writer_slack)
+        self._queues = RequestQueues(cost, self.waker)
+        self._credits = Credits(self._queues, max_workers, writer_slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._waits_as = (False, False)  # its state when the ledger was told what it waits for
@@ -121,14 +122,14 @@ class Dispatcher:
             self._credits.reader_waits(not count)
             return count
 
-    def put(self, waiting: PendingRequest) -> None:
+    def put(self, pending: PendingRequest) -> None:
         """Queue a request that was read. After a stop it is dropped."""
         with self._lock:
             is_late = self._has_left
-            if not is_late and self._lines.add(waiting) and not self._credits.is_full:
+            if not is_late and self._queues.add(pending) and not self._credits.is_full:
                 self._wake()
         if is_late:
-            self._drop(waiting)
+            self._drop(pending)
         else:
             self._thread.start()
 
@@ -179,7 +180,7 @@ class Dispatcher:
             self._credits.take_back(has_outcome=not comes_back)
             if again is not None and comes_back:
                 due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf
-                self._lines.add_again(again, due_at)
+                self._queues.add_again(again, due_at)
                 if retry_in_s > 0:
                     self._wake(due_at)
             admitted, uncounted = self._next(made_room)
@@ -206,43 +207,50 @@ class Dispatcher:
 
     def _hand_out(self, admitted: AdmittedRequest) -> bool:
         """Count the attempt that begins now; false if there is to be none, and the request is dropped."""
-        waiting, place = admitted
+        pending, reservation = admitted
         try:
-            if self._may_be_sent(waiting):
-                if waiting.tries is None:
+            if self._may_be_sent(pending):
+                if pending.retry_state is None:
                     self._counters.started()
-                self._counters.sent(int(place.costs[1]), first=waiting.tries is None)
+                self._counters.sent(int(reservation.costs[1]), first=pending.retry_state is None)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             self._stop.set(error)
-        waiting.bucket.cancel(place)
+        pending.bucket.cancel(reservation)
         with self._lock:
-            self._credits.take_back(has_outcome=waiting.tries is not None)
-        self._drop(waiting)
+            self._credits.take_back(has_outcome=pending.retry_state is not None)
+        self._drop(pending)
         return False
 
-    def _may_be_sent(self, waiting: PendingRequest) -> bool:
-        tries = waiting.tries
+    def _may_be_sent(self, pending: PendingRequest) -> bool:
+        retry_state = pending.retry_state
         if self._stop.is_set():
             return False
-        if tries is None and self._is_wanted is not None and not self._is_wanted(waiting.request):
+        if (
+            retry_state is None
+            and self._is_wanted is not None
+            and not self._is_wanted(pending.request)
+        ):
             return False
         if _log.isEnabledFor(logging.DEBUG):
-            number, sent = waiting.request.number, tries.sent if tries is not None else 0
+            number, sent = (
+                pending.request.number,
+                retry_state.sent if retry_state is not None else 0,
+            )
             extra = {"request_number": number}
             _log.debug("request %d: attempt %d", number, sent + 1, extra=extra)
         return True
 
-    def _do_count(self, waiting: PendingRequest) -> None:
+    def _do_count(self, pending: PendingRequest) -> None:
         """Count the tokens of a request that was taken for that."""
         try:
             if self._count is not None:
-                self._count(waiting)
+                self._count(pending)
         finally:
             with self._lock:
-                was_added = self._lines.add_counted(waiting)
+                was_added = self._queues.add_counted(pending)
             if not was_added:
-                self._drop(waiting)
+                self._drop(pending)
 
     # Caller holds ``_lock``.
 
@@ -259,24 +267,24 @@ class Dispatcher:
         """Wake the thread if a request may go that no worker asks for."""
         if self._closed and self._credits.is_idle:  # this was the last request
             self._wake()
-        elif self._lines and not self._credits.is_full:
-            if made_room and len(self._lines) > 1:
+        elif self._queues and not self._credits.is_full:
+            if made_room and len(self._queues) > 1:
                 self._wake()  # the room may be for another queue
             else:
-                self._wake(self._clock() + self._lines.take_places())
-        if self._is_asleep and self._waits_as != (self._credits.is_full, len(self._lines) > 0):
+                self._wake(self._clock() + self._queues.take_places())
+        if self._is_asleep and self._waits_as != (self._credits.is_full, len(self._queues) > 0):
             self._begin_wait(self._clock())
 
     def _choose(self) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request to send, which is in flight from now on, or else one to count."""
-        if not self._lines or self._credits.is_full:
+        if not self._queues or self._credits.is_full:
             return None, None
-        admitted = self._lines.admit()
+        admitted = self._queues.admit()
         if admitted is None:
-            return None, self._lines.take_uncounted()
+            return None, self._queues.take_uncounted()
         self._credits.send()
         if self._credits.is_full:
-            self._lines.give_places_back()
+            self._queues.give_places_back()
         return admitted, None
 
     def _wake(self, due_at: float = -math.inf) -> None:
@@ -287,10 +295,10 @@ class Dispatcher:
 
     def _begin_wait(self, now: float) -> None:
         """Tell the ledger what the run waits for from now on."""
-        is_full, has_lines = self._waits_as = self._credits.is_full, len(self._lines) > 0
+        is_full, has_lines = self._waits_as = self._credits.is_full, len(self._queues) > 0
         idle = self._activity(is_full)
-        cause = self._lines.wait_cause if has_lines and not is_full else idle
-        self._ledger.begin(now, cause, self._lines.causes(idle, is_full))
+        cause = self._queues.wait_cause if has_lines and not is_full else idle
+        self._wait_times.begin(now, cause, self._queues.causes(idle, is_full))
 
     # The thread.
 
@@ -313,14 +321,14 @@ class Dispatcher:
         with self._lock:
             self._is_asleep = False
             now = self._clock()
-            self._ledger.end(now)
-            due_at = self._lines.release_due(now)
+            self._wait_times.end(now)
+            due_at = self._queues.release_due(now)
             admitted, uncounted = self._choose()
             wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
                 if self._closed and (self._hurries or self._credits.is_idle):
                     return False
-                delay = math.inf if self._credits.is_full else self._lines.take_places()
+                delay = math.inf if self._credits.is_full else self._queues.take_places()
                 delay = max(0.0, min(delay, due_at - now))
                 self._is_asleep, self._due_at = True, now + delay
                 self._begin_wait(now)
@@ -351,24 +359,24 @@ class Dispatcher:
             # Without a new thread, the request is queued for one of the others. But if there is no
             # other, or if the interpreter ends, it is never sent.
             if not self._has_started or "can't start new thread" not in str(error):
-                admitted.waiting.bucket.cancel(admitted.place)
+                admitted.pending.bucket.cancel(admitted.reservation)
                 with self._lock:
                     self._credits.take_back(has_outcome=False)
-                    self._lines.add_again(admitted.waiting, -math.inf)  # dropped with the rest
+                    self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
                 self._credits.lower_limit()
-                self._lines.give_places_back()
+                self._queues.give_places_back()
                 max_workers = self._credits.max_workers
             _log.warning("only %d requests can be in flight: %s", max_workers, error)
 
     def _leave(self) -> None:
         """Drop what is queued: the next run sends it."""
         with self._lock:
-            self._ledger.end(self._clock())
-            self._has_left, dropped = True, self._lines.clear()
-            self._credits.add_outcomes(sum(each.tries is not None for each in dropped))
-        for waiting in dropped:
-            self._drop(waiting)
+            self._wait_times.end(self._clock())
+            self._has_left, dropped = True, self._queues.clear()
+            self._credits.add_outcomes(sum(each.retry_state is not None for each in dropped))
+        for pending in dropped:
+            self._drop(pending)
         self._flush()  # what was started is in flight, and must come to an end
         self._on_room()

@@ -149,7 +149,7 @@ class FileRun:
             at_s=now - self._started_at,
             in_flight=run.in_flight,
             errors=counts.errors,
-            waited_s=run.ledger.overall(now),
+            waited_s=run.wait_times.overall(now),
             latencies=counts.latencies,
             limits=self._account.buckets.usage().limits,
             **counters_of(counts),

@@ -15,10 +15,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from parallel_processor.models import Cost, Estimate, WaitCause
+from parallel_processor.models import Estimate, WaitCause
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 
@@ -33,14 +34,14 @@ class _BucketQueue:
         counting: how many more are being counted by some thread.
     """
 
-    __slots__ = ("counting", "first", "place", "uncounted", "waiting")
+    __slots__ = ("counting", "first", "pending", "reservation", "uncounted")
 
     def __init__(self) -> None:
         self.counting = 0
         self.uncounted: deque[PendingRequest] = deque()
-        self.waiting: deque[PendingRequest] = deque()
+        self.pending: deque[PendingRequest] = deque()
         self.first: PendingRequest | None = None
-        self.place: Reservation | None = None
+        self.reservation: Reservation | None = None
 
 
 class RequestQueues:
@@ -58,7 +59,7 @@ class RequestQueues:
     def __init__(self, cost: Callable[[Estimate], Cost], wake: threading.Event) -> None:
         self._cost = cost
         self._wake = wake
-        self._lines: dict[TokenBucket, _BucketQueue] = {}  # in turn; no queue is empty
+        self._queues: dict[TokenBucket, _BucketQueue] = {}  # in turn; no queue is empty
         self._known: set[TokenBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
@@ -70,97 +71,97 @@ class RequestQueues:
         return len(self._later)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._queues)
 
-    def add(self, waiting: PendingRequest) -> bool:
-        """Put ``waiting`` at the end of its queue; true if that was empty."""
-        is_new = waiting.bucket not in self._lines
-        line = self._line(waiting.bucket)
-        (line.uncounted if waiting.estimate is None else line.waiting).append(waiting)
+    def add(self, pending: PendingRequest) -> bool:
+        """Put ``pending`` at the end of its queue; true if that was empty."""
+        is_new = pending.bucket not in self._queues
+        line = self._line(pending.bucket)
+        (line.uncounted if pending.estimate is None else line.pending).append(pending)
         self.count += 1
-        self.size_bytes += len(waiting.request.payload)
+        self.size_bytes += len(pending.request.payload)
         return is_new
 
     def take_uncounted(self) -> PendingRequest | None:
         """A request that must be counted before any of its queue can go; give it to :meth:`add_counted`."""
-        for line in self._lines.values():
-            if line.uncounted and line.place is None and not line.waiting:
+        for line in self._queues.values():
+            if line.uncounted and line.reservation is None and not line.pending:
                 line.counting += 1
                 return line.uncounted.popleft()
         return None
 
-    def add_counted(self, waiting: PendingRequest) -> bool:
+    def add_counted(self, pending: PendingRequest) -> bool:
         """Put back a request that was taken to be counted; false if the queues were cleared meanwhile."""
-        line = self._lines.get(waiting.bucket)
+        line = self._queues.get(pending.bucket)
         if line is None or not line.counting:
             return False
         line.counting -= 1
-        line.waiting.append(waiting)
+        line.pending.append(pending)
         return True
 
-    def add_again(self, waiting: PendingRequest, due_at: float) -> None:
-        """Put ``waiting`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
-        self.size_bytes += len(waiting.request.payload)
+    def add_again(self, pending: PendingRequest, due_at: float) -> None:
+        """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
+        self.size_bytes += len(pending.request.payload)
         if due_at == -math.inf:
-            self._put_first(waiting)
+            self._put_first(pending)
         else:
-            heapq.heappush(self._later, (due_at, next(self._numbers), waiting))
+            heapq.heappush(self._later, (due_at, next(self._numbers), pending))
 
     def release_due(self, now: float) -> float:
         """Queue the requests whose backoff has expired; the time at which the next one does."""
         later, due = self._later, []
         while later and later[0][0] <= now:
             due.append(heapq.heappop(later)[2])
-        for waiting in reversed(due):
-            self._put_first(waiting)
+        for pending in reversed(due):
+            self._put_first(pending)
         return later[0][0] if later else math.inf
 
-    def _put_first(self, waiting: PendingRequest) -> None:
-        self._line(waiting.bucket).waiting.appendleft(waiting)
+    def _put_first(self, pending: PendingRequest) -> None:
+        self._line(pending.bucket).pending.appendleft(pending)
         self.count += 1
 
     def _line(self, bucket: TokenBucket) -> _BucketQueue:
-        line = self._lines.get(bucket)
+        line = self._queues.get(bucket)
         if line is None:
-            line = self._lines[bucket] = _BucketQueue()
+            line = self._queues[bucket] = _BucketQueue()
             self._known.add(bucket)
         return line
 
     def admit(self) -> AdmittedRequest | None:
         """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
         asked: set[SharedLimits] = set()  # one poll is enough for all buckets that share limits
-        for bucket in tuple(self._lines):
-            line = self._lines[bucket]
-            if line.place is None:
-                if not line.waiting:
+        for bucket in tuple(self._queues):
+            line = self._queues[bucket]
+            if line.reservation is None:
+                if not line.pending:
                     continue
                 self._take_place(bucket, line)
-            elif line.place.admitted_at is None and bucket.ceiling not in asked:
-                asked.add(bucket.ceiling)
-                bucket.poll(line.place)
-            if line.place is not None and line.place.admitted_at is not None:
-                return self._leave(bucket, line, line.place)
+            elif line.reservation.admitted_at is None and bucket.shared_limits not in asked:
+                asked.add(bucket.shared_limits)
+                bucket.poll(line.reservation)
+            if line.reservation is not None and line.reservation.admitted_at is not None:
+                return self._leave(bucket, line, line.reservation)
         return None
 
     def _take_place(self, bucket: TokenBucket, line: _BucketQueue) -> None:
-        estimate = line.waiting[0].estimate
+        estimate = line.pending[0].estimate
         assert estimate is not None
         tokens, output_tokens = self._cost(estimate)
-        line.place = Reservation(tokens, self._wake, output_tokens=output_tokens)
-        line.first = line.waiting.popleft()
-        bucket.enqueue(line.place)
+        line.reservation = Reservation(tokens, self._wake, output_tokens=output_tokens)
+        line.first = line.pending.popleft()
+        bucket.enqueue(line.reservation)
 
     def _leave(
-        self, bucket: TokenBucket, line: _BucketQueue, place: Reservation
+        self, bucket: TokenBucket, line: _BucketQueue, reservation: Reservation
     ) -> AdmittedRequest:
-        waiting, line.place, line.first = line.first, None, None
-        assert waiting is not None
-        del self._lines[bucket]
-        if line.waiting or line.uncounted or line.counting:  # its next turn is behind the others'
-            self._lines[bucket] = line
+        pending, line.reservation, line.first = line.first, None, None
+        assert pending is not None
+        del self._queues[bucket]
+        if line.pending or line.uncounted or line.counting:  # its next turn is behind the others'
+            self._queues[bucket] = line
         self.count -= 1
-        self.size_bytes -= len(waiting.request.payload)
-        return AdmittedRequest(waiting, place)
+        self.size_bytes -= len(pending.request.payload)
+        return AdmittedRequest(pending, reservation)
 
     def take_places(self) -> float:
         """Give each queue's head a place; seconds until one may be admitted.
@@ -168,33 +169,33 @@ class RequestQueues:
         0 if one is admitted already, or if one has to be counted first.
         """
         delay = math.inf
-        for bucket, line in self._lines.items():
-            if line.place is None:
-                if not line.waiting:
+        for bucket, line in self._queues.items():
+            if line.reservation is None:
+                if not line.pending:
                     if not line.counting and bucket.has_room:
                         return 0.0
                     continue
                 self._take_place(bucket, line)
-            if line.place is not None and line.place.admitted_at is not None:
+            if line.reservation is not None and line.reservation.admitted_at is not None:
                 return 0.0
             delay = min(delay, bucket.delay)
         return delay
 
     def give_places_back(self) -> None:
         """Give up every place: nothing more can be sent for now, and other runs may go first."""
-        for bucket, line in self._lines.items():
-            if line.place is not None and line.first is not None:
-                bucket.cancel(line.place)
-                line.waiting.appendleft(line.first)
-                line.place = line.first = None
+        for bucket, line in self._queues.items():
+            if line.reservation is not None and line.first is not None:
+                bucket.cancel(line.reservation)
+                line.pending.appendleft(line.first)
+                line.reservation = line.first = None
 
     def clear(self) -> list[PendingRequest]:
         """Remove every request, also those in a backoff, and return them."""
         self.give_places_back()
-        lines = self._lines.values()
-        left = [w for line in lines for each in (line.waiting, line.uncounted) for w in each]
-        left += [waiting for _, _, waiting in self._later]
-        self._lines.clear()
+        lines = self._queues.values()
+        left = [w for line in lines for each in (line.pending, line.uncounted) for w in each]
+        left += [pending for _, _, pending in self._later]
+        self._queues.clear()
         self._later.clear()
         self.count = self.size_bytes = 0
         return left
@@ -207,20 +208,22 @@ class RequestQueues:
 
         False where a single model waits for the server's load: looking for another isn't worth it.
         """
-        places = [line.place for line in self._lines.values()]
-        if not places or not all(place and place.admitted_at is None for place in places):
+        places = [line.reservation for line in self._queues.values()]
+        if not places or not all(
+            reservation and reservation.admitted_at is None for reservation in places
+        ):
             return False
         return len(self._known) > 1 or self.wait_cause is not WaitCause.CONCURRENCY
 
     @property
     def wait_cause(self) -> WaitCause:
         """What the head that may be admitted soonest waits for."""
-        return _cause(min(self._lines, key=lambda bucket: bucket.delay))
+        return _cause(min(self._queues, key=lambda bucket: bucket.delay))
 
     def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
         """What each bucket waits for: ``idle`` if its queue is empty, or if the run is full."""
-        causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._lines]
-        return causes + [(bucket, idle) for bucket in self._known - self._lines.keys()]
+        causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._queues]
+        return causes + [(bucket, idle) for bucket in self._known - self._queues.keys()]
 
 
 def _cause(bucket: TokenBucket) -> WaitCause:

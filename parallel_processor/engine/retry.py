@@ -54,23 +54,23 @@ class RetrySchedule:
         self._clock = clock
         self._retrying: tenacity.Retrying | None = None  # made at the first failure
 
-    def retry_in_s(self, tries: RetryState, attempt: Attempt) -> float | None:
+    def retry_in_s(self, retry_state: RetryState, attempt: Attempt) -> float | None:
         """Seconds until the next attempt; ``None`` if there is to be none.
 
-        ``tries`` has noted ``attempt`` already.
+        ``retry_state`` has noted ``attempt`` already.
         """
         library = load("tenacity")  # takes 10 ms the first time, and few runs have a failure
         retrying = self._retrying
         if retrying is None:  # two threads may each make one: both are equally good
             retrying = self._retrying = self._make_retrying()
-        if tries.state is None:
-            tries.state = library.RetryCallState(retrying, None, (tries,), {})
+        if retry_state.state is None:
+            retry_state.state = library.RetryCallState(retrying, None, (retry_state,), {})
         retrying.begin()
-        tries.state.set_result(attempt)
-        step = retrying.iter(tries.state)
+        retry_state.state.set_result(attempt)
+        step = retrying.iter(retry_state.state)
         if not isinstance(step, library.DoSleep):
             return None
-        tries.state.prepare_for_next_attempt()
+        retry_state.state.prepare_for_next_attempt()
         return float(step)
 
     def _make_retrying(self) -> tenacity.Retrying:
@@ -84,26 +84,29 @@ class RetrySchedule:
         )
         return retrying
 
-    def _is_over(self, tries: RetryState, attempt: Attempt) -> bool:
+    def _is_over(self, retry_state: RetryState, attempt: Attempt) -> bool:
         if attempt.status is AttemptStatus.RETRY:
-            return tries.failures >= self._policy.max_attempts
+            return retry_state.failures >= self._policy.max_attempts
         if attempt.status is AttemptStatus.LOST:
-            return tries.lost > _MAX_LOST
-        return self._clock() - (tries.refused_since or 0.0) >= self._policy.rate_limit_deadline_s
+            return retry_state.lost > _MAX_LOST
+        return (
+            self._clock() - (retry_state.rejected_since_s or 0.0)
+            >= self._policy.rate_limit_deadline_s
+        )
 
 
 def _call(state: tenacity.RetryCallState) -> tuple[RetryState, Attempt]:
     assert state.outcome is not None
-    tries: RetryState = state.args[0]
-    return tries, state.outcome.result()
+    retry_state: RetryState = state.args[0]
+    return retry_state, state.outcome.result()
 
 
-def backoff_s(policy: RetryPolicy, tries: RetryState, attempt: Attempt) -> float:
+def backoff_s(policy: RetryPolicy, retry_state: RetryState, attempt: Attempt) -> float:
     """Seconds before the next attempt, at least as long as the server asked for."""
     if attempt.status is not AttemptStatus.RETRY:
         return 0.0
     asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
-    return max(asked, random.uniform(0.0, longest_backoff_s(policy, tries.failures)))
+    return max(asked, random.uniform(0.0, longest_backoff_s(policy, retry_state.failures)))
 
 
 def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:

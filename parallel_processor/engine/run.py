@@ -35,10 +35,11 @@ from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
-from parallel_processor.report.progress import Displays, join_timeout_s
+from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
 from parallel_processor.runtime.exits import at_exit
+from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
@@ -77,7 +78,7 @@ class Run:
         options: Options,
         *,
         buckets: TokenBuckets,
-        pricing: CostEstimator,
+        estimator: CostEstimator,
         make_sink: MakeSink | None = None,
         on_cancel: Callable[[], None] | None = None,
         ahead: Callable[[], float] | None = None,
@@ -85,10 +86,10 @@ class Run:
         parses_answers: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters, self.ledger, self.displays = Counters(), WaitTimes(), Displays(clock)
+        self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes = make_sink is None
         self._options, self._clock = options, clock
-        self._buckets, self._pricing = buckets, pricing
+        self._buckets, self._estimator = buckets, estimator
         self._on_cancel, self._ahead = on_cancel, ahead
         self._process_id = os.getpid()
         self._stop, self._give_up_at = StopSignal(), math.inf  # the time is set by a stop
@@ -111,14 +112,14 @@ class Run:
 
     def _make_dispatcher(self, is_wanted: Callable[[Request], bool] | None) -> Dispatcher:
         return Dispatcher(
-            cost=self._pricing.cost,
+            cost=self._estimator.cost,
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
-            drop=lambda waiting: self._delivery.drop(waiting),
+            drop=lambda pending: self._delivery.drop(pending),
             on_room=self._waker.set,
             activity=self._idle_cause,
             counters=self.counters,
-            ledger=self.ledger,
+            wait_times=self.wait_times,
             stop=self._stop,
             max_workers=self._max_workers,
             writer_slack=0 if self.yields_outcomes else _WRITER_SLACK,
@@ -139,7 +140,7 @@ class Run:
     def _make_settlement(self) -> Settlement:
         return Settlement(
             self._options,
-            pricing=self._pricing,
+            estimator=self._estimator,
             counters=self.counters,
             stop=self._stop,
             waker=self._dispatcher.waker,
@@ -242,25 +243,25 @@ class Run:
 
     def _put(self, request: Request) -> None:
         url = request.url or self._options.request_url
-        waiting = PendingRequest(request=request, bucket=self._buckets.bucket(url, request.model))
-        if self._options.processes > 1 or waiting.bucket not in self._seen:
+        pending = PendingRequest(request=request, bucket=self._buckets.bucket(url, request.model))
+        if self._options.processes > 1 or pending.bucket not in self._seen:
             self._seen.add(
-                waiting.bucket
+                pending.bucket
             )  # loads its encoding here: a fork must not interrupt that
-            self._count(waiting)
-        self._dispatcher.put(waiting)
+            self._count(pending)
+        self._dispatcher.put(pending)
 
-    def _count(self, waiting: PendingRequest) -> None:
+    def _count(self, pending: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
-        waiting.estimate = self._pricing.estimate(waiting.request)
-        tokens = self._pricing.cost(waiting.estimate).tokens
-        limit = waiting.bucket.ceiling.tokens_per_minute
+        pending.estimate = self._estimator.estimate(pending.request)
+        tokens = self._estimator.cost(pending.estimate).tokens
+        limit = pending.bucket.shared_limits.tokens_per_minute
         if tokens > limit:
             _log.warning(
                 "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
                 "and the minutes behind it wait",
-                *(waiting.request.number, tokens, limit),
-                extra={"request_number": waiting.request.number},
+                *(pending.request.number, tokens, limit),
+                extra={"request_number": pending.request.number},
             )
 
     def _room(self) -> int:
@@ -307,8 +308,8 @@ class Run:
             if outcome is not None:
                 self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room)
-            waiting = admitted.waiting
-            return self._dispatcher.done(waiting, retry_in_s=retry_in_s, made_room=made_room)
+            pending = admitted.pending
+            return self._dispatcher.done(pending, retry_in_s=retry_in_s, made_room=made_room)
         except BaseException as error:
             self._stop.set(error)
             return None

@@ -68,14 +68,14 @@ class Settlement:
         self,
         options: Options,
         *,
-        pricing: CostEstimator,
+        estimator: CostEstimator,
         counters: Counters,
         stop: StopSignal,
         waker: object = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
-        self._pricing = pricing
+        self._estimator = estimator
         self._counters = counters
         self._stop = stop
         self._waker = waker
@@ -84,7 +84,7 @@ class Settlement:
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def settle(
-        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt | BaseException
+        self, pending: PendingRequest, reservation: Reservation, attempt: Attempt | BaseException
     ) -> Settled:
         """Charge what the attempt used, follow what the server said, and decide what comes next.
 
@@ -92,43 +92,43 @@ class Settlement:
         """
         if isinstance(attempt, Attempt):
             try:
-                return self._settle(waiting, reservation, attempt)
+                return self._settle(pending, reservation, attempt)
             except BaseException as error:
                 attempt = error
         self._stop.set(attempt)
-        waiting.bucket.ended(reservation)
-        return Settled(unanswered(waiting))
+        pending.bucket.ended(reservation)
+        return Settled(unanswered(pending))
 
     def _settle(
-        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt
+        self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Settled:
         if attempt.response is not None:
             self._was_reached = True
         if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
-            waiting.bucket.sent(reservation, attempt.sent_at_s)
-        release = self._charge(waiting, reservation, attempt)
+            pending.bucket.sent(reservation, attempt.sent_at_s)
+        release = self._charge(pending, reservation, attempt)
         if release.limit_changes:
-            _log_limits(waiting.bucket, release)
+            _log_limits(pending.bucket, release)
         if attempt.status is AttemptStatus.ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
         if attempt.status is not AttemptStatus.ANSWERED:
-            delay_s = self._fail(waiting, reservation, attempt)
+            delay_s = self._fail(pending, reservation, attempt)
             if delay_s is not None and self._stop.is_set():
-                return Settled(unanswered(waiting), 0.0, release.made_room)
+                return Settled(unanswered(pending), 0.0, release.made_room)
             if delay_s is not None:
                 return Settled(None, delay_s, release.made_room)
-        return Settled(_outcome(waiting, attempt), 0.0, release.made_room)
+        return Settled(_outcome(pending, attempt), 0.0, release.made_room)
 
     def _charge(
-        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt
+        self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Release:
         """Charge what was used. Only some providers give back what was reserved and not used."""
         used, output = attempt.used_tokens, attempt.output_tokens
-        if output is not None and waiting.estimate is not None:
-            self._pricing.learn(waiting.estimate, output)
-        if used is not None and used < reservation.costs[1] and not self._pricing.charges_use:
+        if output is not None and pending.estimate is not None:
+            self._estimator.learn(pending.estimate, output)
+        if used is not None and used < reservation.costs[1] and not self._estimator.charges_use:
             used = None
-        return waiting.bucket.ended(
+        return pending.bucket.ended(
             reservation,
             attempt.readings,
             answered=attempt.status is AttemptStatus.ANSWERED,
@@ -139,20 +139,26 @@ class Settlement:
         )
 
     def _fail(
-        self, waiting: PendingRequest, reservation: Reservation, attempt: Attempt
+        self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> float | None:
         """Count a failure and act on it; seconds until the next attempt, if there is to be one."""
         if attempt.status is not AttemptStatus.STOPPED:
             self._counters.erred(attempt.kind, used_tokens=attempt.used_tokens or 0)
-        tries = waiting.tries
-        if tries is None:
-            tries = waiting.tries = RetryState(request=waiting.request)
-        tries.note(attempt, self._clock())
-        self._react(attempt, reservation, waiting.bucket, tries)
-        return self._schedule.retry_in_s(tries, attempt) if attempt.status in RETRIED else None
+        retry_state = pending.retry_state
+        if retry_state is None:
+            retry_state = pending.retry_state = RetryState(request=pending.request)
+        retry_state.note(attempt, self._clock())
+        self._react(attempt, reservation, pending.bucket, retry_state)
+        return (
+            self._schedule.retry_in_s(retry_state, attempt) if attempt.status in RETRIED else None
+        )
 
     def _react(
-        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, tries: RetryState
+        self,
+        attempt: Attempt,
+        reservation: Reservation,
+        bucket: TokenBucket,
+        retry_state: RetryState,
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
         if attempt.status is AttemptStatus.FATAL:
@@ -161,7 +167,7 @@ class Settlement:
         elif attempt.status is AttemptStatus.RATE_LIMITED:
             self._pause(attempt, reservation, bucket)
         elif attempt.status is AttemptStatus.UNREACHABLE:
-            self._wait_for_server(attempt, reservation, bucket, tries)
+            self._wait_for_server(attempt, reservation, bucket, retry_state)
         elif attempt.rejection is not None:
             bucket.refuse(reservation, attempt.rejection, None)
 
@@ -179,25 +185,25 @@ class Settlement:
             _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
 
     def _wait_for_server(
-        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, tries: RetryState
+        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, retry_state: RetryState
     ) -> None:
         """Pause while the server can't be reached. If it never was, ``max_attempts`` end the run."""
         policy = self._options.retry
-        if not self._was_reached and tries.unreachable >= policy.max_attempts:
+        if not self._was_reached and retry_state.unreachable >= policy.max_attempts:
             host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
             message = f"can't reach {host}: {attempt.error}"
             self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
             return
-        seconds = longest_backoff_s(policy, tries.unreachable)
+        seconds = longest_backoff_s(policy, retry_state.unreachable)
         if bucket.pause(seconds, refused):
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
-    def _tell_retry(self, tries: RetryState, attempt: Attempt, seconds: float) -> None:
+    def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
         if self._stop.is_set() or attempt.status is AttemptStatus.LOST:
             return
-        number, error = tries.request.number, attempt.error
+        number, error = retry_state.request.number, attempt.error
         extra = {"request_number": number}
         if attempt.status is not AttemptStatus.RETRY:
             _log.warning("request %d waits for its turn: %s", number, error, extra=extra)
@@ -232,30 +238,30 @@ def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
         )
 
 
-def _outcome(waiting: PendingRequest, attempt: Attempt) -> Outcome:
+def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
-    ok, tries = attempt.status is AttemptStatus.ANSWERED, waiting.tries
+    ok, retry_state = attempt.status is AttemptStatus.ANSWERED, pending.retry_state
     return Outcome(
-        request=waiting.request,
+        request=pending.request,
         ok=ok,
         raw_response=attempt.response,
-        errors=tuple(tries.errors) if tries is not None else (),
+        errors=tuple(retry_state.errors) if retry_state is not None else (),
         error_kind=attempt.kind,
-        attempts=ok + (tries.sent if tries is not None else 0),
+        attempts=ok + (retry_state.sent if retry_state is not None else 0),
         used_tokens=attempt.used_tokens,
         latency_s=attempt.latency_s,
         unanswered=attempt.status in (AttemptStatus.STOPPED, AttemptStatus.FATAL),
     )
 
 
-def unanswered(waiting: PendingRequest) -> Outcome:
+def unanswered(pending: PendingRequest) -> Outcome:
     """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
-    tries = waiting.tries
+    retry_state = pending.retry_state
     return Outcome(
-        request=waiting.request,
+        request=pending.request,
         ok=False,
-        errors=tuple(tries.errors) if tries is not None else (),
-        attempts=tries.sent if tries is not None else 0,
+        errors=tuple(retry_state.errors) if retry_state is not None else (),
+        attempts=retry_state.sent if retry_state is not None else 0,
         unanswered=True,
     )
 

@@ -145,18 +145,18 @@ class Submissions:
         """The run is over: resolve the futures that it left, and run again for what came too late."""
         with self._lock:
             left, self._futures = list(self._futures.values()), {}
-            waiting: list[Future[Outcome]] = []
+            pending: list[Future[Outcome]] = []
             while cause is not None and not self._inbox.empty():
                 received = self._inbox.get()
                 if received is not None:
-                    waiting.append(received[1])
+                    pending.append(received[1])
             self._thread = None
             if not self._inbox.empty():
                 self._start()
         error = cause or StopRequested("the run has ended")
         if isinstance(error, StopRequested):
             error = RunStoppedError(str(error))
-        for future in (*left, *waiting):
+        for future in (*left, *pending):
             _settle(future, error)
 
 

@@ -1,1 +1,16 @@
-"""files."""
+"""JSONL in, JSONL out: requests are read, records are written, and a results file is read back.
+
+``requests_file`` streams lines, ``formats`` turns a line into a request and an outcome into a record,
+``writer`` appends records from its single thread. ``resume`` finds out what a results file has already,
+``verify`` checks that it has everything. The results file is the only state.
+
+Names that cross the border (module, names):
+
+    append_file    AppendFile, replace_file
+    formats        content_key, made_request, read_requests
+    records        read_results
+    requests_file  RequestsFile, check_paths, default_save_path
+    resume         AnsweredRequests, open_files, prepare
+    verify         Verification, verify_results
+    writer         ResultWriter
+"""

@@ -39,7 +39,7 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
-    """A request for each line that isn't blank. The request of an invalid line has a ``invalid_reason``."""
+    """A request for each line that isn't blank. The request of an invalid line has an ``invalid_reason``."""
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
@@ -142,7 +142,7 @@ def made_request(
 
     A mapping is treated as a cookbook line: its ``metadata`` is a column. The body of a
     :class:`Request` is sent to its ``url`` as it is, except that members which ask for a stream are
-    dropped. An invalid request has a ``invalid_reason``. The result shares nothing with the body, which the
+    dropped. An invalid request has an ``invalid_reason``. The result shares nothing with the body, which the
     caller may change afterwards.
 
     Raises ``TypeError`` for anything but a mapping or a :class:`Request`.

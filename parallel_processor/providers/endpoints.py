@@ -121,7 +121,7 @@ def resolve_url(request_url: str, relative: str | None) -> str:
         return target.geturl()
     path = "/" + row.path.lstrip("/")
     endpoint = Endpoint.of_path(base.path)
-    end = endpoint.path_end
+    end = endpoint.value
     stem = base.path.rstrip("/")
     stem = stem[: len(stem) - len(end)]  # what precedes the endpoint
     if base.path.rstrip("/").lower().endswith(path.lower()) and Endpoint.of_path(path) is endpoint:

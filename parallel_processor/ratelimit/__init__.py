@@ -1,1 +1,15 @@
-"""ratelimit."""
+"""Token buckets: limits that are configured, told by response headers, or found by trying.
+
+One ``TokenBucket`` for each model and endpoint admits requests, each with a ``Reservation``. A bucket
+combines configured quotas (shared by the buckets of several models), the server's quotas, a limit of
+requests in flight, and pauses: a request takes from all of them together or from none. Only arithmetic
+happens here; threads wait elsewhere.
+
+Names that cross the border (module, names):
+
+    registry      TokenBuckets
+    reports       BucketReport, LimitReport, Usage
+    shared        SharedLimits
+    state         Reservation
+    token_bucket  Release, TokenBucket
+"""

@@ -45,25 +45,25 @@ class TokenBuckets:
         if bucket is not None:
             return bucket
         with self._lock:
-            ceiling = self._ceiling(model)
+            shared_limits = self._shared_limits(model)
             if key not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
-                return self._shared.setdefault(ceiling, self._make(ceiling, "", ""))
-            return self._buckets.setdefault(key, self._make(ceiling, url, model))
+                return self._shared.setdefault(shared_limits, self._make(shared_limits, "", ""))
+            return self._buckets.setdefault(key, self._make(shared_limits, url, model))
 
-    def _make(self, ceiling: SharedLimits, url: str, model: str) -> TokenBucket:
+    def _make(self, shared_limits: SharedLimits, url: str, model: str) -> TokenBucket:
         return TokenBucket(
-            ceiling.limits,
+            shared_limits.limits,
             clock=self._clock,
-            ceiling=ceiling,
+            shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
             url=url,
             model=model,
         )
 
-    def _ceiling(self, model: str) -> SharedLimits:
-        for pattern, ceiling in self._patterns:
+    def _shared_limits(self, model: str) -> SharedLimits:
+        for pattern, shared_limits in self._patterns:
             if fnmatchcase(model, pattern):
-                return ceiling
+                return shared_limits
         return self._default
 
     def _all(self) -> list[TokenBucket]:
@@ -75,10 +75,10 @@ class TokenBuckets:
         admitted: dict[str, float] = {"requests": 0.0, "tokens": 0.0}
         limits = dict.fromkeys(admitted, 0.0)
         buckets = self._all()
-        for ceiling in {bucket.ceiling for bucket in buckets} or {self._default}:
-            with ceiling.lock:
-                used, ceilings = ceiling.levels(self._clock())
-            own = [bucket for bucket in buckets if bucket.ceiling is ceiling]
+        for shared_limits in {bucket.shared_limits for bucket in buckets} or {self._default}:
+            with shared_limits.lock:
+                used, ceilings = shared_limits.levels(self._clock())
+            own = [bucket for bucket in buckets if bucket.shared_limits is shared_limits]
             for name in admitted:
                 found = sum(bucket.server.found_limit(name) for bucket in own) if own else math.inf
                 admitted[name] += used[name]

@@ -64,26 +64,28 @@ class TokenBucket:
         limits: Limits,
         *,
         clock: Callable[[], float] = time.monotonic,
-        ceiling: SharedLimits | None = None,
+        shared_limits: SharedLimits | None = None,
         most_in_flight: int | None = None,
         url: str = "",
         model: str = "",
     ) -> None:
-        """Make a bucket under ``ceiling``; by default under one of its own, made from ``limits``.
+        """Make a bucket under ``shared_limits``; by default under one of its own, made from ``limits``.
 
         ``clock`` returns seconds and never goes back. With ``most_in_flight``, and without configured
         limits, the bucket searches for the number in flight that suits the server, up to that many.
         """
         self.url, self.model = url, model
         self.host = urlsplit(url).hostname or ""
-        self.ceiling = ceiling if ceiling is not None else SharedLimits(limits, clock)
+        self.shared_limits = (
+            shared_limits if shared_limits is not None else SharedLimits(limits, clock)
+        )
         self._clock = clock
-        self._lock = self.ceiling.lock  # guards _state
+        self._lock = self.shared_limits.lock  # guards _state
         self._state = BucketState(
             limits,
-            self.ceiling.quotas,
-            now=clock() if ceiling is not None else self.ceiling.opened_at,
-            climbs=self.ceiling.is_open and most_in_flight is not None,
+            self.shared_limits.quotas,
+            now=clock() if shared_limits is not None else self.shared_limits.opened_at,
+            climbs=self.shared_limits.is_open and most_in_flight is not None,
             most_in_flight=most_in_flight or math.inf,
         )
 
@@ -95,7 +97,7 @@ class TokenBucket:
         A reservation that isn't wanted any more must be given back by :meth:`cancel`.
         """
         with self._lock:
-            woken = self.ceiling.join(self._state, reservation, self._clock)
+            woken = self.shared_limits.join(self._state, reservation, self._clock)
             admitted = reservation.admitted_at is not None
         if woken:
             wake(woken, reservation)
@@ -109,9 +111,9 @@ class TokenBucket:
         """
         state = self._state
         with self._lock:
-            firsts = set(self.ceiling.firsts())
-            woken = self.ceiling.admit(self._clock())
-            woken += [first for first in self.ceiling.firsts() if first not in firsts]
+            firsts = set(self.shared_limits.firsts())
+            woken = self.shared_limits.admit(self._clock())
+            woken += [first for first in self.shared_limits.firsts() if first not in firsts]
             if reservation.admitted_at is not None:
                 delay = 0.0
             elif state.queue and state.queue[0] is reservation:
@@ -127,8 +129,8 @@ class TokenBucket:
             if reservation.admitted_at is not None:
                 self._state.cancel(reservation, self._clock())
             else:
-                self.ceiling.leave(self._state, reservation)
-            woken = self.ceiling.firsts()
+                self.shared_limits.leave(self._state, reservation)
+            woken = self.shared_limits.firsts()
         wake(woken)
 
     # After it.
@@ -176,7 +178,7 @@ class TokenBucket:
                 has_room |= state.observe(reservation, readings, now)
                 changes = state.server.take_limit_changes()
             if refunds:  # the configured limits have room, for any bucket
-                woken = self.ceiling.firsts()
+                woken = self.shared_limits.firsts()
             else:
                 woken = [state.queue[0]] if has_room and state.queue else []
         if not woken:
@@ -193,7 +195,7 @@ class TokenBucket:
         """
         with self._lock:
             began = self._state.refuse(reservation, rejection, pause_s, self._clock())
-            woken = self.ceiling.firsts()  # those that waited behind the head of this bucket
+            woken = self.shared_limits.firsts()  # those that waited behind the head of this bucket
         wake(woken)
         return began
 
@@ -206,7 +208,7 @@ class TokenBucket:
         with self._lock:
             sent_at = None if refused is None else refused.admitted_at or 0.0
             began = self._state.server.pause(seconds, self._clock(), sent_at)
-            woken = self.ceiling.firsts()
+            woken = self.shared_limits.firsts()
         wake(woken)
         return began
 
@@ -242,7 +244,10 @@ class TokenBucket:
         state = self._state
         with self._lock:
             state.advance(now := self._clock())
-            limits = (*self.ceiling.report(now), *(q.report(since_s) for q in state.server.quotas))
+            limits = (
+                *self.shared_limits.report(now),
+                *(q.report(since_s) for q in state.server.quotas),
+            )
             return state.server.report(
                 url=shown_url(self.url),
                 model=self.model,

@@ -1,1 +1,17 @@
-"""report."""
+"""What a run tells: counters, progress, summary, report file, advice, Prometheus metrics.
+
+Counters and waiting times flow in; text, JSON, an HTML page (``html/``) and metrics flow out. Nothing here
+changes the run.
+
+Names that cross the border (module, names):
+
+    counters     Counters, Counts
+    frames       to_records
+    histogram    percentiles_s
+    progress     BarStream, Displays, Progress
+    prometheus   serve_metrics
+    report_file  Highlights, LiveReport
+    samples      RunReport, Sample
+    summary      Stats, Summary, counters_of, summary_text
+    wait_times   WaitTimes
+"""

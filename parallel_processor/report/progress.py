@@ -20,6 +20,7 @@ from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counters, Counts
 from parallel_processor.report.wording import cause_text, of_limit, share_text
 from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.notebook import is_notebook
 from parallel_processor.runtime.stop import do_all
 
 _BAR_INTERVAL_S = 0.2
@@ -27,7 +28,6 @@ _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
 _WIDGET_FORMAT = "{percentage:3.0f}%{bar}{desc}"
-_JOIN_TIMEOUT_S = 0.5  # after a cell of a notebook was interrupted
 
 
 class Display(Protocol):
@@ -183,23 +183,6 @@ class Progress:
         words.append(f"{counts.in_flight:,} in flight")
         words += _rates(self._usage())
         return ", ".join(words), done, total
-
-
-def is_notebook() -> bool:
-    """True in a Jupyter kernel, whatever shows its notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
-
-
-def join_timeout_s(error: BaseException) -> float:
-    """For how long, at most, a run that ``error`` ended waits for what is in flight.
-
-    A person who interrupts a notebook's cell wants it to end: half a second lets the answers come that
-    are almost there, and running the cell again sends the other requests. Infinite in all other cases,
-    where the run's own settings decide.
-    """
-    return _JOIN_TIMEOUT_S if isinstance(error, KeyboardInterrupt) and is_notebook() else math.inf
 
 
 def _new_bar(file: TextIO) -> Any:

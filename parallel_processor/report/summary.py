@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_processor.exceptions import StopCause
-from parallel_processor.models import WaitCause, html_table
+from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.report.wording import bucket_text
+from parallel_processor.runtime.notebook import html_table
 
 _MAX_BUCKETS = 10  # that the text tells of, the busiest
 _LEAST_RATE_S = 60.0  # a shorter run has no rate: its burst counts for the time before

@@ -16,8 +16,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Hashable
+from typing import NamedTuple
 
-from parallel_processor.models import Cost, Estimate, Request
+from parallel_processor.models import Estimate, Request
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import charges_reservation, endpoint_of
 from parallel_processor.tokens.counter import TokenCounter
@@ -26,6 +27,13 @@ _KEPT = 200
 _QUANTILE = 0.9
 _EVERY = 10  # after so many responses the quantile is computed again; fewer say nothing
 _MAX_KEYS = 256
+
+
+class Cost(NamedTuple):
+    """The tokens that an attempt is expected to cost: all of them, and how many of them are output."""
+
+    tokens: int
+    output_tokens: int = 0
 
 
 class CostEstimator:

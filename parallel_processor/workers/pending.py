@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Request
-from parallel_processor.ratelimit.state import Reservation
-from parallel_processor.ratelimit.token_bucket import TokenBucket
+
+if TYPE_CHECKING:  # a child process sends without loading the limits
+    from parallel_processor.ratelimit.state import Reservation
+    from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 _MAX_ERRORS = 1000  # a rate limit may reject a request much more often
 
@@ -22,7 +24,7 @@ class RetryState:
         failures: how many of them count towards ``max_attempts``.
         unreachable: how many of them found no connection.
         lost: how many of them were lost with a worker process.
-        refused_since: when a rate limit or an unreachable server first turned the request away, in
+        rejected_since_s: when a rate limit or an unreachable server first turned the request away, in
             seconds of the worker's clock.
         errors: the error texts of the attempts, for the record.
         state: the ``tenacity.RetryCallState`` of the request. Its type is ``Any`` because ``retry.py``
@@ -34,7 +36,7 @@ class RetryState:
     failures: int = 0
     unreachable: int = 0
     lost: int = 0
-    refused_since: float | None = None
+    rejected_since_s: float | None = None
     errors: list[str] = field(default_factory=list)
     state: Any = None
 
@@ -50,8 +52,8 @@ class RetryState:
             self.lost += 1
         elif attempt.status in (AttemptStatus.RATE_LIMITED, AttemptStatus.UNREACHABLE):
             self.unreachable += attempt.status is AttemptStatus.UNREACHABLE
-            if self.refused_since is None:
-                self.refused_since = now
+            if self.rejected_since_s is None:
+                self.rejected_since_s = now
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -71,11 +73,11 @@ class PendingRequest:
     request: Request
     bucket: TokenBucket
     estimate: Estimate | None = None
-    tries: RetryState | None = None
+    retry_state: RetryState | None = None
 
 
 class AdmittedRequest(NamedTuple):
     """A request that may be sent now, and the reservation that its bucket admitted."""
 
-    waiting: Waiting
-    place: Reservation
+    pending: PendingRequest
+    reservation: Reservation

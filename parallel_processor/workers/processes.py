@@ -134,7 +134,7 @@ class _Child:
 
 
 def _work_item(number: int, admitted: AdmittedRequest) -> WorkItem:
-    request, bucket = admitted.waiting.request, admitted.waiting.bucket
+    request, bucket = admitted.pending.request, admitted.pending.bucket
     return WorkItem(number, request.url, request.payload, bucket.host)
 
 

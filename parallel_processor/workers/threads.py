@@ -55,9 +55,9 @@ class WorkerThreads:
     def _send(self, admitted: AdmittedRequest) -> Attempt | BaseException:
         if self._stop.is_set():
             return Attempt(status=AttemptStatus.STOPPED)
-        waiting = admitted.waiting
+        pending = admitted.pending
         try:
-            return self._attempts.send_once(waiting.request, waiting.bucket.host)
+            return self._attempts.send_once(pending.request, pending.bucket.host)
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             return error
 
@@ -65,7 +65,7 @@ class WorkerThreads:
         """Cancel every exchange in flight; each fails like a broken connection."""
         self._transport.cancel()
 
-    abort = cut  # the interpreter itself waits for the threads
+    abort = cancel  # the interpreter itself waits for the threads
 
     def close(self) -> None:
         """Wait until the threads have ended, and close the sessions."""

@@ -173,7 +173,7 @@ def run(case: Case, folder: Path) -> tuple[Timeline, str]:
     return timeline, json.dumps(json.loads(report.read_text("utf-8"))["buckets"], indent=1)
 
 
-def classify(case: Case, timeline: Timeline) -> tuple[str, bool]:
+def judge(case: Case, timeline: Timeline) -> tuple[str, bool]:
     """The row's figures, and whether they are what is wanted."""
     seconds = timeline[case.model][case.from_s : case.seconds]
     share = sum(second[case.counts] for second in seconds) * 60 / case.per_minute / len(seconds)
@@ -206,7 +206,7 @@ def adaptive(arguments: list[str]) -> int:
         results = pool.map(run, chosen, folders)
         missed = 0
         for case, (timeline, report) in zip(chosen, results, strict=True):
-            row, ok = classify(case, timeline)
+            row, ok = judge(case, timeline)
             missed += not ok
             print(row, flush=True)
             if flags.explain:

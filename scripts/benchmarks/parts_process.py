@@ -221,7 +221,7 @@ def reading(size: Size, folder: Path) -> Row:
 
 def counting(size: Size) -> list[Row]:
     """Requests estimated, and tokens counted, by one thread; tiktoken's bare encoding beside them."""
-    pricing = CostEstimator(
+    estimator = CostEstimator(
         Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench")
     )
     requests = [made_request(request(n), n + 1) for n in range(min(size.lines, 5000))]
@@ -231,7 +231,7 @@ def counting(size: Size) -> list[Row]:
 
     def ours() -> None:
         for each in requests:
-            pricing.estimate(each)
+            estimator.estimate(each)
 
     def plain() -> None:
         for text in texts:

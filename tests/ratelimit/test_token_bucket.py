@@ -886,7 +886,7 @@ def test_the_lock_is_held_from_the_clock_on(
     """No call does its arithmetic beside another's, which races alone would show too seldom."""
 
     def clock() -> float:
-        held.append(bucket is not None and bucket.ceiling.lock.locked())
+        held.append(bucket is not None and bucket.shared_limits.lock.locked())
         return 1000.0
 
     held: list[bool] = []
@@ -897,7 +897,7 @@ def test_the_lock_is_held_from_the_clock_on(
     held.clear()
     call(bucket, sent)
     assert held == [True]
-    assert not bucket.ceiling.lock.locked()
+    assert not bucket.shared_limits.lock.locked()
 
 
 def test_the_default_clock_is_the_systems() -> None:

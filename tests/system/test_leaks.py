@@ -127,7 +127,7 @@ class Stage:
                 raise error
             return Estimate(1)
 
-        self.patch.setattr(self.processor._account.pricing, "estimate", estimate)
+        self.patch.setattr(self.processor._account.estimator, "estimate", estimate)
 
 
 End = Callable[[Stage], None]

@@ -366,9 +366,9 @@ def test_a_slow_model_holds_up_no_fast_one() -> None:
         "fast": ModelLimits(requests_per_minute=RATE),
     }
     servers = [Server(world, latency_s=0.5, limits_by_model=limits) for _ in limits]
-    ceiling = SharedLimits(AUTO, world.clock)
+    shared_limits = SharedLimits(AUTO, world.clock)
     for server, model in zip(servers, limits, strict=True):
-        Client(world, server, model=model, ceiling=ceiling)
+        Client(world, server, model=model, shared_limits=shared_limits)
     world.run(100)
     for server, rate in zip(servers, (RATE / 10, RATE), strict=True):
         assert share(server.admitted, 20, 100, rate) >= 0.95
@@ -379,10 +379,10 @@ def test_models_share_what_was_typed_for_all_of_them() -> None:
     """Under one ceiling two models together never exceed it, and both get their part."""
     world = World()
     limits = Limits(requests_per_minute=RATE, tokens_per_minute=math.inf)
-    ceiling = SharedLimits(limits, world.clock)
+    shared_limits = SharedLimits(limits, world.clock)
     servers = [Server(world, latency_s=0.5) for _ in range(2)]
     for server in servers:
-        Client(world, server, limits, ceiling=ceiling)
+        Client(world, server, limits, shared_limits=shared_limits)
     world.run(130)
     assert busiest_minute(servers[0].admitted + servers[1].admitted, 130) <= RATE
     for server in servers:

@@ -34,7 +34,7 @@ from parallel_processor.simulator.limits import RateLimits
 from parallel_processor.simulator.stats import Stats, busiest_window
 from parallel_processor.tokens.counter import TokenCounter
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 EMBEDDINGS = "/v1/embeddings"
 CHAT = "/v1/chat/completions"
 

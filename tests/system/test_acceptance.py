@@ -141,7 +141,7 @@ def long_jobs(begun: Future[dict[str, Job]]) -> dict[str, Job]:
 @pytest.fixture(scope="module")
 def bench() -> Iterator[subprocess.Popen[str]]:
     """The benchmark of the adaptive limits at its small size, under way from the first test on."""
-    script = Path(__file__).parent.parent / "scripts" / "bench"
+    script = Path(__file__).parents[2] / "scripts" / "bench"
     words = [sys.executable, str(script), "adaptive", "--size", "small"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         yield process

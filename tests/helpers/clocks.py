@@ -58,8 +58,8 @@ class SlidingCount:
 
 def admitted_by(bucket: TokenBucket) -> dict[str, float]:
     """What the configured limits of ``bucket`` count of the last minute, by name."""
-    with bucket.ceiling.lock:
-        return bucket.ceiling.levels(bucket._clock())[0]
+    with bucket.shared_limits.lock:
+        return bucket.shared_limits.levels(bucket._clock())[0]
 
 
 def in_threads(targets: Sequence[Callable[[], T]]) -> list[T]:

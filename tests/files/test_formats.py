@@ -460,7 +460,7 @@ def test_long_integers_do_not_change_with_their_surroundings() -> None:
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_no_line_raises(line: bytes) -> None:
-    """Any bytes are a request with or without a invalid_reason, and a record or none."""
+    """Any bytes are a request with or without an invalid_reason, and a record or none."""
     request = parse_line(line, 1, URL)
     assert len(identity(request)) == 16
     read_record(line)

@@ -370,7 +370,7 @@ print(len(desk.written), len(desk.lost), desk.failures)
 def test_a_file_that_may_not_grow_keeps_its_whole_lines(tmp_path: Path) -> None:
     """The system's own limit on a file's size, which lets a part of a write through, tears no line."""
     path = tmp_path / "out.jsonl"
-    script = LIMITED.format(tests=str(Path(__file__).parent))
+    script = LIMITED.format(tests=str(Path(__file__).parents[1] / "helpers"))
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
         capture_output=True,

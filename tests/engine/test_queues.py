@@ -12,10 +12,11 @@ import pytest
 from clocks import FakeClock, admitted_by
 
 from parallel_processor.engine.queues import RequestQueues
-from parallel_processor.models import Cost, Estimate, Request
+from parallel_processor.models import Estimate, Request
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
 
 AT_ONCE = -math.inf
@@ -64,14 +65,16 @@ def make(
 ) -> PendingRequest:
     """A request on its way."""
     request = Request(body={}, payload=bytes(size_bytes), number=number)
-    tries = RetryState(request=request, sent=1) if tried else None
+    retry_state = RetryState(request=request, sent=1) if tried else None
     estimate = Estimate(input_tokens=tokens, output_cap=0)
-    return PendingRequest(request=request, estimate=estimate, bucket=bucket, tries=tries)
+    return PendingRequest(
+        request=request, estimate=estimate, bucket=bucket, retry_state=retry_state
+    )
 
 
 def number_of(admitted: AdmittedRequest | None) -> int | None:
     """Who was admitted."""
-    return None if admitted is None else admitted.waiting.request.number
+    return None if admitted is None else admitted.pending.request.number
 
 
 def all_of(lines: RequestQueues) -> list[int | None]:
@@ -120,7 +123,7 @@ def test_who_goes_has_what_its_bucket_admitted(lines: RequestQueues) -> None:
     lines.add(make(0, bucket, tokens=40))
     admitted = lines.admit()
     assert admitted is not None
-    assert admitted.place.admitted_at == 1000.0
+    assert admitted.reservation.admitted_at == 1000.0
     assert admitted_by(bucket) == {"requests": 1, "tokens": 40}
 
 
@@ -143,14 +146,14 @@ def test_the_output_has_its_share_of_the_cost(wake: threading.Event) -> None:
     lines.add(make(0, bucket_of()))
     admitted = lines.admit()
     assert admitted is not None
-    assert admitted.place.costs == (1.0, 30.0, 20.0, 10.0)
+    assert admitted.reservation.costs == (1.0, 30.0, 20.0, 10.0)
 
 
 def test_one_poll_is_for_all_under_a_ceiling(lines: RequestQueues, wake: threading.Event) -> None:
     """What a bucket admits while another's is asked for goes when somebody asks again."""
     clock = FakeClock()
     one = TokenBucket(Limits(), clock=clock)
-    other = TokenBucket(Limits(), clock=clock, ceiling=one.ceiling)
+    other = TokenBucket(Limits(), clock=clock, shared_limits=one.shared_limits)
     for bucket in (one, other):
         bucket.pause(10.0)
     lines.add(make(0, one))
@@ -187,7 +190,7 @@ def test_a_line_hears_when_it_becomes_first_by_a_call_for_another_bucket(
     """What is told to another bucket under the ceiling may let the place before it go."""
     clock, limits = FakeClock(), Limits(requests_per_minute=6e5, tokens_per_minute=6000.0)
     one = TokenBucket(limits, clock=clock)
-    other = TokenBucket(limits, clock=clock, ceiling=one.ceiling)
+    other = TokenBucket(limits, clock=clock, shared_limits=one.shared_limits)
     dear, theirs = Reservation(500.0), Reservation(50.0, threading.Event())
     assert one.enqueue(dear)
     assert not one.enqueue(theirs)
@@ -381,7 +384,7 @@ def test_clearing_gives_everybody_back(lines: RequestQueues) -> None:
     uncounted = make(6, other)
     uncounted.estimate = None
     lines.add(uncounted)
-    left = [waiting.request.number for waiting in lines.clear()]
+    left = [pending.request.number for pending in lines.clear()]
     assert sorted(left) == [0, 1, 2, 3, 4, 5, 6]
 
 

@@ -35,7 +35,7 @@ class Call:
     now_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
     told: list[tuple[Attempt, float]] = field(default_factory=list)
-    tries: RetryState = field(default_factory=lambda: RetryState(request=REQUEST))
+    retry_state: RetryState = field(default_factory=lambda: RetryState(request=REQUEST))
 
     def run(self) -> Attempt:
         """The attempt that the call ends with."""
@@ -46,8 +46,8 @@ class Call:
         )
         for attempt in self.attempts:
             self.now_s += self.attempt_s
-            self.tries.note(attempt, self.now_s)
-            seconds = schedule.retry_in_s(self.tries, attempt)
+            self.retry_state.note(attempt, self.now_s)
+            seconds = schedule.retry_in_s(self.retry_state, attempt)
             if seconds is None:
                 return attempt
             self.waits_s.append(seconds)
@@ -63,7 +63,7 @@ def test_what_is_final_is_not_tried_again(verdict: AttemptStatus) -> None:
     """An answer, a failure, a fatal answer and a stop end the call at once."""
     call = Call(RetryPolicy(), [Attempt(status=verdict, error="why")])
     assert call.run().status is verdict
-    assert (call.tries.sent, call.waits_s) == (1, [])
+    assert (call.retry_state.sent, call.waits_s) == (1, [])
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 5])
@@ -71,8 +71,8 @@ def test_max_attempts_counts_the_first(max_attempts: int) -> None:
     """A request that only fails is sent ``max_attempts`` times, and ends with its last failure."""
     call = Call(RetryPolicy(max_attempts=max_attempts), [RETRY] * 10)
     assert call.run() is RETRY
-    assert call.tries.sent == max_attempts
-    assert call.tries.errors == [RETRY.error] * max_attempts
+    assert call.retry_state.sent == max_attempts
+    assert call.retry_state.errors == [RETRY.error] * max_attempts
     assert len(call.waits_s) == max_attempts - 1
 
 
@@ -80,15 +80,15 @@ def test_an_answer_ends_the_retries() -> None:
     """Failures before an answer are kept, and nothing follows it."""
     call = Call(RetryPolicy(), [RETRY, RETRY, ANSWERED, RETRY])
     assert call.run() is ANSWERED
-    assert (call.tries.sent, call.tries.errors) == (3, [RETRY.error] * 2)
+    assert (call.retry_state.sent, call.retry_state.errors) == (3, [RETRY.error] * 2)
 
 
 def test_refusals_do_not_count() -> None:
     """Many refusals leave all of ``max_attempts`` to real failures."""
     call = Call(RetryPolicy(max_attempts=2), [REFUSED] * 50 + [RETRY] + [REFUSED] * 50 + [RETRY])
     assert call.run() is RETRY
-    assert (call.tries.sent, call.tries.failures) == (102, 2)
-    assert len(call.tries.errors) == 102
+    assert (call.retry_state.sent, call.retry_state.failures) == (102, 2)
+    assert len(call.retry_state.errors) == 102
 
 
 def test_a_refused_request_waits_in_the_bucket_only() -> None:
@@ -103,20 +103,20 @@ def test_the_deadline_bounds_refusals() -> None:
     policy = RetryPolicy(rate_limit_deadline_s=100.0)
     call = Call(policy, [RETRY, *[REFUSED] * 50], attempt_s=30.0, now_s=1e6)
     assert call.run() is REFUSED
-    assert call.tries.sent == 6  # refused 0, 30, 60, 90 and 120 s after the first refusal
+    assert call.retry_state.sent == 6  # refused 0, 30, 60, 90 and 120 s after the first refusal
 
 
 def test_no_deadline_fails_at_the_first_refusal() -> None:
     """A deadline of 0 lets no refused request wait."""
     call = Call(RetryPolicy(rate_limit_deadline_s=0.0), [REFUSED] * 5)
     assert call.run() is REFUSED
-    assert call.tries.sent == 1
+    assert call.retry_state.sent == 1
 
 
 def test_a_clock_that_starts_at_zero_works() -> None:
     """A first refusal at time 0 starts the deadline there."""
     call = Call(RetryPolicy(rate_limit_deadline_s=50.0), [REFUSED] * 9, attempt_s=0.0)
-    call.tries.refused_since = 0.0
+    call.retry_state.rejected_since_s = 0.0
     call.now_s = 49.0
     call.attempts = [REFUSED, ANSWERED]
     assert call.run() is ANSWERED
@@ -141,9 +141,9 @@ def test_backoff_keeps_its_bounds(
 ) -> None:
     """It is at most the doubled time and the maximum, at least what the server asked for."""
     policy = RetryPolicy(backoff_initial_s=initial_s, backoff_max_s=max_s)
-    tries = RetryState(request=REQUEST, failures=failures)
+    retry_state = RetryState(request=REQUEST, failures=failures)
     attempt = Attempt(status=AttemptStatus.RETRY, retry_after_s=asked_s)
-    wait_s = backoff_s(policy, tries, attempt)
+    wait_s = backoff_s(policy, retry_state, attempt)
     longest = min(max_s, initial_s * 2.0 ** min(failures - 1, 60))
     asked = min(asked_s or 0.0, policy.rate_limit_deadline_s)
     assert asked <= wait_s <= max(longest, asked)
@@ -152,8 +152,8 @@ def test_backoff_keeps_its_bounds(
 @pytest.mark.parametrize(("failures", "longest"), [(1, 1.0), (2, 2.0), (3, 4.0), (7, 60.0)])
 def test_jitter_is_full(failures: int, longest: float) -> None:
     """The waits fill the whole range from 0 on, evenly."""
-    tries = RetryState(request=REQUEST, failures=failures)
-    waits = [backoff_s(RetryPolicy(), tries, RETRY) for _ in range(2000)]
+    retry_state = RetryState(request=REQUEST, failures=failures)
+    waits = [backoff_s(RetryPolicy(), retry_state, RETRY) for _ in range(2000)]
     assert min(waits) < 0.05 * longest
     assert 0.95 * longest < max(waits) <= longest
     assert 0.45 * longest < sum(waits) / len(waits) < 0.55 * longest
@@ -168,14 +168,14 @@ def test_threads_share_one_object() -> None:
     )
 
     def call(fine_after: int) -> None:
-        tries = RetryState(request=REQUEST)
+        retry_state = RetryState(request=REQUEST)
         while True:
-            attempt = ANSWERED if tries.sent == fine_after else RETRY
-            tries.note(attempt, 0.0)
-            if schedule.retry_in_s(tries, attempt) is None:
+            attempt = ANSWERED if retry_state.sent == fine_after else RETRY
+            retry_state.note(attempt, 0.0)
+            if schedule.retry_in_s(retry_state, attempt) is None:
                 break
-        ends[fine_after] = tries.sent
-        for _ in range(tries.sent, 8):  # keep step with the others
+        ends[fine_after] = retry_state.sent
+        for _ in range(retry_state.sent, 8):  # keep step with the others
             barrier.wait(20)
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
@@ -189,11 +189,11 @@ def test_threads_share_one_object() -> None:
 def test_a_request_may_change_threads() -> None:
     """The thread that has it after a backoff is another one, and counts on."""
     schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None)
-    tries, told = RetryState(request=REQUEST), []
+    retry_state, told = RetryState(request=REQUEST), []
 
     def one_attempt() -> None:
-        tries.note(RETRY, 0.0)
-        told.append(schedule.retry_in_s(tries, RETRY))
+        retry_state.note(RETRY, 0.0)
+        told.append(schedule.retry_in_s(retry_state, RETRY))
 
     for _ in range(3):
         thread = threading.Thread(target=one_attempt)

@@ -318,7 +318,7 @@ view.progress.close()
 def test_log_lines_stand_above_the_bar() -> None:
     """A log line has a line of its own, and the bar is drawn again below it."""
     with terminal() as screen:
-        script = LOGGING.format(tests=os.path.dirname(os.path.abspath(__file__)))
+        script = LOGGING.format(tests=str(Path(__file__).parents[1] / "helpers"))
         command = [sys.executable, "-c", script]
         subprocess.run(command, stderr=screen.file, check=True, timeout=60)
         text = screen.text()

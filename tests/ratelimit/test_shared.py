@@ -59,9 +59,10 @@ class Shared:
 
     def __init__(self, limits: Limits, buckets: int = 3, *, order: int = 0) -> None:
         self.clock = FakeClock()
-        self.ceiling = SharedLimits(limits, self.clock)
+        self.shared_limits = SharedLimits(limits, self.clock)
         self.buckets = [
-            TokenBucket(limits, clock=self.clock, ceiling=self.ceiling) for _ in range(buckets)
+            TokenBucket(limits, clock=self.clock, shared_limits=self.shared_limits)
+            for _ in range(buckets)
         ]
         self.limits = (limits.requests_per_minute, limits.tokens_per_minute)
         self.counts = (SlidingCount(), SlidingCount())
@@ -335,8 +336,10 @@ def test_what_one_bucket_gives_back_another_gets(how: str) -> None:
 def test_the_one_that_polls_admits_the_others() -> None:
     """A caller that comes late to its poll delays only itself."""
     clock = FakeClock()
-    ceiling = SharedLimits(limited(600, burst_seconds=0.1), clock)
-    first, second = (TokenBucket(ceiling.limits, clock=clock, ceiling=ceiling) for _ in "ab")
+    shared_limits = SharedLimits(limited(600, burst_seconds=0.1), clock)
+    first, second = (
+        TokenBucket(shared_limits.limits, clock=clock, shared_limits=shared_limits) for _ in "ab"
+    )
     assert first.enqueue(Reservation(0.0))
     places = [Reservation(0.0, threading.Event()) for _ in range(2)]
     assert not first.enqueue(places[0])
@@ -365,8 +368,8 @@ def test_input_and_output_are_limited_apart() -> None:
     """What one bucket reads and another writes meet under their own limits."""
     clock = FakeClock()
     limits = limited(input_tokens_per_minute=600, output_tokens_per_minute=60)
-    ceiling = SharedLimits(limits, clock)
-    reads, writes = (TokenBucket(limits, clock=clock, ceiling=ceiling) for _ in "ab")
+    shared_limits = SharedLimits(limits, clock)
+    reads, writes = (TokenBucket(limits, clock=clock, shared_limits=shared_limits) for _ in "ab")
     assert reads.enqueue(Reservation(5.0))
     assert writes.enqueue(Reservation(0.5, output_tokens=0.5))
     for bucket, output, wait_cause in [
@@ -406,7 +409,7 @@ def test_the_ceiling_reports_what_all_its_buckets_used() -> None:
     shared.arrive(A)
     shared.arrive(B)
     shared.clock.now_s += 29.5
-    (report,) = shared.ceiling.report(shared.clock.now_s)
+    (report,) = shared.shared_limits.report(shared.clock.now_s)
     assert (report.name, report.configured, report.used) == ("requests", 600, 2)
     assert report.used_share == pytest.approx(2 / 300)
 
@@ -418,8 +421,11 @@ def test_a_crowd_of_threads_keeps_the_rules() -> None:
     def clock() -> float:
         return next(ticks) * 0.005  # each call takes its time
 
-    ceiling = SharedLimits(limited(600, 60_000), clock)
-    shared = [TokenBucket(ceiling.limits, clock=clock, ceiling=ceiling) for _ in range(4)]
+    shared_limits = SharedLimits(limited(600, 60_000), clock)
+    shared = [
+        TokenBucket(shared_limits.limits, clock=clock, shared_limits=shared_limits)
+        for _ in range(4)
+    ]
 
     def caller(seed: int) -> list[tuple[float, float]]:
         choose, sent = random.Random(seed), []
@@ -447,6 +453,6 @@ def test_a_crowd_of_threads_keeps_the_rules() -> None:
         for (when, _), amount in zip(sent, amounts, strict=True):
             count.add(when, amount)
         assert count.busiest() <= limit
-    assert not ceiling.waiting
-    used, _ = ceiling.levels(clock() + MINUTE_S + 1.0)
+    assert not shared_limits.waiting
+    used, _ = shared_limits.levels(clock() + MINUTE_S + 1.0)
     assert used == {"requests": 0.0, "tokens": 0.0}

@@ -29,7 +29,7 @@ def run(*limits: LimitReport, rejections: int = 0, **more: Any) -> Summary:
     """A run of 100 s with 1,000 attempts and one model with these limits."""
     model = BucketReport(url=URL, model="m", limits=limits, rejections=rejections)
     figures = {"attempts": 1000, "answered": 1000, "elapsed_s": 100.0, "buckets": (model,)}
-    return Summary(**(figures | {"rate_limited": refusals} | more))
+    return Summary(**(figures | {"rate_limited": rejections} | more))
 
 
 def said(summary: Summary, **more: Any) -> str:

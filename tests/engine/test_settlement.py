@@ -81,7 +81,7 @@ class Bench:
         self.stop = StopSignal()
         self.settlement = Settlement(
             self.options,
-            pricing=CostEstimator(self.options),
+            estimator=CostEstimator(self.options),
             counters=self.counters,
             stop=self.stop,
             clock=self.clock,
@@ -90,7 +90,7 @@ class Bench:
     def clock(self) -> float:
         return self.now_s
 
-    def place(self) -> Reservation:
+    def reservation(self) -> Reservation:
         """Wait until the bucket admits an attempt."""
         reservation = Reservation(TOKENS)
         self.bucket.enqueue(reservation)
@@ -101,17 +101,17 @@ class Bench:
     def run(self, number: int = 1) -> Outcome:
         """Take a request to its outcome, as the dispatcher and a worker thread do."""
         request = made_request({"input": "hello"}, number)
-        waiting = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
+        pending = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
         while True:
-            outcome, retry_in_s, _ = self.attempt(waiting, self.place())
+            outcome, retry_in_s, _ = self.attempt(pending, self.reservation())
             if outcome is not None:
                 return outcome
             self.now_s += retry_in_s
 
-    def attempt(self, waiting: PendingRequest, reservation: Reservation) -> Settled:
+    def attempt(self, pending: PendingRequest, reservation: Reservation) -> Settled:
         """What one attempt ends in."""
-        attempt = self.attempts.send_once(waiting.request, self.bucket.host)
-        return self.settlement.settle(waiting, reservation, attempt)
+        attempt = self.attempts.send_once(pending.request, self.bucket.host)
+        return self.settlement.settle(pending, reservation, attempt)
 
     def admitted(self) -> tuple[float, float]:
         """The requests and tokens that the bucket counts."""
@@ -194,11 +194,11 @@ def test_a_backoff_is_nobodys_wait() -> None:
     """A failed attempt gives its request back with a time, and keeps neither thread nor place."""
     bench = Bench(SERVER_ERROR, retry=RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6))
     request = made_request({"input": "hello"}, 1)
-    waiting = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
-    outcome, retry_in_s, _ = bench.attempt(waiting, bench.place())
+    pending = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
+    outcome, retry_in_s, _ = bench.attempt(pending, bench.reservation())
     assert outcome is None
     assert 0 <= retry_in_s <= 1e6
-    assert waiting.tries is not None and waiting.tries.errors == ["HTTP 500 t: oops"]
+    assert pending.retry_state is not None and pending.retry_state.errors == ["HTTP 500 t: oops"]
     assert bench.bucket.server.in_flight.count == 0
 
 
@@ -412,8 +412,8 @@ def test_a_server_that_stays_away_fails_the_request_at_the_deadline() -> None:
 def test_no_part_of_a_key_survives_where_a_text_is_shortened(status: int) -> None:
     """Keys are cut out before anything else is, whatever they look like."""
     key = "3f9c81d2a7b64e05b1c2d3e4f5a60718"
-    for place in range(440, 500, 7):
-        body = {"error": {"message": "x" * place + " " + key, "code": "y" * 80 + key}}
+    for reservation in range(440, 500, 7):
+        body = {"error": {"message": "x" * reservation + " " + key, "code": "y" * 80 + key}}
         bench = Bench(reply(status, body, x_request_id=f"req-{key}"), api_key=key)
         outcome = bench.run()
         assert not outcome.ok

@@ -42,9 +42,9 @@ def buckets_of(
 
 def admit(bucket: TokenBucket, tokens: float = 1.0) -> Reservation:
     """One admitted attempt."""
-    place = Reservation(tokens)
-    assert bucket.enqueue(place)
-    return place
+    reservation = Reservation(tokens)
+    assert bucket.enqueue(reservation)
+    return reservation
 
 
 def reading(name: str, limit: float) -> LimitReading:
@@ -80,8 +80,8 @@ def test_what_matches_no_pattern_shares_the_limits() -> None:
     """One ceiling is over all models and endpoints that have no limits of their own."""
     buckets = buckets_of(limited(600))
     a, b, c = buckets.bucket(URL, "a"), buckets.bucket(URL, "b"), buckets.bucket(OTHER_URL, "a")
-    assert a.ceiling is b.ceiling is c.ceiling
-    assert a.ceiling.limits == limited(600)
+    assert a.shared_limits is b.shared_limits is c.shared_limits
+    assert a.shared_limits.limits == limited(600)
     for number in range(5):  # half a second's worth
         admit((a, b, c)[number % 3])
     late = Reservation(1.0)
@@ -94,8 +94,8 @@ def test_models_of_one_pattern_share_its_limits() -> None:
     buckets = buckets_of(limited(600), {"gpt-4o*": limited(60), "o?": limited(120)})
     mini, full = buckets.bucket(URL, "gpt-4o-mini"), buckets.bucket(OTHER_URL, "gpt-4o")
     other, third = buckets.bucket(URL, "o3"), buckets.bucket(URL, "gpt-4")
-    assert mini.ceiling is full.ceiling
-    assert len({mini.ceiling, other.ceiling, third.ceiling}) == 3
+    assert mini.shared_limits is full.shared_limits
+    assert len({mini.shared_limits, other.shared_limits, third.shared_limits}) == 3
     admit(mini)
     assert not full.enqueue(Reservation(1.0))
     admit(other)
@@ -129,13 +129,13 @@ def test_the_first_pattern_that_matches_counts(model: str, rpm: float) -> None:
             "gpt-4o-*": limited(99),
         },
     )
-    assert buckets.bucket(URL, model).ceiling.limits.requests_per_minute == rpm
+    assert buckets.bucket(URL, model).shared_limits.limits.requests_per_minute == rpm
 
 
 def test_a_pattern_for_everything_leaves_nothing_to_the_limits() -> None:
     """A star matches requests without a model as well."""
     buckets = buckets_of(limited(40), {"*": limited(10)})
-    assert buckets.bucket(URL, "").ceiling.limits == limited(10)
+    assert buckets.bucket(URL, "").shared_limits.limits == limited(10)
 
 
 def test_more_models_than_256_share_a_bucket() -> None:
@@ -146,7 +146,7 @@ def test_more_models_than_256_share_a_bucket() -> None:
     assert len(set(own)) == 256
     (bucket,) = shared
     assert bucket not in own
-    assert bucket.ceiling is own[0].ceiling
+    assert bucket.shared_limits is own[0].shared_limits
     assert [buckets.bucket(URL, f"m{number}") for number in range(256)] == own
     assert len(buckets.reports(0.0, lambda bucket: {})) == 257
 
@@ -157,7 +157,7 @@ def test_a_shared_bucket_is_one_ceilings() -> None:
     for number in range(256):
         buckets.bucket(URL, f"m{number}")
     late = [buckets.bucket(URL, model) for model in ("late", "gpt-4o", "o3")]
-    found = [bucket.ceiling.limits.requests_per_minute for bucket in late]
+    found = [bucket.shared_limits.limits.requests_per_minute for bucket in late]
     assert found == [600, 60, 120]
 
 
@@ -215,27 +215,27 @@ def test_the_usage_tells_what_somebody_waits_for() -> None:
     a, b = buckets.bucket(URL, "a"), buckets.bucket(URL, "b")
     admit(a)
     assert buckets.usage().waiting_for == ""
-    place = Reservation(1.0)
-    b.enqueue(place)
+    reservation = Reservation(1.0)
+    b.enqueue(reservation)
     assert buckets.usage().waiting_for == "requests"
     b.pause(30.0)
-    b.poll(place)
+    b.poll(reservation)
     assert buckets.usage().waiting_for == "pause"
-    b.cancel(place)
+    b.cancel(reservation)
     assert buckets.usage().waiting_for == ""
 
 
 def test_each_limit_is_reported() -> None:
     """A report says of each bucket what it is, what it admitted, and what it waited for."""
-    clock, ledger = FakeClock(), WaitTimes()
+    clock, wait_times = FakeClock(), WaitTimes()
     buckets = buckets_of(limited(600, 6000), {"gpt*": limited()}, clock)
     clock.now_s += 59.5
     plain, special = buckets.bucket(URL + "?key=secret", "a"), buckets.bucket(URL, "gpt")
     for tokens in (10, 20):
         admit(plain, tokens)
-    ledger.begin(0.0, "requests", [(plain, "requests")])
-    ledger.end(2.0)
-    first, second = buckets.reports(1000.0, ledger.of_bucket)
+    wait_times.begin(0.0, "requests", [(plain, "requests")])
+    wait_times.end(2.0)
+    first, second = buckets.reports(1000.0, wait_times.of_bucket)
     assert (first.url, first.model, first.admitted) == (URL, "a", 2)
     assert first.waited_s == {"requests": 2.0}
     found = [(each.name, each.configured, each.used, each.used_share) for each in first.limits]

@@ -25,7 +25,7 @@ from clocks import FakeClock, admitted_by
 from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.models import Cost, Estimate, Rejection, Request, WaitCause
+from parallel_processor.models import Estimate, Rejection, Request, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
@@ -33,6 +33,7 @@ from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
@@ -81,7 +82,7 @@ class Scarce:
 
     def __call__(self, admitted: AdmittedRequest) -> None:
         """Queue it, and fail if there is no thread for it."""
-        self.queued.append(admitted.waiting)
+        self.queued.append(admitted.pending)
         if len(self.queued) > self.threads:
             raise RuntimeError(self._message)
 
@@ -100,12 +101,12 @@ def request_of(
     return PendingRequest(request=request, estimate=estimate, bucket=bucket)
 
 
-def tried(waiting: PendingRequest) -> PendingRequest:
+def tried(pending: PendingRequest) -> PendingRequest:
     """The same with one more try, as a worker leaves it."""
-    if waiting.tries is None:
-        waiting.tries = RetryState(request=waiting.request)
-    waiting.tries.sent += 1
-    return waiting
+    if pending.retry_state is None:
+        pending.retry_state = RetryState(request=pending.request)
+    pending.retry_state.sent += 1
+    return pending
 
 
 class Room:
@@ -119,9 +120,9 @@ class Room:
     ) -> None:
         self.clock = parts.pop("clock", None) or FakeClock()
         self.stop = StopSignal()
-        self.counters, self.ledger = Counters(), WaitTimes()
+        self.counters, self.wait_times = Counters(), WaitTimes()
         self.sent: list[int] = []
-        self.waiting: dict[int, PendingRequest] = {}
+        self.pending: dict[int, PendingRequest] = {}
         self.places: dict[int, Reservation] = {}
         self.dropped: list[int] = []  # that had been tried
         self.forgotten: list[int] = []
@@ -137,7 +138,7 @@ class Room:
             on_room=self._ring,
             activity=self._tell_activity,
             counters=self.counters,
-            ledger=self.ledger,
+            wait_times=self.wait_times,
             stop=self.stop,
             max_workers=max_workers,
             clock=self.clock,
@@ -146,14 +147,16 @@ class Room:
 
     def send(self, admitted: AdmittedRequest) -> None:
         """An attempt begins."""
-        number = admitted.waiting.request.number
-        assert admitted.place.admitted_at is not None
-        self.places[number] = admitted.place
+        number = admitted.pending.request.number
+        assert admitted.reservation.admitted_at is not None
+        self.places[number] = admitted.reservation
         self.sent.append(number)
         self.change()
 
-    def _drop(self, waiting: PendingRequest) -> None:
-        (self.forgotten if waiting.tries is None else self.dropped).append(waiting.request.number)
+    def _drop(self, pending: PendingRequest) -> None:
+        (self.forgotten if pending.retry_state is None else self.dropped).append(
+            pending.request.number
+        )
         self.change()
 
     @property
@@ -195,20 +198,20 @@ class Room:
 
     def put(self, number: int, bucket: TokenBucket, size_bytes: int = 1) -> None:
         """Put a request in."""
-        self.waiting[number] = request_of(number, bucket, size_bytes=size_bytes)
-        self.dispatcher.put(self.waiting[number])
+        self.pending[number] = request_of(number, bucket, size_bytes=size_bytes)
+        self.dispatcher.put(self.pending[number])
 
     def done(self, number: int, *, again: bool = False, **how: Any) -> int | None:
         """An attempt has ended, and its thread sends what it gets instead; gives that one's number."""
-        waiting = self.waiting[number]
+        pending = self.pending[number]
         waker = self.dispatcher.waker
-        ending = waiting.bucket.ended(self.places[number], answered=not again, waker=waker)
+        ending = pending.bucket.ended(self.places[number], answered=not again, waker=waker)
         how.setdefault("made_room", ending.made_room)
-        admitted = self.dispatcher.done(tried(waiting) if again else None, **how)
+        admitted = self.dispatcher.done(tried(pending) if again else None, **how)
         if admitted is None:
             return None
         self.send(admitted)
-        given: int = admitted.waiting.request.number
+        given: int = admitted.pending.request.number
         return given
 
     def finish(self, number: int) -> int | None:
@@ -305,7 +308,7 @@ class Play:
             kind, *words = event.split()
             if kind == "put":
                 for _ in range(int(words[1])):
-                    room.put(len(room.waiting), self.buckets[words[0]])
+                    room.put(len(room.pending), self.buckets[words[0]])
             elif kind in ("done", "again", "later"):
                 seconds = 7.0 if kind == "later" else 0.0
                 room.done(int(words[0]), again=kind != "done", retry_in_s=seconds)
@@ -329,7 +332,7 @@ class Play:
                 dispatcher.turn()
 
 
-# RequestQueues.
+# The queues.
 
 
 def test_a_line_goes_on_when_its_bucket_may(room: Room) -> None:
@@ -427,13 +430,13 @@ def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room)
     bucket = bucket_of(6000)
     hand.put(0, bucket)
     hand.dispatcher.turn()
-    admit = hand.dispatcher._lines.admit
+    admit = hand.dispatcher._queues.admit
 
     def stop_and_admit() -> AdmittedRequest | None:
         hand.stop.set(ENDED)
         return admit()
 
-    hand.dispatcher._lines.admit = stop_and_admit
+    hand.dispatcher._queues.admit = stop_and_admit
     assert hand.done(0, again=True) is None
     assert (hand.sent, hand.dropped) == ([0], [0])
     assert admitted_by(bucket)["requests"] == 1
@@ -515,9 +518,9 @@ def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> 
     """A thread sends one only, and there may be more that may go now."""
     limits, clock = Limits(requests_per_minute=6e5, tokens_per_minute=6000.0), FakeClock()
     one = TokenBucket(limits, clock=clock)
-    other = TokenBucket(limits, clock=clock, ceiling=one.ceiling)
+    other = TokenBucket(limits, clock=clock, shared_limits=one.shared_limits)
     dear = request_of(0, one, tokens=50)  # of 50 that go at once
-    hand.waiting[0] = dear
+    hand.pending[0] = dear
     hand.dispatcher.put(dear)
     hand.dispatcher.turn()
     for number in range(1, 5):
@@ -701,8 +704,8 @@ def test_the_reader_is_told_when_half_of_the_read_ahead_is_free(
     play = Play(max_workers=8)
     play(*before.split(", "))
     assert play.room.dispatcher.room() == 0
-    for place, events in enumerate(one_by_one):
-        assert play.room.rings == (place > 4)
+    for reservation, events in enumerate(one_by_one):
+        assert play.room.rings == (reservation > 4)
         play(*events.split(", "))
     assert play.room.rings == 1
     assert play.room.dispatcher.room() == left
@@ -827,7 +830,9 @@ class Load:
         self.buckets = [bucket_of(rate, clock) for _ in range(2)] + [bucket_of(clock=clock), free]
         self.buckets.append(
             TokenBucket(
-                self.buckets[0].ceiling.limits, clock=clock, ceiling=self.buckets[0].ceiling
+                self.buckets[0].shared_limits.limits,
+                clock=clock,
+                shared_limits=self.buckets[0].shared_limits,
             )
         )
         self.again = again
@@ -842,7 +847,7 @@ class Load:
         self.writer.start()
         self.room = Room(
             start=lambda admitted: self.executor.submit(self.work, admitted),
-            drop=lambda waiting: waiting.tries is not None and self.unwritten.put(1),
+            drop=lambda pending: pending.retry_state is not None and self.unwritten.put(1),
             max_workers=max_workers,
             writer_slack=slack,
             clock=clock,
@@ -857,28 +862,28 @@ class Load:
             self.room.stop.set(error)
             raise
 
-    def attempt(self, waiting: PendingRequest, place: Reservation) -> AdmittedRequest | None:
+    def attempt(self, pending: PendingRequest, reservation: Reservation) -> AdmittedRequest | None:
         """One attempt, and what comes next."""
         with self.lock:
             self.in_flight += 1
             self.attempts += 1
             self.peak = max(self.peak, self.in_flight)
-            if waiting.tries is None:
-                self.lines[waiting.bucket].append((place.ticket, waiting.request.number))
+            if pending.retry_state is None:
+                self.lines[pending.bucket].append((reservation.ticket, pending.request.number))
             luck = self.random.random()
         waker = self.room.dispatcher.waker
-        ending = waiting.bucket.ended(place, answered=True, waker=waker)
+        ending = pending.bucket.ended(reservation, answered=True, waker=waker)
         if luck < self.again / 10:
-            waiting.bucket.pause(0.002)
+            pending.bucket.pause(0.002)
         with self.lock:
             self.in_flight -= 1
         if luck < self.again:
             seconds = self.random.choice((0.0, 1e-6, 0.001, 0.01))
             return self.room.dispatcher.done(
-                tried(waiting), retry_in_s=seconds, made_room=ending.made_room
+                tried(pending), retry_in_s=seconds, made_room=ending.made_room
             )
         with self.lock:
-            self.done.append(waiting.request.number)
+            self.done.append(pending.request.number)
             self.room.change()
         self.unwritten.put(1)
         return self.room.dispatcher.done(made_room=ending.made_room)
@@ -1007,17 +1012,17 @@ def test_the_thread_has_a_name_and_an_end() -> None:
 # A model of it: nobody who may be admitted is left waiting.
 
 
-def soonest(ceiling: SharedLimits, now: float) -> dict[Reservation, float]:
+def soonest(shared_limits: SharedLimits, now: float) -> dict[Reservation, float]:
     """Seconds until the head of each queue may go, computed anew; nothing changes.
 
-    Heads that came after another that waits for ``ceiling`` are left out: that one may go first.
+    Heads that came after another that waits for ``shared_limits`` are left out: that one may go first.
     """
-    with ceiling.lock:
-        before = [(state, state.delay, state.wait_cause) for state in ceiling.waiting]
-        for quota in ceiling.quotas:
+    with shared_limits.lock:
+        before = [(state, state.delay, state.wait_cause) for state in shared_limits.waiting]
+        for quota in shared_limits.quotas:
             quota.advance(now)
         found: dict[Reservation, float] = {}
-        for state in sorted(ceiling.waiting, key=lambda state: state.queue[0].ticket):
+        for state in sorted(shared_limits.waiting, key=lambda state: state.queue[0].ticket):
             state.advance(now)
             is_ready = state.wait_for_server(now)
             if is_ready:
@@ -1049,11 +1054,11 @@ class ModelRun:
         self.dispatcher = ByHand(
             cost=lambda estimate: Cost(estimate.input_tokens),
             start=self.send,
-            drop=lambda waiting: pytest.fail("nothing is dropped"),
+            drop=lambda pending: pytest.fail("nothing is dropped"),
             on_room=self.ring,
             activity=activity_of,
             counters=Counters(),
-            ledger=WaitTimes(),
+            wait_times=WaitTimes(),
             stop=StopSignal(),
             max_workers=max_workers,
             writer_slack=world.random.choice((0, 0, 20)),
@@ -1071,8 +1076,8 @@ class ModelRun:
 
     def send(self, admitted: AdmittedRequest) -> None:
         self.in_flight.append(admitted)
-        if admitted.waiting.tries is None:
-            self.order[admitted.waiting.bucket].append(admitted.waiting.request.number)
+        if admitted.pending.retry_state is None:
+            self.order[admitted.pending.bucket].append(admitted.pending.request.number)
 
     # What may happen.
 
@@ -1106,43 +1111,43 @@ class ModelRun:
         for _ in range(min(count, self.world.random.randint(1, 80))):
             if not self.input:
                 return
-            waiting = self.input.pop()
+            pending = self.input.pop()
             if self.world.random.random() < 0.03:
-                self.outcomes.append(waiting.request.number)
+                self.outcomes.append(pending.request.number)
                 self.unrecorded += 1
                 self.dispatcher.skip()
             else:
-                self.dispatcher.put(waiting)
+                self.dispatcher.put(pending)
 
     def end(self) -> None:
         """An answer comes, or a rejection."""
         luck = self.world.random
-        waiting, place = self.in_flight.pop(luck.randrange(len(self.in_flight)))
-        bucket, kind = waiting.bucket, luck.random()
-        used = luck.choice((None, place.costs[1] / 4, place.costs[1] * 2))
+        pending, reservation = self.in_flight.pop(luck.randrange(len(self.in_flight)))
+        bucket, kind = pending.bucket, luck.random()
+        used = luck.choice((None, reservation.costs[1] / 4, reservation.costs[1] * 2))
         again = kind < 0.3
         ending = bucket.ended(
-            place, answered=not again, used_tokens=used, waker=self.dispatcher.waker
+            reservation, answered=not again, used_tokens=used, waker=self.dispatcher.waker
         )
         retry_in_s = 0.0
         if kind < 0.05:
-            bucket.refuse(place, Rejection(overload=True), None)
+            bucket.refuse(reservation, Rejection(overload=True), None)
             retry_in_s = luck.uniform(0.0, 10.0)
         elif kind < 0.1:
-            bucket.pause(luck.uniform(0.1, 20.0), place)
+            bucket.pause(luck.uniform(0.1, 20.0), reservation)
         elif again:
             retry_in_s = luck.choice((0.0, luck.uniform(0.0, 2.0), luck.uniform(0.0, 60.0)))
-        self.ended.append((waiting, again, retry_in_s, ending.made_room))
+        self.ended.append((pending, again, retry_in_s, ending.made_room))
 
     def done(self) -> None:
         """The thread of an attempt tells of its end."""
-        place = self.world.random.randrange(len(self.ended))
-        waiting, again, retry_in_s, made_room = self.ended.pop(place)
+        reservation = self.world.random.randrange(len(self.ended))
+        pending, again, retry_in_s, made_room = self.ended.pop(reservation)
         if not again:
-            self.outcomes.append(waiting.request.number)
+            self.outcomes.append(pending.request.number)
             self.unrecorded += 1
         admitted = self.dispatcher.done(
-            tried(waiting) if again else None, retry_in_s=retry_in_s, made_room=made_room
+            tried(pending) if again else None, retry_in_s=retry_in_s, made_room=made_room
         )
         if admitted is not None:
             self.send(admitted)
@@ -1162,15 +1167,15 @@ class ModelRun:
         if self.due_at <= now or dispatcher._has_left:
             return
         if dispatcher.in_flight == self.max_workers:
-            assert not any(line.place for line in dispatcher._lines._lines.values())
+            assert not any(line.reservation for line in dispatcher._queues._queues.values())
             return
-        assert all(due_at >= self.due_at for due_at, _, _ in dispatcher._lines._later)
+        assert all(due_at >= self.due_at for due_at, _, _ in dispatcher._queues._later)
         made_room = any(ending[3] for ending in self.ended)
-        for bucket, line in dispatcher._lines._lines.items():
-            assert line.place is not None
-            assert line.place.admitted_at is None
-            if bucket.queue[0] is line.place and not made_room:  # else who made it will ask
-                delay = soonest(bucket.ceiling, now).get(line.place, math.inf)
+        for bucket, line in dispatcher._queues._queues.items():
+            assert line.reservation is not None
+            assert line.reservation.admitted_at is None
+            if bucket.queue[0] is line.reservation and not made_room:  # else who made it will ask
+                delay = soonest(bucket.shared_limits, now).get(line.reservation, math.inf)
                 assert self.due_at <= now + delay + 1e-6, (
                     self.due_at - now,
                     delay,
@@ -1188,10 +1193,12 @@ class World:
         for limits in ((60, math.inf), (600, 6000), (math.inf, 20_000), (math.inf, math.inf)):
             requests, tokens = limits
             made = Limits(requests_per_minute=requests, tokens_per_minute=tokens)
-            ceiling = SharedLimits(made, self.clock)
+            shared_limits = SharedLimits(made, self.clock)
             for most in (None, self.random.choice((1, 2, 5))):
                 self.buckets.append(
-                    TokenBucket(made, clock=self.clock, ceiling=ceiling, most_in_flight=most)
+                    TokenBucket(
+                        made, clock=self.clock, shared_limits=shared_limits, most_in_flight=most
+                    )
                 )
         self.buckets = self.random.sample(self.buckets, self.random.randint(1, len(self.buckets)))
         self.runs = [
@@ -1374,7 +1381,7 @@ def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
         bucket = bucket_of()
         room.put(0, bucket)
         room.until(lambda: room.dispatcher.in_flight == 1 and room.dispatcher._is_asleep)
-        assert room.dispatcher.done(tried(room.waiting[0]), retry_in_s=1.0) is None
+        assert room.dispatcher.done(tried(room.pending[0]), retry_in_s=1.0) is None
         room.clock.now_s += 2.0
         room.dispatcher.waker.set()
         room.end()
@@ -1393,12 +1400,12 @@ def test_where_threads_run_out_fewer_are_in_flight(caplog: pytest.LogCaptureFixt
             room.put(number, bucket)
         room.dispatcher.turn()
     assert caplog.messages == ["only 3 requests can be in flight: can't start new thread"]
-    assert [waiting.request.number for waiting in start.queued] == [0, 1, 2, 3]
+    assert [pending.request.number for pending in start.queued] == [0, 1, 2, 3]
     assert room.dispatcher.in_flight == 4
     assert room.dispatcher.done() is None
     admitted = room.dispatcher.done()
     assert admitted is not None
-    assert admitted.waiting.request.number == 4
+    assert admitted.pending.request.number == 4
     assert room.dispatcher.in_flight == 3
     room.dispatcher.turn()
     assert len(start.queued) == 4
@@ -1460,9 +1467,9 @@ def test_each_wait_has_its_cause(
     """The run's waits and those of each bucket, by what was waited for."""
     play = Play()
     play(*events.split(", "))
-    assert play.room.ledger.overall() == overall
+    assert play.room.wait_times.overall() == overall
     for name, waits in of_buckets.items():
-        assert play.room.ledger.of_bucket(play.buckets[name]) == waits
+        assert play.room.wait_times.of_bucket(play.buckets[name]) == waits
 
 
 def test_a_wait_that_goes_on_is_seen(hand: Room) -> None:
@@ -1470,5 +1477,5 @@ def test_a_wait_that_goes_on_is_seen(hand: Room) -> None:
     hand.put(0, paused_bucket())
     hand.dispatcher.turn()
     hand.clock.now_s += 3.0
-    assert hand.ledger.overall() == {}
-    assert hand.ledger.overall(hand.clock()) == {"pause": 3.0}
+    assert hand.wait_times.overall() == {}
+    assert hand.wait_times.overall(hand.clock()) == {"pause": 3.0}

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Cost, Endpoint, Request
+from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import Options
 from parallel_processor.tokens.counter import TokenCounter
-from parallel_processor.tokens.estimates import CostEstimator, OutputLengths
+from parallel_processor.tokens.estimates import Cost, CostEstimator, OutputLengths
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 AZURE = "https://r.openai.azure.com/openai/v1/chat/completions"
@@ -25,7 +25,7 @@ REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MESSAGES = [{"role": "user", "content": "Say something."}]
 
 
-def pricing(url: str = OPENAI, **settings: Any) -> CostEstimator:
+def estimator(url: str = OPENAI, **settings: Any) -> CostEstimator:
     """What a processor of requests to ``url`` reserves."""
     return CostEstimator(Options(request_url=url, **settings))
 
@@ -52,19 +52,19 @@ def test_the_cost_is_the_prompt_and_the_answers_part() -> None:
     request = chat(max_tokens=100)
     prompt = TokenCounter().input_tokens(request.body, Endpoint.CHAT)
     assert prompt > 5
-    assert cost(pricing(), request) == Cost(prompt + 100, 100)
+    assert cost(estimator(), request) == Cost(prompt + 100, 100)
 
 
 @pytest.mark.parametrize(("n", "output"), [(1, 40), (3, 120)])
 def test_a_request_without_a_cap_reserves_the_default(n: int, output: int) -> None:
     """Before anything is learned, each response is expected to have the default length."""
-    assert cost(pricing(default_output_tokens=40), chat(n=n)).output_tokens == output
+    assert cost(estimator(default_output_tokens=40), chat(n=n)).output_tokens == output
 
 
 @pytest.mark.parametrize("url", [OPENAI, AZURE, GROQ, LOCAL])
 def test_a_request_without_a_cap_reserves_what_answers_used(url: str) -> None:
     """Everywhere, the 90th percentile of recent responses replaces the default."""
-    prices = pricing(url)
+    prices = estimator(url)
     learn(prices, chat(), 500)
     assert cost(prices, chat()).output_tokens == 500
 
@@ -72,7 +72,7 @@ def test_a_request_without_a_cap_reserves_what_answers_used(url: str) -> None:
 @pytest.mark.parametrize("url", [OPENAI, AZURE, LOCAL])
 def test_where_the_cap_is_charged_it_is_reserved(url: str) -> None:
     """OpenAI, Azure and unknown hosts charge the most that a request may use."""
-    prices = pricing(url)
+    prices = estimator(url)
     learn(prices, chat(max_tokens=4000), 10)
     assert prices.charges_use is False
     assert cost(prices, chat(max_tokens=4000)).output_tokens == 4000
@@ -80,7 +80,7 @@ def test_where_the_cap_is_charged_it_is_reserved(url: str) -> None:
 
 def test_where_use_is_charged_a_high_cap_costs_what_answers_use() -> None:
     """A cap that is ten times too high doesn't leave nine tenths of the limit unused."""
-    prices = pricing(GROQ)
+    prices = estimator(GROQ)
     assert prices.charges_use is True
     assert cost(prices, chat(max_tokens=4000)).output_tokens == 4000  # nothing is known yet
     learn(prices, chat(max_tokens=4000), 30)
@@ -89,7 +89,7 @@ def test_where_use_is_charged_a_high_cap_costs_what_answers_use() -> None:
 
 def test_no_more_than_the_cap_is_reserved() -> None:
     """However long the answers of other requests were, the cap bounds this one's."""
-    prices = pricing(GROQ)
+    prices = estimator(GROQ)
     learn(prices, chat(), 500)
     assert cost(prices, chat(max_tokens=20)).output_tokens == 20
     assert cost(prices, chat(max_tokens=0)).output_tokens == 0
@@ -104,7 +104,7 @@ def test_no_more_than_the_cap_is_reserved() -> None:
 )
 def test_the_setting_has_the_last_word(url: str, accounting: Any, output: int) -> None:
     """An explicit setting overrides what is known about the host."""
-    prices = pricing(url, token_accounting=accounting)
+    prices = estimator(url, token_accounting=accounting)
     assert prices.charges_use is (output == 30)
     learn(prices, chat(), 30)
     assert cost(prices, chat(max_tokens=4000)).output_tokens == output
@@ -112,7 +112,7 @@ def test_the_setting_has_the_last_word(url: str, accounting: Any, output: int) -
 
 def test_what_was_learned_meanwhile_counts() -> None:
     """A request's tokens are counted once; the cost is what is known when it is sent."""
-    prices = pricing(GROQ)
+    prices = estimator(GROQ)
     estimate = prices.estimate(chat(max_tokens=4000))
     assert prices.cost(estimate).output_tokens == 4000
     learn(prices, chat(), 30)
@@ -121,7 +121,7 @@ def test_what_was_learned_meanwhile_counts() -> None:
 
 def test_models_and_endpoints_are_told_apart() -> None:
     """Nothing learned for one model or endpoint is used for another."""
-    prices = pricing(GROQ)
+    prices = estimator(GROQ)
     learn(prices, chat(), 500)
     assert cost(prices, chat(model="gpt-4o-mini")).output_tokens == 16
     row = Request(
@@ -139,7 +139,7 @@ def test_models_and_endpoints_are_told_apart() -> None:
 
 def test_an_embedding_has_no_output() -> None:
     """Whatever was learned, the prompt is all that an embedding costs."""
-    prices = pricing("https://api.mistral.ai/v1/embeddings")
+    prices = estimator("https://api.mistral.ai/v1/embeddings")
     request = made_request({"model": "e", "input": "Say something."}, 1)
     before = cost(prices, request)
     learn(prices, request, 0)
@@ -148,7 +148,7 @@ def test_an_embedding_has_no_output() -> None:
 
 def test_an_anthropic_cap_is_not_reserved_once_answers_are_known() -> None:
     """``max_tokens`` is required there, and so says little."""
-    prices = pricing(ANTHROPIC)
+    prices = estimator(ANTHROPIC)
     request = made_request({"model": "c", "max_tokens": 8192, "messages": MESSAGES}, 1)
     learn(prices, request, 200, 300)
     assert cost(prices, request).output_tokens == 300
@@ -163,7 +163,7 @@ def test_an_anthropic_cap_is_not_reserved_once_answers_are_known() -> None:
 )
 def test_an_unknown_endpoint_without_a_cap_learns_too(url: str) -> None:
     """A request that names no cap gets what recent answers used, whatever its endpoint is called."""
-    prices = pricing(url)
+    prices = estimator(url)
     request = made_request({"contents": [{"parts": [{"text": "Say something."}]}]}, 1)
     learn(prices, request, 500)
     assert cost(prices, request).output_tokens == 500

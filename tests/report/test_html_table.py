@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from parallel_processor import Outcome, Request, Response
-from parallel_processor.models import html_table
+from parallel_processor.runtime.notebook import html_table
 
 EVIL = "<script>alert(\"1\" & '2')</script>"
 

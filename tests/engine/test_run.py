@@ -70,7 +70,7 @@ def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run
     options = Options(
         request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
     )
-    return Run(options, buckets=TokenBuckets(options), pricing=CostEstimator(options), **parts)
+    return Run(options, buckets=TokenBuckets(options), estimator=CostEstimator(options), **parts)
 
 
 def bodies(count: int) -> Iterator[Request]:
@@ -133,8 +133,8 @@ def real_run(server: RawServer, **settings: Any) -> tuple[Run, TickingClock]:
     """A run that goes over the network, and its clock."""
     parts = {name: settings.pop(name, None) for name in ("make_sink", "on_cancel")}
     options = Options(request_url=server.url, limits=NO_LIMITS, **settings)
-    clock, buckets, pricing = TickingClock(), TokenBuckets(options), CostEstimator(options)
-    return Run(options, buckets=buckets, pricing=pricing, clock=clock, **parts), clock
+    clock, buckets, estimator = TickingClock(), TokenBuckets(options), CostEstimator(options)
+    return Run(options, buckets=buckets, estimator=estimator, clock=clock, **parts), clock
 
 
 class Writer:
@@ -318,9 +318,9 @@ def test_what_is_not_on_record_bounds_the_reading() -> None:
     join = in_background(lambda: list(run.outcomes(source())))
     most = 5 + 5 + 256  # in flight, ahead of them, and for the writer to put together
     kept = writer.take(most - 2)  # two are too few to wake up for
-    for place in range(0, 100, 5):
-        assert len(read) <= most + place
-        writer.write(kept[place : place + 5])
+    for reservation in range(0, 100, 5):
+        assert len(read) <= most + reservation
+        writer.write(kept[reservation : reservation + 5])
         kept += writer.take(5)
     writer.write(kept[100:])
     writer.write(writer.take(400 - len(kept)))
@@ -435,7 +435,7 @@ def test_a_fault_of_ours_ends_the_run_with_it() -> None:
 def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
     """An exception while a request's tokens are counted, by whatever thread, is the run's end."""
     run = run_with(ok)
-    run._pricing.estimate = lambda request: Estimate(1 // (request.number - 3))
+    run._estimator.estimate = lambda request: Estimate(1 // (request.number - 3))
     with contextlib.suppress(ZeroDivisionError):  # raised here if our thread or the feeder counted
         list(run.outcomes(bodies(10)))
     assert isinstance(run.stop_cause, ZeroDivisionError)
@@ -672,7 +672,7 @@ threading.Thread(target=consume).start()
 
 def test_a_run_that_outlives_the_main_thread_ends_with_an_error() -> None:
     """The interpreter takes no more work when it ends; a run in a thread doesn't hang it."""
-    script = MAIN_ENDS.format(tests=str(Path(__file__).parent))
+    script = MAIN_ENDS.format(tests=str(Path(__file__).parents[1] / "helpers"))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )

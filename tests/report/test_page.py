@@ -146,9 +146,9 @@ def test_a_finished_run_tells_what_happened() -> None:
         "What to change Look at the errors of the 12 failed requests.",
         "1,200 at 0:00:00, 600 at 0:02:01",
         "HTTP 503 server_error 129",
-        "Kind AttemptRunner Requests that failed in the end HTTP 503 server_error 129 3",
+        "Kind Attempts Requests that failed in the end HTTP 503 server_error 129 3",
         "4,711 HTTP 400 invalid_request_error: Invalid 'messages[1].content': string too long.",
-        "Slowest answers Line custom_id Model AttemptRunner Latency 4,711 eval-0000-question",
+        "Slowest answers Line custom_id Model Attempts Latency 4,711 eval-0000-question",
     ):
         assert words in page.text
     assert page.names().count("figure") == 6

@@ -147,7 +147,7 @@ class Client:
         limits: Limits = AUTO,
         *,
         model: str = "m",
-        ceiling: SharedLimits | None = None,
+        shared_limits: SharedLimits | None = None,
         read: int = 50,
         cap: int = 50,
         used: Callable[[], int] | None = None,
@@ -157,7 +157,7 @@ class Client:
         demand_per_s: float = math.inf,
     ) -> None:
         self.bucket = TokenBucket(
-            limits, clock=world.clock, ceiling=ceiling, most_in_flight=max_workers
+            limits, clock=world.clock, shared_limits=shared_limits, most_in_flight=max_workers
         )
         self._world, self._server, self._model = world, server, model
         self._read, self._cap = read, cap

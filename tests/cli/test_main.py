@@ -26,7 +26,7 @@ from parallel_processor.cli import main as cli
 from parallel_processor.cli.flags import FLAGS
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "api_request_parallel_processor.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "api_request_parallel_processor.py"
 KEY = "sk-test-0123456789abcdef"
 FAST = ("--max_requests_per_minute", "inf", "--max_tokens_per_minute", "inf")
 
