@@ -651,7 +651,7 @@ def test_without_any_thread_the_run_ends_with_the_error(monkeypatch: pytest.Monk
 
 MAIN_ENDS = """
 import sys, threading
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_run import bodies, ok, run_with
 ended = threading.Event()
 
@@ -672,7 +672,9 @@ threading.Thread(target=consume).start()
 
 def test_a_run_that_outlives_the_main_thread_ends_with_an_error() -> None:
     """The interpreter takes no more work when it ends; a run in a thread doesn't hang it."""
-    script = MAIN_ENDS.format(tests=str(Path(__file__).parents[1] / "helpers"))
+    script = MAIN_ENDS.format(
+        paths=[str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )

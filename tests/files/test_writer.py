@@ -353,7 +353,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 LIMITED = """
 import pathlib, resource, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_writer import Desk, answered
 resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
 path = pathlib.Path(sys.argv[1])
@@ -370,7 +370,9 @@ print(len(desk.written), len(desk.lost), desk.failures)
 def test_a_file_that_may_not_grow_keeps_its_whole_lines(tmp_path: Path) -> None:
     """The system's own limit on a file's size, which lets a part of a write through, tears no line."""
     path = tmp_path / "out.jsonl"
-    script = LIMITED.format(tests=str(Path(__file__).parents[1] / "helpers"))
+    script = LIMITED.format(
+        paths=[str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
         capture_output=True,

@@ -301,7 +301,7 @@ def test_a_terminal_may_go_away() -> None:
 
 LOGGING = """
 import io, logging, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_progress import View
 from parallel_processor.report.progress import BarStream
 logger = logging.getLogger("t")
@@ -318,7 +318,9 @@ view.progress.close()
 def test_log_lines_stand_above_the_bar() -> None:
     """A log line has a line of its own, and the bar is drawn again below it."""
     with terminal() as screen:
-        script = LOGGING.format(tests=str(Path(__file__).parents[1] / "helpers"))
+        script = LOGGING.format(
+            paths=[str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+        )
         command = [sys.executable, "-c", script]
         subprocess.run(command, stderr=screen.file, check=True, timeout=60)
         text = screen.text()

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 from commands import run, write_lines
-from test_library import gated, processor, rows
+from services import gated, processor, rows
 
 from parallel_processor import ConfigurationError, serve_metrics
 from parallel_processor.simulator import Simulator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_display import table
+from html_tables import table
 
 from parallel_processor.exceptions import (
     InputFileError,
