@@ -29,7 +29,7 @@ from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
-from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.runtime.stop import StopSignal, WakeEvent
 from parallel_processor.runtime.threads import InterruptSafeThread
 from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
@@ -82,7 +82,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.error: BaseException | None = None
-        self.waker = threading.Event()
+        self.waker = WakeEvent()
         self._start = start
         self._flush = flush
         self._drop = drop
@@ -347,7 +347,7 @@ class Dispatcher:
 
     def _sleep(self, now: float, delay: float) -> None:
         """Wait to be woken, or for ``delay`` seconds."""
-        self.waker.wait(min(delay, threading.TIMEOUT_MAX) if delay < math.inf else None)
+        self.waker.wait(delay if delay < math.inf else None)
         if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
             self._stop.wait(_BATCH_DELAY_S)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from parallel_processor.models import Estimate, WaitCause
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.runtime.stop import Settable
 from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
@@ -56,7 +56,7 @@ class RequestQueues:
         size_bytes: the payload of these, and of those in a backoff.
     """
 
-    def __init__(self, cost: Callable[[Estimate], Cost], wake: threading.Event) -> None:
+    def __init__(self, cost: Callable[[Estimate], Cost], wake: Settable) -> None:
         self._cost = cost
         self._wake = wake
         self._queues: dict[TokenBucket, _BucketQueue] = {}  # in turn; no queue is empty

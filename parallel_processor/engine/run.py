@@ -58,7 +58,7 @@ class Run:
     Args:
         options: the settings.
         buckets: the limits, which other runs may share.
-        pricing: estimates what a request will cost.
+        estimator: estimates what a request will cost.
         make_sink: makes what takes the outcomes from the worker threads. It is a factory since both need
             each other: the sink gives credits back to the run. Without one, :meth:`outcomes` yields them.
         on_cancel: called when requests in flight are cancelled.
@@ -69,7 +69,7 @@ class Run:
 
     Attributes:
         counters: what the run has done.
-        ledger: what it waited for.
+        wait_times: what it waited for.
         displays: what shows it while it goes on.
     """
 
@@ -103,7 +103,7 @@ class Run:
         self._dispatcher = self._make_dispatcher(is_wanted)
         # and sent. After an attempt, a worker calls _settle for the next request.
         self._pool = self._make_pool(parses_answers)
-        # AttemptRunner: each means an outcome, or another attempt.
+        # Attempts: each means an outcome, or another attempt.
         self._settlement = self._make_settlement()
         # Outcomes go to the sink or to the program, and their credits back to the dispatcher.
         self._delivery = self._make_delivery(make_sink)
@@ -245,10 +245,8 @@ class Run:
         url = request.url or self._options.request_url
         pending = PendingRequest(request=request, bucket=self._buckets.bucket(url, request.model))
         if self._options.processes > 1 or pending.bucket not in self._seen:
-            self._seen.add(
-                pending.bucket
-            )  # loads its encoding here: a fork must not interrupt that
-            self._count(pending)
+            self._seen.add(pending.bucket)
+            self._count(pending)  # loads its encoding here: a fork must not interrupt that
         self._dispatcher.put(pending)
 
     def _count(self, pending: PendingRequest) -> None:
@@ -344,10 +342,10 @@ class Run:
                 for _ in self._drain():
                     pass
         finally:
-            steps = (self._dispatcher.join, self._cut_rest, self._pool.close)
+            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             do_all((*steps, self._delivery.close, self.displays.close))
 
-    def _cut_rest(self) -> None:
+    def _cancel_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk
             self.cancel(StopRequested("gave up what was in flight"))
 

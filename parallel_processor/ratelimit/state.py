@@ -9,7 +9,6 @@ and the caller of every method holds it.
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -19,12 +18,13 @@ from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.quota import CAUSES, KINDS, TOKENS, ConfiguredQuota
 from parallel_processor.ratelimit.server import ServerLimits
 from parallel_processor.ratelimit.server_quota import ServerQuota
+from parallel_processor.runtime.stop import Settable, WakeEvent
 
 INSTANT_S = 1e-9  # a wait below this is rounding
 
 _Charge = tuple[ConfiguredQuota | ServerQuota, list[float]]  # the quota, and the slot of its window
 _NOT_CHARGED: list[_Charge] = []
-_NOBODY = threading.Event()  # the default of ``wake``: nothing waits for it
+_NOBODY = WakeEvent()  # the default of ``wake``: nothing waits for it
 _NOTHING = (0.0,) * len(KINDS)
 
 
@@ -46,7 +46,7 @@ class Reservation:
     __slots__ = ("admitted_at", "charges", "costs", "ended", "ticket", "totals", "wake")
 
     def __init__(
-        self, tokens: float, wake: threading.Event = _NOBODY, *, output_tokens: float = 0.0
+        self, tokens: float, wake: Settable = _NOBODY, *, output_tokens: float = 0.0
     ) -> None:
         """Ask for ``tokens``, of which the answer is expected to use ``output_tokens``."""
         self.costs: tuple[float, ...] = (1.0, tokens, tokens - output_tokens, output_tokens)

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 _TRIES = 5
-# Python may miss a signal that arrives just before a wait in C, until that wait is over; on Windows no wait
-# ends with Ctrl-C. So no single wait is longer than this.
-_MAX_WAIT_S = 0.5
+# Python may miss a signal that arrives just before a wait in C, until that wait is over. Only the main thread
+# hears signals, so that no single wait of its own is longer than this.
+_MAX_MAIN_THREAD_WAIT_S = 0.5
 
 
 class Settable(Protocol):
@@ -50,14 +50,16 @@ class WakeEvent:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is set, at most so long; false if it isn't."""
-        left = math.inf if seconds is None else seconds
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        most_s = _MAX_MAIN_THREAD_WAIT_S if is_main_thread else threading.TIMEOUT_MAX
+        left_s = math.inf if seconds is None else seconds
         while not self._is_set:
             try:
-                self._wakes.get(timeout=min(left, _MAX_WAIT_S))
+                self._wakes.get(timeout=min(left_s, most_s))
                 break
             except queue.Empty:
-                left -= _MAX_WAIT_S
-                if left <= 0:
+                left_s -= most_s
+                if left_s <= 0:
                     break
         return self._is_set
 
@@ -73,7 +75,7 @@ class StopSignal:
         self._lock = threading.Lock()  # guards _cause and _subscribers
         self._cause: BaseException | None = None
         self._subscribers: set[Settable] = set()
-        self._event = threading.Event()
+        self._event = WakeEvent(max_waiters=8)
 
     @property
     def cause(self) -> BaseException | None:

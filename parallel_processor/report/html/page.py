@@ -82,7 +82,7 @@ def _figures(report: RunReport) -> Markup:
         _tile("Answered", count(summary.answered), _before(summary.already_answered)),
         _tile("Failed", count(summary.failed), _before(summary.already_failed), summary.failed > 0),
         *_left_tiles(report),
-        _tile("AttemptRunner", count(summary.attempts), f"{count(summary.retries)} retries"),
+        _tile("Attempts", count(summary.attempts), f"{count(summary.retries)} retries"),
         _tile("Rejected (429)", count(summary.rate_limited), _rejections(summary)),
         _tile("Tokens used", count(summary.used_tokens), _reserved(summary)),
         _tile("Requests/min", *_pace(report)),

@@ -21,7 +21,7 @@ from parallel_processor.report.wording import (
 
 _MAX_ROWS = 100
 _MAX_CHANGES = 5
-_NOTE_HEADS = ("#Line", "~Error", "custom_id", "Model", "#AttemptRunner", "#Latency")
+_NOTE_HEADS = ("#Line", "~Error", "custom_id", "Model", "#Attempts", "#Latency")
 
 
 def tables(report: RunReport) -> list[Markup]:
@@ -115,7 +115,7 @@ def _changes(limit: LimitReport) -> str:
 def _models(buckets: Sequence[BucketReport]) -> Markup | None:
     heads = (
         "Model",
-        "#AttemptRunner",
+        "#Attempts",
         "#Answered",
         "#Rejected (429)",
         "#Pauses",
@@ -146,7 +146,7 @@ def _errors(report: RunReport) -> Markup | None:
         for kind in kinds
         if attempts.get(kind) or failed.get(kind)
     ]
-    return _table(("Kind", "#AttemptRunner", "#Requests that failed in the end"), rows)
+    return _table(("Kind", "#Attempts", "#Requests that failed in the end"), rows)
 
 
 def _notes(notes: Sequence[RequestNote]) -> Markup | None:
