@@ -49,7 +49,7 @@ class ConnectionRegistry:
     def check(self) -> None:
         """Raise ``ConnectionAbortedError`` after :meth:`cancel`."""
         if self._cut:
-            raise ConnectionAbortedError("the run was cut short")
+            raise ConnectionAbortedError("the run was cancelled")
 
     def note_sending(self) -> float:
         """Note that this thread's request goes out now, on an open connection. Return the time."""

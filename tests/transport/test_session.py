@@ -434,7 +434,7 @@ def drips_chunks(visit: Visit) -> None:
 def drips_head(visit: Visit) -> None:
     """Send header lines a byte at a time."""
     visit.read()
-    visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-PendingRequest: yes\r\n" * 90)
+    visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Waiting: yes\r\n" * 90)
 
 
 def drips_interim_answers(visit: Visit) -> None:
@@ -763,7 +763,7 @@ def test_cut_ends_an_exchange(
     with certificate_file() as path, RawServer(script, tls=tls) as server:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
         with transport(server.url, request_timeout_s=600.0) as sender:
-            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cut()))
+            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cancel()))
             cutter.start()
             with pytest.raises(TransportError) as caught:
                 sender.send(REQUEST)
@@ -780,12 +780,12 @@ def test_a_cut_handshake_ends_with_its_connect_timeout() -> None:
     with RawServer(late_handshake) as server:
         url = server.url.replace("http:", "https:")
         with transport(url, connect_timeout_s=0.3, request_timeout_s=600.0) as sender:
-            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cut()))
+            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cancel()))
             cutter.start()
             with pytest.raises(TransportError):
                 sender.send(REQUEST)
             cutter.join()
-            with pytest.raises(TransportError, match="cut short"):
+            with pytest.raises(TransportError, match="cancelled"):
                 sender.send(REQUEST)
     assert server.visits == 1
 
@@ -794,7 +794,7 @@ def test_after_a_cut_nothing_is_sent() -> None:
     """A cut transport makes no new exchange, on an old connection or on a new one."""
     with RawServer(answer_all) as server, transport(server.url) as sender:
         sender.send(REQUEST)
-        sender.cut()
+        sender.cancel()
         in_threads(2, lambda: pytest.raises(TransportError, sender.send, REQUEST))
         with pytest.raises(TransportError):
             sender.send(REQUEST)
