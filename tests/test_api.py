@@ -66,10 +66,30 @@ assert main({words.split()!r}) == 0
 
 
 def test_a_worker_process_loads_what_sends(tmp_path: Path) -> None:
-    """A worker process has requests, and nothing that limits, counts, retries or shows."""
+    """A worker process has what sends, and nothing that limits, counts, retries, writes or shows."""
     found = loaded_by("import parallel_processor.workers.child", tmp_path)
     assert "requests" in found
     assert not found & {"argparse", "subprocess", "tenacity", "tiktoken", "tqdm"}
+    code = "import sys, parallel_processor.workers.child; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    own = {
+        name.split(".")[1] for name in done.stdout.split() if name.startswith("parallel_processor.")
+    }
+    assert own == {
+        "exceptions",
+        "models",
+        "options",
+        "providers",
+        "runtime",
+        "transport",
+        "workers",
+    }
 
 
 def test_process_file_does_a_file(tmp_path: Path) -> None:

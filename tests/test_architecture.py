@@ -397,17 +397,19 @@ def test_the_other_tables_name_what_there_is() -> None:
 
 
 def test_all_is_the_public_namespace() -> None:
-    """What ``import parallel_processor`` shows is what ``__all__`` lists, submodules aside."""
+    """What ``dir(parallel_processor)`` shows is what ``__all__`` lists, submodules aside, and is there."""
     package = importlib.import_module(PACKAGE)
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
     visible = {
         name
-        for name, value in vars(package).items()
+        for name in dir(package)
         if not name.startswith("_")
-        and not (isinstance(value, ModuleType) and value.__name__.startswith(f"{PACKAGE}."))
-        and getattr(value, "__module__", "") != "__future__"
+        and not isinstance(getattr(package, name), ModuleType)
+        and type(getattr(package, name)).__module__ != "__future__"
     }
-    assert visible == {name for name in package.__all__ if not name.startswith("__")}
-    assert [name for name in package.__all__ if not hasattr(package, name)] == []
+    assert visible == set(package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'process_files'"):
+        package.process_files  # noqa: B018
 
 
 def test_every_module_can_be_imported_first() -> None:
