@@ -154,7 +154,7 @@ def make_token_cache(folder: Path) -> None:
     spec = find_spec("parallel_processor")
     package = Path(spec.origin).parent if spec and spec.origin else ROOT / "parallel_processor"
     folder.mkdir()
-    content = zlib.decompress((package / "data" / "cl100k_base.tokens.z").read_bytes())
+    content = zlib.decompress((package / "tokens" / "data" / "cl100k_base.tokens.z").read_bytes())
     tokens = content.split(_SEPARATOR)
     ranks = b"".join(b"%s %d\n" % (b64encode(token), n) for n, token in enumerate(tokens))
     (folder / hashlib.sha1(_RANKS_URL.encode()).hexdigest()).write_bytes(ranks)
