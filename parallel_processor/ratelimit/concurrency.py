@@ -1,6 +1,6 @@
 """Finding the number of requests in flight that suits a server best.
 
-A server without rate limits (vLLM, Ollama, a private gateway) has a limit all the same. Beyond some
+A server without rate limits (vLLM, Ollama, a private gateway) has a limit all the same: beyond some
 number in flight, each further request only makes the others slower, or is rejected.
 
 **Search.** By Little's law the throughput is the number in flight divided by the latency. So both
@@ -36,8 +36,8 @@ _LARGEST_CUT = 0.3
 _CUT_PER_SHARE = 1.5  # the cut, as a multiple of the share of rejections
 _MUCH = 0.25  # with more rejections than this share, even half the number may be too high
 _SAME = 0.6  # halving should bring the share to nothing; it didn't help if this much of it is left
-_BORNE = 1.5  # this multiple of the share that halving didn't lower is tolerated
-_TELLING_ENDS = 50  # a share is judged only over so many attempts
+_TOLERATED = 1.5  # this multiple of the share that halving didn't lower is tolerated
+_LEAST_ENDS = 50  # a share counts only if it is taken over so many attempts
 _GROWTH = 1.05  # a round, after a cut
 _FULL = 0.7  # a round counts only if this share of the limit was in flight
 _LEAST_ANSWERS = 8  # of a round
@@ -53,29 +53,6 @@ class ConcurrencyLimit:
         total: how many were started in all.
     """
 
-    __slots__ = (
-        "_answers",
-        "_area",
-        "_before",
-        "_borne",
-        "_climbs",
-        "_cut_at",
-        "_ended",
-        "_factor",
-        "_last",
-        "_latency",
-        "_leaps",
-        "_most",
-        "_refused",
-        "_round_at",
-        "_settles",
-        "_stamp",
-        "count",
-        "limit",
-        "peak",
-        "total",
-    )
-
     def __init__(
         self, *, now: float, climbs: bool = False, gentle: bool = False, most: float = math.inf
     ) -> None:
@@ -86,11 +63,10 @@ class ConcurrencyLimit:
         self._climbs = climbs
         self._leaps = 0  # taken so far; -1 once they are over
         self._factor = 2.0  # of the next leap or step
-        self._ended = self._refused = 0  # attempts, since the last time that cuts were judged
-        self._before: tuple[float, float] | None = (
-            None  # limit and share of rejections before the cuts
-        )
-        self._borne = 0.0  # the share of rejections that is tolerated
+        self._ended = self._rejected = 0  # attempts since the cuts were last assessed
+        # The limit and the share of rejections before the cuts.
+        self._before: tuple[float, float] | None = None
+        self._tolerated = 0.0  # the share of rejections that is tolerated
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._cut_at = -math.inf
         self._settles = True  # the number in flight still has to reach the limit
@@ -172,16 +148,13 @@ class ConcurrencyLimit:
             return
         if not is_full or latency <= 0:
             return
-        here = (math.log(number), math.log(number / latency))
-        self._climb(here)
+        self._climb((math.log(number), math.log(number / latency)))
         self.limit = max(1.0, min(self.limit, self._most))
 
     def _climb(self, here: tuple[float, float]) -> None:
         """Choose the next number by comparing the throughput ``here`` with the last round's."""
         last, self._last = self._last, here
-        grown = gained = 0.0
-        if last is not None:
-            grown, gained = here[0] - last[0], here[1] - last[1]
+        grown, gained = (0.0, 0.0) if last is None else (here[0] - last[0], here[1] - last[1])
         if self._leaps >= 0:
             self._leap(last, gained < (_LEAP_WORTH if grown > 0 else _WORTH) * grown)
             return
@@ -208,14 +181,13 @@ class ConcurrencyLimit:
 
         A request that was in flight at the last cut belongs to the same burst.
         """
-        self._refused += 1
+        self._rejected += 1
         if admitted_at <= self._cut_at:
             return False
-        share = self._refused / max(self._ended, 1)
+        share = self._rejected / max(self._ended, 1)
         number = self.limit if self.limit < math.inf else max(self.peak, 1)
-        if self._ended >= _TELLING_ENDS and (
-            share <= self._borne or self._is_futile(number, share)
-        ):
+        is_known = self._ended >= _LEAST_ENDS
+        if is_known and (share <= self._tolerated or self._is_futile(number, share)):
             return False
         if self._before is None:
             self._before = (number, share)
@@ -231,9 +203,9 @@ class ConcurrencyLimit:
         if self._before is None or number > self._before[0] / 2:
             return False
         (before, share_before), self._before = self._before, None
-        self._ended = self._refused = 0
+        self._ended = self._rejected = 0
         if share >= _MUCH or share < _SAME * share_before:
             return False  # it helped, or the number is still far too high
-        self.limit, self._borne = before, _BORNE * max(share, share_before)
+        self.limit, self._tolerated = before, _TOLERATED * max(share, share_before)
         self._settles = True
         return True

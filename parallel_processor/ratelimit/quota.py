@@ -51,19 +51,6 @@ class ConfiguredQuota:
         in_window: the sum of the amounts in ``window``.
     """
 
-    __slots__ = (
-        "capacity",
-        "charged",
-        "in_window",
-        "kind",
-        "level",
-        "limit",
-        "name",
-        "refill",
-        "stamp",
-        "window",
-    )
-
     def __init__(self, name: str, limit: float, burst_seconds: float, now: float) -> None:
         self.name = name
         self.kind = KINDS.index(name)

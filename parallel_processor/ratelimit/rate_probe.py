@@ -41,7 +41,7 @@ _RAMP_CUT = 0.8  # the cut after a "slow down"
 _FLOOR = 1 / 4  # of the first rejected rate; the rate falls below only while many are rejected
 _MUCH = 0.2  # from this share of rejections on, the floor doesn't hold
 _FEW = 0.05  # below this share, rejections that name a time to wait count as the first in a row
-_BORNE = 0.01  # up to this share, rejections that name a time to wait cut nothing
+_TOLERATED = 0.01  # up to this share, rejections that name a time to wait cut nothing
 
 
 class RateProbe:
@@ -52,23 +52,6 @@ class RateProbe:
         sent: how many requests were sent since the last cut.
         rejections: how many of them were rejected.
     """
-
-    __slots__ = (
-        "_base",
-        "_charged",
-        "_cut",
-        "_cut_at",
-        "_cuts_in_a_row",
-        "_floor",
-        "_peak",
-        "_ramp_limited",
-        "_return_s",
-        "_since_s",
-        "_slow_start",
-        "rate",
-        "rejections",
-        "sent",
-    )
 
     def __init__(self, rate: float = math.inf) -> None:
         self.rate = rate
@@ -89,14 +72,6 @@ class RateProbe:
         """End the search, since the server named a limit. A rejection begins it again."""
         if self._slow_start:
             self._slow_start, self.rate = False, math.inf
-
-    def count_sent(self) -> None:
-        """Count a request that was sent."""
-        self.sent += 1
-
-    def count_refused(self) -> None:
-        """Count a request that was rejected."""
-        self.rejections += 1
 
     def advance(self, seconds: float) -> None:
         """Raise the rate: it was used to the full for ``seconds``, and nothing was rejected."""
@@ -136,7 +111,7 @@ class RateProbe:
             ramp_too_fast: whether the server complained that the traffic rose too fast.
             mild: whether the headers name a limit that the rate was within.
         """
-        if has_retry_after and not ramp_too_fast and self.rejections <= _BORNE * self.sent:
+        if has_retry_after and not ramp_too_fast and self.rejections <= _TOLERATED * self.sent:
             return  # so few cost less than a lower rate would
         accepted, rejections = self.sent - self.rejections, self.rejections
         self.sent = self.rejections = 0

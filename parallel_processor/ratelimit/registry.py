@@ -77,12 +77,12 @@ class TokenBuckets:
         buckets = self._all()
         for shared_limits in {bucket.shared_limits for bucket in buckets} or {self._default}:
             with shared_limits.lock:
-                used, ceilings = shared_limits.levels(self._clock())
+                used, configured = shared_limits.levels(self._clock())
             own = [bucket for bucket in buckets if bucket.shared_limits is shared_limits]
             for name in admitted:
                 found = sum(bucket.server.found_limit(name) for bucket in own) if own else math.inf
                 admitted[name] += used[name]
-                limits[name] += min(ceilings[name], found)
+                limits[name] += min(configured[name], found)
         now = self._clock()
         span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
         waiting_for = next(
@@ -95,7 +95,7 @@ class TokenBuckets:
     ) -> tuple[BucketReport, ...]:
         """How the limits of each bucket turned out; times count from ``since_s`` of the clock.
 
-        ``wait_cause`` returns the seconds that the requests of a bucket waited, by cause.
+        ``waited_s`` returns the seconds that the requests of a bucket waited, by cause.
         """
         return tuple(
             replace(bucket.report(since_s), waited_s=waited_s(bucket)) for bucket in self._all()

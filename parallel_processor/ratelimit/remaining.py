@@ -17,9 +17,7 @@ from parallel_processor.models import LimitReading, refill_s
 
 LONGEST_PACED_S = 3600.0  # a day's limit may be used up in an hour
 _KNEE_S = 10.0  # below so many seconds' worth of the limit the rate falls with what is left
-_TRICKLE = (
-    0.02  # the least share of the rate: without any request no header would tell of a recovery
-)
+_TRICKLE = 0.02  # the least share of the rate: without requests no header would show a recovery
 _OTHERS_S = 5.0  # time constant of the estimate of what other clients take
 _LEAST_SPAN_S = 0.5  # between two answers that are compared
 _SILENCE_S = 2.0  # without an answer for so long, the estimate decays with this half-life
@@ -41,22 +39,6 @@ class Remaining:
         others: what other clients seem to take, per second.
         is_fixed: whether the server counts in fixed windows.
     """
-
-    __slots__ = (
-        "_base",
-        "_ends_at",
-        "_heard_at",
-        "_most",
-        "_newest",
-        "_votes",
-        "_window_s",
-        "headroom",
-        "is_fixed",
-        "left",
-        "limit",
-        "others",
-        "told",
-    )
 
     def __init__(self, window_s: float, headroom: float) -> None:
         self.limit = self.left = self.told = math.inf
@@ -169,12 +151,11 @@ class Remaining:
     ) -> None:
         """Decide whether the server refills all the time or counts in fixed windows."""
         assert reading.remaining is not None
-        refilled = looks_refilled(reading)
-        if refilled is not None:  # one answer alone may fit by chance
-            votes = self._votes
-            self._votes = (
-                1.0 - refilled if votes is None else votes + _VOTE * (1.0 - refilled - votes)
-            )
+        is_refilled = looks_refilled(reading)
+        if is_refilled is not None:  # one answer alone may fit by chance
+            vote = 0.0 if is_refilled else 1.0
+            before = vote if self._votes is None else self._votes
+            self._votes = before + _VOTE * (vote - before)
             self.is_fixed = self._votes > 0.5
         if reading.reset_s is not None:  # as of when the server admitted the request
             self._ends_at = sent_at + reading.reset_s
@@ -222,9 +203,8 @@ def looks_refilled(reading: LimitReading) -> bool | None:
     # ``remaining`` is rounded down to whole units, of tokens also to thousands. A reset in whole seconds
     # is off by up to a second more: a timestamp rounded up against a clock rounded down.
     unit_s = reading.window_s / reading.limit
-    thousand_s = (
-        1000 * unit_s if reading.name != "requests" and reading.remaining % 1000 == 0 else 0
-    )
+    is_thousands = reading.name != "requests" and reading.remaining % 1000 == 0
+    thousand_s = 1000 * unit_s if is_thousands else 0
     earliest_s = -max(unit_s, thousand_s) - tolerance_s
     latest_s = thousand_s + tolerance_s + (1 if reading.reset_s % 1 == 0 else 0)
     return None if earliest_s <= off_s <= latest_s else False

@@ -1,4 +1,4 @@
-"""What became of each limit of a run, and how much of it is used at one moment."""
+"""What became of each limit in a run, and how much of it is used at one moment."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Usage:
     Attributes:
         admitted: what was admitted, by the name of the quota.
         limits: what is allowed a minute, by the name of the quota.
-        waited_s: what the first request in the queue waits for.
+        waiting_for: what the first request in the queue waits for.
         span_s: the seconds that ``admitted`` covers; less than 60 for a new bucket.
     """
 

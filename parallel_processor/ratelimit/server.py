@@ -1,20 +1,19 @@
-"""All that the server of one model and endpoint limits, as far as it is known: rates, load, pauses."""
+"""What the server of one model and endpoint limits, as far as it is known: rates, load, pauses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.quota import CAUSES, KINDS, MINUTE_S
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
-from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server_quota import Sent, ServerQuota
 
-_MARK_S = 1.5  # a rate is measured over one to two times this
+_MARK_S = 1.5  # a rate is measured over this time to twice this time
 _LEAST_S = 0.2  # and never over less than this
 
 
@@ -43,55 +42,33 @@ class ServerLimits:
         paused_until: nothing is admitted before this time.
         pauses: how many pauses began or grew longer.
         rejections: how many attempts a limit rejected.
-        limit_changes: what :meth:`take_limit_changes` will return.
     """
-
-    __slots__ = (
-        "_limits",
-        "_marks",
-        "_pause_began",
-        "in_flight",
-        "limit_changes",
-        "paused_until",
-        "pauses",
-        "quotas",
-        "rejections",
-    )
 
     def __init__(self, limits: Limits, now: float, in_flight: ConcurrencyLimit) -> None:
         self._limits = limits
         self.in_flight = in_flight
         self.quotas: list[ServerQuota] = []
         if limits.requests_per_minute == "auto":
-            self._add("requests", MINUTE_S, now, is_sought=True)
+            self._quota("requests", MINUTE_S, now, is_sought=True)
         self._pause_began = -math.inf
         self.paused_until = -math.inf
         self.pauses = self.rejections = 0
-        self.limit_changes: list[LimitChange] = []
         nothing = (0.0,) * len(KINDS)
         # The last two marks: a time, and what had been charged by then.
         self._marks = [(-math.inf, nothing), (-math.inf, nothing)]
 
-    def _add(self, name: str, window_s: float, now: float, is_sought: bool = False) -> ServerQuota:
-        quota = ServerQuota(
-            name,
-            now=now,
-            window_s=window_s,
-            burst_seconds=self._limits.burst_seconds,
-            headroom=self._limits.headroom,
-            is_sought=is_sought,
-        )
-        self.quotas.append(quota)
-        return quota
-
-    def _quota(self, name: str, window_s: float, now: float) -> ServerQuota:
+    def _quota(
+        self, name: str, window_s: float, now: float, *, is_sought: bool = False
+    ) -> ServerQuota:
         for quota in self.quotas:
             if quota.name == name and quota.window_s == window_s:
                 return quota
-        return self._add(name, window_s, now)
+        quota = ServerQuota(name, window_s, self._limits, now=now, is_sought=is_sought)
+        self.quotas.append(quota)
+        return quota
 
     def mark(self, now: float, totals: Sequence[float]) -> None:
-        """Note what was charged by now, from which :meth:`_sent` takes the rate of the last seconds."""
+        """Note what was charged by now. :meth:`_sent` takes the rate of the last seconds from it."""
         newer = self._marks[1]
         if newer[0] == -math.inf:  # the first call
             self._marks = [(now, newer[1]), (now, newer[1])]
@@ -123,8 +100,8 @@ class ServerLimits:
         totals: Sequence[float],
         now: float,
         totals_now: Sequence[float],
-    ) -> bool:
-        """Follow the headers of an answer; true if more may be sent now.
+    ) -> tuple[bool, Sequence[LimitChange]]:
+        """Follow the headers of an answer. Returns whether more may be sent now, and what changed.
 
         Args:
             readings: the limits that the headers show.
@@ -133,15 +110,15 @@ class ServerLimits:
             now: the time.
             totals_now: what has been charged by now, by kind.
         """
-        quicker = False
+        is_quicker, limit_changes = False, []
         if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
-            quicker = self.in_flight.set_free()
+            is_quicker = self.in_flight.set_free()
             for quota in self.quotas:
                 quota.probe.set_free()
         for reading in _tightest(readings):
             quota = self._quota(reading.name, self._window_s(reading), now)
             before, changes = quota.limit, len(quota.changes)
-            quicker |= quota.observe(
+            is_quicker |= quota.observe(
                 reading,
                 sent_at=sent_at,
                 total=totals[quota.kind],
@@ -150,19 +127,11 @@ class ServerLimits:
             )
             if len(quota.changes) > changes:
                 change = LimitChange(quota.name, quota.window_s, before, quota.limit)
-                self.limit_changes.append(change)
-        return quicker
-
-    def take_limit_changes(self) -> Sequence[LimitChange]:
-        """The limits that were newly named or changed since the last call."""
-        changes, self.limit_changes = self.limit_changes, []
-        return changes
+                limit_changes.append(change)
+        return is_quicker, limit_changes
 
     def _window_s(self, reading: LimitReading) -> float:
-        """The window of the reading.
-
-        A limit that was once recognised as a day's stays one, even if a short reset suggests a minute.
-        """
+        """The window of the reading. A limit that was once a day's stays one, whatever its reset says."""
         alike = [q for q in self.quotas if q.name == reading.name and q.limit == reading.limit]
         longest = max([reading.window_s, *(quota.window_s for quota in alike)])
         for quota in alike:
@@ -175,24 +144,8 @@ class ServerLimits:
         found = (q for q in self.quotas if q.name == name and q.window_s <= LONGEST_PACED_S)
         return min((q.limit * MINUTE_S / q.window_s for q in found), default=math.inf)
 
-    def report(self, **bucket: Any) -> BucketReport:
-        """How the limits turned out; ``bucket`` has the fields that the bucket itself knows."""
-        limit = self.in_flight.limit
-        return BucketReport(
-            admitted=self.in_flight.total,
-            rejections=self.rejections,
-            pauses=self.pauses,
-            in_flight_limit=limit if limit < math.inf else None,
-            peak_in_flight=self.in_flight.peak,
-            **bucket,
-        )
-
     def pause(self, seconds: float, now: float, admitted_at: float | None) -> bool:
-        """Admit nothing for ``seconds``; true if a pause began or grew longer.
-
-        It does nothing for a rejection of what was admitted before the current pause began: that
-        rejection belongs to the same burst.
-        """
+        """As :meth:`TokenBucket.pause`, for a rejection of what was admitted at ``admitted_at``."""
         if self._is_old(admitted_at):
             return False
         self._pause_began = now
@@ -221,7 +174,7 @@ class ServerLimits:
         self.rejections += 1
         limited = [quota for quota in self.quotas if quota.limit < math.inf]
         requests = self._quota(rejection.kind or "requests", MINUTE_S, now)
-        requests.probe.count_refused()
+        requests.probe.rejections += 1
         if self._is_old(admitted_at):
             return
         if rejection.kind or rejection.ramp_too_fast or not limited:

@@ -9,7 +9,7 @@ things bound its rate:
   what remains. If other clients take a share r, the level settles at 10 * (1 - r) seconds' worth, and
   exactly the rest of the limit is used. It never settles at the bottom, where each error means a
   rejection. What remains of a fixed window is spread over the time that is left.
-* **A probe** (``probing.py``), if the headers say nothing, or a request was rejected in spite of them.
+* **A probe** (``rate_probe.py``), if the headers say nothing, or a request was rejected in spite of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from parallel_processor.models import LimitReading, Rejection
+from parallel_processor.options import Limits
 from parallel_processor.ratelimit.quota import KINDS
 from parallel_processor.ratelimit.rate_probe import GENTLE_PER_S, RateProbe
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S, Remaining
@@ -28,9 +29,7 @@ PACE = 1.0 - 0.5 / 60.0  # of the limit, as configured quotas have it
 _BLIND_BURST_S = 0.1  # how much may go out at once while nobody says what bursts the server accepts
 _AGAIN_S = 10.0  # the headers of a fixed window explain one rejection in this time
 _LEAST_GAP_S = 5.0  # the probed rate stays above one request in this time, or in a longer pause
-_LONGEST_GAP_S = (
-    60.0  # one request goes out in this time anyway: only a rejection may ask for an hour
-)
+_LONGEST_GAP_S = 60.0  # one request goes out in this time anyway: only a rejection may ask for more
 _RECHECK_S = 0.25  # a wait that other clients may shorten is computed again after this
 _LONGEST_USE_S = 4.0  # the rate wasn't used during a pause, so a longer gap doesn't count as use
 _EPSILON = 1e-6  # a shortage below this is rounding
@@ -65,45 +64,26 @@ class ServerQuota:
         level: what may go out at once now.
     """
 
-    __slots__ = (
-        "_asked",
-        "_burst_s",
-        "_charged_at",
-        "_explained_at",
-        "_stamp",
-        "allowance",
-        "changes",
-        "charged",
-        "kind",
-        "level",
-        "limit",
-        "name",
-        "probe",
-        "remaining",
-        "window_s",
-    )
-
     def __init__(
         self,
         name: str,
+        window_s: float,
+        limits: Limits,
         *,
         now: float,
-        window_s: float = 60.0,
-        burst_seconds: float = 0.5,
-        headroom: float = 0.0,
-        is_sought: bool = False,
+        is_sought: bool,
     ) -> None:
         self.name = name
         self.kind = KINDS.index(name)
         self.window_s = window_s
         self.limit = math.inf
         self.probe = RateProbe(GENTLE_PER_S if is_sought else math.inf)
-        self.remaining = Remaining(window_s, headroom)
+        self.remaining = Remaining(window_s, limits.headroom)
         self.changes: list[tuple[float, float]] = []
         self.allowance = self.charged = 0.0
         self._asked = False  # a request had to wait for this rate since the last advance
         self._stamp = now
-        self._burst_s = burst_seconds
+        self._burst_s = limits.burst_seconds
         self._charged_at = -math.inf
         self._explained_at = -math.inf  # the last burst of rejections
         self.level = self._capacity(GENTLE_PER_S) if is_sought else math.inf
@@ -165,7 +145,7 @@ class ServerQuota:
         self.remaining.take(cost)
         self.charged += cost
         self._charged_at = now
-        self.probe.count_sent()
+        self.probe.sent += 1
 
     def refund(self, amount: float, slot: object, now: float) -> None:
         """Give back ``amount``. There is no window here, and no ``slot``."""
@@ -239,7 +219,11 @@ class ServerQuota:
 
     def report(self, since_s: float) -> LimitReport:
         """How the limit turned out; times count from ``since_s``."""
-        known, probed = self.limit < math.inf, self.probe.rate < math.inf
+        known, probed, others = (
+            self.limit < math.inf,
+            self.probe.rate < math.inf,
+            self.remaining.others,
+        )
         return LimitReport(
             name=self.name,
             window_s=self.window_s,
@@ -248,7 +232,5 @@ class ServerQuota:
             changes=tuple((when - since_s, limit) for when, limit in self.changes),
             used=self.charged,
             used_share=self.charged / self.allowance if self.allowance > 0 else None,
-            others_per_minute=self.remaining.others * 60
-            if self.remaining.left < math.inf
-            else None,
+            others_per_minute=others * 60 if self.remaining.left < math.inf else None,
         )

@@ -1,9 +1,9 @@
 """The configured limits, and whose turn it is among the buckets that share them.
 
-The limits that a user types hold for all models that they are meant for together. The buckets of these
-models share one ``SharedLimits`` and its lock. A reservation that waits for a configured limit is admitted in
-the order of arrival, whatever bucket it is in. A reservation that waits for its own server delays no
-other bucket.
+The limits that a user configures hold for all models that they are meant for together. The buckets of
+these models share one ``SharedLimits`` and its lock. Reservations that wait for a configured limit are
+admitted in the order of arrival, whatever bucket they are in. A reservation that waits for its own
+server delays no other bucket.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from parallel_processor.ratelimit.state import BucketState, Reservation
 
 
 class SharedLimits:
-    """The configured limits of the buckets that share them.
-
-    The caller of every method holds ``lock``.
+    """The configured limits of the buckets that share them. The caller of every method holds ``lock``.
 
     Attributes:
         limits: as the user configured them.
@@ -93,7 +91,7 @@ class SharedLimits:
             self.waiting.append(state)
             woken = self.admit(clock())
             return woken + [first for first in self.firsts() if first not in before]
-        # Nobody waits: the short way, which most requests of most runs take.
+        # No other request waits: the short way, which most requests of most runs take.
         now, costs, has_room = clock(), reservation.costs, True
         for quota in self.quotas:
             quota.advance(now)

@@ -1,9 +1,8 @@
-"""The state of one token bucket: who waits, what was charged, and what its server allows.
+"""The state of one token bucket: its queue, what was charged, and what its server allows.
 
-``TokenBucket`` (``limiter.py``) is the thread-safe front of this state. The limits that the user
-configured belong to the ``SharedLimits`` (``ceiling.py``), which decides whose turn it is and works on the
-states of all buckets under it. Everything here is arithmetic. The lock that guards it is the ceiling's,
-and the caller of every method holds it.
+``TokenBucket`` is the thread-safe front of this state. The limits that the user configured belong to
+the ``SharedLimits``, which decide whose turn it is and work on the states of all buckets under them.
+Everything here is arithmetic. The caller of every method holds the lock of the ``SharedLimits``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.quota import CAUSES, KINDS, TOKENS, ConfiguredQuota
-from parallel_processor.ratelimit.server import ServerLimits
+from parallel_processor.ratelimit.reports import BucketReport
+from parallel_processor.ratelimit.server import LimitChange, ServerLimits
 from parallel_processor.ratelimit.server_quota import ServerQuota
 from parallel_processor.runtime.stop import Settable, WakeEvent
 
@@ -24,19 +24,19 @@ INSTANT_S = 1e-9  # a wait below this is rounding
 
 _Charge = tuple[ConfiguredQuota | ServerQuota, list[float]]  # the quota, and the slot of its window
 _NOT_CHARGED: list[_Charge] = []
-_NOBODY = WakeEvent()  # the default of ``wake``: nothing waits for it
+_UNUSED = WakeEvent()  # the default of ``wake``: nothing waits for it
 _NOTHING = (0.0,) * len(KINDS)
 
 
 class Reservation:
     """A place in the queue of a bucket. Once admitted, the right to make one attempt.
 
-    Only the bucket and its ceiling change a reservation.
+    Only the bucket and its ``SharedLimits`` change a reservation.
 
     Attributes:
         costs: what the attempt is expected to cost, in the order of ``KINDS``.
         wake: set when :meth:`TokenBucket.poll` should be called again.
-        ticket: its number in the order of arrival, over all buckets under one ceiling.
+        ticket: its number in the order of arrival, over all buckets that share limits.
         admitted_at: when it was admitted, in seconds of the bucket's clock; ``None`` before.
         ended: true once its attempt is over.
         charges: the quotas that were charged for it.
@@ -46,7 +46,7 @@ class Reservation:
     __slots__ = ("admitted_at", "charges", "costs", "ended", "ticket", "totals", "wake")
 
     def __init__(
-        self, tokens: float, wake: Settable = _NOBODY, *, output_tokens: float = 0.0
+        self, tokens: float, wake: Settable = _UNUSED, *, output_tokens: float = 0.0
     ) -> None:
         """Ask for ``tokens``, of which the answer is expected to use ``output_tokens``."""
         self.costs: tuple[float, ...] = (1.0, tokens, tokens - output_tokens, output_tokens)
@@ -59,27 +59,16 @@ class Reservation:
 
 
 class BucketState:
-    """The queue, the charges and the server limits of one bucket. Caller holds the ceiling's lock.
+    """The queue, the charges and the server limits of one bucket.
 
     Attributes:
         server: what the server allows, as far as it is known.
         queue: the reservations that wait, oldest first.
-        delay: seconds that the head of the queue has to wait; infinite if nobody waits.
+        delay: seconds that the head of the queue has to wait; infinite if the queue is empty.
         wait_cause: what the head of the queue waits for.
         answered: how many attempts were answered.
         answer_tokens: how many tokens the answers say they used.
     """
-
-    __slots__ = (
-        "_configured",
-        "_totals",
-        "answer_tokens",
-        "answered",
-        "delay",
-        "wait_cause",
-        "queue",
-        "server",
-    )
 
     def __init__(
         self,
@@ -95,9 +84,8 @@ class BucketState:
         With ``climbs``, the number in flight that suits the server is searched for, up to
         ``most_in_flight``.
         """
-        in_flight = ConcurrencyLimit(
-            now=now, climbs=climbs, gentle=limits.is_auto, most=most_in_flight
-        )
+        gentle = limits.is_auto
+        in_flight = ConcurrencyLimit(now=now, climbs=climbs, gentle=gentle, most=most_in_flight)
         self.server = ServerLimits(limits, now, in_flight)
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
@@ -119,7 +107,7 @@ class BucketState:
             quota.advance(now)
 
     def wait_for_server(self, now: float) -> bool:
-        """Set ``delay`` and ``wait_cause`` to the server's limits; true if the head needn't wait for them."""
+        """Set ``delay`` and ``wait_cause`` by the server's limits; true if the head needn't wait."""
         self.delay, self.wait_cause = self.server.obstacle(self.queue[0].costs, now)
         return self.delay <= INSTANT_S
 
@@ -129,7 +117,7 @@ class BucketState:
         for quota in self._configured:
             cost = costs[quota.kind]
             if not cost and quota.kind > TOKENS:
-                continue  # an embedding has no output, and doesn't wait for others' debt
+                continue  # an embedding has no output, so a debt of output tokens doesn't delay it
             delay = quota.delay_s(cost, now)
             if delay > self.delay:
                 self.delay, self.wait_cause = delay, CAUSES[quota.kind]
@@ -207,8 +195,8 @@ class BucketState:
 
     def observe(
         self, reservation: Reservation, readings: Sequence[LimitReading], now: float
-    ) -> bool:
-        """Follow the headers of an answer; true if more may be sent now."""
+    ) -> tuple[bool, Sequence[LimitChange]]:
+        """Follow the headers of an answer; see :meth:`ServerLimits.observe`."""
         self.advance(now)
         return self.server.observe(
             readings,
@@ -227,7 +215,20 @@ class BucketState:
         self.server.refuse(rejection, reservation.costs, self._totals, pause_s or 0.0, now, sent_at)
         return pause_s is not None and self.server.pause(pause_s, now, sent_at)
 
-    @property
-    def reserved_tokens(self) -> int:
-        """The tokens that were charged so far, corrections included."""
-        return round(self._totals[TOKENS])
+    def report(self, now: float, since_s: float) -> BucketReport:
+        """How the limits of the server turned out; times count from ``since_s``."""
+        self.advance(now)
+        server, in_flight = self.server, self.server.in_flight
+        return BucketReport(
+            url="",
+            model="",
+            admitted=in_flight.total,
+            rejections=server.rejections,
+            pauses=server.pauses,
+            answered=self.answered,
+            reserved_tokens=round(self._totals[TOKENS]),
+            used_tokens=self.answer_tokens,
+            in_flight_limit=in_flight.limit if in_flight.limit < math.inf else None,
+            peak_in_flight=in_flight.peak,
+            limits=tuple(quota.report(since_s) for quota in server.quotas),
+        )

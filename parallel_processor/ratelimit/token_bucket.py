@@ -2,20 +2,19 @@
 
 A bucket guards several quotas: requests and tokens per minute, and what else the server limits. A
 request consumes all of them together or none. There is one bucket for each model and endpoint, because
-that is what servers limit. Limits that the user configured for several buckets are their ``SharedLimits``
-(``ceiling.py``). ``quota.py`` and ``observed.py`` say when a quota has room.
+that is what servers limit. Limits that the user configured for several buckets are in ``shared.py``.
+``quota.py`` and ``server_quota.py`` say when a quota has room.
 
 A caller takes a place in the queue of the bucket (a reservation). It is admitted when it is the head of
 the queue and every quota has room.
 
-golang.org/x/time/rate reserves at once and sleeps until a computed time. This bucket differs in one
-point: only the head of the queue computes a time, from what was really admitted. So a cancelled
-reservation, a refund or a pause changes no time that was promised to anybody else. And a quota counts
-when a request was really admitted, not when it was meant to be.
+golang.org/x/time/rate reserves at once and sleeps until a computed time. Here, only the head of the
+queue computes a time, from what was really admitted. So a cancelled reservation, a refund or a pause
+changes no time that another caller was promised. A quota counts a request when it is admitted.
 
 No method waits. Under the lock there is only arithmetic. The bucket sets ``wake`` of a reservation when
-it was admitted by another caller's call, or became the head of its queue. Whoever owns the head must
-poll it after the delay that :meth:`TokenBucket.poll` returned, or cancel it; the others need no timer.
+another caller's call admitted it, or made it the head of its queue. The owner of the head must poll it
+after the delay that :meth:`TokenBucket.poll` returned, or cancel it. The others need no timer.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -33,8 +33,7 @@ from parallel_processor.options import Limits, shown_url
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import LimitChange, ServerLimits
 from parallel_processor.ratelimit.shared import SharedLimits, wake
-from parallel_processor.ratelimit.state import BucketState
-from parallel_processor.ratelimit.state import Reservation as Reservation
+from parallel_processor.ratelimit.state import BucketState, Reservation
 
 
 class Release(NamedTuple):
@@ -56,7 +55,7 @@ class TokenBucket:
         url: where its requests go; empty if it is for several URLs.
         model: the model of its requests; empty if it is for several.
         host: the host of ``url``.
-        ceiling: the configured limits, which other buckets may share.
+        shared_limits: the configured limits, which other buckets may share.
     """
 
     def __init__(
@@ -76,15 +75,13 @@ class TokenBucket:
         """
         self.url, self.model = url, model
         self.host = urlsplit(url).hostname or ""
-        self.shared_limits = (
-            shared_limits if shared_limits is not None else SharedLimits(limits, clock)
-        )
+        self.shared_limits = shared_limits or SharedLimits(limits, clock)
         self._clock = clock
         self._lock = self.shared_limits.lock  # guards _state
         self._state = BucketState(
             limits,
             self.shared_limits.quotas,
-            now=clock() if shared_limits is not None else self.shared_limits.opened_at,
+            now=clock(),
             climbs=self.shared_limits.is_open and most_in_flight is not None,
             most_in_flight=most_in_flight or math.inf,
         )
@@ -94,7 +91,7 @@ class TokenBucket:
     def enqueue(self, reservation: Reservation) -> bool:
         """Append ``reservation`` to the queue; true if it was admitted at once.
 
-        A reservation that isn't wanted any more must be given back by :meth:`cancel`.
+        Call :meth:`cancel` for a reservation that isn't wanted any more.
         """
         with self._lock:
             woken = self.shared_limits.join(self._state, reservation, self._clock)
@@ -136,10 +133,7 @@ class TokenBucket:
     # After it.
 
     def sent(self, reservation: Reservation, sent_at: float) -> None:
-        """Count an admitted request in the window of ``sent_at``, a time of the bucket's clock.
-
-        To be called for requests that left much later than they were admitted, once they were sent.
-        """
+        """Count a request that left long after its admission as of ``sent_at`` of the bucket's clock."""
         with self._lock:
             self._state.postpone(reservation, sent_at, self._clock())
 
@@ -175,8 +169,8 @@ class TokenBucket:
                 state.settle(reservation, used_tokens, output_tokens, now)
             has_room = state.end(reservation, now, answered=answered, answer_tokens=answer_tokens)
             if readings:
-                has_room |= state.observe(reservation, readings, now)
-                changes = state.server.take_limit_changes()
+                is_quicker, changes = state.observe(reservation, readings, now)
+                has_room |= is_quicker
             if refunds:  # the configured limits have room, for any bucket
                 woken = self.shared_limits.firsts()
             else:
@@ -190,20 +184,20 @@ class TokenBucket:
     def refuse(self, reservation: Reservation, rejection: Rejection, pause_s: float | None) -> bool:
         """Follow a rejection; true if a pause of ``pause_s`` began or grew longer.
 
-        One burst of rejections cuts a rate, or the number in flight, once. A rejection of what was
+        One burst of rejections cuts a rate, or the number in flight, once: a rejection of what was
         admitted before the last cut changes nothing. Without ``pause_s`` nothing pauses.
         """
         with self._lock:
             began = self._state.refuse(reservation, rejection, pause_s, self._clock())
-            woken = self.shared_limits.firsts()  # those that waited behind the head of this bucket
+            woken = self.shared_limits.firsts()  # they may have waited behind this bucket's head
         wake(woken)
         return began
 
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
         """Admit nothing for ``seconds`` from now; true if a pause began or grew longer.
 
-        It does nothing if ``refused`` was admitted before the current pause began: that rejection
-        belongs to the same burst.
+        It does nothing if ``refused`` was admitted before the current pause began: it belongs to the
+        same burst.
         """
         with self._lock:
             sent_at = None if refused is None else refused.admitted_at or 0.0
@@ -212,7 +206,7 @@ class TokenBucket:
         wake(woken)
         return began
 
-    # Where it stands. To be sure of a value, the caller holds the ceiling's lock.
+    # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
     @property
     def queue(self) -> deque[Reservation]:
@@ -221,7 +215,7 @@ class TokenBucket:
 
     @property
     def delay(self) -> float:
-        """Seconds that the head of the queue has to wait; infinite if nobody waits."""
+        """Seconds that the head of the queue has to wait; infinite if the queue is empty."""
         return self._state.delay
 
     @property
@@ -241,18 +235,9 @@ class TokenBucket:
 
     def report(self, since_s: float) -> BucketReport:
         """How its limits turned out; times count from ``since_s`` of the clock."""
-        state = self._state
         with self._lock:
-            state.advance(now := self._clock())
-            limits = (
-                *self.shared_limits.report(now),
-                *(q.report(since_s) for q in state.server.quotas),
-            )
-            return state.server.report(
-                url=shown_url(self.url),
-                model=self.model,
-                limits=limits,
-                answered=state.answered,
-                reserved_tokens=state.reserved_tokens,
-                used_tokens=state.answer_tokens,
-            )
+            now = self._clock()
+            configured = self.shared_limits.report(now)
+            report = self._state.report(now, since_s)
+        limits = (*configured, *report.limits)
+        return replace(report, url=shown_url(self.url), model=self.model, limits=limits)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import environment
+from benchmarks.processes import end, environment
 
 AUTO = ["--max_requests_per_minute", "auto", "--max_tokens_per_minute", "auto"]
 NO_LIMIT = ["--max_requests_per_minute", "inf", "--max_tokens_per_minute", "inf"]
@@ -118,11 +118,7 @@ def process(*words: str, **streams: Any) -> Iterator[subprocess.Popen[str]]:
         try:
             yield started
         finally:
-            started.terminate()
-            try:
-                started.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                started.kill()
+            end(started, 20)
 
 
 def write_requests(path: Path, case: Case, count: int) -> None:
@@ -173,7 +169,7 @@ def run(case: Case, folder: Path) -> tuple[Timeline, str]:
     return timeline, json.dumps(json.loads(report.read_text("utf-8"))["buckets"], indent=1)
 
 
-def judge(case: Case, timeline: Timeline) -> tuple[str, bool]:
+def row_of(case: Case, timeline: Timeline) -> tuple[str, bool]:
     """The row's figures, and whether they are what is wanted."""
     seconds = timeline[case.model][case.from_s : case.seconds]
     share = sum(second[case.counts] for second in seconds) * 60 / case.per_minute / len(seconds)
@@ -196,9 +192,7 @@ def adaptive(arguments: list[str]) -> int:
     parser.add_argument("--explain", action="store_true", help="print the client's reports, too")
     flags = parser.parse_args(arguments)
     known = cases(flags.size)
-    chosen = (
-        [known[name] for name in flags.cases.split(",")] if flags.cases else list(known.values())
-    )
+    chosen = [known[name] for name in (flags.cases.split(",") if flags.cases else known)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(chosen)) as pool:
         folders = [Path(folder, str(number)) for number in range(len(chosen))]
         for each in folders:
@@ -206,7 +200,7 @@ def adaptive(arguments: list[str]) -> int:
         results = pool.map(run, chosen, folders)
         missed = 0
         for case, (timeline, report) in zip(chosen, results, strict=True):
-            row, ok = judge(case, timeline)
+            row, ok = row_of(case, timeline)
             missed += not ok
             print(row, flush=True)
             if flags.explain:

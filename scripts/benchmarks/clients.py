@@ -11,8 +11,8 @@ import argparse
 import os
 import ssl
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,21 +30,9 @@ def check(status: int) -> None:
 def run_threads(work: Work, count: int, threads: int) -> None:
     """Let ``threads`` share ``count`` requests."""
     numbers = iter(range(count))
-    errors: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work(numbers)
-        except BaseException as error:
-            errors.append(error)
-
-    running = [threading.Thread(target=guarded) for _ in range(threads)]
-    for each in running:
-        each.start()
-    for each in running:
-        each.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, numbers) for _ in range(threads)]:
+            done.result()
 
 
 def requests_post(url: str, body: bytes, threads: int) -> Work:
@@ -76,12 +64,9 @@ def prepared_once(url: str, body: bytes, threads: int) -> Work:
 
     def work(numbers: Iterator[int]) -> None:
         with requests.Session() as session:
-            prepared = session.prepare_request(
-                requests.Request("POST", url, headers=HEADERS, data=body)
-            )
-            settings: dict[str, Any] = dict(
-                session.merge_environment_settings(url, {}, None, None, None)
-            )
+            request = requests.Request("POST", url, headers=HEADERS, data=body)
+            prepared = session.prepare_request(request)
+            settings: Any = session.merge_environment_settings(url, {}, None, None, None)
             for _ in numbers:
                 prepared.body = bytes(body)
                 response = session.send(prepared, timeout=600, allow_redirects=False, **settings)
@@ -133,9 +118,9 @@ async def aiohttp_tasks(url: str, body: bytes, count: int, tasks: int) -> None:
 
     async def work(session: aiohttp.ClientSession) -> None:
         for _ in numbers:
-            async with session.post(url, data=body, headers=HEADERS) as reply:
-                await reply.read()
-                check(reply.status)
+            async with session.post(url, data=body, headers=HEADERS) as response:
+                await response.read()
+                check(response.status)
 
     async with aiohttp.ClientSession(connector=connector) as session:
         await asyncio.gather(*(work(session) for _ in range(tasks)))

@@ -1,8 +1,8 @@
 """How long an outcome waits until its line is in the file, in a process of its own.
 
-Two calls are wrapped: ``ResultWriter.put`` notes the time by the request's number, just when a worker has
-judged an answer, and ``AppendFile.append`` notes the time at which a block of lines was written. The lines
-are looked at when all is over, for the number in each prompt.
+Two calls are wrapped. ``ResultWriter.put`` notes the time at which a worker has classified a response.
+``AppendFile.append`` notes the time at which a block of lines was written. The lines are looked at when
+all is over, for the number in each prompt.
 """
 
 from __future__ import annotations

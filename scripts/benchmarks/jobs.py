@@ -113,9 +113,8 @@ def run(where: Place, command: list[str], requests: int, **options: Any) -> Usag
     usage = measured(command, where.folder, **options, **variables)
     sent = where.server.counts()[1] - before - 1
     if sent != requests:
-        raise BenchmarkError(
-            f"{' '.join(command)}: {sent} requests were sent instead of {requests}"
-        )
+        what = f"{sent} requests were sent instead of {requests}"
+        raise BenchmarkError(f"{' '.join(command)}: {what}")
     return usage
 
 
@@ -133,10 +132,7 @@ def check_results(requests: Path, results: Path) -> None:
 def our_flags() -> str:
     """What the command says of its flags, for those that may come later."""
     command = python("-m", "parallel_processor", "--help")
-    done = subprocess.run(
-        command, env=bench_environment(), capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    return subprocess.check_output(command, env=bench_environment(), text=True)
 
 
 def has_aiohttp(*, quiet: bool = False) -> bool:
@@ -144,8 +140,7 @@ def has_aiohttp(*, quiet: bool = False) -> bool:
     if find_spec("aiohttp") is not None:
         return True
     if not quiet:
-        hint = "pip install '.[bench]'"
-        print(f"note: aiohttp is missing ({hint}): rows are skipped")
+        print("note: aiohttp is missing (pip install '.[bench]'): rows are skipped")
     return False
 
 
@@ -154,7 +149,7 @@ def make_token_cache(folder: Path) -> None:
     spec = find_spec("parallel_processor")
     package = Path(spec.origin).parent if spec and spec.origin else ROOT / "parallel_processor"
     folder.mkdir()
-    content = zlib.decompress((package / "data" / "cl100k_base.tokens.z").read_bytes())
+    content = zlib.decompress((package / "tokens" / "data" / "cl100k_base.tokens.z").read_bytes())
     tokens = content.split(_SEPARATOR)
     ranks = b"".join(b"%s %d\n" % (b64encode(token), n) for n, token in enumerate(tokens))
     (folder / hashlib.sha1(_RANKS_URL.encode()).hexdigest()).write_bytes(ranks)

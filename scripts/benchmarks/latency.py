@@ -110,17 +110,11 @@ def measure(where: Place, name: str, workers: int, each: int) -> Result:
 
 def row(name: str, workers: int, slow_s: float, results: list[Result]) -> tuple[str, list[Cell]]:
     """The medians of a client."""
-    return name, [
-        f"{workers:,}",
-        middle([result.per_s for result in results]),
-        workers / slow_s,
-        middle([result.share for result in results]),
-        middle([result.ramp_s for result in results]),
-        middle([result.whole_per_s for result in results]),
-        middle([result.cpu_us for result in results]),
-        middle([result.peak_mib for result in results]),
-        middle([result.thread_kib for result in results]),
-    ]
+    names = ("share", "ramp_s", "whole_per_s", "cpu_us", "peak_mib", "thread_kib")
+    per_s, *others = (
+        middle([getattr(result, each) for result in results]) for each in ("per_s", *names)
+    )
+    return name, [f"{workers:,}", per_s, workers / slow_s, *others]
 
 
 def flags(arguments: list[str]) -> argparse.Namespace:

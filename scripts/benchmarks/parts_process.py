@@ -160,8 +160,8 @@ def paced(size: Size) -> list[Row]:
             baseline = pace([partial(plain.acquire, 1.0)] * runs, size.paced_s)
             found.append((*ours, *baseline))
         rate, cpu, plain_rate, plain_cpu = (median(each) for each in zip(*found, strict=True))
-        shares = [rate / PER_S, plain_rate / PER_S, cpu, plain_cpu]
-        rows.append((f"{PER_S:,}/s through one bucket, {runs} runs", [*shares]))
+        cells: list[Cell] = [rate / PER_S, plain_rate / PER_S, cpu, plain_cpu]
+        rows.append((f"{PER_S:,}/s through one bucket, {runs} runs", cells))
     return rows
 
 
@@ -221,9 +221,8 @@ def reading(size: Size, folder: Path) -> Row:
 
 def counting(size: Size) -> list[Row]:
     """Requests estimated, and tokens counted, by one thread; tiktoken's bare encoding beside them."""
-    estimator = CostEstimator(
-        Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench")
-    )
+    options = Options(request_url=URL, token_encoding_name="cl100k_base", api_key="sk-bench")
+    estimator = CostEstimator(options)
     requests = [made_request(request(n), n + 1) for n in range(min(size.lines, 5000))]
     counter = text_counter("cl100k_base")
     texts = [each.body["messages"][0]["content"] for each in requests]
@@ -237,9 +236,8 @@ def counting(size: Size) -> list[Row]:
         for text in texts:
             counter.count(text)
 
-    by_request = compared(
-        "estimates; the prompt's tokens only", ours, plain, len(texts), size.rounds
-    )
+    name = "estimates; the prompt's tokens only"
+    by_request = compared(name, ours, plain, len(texts), size.rounds)
     rate = median(per_second(ours, tokens) for _ in range(size.rounds))
     baseline = median(per_second(plain, tokens) for _ in range(size.rounds))
     by_token = [rate * 60, baseline * 60, 1e6 / rate, 1e6 / baseline, rate / baseline]

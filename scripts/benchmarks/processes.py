@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -125,6 +126,16 @@ def _wait(
             time.sleep(interval_s)
     finally:
         timer.cancel()
+
+
+def end(process: subprocess.Popen[Any], patience_s: float) -> None:
+    """Ask ``process`` to end, and kill it if it doesn't in time."""
+    process.terminate()
+    try:
+        process.wait(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def raise_file_limit(wanted: int) -> None:

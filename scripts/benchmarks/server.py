@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import BenchmarkError
+from benchmarks.processes import BenchmarkError, end
 
 PACKAGES = ("nginx-light", "libnginx-mod-http-echo")
 CONNECTIONS = 8192
@@ -204,9 +204,8 @@ def make_certificates(folder: Path) -> None:
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 "
         "-extfile openssl.cnf -extensions server -out server.pem",
     ):
-        done = subprocess.run(
-            ["openssl", *words.split()], cwd=folder, capture_output=True, text=True
-        )
+        command = ["openssl", *words.split()]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode != 0:
             raise BenchmarkError(f"openssl {words}: {done.stderr}")
 
@@ -273,10 +272,5 @@ def nginx(folder: Path, slow_s: float = 2.0) -> Iterator[Server]:
                 yield server
                 return
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, 10)
     raise BenchmarkError(f"nginx doesn't start:\n{(folder / 'error.log').read_text('utf-8')}")

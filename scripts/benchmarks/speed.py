@@ -22,14 +22,8 @@ from benchmarks.tables import Cell, middle, print_table, ratios
 SIZES = {"tiny": (200, 1), "small": (3000, 3), "full": (10_000, 5)}  # requests and rounds
 SESSION, COOKBOOK = "session.post threads", "cookbook's way"
 COLUMNS = (
-    "client",
-    "requests/s",
-    "CPU us",
-    "switches",
-    "peak MiB",
-    "start s",
-    "x session",
-    "x cookbook",
+    *("client", "requests/s", "CPU us", "switches"),
+    *("peak MiB", "start s", "x session", "x cookbook"),
 )
 Command = Callable[[Path, Path, int], list[str]]
 
@@ -111,12 +105,18 @@ def cookbook(where: Place) -> list[Row]:
     return [Row(name=COOKBOOK, command=command, saves=True)]
 
 
-def once(where: Place, row: Row, count: int) -> Usage:
-    """One run of ``count`` requests, checked."""
+def files(where: Place, count: int) -> tuple[Path, Path]:
+    """A file of so many requests, and the path of results that don't exist yet."""
     requests, results = where.folder / f"{count}.jsonl", where.folder / "results.jsonl"
     if not requests.exists():
         jobs.write_requests(requests, count)
     results.unlink(missing_ok=True)
+    return requests, results
+
+
+def once(where: Place, row: Row, count: int) -> Usage:
+    """One run of ``count`` requests, checked."""
+    requests, results = files(where, count)
     usage = jobs.run(where, row.command(requests, results, count), count)
     if row.saves:
         jobs.check_results(requests, results)
@@ -142,17 +142,13 @@ def measure(where: Place, row: Row, count: int, tiny: bool) -> Result:
 def table(results: dict[str, list[Result]]) -> list[tuple[str, list[Cell]]]:
     """A row of medians for each client."""
     rates = {name: [result.per_s for result in found] for name, found in results.items()}
+    columns = ("per_s", "cpu_us", "switches", "peak_mib", "start_s")
     return [
         (
             name,
             [
-                middle(rates[name]),
-                middle([result.cpu_us for result in found]),
-                middle([result.switches for result in found]),
-                middle([result.peak_mib for result in found]),
-                middle([result.start_s for result in found]),
-                ratios(rates[name], rates.get(SESSION)),
-                ratios(rates[name], rates.get(COOKBOOK)),
+                *(middle([getattr(result, column) for result in found]) for column in columns),
+                *(ratios(rates[name], rates.get(other)) for other in (SESSION, COOKBOOK)),
             ],
         )
         for name, found in results.items()
@@ -161,11 +157,7 @@ def table(results: dict[str, list[Result]]) -> list[tuple[str, list[Cell]]]:
 
 def delays(where: Place, count: int, threads: int) -> None:
     """Print how long answers wait for their lines to be written."""
-    requests, report = where.folder / f"{count}.jsonl", where.folder / "delays.json"
-    if not requests.exists():
-        jobs.write_requests(requests, count)
-    results = where.folder / "results.jsonl"
-    results.unlink(missing_ok=True)
+    (requests, results), report = files(where, count), where.folder / "delays.json"
     words = (requests, results, where.server.url(), threads, report)
     measured(python("-m", "benchmarks.delays", *words), where.folder, **where.server.variables())
     jobs.check_results(requests, results)
@@ -206,9 +198,8 @@ def speed(arguments: list[str]) -> int:
             for _ in range(rounds):
                 for row in rows:
                     results[row.name].append(measure(where, row, count, asked.size == "tiny"))
-            print(
-                f"{count:,} requests, {asked.threads} threads or tasks, medians of {rounds} rounds"
-            )
+            threads = f"{asked.threads} threads or tasks"
+            print(f"{count:,} requests, {threads}, medians of {rounds} rounds")
             print_table(COLUMNS, table(results))
             delays(where, count, asked.threads)
     except BenchmarkError as error:

@@ -13,22 +13,14 @@ _COUNTS = {"tiny": (1000, 5, 0.01), "small": (50_000, 10, 0.5), "full": (1_000_0
 def stream(arguments: list[str]) -> int:
     """Both ways; 1 if something failed."""
     asked = jobs.parser("stream").parse_args(arguments)
-    words = _COUNTS[asked.size]
+    count, sleeps, sleep_s = _COUNTS[asked.size]
     try:
         with jobs.place(None) as where:
+            variables = bench_environment(**where.server.variables())
             for method in ("imap_unordered", "imap"):
-                count, sleeps, sleep_s = words
-                command = python(
-                    "-m",
-                    "benchmarks.stream_process",
-                    where.server.url(),
-                    count,
-                    method,
-                    sleeps,
-                    sleep_s,
-                )
-                variables = where.server.variables()
-                subprocess.run(command, check=True, env=bench_environment(**variables))
+                words = (where.server.url(), count, method, sleeps, sleep_s)
+                command = python("-m", "benchmarks.stream_process", *words)
+                subprocess.run(command, check=True, env=variables)
     except (BenchmarkError, subprocess.CalledProcessError) as error:
         print(f"FAILED: {error}", flush=True)
         return 1

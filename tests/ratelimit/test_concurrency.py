@@ -95,8 +95,8 @@ def test_one_burst_of_overload_is_one_cut() -> None:
     assert load.refuse()
 
 
-def test_a_cut_is_in_proportion_to_what_is_refused() -> None:
-    """One refusal in two hundred costs less than a hundredth of the number."""
+def test_a_cut_is_in_proportion_to_the_rejections() -> None:
+    """One rejection in two hundred costs less than a hundredth of the number."""
     load = Load(lambda n: 1.0, climbs=False)
     load.answer(200, most=100)
     load.refuse()
@@ -113,7 +113,7 @@ def test_after_a_cut_it_grows_back() -> None:
     assert load.limit.limit > 100
 
 
-def test_refusals_that_half_the_load_doesnt_cure_are_tolerated() -> None:
+def test_rejections_that_half_the_load_doesnt_cure_are_tolerated() -> None:
     """If one in twenty is rejected whatever the number is, the number isn't kept low."""
     load = Load(lambda n: 1.0, climbs=False)
     lowest = math.inf

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from clocks import FakeClock
+from callers import limited
+from clocks import FakeClock, in_threads
 
 from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits, Options
@@ -19,12 +18,6 @@ from parallel_processor.report.wait_times import WaitTimes
 
 URL = "https://host.example/v1/chat/completions"
 OTHER_URL = "https://host.example/v1/embeddings"
-REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
-
-
-def limited(requests: float = math.inf, tokens: float = math.inf, **more: Any) -> Limits:
-    """Limits of so many requests and tokens a minute."""
-    return Limits(requests_per_minute=requests, tokens_per_minute=tokens, **more)
 
 
 def buckets_of(
@@ -64,20 +57,18 @@ def test_a_model_at_a_url_has_one_bucket() -> None:
 
 def test_threads_agree_on_the_bucket() -> None:
     """Threads that ask for a model at once get the same bucket."""
-    buckets, start = buckets_of(), threading.Barrier(8)
+    buckets = buckets_of()
 
     def ask() -> list[TokenBucket]:
-        start.wait(REAL_TIMEOUT_S)
         return [buckets.bucket(URL, f"m{number}") for number in range(200)]
 
-    with ThreadPoolExecutor(8) as pool:
-        found = [asked.result(REAL_TIMEOUT_S) for asked in [pool.submit(ask) for _ in range(8)]]
+    found = in_threads([ask] * 8)
     assert all(each == found[0] for each in found)
     assert len(set(found[0])) == 200
 
 
 def test_what_matches_no_pattern_shares_the_limits() -> None:
-    """One ceiling is over all models and endpoints that have no limits of their own."""
+    """The limits hold for all models and endpoints together that have none of their own."""
     buckets = buckets_of(limited(600))
     a, b, c = buckets.bucket(URL, "a"), buckets.bucket(URL, "b"), buckets.bucket(OTHER_URL, "a")
     assert a.shared_limits is b.shared_limits is c.shared_limits
@@ -90,7 +81,7 @@ def test_what_matches_no_pattern_shares_the_limits() -> None:
 
 
 def test_models_of_one_pattern_share_its_limits() -> None:
-    """What one of them takes is missing to the other, and to nobody else."""
+    """What one of them takes is missing to the other, and to no further model."""
     buckets = buckets_of(limited(600), {"gpt-4o*": limited(60), "o?": limited(120)})
     mini, full = buckets.bucket(URL, "gpt-4o-mini"), buckets.bucket(OTHER_URL, "gpt-4o")
     other, third = buckets.bucket(URL, "o3"), buckets.bucket(URL, "gpt-4")
@@ -103,39 +94,24 @@ def test_models_of_one_pattern_share_its_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "rpm"),
+    ("rpm", "models"),
     [
-        ("gpt-4o-mini", 10),
-        ("gpt-4o-mini-2024-07-18", 10),
-        ("gpt-4o", 20),
-        ("gpt-4o-2024-08-06", 20),
-        ("GPT-4o", 40),  # as in a shell, case matters
-        ("my-gpt-4o", 40),
-        ("o1", 30),
-        ("o2", 40),
-        ("o12", 40),
-        ("a[b]", 40),
-        ("", 40),
+        (10, ("gpt-4o-mini", "gpt-4o-mini-2024-07-18")),
+        (20, ("gpt-4o", "gpt-4o-2024-08-06")),
+        (30, ("o1",)),
+        (40, ("GPT-4o", "my-gpt-4o", "o2", "o12", "a[b]", "")),  # as in a shell, case matters
     ],
 )
-def test_the_first_pattern_that_matches_counts(model: str, rpm: float) -> None:
-    """Patterns are those of a shell, in their order; what matches none has the limits of all."""
-    buckets = buckets_of(
-        limited(40),
-        {
-            "gpt-4o-mini*": limited(10),
-            "gpt-4o*": limited(20),
-            "o[13]": limited(30),
-            "gpt-4o-*": limited(99),
-        },
-    )
-    assert buckets.bucket(URL, model).shared_limits.limits.requests_per_minute == rpm
-
-
-def test_a_pattern_for_everything_leaves_nothing_to_the_limits() -> None:
-    """A star matches requests without a model as well."""
-    buckets = buckets_of(limited(40), {"*": limited(10)})
-    assert buckets.bucket(URL, "").shared_limits.limits == limited(10)
+def test_the_first_pattern_that_matches_counts(rpm: float, models: tuple[str, ...]) -> None:
+    """Patterns are those of a shell, in their order; a star matches requests without a model as well."""
+    rates = {"gpt-4o-mini*": 10, "gpt-4o*": 20, "o[13]": 30, "gpt-4o-*": 99}
+    patterns = {pattern: limited(rate) for pattern, rate in rates.items()}
+    for buckets in (
+        buckets_of(limited(40), patterns),
+        buckets_of(None, patterns | {"*": limited(40)}),
+    ):
+        found = [buckets.bucket(URL, model).shared_limits.limits for model in models]
+        assert found == [limited(rpm)] * len(models)
 
 
 def test_more_models_than_256_share_a_bucket() -> None:
@@ -151,7 +127,7 @@ def test_more_models_than_256_share_a_bucket() -> None:
     assert len(buckets.reports(0.0, lambda bucket: {})) == 257
 
 
-def test_a_shared_bucket_is_one_ceilings() -> None:
+def test_a_bucket_of_many_models_has_their_limits() -> None:
     """However many models there are, each stays under the limits that are meant for it."""
     buckets = buckets_of(limited(600), {"gpt-*": limited(60), "o*": limited(120)})
     for number in range(256):
@@ -162,8 +138,8 @@ def test_a_shared_bucket_is_one_ceilings() -> None:
 
 
 def test_the_number_in_flight_is_sought_only_without_limits() -> None:
-    """A server without rate limits has its own best number, which is never above the workers'."""
-    for limits, limit in [(limited(600), None), (limited(), 8)]:
+    """The search stays below ``max_workers``, and begins low if the server may name rate limits."""
+    for limits, limit in [(limited(600), None), (limited(), 8), (limited("auto", "auto"), 4)]:
         buckets = buckets_of(limits, max_workers=8)
         admit(buckets.bucket(URL, "a"))
         (report,) = buckets.reports(0.0, lambda bucket: {})
@@ -178,8 +154,8 @@ def test_the_usage_of_no_bucket_is_nothing() -> None:
     assert (usage.waiting_for, usage.span_s) == ("", 0.5)
 
 
-def test_the_usage_adds_up_what_ceilings_admitted() -> None:
-    """Buckets of one ceiling count once, others add to them."""
+def test_the_usage_adds_up_what_was_admitted() -> None:
+    """Limits that several buckets share count once; other limits add to them."""
     clock = FakeClock()
     buckets = buckets_of(limited(600, 6000), {"gpt*": limited(1200, 60_000)}, clock)
     clock.now_s += 2.5
@@ -196,8 +172,8 @@ def test_the_usage_adds_up_what_ceilings_admitted() -> None:
     assert usage.span_s == 60.0
 
 
-def test_the_usage_is_held_against_what_the_server_allows() -> None:
-    """Where the server told of less than was configured, that is the limit."""
+def test_the_usage_has_the_limits_of_the_server() -> None:
+    """If the server names less than was configured, that is the limit."""
     buckets = buckets_of(limited(600))
     a, b = buckets.bucket(URL, "a"), buckets.bucket(URL, "b")
     a.ended(admit(a), [reading("requests", 100)])
@@ -209,8 +185,8 @@ def test_the_usage_is_held_against_what_the_server_allows() -> None:
     assert buckets.usage().limits["tokens"] == math.inf
 
 
-def test_the_usage_tells_what_somebody_waits_for() -> None:
-    """The first bucket with a queue says it; without one nobody waits."""
+def test_the_usage_has_the_cause_of_the_wait() -> None:
+    """It is that of the first bucket with a queue; without one nothing waits."""
     buckets = buckets_of(limited(60, 60_000))
     a, b = buckets.bucket(URL, "a"), buckets.bucket(URL, "b")
     admit(a)
@@ -248,7 +224,7 @@ def test_each_limit_is_reported() -> None:
 
 
 def test_times_of_a_report_count_from_the_runs_start() -> None:
-    """When the server's limit was found is told in seconds of the run."""
+    """A report has the time at which a limit was found in seconds of the run."""
     clock = FakeClock(1000.0)
     buckets = buckets_of(limited(), clock=clock)
     bucket = buckets.bucket(URL, "a")
