@@ -60,7 +60,7 @@ class ByHand(Dispatcher):
     @property
     def is_asleep(self) -> bool:
         """True if the thread would be waiting now, with nobody having woken it."""
-        return self.slept_s is not None and not self.waker.is_set()
+        return self.slept_s is not None and not self.waker._is_set
 
     def turn(self) -> None:
         """What the thread does when it wakes, up to its next sleep or end."""
@@ -68,7 +68,7 @@ class ByHand(Dispatcher):
             self.slept_s = None
             if not self._turn():
                 self._leave()
-            elif self.slept_s and not self.waker.is_set():
+            elif self.slept_s and not self.waker._is_set:
                 return
 
 
