@@ -1,9 +1,9 @@
 """Requests that are submitted one by one, as by a service, and share one run.
 
-A thread feeds that run from an inbox, as the caller's thread feeds a run from a file. It starts with the
-first request. It ends when none has come for a second and all have outcomes: connections are kept while
-there is traffic, and nothing is left behind. The worker that has the outcome resolves the future, and
-runs its callbacks; what they raise is logged. A future can be cancelled until its request is sent.
+A thread feeds that run from an inbox. It starts with the first request, and ends when none has come for a
+second and all have outcomes: connections are kept while there is traffic, and nothing is left behind. The
+worker that has the outcome resolves the future, and runs its callbacks; exceptions of these are logged. A
+future can be cancelled until its request is sent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OpenRun(Protocol):
     def __call__(
         self, *, make_sink: MakeSink, is_wanted: Callable[[Request], bool] | None
     ) -> AbstractContextManager[Run]:
-        """A run that is over with the block."""
+        """A run that is over at the end of the block."""
 
 
 class Submissions:
@@ -45,7 +45,7 @@ class Submissions:
         self._request_url = request_url
         self._dedupe = dedupe
         self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._count = 0
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._thread: InterruptSafeThread | None = None

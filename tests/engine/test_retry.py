@@ -164,7 +164,9 @@ def test_threads_share_one_object() -> None:
     barrier = threading.Barrier(8)
     ends: dict[int, int] = {}
     schedule = RetrySchedule(
-        RetryPolicy(max_attempts=8, backoff_initial_s=0.0), tell=lambda *_: barrier.wait(20)
+        RetryPolicy(max_attempts=8, backoff_initial_s=0.0),
+        tell=lambda *_: barrier.wait(20),
+        clock=float,
     )
 
     def call(fine_after: int) -> None:
@@ -188,7 +190,7 @@ def test_threads_share_one_object() -> None:
 
 def test_a_request_may_change_threads() -> None:
     """The thread that has it after a backoff is another one, and counts on."""
-    schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None)
+    schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None, clock=float)
     retry_state, told = RetryState(request=REQUEST), []
 
     def one_attempt() -> None:

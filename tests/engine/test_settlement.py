@@ -84,6 +84,7 @@ class Bench:
             estimator=CostEstimator(self.options),
             counters=self.counters,
             stop=self.stop,
+            waker=None,
             clock=self.clock,
         )
 
