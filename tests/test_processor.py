@@ -9,16 +9,17 @@ import math
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import services
 from commands import read_lines, write_lines
 from raw_server import RawServer, Room, Visit, answer_all, header_of
+from services import in_background, rows, threads
 
 from parallel_processor import (
     ConfigurationError,
@@ -28,36 +29,23 @@ from parallel_processor import (
     Processor,
     Request,
     ResultsFileError,
-    RetryPolicy,
     RunStoppedError,
 )
 from parallel_processor.models import Estimate
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 KEY = "sk-test-0123456789abcdef"
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
-HASTE = RetryPolicy(backoff_initial_s=0.0, pause_s=0.0)
 FULL = Path("/dev/full")
 
 
-@contextmanager
-def processor(url: str, **settings: Any) -> Iterator[Processor]:
-    """A processor for the embeddings of a server."""
-    options: dict[str, Any] = {"api_key": KEY, "limits": NO_LIMITS, "retry": HASTE} | settings
-    with Processor(request_url=f"{url}/v1/embeddings", **options) as made:
-        yield made
-
-
-def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """So many different requests."""
-    return [{"model": "m", "input": f"text {number}"} for number in range(first, first + count)]
+def processor(url: str, **settings: Any) -> AbstractContextManager[Processor]:
+    """A processor with a key for the embeddings of a server."""
+    return services.processor(url, **{"api_key": KEY} | settings)
 
 
 def used_by_us() -> tuple[list[str], int]:
     """The package's threads, and how many files the process has open."""
-    names = [thread.name for thread in threading.enumerate()]
-    ours = [name for name in names if name.startswith("parallel-processor")]
-    return ours, len(os.listdir("/proc/self/fd"))
+    return threads(), len(os.listdir("/proc/self/fd"))
 
 
 def inputs_of(records: list[Any]) -> Counter[str]:
@@ -74,30 +62,6 @@ def held() -> Iterator[tuple[RawServer, Room]]:
             yield server, room
         finally:
             room.opened.set()
-
-
-def in_background(work: Callable[[], object]) -> Callable[[], Any]:
-    """Do ``work`` in a thread; the result waits for it, and gives or raises what it did."""
-    ends: list[Any] = []
-
-    def guarded() -> None:
-        try:
-            ends.append((work(), None))
-        except BaseException as error:
-            ends.append((None, error))
-
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-
-    def join() -> Any:
-        thread.join(40)
-        assert ends, "it hangs"
-        result, error = ends[0]
-        if error is not None:
-            raise error
-        return result
-
-    return join
 
 
 # Files

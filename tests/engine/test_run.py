@@ -21,6 +21,7 @@ import requests
 import urllib3
 from raw_server import RawServer, Visit
 from requests.adapters import HTTPAdapter
+from services import NO_LIMITS, in_background, threads
 
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import RunStoppedError, StopRequested
@@ -31,7 +32,6 @@ from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.tokens.estimates import CostEstimator
 
 URL = "http://127.0.0.1:1/v1/embeddings"
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 ONE_A_MINUTE = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
 
 Answer = Callable[[dict[str, Any]], "tuple[int, Any]"]
@@ -82,12 +82,6 @@ def bodies(count: int) -> Iterator[Request]:
 def numbers(outcomes: Iterable[Outcome]) -> list[int]:
     """The numbers of the requests, sorted."""
     return sorted(outcome.request.number for outcome in outcomes)
-
-
-def workers() -> list[str]:
-    """The names of the worker threads there are."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("parallel-processor")]
 
 
 class Gate:
@@ -166,28 +160,6 @@ class Writer:
         return [self.unwritten.get(timeout=20) for _ in range(count)]
 
 
-def in_background(work: Callable[[], object]) -> Callable[[], None]:
-    """Do ``work`` in a thread; the result waits until it is done, and raises what it raised."""
-    raised: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-
-    def join() -> None:
-        thread.join(30)
-        assert not thread.is_alive(), "it hangs"
-        if raised:
-            raise raised[0]
-
-    return join
-
-
 def call_at_clear(waker: Any, call: Callable[[], None]) -> None:
     """Call something in the moment between a thread's look at the stop and its wait."""
     clear = waker.clear
@@ -211,7 +183,7 @@ def test_every_request_has_one_outcome(max_workers: int) -> None:
     assert all(o.response == {"answer": o.request.number} for o in outcomes)
     assert run.stop_cause is None
     assert run.counters.counts().in_flight == 0
-    assert workers() == []
+    assert threads() == []
 
 
 def test_no_input_is_no_work() -> None:
@@ -270,7 +242,7 @@ def test_an_outcome_is_yielded_while_the_feeder_waits_for_capacity() -> None:
     outcomes = run.outcomes(bodies(1000))
     assert next(outcomes).request.number == 1
     outcomes.close()
-    assert workers() == []
+    assert threads() == []
 
 
 def test_an_outcome_is_yielded_while_the_feeder_waits_for_credits() -> None:
@@ -334,7 +306,7 @@ def test_threads_are_made_for_requests_in_flight_only() -> None:
 
     def count(body: dict[str, Any]) -> tuple[int, Any]:
         nonlocal most
-        most = max(most, len(workers()))
+        most = max(most, len(threads()))
         return ok(body)
 
     outcomes = run_with(count, max_workers=1000).outcomes(bodies(1_000_000))
@@ -358,7 +330,7 @@ def test_a_consumer_that_leaves_ends_the_run() -> None:
         silent.wait_for(3)
         assert run.counters.counts().in_flight == 4
         in_background(outcomes.close)()
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_closed_iterator_waits_for_no_outcome_that_was_taken() -> None:
@@ -367,7 +339,7 @@ def test_a_closed_iterator_waits_for_no_outcome_that_was_taken() -> None:
     outcomes = run.outcomes(bodies(100))
     next(outcomes)
     in_background(outcomes.close)()
-    assert workers() == []
+    assert threads() == []
 
 
 class Broken(Exception):
@@ -395,7 +367,7 @@ def test_an_exception_of_the_input_comes_after_what_is_under_way() -> None:
     with pytest.raises(Broken, match="line 6"):
         join()
     assert numbers(taken) == [1, 2, 3, 4, 5]
-    assert workers() == []
+    assert threads() == []
 
 
 @pytest.mark.parametrize("error", [Broken("x"), KeyboardInterrupt()])
@@ -413,7 +385,7 @@ def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseExc
     with pytest.raises(type(error)):
         join()
     assert numbers(writer.written) == [1, 2, 3, 4, 5]
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_fault_of_ours_ends_the_run_with_it() -> None:
@@ -429,7 +401,7 @@ def test_a_fault_of_ours_ends_the_run_with_it() -> None:
     in_background(lambda: outcomes.extend(run.outcomes(bodies(1000))))()
     assert isinstance(run.stop_cause, ZeroDivisionError)
     assert all(outcome.ok for outcome in outcomes)
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
@@ -439,7 +411,7 @@ def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
     with contextlib.suppress(ZeroDivisionError):  # raised here if our thread or the feeder counted
         list(run.outcomes(bodies(10)))
     assert isinstance(run.stop_cause, ZeroDivisionError)
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_fatal_answer_lets_the_rest_end() -> None:
@@ -522,7 +494,7 @@ def test_a_stop_gives_the_server_drain_s_once(has_sink: bool) -> None:
             server.closing.wait(0.001)
         join()
     assert 100.0 <= cut_at_s[0] < 150.0
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_cut_ends_everything_at_once() -> None:
@@ -539,7 +511,7 @@ def test_a_cut_ends_everything_at_once() -> None:
     assert got == []
     assert cuts == ["cut"]
     assert run.counters.summary(1.0).unanswered == 3
-    assert workers() == []
+    assert threads() == []
 
 
 def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
@@ -611,7 +583,7 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        working = [name for name in workers() if "worker" in name]
+        working = [name for name in threads() if "worker" in name]
         if thread.name.startswith("parallel-processor-worker") and len(working) >= 3:
             refused.set()
             raise RuntimeError("can't start new thread")

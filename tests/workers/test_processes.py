@@ -12,15 +12,17 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import services
 from commands import command, environment, read_lines, simulator, write_lines
 from raw_server import RawServer, Visit
+from services import rows, threads
 
 from parallel_processor import (
     ConfigurationError,
@@ -35,20 +37,11 @@ from parallel_processor.simulator import Simulator, SimulatorOptions
 
 HANGS_S = 60.0
 KEY = "sk-test-0123456789abcdef"
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 
 
-def rows(count: int) -> list[dict[str, Any]]:
-    """So many different requests."""
-    return [{"model": "m", "input": f"text {number}"} for number in range(count)]
-
-
-@contextmanager
-def processor(url: str, **settings: Any) -> Iterator[Processor]:
-    """A processor with two processes for the embeddings of a server."""
-    options: dict[str, Any] = {"api_key": KEY, "limits": NO_LIMITS, "processes": 2} | settings
-    with Processor(request_url=f"{url}/v1/embeddings", **options) as made:
-        yield made
+def processor(url: str, **settings: Any) -> AbstractContextManager[Processor]:
+    """A processor with a key and two processes for the embeddings of a server."""
+    return services.processor(url, **{"api_key": KEY, "processes": 2} | settings)
 
 
 def children() -> list[int]:
@@ -68,12 +61,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def of_ours() -> list[str]:
-    """The package's threads."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("parallel-processor")]
-
-
 def inputs_of(outcomes: list[Outcome]) -> Counter[str]:
     """How often each input has an answer."""
     return Counter(outcome.request.body["input"] for outcome in outcomes if outcome.ok)
@@ -89,7 +76,7 @@ def outcomes_of_a_silent_server(end: Callable[[Processor], None]) -> list[Outcom
         visit.wait_for_the_end()
 
     with RawServer(silent) as server:
-        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
+        with processor(server.url, max_workers=4, drain_s=1e6) as made:
 
             def end_it() -> None:
                 for _ in range(4):
@@ -124,7 +111,7 @@ def test_every_request_has_one_outcome() -> None:
     assert all(
         outcome.raw_response is not None and outcome.raw_response.headers for outcome in outcomes
     )
-    assert (of_ours(), children()) == ([], before)
+    assert (threads(), children()) == ([], before)
     assert set(os.listdir("/proc/self/fd")) <= files
 
 
@@ -166,7 +153,7 @@ def test_a_session_of_the_callers_is_made_in_each_process() -> None:
             from test_processes import factory as importable
 
             settings = {"session_factory": importable, "api_key": None, "max_workers": 8}
-            with processor(server.url.rsplit("/v1", 1)[0], **settings) as made:
+            with processor(server.url, **settings) as made:
                 outcomes = list(made.imap_unordered(rows(40)))
         finally:
             sys.path.remove(str(Path(__file__).parent))
@@ -222,13 +209,13 @@ def test_what_a_killed_process_had_under_way_is_sent_again(
     killer = Killer(20, 60, 100)
     with RawServer(killer) as server:
         settings = {"retry": RetryPolicy(max_attempts=1), "max_workers": 10}
-        with processor(server.url.rsplit("/v1", 1)[0], **settings) as made:
+        with processor(server.url, **settings) as made:
             outcomes = list(made.imap_unordered(rows(200)))
     assert inputs_of(outcomes) == Counter(row["input"] for row in rows(200))
     assert len(killer.killed) == 3
     assert 200 <= killer.received <= 200 + 3 * 10
     assert caplog.text.count("a worker process is gone (killed by signal 9)") == 3
-    assert of_ours() == []
+    assert threads() == []
 
 
 def test_a_request_that_kills_its_process_each_time_fails() -> None:
@@ -245,9 +232,7 @@ def test_a_request_that_kills_its_process_each_time_fails() -> None:
 
     with RawServer(kill) as server:
         retry = RetryPolicy(backoff_initial_s=0.0)
-        with processor(
-            server.url.rsplit("/v1", 1)[0], max_workers=1, processes=1 + 1, retry=retry
-        ) as made:
+        with processor(server.url, max_workers=1, processes=1 + 1, retry=retry) as made:
             outcomes = list(made.imap_unordered(rows(10)))
     failed = [outcome for outcome in outcomes if not outcome.ok]
     assert [outcome.request.body["input"] for outcome in failed] == ["text 7"]
@@ -264,7 +249,7 @@ def test_processes_that_do_not_live_end_the_run(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(WorkerProcessError, match="end before they have sent anything"),
     ):
         list(made.imap_unordered(rows(5)))
-    assert of_ours() == []
+    assert threads() == []
 
 
 class Locked(Exception):
@@ -318,7 +303,7 @@ def test_a_fault_in_a_process_ends_the_run_at_once(
             list(made.imap_unordered(rows(5)))
     finally:
         sys.path.remove(str(Path(__file__).parent))
-    assert of_ours() == []
+    assert threads() == []
 
 
 def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +314,7 @@ def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(WorkerProcessError, match="can't start a worker process: .*nonexistent"),
     ):
         list(made.imap_unordered(rows(5)))
-    assert of_ours() == []
+    assert threads() == []
 
 
 def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> None:
@@ -345,7 +330,7 @@ def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> 
                 os.kill(child, signal.SIGKILL)
 
     assert outcomes_of_a_silent_server(end) == []
-    assert of_ours() == []
+    assert threads() == []
 
 
 # Ends
@@ -361,13 +346,13 @@ def test_a_consumer_that_leaves_ends_the_processes() -> None:
         outcomes = made.imap_unordered(rows(1000))
         assert next(outcomes).ok
         outcomes.close()
-    assert (of_ours(), children()) == ([], before)
+    assert (threads(), children()) == ([], before)
 
 
 def test_a_cut_ends_what_a_silent_server_holds() -> None:
     """Exchanges in the other processes are cut as those of threads are."""
     assert outcomes_of_a_silent_server(lambda made: made.cancel("enough")) == []
-    assert of_ours() == []
+    assert threads() == []
 
 
 def job(folder: Path, url: str, count: int, *more: object) -> tuple[list[str], Path, Path]:
@@ -457,7 +442,7 @@ def test_the_key_is_on_no_command_line() -> None:
             visit.answer()
 
     with RawServer(look) as server:
-        with processor(server.url.rsplit("/v1", 1)[0], max_workers=1) as made:
+        with processor(server.url, max_workers=1) as made:
             assert all(outcome.ok for outcome in made.imap_unordered(rows(3)))
     assert any(b"parallel_processor.workers.child" in text for text in seen)
     assert not any(KEY.encode() in text for text in seen)
