@@ -222,9 +222,8 @@ class Dispatcher:
         if retry_state is None and self._is_wanted is not None and not self._is_wanted(request):
             return False
         if _log.isEnabledFor(logging.DEBUG):
-            number, sent = request.number, 0 if retry_state is None else retry_state.sent
-            extra = {"request_number": number}
-            _log.debug("request %d: attempt %d", number, sent + 1, extra=extra)
+            number, attempt = request.number, pending.failed_attempts + 1
+            _log.debug("request %d: attempt %d", number, attempt, extra={"request_number": number})
         return True
 
     def _do_count(self, pending: PendingRequest) -> None:

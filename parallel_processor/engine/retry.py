@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
@@ -31,7 +31,6 @@ RETRIED = (
     AttemptStatus.UNREACHABLE,
     AttemptStatus.LOST,
 )
-
 _MAX_LOST = 3
 
 
@@ -59,7 +58,7 @@ class RetrySchedule:
         library = load("tenacity")  # takes 10 ms the first time, and few runs have a failure
         retrying = self._retrying
         if retrying is None:  # two threads may each make one: both are equally good
-            retrying = self._retrying = self._make_retrying()
+            retrying = self._retrying = self._make_retrying(library)
         if retry_state.state is None:
             retry_state.state = library.RetryCallState(retrying, None, (retry_state,), {})
         retrying.begin()
@@ -70,8 +69,7 @@ class RetrySchedule:
         retry_state.state.prepare_for_next_attempt()
         return float(step)
 
-    def _make_retrying(self) -> tenacity.Retrying:
-        library = load("tenacity")
+    def _make_retrying(self, library: Any) -> tenacity.Retrying:
         retrying: tenacity.Retrying = library.Retrying(
             retry=library.retry_if_result(lambda attempt: attempt.status in RETRIED),
             stop=lambda state: self._is_over(*_call(state)),

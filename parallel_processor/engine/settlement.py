@@ -232,14 +232,14 @@ def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
 
 def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
-    ok, retry_state = attempt.status is AttemptStatus.ANSWERED, pending.retry_state
+    ok = attempt.status is AttemptStatus.ANSWERED
     return Outcome(
         request=pending.request,
         ok=ok,
         raw_response=attempt.response,
-        errors=tuple(retry_state.errors) if retry_state is not None else (),
+        errors=pending.errors,
         error_kind=attempt.kind,
-        attempts=ok + (retry_state.sent if retry_state is not None else 0),
+        attempts=ok + pending.failed_attempts,
         used_tokens=attempt.used_tokens,
         latency_s=attempt.latency_s,
         unanswered=attempt.status in (AttemptStatus.STOPPED, AttemptStatus.FATAL),
@@ -248,12 +248,11 @@ def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
 
 def unanswered(pending: PendingRequest) -> Outcome:
     """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
-    retry_state = pending.retry_state
     return Outcome(
         request=pending.request,
         ok=False,
-        errors=tuple(retry_state.errors) if retry_state is not None else (),
-        attempts=retry_state.sent if retry_state is not None else 0,
+        errors=pending.errors,
+        attempts=pending.failed_attempts,
         unanswered=True,
     )
 

@@ -9,6 +9,7 @@ future can be cancelled until its request is sent.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import queue
 import threading
@@ -41,12 +42,10 @@ class Submissions:
     """The inbox of one processor, and the thread that empties it. Any thread may call it."""
 
     def __init__(self, open_run: OpenRun, request_url: str, dedupe: bool) -> None:
-        self._open_run = open_run
-        self._request_url = request_url
-        self._dedupe = dedupe
+        self._open_run, self._request_url, self._dedupe = open_run, request_url, dedupe
         self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # guards the fields below
-        self._count = 0
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._thread: InterruptSafeThread | None = None
         self._is_closing = False
@@ -54,10 +53,7 @@ class Submissions:
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
         """Send a request; ``TypeError`` if it is none."""
         future: Future[Outcome] = Future()
-        with self._lock:
-            self._count += 1
-            number = self._count
-        request = made_request(given, number, self._request_url)
+        request = made_request(given, next(self._numbers), self._request_url)
         with self._lock:
             self._inbox.put((request, future))
             if self._thread is None:
@@ -86,7 +82,7 @@ class Submissions:
             thread.join()
 
     def set(self) -> None:
-        """Wake the thread: its run stops."""
+        """Wake the thread: the run stops."""
         self._inbox.put(None)
 
     # The thread.

@@ -74,6 +74,16 @@ class PendingRequest:
     estimate: Estimate | None = None
     retry_state: RetryState | None = None
 
+    @property
+    def failed_attempts(self) -> int:
+        """How many attempts failed."""
+        return 0 if self.retry_state is None else self.retry_state.sent
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Why they failed."""
+        return () if self.retry_state is None else tuple(self.retry_state.errors)
+
 
 class AdmittedRequest(NamedTuple):
     """A request that may be sent now, and the reservation that its bucket admitted."""

@@ -35,7 +35,10 @@ _JOIN_TIMEOUT_S = 15.0  # for the end of what was cancelled: connecting may take
 _MAX_BATCH = 16  # requests of one message: more would not be shared by all processes
 _WRITE_TIMEOUT_S = 2.0
 _READ_BYTES = 1 << 16
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.workers.child import main; main()"
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from parallel_processor.workers.child import main; main()"
+)
 
 
 class _Child:
@@ -115,11 +118,6 @@ class _Child:
                 pass  # what was left to write
             finally:
                 self.lock.release()
-
-    def kill(self) -> None:
-        """Kill the process, unless it has ended."""
-        if self.thread.is_alive():
-            self.process.kill()
 
     def end(self) -> str:
         """Wait until the process has ended, and say how it ended."""
@@ -270,7 +268,8 @@ class WorkerProcesses:
         until = time.monotonic() + _JOIN_TIMEOUT_S
         for child in children:
             child.thread.join(max(until - time.monotonic(), 0.0))
-            child.kill()
+            if child.thread.is_alive():
+                child.process.kill()
         for thread in threads:
             thread.join()
 
