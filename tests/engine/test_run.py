@@ -236,7 +236,7 @@ def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_an_outcome_is_yielded_while_the_feeder_waits_for_capacity() -> None:
+def test_an_outcome_is_yielded_while_the_reader_waits_for_capacity() -> None:
     """A limit that admits nothing more doesn't hold back what is answered."""
     run = run_with(ok, ONE_A_MINUTE)
     outcomes = run.outcomes(bodies(1000))
@@ -245,7 +245,7 @@ def test_an_outcome_is_yielded_while_the_feeder_waits_for_capacity() -> None:
     assert threads() == []
 
 
-def test_an_outcome_is_yielded_while_the_feeder_waits_for_credits() -> None:
+def test_an_outcome_is_yielded_while_the_reader_waits_for_credits() -> None:
     """With all workers busy the first to end is yielded at once."""
     gate = Gate()
 
@@ -372,7 +372,7 @@ def test_an_exception_of_the_input_comes_after_what_is_under_way() -> None:
 
 @pytest.mark.parametrize("error", [Broken("x"), KeyboardInterrupt()])
 def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseException) -> None:
-    """With a sink, answers to what was sent are kept though the feeder was interrupted."""
+    """With a sink, answers to what was sent are kept though the reader was interrupted."""
     gate = Gate()
     writer = Writer(is_immediate=True)
     run = run_with(gate.answer, max_workers=10, make_sink=writer.make_sink)
@@ -408,7 +408,7 @@ def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
     """An exception while a request's tokens are counted, by whatever thread, is the run's end."""
     run = run_with(ok)
     run._estimator.estimate = lambda request: Estimate(1 // (request.number - 3))
-    with contextlib.suppress(ZeroDivisionError):  # raised here if our thread or the feeder counted
+    with contextlib.suppress(ZeroDivisionError):  # raised here unless a worker counted
         list(run.outcomes(bodies(10)))
     assert isinstance(run.stop_cause, ZeroDivisionError)
     assert threads() == []
@@ -427,11 +427,10 @@ def test_a_fatal_answer_lets_the_rest_end() -> None:
         return 401, {"error": {"message": "wrong key", "code": "invalid_api_key"}}
 
     run = run_with(first_is_fatal, max_workers=4, drain_s=0.0)
-    taken: list[Outcome] = []
-    join = in_background(lambda: taken.extend(run.outcomes(bodies(1000))))
+    join = in_background(lambda: list(run.outcomes(bodies(1000))))
     assert run._stop.wait(20)
     gate.opened.set()
-    join()
+    taken = join()
     assert isinstance(run.stop_cause, RunStoppedError)
     assert numbers(taken) == [2, 3, 4]
     assert sorted(sent) == [1, 2, 3, 4]
@@ -441,7 +440,7 @@ def test_a_fatal_answer_lets_the_rest_end() -> None:
 
 
 def test_a_stop_ends_the_wait_for_capacity() -> None:
-    """A feeder that waits a minute for the bucket is freed, and its place given back."""
+    """A reader that waits a minute for the bucket is freed, and its place given back."""
     run = run_with(ok, ONE_A_MINUTE)
     got: list[Outcome] = []
     first = threading.Event()
@@ -461,61 +460,59 @@ def test_a_stop_ends_the_wait_for_capacity() -> None:
 
 
 def test_a_stop_ends_the_wait_for_credits() -> None:
-    """A feeder whose workers are all busy reads nothing more, and takes what they bring."""
+    """A reader whose workers are all busy reads nothing more, and takes what they bring."""
     gate = Gate()
     run = run_with(gate.answer, max_workers=3)
-    got: list[Outcome] = []
-    join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
+    join = in_background(lambda: list(run.outcomes(bodies(10))))
     gate.wait_for(3)
     run.stop(StopRequested("enough"))
     gate.opened.set()
-    join()
+    got = join()
     assert numbers(got) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("has_sink", [False, True])
 def test_a_stop_gives_the_server_drain_s_once(has_sink: bool) -> None:
-    """Answers under way are waited for as long as ``drain_s`` says, and are cut off then."""
+    """Answers under way are waited for as long as ``drain_s`` says, and are cancelled then."""
     silent = Silent()
     with RawServer(silent) as server:
-        cut_at_s: list[float] = []
+        cancelled_at_s: list[float] = []
         run, clock = real_run(
             server,
             drain_s=100.0,
             make_sink=Writer(is_immediate=True).make_sink if has_sink else None,
-            on_cancel=lambda: cut_at_s.append(clock.now_s),
+            on_cancel=lambda: cancelled_at_s.append(clock.now_s),
         )
         join = in_background(lambda: list(run.outcomes(bodies(2))))
         silent.wait_for(2)
         clock.ticks = True
         run.stop(StopRequested("enough"))
-        while not cut_at_s:
+        while not cancelled_at_s:
             run._waker.set()
             server.closing.wait(0.001)
         join()
-    assert 100.0 <= cut_at_s[0] < 150.0
+    assert 100.0 <= cancelled_at_s[0] < 150.0
     assert threads() == []
 
 
-def test_a_cut_ends_everything_at_once() -> None:
+def test_a_cancel_ends_everything_at_once() -> None:
     """Exchanges under way are given up, whoever waits is freed, and no outcome is made up."""
     silent = Silent()
     with RawServer(silent) as server:
-        cuts: list[str] = []
-        run, _ = real_run(server, drain_s=1e6, max_workers=3, on_cancel=lambda: cuts.append("cut"))
-        got: list[Outcome] = []
-        join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
+        cancels: list[int] = []
+        run, _ = real_run(server, drain_s=1e6, max_workers=3, on_cancel=lambda: cancels.append(1))
+        join = in_background(lambda: list(run.outcomes(bodies(10))))
         silent.wait_for(3)
         run.cancel(StopRequested("now"))
-        join()
+        got = join()
     assert got == []
-    assert cuts == ["cut"]
+    assert cancels == [1]
     assert run.counters.summary(1.0).unanswered == 3
     assert threads() == []
 
 
 def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
-    """A stop between the feeder's look at it and its wait for capacity isn't forgotten."""
+    """A stop between the reader's look at it and its wait for capacity isn't forgotten."""
     run = run_with(ok, ONE_A_MINUTE)
 
     def stop() -> None:
@@ -549,7 +546,7 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
 
 
 def test_no_stop_is_missed_on_the_way_to_a_credit() -> None:
-    """A stop between the feeder's look at it and its wait for a worker isn't forgotten."""
+    """A stop between the reader's look at it and its wait for a worker isn't forgotten."""
     silent = Silent()
     with RawServer(silent) as server:
         run, _ = real_run(server, drain_s=0.0, max_workers=1)
@@ -593,14 +590,13 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     gate = Gate()
     run = run_with(gate.answer, max_workers=50)
-    got: list[Outcome] = []
-    join = in_background(lambda: got.extend(run.outcomes(bodies(100))))
+    join = in_background(lambda: list(run.outcomes(bodies(100))))
     gate.wait_for(3)
     assert refused.wait(20)
     while not caplog.text:
         refused.wait(0.001)
     gate.opened.set()
-    join()
+    got = join()
     assert numbers(got) == list(range(1, 101))
     assert "only 3 requests can be in flight: can't start new thread" in caplog.text
 

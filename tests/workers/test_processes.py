@@ -90,6 +90,13 @@ def outcomes_of_a_silent_server(end: Callable[[Processor], None]) -> list[Outcom
     return outcomes
 
 
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Finds a function of this module as another process can import it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return lambda name: getattr(importlib.import_module("test_processes"), name)
+
+
 def factory() -> requests.Session:
     """A session of the caller's."""
     session = requests.Session()
@@ -116,7 +123,7 @@ def test_every_request_has_one_outcome() -> None:
 
 
 def test_failures_are_tried_again_and_recorded() -> None:
-    """Retries, final failures and refusals are as with threads."""
+    """Retries, final failures and rejections are as with threads."""
     options = SimulatorOptions(
         errors=("500", "reset", "bad_json"), error_rate=0.3, error_attempts=1, seed=5
     )
@@ -130,7 +137,7 @@ def test_failures_are_tried_again_and_recorded() -> None:
 
 
 def test_the_limits_are_of_all_processes_together() -> None:
-    """A server that enforces what is configured refuses nobody."""
+    """A server that enforces what is configured rejects nothing."""
     limits = Limits(requests_per_minute=1500, tokens_per_minute=math.inf, burst_seconds=1.2)
     options = SimulatorOptions(requests_per_minute=1500, burst_s=1.2)
     with Simulator(options) as server, processor(server.url, limits=limits) as made:
@@ -138,7 +145,9 @@ def test_the_limits_are_of_all_processes_together() -> None:
         assert server.stats()["faults"] == {}
 
 
-def test_a_session_of_the_callers_is_made_in_each_process() -> None:
+def test_a_session_of_the_callers_is_made_in_each_process(
+    importable: Callable[[str], Any],
+) -> None:
     """A factory that can be imported works, with its headers, proxies and so on."""
     seen: set[str] = set()
 
@@ -148,15 +157,9 @@ def test_a_session_of_the_callers_is_made_in_each_process() -> None:
             visit.answer()
 
     with RawServer(note) as server:
-        sys.path.insert(0, str(Path(__file__).parent))
-        try:
-            from test_processes import factory as importable
-
-            settings = {"session_factory": importable, "api_key": None, "max_workers": 8}
-            with processor(server.url, **settings) as made:
-                outcomes = list(made.imap_unordered(rows(40)))
-        finally:
-            sys.path.remove(str(Path(__file__).parent))
+        settings = {"session_factory": importable("factory"), "api_key": None, "max_workers": 8}
+        with processor(server.url, **settings) as made:
+            outcomes = list(made.imap_unordered(rows(40)))
     assert all(outcome.ok for outcome in outcomes)
     assert len(seen) == 2 and f"process {os.getpid()}" not in seen
 
@@ -290,19 +293,15 @@ def no_session() -> None:
     ],
 )
 def test_a_fault_in_a_process_ends_the_run_at_once(
-    factory: str, error: type[Exception], words: str
+    factory: str, error: type[Exception], words: str, importable: Callable[[str], Any]
 ) -> None:
     """An exception that can't travel is told as text, and nothing waits for its process."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    try:
-        importable = getattr(importlib.import_module("test_processes"), factory)
-        with (
-            processor("http://127.0.0.1:1", session_factory=importable, api_key=None) as made,
-            pytest.raises(error, match=words),
-        ):
-            list(made.imap_unordered(rows(5)))
-    finally:
-        sys.path.remove(str(Path(__file__).parent))
+    settings = {"session_factory": importable(factory), "api_key": None}
+    with (
+        processor("http://127.0.0.1:1", **settings) as made,
+        pytest.raises(error, match=words),
+    ):
+        list(made.imap_unordered(rows(5)))
     assert threads() == []
 
 
@@ -318,7 +317,7 @@ def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> None:
-    """One that is stopped (SIGSTOP) keeps its requests, but not the run when that is cut."""
+    """One that is stopped (SIGSTOP) keeps its requests, but not the run when that is cancelled."""
 
     def end(made: Processor) -> None:
         stopped = children()
@@ -337,7 +336,7 @@ def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> 
 
 
 def test_a_consumer_that_leaves_ends_the_processes() -> None:
-    """Closing the iterator cuts what is under way; no process outlives it."""
+    """Closing the iterator cancels what is in flight; no process outlives it."""
     before = children()
     with (
         Simulator(SimulatorOptions(latency_s=0.02)) as server,
@@ -349,8 +348,8 @@ def test_a_consumer_that_leaves_ends_the_processes() -> None:
     assert (threads(), children()) == ([], before)
 
 
-def test_a_cut_ends_what_a_silent_server_holds() -> None:
-    """Exchanges in the other processes are cut as those of threads are."""
+def test_a_cancel_ends_what_a_silent_server_holds() -> None:
+    """Exchanges in the other processes are cancelled as those of threads are."""
     assert outcomes_of_a_silent_server(lambda made: made.cancel("enough")) == []
     assert threads() == []
 
