@@ -1,6 +1,15 @@
-"""Pushes a million LLM API requests through an account's rate limits, from ordinary synchronous Python.
+"""Send LLM API requests as fast as an account's rate limits permit, from synchronous Python.
 
-``process_file`` does a JSONL file, ``Processor`` whatever your program iterates over. See the README.
+:func:`process_file` sends a JSONL file and appends the answers to another. The same call again sends only
+what has no answer yet. :class:`Processor` sends what a program iterates over, and threads may share it.
+:class:`Limits` are numbers, ``math.inf`` for none, or ``"auto"`` to find them.
+
+>>> from parallel_processor import Limits, Processor
+>>> limits = Limits(requests_per_minute=6000, tokens_per_minute="auto")
+>>> with Processor(request_url=url, limits=limits) as processor:
+...     outcomes = processor.map({"model": "m", "input": text} for text in ["one", "two"])
+>>> [outcome.ok for outcome in outcomes]
+[True, True]
 """
 
 from __future__ import annotations

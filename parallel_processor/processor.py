@@ -1,4 +1,11 @@
-"""The public class: a Processor owns an account's limits, and makes a run for each file or iterable."""
+"""The public class: a :class:`Processor` holds one account's limits, and makes a run for each call.
+
+::
+
+    process_file ─> file_run.FileRun ──────────┐
+    imap, map ───> iterables.NumberedRequests ─┼─> run.Run ─> threads.WorkerThreads ─> transport
+    submit ──────> submissions.Submissions ────┘
+"""
 
 from __future__ import annotations
 
@@ -31,14 +38,14 @@ if TYPE_CHECKING:
 
 StrPath = str | Path
 RequestLike = Request | Mapping[str, Any]
-"""What can be sent: a body, whose ``metadata`` is taken out and comes back, or a :class:`Request`."""
+"""A :class:`Request`, or a body, whose ``metadata`` is not sent and comes back with the outcome."""
 
 
 class Processor:
-    """Sends requests through the limits of one account. Threads may share it, and then its limits.
+    """Sends requests within the rate limits of one account. Threads that share it share these limits.
 
-    ``settings`` are those of :class:`Options`. Between runs it holds no thread, socket or file. After a
-    fork the child's has limits, counts and connections of its own.
+    ``settings`` are the fields of :class:`Options`. Between runs, a processor holds no thread, socket or
+    file. After a fork, the child's processor has its own limits, counts and connections.
 
     >>> with Processor(request_url=url, limits=Limits(requests_per_minute=6000)) as processor:
     ...     outcomes = processor.map({"model": "m", "input": text} for text in ["one", "two"])
@@ -57,16 +64,15 @@ class Processor:
 
     @property
     def _account(self) -> Account:
-        """The account of this process. A fork gets a new one: locks that it has copied may stay held."""
+        """The account of this process. A fork makes a new one: the locks that it copied may stay held."""
         pid = os.getpid()
-        account = self._accounts.get(pid)
-        if account is None:  # setdefault is atomic, if another thread does the same
-            account = self._accounts.setdefault(pid, Account(self._options, self._clock))
-        return account
+        if pid not in self._accounts:  # setdefault is atomic: another thread may do the same
+            self._accounts.setdefault(pid, Account(self._options, self._clock))
+        return self._accounts[pid]
 
     @property
     def options(self) -> Options:
-        """The settings, as they were checked."""
+        """The settings, checked."""
         return self._options
 
     def imap_unordered(
@@ -74,12 +80,13 @@ class Processor:
     ) -> Iterator[Outcome]:
         """Send ``requests`` and yield their outcomes as they come, failed ones included.
 
-        A request is a body (a dict, of which ``metadata`` is taken out and not sent) or a
-        :class:`Request`; its outcome has its place in the iterable as ``request.number``, from 1. The
-        iterable is read by the thread that takes the outcomes, only as far as the limits and
-        ``max_workers`` allow. ``progress`` as in :meth:`process_file`. A fatal answer raises
-        :class:`RunStoppedError` once everything under way has been yielded; closing the iterator early
-        gives up what is under way.
+        A request is a body (a dict, whose ``metadata`` is not sent) or a :class:`Request`. The outcome's
+        ``request.number`` is its position in the iterable, from 1. The thread that takes the outcomes
+        reads the iterable, only as far ahead as the limits and ``max_workers`` allow. ``progress`` is as
+        in :meth:`process_file`.
+
+        After a fatal answer, the outcomes of the requests in flight are yielded, and then
+        :class:`RunStoppedError` is raised. Closing the iterator early cancels the requests in flight.
 
         >>> with Processor(request_url=url) as processor:
         ...     for outcome in processor.imap_unordered([{"model": "m", "input": "text"}]):
@@ -97,8 +104,8 @@ class Processor:
     ) -> Iterator[Outcome]:
         """Like :meth:`imap_unordered`, in the order of ``requests``.
 
-        An outcome waits for those before it. At most ``window`` requests are under way or waiting so,
-        which bounds memory; it should be larger than what is in flight.
+        An outcome is kept until all before it have been yielded. ``window`` bounds memory: at most that
+        many requests are in flight or kept. It should be larger than the number in flight.
 
         >>> with Processor(request_url=url) as processor:
         ...     bodies = ({"model": "m", "input": str(number)} for number in range(3))
@@ -131,8 +138,8 @@ class Processor:
     ) -> list[Outcome]:
         """The outcomes of all ``requests``, in their order, failed ones included.
 
-        ``on_outcome`` is called by this thread with each outcome as it comes. What ends the run early,
-        :meth:`stop` included, raises; the ``outcomes`` of what is raised are those that there are.
+        This thread calls ``on_outcome`` with each outcome as it comes. If the run ends early, also by
+        :meth:`stop`, an exception is raised; its ``outcomes`` are those that there are.
 
         >>> with Processor(request_url=url) as processor:
         ...     outcomes = processor.map([{"model": "m", "input": "one"}, {"model": "m", "input": "two"}])
@@ -146,21 +153,24 @@ class Processor:
                 outcomes.append(outcome)
                 if on_outcome is not None:
                     on_outcome(outcome)
-            outcomes.sort(key=_number)
             if len(outcomes) < given.read or not given.is_over:
                 raise RunStoppedError("the run was stopped before every request had its outcome")
         except BaseException as error:
-            _attach(error, tuple(sorted(outcomes, key=_number)))
+            # Not only ours: a program that catches Ctrl-C, too, looks there for what it has paid for.
+            with contextlib.suppress(AttributeError, TypeError):  # a class may refuse attributes
+                error.outcomes = tuple(sorted(outcomes, key=_number))  # type: ignore[attr-defined]
             raise
-        return outcomes
+        return sorted(outcomes, key=_number)
 
     def submit(self, request: RequestLike) -> Future[Outcome]:
-        """Have one request sent, and come back at once. Any thread may call it, callbacks included.
+        """Queue one request, and return at once. Any thread may call it, also a future's callback.
 
-        The future's result is the outcome, also of a request that failed; its exception what ended the
-        run: :class:`RunStoppedError`, say. Until it is sent it can be cancelled. Requests wait in memory:
-        for many, :meth:`imap_unordered` is the better way. All that were submitted share one run, which a
-        thread feeds that ends a second after the last of them. Leaving the ``with`` block waits for them.
+        The future's result is the outcome, also of a request that failed. Its exception is what ended the
+        run: :class:`RunStoppedError`, say. It can be cancelled until its request is sent. Leaving the
+        ``with`` block waits for all futures.
+
+        Queued requests are in memory: for many, prefer :meth:`imap_unordered`. All of them share one run.
+        The thread that feeds it ends a second after the last request.
 
         >>> with Processor(request_url=url) as processor:
         ...     future = processor.submit({"model": "m", "input": "text"})
@@ -181,21 +191,27 @@ class Processor:
         report_path: StrPath | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
     ) -> Summary:
-        """Send every request of a file, and append its record to another.
+        """Send every request of a file, and append its record to another file.
 
-        Requests that have a good record in ``save_path`` are not sent again; failed records are
-        dropped, and their requests sent again, unless ``keep_failures`` leaves both as they are.
-        ``overwrite`` starts afresh. ``save_path`` defaults to ``{requests_path}_results.jsonl``;
-        failures go there too, or to ``errors_path``. ``progress``: ``True`` shows a bar on a terminal
-        and in a notebook and lines elsewhere, ``None`` the bar only, ``False`` nothing. ``report_path``
-        gets the report, as a page if it ends with ``.html``, else as JSON, time and again while the run
-        goes on, and however it ends. ``on_outcome`` is called with each outcome once that is on record,
-        always from one thread, the writer's; what it raises ends the run.
+        A request with a good record in ``save_path`` is not sent again. Failed records are removed, and
+        their requests are sent again.
 
-        Raises :class:`RunStoppedError` after a fatal answer, :class:`ResultsFileError` and
-        :class:`InputFileError` for broken files. An exception from outside, such as
-        ``KeyboardInterrupt``, passes through once the answers under way are on record, in a notebook
-        after half a second.
+        Args:
+            requests_path: the requests, one a line.
+            save_path: the records; by default ``{requests_path}_results.jsonl``.
+            errors_path: the records of failures, if they should not go to ``save_path``.
+            overwrite: start afresh, without the old records.
+            keep_failures: leave failed records as they are, and don't send their requests.
+            progress: ``True`` shows a bar on a terminal and in a notebook, and lines elsewhere; ``None``
+                the bar only; ``False`` nothing.
+            report_path: the report, a page if it ends with ``.html``, else JSON. It is written time and
+                again while the run goes on, and however the run ends.
+            on_outcome: called with each outcome that is on record, always by the writer's thread. An
+                exception from it ends the run.
+
+        Raises :class:`RunStoppedError` after a fatal answer, and :class:`ResultsFileError` or
+        :class:`InputFileError` for a broken file. After another exception, such as ``KeyboardInterrupt``,
+        the answers in flight are still put on record (in a notebook only for half a second).
 
         >>> with Processor(request_url=url) as processor:
         ...     summary = processor.process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl")
@@ -220,7 +236,7 @@ class Processor:
         return summary
 
     def stats(self) -> Stats:
-        """Where all runs of this processor stand, taken together, at this moment. Any thread may ask.
+        """Where all runs of this processor stand, taken together, at this moment. Any thread may call it.
 
         >>> with Processor(request_url=url) as processor:
         ...     outcomes = processor.map([{"model": "m", "input": "text"}])
@@ -244,15 +260,16 @@ class Processor:
                 _raise_cause(run.stop_cause, account.summary(run, started_at))
 
     def stop(self, reason: str = "stopped by the caller") -> None:
-        """End every run: nothing more is sent, what is in flight may end (see ``drain_s``).
+        """End every run: nothing more is sent, and requests in flight may end (see ``drain_s``).
 
-        Any thread may call it, a signal handler may not. Files return as usual, with a ``stop_reason``.
+        Any thread may call it, but no signal handler. :meth:`process_file` returns as usual; its summary
+        has the ``reason`` as ``stop_reason``.
         """
         for run in self._account.runs():
             run.stop(StopRequested(reason))
 
     def cancel(self, reason: str = "stopped by the caller") -> None:
-        """Like :meth:`stop`, but what is in flight is given up at once."""
+        """Like :meth:`stop`, but the requests in flight are cancelled at once."""
         for run in self._account.runs():
             run.cancel(StopRequested(reason))
 
@@ -267,7 +284,7 @@ class Processor:
     ) -> None:
         """Wait for what was submitted, unless an exception came; then stop every run.
 
-        What nobody is left to take is given up at once.
+        A run whose outcomes nobody takes any more is cancelled.
         """
         account, is_clean = self._account, kind is None
         try:
@@ -288,18 +305,8 @@ def _number(outcome: Outcome) -> int:
     return outcome.request.number
 
 
-def _attach(error: BaseException, outcomes: tuple[Outcome, ...]) -> None:
-    """Set ``error.outcomes``, also of exceptions that are not ours.
-
-    ``except`` gets the exception as it was raised, Ctrl-C or the iterable's own, and that is where a
-    program looks for the outcomes that it has paid for. A class that refuses attributes goes without.
-    """
-    with contextlib.suppress(AttributeError, TypeError):
-        error.outcomes = outcomes  # type: ignore[attr-defined]
-
-
 def _raise_cause(cause: BaseException | None, summary: Summary) -> None:
-    """Raise what ended the run, if the server or the disk did. A run that was told to stop just ends."""
+    """Raise what ended the run, if the server or the disk did. A run that :meth:`stop` ended returns."""
     if cause is None or isinstance(cause, StopRequested):
         return
     if isinstance(cause, ParallelProcessorError):

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import read_lines, write_lines
 from raw_server import RawServer, answer_all, header_of
+from services import NO_LIMITS
 
 import parallel_processor
 from parallel_processor import (
     ConfigurationError,
-    Limits,
     process_api_requests_from_file,
     process_file,
 )
 
 ROOT = Path(parallel_processor.__file__).resolve().parent.parent
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 # What only some programs need, and takes a while to import.
 BY_NEED = ("argparse", "email.utils", "lzma", "multiprocessing", "pickle", "requests", "ssl")
 BY_NEED += ("subprocess", "tenacity", "tiktoken", "tqdm", "urllib3", "uuid")
@@ -131,27 +130,16 @@ def test_an_unknown_setting_is_an_error(tmp_path: Path) -> None:
 def test_the_cookbooks_function_has_its_parameters_and_defaults() -> None:
     """Names, order and defaults are those of the script's command line."""
     parameters = inspect.signature(process_api_requests_from_file).parameters
-    assert {name: p.default for name, p in parameters.items()} == {
-        "requests_filepath": inspect.Parameter.empty,
-        "save_filepath": None,
-        "request_url": "https://api.openai.com/v1/embeddings",
-        "api_key": None,
-        "max_requests_per_minute": 1500,
-        "max_tokens_per_minute": 125_000,
-        "token_encoding_name": None,
-        "max_attempts": 5,
-        "logging_level": 20,
-    }
-    assert list(parameters) == [
-        "requests_filepath",
-        "save_filepath",
-        "request_url",
-        "api_key",
-        "max_requests_per_minute",
-        "max_tokens_per_minute",
-        "token_encoding_name",
-        "max_attempts",
-        "logging_level",
+    assert [(name, parameter.default) for name, parameter in parameters.items()] == [
+        ("requests_filepath", inspect.Parameter.empty),
+        ("save_filepath", None),
+        ("request_url", "https://api.openai.com/v1/embeddings"),
+        ("api_key", None),
+        ("max_requests_per_minute", 1500),
+        ("max_tokens_per_minute", 125_000),
+        ("token_encoding_name", None),
+        ("max_attempts", 5),
+        ("logging_level", 20),
     ]
 
 
@@ -181,17 +169,16 @@ def test_the_cookbooks_call_works(tmp_path: Path) -> None:
     assert (root.level, list(root.handlers)) == levels[1:]
 
 
-def test_the_cookbooks_numbers_are_used(tmp_path: Path) -> None:
-    """A bad value is refused under the name of the setting that it became."""
-    for name, value, field in (
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
         ("max_requests_per_minute", 0, "requests_per_minute"),
         ("max_tokens_per_minute", -1, "tokens_per_minute"),
         ("max_attempts", 0, "max_attempts"),
-    ):
-        with pytest.raises(ConfigurationError, match=f"^{field} must be .* not {value}"):
-            process_api_requests_from_file(
-                tmp_path / "in.jsonl",
-                api_key="sk-1",
-                logging_level=logging.NOTSET,
-                **{name: value},  # type: ignore[arg-type]
-            )
+    ],
+)
+def test_the_cookbooks_numbers_are_used(name: str, value: int, field: str, tmp_path: Path) -> None:
+    """A bad value is refused under the name of the setting that it became."""
+    settings: Any = {"api_key": "sk-1", "logging_level": logging.NOTSET, name: value}
+    with pytest.raises(ConfigurationError, match=f"^{field} must be .* not {value}"):
+        process_api_requests_from_file(tmp_path / "in.jsonl", **settings)

@@ -1,4 +1,4 @@
-"""Every public name is explained and has an example, and each example does what it says.
+"""The package and every public name are explained, with an example, and each example does what it says.
 
 An example sees what ``from parallel_processor import *`` gives, ``url`` and ``chat_url`` of a server
 that answers, and ``folder``, in which there is a ``requests.jsonl`` of three embeddings requests.
@@ -23,7 +23,7 @@ from parallel_processor.simulator import Simulator, SimulatorOptions
 
 PUBLIC: dict[str, Any] = {
     name: getattr(parallel_processor, name) for name in parallel_processor.__all__
-}
+} | {"parallel_processor": parallel_processor}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 ROWS = [{"model": "text-embedding-3-small", "input": f"text {number}"} for number in range(3)]
 

@@ -10,10 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import in_threads
 from commands import read_lines, write_lines
 from raw_server import RawServer, Visit, answer_all
 from services import NO_LIMITS, gated, processor, rows, threads
@@ -28,9 +30,6 @@ from parallel_processor import (
     RunStoppedError,
 )
 from parallel_processor.simulator import Simulator, SimulatorOptions
-
-# As they come.
-
 
 # In order.
 
@@ -296,17 +295,12 @@ def test_many_threads_submit_under_one_limit() -> None:
     """The limit holds for all of them together."""
     limits = Limits(requests_per_minute=6000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
     with Simulator() as simulator, processor(simulator.url, limits=limits) as made:
-        futures: list[Any] = []
 
-        def work(first: int) -> None:
-            futures.extend(made.submit(row) for row in rows(10, first))
+        def work(first: int) -> list[Any]:
+            return [made.submit(row) for row in rows(10, first)]
 
-        workers = [threading.Thread(target=work, args=[n * 10]) for n in range(8)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        assert all(future.result(60).ok for future in futures)
+        submitted = in_threads([partial(work, n * 10) for n in range(8)])
+        assert all(future.result(60).ok for futures in submitted for future in futures)
         assert made._account.buckets.usage().admitted["requests"] == 80.0
 
 
@@ -609,17 +603,8 @@ def test_an_outcome_knows_its_latency() -> None:
 def test_runs_of_many_threads_share_one_limit() -> None:
     """Fifty threads, each with a map of its own, as the views of a web service."""
     limits = Limits(requests_per_minute=30_000.0, tokens_per_minute=math.inf, burst_seconds=0.1)
-    results: list[list[Outcome]] = []
     with Simulator() as simulator, processor(simulator.url, limits=limits, max_workers=8) as made:
-
-        def view(first: int) -> None:
-            results.append(made.map(rows(4, first)))
-
-        workers = [threading.Thread(target=view, args=[n * 4]) for n in range(50)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        results = in_threads([partial(made.map, rows(4, n * 4)) for n in range(50)])
         admitted = made._account.buckets.usage().admitted["requests"]
     assert [len(result) for result in results] == [4] * 50
     assert admitted == 200.0

@@ -9,55 +9,42 @@ import math
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import services
 from commands import read_lines, write_lines
 from raw_server import RawServer, Room, Visit, answer_all, header_of
+from services import in_background, rows, threads
 
 from parallel_processor import (
     ConfigurationError,
     InputFileError,
     Limits,
-    Outcome,
     Processor,
     Request,
     ResultsFileError,
-    RetryPolicy,
     RunStoppedError,
 )
 from parallel_processor.models import Estimate
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 KEY = "sk-test-0123456789abcdef"
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
-HASTE = RetryPolicy(backoff_initial_s=0.0, pause_s=0.0)
 FULL = Path("/dev/full")
 
 
-@contextmanager
-def processor(url: str, **settings: Any) -> Iterator[Processor]:
-    """A processor for the embeddings of a server."""
-    options: dict[str, Any] = {"api_key": KEY, "limits": NO_LIMITS, "retry": HASTE} | settings
-    with Processor(request_url=f"{url}/v1/embeddings", **options) as made:
-        yield made
-
-
-def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """So many different requests."""
-    return [{"model": "m", "input": f"text {number}"} for number in range(first, first + count)]
+def processor(url: str, **settings: Any) -> AbstractContextManager[Processor]:
+    """A processor with a key for the embeddings of a server."""
+    return services.processor(url, **{"api_key": KEY} | settings)
 
 
 def used_by_us() -> tuple[list[str], int]:
     """The package's threads, and how many files the process has open."""
-    names = [thread.name for thread in threading.enumerate()]
-    ours = [name for name in names if name.startswith("parallel-processor")]
-    return ours, len(os.listdir("/proc/self/fd"))
+    return threads(), len(os.listdir("/proc/self/fd"))
 
 
 def inputs_of(records: list[Any]) -> Counter[str]:
@@ -74,30 +61,6 @@ def held() -> Iterator[tuple[RawServer, Room]]:
             yield server, room
         finally:
             room.opened.set()
-
-
-def in_background(work: Callable[[], object]) -> Callable[[], Any]:
-    """Do ``work`` in a thread; the result waits for it, and gives or raises what it did."""
-    ends: list[Any] = []
-
-    def guarded() -> None:
-        try:
-            ends.append((work(), None))
-        except BaseException as error:
-            ends.append((None, error))
-
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-
-    def join() -> Any:
-        thread.join(40)
-        assert ends, "it hangs"
-        result, error = ends[0]
-        if error is not None:
-            raise error
-        return result
-
-    return join
 
 
 # Files
@@ -181,17 +144,6 @@ def test_failures_go_to_their_file(tmp_path: Path) -> None:
         made.process_file(source, save, errors_path=errors)
     assert [record[0] for record in read_lines(save)] == [{"input": "a"}]
     assert [record[0] for record in read_lines(errors)] == ["nonsense"]
-
-
-def test_members_that_are_left_out_are_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A file whose requests want streams is sent without them, with one warning."""
-    caplog.set_level(logging.WARNING)
-    source = write_lines(tmp_path / "in.jsonl", [row | {"stream": True} for row in rows(5)])
-    with Simulator() as simulator, processor(simulator.url) as made:
-        assert made.process_file(source, tmp_path / "out.jsonl").answered == 5
-    assert caplog.messages == ["line 1: stream left out, here and below"]
 
 
 # The ends of a file's run
@@ -303,31 +255,21 @@ def test_an_interrupt_leaves_after_the_answers_are_on_record(
     assert used_by_us()[0] == []
 
 
-def test_a_stop_returns_a_summary(tmp_path: Path) -> None:
-    """A run that is told to stop sends nothing more, keeps what was under way, and just returns."""
-    source = write_lines(tmp_path / "in.jsonl", rows(50))
-    save = tmp_path / "out.jsonl"
-    with held() as (server, room), processor(server.url, max_workers=4) as made:
-        join = in_background(lambda: made.process_file(source, save))
-        room.wait_for(4)
-        made.stop("lunch")
-        room.opened.set()
-        summary = join()
-    assert (summary.answered, summary.unanswered, summary.stop_reason) == (4, 0, "lunch")
-    assert len(read_lines(save)) == 4
-
-
-def test_a_cut_returns_a_summary(tmp_path: Path) -> None:
-    """A run that is cut gives up what is under way, for the next run to send."""
+@pytest.mark.parametrize(("way", "answered"), [("stop", 4), ("cancel", 0)])
+def test_a_stop_returns_a_summary(way: str, answered: int, tmp_path: Path) -> None:
+    """Nothing more is sent. A stop keeps what is in flight, a cancel leaves it to the next run."""
     source = write_lines(tmp_path / "in.jsonl", rows(50))
     save = tmp_path / "out.jsonl"
     with held() as (server, room), processor(server.url, max_workers=4, drain_s=1e6) as made:
         join = in_background(lambda: made.process_file(source, save))
         room.wait_for(4)
-        made.cancel("now")
+        getattr(made, way)("lunch")
+        if way == "stop":
+            room.opened.set()
         summary = join()
-    assert (summary.answered, summary.unanswered, summary.stop_reason) == (0, 4, "now")
-    assert save.read_bytes() == b""
+    assert (summary.answered, summary.unanswered) == (answered, 4 - answered)
+    assert summary.stop_reason == "lunch"
+    assert len(read_lines(save)) == answered
 
 
 def test_after_a_stop_a_processor_runs_again(tmp_path: Path) -> None:
@@ -412,16 +354,6 @@ def test_outcomes_come_as_they_are_answered() -> None:
     assert outcomes[1].request.metadata_json == b'{"row": 7}'
     assert sorted(server.bodies) == [b'{"n": 1}', b'{"n": 2}']
     assert {header_of(head, "authorization") for head in server.heads} == {f"Bearer {KEY}"}
-
-
-def test_what_is_no_request_is_a_type_error_after_the_others() -> None:
-    """A caller's mistake is raised with its place, once what was sent has been yielded."""
-    got: list[Outcome] = []
-    with RawServer(answer_all) as server, processor(server.url) as made:
-        with pytest.raises(TypeError, match="request 3"):
-            for outcome in made.imap_unordered([{"n": 1}, {"n": 2}, 3]):  # type: ignore[list-item]
-                got.append(outcome)
-    assert sorted(outcome.request.payload for outcome in got) == sorted(server.bodies)
 
 
 def test_a_stop_from_the_consumers_loop_ends_it() -> None:

@@ -6,8 +6,8 @@
                                              ▲                          │
                                              └────── retry later ───────┘
 
-``run.Run`` is the plan: its constructor makes the parts in the order of the flow. ``account.Account`` holds what
-all runs of a ``Processor`` share. ``file_run.FileRun`` runs a file, ``submissions`` single requests.
+The constructor of ``run.Run`` makes these parts in this order. ``account.Account`` holds what all runs of a
+``Processor`` share. ``file_run.FileRun`` runs a file, ``submissions.Submissions`` single requests.
 
 Names that cross the border (module, names):
 

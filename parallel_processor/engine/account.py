@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,13 +22,12 @@ from parallel_processor.tokens.estimates import CostEstimator
 class Account:
     """The limits of one account, and the runs that share them. Any thread may call it."""
 
-    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
-        self._options = options
-        self._clock = clock
+    def __init__(self, options: Options, clock: Callable[[], float]) -> None:
+        self._options, self._clock = options, clock
         self.buckets = TokenBuckets(options, clock)
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._runs: set[Run] = set()
         self._ended = Counts()  # of the runs that are over
 
@@ -43,7 +41,7 @@ class Account:
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
     ) -> Iterator[Run]:
-        """A new run, which is over with the block. The arguments are those of :class:`Run`."""
+        """A new run, which is over at the end of the block. The arguments are those of :class:`Run`."""
         run = Run(
             self._options,
             buckets=self.buckets,
@@ -72,7 +70,7 @@ class Account:
     def progress(
         self, run: Run, fraction: Callable[[], float | None], show: bool | None
     ) -> Progress:
-        """A progress display of ``run``; ``fraction`` tells how much of its input has been read."""
+        """A progress display of ``run``; ``fraction`` is the share of its input that has been read."""
         return Progress(
             run.counters,
             usage=self.buckets.usage,

@@ -1,9 +1,9 @@
 """Credits bound how much of a run is under way: read, queued, in flight, and not yet on record.
 
 * At most ``max_workers`` requests are in flight.
-* As many requests, but at most ``READ_AHEAD``, are read ahead of them.
-* While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: the
-  next one may be for another bucket, which admits it.
+* ``max_workers`` more, but at most ``READ_AHEAD``, are read ahead of them.
+* While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
+  them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
   ``writer_slack`` more outcomes may wait for a writer that writes many at once.
 """
@@ -26,15 +26,16 @@ class Credits:
         max_workers: how many requests may be in flight.
         in_flight: how many requests are in flight.
         unrecorded: how many outcomes are not on record.
+        reader_waits: true if the reader waits to be woken.
     """
 
-    def __init__(self, lines: RequestQueues, max_workers: int, writer_slack: int = 0) -> None:
-        self._queues = lines
+    def __init__(self, queues: RequestQueues, max_workers: int, writer_slack: int) -> None:
+        self._queues = queues
         self._read_ahead = min(max_workers, READ_AHEAD)
         self._writer_slack = writer_slack
-        self._reader_waits = False
         self.max_workers = max_workers
         self.in_flight = self.unrecorded = 0
+        self.reader_waits = False
 
     def available(self, *, all_wait: bool) -> int:
         """How many more requests may be read.
@@ -70,39 +71,19 @@ class Credits:
         """True if outcomes that are not on record hold the run back, rather than requests in flight."""
         return self.unrecorded > self.in_flight + self._writer_slack / 2
 
-    def send(self) -> None:
-        """A request is in flight."""
-        self.in_flight += 1
-
     def take_back(self, *, has_outcome: bool) -> None:
         """A request is not in flight any more; its outcome, if it has one, is not on record yet."""
         self.in_flight -= 1
         self.unrecorded += has_outcome
 
-    def add_outcomes(self, count: int) -> None:
-        """So many requests that were not in flight have outcomes."""
-        self.unrecorded += count
-
-    def record(self, count: int) -> None:
-        """So many outcomes are on record, or never will be."""
-        self.unrecorded -= count
-
-    def lower_limit(self) -> None:
-        """The last request that was sent found no thread: let no more be in flight than before it."""
-        self.max_workers = max(1, self.in_flight - 1)
-
-    def reader_waits(self, waits: bool) -> None:
-        """The reader waits to be woken, or does not."""
-        self._reader_waits = waits
-
     def wakes_reader(self, *, all_wait: bool) -> bool:
-        """True, once, if the waiting reader is to be woken: not for each request.
+        """True, once, if the waiting reader is to be woken.
 
-        It is woken when half of the read-ahead is available, and when everything has ended.
+        Not for each request: when half of the read-ahead is available, and when everything has ended.
         """
-        if not self._reader_waits:
+        if not self.reader_waits:
             return False
         if self.is_empty or self.available(all_wait=all_wait) > self._read_ahead // 2:
-            self._reader_waits = False
+            self.reader_waits = False
             return True
         return False

@@ -5,8 +5,8 @@ around it. Each keeps its own metadata and ``custom_id``.
 
 While the first is under way, equal ones wait for its outcome and share it, whatever it is. Later ones get
 its answer from a private SQLite database, which is partly in memory and partly in a temporary file, and is
-deleted with the run. After a failure, the next equal request is sent. SQLite has locks for the whole
-process: no fork may happen while one is held.
+deleted with the run. After a failure, the next equal request is sent. SQLite has locks of the whole
+process: ``FORK_LOCK`` keeps a fork from happening while one of them is held.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TABLE = (
 
 
 class Duplicates:
-    """The requests and answers of one run. :meth:`claim` is for the reader, the others for any thread."""
+    """The requests and answers of one run. The reader calls :meth:`claim`, any thread the others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _waiting
@@ -80,10 +80,8 @@ class Duplicates:
         if row is None:
             return None
         status, headers, body = row
-        data = parse(body.decode(), strict=False)
-        return Response(
-            status=status, headers=json.loads(headers), body=body, data=data, is_json=True
-        )
+        data, headers = parse(body.decode(), strict=False), json.loads(headers)
+        return Response(status=status, headers=headers, body=body, data=data, is_json=True)
 
     def _keep(self, key: bytes, response: Response) -> None:
         row = (key, response.status, json.dumps(dict(response.headers)), response.body)
@@ -94,7 +92,7 @@ class Duplicates:
                 self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", row)
             except sqlite3.Error as error:
                 self._is_full = True
-                _log.warning(
-                    "can't keep more answers for equal requests, which are sent from now on: %s",
-                    error,
+                message = (
+                    "can't keep more answers for equal requests: they are sent from now on: %s"
                 )
+                _log.warning(message, error)

@@ -1,9 +1,8 @@
-"""The way of an outcome to where it belongs, and of its credit back to the reader.
+"""The way of an outcome to the sink or to the program, and of its credit back to the dispatcher.
 
-With a sink, an outcome goes there at once from the thread that has it. Without one, it is laid out for
-the thread that feeds the run, which yields it to the program. Either way it holds a credit until
-:meth:`Delivery.recorded` is called: by whoever took it from the sink, or when the program asks for the
-next outcome.
+With a sink, the worker that has the outcome puts it there at once. Without one, the outcome is kept for
+the reader, which yields it to the program. It holds its credit until :meth:`Delivery.recorded` is called:
+by the sink's owner once it is on record, or when the program asks for the next outcome.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Delivery:
 
     Args:
         counters: count the outcomes once they are on record.
-        waker: set for each outcome that is laid out.
+        waker: set for each outcome that the reader is to yield.
         on_record: called with the number of outcomes that are on record, or never will be.
-        make_sink: makes what takes the outcomes, given :meth:`recorded`; without one they are laid out.
+        make_sink: makes the sink, given :meth:`recorded`; ``None`` if the reader yields the outcomes.
         duplicates: knows which requests share an outcome.
     """
 
@@ -47,31 +46,25 @@ class Delivery:
         counters: Counters,
         waker: WakeEvent,
         on_record: Callable[[int], None],
-        make_sink: Callable[[Recorded], Sink] | None = None,
-        duplicates: Duplicates | None = None,
+        make_sink: Callable[[Recorded], Sink] | None,
+        duplicates: Duplicates | None,
     ) -> None:
-        self._counters = counters
-        self._waker = waker
-        self._on_record = on_record
-        self._duplicates = duplicates
-        self._laid_out: deque[Outcome] = deque()
+        self._counters, self._waker = counters, waker
+        self._on_record, self._duplicates = on_record, duplicates
+        self._ready: deque[Outcome] = deque()
         self._sink = make_sink(self.recorded) if make_sink is not None else None
 
     def __bool__(self) -> bool:
-        """True if an outcome is laid out."""
-        return bool(self._laid_out)
+        """True if there is an outcome to yield."""
+        return bool(self._ready)
 
     def deliver(self, outcome: Outcome) -> None:
         """Deliver ``outcome``, and those of the equal requests that waited for it."""
         self._hand_over(outcome)
-        if (
-            self._duplicates is None
-            or outcome.request.invalid_reason is not None
-            or outcome.deduplicated
-        ):
-            return
-        for other in self._duplicates.end(outcome):
-            self._hand_over(other)
+        is_invalid = outcome.request.invalid_reason is not None
+        if self._duplicates is not None and not is_invalid and not outcome.deduplicated:
+            for other in self._duplicates.end(outcome):
+                self._hand_over(other)
 
     def drop(self, pending: PendingRequest) -> None:
         """A request will not be sent, or not again. It has an outcome if it was sent before.
@@ -93,7 +86,7 @@ class Delivery:
             what = f"request {request.number} failed: " if request.invalid_reason is None else ""
             _log.error("%s%s", what, outcome.error, extra=extra)
         if self._sink is None:
-            self._laid_out.append(outcome)
+            self._ready.append(outcome)
             self._waker.set()
         elif outcome.unanswered:
             self.recorded([outcome])
@@ -101,9 +94,9 @@ class Delivery:
             self._sink(outcome)
 
     def taken(self) -> Iterator[Outcome]:
-        """What is laid out, for the feeding thread. Asking for the next gives an outcome's credit back."""
-        while self._laid_out:
-            outcome = self._laid_out.popleft()
+        """The outcomes to yield. Asking for the next one gives back the credit of the one before."""
+        while self._ready:
+            outcome = self._ready.popleft()
             if not outcome.unanswered:
                 yield outcome
             self.recorded([outcome])
@@ -120,8 +113,5 @@ class Delivery:
 
 
 def make_duplicates(options: Options) -> Duplicates | None:
-    """What finds equal requests, if ``options`` ask for that. Only then its database is imported."""
-    if not options.dedupe:
-        return None
-    duplicates: Duplicates = load("parallel_processor.engine.dedupe").Duplicates()
-    return duplicates
+    """What finds equal requests, if ``options`` ask for that. Only then SQLite is imported."""
+    return load("parallel_processor.engine.dedupe").Duplicates() if options.dedupe else None

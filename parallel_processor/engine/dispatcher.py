@@ -1,18 +1,17 @@
 """From reading to sending: which requests are read, which are admitted, and which thread sends them.
 
 The reader must never wait for a bucket: behind a request for an exhausted model there may be one for
-another model. So it only puts what it reads into the queue of its bucket (``lines.py``).
+another model. So it only puts what it reads into the queue of its bucket (``queues.py``).
 
 **Who admits.** A worker whose attempt has ended takes the next admitted request itself
-(:meth:`Dispatcher.done`) and sends it at once. While there is work, nothing is handed from thread to
-thread. The dispatcher thread does what is left: it waits for what only time brings, and starts a worker
-for an admitted request that no worker asks for. It sleeps while every queue's head waits for its bucket
-and no backoff has expired. Whoever changes either wakes it. Tokens are counted by the worker that will
-send the request, right before, or by the dispatcher thread.
+(:meth:`Dispatcher.done`) and sends it at once. While there is work, nothing passes from thread to thread.
+The dispatcher thread starts a worker for an admitted request that no worker asks for. It sleeps while
+every queue's head waits for its bucket and no backoff has expired. A call that changes either wakes it.
+Tokens are counted by the worker that will send the request, right before, or by the dispatcher thread.
 
-**Who owns what.** ``_lock`` guards every field. A bucket's lock is taken within it, never the other way
-round. The thread lives from the first request to the last one or to a stop. It is not the caller's
-thread, so that no KeyboardInterrupt comes in the middle of an admission.
+**Locks.** ``_lock`` guards every field. A bucket's lock is taken within it, never the other way round.
+The thread lives from the first request to the last one or to a stop. It is not the caller's thread, so
+that no KeyboardInterrupt comes in the middle of an admission.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 
 from parallel_processor.engine.credits import Credits
@@ -48,15 +46,16 @@ class Dispatcher:
         flush: called when nothing more is started for now.
         drop: called with each request that will not be sent, or not again.
         on_room: called when more may be read, and when everything has ended.
-        activity: what holds the run back where no bucket does; its argument tells whether as many
-            requests are in flight as may be.
+        activity: what holds the run back if no bucket does; its argument tells whether ``max_workers``
+            requests are in flight.
         counters: count each request and attempt that is handed out.
-        ledger: is told what the run waits for.
+        wait_times: notes what the run waits for.
         stop: after it, nothing is handed out.
         max_workers: how many requests may be in flight.
         writer_slack: how many outcomes may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
+        clock: seconds that never go back.
 
     Attributes:
         error: a bug, or a failure of the system, that ended the thread.
@@ -68,7 +67,7 @@ class Dispatcher:
         *,
         cost: Callable[[Estimate], Cost],
         start: Callable[[AdmittedRequest], object],
-        flush: Callable[[], object] = lambda: None,
+        flush: Callable[[], object],
         drop: Callable[[PendingRequest], None],
         on_room: Callable[[], None],
         activity: Callable[[bool], WaitCause],
@@ -76,30 +75,24 @@ class Dispatcher:
         wait_times: WaitTimes,
         stop: StopSignal,
         max_workers: int,
-        writer_slack: int = 0,
-        count: Callable[[PendingRequest], None] | None = None,
-        is_wanted: Callable[[Request], bool] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        writer_slack: int,
+        count: Callable[[PendingRequest], None],
+        is_wanted: Callable[[Request], bool] | None,
+        clock: Callable[[], float],
     ) -> None:
         self.error: BaseException | None = None
         self.waker = WakeEvent()
-        self._start = start
-        self._flush = flush
-        self._drop = drop
-        self._on_room = on_room
-        self._activity = activity
-        self._counters = counters
-        self._wait_times = wait_times
-        self._stop = stop
-        self._count = count
-        self._is_wanted = is_wanted
-        self._clock = clock
+        self._start, self._flush, self._drop = start, flush, drop
+        self._on_room, self._activity = on_room, activity
+        self._counters, self._wait_times = counters, wait_times
+        self._count, self._is_wanted = count, is_wanted
+        self._stop, self._clock = stop, clock
         self._lock = threading.Lock()  # guards the fields below
         self._queues = RequestQueues(cost, self.waker)
         self._credits = Credits(self._queues, max_workers, writer_slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
-        self._waits_as = (False, False)  # its state when the ledger was told what it waits for
+        self._waits_as = (False, False)  # the state that _wait_times was told last
         self._closed = self._hurries = self._has_left = self._has_started = False
         self._thread = InterruptSafeThread(self._run, "parallel-processor-dispatcher")
 
@@ -116,10 +109,10 @@ class Dispatcher:
     # For the reader.
 
     def room(self) -> int:
-        """How many more requests may be read; if 0, ``on_room`` tells when that changes."""
+        """How many more requests may be read; if 0, ``on_room`` is called when that changes."""
         with self._lock:
             count = self._credits.available(all_wait=self._is_asleep)
-            self._credits.reader_waits(not count)
+            self._credits.reader_waits = not count
             return count
 
     def put(self, pending: PendingRequest) -> None:
@@ -136,10 +129,10 @@ class Dispatcher:
     def skip(self) -> None:
         """A request was read that has an outcome already, which is not on record yet."""
         with self._lock:
-            self._credits.add_outcomes(1)
+            self._credits.unrecorded += 1
 
     def close(self, *, hurry: bool = False) -> None:
-        """Nothing more will be put. In a ``hurry`` only what is admitted now is sent, the rest dropped."""
+        """Nothing more will be put. In a ``hurry``, what is admitted now is sent, and the rest dropped."""
         with self._lock:
             self._closed, self._hurries = True, hurry
             self._wake()
@@ -149,17 +142,17 @@ class Dispatcher:
         self._thread.join(timeout_s)
 
     def is_busy(self) -> bool:
-        """True while anything is queued, in flight, or not on record; ``on_room`` tells when that ends."""
+        """True while anything is queued, in flight or not on record; ``on_room`` is called at its end."""
         with self._lock:
-            self._credits.reader_waits(True)
+            self._credits.reader_waits = True
             return not self._credits.is_empty
 
     def abort(self) -> None:
-        """End the thread, which may start no more workers: the interpreter ends."""
+        """End the thread: the interpreter ends, and no worker can be started any more."""
         self._stop.set(StopRequested("the interpreter ends"))
         self.join(_JOIN_TIMEOUT_S)
 
-    # For workers, and for whoever records.
+    # For workers, and for the one that records outcomes.
 
     def done(
         self,
@@ -200,13 +193,13 @@ class Dispatcher:
     def recorded(self, count: int) -> None:
         """So many outcomes are on record, or never will be."""
         with self._lock:
-            self._credits.record(count)
+            self._credits.unrecorded -= count
             wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
         if wakes_reader:
             self._on_room()
 
     def _hand_out(self, admitted: AdmittedRequest) -> bool:
-        """Count the attempt that begins now; false if there is to be none, and the request is dropped."""
+        """Count the attempt that begins now; false if it must not begin: then the request is dropped."""
         pending, reservation = admitted
         try:
             if self._may_be_sent(pending):
@@ -223,29 +216,20 @@ class Dispatcher:
         return False
 
     def _may_be_sent(self, pending: PendingRequest) -> bool:
-        retry_state = pending.retry_state
+        request, retry_state = pending.request, pending.retry_state
         if self._stop.is_set():
             return False
-        if (
-            retry_state is None
-            and self._is_wanted is not None
-            and not self._is_wanted(pending.request)
-        ):
+        if retry_state is None and self._is_wanted is not None and not self._is_wanted(request):
             return False
         if _log.isEnabledFor(logging.DEBUG):
-            number, sent = (
-                pending.request.number,
-                retry_state.sent if retry_state is not None else 0,
-            )
-            extra = {"request_number": number}
-            _log.debug("request %d: attempt %d", number, sent + 1, extra=extra)
+            number, attempt = request.number, pending.failed_attempts + 1
+            _log.debug("request %d: attempt %d", number, attempt, extra={"request_number": number})
         return True
 
     def _do_count(self, pending: PendingRequest) -> None:
         """Count the tokens of a request that was taken for that."""
         try:
-            if self._count is not None:
-                self._count(pending)
+            self._count(pending)
         finally:
             with self._lock:
                 was_added = self._queues.add_counted(pending)
@@ -282,7 +266,7 @@ class Dispatcher:
         admitted = self._queues.admit()
         if admitted is None:
             return None, self._queues.take_uncounted()
-        self._credits.send()
+        self._credits.in_flight += 1
         if self._credits.is_full:
             self._queues.give_places_back()
         return admitted, None
@@ -294,10 +278,10 @@ class Dispatcher:
             self.waker.set()
 
     def _begin_wait(self, now: float) -> None:
-        """Tell the ledger what the run waits for from now on."""
-        is_full, has_lines = self._waits_as = self._credits.is_full, len(self._queues) > 0
+        """Note what the run waits for from now on."""
+        is_full, has_queues = self._waits_as = self._credits.is_full, len(self._queues) > 0
         idle = self._activity(is_full)
-        cause = self._queues.wait_cause if has_lines and not is_full else idle
+        cause = self._queues.wait_cause if has_queues and not is_full else idle
         self._wait_times.begin(now, cause, self._queues.causes(idle, is_full))
 
     # The thread.
@@ -356,8 +340,8 @@ class Dispatcher:
             self._start(admitted)
             self._has_started = True
         except RuntimeError as error:
-            # Without a new thread, the request is queued for one of the others. But if there is no
-            # other, or if the interpreter ends, it is never sent.
+            # The pool has queued the request for one of its other threads. But if there is no other, or
+            # if the interpreter ends, it is never sent.
             if not self._has_started or "can't start new thread" not in str(error):
                 admitted.pending.bucket.cancel(admitted.reservation)
                 with self._lock:
@@ -365,7 +349,7 @@ class Dispatcher:
                     self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
-                self._credits.lower_limit()
+                self._credits.max_workers = max(1, self._credits.in_flight - 1)
                 self._queues.give_places_back()
                 max_workers = self._credits.max_workers
             _log.warning("only %d requests can be in flight: %s", max_workers, error)
@@ -375,8 +359,8 @@ class Dispatcher:
         with self._lock:
             self._wait_times.end(self._clock())
             self._has_left, dropped = True, self._queues.clear()
-            self._credits.add_outcomes(sum(each.retry_state is not None for each in dropped))
+            self._credits.unrecorded += sum(each.retry_state is not None for each in dropped)
         for pending in dropped:
             self._drop(pending)
-        self._flush()  # what was started is in flight, and must come to an end
+        self._flush()  # what was started counts as in flight: it is sent, or settled as stopped
         self._on_room()

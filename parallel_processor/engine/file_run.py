@@ -1,4 +1,4 @@
-"""One job: the requests of a file go through the limits, and their records into another file."""
+"""A run over a file: its requests are sent, and their records go into another file."""
 
 from __future__ import annotations
 
@@ -47,27 +47,20 @@ class FileRun:
     """One run over a file. For one thread; :meth:`process` returns once everything is on record."""
 
     def __init__(
-        self,
-        job: FileJob,
-        options: Options,
-        account: Account,
-        clock: Callable[[], float] = time.monotonic,
+        self, job: FileJob, options: Options, account: Account, clock: Callable[[], float]
     ) -> None:
-        self._job = job
-        self._options = options
-        self._account = account
-        self._clock = clock
-        self._started_at = clock()
-        self._started_at_s = time.time()
-        self._notes = Highlights()
+        self._job, self._options = job, options
+        self._account, self._clock = account, clock
+        self._started_at, self._started_at_s = clock(), time.time()
+        self._highlights = Highlights()
 
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
-        job, highlights = self._job, self._notes if self._job.report is not None else None
+        job = self._job
         with RequestsFile(job.source) as lines, open_files(job.save, job.errors) as files:
             output = _Output(
                 files,
-                highlights=highlights,
+                highlights=self._highlights if job.report is not None else None,
                 on_outcome=job.on_outcome,
                 write_retry_s=self._options.write_retry_s,
                 clock=self._clock,
@@ -139,8 +132,8 @@ class FileRun:
             max_workers=options.max_workers,
             processes=options.processes,
             timeline=timeline,
-            slowest=self._notes.slowest(),
-            failures=self._notes.failures(),
+            slowest=self._highlights.slowest(),
+            failures=self._highlights.failures(),
         )
 
     def _sample(self, run: Run) -> Sample:
@@ -159,12 +152,7 @@ class FileRun:
 class _Output:
     """Writes the outcomes of one run. The run calls :meth:`open`, once, for its sink.
 
-    Args:
-        files: the results file, and the errors file if there is one.
-        highlights: gets the outcomes that are on record, for the report.
-        on_outcome: the caller's own function, which gets each of them.
-        write_retry_s: for how long a failed write is tried again.
-        clock: seconds that never go back.
+    ``highlights`` and ``on_outcome`` (the caller's own function) get the outcomes that are on record.
     """
 
     def __init__(
@@ -176,16 +164,13 @@ class _Output:
         write_retry_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._files = files
-        self._highlights = highlights
-        self._on_outcome = on_outcome
-        self._write_retry_s = write_retry_s
-        self._clock = clock
+        self._files, self._write_retry_s, self._clock = files, write_retry_s, clock
+        self._highlights, self._on_outcome = highlights, on_outcome
         self._process_id = os.getpid()
         self._writer: ResultWriter | None = None
 
     def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
-        """The sink: a writer that gives back credits by ``recorded``, and ends a run by ``stop``."""
+        """The sink: a writer that calls ``recorded`` for what is on record, and ``stop`` if it fails."""
 
         def note_and_record(outcomes: list[Outcome], on_record: bool) -> None:
             if on_record:
@@ -203,7 +188,7 @@ class _Output:
         return self._writer.put
 
     def _note(self, outcomes: list[Outcome], stop: Callable[[BaseException], None]) -> None:
-        """Tell of outcomes that are on record. The writer's thread calls this."""
+        """Pass on the outcomes that are on record. The writer's thread calls this."""
         if self._highlights is not None:
             self._highlights.add(outcomes)
         if self._on_outcome is None:
@@ -211,21 +196,21 @@ class _Output:
         for outcome in outcomes:
             try:
                 self._on_outcome(outcome)
-            except (
-                BaseException
-            ) as error:  # it ends the run, and gets the other outcomes all the same
-                if os.getpid() != self._process_id:  # it has forked, and this is the child
+            except BaseException as error:  # the run ends; the other outcomes are passed on as well
+                if os.getpid() != self._process_id:  # on_outcome has forked, and this is the child
                     raise
                 stop(error)
 
     def give_up(self) -> None:
-        """Try no failed write again."""
+        """Don't try failed writes again."""
         if self._writer is not None:
             self._writer.give_up()
 
     def close(self) -> None:
-        """Write what is left; not in a fork, which has no such thread."""
-        if self._writer is not None and os.getpid() == self._process_id:
+        """Write what is left."""
+        if (
+            self._writer is not None and os.getpid() == self._process_id
+        ):  # a fork has no such thread
             self._writer.close()
 
 
@@ -248,8 +233,7 @@ def unanswered(
             continue
         if request.dropped and not warned:
             warned = True
-            names = ", ".join(sorted(request.dropped))
-            number = request.number
+            number, names = request.number, ", ".join(sorted(request.dropped))
             extra = {"request_number": number}
             _log.warning("line %d: %s left out, here and below", number, names, extra=extra)
         yield request

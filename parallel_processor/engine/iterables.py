@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -44,17 +43,16 @@ class NumberedRequests:
 class ReorderBuffer:
     """Puts outcomes into the order of their requests. For one thread.
 
-    At most ``window`` requests may be read from the one on whose outcome comes next. That bounds how many
-    outcomes are kept back, however long that request takes.
+    At most ``window`` requests may be read, counted from the one whose outcome comes next. That bounds how
+    many outcomes are kept, however long that request takes.
     """
 
-    def __init__(self, given: NumberedRequests, window: float = math.inf) -> None:
-        self._given = given
-        self._window = window
+    def __init__(self, given: NumberedRequests, window: int) -> None:
+        self._given, self._window = given, window
         self._next = 1
         self._early: dict[int, Outcome] = {}
 
-    def room(self) -> float:
+    def room(self) -> int:
         """How many more requests may be read."""
         return self._window - (self._given.read - self._next + 1)
 
@@ -66,6 +64,6 @@ class ReorderBuffer:
             yield ready
 
     def rest(self) -> Iterator[Outcome]:
-        """The outcomes that are left, in order: a stopped run has gaps."""
+        """The outcomes that are left, in order. After a stop, some between them are missing."""
         for number in sorted(self._early):
             yield self._early.pop(number)

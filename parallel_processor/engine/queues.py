@@ -1,9 +1,9 @@
 """One FIFO queue for each token bucket, so that an exhausted bucket never blocks another.
 
-Only the head of a queue holds a place in its bucket. Its tokens must have been counted before, by any
-thread, outside the lock. A request that is to be sent again returns to the head of its queue once its
-backoff has expired. Other runs may share a bucket, and their calls may admit a head of this run: the next
-call of :meth:`RequestQueues.admit` returns it.
+Only the head of a queue holds a place in its bucket: a reservation that the bucket admits in its turn. Its
+tokens must have been counted before, by any thread, outside the lock. A request that is to be sent again
+returns to the head of its queue once its backoff has expired. Other runs may share a bucket. If a call of
+theirs admits a head of this run, the next :meth:`RequestQueues.admit` returns it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class _BucketQueue:
 
     Attributes:
         first: the head of the queue; ``None`` unless it has a place in the bucket.
-        place: that place.
-        waiting: the requests behind it whose tokens are counted.
-        uncounted: the requests behind those whose tokens are not.
-        counting: how many more are being counted by some thread.
+        reservation: that place.
+        pending: the requests behind it whose tokens are counted.
+        uncounted: the requests behind those, whose tokens are not.
+        counting: how many others are being counted by some thread.
     """
 
     __slots__ = ("counting", "first", "pending", "reservation", "uncounted")
@@ -76,27 +76,27 @@ class RequestQueues:
     def add(self, pending: PendingRequest) -> bool:
         """Put ``pending`` at the end of its queue; true if that was empty."""
         is_new = pending.bucket not in self._queues
-        line = self._line(pending.bucket)
-        (line.uncounted if pending.estimate is None else line.pending).append(pending)
+        queue = self._queue_of(pending.bucket)
+        (queue.uncounted if pending.estimate is None else queue.pending).append(pending)
         self.count += 1
         self.size_bytes += len(pending.request.payload)
         return is_new
 
     def take_uncounted(self) -> PendingRequest | None:
-        """A request that must be counted before any of its queue can go; give it to :meth:`add_counted`."""
-        for line in self._queues.values():
-            if line.uncounted and line.reservation is None and not line.pending:
-                line.counting += 1
-                return line.uncounted.popleft()
+        """A request whose queue can't go on before it is counted; give it to :meth:`add_counted`."""
+        for queue in self._queues.values():
+            if queue.uncounted and queue.reservation is None and not queue.pending:
+                queue.counting += 1
+                return queue.uncounted.popleft()
         return None
 
     def add_counted(self, pending: PendingRequest) -> bool:
-        """Put back a request that was taken to be counted; false if the queues were cleared meanwhile."""
-        line = self._queues.get(pending.bucket)
-        if line is None or not line.counting:
+        """Put back a request that was counted; false if the queues were cleared meanwhile."""
+        queue = self._queues.get(pending.bucket)
+        if queue is None or not queue.counting:
             return False
-        line.counting -= 1
-        line.pending.append(pending)
+        queue.counting -= 1
+        queue.pending.append(pending)
         return True
 
     def add_again(self, pending: PendingRequest, due_at: float) -> None:
@@ -117,48 +117,50 @@ class RequestQueues:
         return later[0][0] if later else math.inf
 
     def _put_first(self, pending: PendingRequest) -> None:
-        self._line(pending.bucket).pending.appendleft(pending)
+        self._queue_of(pending.bucket).pending.appendleft(pending)
         self.count += 1
 
-    def _line(self, bucket: TokenBucket) -> _BucketQueue:
-        line = self._queues.get(bucket)
-        if line is None:
-            line = self._queues[bucket] = _BucketQueue()
+    def _queue_of(self, bucket: TokenBucket) -> _BucketQueue:
+        queue = self._queues.get(bucket)
+        if queue is None:
+            queue = self._queues[bucket] = _BucketQueue()
             self._known.add(bucket)
-        return line
+        return queue
 
     def admit(self) -> AdmittedRequest | None:
         """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
         asked: set[SharedLimits] = set()  # one poll is enough for all buckets that share limits
         for bucket in tuple(self._queues):
-            line = self._queues[bucket]
-            if line.reservation is None:
-                if not line.pending:
+            queue = self._queues[bucket]
+            if queue.reservation is None:
+                if not queue.pending:
                     continue
-                self._take_place(bucket, line)
-            elif line.reservation.admitted_at is None and bucket.shared_limits not in asked:
+                self._take_place(bucket, queue)
+            elif queue.reservation.admitted_at is None and bucket.shared_limits not in asked:
                 asked.add(bucket.shared_limits)
-                bucket.poll(line.reservation)
-            if line.reservation is not None and line.reservation.admitted_at is not None:
-                return self._leave(bucket, line, line.reservation)
+                bucket.poll(queue.reservation)
+            if queue.reservation is not None and queue.reservation.admitted_at is not None:
+                return self._leave(bucket, queue, queue.reservation)
         return None
 
-    def _take_place(self, bucket: TokenBucket, line: _BucketQueue) -> None:
-        estimate = line.pending[0].estimate
+    def _take_place(self, bucket: TokenBucket, queue: _BucketQueue) -> None:
+        estimate = queue.pending[0].estimate
         assert estimate is not None
         tokens, output_tokens = self._cost(estimate)
-        line.reservation = Reservation(tokens, self._wake, output_tokens=output_tokens)
-        line.first = line.pending.popleft()
-        bucket.enqueue(line.reservation)
+        queue.reservation = Reservation(tokens, self._wake, output_tokens=output_tokens)
+        queue.first = queue.pending.popleft()
+        bucket.enqueue(queue.reservation)
 
     def _leave(
-        self, bucket: TokenBucket, line: _BucketQueue, reservation: Reservation
+        self, bucket: TokenBucket, queue: _BucketQueue, reservation: Reservation
     ) -> AdmittedRequest:
-        pending, line.reservation, line.first = line.first, None, None
+        pending, queue.reservation, queue.first = queue.first, None, None
         assert pending is not None
         del self._queues[bucket]
-        if line.pending or line.uncounted or line.counting:  # its next turn is behind the others'
-            self._queues[bucket] = line
+        if (
+            queue.pending or queue.uncounted or queue.counting
+        ):  # its next turn is behind the others'
+            self._queues[bucket] = queue
         self.count -= 1
         self.size_bytes -= len(pending.request.payload)
         return AdmittedRequest(pending, reservation)
@@ -169,31 +171,31 @@ class RequestQueues:
         0 if one is admitted already, or if one has to be counted first.
         """
         delay = math.inf
-        for bucket, line in self._queues.items():
-            if line.reservation is None:
-                if not line.pending:
-                    if not line.counting and bucket.has_room:
+        for bucket, queue in self._queues.items():
+            if queue.reservation is None:
+                if not queue.pending:
+                    if not queue.counting and bucket.has_room:
                         return 0.0
                     continue
-                self._take_place(bucket, line)
-            if line.reservation is not None and line.reservation.admitted_at is not None:
+                self._take_place(bucket, queue)
+            if queue.reservation is not None and queue.reservation.admitted_at is not None:
                 return 0.0
             delay = min(delay, bucket.delay)
         return delay
 
     def give_places_back(self) -> None:
         """Give up every place: nothing more can be sent for now, and other runs may go first."""
-        for bucket, line in self._queues.items():
-            if line.reservation is not None and line.first is not None:
-                bucket.cancel(line.reservation)
-                line.pending.appendleft(line.first)
-                line.reservation = line.first = None
+        for bucket, queue in self._queues.items():
+            if queue.reservation is not None and queue.first is not None:
+                bucket.cancel(queue.reservation)
+                queue.pending.appendleft(queue.first)
+                queue.reservation = queue.first = None
 
     def clear(self) -> list[PendingRequest]:
         """Remove every request, also those in a backoff, and return them."""
         self.give_places_back()
-        lines = self._queues.values()
-        left = [w for line in lines for each in (line.pending, line.uncounted) for w in each]
+        queues = self._queues.values()
+        left = [each for queue in queues for each in (*queue.pending, *queue.uncounted)]
         left += [pending for _, _, pending in self._later]
         self._queues.clear()
         self._later.clear()
@@ -204,14 +206,13 @@ class RequestQueues:
 
     @property
     def may_be_passed(self) -> bool:
-        """True if every queue waits for its bucket, and a request for another may be read.
+        """True if every queue waits for its bucket, so that requests for another bucket may be read.
 
-        False where a single model waits for the server's load: looking for another isn't worth it.
+        False if all requests so far were for one bucket, which waits for the server's load: it is not
+        worth it to look further.
         """
-        places = [line.reservation for line in self._queues.values()]
-        if not places or not all(
-            reservation and reservation.admitted_at is None for reservation in places
-        ):
+        places = [queue.reservation for queue in self._queues.values()]
+        if not places or any(place is None or place.admitted_at is not None for place in places):
             return False
         return len(self._known) > 1 or self.wait_cause is not WaitCause.CONCURRENCY
 
@@ -221,7 +222,7 @@ class RequestQueues:
         return _cause(min(self._queues, key=lambda bucket: bucket.delay))
 
     def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
-        """What each bucket waits for: ``idle`` if its queue is empty, or if the run is full."""
+        """What each bucket waits for: ``idle`` if it has no queue, or if the run is full."""
         causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._queues]
         return causes + [(bucket, idle) for bucket in self._known - self._queues.keys()]
 

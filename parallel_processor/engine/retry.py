@@ -5,18 +5,17 @@
   processed. The bucket's pause delays the next attempt. Only the time since the first of them is bounded.
 * A request that was lost with a worker process is sent again at once, three times at most.
 
-No thread sleeps between two attempts: tenacity's ``iter`` tells how long to wait, as it does for its own
-asyncio flavour, and the dispatcher keeps the request for so long. The state that a ``Retrying`` keeps for
-a call is thread-local, so that one ``Retrying`` serves all workers of a run. (Calls of one decorated
-function would share their statistics: jd/tenacity issue 701.)
+No thread sleeps between two attempts: tenacity's ``iter`` returns how long to wait, as it does for its own
+asyncio flavour, and the dispatcher keeps the request for so long. A ``Retrying`` keeps the state of a call
+per thread, so that one ``Retrying`` serves all workers of a run. (Calls of one decorated function would
+share their statistics: jd/tenacity issue 701.)
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
@@ -32,7 +31,6 @@ RETRIED = (
     AttemptStatus.UNREACHABLE,
     AttemptStatus.LOST,
 )
-
 _MAX_LOST = 3
 
 
@@ -47,11 +45,9 @@ class RetrySchedule:
         policy: RetryPolicy,
         *,
         tell: Callable[[RetryState, Attempt, float], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
-        self._policy = policy
-        self._tell = tell
-        self._clock = clock
+        self._policy, self._tell, self._clock = policy, tell, clock
         self._retrying: tenacity.Retrying | None = None  # made at the first failure
 
     def retry_in_s(self, retry_state: RetryState, attempt: Attempt) -> float | None:
@@ -62,7 +58,7 @@ class RetrySchedule:
         library = load("tenacity")  # takes 10 ms the first time, and few runs have a failure
         retrying = self._retrying
         if retrying is None:  # two threads may each make one: both are equally good
-            retrying = self._retrying = self._make_retrying()
+            retrying = self._retrying = self._make_retrying(library)
         if retry_state.state is None:
             retry_state.state = library.RetryCallState(retrying, None, (retry_state,), {})
         retrying.begin()
@@ -73,8 +69,7 @@ class RetrySchedule:
         retry_state.state.prepare_for_next_attempt()
         return float(step)
 
-    def _make_retrying(self) -> tenacity.Retrying:
-        library = load("tenacity")
+    def _make_retrying(self, library: Any) -> tenacity.Retrying:
         retrying: tenacity.Retrying = library.Retrying(
             retry=library.retry_if_result(lambda attempt: attempt.status in RETRIED),
             stop=lambda state: self._is_over(*_call(state)),
@@ -89,10 +84,8 @@ class RetrySchedule:
             return retry_state.failures >= self._policy.max_attempts
         if attempt.status is AttemptStatus.LOST:
             return retry_state.lost > _MAX_LOST
-        return (
-            self._clock() - (retry_state.rejected_since_s or 0.0)
-            >= self._policy.rate_limit_deadline_s
-        )
+        rejected_for_s = self._clock() - (retry_state.rejected_since_s or 0.0)
+        return rejected_for_s >= self._policy.rate_limit_deadline_s
 
 
 def _call(state: tenacity.RetryCallState) -> tuple[RetryState, Attempt]:

@@ -1,20 +1,19 @@
 """One run: a stream of requests goes through its token buckets to workers, until each has an outcome.
 
-:class:`Run`'s constructor lists the stages in the order in which a request passes them. The caller's
-thread is the reader: it reads requests, and gives them to the dispatcher, as many as there are credits
-for. Threads exist for requests in flight, not for requests that wait. An outcome holds its credit until
-it is on record, or yielded to the program: a slow disk and a slow program bound memory as the network
-does. The reader waits for a single event, ``_waker``, which is set for whatever it may be waiting for:
-credits, an outcome, the stop.
+The constructor of :class:`Run` makes the stages in the order in which a request passes them.
 
-How a run ends:
+**Threads.** The caller's thread is the reader: it reads requests, and puts them into the dispatcher's
+queues. A worker thread exists for a request in flight, not for one that waits. The reader waits for a
+single event, ``_waker``, which is set for all that it may wait for: credits, an outcome, the stop.
 
-* *By itself*: the input is at its end, and every outcome is on record.
-* *By a stop*: a fatal answer, a failing disk, :meth:`Run.stop`, or an exception in the reader, which is
-  how Ctrl-C arrives. Nothing more is sent, and what is queued is dropped. Requests in flight get
-  ``drain_s`` seconds to end (half a second in an interrupted notebook), and are then cancelled.
+**Credits.** A request may be read only if there is a credit for it. It holds the credit until its outcome
+is on record, or taken by the program. So a slow disk or a slow program bounds memory as the network does.
 
-Threads, sockets and files are gone when the run is over.
+**The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
+it early: a fatal answer, a failing disk, :meth:`Run.stop`, or an exception in the reader, which is how
+Ctrl-C arrives. Then nothing more is sent, and what is queued is dropped. Requests in flight have
+``drain_s`` seconds to end (half a second in an interrupted notebook), and are then cancelled. No thread,
+socket or file of the run is left.
 """
 
 from __future__ import annotations
@@ -49,28 +48,23 @@ _log = logging.getLogger("parallel_processor")
 _WRITER_SLACK = 256  # outcomes that may wait for a writer, which writes many at once
 
 MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
-"""Makes what takes the outcomes of a run, given the functions that record them and that stop the run."""
+"""Makes the sink of a run, given the function that records outcomes and the one that stops the run."""
 
 
 class Run:
-    """Sends one stream of requests. :meth:`stop` and :meth:`cancel` may come from any thread.
+    """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
 
     Args:
         options: the settings.
         buckets: the limits, which other runs may share.
         estimator: estimates what a request will cost.
-        make_sink: makes what takes the outcomes from the worker threads. It is a factory since both need
-            each other: the sink gives credits back to the run. Without one, :meth:`outcomes` yields them.
+        make_sink: makes the sink, which takes outcomes from the worker threads and gives credits back to
+            the run. Without a sink, :meth:`outcomes` yields the outcomes.
         on_cancel: called when requests in flight are cancelled.
-        ahead: how many more requests may be read for the caller's own reasons.
+        ahead: the caller's own bound: how many more requests may be read.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         clock: seconds that never go back.
-
-    Attributes:
-        counters: what the run has done.
-        wait_times: what it waited for.
-        displays: what shows it while it goes on.
     """
 
     def __init__(
@@ -93,22 +87,22 @@ class Run:
         self._on_cancel, self._ahead = on_cancel, ahead
         self._process_id = os.getpid()
         self._stop, self._give_up_at = StopSignal(), math.inf  # the time is set by a stop
-        self._waker = WakeEvent()  # the reader waits for it
+        self._waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
         self._max_workers = affordable_workers(options.max_workers)
-        # Requests: those that share an outcome with an earlier one are kept back,
+        # 1. A request that equals an earlier one waits for the outcome of that one.
         self._duplicates = make_duplicates(options)
-        # the others are queued, and handed out when their buckets admit them,
+        # 2. The others wait in the queues of their token buckets until these admit them.
         self._dispatcher = self._make_dispatcher(is_wanted)
-        # and sent. After an attempt, a worker calls _settle for the next request.
+        # 3. A worker sends an admitted request once: an attempt. Then it calls _settle for the next one.
         self._pool = self._make_pool(parses_answers)
-        # Attempts: each means an outcome, or another attempt.
+        # 4. Settling an attempt yields the request's outcome, or queues the request again.
         self._settlement = self._make_settlement()
-        # Outcomes go to the sink or to the program, and their credits back to the dispatcher.
+        # 5. The outcome goes to the sink or to the program, and then its credit back to the dispatcher.
         self._delivery = self._make_delivery(make_sink)
         at_exit(self._pool.abort)
-        at_exit(self._dispatcher.abort)  # is called first: then nothing more is sent
+        at_exit(self._dispatcher.abort)  # called before the other: nothing more is sent after it
 
     def _make_dispatcher(self, is_wanted: Callable[[Request], bool] | None) -> Dispatcher:
         return Dispatcher(
@@ -191,7 +185,7 @@ class Run:
                 yield from self._drain()
                 if self._dispatcher.error is not None:
                     raise self._dispatcher.error
-            except Exception as error:  # of the input: requests in flight still get their outcomes
+            except Exception as error:  # in the input: requests in flight still get their outcomes
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
                 self._stop.set(error)
@@ -207,6 +201,7 @@ class Run:
     # The reader.
 
     def _feed(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        """Read as far as there are credits, and yield the outcomes at hand before each wait."""
         iterator = iter(requests)
         while True:
             yield from self._ready()
@@ -235,7 +230,7 @@ class Run:
     def _claim(self, request: Request) -> Outcome | bool:
         """True if ``request`` is to be sent; false if it shares the outcome of one that is under way.
 
-        An outcome if that is known already: the line is no valid request, or an equal one was answered.
+        An outcome if there is one already: the request is invalid, or an equal one was answered.
         """
         if request.invalid_reason is not None:
             return invalid(request)
@@ -255,15 +250,16 @@ class Run:
         tokens = self._estimator.cost(pending.estimate).tokens
         limit = pending.bucket.shared_limits.tokens_per_minute
         if tokens > limit:
+            number = pending.request.number
             _log.warning(
                 "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
                 "and the minutes behind it wait",
-                *(pending.request.number, tokens, limit),
-                extra={"request_number": pending.request.number},
+                *(number, tokens, limit),
+                extra={"request_number": number},
             )
 
     def _room(self) -> int:
-        """Wait until more may be read, and how many; 0 if an outcome or the stop came first."""
+        """How many requests may be read; if none, wait until that may have changed, and return 0."""
         self._waker.clear()
         if self._delivery or self._stop.is_set():
             return 0
@@ -281,7 +277,7 @@ class Run:
         return WaitCause.MAX_WORKERS if is_full else self._activity
 
     def _wait(self, seconds: float) -> None:
-        """Wait for ``_waker``, at most ``seconds``, and refresh the displays that are due."""
+        """Wait for ``_waker``, at most ``seconds``, and refresh the displays when they are due."""
         self.displays.show()
         seconds = min(seconds, self.displays.wait_s)
         self._waker.wait(seconds if seconds < math.inf else None)
@@ -297,7 +293,7 @@ class Run:
     def _settle(
         self, admitted: AdmittedRequest, attempt: Attempt | BaseException
     ) -> AdmittedRequest | None:
-        """An attempt has ended: deliver its outcome or queue it again; the next request to send.
+        """An attempt has ended: deliver the outcome, or queue the request again; the next one to send.
 
         The pool's threads call this. A bug ends the run instead of hanging it.
         """
@@ -315,7 +311,7 @@ class Run:
     # The end.
 
     def _drain(self) -> Iterator[Outcome]:
-        """Wait until everything is on record; after a stop only for a while."""
+        """Wait until everything is on record, after a stop only for ``drain_s``; yield what comes."""
         while True:
             self._waker.clear()
             yield from self._ready()
@@ -331,14 +327,11 @@ class Run:
                 self._wait(left)
 
     def _finish(self) -> None:
-        """Let requests in flight end, or cancel them; then end threads and processes.
-
-        Not in a fork, which has none of them.
-        """
-        if os.getpid() != self._process_id:
+        """Let requests in flight end, or cancel them; then end threads and processes."""
+        if os.getpid() != self._process_id:  # a fork has none of them
             return
         try:
-            if not self.yields_outcomes:  # otherwise there is nobody to take what still comes
+            if not self.yields_outcomes:  # otherwise nobody takes what still comes
                 for _ in self._drain():
                     pass
         finally:
@@ -351,10 +344,10 @@ class Run:
 
 
 def drain_s(cause: BaseException | None, options: Options) -> float:
-    """How long requests in flight may take after a stop, in seconds.
+    """How many seconds requests in flight may take after a stop.
 
-    Until they end if the server caused it. A failing disk has ``write_retry_s``, and what is cancelled
-    before is not tried again.
+    If the server caused the stop, all that they need. If the disk did, at least ``write_retry_s``: failed
+    writes are tried again for so long, unless the run is cancelled before.
     """
     if isinstance(cause, RunStoppedError):
         return math.inf

@@ -1,8 +1,8 @@
 """Settlement: what an attempt means for its limits, for its request, and for the run.
 
-A finished attempt (``attempts.py``) is settled in one call: what it used is charged, what the server
-said is followed, and its request either has an outcome or is to be sent again after some seconds.
-Nothing here waits, so that a request holds a thread and a connection only while it is in flight.
+A finished attempt (``workers/attempt.py``) is settled in one call: its use is charged, the server's limits
+and pauses are followed, and its request has an outcome, or is to be sent again after some seconds. Nothing
+here waits, so that a request holds a thread and a connection only while it is in flight.
 
 Every log record about one request, here and elsewhere in the package, has the request's number as the
 attribute ``request_number`` (``extra``). Other records have no such attribute.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -60,8 +59,8 @@ class Settled(NamedTuple):
 class Settlement:
     """Settles the attempts of one run. Any thread may call it.
 
-    ``waker`` is the event with which the run's dispatcher waits for the buckets. It is not set for room
-    that a settled attempt made: :class:`Settled` tells of that.
+    ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
+    a settled attempt made, which :class:`Settled` reports.
     """
 
     def __init__(
@@ -71,15 +70,11 @@ class Settlement:
         estimator: CostEstimator,
         counters: Counters,
         stop: StopSignal,
-        waker: object = None,
-        clock: Callable[[], float] = time.monotonic,
+        waker: object,
+        clock: Callable[[], float],
     ) -> None:
-        self._options = options
-        self._estimator = estimator
-        self._counters = counters
-        self._stop = stop
-        self._waker = waker
-        self._clock = clock
+        self._options, self._estimator, self._counters = options, estimator, counters
+        self._stop, self._waker, self._clock = stop, waker, clock
         self._was_reached = False  # by any attempt of this run
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
@@ -149,9 +144,9 @@ class Settlement:
             retry_state = pending.retry_state = RetryState(request=pending.request)
         retry_state.note(attempt, self._clock())
         self._react(attempt, reservation, pending.bucket, retry_state)
-        return (
-            self._schedule.retry_in_s(retry_state, attempt) if attempt.status in RETRIED else None
-        )
+        if attempt.status not in RETRIED:
+            return None
+        return self._schedule.retry_in_s(retry_state, attempt)
 
     def _react(
         self,
@@ -171,7 +166,7 @@ class Settlement:
         elif attempt.rejection is not None:
             bucket.refuse(reservation, attempt.rejection, None)
 
-    def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
+    def _pause(self, attempt: Attempt, rejected: Reservation, bucket: TokenBucket) -> None:
         """Pause the bucket as long as the server says; end the run if that is too long for the user."""
         self._counters.refused()
         policy = self._options.retry
@@ -180,12 +175,12 @@ class Settlement:
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
             self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT))
-        elif bucket.refuse(refused, attempt.rejection or Rejection(), seconds):
+        elif bucket.refuse(rejected, attempt.rejection or Rejection(), seconds):
             self._counters.paused()
             _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
 
     def _wait_for_server(
-        self, attempt: Attempt, refused: Reservation, bucket: TokenBucket, retry_state: RetryState
+        self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, retry_state: RetryState
     ) -> None:
         """Pause while the server can't be reached. If it never was, ``max_attempts`` end the run."""
         policy = self._options.retry
@@ -195,7 +190,7 @@ class Settlement:
             self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
             return
         seconds = longest_backoff_s(policy, retry_state.unreachable)
-        if bucket.pause(seconds, refused):
+        if bucket.pause(seconds, failed):
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", seconds, attempt.error)
 
@@ -208,9 +203,8 @@ class Settlement:
         if attempt.status is not AttemptStatus.RETRY:
             _log.warning("request %d waits for its turn: %s", number, error, extra=extra)
         else:
-            _log.warning(
-                "request %d is tried again in %.1f s: %s", number, seconds, error, extra=extra
-            )
+            message = "request %d is tried again in %.1f s: %s"
+            _log.warning(message, number, seconds, error, extra=extra)
 
 
 def _log_limits(bucket: TokenBucket, release: Release) -> None:
@@ -232,22 +226,20 @@ def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
         return attempt
     except Exception as error:
         name = type(error).__name__
-        text = f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
-        return replace(
-            attempt, status=AttemptStatus.RETRY, kind=f"invalid answer {name}", error=text
-        )
+        kind, text = f"invalid answer {name}", f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
+        return replace(attempt, status=AttemptStatus.RETRY, kind=kind, error=text)
 
 
 def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
-    ok, retry_state = attempt.status is AttemptStatus.ANSWERED, pending.retry_state
+    ok = attempt.status is AttemptStatus.ANSWERED
     return Outcome(
         request=pending.request,
         ok=ok,
         raw_response=attempt.response,
-        errors=tuple(retry_state.errors) if retry_state is not None else (),
+        errors=pending.errors,
         error_kind=attempt.kind,
-        attempts=ok + (retry_state.sent if retry_state is not None else 0),
+        attempts=ok + pending.failed_attempts,
         used_tokens=attempt.used_tokens,
         latency_s=attempt.latency_s,
         unanswered=attempt.status in (AttemptStatus.STOPPED, AttemptStatus.FATAL),
@@ -256,21 +248,16 @@ def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
 
 def unanswered(pending: PendingRequest) -> Outcome:
     """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
-    retry_state = pending.retry_state
     return Outcome(
         request=pending.request,
         ok=False,
-        errors=tuple(retry_state.errors) if retry_state is not None else (),
-        attempts=retry_state.sent if retry_state is not None else 0,
+        errors=pending.errors,
+        attempts=pending.failed_attempts,
         unanswered=True,
     )
 
 
 def invalid(request: Request) -> Outcome:
     """The outcome of a line that is no valid request."""
-    return Outcome(
-        request=request,
-        ok=False,
-        errors=(request.invalid_reason or "",),
-        error_kind=INVALID_REQUEST,
-    )
+    errors = (request.invalid_reason or "",)
+    return Outcome(request=request, ok=False, errors=errors, error_kind=INVALID_REQUEST)

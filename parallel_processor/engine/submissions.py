@@ -1,14 +1,15 @@
 """Requests that are submitted one by one, as by a service, and share one run.
 
-A thread feeds that run from an inbox, as the caller's thread feeds a run from a file. It starts with the
-first request. It ends when none has come for a second and all have outcomes: connections are kept while
-there is traffic, and nothing is left behind. The worker that has the outcome resolves the future, and
-runs its callbacks; what they raise is logged. A future can be cancelled until its request is sent.
+A thread feeds that run from an inbox. It starts with the first request, and ends when none has come for a
+second and all have outcomes: connections are kept while there is traffic, and nothing is left behind. The
+worker that has the outcome resolves the future, and runs its callbacks; exceptions of these are logged. A
+future can be cancelled until its request is sent.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import queue
 import threading
@@ -34,19 +35,17 @@ class OpenRun(Protocol):
     def __call__(
         self, *, make_sink: MakeSink, is_wanted: Callable[[Request], bool] | None
     ) -> AbstractContextManager[Run]:
-        """A run that is over with the block."""
+        """A run that is over at the end of the block."""
 
 
 class Submissions:
     """The inbox of one processor, and the thread that empties it. Any thread may call it."""
 
     def __init__(self, open_run: OpenRun, request_url: str, dedupe: bool) -> None:
-        self._open_run = open_run
-        self._request_url = request_url
-        self._dedupe = dedupe
+        self._open_run, self._request_url, self._dedupe = open_run, request_url, dedupe
         self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards what follows
-        self._count = 0
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # guards the fields below
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._thread: InterruptSafeThread | None = None
         self._is_closing = False
@@ -54,10 +53,7 @@ class Submissions:
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
         """Send a request; ``TypeError`` if it is none."""
         future: Future[Outcome] = Future()
-        with self._lock:
-            self._count += 1
-            number = self._count
-        request = made_request(given, number, self._request_url)
+        request = made_request(given, next(self._numbers), self._request_url)
         with self._lock:
             self._inbox.put((request, future))
             if self._thread is None:
@@ -86,7 +82,7 @@ class Submissions:
             thread.join()
 
     def set(self) -> None:
-        """Wake the thread: its run stops."""
+        """Wake the thread: the run stops."""
         self._inbox.put(None)
 
     # The thread.

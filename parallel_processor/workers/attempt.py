@@ -1,7 +1,7 @@
 """One attempt: a request goes out once, and what comes back is classified.
 
 This is all that a thread with a connection does, in this process or in a worker process. It knows no
-limits, retries or files: what an attempt means for those is decided by ``worker.py``.
+limits, retries or files: ``engine/settlement.py`` decides what an attempt means for those.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class AttemptRunner:
         if error.is_cancelled:  # by this run: whatever the error says, the server did nothing wrong
             attempt = Attempt(status=AttemptStatus.STOPPED)
         else:
-            verdict = AttemptStatus.RETRY if error.retryable else AttemptStatus.FAILED
+            status = AttemptStatus.RETRY if error.retryable else AttemptStatus.FAILED
             if error.unreachable:
-                verdict = AttemptStatus.UNREACHABLE
-            attempt = Attempt(status=verdict, kind=error.kind, error=self._redact(str(error)))
+                status = AttemptStatus.UNREACHABLE
+            attempt = Attempt(status=status, kind=error.kind, error=self._redact(str(error)))
         return replace(attempt, sent_at_s=self._transport.sending_since_s, latency_s=latency_s)
 
     def _without_keys(

@@ -105,7 +105,7 @@ def main() -> None:
     work, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
-        os.dup2(2, 1)  # so that what the user's session prints doesn't get into the pipe
+        os.dup2(2, 1)  # so that a print in the user's session doesn't get into the pipe
     except OSError:  # there is no stderr
         os.dup2(0, 1)
     first = pipe.read(work)

@@ -1,4 +1,4 @@
-"""A request on its way through a run: what is kept of it between its arrival and its outcome."""
+"""A request on its way through a run: its bucket, its tokens, and its attempts so far."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ class RetryState:
         request: the request.
         sent: how many attempts were made.
         failures: how many of them count towards ``max_attempts``.
-        unreachable: how many of them found no connection.
+        unreachable: how many of them did not reach the server.
         lost: how many of them were lost with a worker process.
-        rejected_since_s: when a rate limit or an unreachable server first turned the request away, in
-            seconds of the worker's clock.
+        rejected_since_s: when an attempt was first rejected by a rate limit, or did not reach the server,
+            in seconds of the run's clock.
         errors: the error texts of the attempts, for the record.
-        state: the ``tenacity.RetryCallState`` of the request. Its type is ``Any`` because ``retry.py``
-            alone imports tenacity.
+        state: the request's ``tenacity.RetryCallState``; ``Any``, as only ``retry.py`` imports tenacity.
     """
 
     request: Request
@@ -41,7 +40,7 @@ class RetryState:
     state: Any = None
 
     def note(self, attempt: Attempt, now: float) -> None:
-        """Count ``attempt``, and keep what it says for the record."""
+        """Count ``attempt``, and keep its error for the record."""
         self.sent += 1
         if attempt.error:
             del self.errors[_MAX_ERRORS - 1 :]  # of more than that, the first ones and the last
@@ -67,13 +66,23 @@ class PendingRequest:
         request: the request.
         bucket: the token bucket that admits it.
         estimate: its expected tokens; ``None`` until they are counted.
-        tries: its attempts; ``None`` until one failed.
+        retry_state: its attempts; ``None`` until one failed.
     """
 
     request: Request
     bucket: TokenBucket
     estimate: Estimate | None = None
     retry_state: RetryState | None = None
+
+    @property
+    def failed_attempts(self) -> int:
+        """How many attempts failed."""
+        return 0 if self.retry_state is None else self.retry_state.sent
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Why they failed."""
+        return () if self.retry_state is None else tuple(self.retry_state.errors)
 
 
 class AdmittedRequest(NamedTuple):

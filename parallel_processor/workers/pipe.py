@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from parallel_processor.models import Attempt, AttemptStatus, Response
 from parallel_processor.providers.jsontext import parse
 
-CANCEL = "cancel"  # in place of a list: give up what is in flight
+CANCEL = "cancel"  # in place of a list: cancel what is in flight
 SHUTDOWN = "shutdown"  # the same, and end the process
 _LENGTH = struct.Struct("<Q")
 
@@ -53,7 +53,7 @@ def read(file: BinaryIO) -> Any:
 
 
 def pack(attempt: Attempt) -> Any:
-    """``attempt`` in the form that is sent: of a good answer only the values that differ."""
+    """``attempt`` as it is sent: of a good answer only the values that are not always the same."""
     response = attempt.response
     if attempt.status is not AttemptStatus.ANSWERED or response is None:
         return attempt

@@ -52,8 +52,8 @@ def make_pool(
 ) -> WorkerPool:
     """Threads of this process, or the processes that ``options`` ask for.
 
-    ``parses_answers``: false if only the answers' text will be used. Where requests are intercepted in
-    this process (by a mock, say), its threads send them: other processes would evade the interception.
+    ``parses_answers``: false if only the answers' text will be used. If requests are intercepted in this
+    process (by a mock, say), its threads send them: other processes would evade the interception.
     """
     if options.processes == 1 or _is_intercepted():
         make = load("parallel_processor.workers.threads").WorkerThreads

@@ -1,9 +1,9 @@
 """The worker processes of a run, for servers so fast that one core can't keep up with them.
 
 All decisions are made here, in the run's process: reading, limits, retries, writing. The child processes
-(``child.py``) send requests and return the attempts. Each child has a thread here, which settles the
-attempts that it returned and gives it as many new requests in one message, so that a request passes
-through no other thread. The requests of a child that dies are sent again by another.
+(``child.py``) send requests and return the attempts. Each child has a thread here, which settles these
+attempts and sends the child as many new requests in one message: a request passes through no other thread.
+If a child dies, another one sends its requests again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _JOIN_TIMEOUT_S = 15.0  # for the end of what was cancelled: connecting may take
 _MAX_BATCH = 16  # requests of one message: more would not be shared by all processes
 _WRITE_TIMEOUT_S = 2.0
 _READ_BYTES = 1 << 16
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from parallel_processor.workers.child import main; main()"
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from parallel_processor.workers.child import main; main()"
+)
 
 
 class _Child:
@@ -96,7 +99,7 @@ class _Child:
         try:
             pipe.write(self._work, message)
         except (OSError, ValueError):
-            pass  # its thread notices that it is gone, and its requests are sent again
+            pass  # the child is gone: its thread will notice, and have its requests sent again
 
     def lose(self) -> list[AdmittedRequest]:
         """Mark it as gone, and return the requests that it was sending."""
@@ -116,11 +119,6 @@ class _Child:
             finally:
                 self.lock.release()
 
-    def kill(self) -> None:
-        """Kill the process, unless it has ended."""
-        if self.thread.is_alive():
-            self.process.kill()
-
     def end(self) -> str:
         """Wait until the process has ended, and say how it ended."""
         try:
@@ -139,10 +137,8 @@ def _work_item(number: int, admitted: AdmittedRequest) -> WorkItem:
 
 
 class WorkerProcesses:
-    """A pool of ``options.processes`` processes with threads; used like ``WorkerThreads``.
+    """A pool of ``options.processes`` processes with threads; the arguments are those of ``make_pool``.
 
-    ``parses_answers``: false if only the answers' text will be used.
-    ``start`` and ``flush`` are for one thread.
     :class:`ConfigurationError` if the session factory can't be sent to another process.
     """
 
@@ -154,9 +150,7 @@ class WorkerProcesses:
         stop: StopSignal,
         parses_answers: bool,
     ) -> None:
-        self._settle = settle
-        self._stop = stop
-        self._parses_answers = parses_answers
+        self._settle, self._stop, self._parses_answers = settle, stop, parses_answers
         self._first_message = (sys.path, _pickled(options))
         self._numbers = itertools.count()
         self._started: list[AdmittedRequest] = []  # that no process has been given yet
@@ -168,10 +162,7 @@ class WorkerProcesses:
         self._is_closing = False
 
     def start(self, admitted: AdmittedRequest) -> None:
-        """Send ``admitted``, together with others, at the latest in :meth:`flush`.
-
-        Only one thread may call these two.
-        """
+        """Send ``admitted``, together with others, at the latest in :meth:`flush`."""
         self._started.append(admitted)
         if len(self._started) >= _MAX_BATCH:
             self.flush()
@@ -184,7 +175,7 @@ class WorkerProcesses:
 
     def _send(self, child: _Child | None, batch: list[AdmittedRequest]) -> None:
         """Give ``batch`` to ``child`` if it lives, else to another; a failure ends the run."""
-        if self._stop.is_set():  # while the batch was put together
+        if self._stop.is_set():  # since the requests were admitted
             for admitted in batch:
                 self._settle(admitted, Attempt(status=AttemptStatus.STOPPED))
             return
@@ -277,7 +268,8 @@ class WorkerProcesses:
         until = time.monotonic() + _JOIN_TIMEOUT_S
         for child in children:
             child.thread.join(max(until - time.monotonic(), 0.0))
-            child.kill()
+            if child.thread.is_alive():
+                child.process.kill()
         for thread in threads:
             thread.join()
 

@@ -1,4 +1,8 @@
-"""The worker threads of a run in this process. Each of them sends one request after another."""
+"""The worker threads of a run. Each has a connection, and sends one request after another.
+
+A thread asks nobody for work: :meth:`Run._settle <parallel_processor.engine.run.Run._settle>`, which gets
+its attempt, returns the next admitted request.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,14 @@ from parallel_processor.workers.pending import AdmittedRequest
 
 
 class WorkerThreads:
-    """A pool of threads, one for each request in flight.
+    """A pool with a thread for each request in flight.
 
-    ``settle`` is called after each attempt, with the attempt or with the bug that prevented it, and
-    returns the next request to send. Nothing that waited here for a thread is sent after a ``stop``.
+    Args:
+        options: the settings.
+        max_workers: how many requests may be in flight.
+        settle: called after each attempt, with it or with the bug that prevented it; returns the next
+            request to send.
+        stop: after it, nothing that still waits for a thread is sent.
     """
 
     def __init__(
@@ -36,8 +44,8 @@ class WorkerThreads:
         self._executor = ThreadPoolExecutor(
             max_workers, thread_name_prefix="parallel-processor-worker"
         )
-        # An interrupted executor.shutdown() may take living threads for ended ones, so that it runs in
-        # a thread that nothing interrupts.
+        # Ctrl-C inside executor.shutdown() could make it take living threads for ended ones. It runs in
+        # a thread, which Ctrl-C can't interrupt.
         self._closing = InterruptSafeThread(self._executor.shutdown, "parallel-processor-closing")
 
     def start(self, admitted: AdmittedRequest) -> None:
@@ -48,7 +56,7 @@ class WorkerThreads:
         """Do nothing: :meth:`start` keeps nothing back."""
 
     def _work(self, admitted: AdmittedRequest | None) -> None:
-        """Runs in a worker thread: send, settle, go on with the next request."""
+        """Runs in a worker thread: send a request, settle its attempt, go on with the next request."""
         while admitted is not None:
             admitted = self._settle(admitted, self._send(admitted))
 
@@ -65,7 +73,7 @@ class WorkerThreads:
         """Cancel every exchange in flight; each fails like a broken connection."""
         self._transport.cancel()
 
-    abort = cancel  # the interpreter itself waits for the threads
+    abort = cancel  # at its end, the interpreter itself waits for the threads
 
     def close(self) -> None:
         """Wait until the threads have ended, and close the sessions."""

@@ -1,7 +1,7 @@
 """The way from reading to sending: who is read, who is admitted, and which thread sends it.
 
 The clock of most buckets here stands still, so that what they don't admit at once they don't admit.
-Where a dispatcher is driven by hand, a test takes the turns of its thread.
+A dispatcher that is driven by hand has no thread: a test takes the turns of that thread.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from clocks import FakeClock, admitted_by
 from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
-from parallel_processor.models import Estimate, Rejection, Request, WaitCause
-from parallel_processor.options import Limits
+from parallel_processor.models import AttemptStatus, Estimate, Rejection, Request, WaitCause
+from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -35,6 +35,7 @@ from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
+from parallel_processor.workers.processes import WorkerProcesses
 
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 MB = 1024 * 1024
@@ -42,14 +43,15 @@ ENDED = StopRequested("enough")
 
 
 class ByHand(Dispatcher):
-    """A dispatcher without a thread: whoever has it takes the turns, and nobody really sleeps."""
+    """A dispatcher without a thread: the test takes the turns, and nobody really sleeps.
+
+    ``slept_s`` is how long the last turn would have slept; ``None`` if it didn't.
+    """
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self._thread.start = lambda: None  # type: ignore[method-assign]
-        self.slept_s: float | None = (
-            0.0  # how long the last turn would have slept; None if it didn't
-        )
+        self.slept_s: float | None = 0.0
         self.waker.wait = self._note_sleep  # type: ignore[method-assign]
         self._stop.wait = lambda seconds: False  # type: ignore[method-assign]
 
@@ -60,7 +62,7 @@ class ByHand(Dispatcher):
     @property
     def is_asleep(self) -> bool:
         """True if the thread would be waiting now, with nobody having woken it."""
-        return self.slept_s is not None and not self.waker.is_set()
+        return self.slept_s is not None and not self.waker._is_set
 
     def turn(self) -> None:
         """What the thread does when it wakes, up to its next sleep or end."""
@@ -68,7 +70,7 @@ class ByHand(Dispatcher):
             self.slept_s = None
             if not self._turn():
                 self._leave()
-            elif self.slept_s and not self.waker.is_set():
+            elif self.slept_s and not self.waker._is_set:
                 return
 
 
@@ -109,16 +111,32 @@ def tried(pending: PendingRequest) -> PendingRequest:
     return pending
 
 
+def make(kind: type[Dispatcher] = Dispatcher, **parts: Any) -> Any:
+    """A dispatcher, with what most tests here don't care for."""
+    usual: dict[str, Any] = {
+        "cost": lambda estimate: Cost(estimate.input_tokens),
+        "flush": lambda: None,
+        "activity": activity_of,
+        "counters": Counters(),
+        "wait_times": WaitTimes(),
+        "stop": StopSignal(),
+        "max_workers": 10_000,
+        "writer_slack": 0,
+        "count": lambda pending: None,
+        "is_wanted": None,
+        "clock": FakeClock(),
+    }
+    return kind(**usual | parts)
+
+
 class Room:
     """A dispatcher with all that it talks to, and what it did.
 
     What was sent stays in flight until a test says otherwise.
     """
 
-    def __init__(
-        self, made: Callable[..., Any] = Dispatcher, *, max_workers: int = 10_000, **parts: Any
-    ) -> None:
-        self.clock = parts.pop("clock", None) or FakeClock()
+    def __init__(self, kind: type[Dispatcher] = Dispatcher, **parts: Any) -> None:
+        self.clock = parts.setdefault("clock", FakeClock())
         self.stop = StopSignal()
         self.counters, self.wait_times = Counters(), WaitTimes()
         self.sent: list[int] = []
@@ -131,8 +149,8 @@ class Room:
         self._activity = parts.pop("activity", activity_of)
         self._changed = threading.Condition()  # guards the count of changes; nothing is asked in it
         self._changes = 0
-        self.dispatcher = made(
-            cost=parts.pop("cost", lambda estimate: Cost(estimate.input_tokens)),
+        self.dispatcher = make(
+            kind,
             start=parts.pop("start", self.send),
             drop=parts.pop("drop", self._drop),
             on_room=self._ring,
@@ -140,8 +158,6 @@ class Room:
             counters=self.counters,
             wait_times=self.wait_times,
             stop=self.stop,
-            max_workers=max_workers,
-            clock=self.clock,
             **parts,
         )
 
@@ -154,9 +170,8 @@ class Room:
         self.change()
 
     def _drop(self, pending: PendingRequest) -> None:
-        (self.forgotten if pending.retry_state is None else self.dropped).append(
-            pending.request.number
-        )
+        dropped = self.forgotten if pending.retry_state is None else self.dropped
+        dropped.append(pending.request.number)
         self.change()
 
     @property
@@ -191,46 +206,37 @@ class Room:
                 changed = self._changed.wait_for(lambda: self._changes != seen, REAL_TIMEOUT_S)  # noqa: B023
             assert changed, "this never comes"
 
-    def read(self, number: int, bucket: TokenBucket, size_bytes: int = 1) -> None:
-        """Put a request in once there is room for it, as a reader does."""
-        self.until(self.dispatcher.room)
-        self.put(number, bucket, size_bytes)
-
     def put(self, number: int, bucket: TokenBucket, size_bytes: int = 1) -> None:
         """Put a request in."""
         self.pending[number] = request_of(number, bucket, size_bytes=size_bytes)
         self.dispatcher.put(self.pending[number])
 
     def done(self, number: int, *, again: bool = False, **how: Any) -> int | None:
-        """An attempt has ended, and its thread sends what it gets instead; gives that one's number."""
+        """An attempt has ended, and its thread sends what it gets instead: that one's number."""
         pending = self.pending[number]
         waker = self.dispatcher.waker
-        ending = pending.bucket.ended(self.places[number], answered=not again, waker=waker)
-        how.setdefault("made_room", ending.made_room)
+        release = pending.bucket.ended(self.places[number], answered=not again, waker=waker)
+        how.setdefault("made_room", release.made_room)
         admitted = self.dispatcher.done(tried(pending) if again else None, **how)
         if admitted is None:
             return None
         self.send(admitted)
-        given: int = admitted.pending.request.number
-        return given
-
-    def finish(self, number: int) -> int | None:
-        """An attempt has ended, and its outcome is on record."""
-        given = self.done(number)
-        self.dispatcher.recorded(1)
-        return given
+        following: int = admitted.pending.request.number
+        return following
 
     def end(self) -> None:
         """Wait for the thread's end."""
-        join_within(self.dispatcher.join)
+        thread = threading.Thread(target=self.dispatcher.join, daemon=True)
+        thread.start()
+        thread.join(REAL_TIMEOUT_S)
+        assert not thread.is_alive(), "it hangs"
 
-
-def join_within(join: Callable[[], object]) -> None:
-    """Call ``join`` in a thread, which must end."""
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(REAL_TIMEOUT_S)
-    assert not thread.is_alive(), "it hangs"
+    def end_what_is_in_flight(self) -> None:
+        """Everything that was sent has its outcome on record; then nothing is under way."""
+        for _ in range(self.dispatcher.in_flight):
+            self.dispatcher.done()
+            self.dispatcher.recorded(1)
+        assert not self.dispatcher.is_busy()
 
 
 @contextmanager
@@ -244,23 +250,12 @@ def stopped_at_the_end(room: Room) -> Iterator[Room]:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    """A room for as many as may come."""
-    with stopped_at_the_end(Room()) as made:
-        yield made
-
-
-@pytest.fixture
-def narrow() -> Iterator[Room]:
-    """A room of which two may be in flight."""
-    with stopped_at_the_end(Room(max_workers=2)) as made:
-        yield made
-
-
-@pytest.fixture
 def hand() -> Room:
     """A room of which two may be in flight, driven by hand."""
     return Room(ByHand, max_workers=2)
+
+
+NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 
 
 def bucket_of(requests_per_minute: float = math.inf, clock: Any = None) -> TokenBucket:
@@ -269,10 +264,11 @@ def bucket_of(requests_per_minute: float = math.inf, clock: Any = None) -> Token
     return TokenBucket(limits, clock=clock or FakeClock())
 
 
-def server_of(most_in_flight: int) -> TokenBucket:
-    """The bucket of a server without limits that can do with so many at once."""
-    limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
-    return TokenBucket(limits, clock=FakeClock(), most_in_flight=most_in_flight)
+def full_bucket() -> TokenBucket:
+    """A bucket of one a second, which has just admitted one."""
+    bucket = bucket_of(60)
+    bucket.enqueue(Reservation(1.0))
+    return bucket
 
 
 def paused_bucket(seconds: float = 1e6) -> TokenBucket:
@@ -282,82 +278,237 @@ def paused_bucket(seconds: float = 1e6) -> TokenBucket:
     return bucket
 
 
-def pass_time(bucket: TokenBucket, seconds: float) -> None:
-    """Move the clock of ``bucket``."""
-    bucket._clock.now_s += seconds  # type: ignore[attr-defined]
+class Play(Room):
+    """A room driven by hand, and a script of events and of what must be so after them.
 
-
-class Play:
-    """A room driven by hand, and a script of events: ``put free 2``, ``turn``, ``done 0``, ``wait 3`` …
-
-    There are buckets that admit everything (``free``, ``idle``), that wait for a minute's limit
-    (``slow``), and for a pause (``paused``). Requests are numbered from 0 as they are put.
+    There are buckets that admit everything (``free``, ``idle``), one in flight (``server``), one a second
+    (``minute``; ``slow`` has just admitted one), and nothing for a while (``paused``; ``brief`` for 3 s).
+    Requests are numbered from 0 as they are put.
     """
 
-    def __init__(self, max_workers: int = 2) -> None:
-        self.room = Room(ByHand, max_workers=max_workers)
-        slow = bucket_of(60)
-        slow.enqueue(Reservation(1.0))
-        free, idle, paused = bucket_of(), bucket_of(), paused_bucket()
-        self.buckets = {"free": free, "idle": idle, "slow": slow, "paused": paused}
+    def __init__(self, max_workers: int = 2, **parts: Any) -> None:
+        super().__init__(ByHand, max_workers=max_workers, **parts)
+        self.buckets = {
+            "free": bucket_of(),
+            "idle": bucket_of(),
+            "server": TokenBucket(NO_LIMITS, clock=FakeClock(), most_in_flight=1),
+            "minute": bucket_of(60),
+            "slow": full_bucket(),
+            "paused": paused_bucket(),
+            "brief": paused_bucket(3.0),
+        }
+        self.facts: dict[str, Callable[[], object]] = {
+            "sent": lambda: " ".join(map(str, self.sent)),
+            "last": lambda: self.sent[-1],
+            "flying": lambda: self.dispatcher.in_flight,
+            "unrecorded": lambda: self.unrecorded,
+            "room": self.dispatcher.room,
+            "rings": lambda: self.rings,
+            "busy": self.dispatcher.is_busy,
+            "left": lambda: self.dispatcher._has_left,
+        }
 
-    def __call__(self, *events: str) -> None:
-        """Let this happen."""
-        room, dispatcher = self.room, self.room.dispatcher
-        for event in events:
-            kind, *words = event.split()
-            if kind == "put":
-                for _ in range(int(words[1])):
-                    room.put(len(room.pending), self.buckets[words[0]])
-            elif kind in ("done", "again", "later"):
-                seconds = 7.0 if kind == "later" else 0.0
-                room.done(int(words[0]), again=kind != "done", retry_in_s=seconds)
-            elif kind == "skip":
-                for _ in range(int(words[0])):
-                    dispatcher.skip()
-            elif kind == "record":
-                dispatcher.recorded(int(words[0]))
-            elif kind == "wait":
-                room.clock.now_s += float(words[0])
-            elif kind == "pause":
-                self.buckets["free"].pause(1e6)
-            elif kind == "go":
-                pass_time(self.buckets["free"], 1e6)
-            elif kind == "stop":
-                room.stop.set(ENDED)
-            elif kind == "hurry":
-                dispatcher.close(hurry=True)
+    def __call__(self, *scripts: str) -> None:
+        """Let this happen, and check it."""
+        for event in ", ".join(scripts).split(", "):
+            kind, _, words = event.partition(" ")
+            if kind in self.facts:
+                assert str(self.facts[kind]()) == words, event
             else:
-                assert event == "turn"
-                dispatcher.turn()
+                getattr(self, f"_do_{kind}")(*words.split())
+
+    def _do_put(self, name: str, count: str, size_bytes: str = "1") -> None:
+        for _ in range(int(count)):
+            self.put(len(self.pending), self.buckets[name], int(size_bytes))
+
+    def _do_done(self, number: str, _: str = "", following: str | None = None) -> None:
+        assert following in (None, str(self.done(int(number))))
+
+    def _do_again(self, number: str) -> None:
+        self.done(int(number), again=True)
+
+    def _do_later(self, number: str, seconds: str = "7") -> None:
+        self.done(int(number), again=True, retry_in_s=float(seconds))
+
+    def _do_skip(self, count: str) -> None:
+        for _ in range(int(count)):
+            self.dispatcher.skip()
+
+    def _do_record(self, count: str) -> None:
+        self.dispatcher.recorded(int(count))
+
+    def _do_wait(self, seconds: str) -> None:
+        self.clock.now_s += float(seconds)
+
+    def _do_pause(self) -> None:
+        self.buckets["free"].pause(1e6)
+
+    def _do_pass(self, name: str, seconds: str) -> None:
+        self.buckets[name]._clock.now_s += float(seconds)  # type: ignore[attr-defined]
+
+    def _do_refund(self, number: str) -> None:
+        self.pending[int(number)].bucket.cancel(self.places[int(number)])
+
+    def _do_stop(self) -> None:
+        self.stop.set(ENDED)
+
+    def _do_close(self) -> None:
+        self.dispatcher.close()
+
+    def _do_hurry(self) -> None:
+        self.dispatcher.close(hurry=True)
+
+    def _do_turn(self) -> None:
+        self.dispatcher.turn()
+
+    # What must be so.
+
+    def _do_asleep(self, seconds: str | None = None) -> None:
+        assert self.dispatcher.is_asleep
+        slept_s = self.dispatcher.slept_s
+        assert seconds is None or slept_s == pytest.approx(float(seconds), rel=0.01)
+
+    def _do_awake(self) -> None:
+        assert not self.dispatcher.is_asleep
+
+    def _do_places(self, name: str, count: str) -> None:
+        assert len(self.buckets[name].queue) == int(count)
 
 
-# The queues.
+def each(numbers: range, *events: str) -> str:
+    """These events for each number, which is ``{n}`` in them; ``{m}`` is two more."""
+    return ", ".join(", ".join(events).format(n=n, m=n + 2) for n in numbers)
 
 
-def test_a_line_goes_on_when_its_bucket_may(room: Room) -> None:
-    """What another thread gives back lets the first in line go, and that one only."""
-    slow = bucket_of(60)
-    for number in range(3):
-        room.read(number, slow)
-    room.until(lambda: room.sent == [0])
-    slow.cancel(room.places[0])
-    room.until(lambda: room.sent == [0, 1])
-    room.read(3, bucket_of())
-    room.until(lambda: len(room.sent) == 3)
-    assert room.sent == [0, 1, 3]
+PLAYS = {
+    # The queues.
+    "what is given back lets the first of a queue go, and that one only": (
+        "9: put minute 3, turn, sent 0, refund 0, awake, turn, sent 0 1, put free 1, turn, sent 0 1 3"
+    ),
+    # A worker that is done gets the next request.
+    "nobody is left for the thread": "put free 1, turn, done 0 -> None, asleep inf",
+    "a worker is given each next request in order, and nobody is woken for that": (
+        "put free 4, turn, sent 0 1, "
+        + each(range(20), "done {n} -> {m}", "flying 2", "asleep", "put free 1", "asleep")
+    ),
+    "a worker whose own model waits goes on with another's request": (
+        "put free 1, put slow 1, turn, put idle 1, turn, put idle 1, done 0 -> 3, sent 0 2 3, asleep"
+    ),
+    "before the thread has had its turn, a worker gets what was put already": (
+        "put free 1, turn, put free 2, done 0 -> 1, turn, sent 0 1 2, asleep inf"
+    ),
+    "nothing is sent that no bucket admits": (
+        "put minute 2, turn, sent 0, asleep 1, done 0 -> None, asleep 1, pass minute 1.1, turn, "
+        "sent 0 1"
+    ),
+    "what comes back at once is the next, and its worker goes on with it": (
+        "put free 4, turn, again 1, done 0, done 1, sent 0 1 1 2 3"
+    ),
+    "what was rejected is the first of those behind the pause": (
+        "put free 4, turn, pause, again 0, done 1 -> None, turn, sent 0 1, asleep 1e6, "
+        "pass free 1e6, turn, sent 0 1 0 2"
+    ),
+    "room that was made for the same queue wakes nobody": (
+        "put server 4, turn, sent 0, done 0 -> 1, asleep, done 1 -> 2, asleep, done 2 -> 3, asleep"
+    ),
+    "when there are workers again, each head takes a place, and the thread has a new time": (
+        "put free 2, turn, put brief 1, put slow 1, turn, asleep inf, done 0 -> None, awake, turn, "
+        "asleep 1, places slow 1, places brief 1"
+    ),
+    "a request that waits for a worker keeps no place, and other runs aren't behind it": (
+        "pause, put free 6, turn, places free 1, pass free 2e6, turn, sent 0 1, places free 0, "
+        "done 0 -> 2, places free 0"
+    ),
+    # Backoffs.
+    "what comes back later isn't sent before": "put free 1, turn, later 0, turn, asleep 7",
+    "others go meanwhile": (
+        "put free 1, turn, later 0, turn, put free 1, turn, wait 6.9, turn, sent 0 1, asleep 0.1, "
+        "wait 0.2, turn, sent 0 1 0, asleep inf"
+    ),
+    "what is due while all workers are busy is sent next": (
+        "put free 5, turn, later 0, turn, wait 7, turn, sent 0 1 2, done 1 -> 0, done 2 -> 3"
+    ),
+    "only a nearer time wakes the thread": (
+        "put free 2, turn, later 0, turn, later 1 8, asleep, wait 7, turn, asleep 1, later 0 0.5, awake"
+    ),
+    "the thread of a closed input lives until nothing waits, is in flight or will be tried again": (
+        "put free 1, close, turn, left False, later 0, turn, left False, wait 7, turn, sent 0 0, "
+        "left False, done 0 -> None, turn, left True, unrecorded 1"
+    ),
+    "as many as are read ahead may be in a backoff, and others are read and sent": (
+        f"10_000: put free {READ_AHEAD}, turn, "
+        + each(range(READ_AHEAD), "later {n} 1e6")
+        + f", flying 0, room {READ_AHEAD}, put free 1, turn, last {READ_AHEAD}"
+    ),
+    # What bounds the reading.
+    "outcomes that are not on record count as if they were in flight": (
+        "put free 4, turn, done 0 -> 2, done 1 -> 3, room 0, record 1, room 1, record 1, room 2, done 2, "
+        "done 3, room 2"
+    ),
+    "no waiting reader is no ring: one for each record would cost more than the record": (
+        "100: put free 20, turn, room 64, rings 0, "
+        + each(range(20), "done {n}", "record 1")
+        + ", rings 0"
+    ),
+    "the reader is woken when half of the read-ahead is free, and not again": (
+        "8: put free 16, turn, room 0, "
+        + each(range(4), "done {n}", "record 1")
+        + ", rings 0, done 4, record 1, rings 1, "
+        + each(range(5, 8), "done {n}", "record 1")
+        + ", rings 1, room 8"
+    ),
+    "outcomes of what was never sent wake it as well": (
+        "8: skip 16, room 0, record 1, record 1, record 1, record 1, rings 0, record 1, rings 1, record 3, "
+        "rings 1, room 8"
+    ),
+    "the thread wakes it when what was read is in flight": (
+        "8: put free 8, room 0, turn, rings 1, room 8"
+    ),
+    "the thread wakes it when all queues wait: the look-ahead begins": (
+        "8: put paused 8, room 0, turn, rings 1, room 16"
+    ),
+    "the last record is told to the one who asked whether anything is under way": (
+        "put free 1, close, turn, done 0, turn, busy True, rings 1, record 1, rings 2, busy False"
+    ),
+    "behind a bucket that waits the look-ahead has an end, and goes on when its queue does": (
+        f"put minute 1, turn, sent 0, put minute {LOOK_AHEAD - 1}, turn, room 1, put minute 1, turn, "
+        "room 0, refund 0, turn, sent 0 1, room 0, "  # as many are in flight as may be
+        "done 0 -> None, record 1, turn, room 1, put minute 1, turn, room 0, sent 0 1"
+    ),
+    "a single server's load is no reason to look ahead": (
+        "put server 2, turn, sent 0, room 1, put server 1, turn, room 0, done 0 -> 1"
+    ),
+    "sixteen megabytes that wait are enough, however few requests they are": (
+        f"put minute 1, turn, put minute 1 {16 * MB - 1}, room 1, put minute 1, room 0, refund 0, turn, "
+        "sent 0 1, done 0 -> None, record 1, room 1"
+    ),
+    "one request may have any size": (
+        each(
+            range(3), "room 2", f"put free 1 {17 * MB}", "turn", "last {n}", "done {n}", "record 1"
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("script", PLAYS.values(), ids=PLAYS)
+def test_what_happens(script: str) -> None:
+    """Which request is sent when, by a worker or by the thread, and how many may be read."""
+    max_workers, _, events = script.rpartition(": ")
+    play = Play(int(max_workers or 2))
+    play(events)
+    assert play.dropped == play.forgotten == []
 
 
 @pytest.mark.parametrize("seconds", [1e10, 1e300])
-def test_a_wait_may_be_longer_than_the_system_can_count(room: Room, seconds: float) -> None:
+def test_a_wait_may_be_longer_than_the_system_can_count(seconds: float) -> None:
     """A bucket that is closed for thousands of years is no fault."""
-    bucket, other = paused_bucket(seconds), bucket_of()
-    room.read(0, bucket)
-    room.read(1, other)
-    room.until(lambda: room.sent == [1])
-    room.read(2, other)
-    room.until(lambda: room.sent == [1, 2])
-    assert room.dispatcher.error is None
+    other = bucket_of()
+    with stopped_at_the_end(Room()) as room:
+        room.put(0, paused_bucket(seconds))
+        for number in (1, 2):
+            room.put(number, other)
+            room.until(lambda number=number: room.sent == list(range(1, number + 1)))
+        assert room.dispatcher.error is None
 
 
 # What is handed out.
@@ -443,77 +594,6 @@ def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room)
     assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, 1)
 
 
-# A thread that is done gets the next one.
-
-
-@pytest.mark.parametrize(
-    ("events", "sent", "slept_s"),
-    [
-        ("put free 1, turn, done 0", [0], math.inf),  # nobody is left for the thread
-        # where its own model waits, a thread goes on with another's request
-        ("put free 1, put slow 1, turn, put idle 1, turn, put idle 1, done 0", [0, 2, 3], math.inf),
-        # before our thread has had its turn, a thread that is done gets what was put already
-        ("put free 1, turn, put free 2, done 0, turn", [0, 1, 2], math.inf),
-        # who comes back at once is the next, and its thread goes on with it
-        ("put free 4, turn, again 1, done 0, done 1", [0, 1, 1, 2, 3], math.inf),
-        # who was refused is the first of those that wait behind the pause
-        ("put free 4, turn, pause, again 0, done 1, turn", [0, 1], 1e6),
-        ("put free 4, turn, pause, again 0, done 1, turn, go on, turn", [0, 1, 0, 2], math.inf),
-        # who comes back later isn't sent before, and others go meanwhile
-        ("put free 1, turn, later 0, turn", [0], 7.0),
-        ("put free 1, turn, later 0, turn, put free 1, turn, wait 6.9, turn", [0, 1], 0.1),
-        ("put free 1, turn, later 0, turn, put free 1, turn, wait 7.1, turn", [0, 1, 0], math.inf),
-        # where its time comes while all workers are busy, it is the next that is sent
-        ("put free 5, turn, later 0, turn, wait 7, turn", [0, 1, 2], math.inf),
-        (
-            "put free 5, turn, later 0, turn, wait 7, turn, done 1, done 2",
-            [0, 1, 2, 0, 3],
-            math.inf,
-        ),
-    ],
-)
-def test_who_is_sent_in_which_order(events: str, sent: list[int], slept_s: float) -> None:
-    """By threads that are done and by ours, which sleeps until something changes."""
-    play = Play()
-    play(*events.split(", "))
-    assert play.room.sent == sent
-    if play.room.dispatcher.is_asleep:
-        assert play.room.dispatcher.slept_s == pytest.approx(slept_s)
-    else:
-        assert slept_s == math.inf  # it is to look again
-
-
-def test_a_thread_that_is_done_sends_the_next_one(hand: Room) -> None:
-    """It gets each at once, in order, and nobody else is woken for that."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    for number in range(50):
-        assert hand.done(number) == number + 2
-        assert hand.dispatcher.in_flight == 2
-        assert hand.dispatcher.is_asleep
-        hand.put(number + 4, bucket)
-        assert hand.dispatcher.is_asleep
-    assert hand.sent == list(range(52))
-
-
-def test_a_thread_that_is_done_gets_nothing_where_nothing_may_go(hand: Room) -> None:
-    """Where its bucket doesn't admit the next one, there is nothing for it, and ours sleeps on."""
-    slow = bucket_of(60)
-    hand.put(0, slow)
-    hand.put(1, slow)
-    hand.dispatcher.turn()
-    assert hand.sent == [0]
-    assert hand.done(0) is None
-    assert hand.dispatcher.is_asleep
-    assert 0.0 < hand.dispatcher.slept_s < 2.0
-    pass_time(slow, 1.1)
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-
-
 def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> None:
     """A thread sends one only, and there may be more that may go now."""
     limits, clock = Limits(requests_per_minute=6e5, tokens_per_minute=6000.0), FakeClock()
@@ -539,94 +619,6 @@ def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> 
     assert hand.dispatcher.in_flight == 2
 
 
-def test_room_that_was_made_for_the_same_line_wakes_nobody(hand: Room) -> None:
-    """With one model only, whoever is done takes the place of its own request."""
-    server = server_of(1)
-    for number in range(4):
-        hand.put(number, server)
-    hand.dispatcher.turn()
-    for number in range(3):
-        assert hand.sent == list(range(number + 1))
-        assert hand.done(number) == number + 1
-        assert hand.dispatcher.is_asleep
-
-
-def test_when_there_are_workers_again_the_thread_looks_after_all_lines(hand: Room) -> None:
-    """Where as many were in flight as may be, each first takes a place, and the thread a new time."""
-    slow, slower, free = bucket_of(60), paused_bucket(3.0), bucket_of()
-    slow.enqueue(Reservation(1.0))
-    for number in range(2):
-        hand.put(number, free)
-    hand.dispatcher.turn()
-    hand.put(2, slower)
-    hand.put(3, slow)
-    hand.dispatcher.turn()
-    assert hand.dispatcher.slept_s == math.inf
-    assert hand.done(0) is None
-    assert not hand.dispatcher.is_asleep
-    hand.dispatcher.turn()
-    assert 0.5 < hand.dispatcher.slept_s < 1.5
-    assert all(bucket.queue for bucket in (slow, slower))
-
-
-# Those that are tried again.
-
-
-def test_only_a_nearer_time_wakes_the_thread(hand: Room) -> None:
-    """One that is to be tried again after the time at which the thread wakes anyway doesn't."""
-    bucket = bucket_of()
-    for number in range(2):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    hand.done(0, again=True, retry_in_s=7.0)
-    hand.dispatcher.turn()
-    hand.done(1, again=True, retry_in_s=8.0)
-    assert hand.dispatcher.is_asleep
-    hand.clock.now_s += 7.0
-    hand.dispatcher.turn()
-    assert hand.dispatcher.slept_s == 1.0
-    hand.done(0, again=True, retry_in_s=0.5)
-    assert not hand.dispatcher.is_asleep
-
-
-def test_a_closed_input_waits_for_those_that_are_tried_again(hand: Room) -> None:
-    """The thread lives until nobody waits, is in flight, or will be tried again."""
-    bucket = bucket_of()
-    hand.put(0, bucket)
-    hand.dispatcher.close()
-    hand.dispatcher.turn()
-    assert not hand.dispatcher._has_left
-    hand.done(0, again=True, retry_in_s=7.0)
-    hand.dispatcher.turn()
-    assert not hand.dispatcher._has_left
-    hand.clock.now_s += 7.0
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 0]
-    assert not hand.dispatcher._has_left
-    assert hand.done(0) is None
-    hand.dispatcher.turn()
-    assert hand.dispatcher._has_left
-    assert hand.unrecorded == 1
-    assert hand.dropped == []
-
-
-def test_a_backoff_holds_up_nobody_else(room: Room) -> None:
-    """As many requests as are read ahead may wait for their backoffs, and others are read and sent."""
-    bucket = bucket_of()
-    for number in range(READ_AHEAD):
-        room.read(number, bucket)
-    room.until(lambda: len(room.sent) == READ_AHEAD)
-    for number in range(READ_AHEAD):
-        room.done(number, again=True, retry_in_s=1e6)
-    assert room.dispatcher.in_flight == 0
-    assert room.dispatcher.room()
-    room.put(READ_AHEAD, bucket)
-    room.until(lambda: room.sent[-1] == READ_AHEAD)
-
-
-# What bounds it.
-
-
 @pytest.mark.parametrize("max_workers", [1, 2, 63, 64, 65, 1000])
 def test_so_many_may_be_read(max_workers: int) -> None:
     """At first the read-ahead is all that may be, and behind those in flight it is there again."""
@@ -643,171 +635,13 @@ def test_so_many_may_be_read(max_workers: int) -> None:
     assert len(room.sent) == max_workers
 
 
-def test_what_is_not_on_record_bounds_the_reading(hand: Room) -> None:
-    """Outcomes that nobody takes count as if they were in flight."""
-    bucket = bucket_of()
-    for number in range(4):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert hand.done(0) == 2
-    assert hand.done(1) == 3
-    assert hand.dispatcher.room() == 0
-    hand.dispatcher.recorded(1)
-    assert hand.dispatcher.room() == 1
-    hand.dispatcher.recorded(1)
-    assert hand.dispatcher.room() == 2
-    hand.done(2)
-    hand.done(3)
-    assert hand.dispatcher.room() == 2
-
-
 @pytest.mark.parametrize("slack", [0, 10])
 def test_what_was_skipped_counts_until_it_is_on_record(slack: int) -> None:
     """What can't be sent bounds the reading as the others do, but for the slack of a writer."""
-    hand = Room(ByHand, max_workers=2, writer_slack=slack)
+    play = Play(writer_slack=slack)
     for left in (*[2] * slack, 2, 2, 1, 0):
-        hand.dispatcher.skip()
-        assert hand.dispatcher.room() == left
-    assert hand.dispatcher.is_busy()
-    assert hand.dispatcher.in_flight == 0
-    hand.dispatcher.recorded(slack + 4)
-    assert hand.dispatcher.room() == 2
-    assert not hand.dispatcher.is_busy()
-
-
-def test_nobody_is_told_who_does_not_wait(room: Room) -> None:
-    """A bell for each record would cost more than the record."""
-    bucket = bucket_of()
-    for number in range(20):
-        room.read(number, bucket)
-    room.until(lambda: len(room.sent) == 20)
-    assert room.dispatcher.room()
-    rings = room.rings
-    for number in range(20):
-        room.finish(number)
-    assert room.rings == rings
-
-
-@pytest.mark.parametrize(
-    ("before", "one_by_one", "left"),
-    [
-        # outcomes on record, and a thread that goes on with the next request
-        ("put free 16, turn", [f"done {n}, record 1" for n in range(8)], 8),
-        # outcomes of what was never sent
-        ("skip 16", ["record 1"] * 8, 8),
-    ],
-)
-def test_the_reader_is_told_when_half_of_the_read_ahead_is_free(
-    before: str, one_by_one: list[str], left: int
-) -> None:
-    """A reader that waits isn't woken for each request, and when it is, not again."""
-    play = Play(max_workers=8)
-    play(*before.split(", "))
-    assert play.room.dispatcher.room() == 0
-    for reservation, events in enumerate(one_by_one):
-        assert play.room.rings == (reservation > 4)
-        play(*events.split(", "))
-    assert play.room.rings == 1
-    assert play.room.dispatcher.room() == left
-
-
-@pytest.mark.parametrize("name", ["free", "paused"])
-def test_the_reader_is_told_by_our_thread(name: str) -> None:
-    """What was read goes into flight, or all lines wait: then the look-ahead begins."""
-    play = Play(max_workers=8)
-    play(f"put {name} 8")
-    assert play.room.dispatcher.room() == 0
-    play("turn")
-    assert play.room.rings == 1
-    room = play.room.dispatcher.room()
-    assert room == 8 if name == "free" else room > 0
-
-
-def test_the_last_record_is_told(hand: Room) -> None:
-    """Who asked whether anything is under way hears when that changes."""
-    hand.put(0, bucket_of())
-    hand.dispatcher.close()
-    hand.dispatcher.turn()
-    hand.done(0)
-    hand.dispatcher.turn()
-    assert hand.dispatcher.is_busy()
-    rings = hand.rings
-    hand.dispatcher.recorded(1)
-    assert hand.rings == rings + 1
-    assert not hand.dispatcher.is_busy()
-
-
-def test_behind_a_bucket_that_waits_so_many_are_read(narrow: Room) -> None:
-    """The look-ahead has an end, and goes on when the line does."""
-    slow = bucket_of(60)
-    narrow.read(0, slow)
-    narrow.until(lambda: narrow.sent == [0])
-    for number in range(1, LOOK_AHEAD + 1):
-        narrow.read(number, slow)
-    narrow.until(lambda: narrow.dispatcher._is_asleep)
-    assert not narrow.dispatcher.room()
-    slow.cancel(narrow.places[0])
-    narrow.until(lambda: narrow.sent == [0, 1])
-    assert not narrow.dispatcher.room()  # as many are in flight as may be
-    assert narrow.finish(0) is None
-    narrow.read(LOOK_AHEAD + 1, slow)
-    narrow.until(lambda: narrow.dispatcher._is_asleep)
-    assert not narrow.dispatcher.room()
-    assert narrow.sent == [0, 1]
-
-
-def test_a_single_servers_load_is_no_reason_to_look_ahead(hand: Room) -> None:
-    """Behind requests for one model without limits there is nobody who may go."""
-    server = server_of(1)
-    for number in range(2):
-        hand.put(number, server)
-    hand.dispatcher.turn()
-    assert hand.sent == [0]
-    assert hand.dispatcher.room() == 1
-    hand.put(2, server)
-    hand.dispatcher.turn()
-    assert hand.dispatcher.room() == 0
-    assert hand.done(0) == 1
-
-
-def test_what_is_read_ahead_has_a_size(narrow: Room) -> None:
-    """Sixteen megabytes that wait are enough, however few requests they are."""
-    slow = bucket_of(60)
-    narrow.read(0, slow)
-    narrow.until(lambda: narrow.sent == [0])
-    narrow.read(1, slow, 16 * MB - 1)
-    narrow.read(2, slow, 1)
-    assert not narrow.dispatcher.room()
-    slow.cancel(narrow.places[0])
-    narrow.until(lambda: narrow.sent == [0, 1])
-    narrow.finish(0)
-    narrow.read(3, slow)
-
-
-def test_one_request_may_have_any_size(narrow: Room) -> None:
-    """What is larger than all that may wait is read and sent like any other."""
-    bucket = bucket_of()
-    for number in range(3):
-        narrow.read(number, bucket, 17 * MB)
-        narrow.until(lambda number=number: number in narrow.sent)
-        narrow.finish(number)
-
-
-def test_who_waits_for_a_worker_keeps_no_place(hand: Room) -> None:
-    """Where as many are in flight as may be, other runs aren't behind what can't be sent anyway."""
-    bucket = bucket_of(6000)
-    bucket.pause(1e6)
-    for number in range(6):
-        hand.put(number, bucket)
-    hand.dispatcher.turn()
-    assert len(bucket.queue) == 1
-    pass_time(bucket, 2e6)
-    hand.dispatcher.turn()
-    assert hand.sent == [0, 1]
-    assert not bucket.queue
-    assert bucket.enqueue(Reservation(1.0))
-    assert hand.done(0) == 2
-    assert not bucket.queue
+        play(f"skip 1, room {left}")
+    play("busy True", "flying 0", f"record {slack + 4}", "room 2", "busy False")
 
 
 # Threads.
@@ -825,16 +659,10 @@ class Load:
     ) -> None:
         self.random = random.Random(seed)
         clock = time.monotonic
-        limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
-        free = TokenBucket(limits, clock=clock, most_in_flight=max(1, max_workers // 2))
-        self.buckets = [bucket_of(rate, clock) for _ in range(2)] + [bucket_of(clock=clock), free]
-        self.buckets.append(
-            TokenBucket(
-                self.buckets[0].shared_limits.limits,
-                clock=clock,
-                shared_limits=self.buckets[0].shared_limits,
-            )
-        )
+        free = TokenBucket(NO_LIMITS, clock=clock, most_in_flight=max(1, max_workers // 2))
+        one, shared = bucket_of(rate, clock), bucket_of(rate, clock).shared_limits
+        both = [TokenBucket(shared.limits, clock=clock, shared_limits=shared) for _ in range(2)]
+        self.buckets = [one, bucket_of(clock=clock), free, *both]
         self.again = again
         self.lock = threading.Lock()  # guards what follows
         self.in_flight = self.peak = self.ahead = 0
@@ -1002,8 +830,8 @@ def test_the_thread_has_a_name_and_an_end() -> None:
     room = Room()
     assert len(threads()) == before
     with stopped_at_the_end(room):
-        room.read(0, bucket_of(1))
-        room.read(1, bucket_of(1))
+        room.put(0, bucket_of(1))
+        room.put(1, bucket_of(1))
         assert len(threads()) == before + 1
         assert all(thread.daemon for thread in threads())
     assert len(threads()) == before
@@ -1043,23 +871,17 @@ class ModelRun:
         self.max_workers = max_workers
         self.input = [self._make(number) for number in reversed(range(count))]
         self.in_flight: list[AdmittedRequest] = []
-        self.ended: list[
-            tuple[PendingRequest, bool, float, bool]
-        ] = []  # and whether, when, made room
+        self.ended: list[tuple[PendingRequest, bool, float, bool]] = []  # whether, when, made room
         self.unrecorded = self.passed = 0
         self.outcomes: list[int] = []
         self.order: defaultdict[TokenBucket, list[int]] = defaultdict(list)
         self.is_rung = True
         self.is_closed = False
-        self.dispatcher = ByHand(
-            cost=lambda estimate: Cost(estimate.input_tokens),
+        self.dispatcher = make(
+            ByHand,
             start=self.send,
             drop=lambda pending: pytest.fail("nothing is dropped"),
             on_room=self.ring,
-            activity=activity_of,
-            counters=Counters(),
-            wait_times=WaitTimes(),
-            stop=StopSignal(),
             max_workers=max_workers,
             writer_slack=world.random.choice((0, 0, 20)),
             clock=world.clock,
@@ -1176,11 +998,7 @@ class ModelRun:
             assert line.reservation.admitted_at is None
             if bucket.queue[0] is line.reservation and not made_room:  # else who made it will ask
                 delay = soonest(bucket.shared_limits, now).get(line.reservation, math.inf)
-                assert self.due_at <= now + delay + 1e-6, (
-                    self.due_at - now,
-                    delay,
-                    bucket.wait_cause,
-                )
+                assert self.due_at <= now + delay + 1e-6, (delay, bucket.wait_cause)
 
 
 class World:
@@ -1195,15 +1013,11 @@ class World:
             made = Limits(requests_per_minute=requests, tokens_per_minute=tokens)
             shared_limits = SharedLimits(made, self.clock)
             for most in (None, self.random.choice((1, 2, 5))):
-                self.buckets.append(
-                    TokenBucket(
-                        made, clock=self.clock, shared_limits=shared_limits, most_in_flight=most
-                    )
-                )
+                how: Any = {"clock": self.clock, "shared_limits": shared_limits}
+                self.buckets.append(TokenBucket(made, most_in_flight=most, **how))
         self.buckets = self.random.sample(self.buckets, self.random.randint(1, len(self.buckets)))
-        self.runs = [
-            ModelRun(self, self.random.choice((1, 2, 3, 8, 100)), 120) for _ in range(runs)
-        ]
+        most_workers = (1, 2, 3, 8, 100)
+        self.runs = [ModelRun(self, self.random.choice(most_workers), 120) for _ in range(runs)]
 
     def step(self) -> bool:
         """Let one thing happen; false if nothing can any more."""
@@ -1237,16 +1051,11 @@ class World:
         assert not any(bucket.server.in_flight.count for bucket in self.buckets)
 
 
+@pytest.mark.parametrize("runs", [1, 2])
 @pytest.mark.parametrize("seed", range(60))
-def test_nobody_who_may_be_admitted_is_left_waiting(seed: int) -> None:
-    """Whatever happens in whatever order, the thread wakes when the first of any line may go."""
-    World(seed, runs=1).run()
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_runs_that_share_buckets_leave_nobody_waiting(seed: int) -> None:
-    """The same with two runs that are in each other's way."""
-    World(seed, runs=2).run()
+def test_nobody_who_may_be_admitted_is_left_waiting(seed: int, runs: int) -> None:
+    """Whatever happens, by one run or two, the thread wakes when the first of any queue may go."""
+    World(seed, runs).run()
 
 
 # How it ends.
@@ -1264,7 +1073,7 @@ def test_a_dispatcher_without_requests_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("events", "sent", "dropped", "forgotten"),
     [
-        # a stop drops those that were tried, in line and in their backoff, and forgets the others
+        # a stop drops those that were tried, in a queue and in their backoff, and forgets the others
         ("put free 4, turn, pause, again 0, later 1, turn, stop, turn", [0, 1], [0, 1], [2, 3]),
         ("put free 4, turn, stop, turn, done 0, done 1", [0, 1], [], [2, 3]),
         # before our thread has heard of the stop, a thread that is done gets nothing
@@ -1286,16 +1095,41 @@ def test_the_end_drops_what_is_not_sent(
 ) -> None:
     """Each request is dropped once, and has an outcome if it was sent; no bucket keeps a place."""
     play = Play()
-    play(*events.split(", "))
-    hand = play.room
-    assert hand.sent == sent
-    assert (sorted(hand.dropped), sorted(hand.forgotten)) == (dropped, forgotten)
-    assert hand.rings > 0  # the reader hears of it
-    assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, len(sent))
-    assert [len(bucket.queue) for bucket in play.buckets.values()] == [0, 0, 0, 0]
-    assert hand.dispatcher.is_busy() == bool(sent)
-    hand.dispatcher.recorded(len(sent))
-    assert not hand.dispatcher.is_busy()
+    play(events)
+    assert play.sent == sent
+    assert (sorted(play.dropped), sorted(play.forgotten)) == (dropped, forgotten)
+    assert play.rings > 0  # the reader hears of it
+    assert (play.dispatcher.in_flight, play.unrecorded) == (0, len(sent))
+    assert not any(bucket.queue for bucket in play.buckets.values())
+    assert play.dispatcher.is_busy() == bool(sent)
+    play(f"record {len(sent)}", "busy False")
+
+
+def test_what_was_collected_for_a_worker_process_is_settled_after_a_stop() -> None:
+    """Requests that wait for a message when a stop comes count as in flight: they end unsent."""
+    ends: list[object] = []
+
+    def settle(admitted: AdmittedRequest, attempt: Any) -> None:
+        ends.append(attempt.status)
+        assert room.dispatcher.done() is None
+
+    def start(admitted: AdmittedRequest) -> None:
+        pool.start(admitted)
+        if admitted.pending.request.number == 1:
+            room.stop.set(ENDED)
+
+    room = Room(ByHand, start=start, flush=lambda: pool.flush())
+    options = Options(request_url="http://127.0.0.1:1/v1/embeddings", processes=2)
+    pool = WorkerProcesses(options, settle=settle, stop=room.stop, parses_answers=False)
+    bucket = bucket_of()
+    for number in range(3):
+        room.put(number, bucket)
+    room.dispatcher.turn()
+    assert ends == [AttemptStatus.STOPPED] * 2
+    assert room.forgotten == [2]
+    room.dispatcher.recorded(2)
+    assert not room.dispatcher.is_busy()
+    pool.close()
 
 
 # Faults.
@@ -1311,8 +1145,7 @@ def test_a_fault_ends_the_run(part: str) -> None:
     """A fault of ours in the dispatcher's thread is told, and nobody waits for what was read."""
     room = Room(**{part: fault})
     with stopped_at_the_end(room):
-        slow = bucket_of(60)
-        slow.enqueue(Reservation(1.0))
+        slow = full_bucket()
         room.put(0, slow)
         room.put(1, bucket_of())
         room.end()
@@ -1320,10 +1153,7 @@ def test_a_fault_ends_the_run(part: str) -> None:
         assert room.stop.cause is room.dispatcher.error
         assert not slow.queue
         assert room.rings > 0
-        for _ in range(room.dispatcher.in_flight):
-            room.dispatcher.done()
-            room.dispatcher.recorded(1)
-        assert not room.dispatcher.is_busy()
+        room.end_what_is_in_flight()
 
 
 def test_a_fault_in_a_thread_that_sends_is_its_own() -> None:
@@ -1367,10 +1197,7 @@ def test_without_threads_the_run_ends(threads: int, message: str) -> None:
         assert room.stop.cause is room.dispatcher.error
         assert room.dispatcher.in_flight == bucket.server.in_flight.count == threads
         assert admitted_by(bucket)["requests"] == threads
-        for _ in range(threads):
-            room.dispatcher.done()
-            room.dispatcher.recorded(1)
-        assert not room.dispatcher.is_busy()
+        room.end_what_is_in_flight()
 
 
 def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
@@ -1414,18 +1241,9 @@ def test_where_threads_run_out_fewer_are_in_flight(caplog: pytest.LogCaptureFixt
 
 def test_where_threads_run_out_nobody_keeps_a_place() -> None:
     """Other runs aren't behind what waits for one of the threads that there are."""
-    room = Room(ByHand, start=Scarce(1))
-    other, bucket = paused_bucket(), bucket_of()
-    room.put(0, other)
-    room.dispatcher.turn()
-    assert other.queue
-    for number in range(1, 4):
-        room.put(number, bucket)
-    room.dispatcher.turn()
-    assert room.dispatcher.in_flight == 2
-    assert room.dispatcher.is_asleep
-    assert not bucket.queue
-    assert not other.queue
+    play = Play(10_000, start=Scarce(1))
+    play("put paused 1, turn, places paused 1, put free 3, turn, flying 2, asleep")
+    play("places paused 0, places free 0")
 
 
 # What it waits for.
@@ -1466,16 +1284,15 @@ def test_each_wait_has_its_cause(
 ) -> None:
     """The run's waits and those of each bucket, by what was waited for."""
     play = Play()
-    play(*events.split(", "))
-    assert play.room.wait_times.overall() == overall
+    play(events)
+    assert play.wait_times.overall() == overall
     for name, waits in of_buckets.items():
-        assert play.room.wait_times.of_bucket(play.buckets[name]) == waits
+        assert play.wait_times.of_bucket(play.buckets[name]) == waits
 
 
-def test_a_wait_that_goes_on_is_seen(hand: Room) -> None:
+def test_a_wait_that_goes_on_is_seen() -> None:
     """What is waited for now counts up to the moment at which somebody asks."""
-    hand.put(0, paused_bucket())
-    hand.dispatcher.turn()
-    hand.clock.now_s += 3.0
-    assert hand.wait_times.overall() == {}
-    assert hand.wait_times.overall(hand.clock()) == {"pause": 3.0}
+    play = Play()
+    play("put paused 1, turn, wait 3")
+    assert play.wait_times.overall() == {}
+    assert play.wait_times.overall(play.clock()) == {"pause": 3.0}

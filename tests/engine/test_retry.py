@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.engine.retry import RetrySchedule, backoff_s
+from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
@@ -19,7 +19,7 @@ from parallel_processor.workers.pending import RetryState
 REQUEST = made_request({"input": "hello"}, 1)
 ANSWERED = Attempt(status=AttemptStatus.ANSWERED)
 RETRY = Attempt(status=AttemptStatus.RETRY, kind="HTTP 500", error="HTTP 500: oops")
-REFUSED = Attempt(status=AttemptStatus.RATE_LIMITED, kind="HTTP 429", error="HTTP 429: slower")
+REJECTED = Attempt(status=AttemptStatus.RATE_LIMITED, kind="HTTP 429", error="HTTP 429: slower")
 
 
 @dataclass
@@ -55,78 +55,57 @@ class Call:
         raise AssertionError("the schedule wants more attempts than there are")
 
 
+FINAL = [Attempt(status=s, error="why") for s in AttemptStatus if s not in RETRIED]
+MINUTES = RetryPolicy(rate_limit_deadline_s=100.0)
+
+
 @pytest.mark.parametrize(
-    "verdict",
-    [AttemptStatus.ANSWERED, AttemptStatus.FAILED, AttemptStatus.FATAL, AttemptStatus.STOPPED],
+    ("policy", "attempts", "sent"),
+    [
+        # an answer, a failure, a fatal answer and a stop end the call at once
+        *((RetryPolicy(), [end, RETRY], 1) for end in FINAL),
+        # max_attempts counts the first attempt
+        *((RetryPolicy(max_attempts=most), [RETRY] * 10, most) for most in (1, 2, 5)),
+        # nothing follows an answer
+        (RetryPolicy(), [RETRY, RETRY, ANSWERED, RETRY], 3),
+        # rejections leave all of max_attempts to real failures
+        (
+            RetryPolicy(max_attempts=2),
+            [*[REJECTED] * 50, RETRY, *[REJECTED] * 50, RETRY, RETRY],
+            102,
+        ),
+        # rejected 0, 30, 60, 90 and 120 s after the first rejection, which starts the deadline
+        (MINUTES, [RETRY, *[REJECTED] * 50], 6),
+        # a deadline of 0 lets no rejected request wait
+        (RetryPolicy(rate_limit_deadline_s=0.0), [REJECTED] * 5, 1),
+    ],
 )
-def test_what_is_final_is_not_tried_again(verdict: AttemptStatus) -> None:
-    """An answer, a failure, a fatal answer and a stop end the call at once."""
-    call = Call(RetryPolicy(), [Attempt(status=verdict, error="why")])
-    assert call.run().status is verdict
-    assert (call.retry_state.sent, call.waits_s) == (1, [])
-
-
-@pytest.mark.parametrize("max_attempts", [1, 2, 5])
-def test_max_attempts_counts_the_first(max_attempts: int) -> None:
-    """A request that only fails is sent ``max_attempts`` times, and ends with its last failure."""
-    call = Call(RetryPolicy(max_attempts=max_attempts), [RETRY] * 10)
-    assert call.run() is RETRY
-    assert call.retry_state.sent == max_attempts
-    assert call.retry_state.errors == [RETRY.error] * max_attempts
-    assert len(call.waits_s) == max_attempts - 1
-
-
-def test_an_answer_ends_the_retries() -> None:
-    """Failures before an answer are kept, and nothing follows it."""
-    call = Call(RetryPolicy(), [RETRY, RETRY, ANSWERED, RETRY])
-    assert call.run() is ANSWERED
-    assert (call.retry_state.sent, call.retry_state.errors) == (3, [RETRY.error] * 2)
-
-
-def test_refusals_do_not_count() -> None:
-    """Many refusals leave all of ``max_attempts`` to real failures."""
-    call = Call(RetryPolicy(max_attempts=2), [REFUSED] * 50 + [RETRY] + [REFUSED] * 50 + [RETRY])
-    assert call.run() is RETRY
-    assert (call.retry_state.sent, call.retry_state.failures) == (102, 2)
-    assert len(call.retry_state.errors) == 102
-
-
-def test_a_refused_request_waits_in_the_bucket_only() -> None:
-    """After a refusal there is no backoff: the bucket's pause says when."""
-    call = Call(RetryPolicy(), [REFUSED, REFUSED, ANSWERED])
-    call.run()
-    assert call.waits_s == [0.0, 0.0]
-
-
-def test_the_deadline_bounds_refusals() -> None:
-    """A request is given up once it has been refused for so long, counted from its first refusal."""
-    policy = RetryPolicy(rate_limit_deadline_s=100.0)
-    call = Call(policy, [RETRY, *[REFUSED] * 50], attempt_s=30.0, now_s=1e6)
-    assert call.run() is REFUSED
-    assert call.retry_state.sent == 6  # refused 0, 30, 60, 90 and 120 s after the first refusal
-
-
-def test_no_deadline_fails_at_the_first_refusal() -> None:
-    """A deadline of 0 lets no refused request wait."""
-    call = Call(RetryPolicy(rate_limit_deadline_s=0.0), [REFUSED] * 5)
-    assert call.run() is REFUSED
-    assert call.retry_state.sent == 1
+def test_a_request_is_sent_so_often(
+    policy: RetryPolicy, attempts: list[Attempt], sent: int
+) -> None:
+    """The call ends with its last attempt; what went wrong is kept, and no rejection has a backoff."""
+    call = Call(policy, attempts, attempt_s=30.0 if policy is MINUTES else 0.0, now_s=1e6)
+    assert call.run() is attempts[sent - 1]
+    assert call.retry_state.sent == sent
+    assert call.retry_state.errors == [each.error for each in attempts[:sent] if each.error]
+    assert call.retry_state.failures == attempts[:sent].count(RETRY)
+    assert len(call.waits_s) == sent - 1
+    waits_s = zip(attempts, call.waits_s, strict=False)
+    assert all(wait_s == 0.0 for attempt, wait_s in waits_s if attempt is REJECTED)
 
 
 def test_a_clock_that_starts_at_zero_works() -> None:
-    """A first refusal at time 0 starts the deadline there."""
-    call = Call(RetryPolicy(rate_limit_deadline_s=50.0), [REFUSED] * 9, attempt_s=0.0)
+    """A first rejection at time 0 starts the deadline there."""
+    call = Call(RetryPolicy(rate_limit_deadline_s=50.0), [REJECTED, ANSWERED], now_s=49.0)
     call.retry_state.rejected_since_s = 0.0
-    call.now_s = 49.0
-    call.attempts = [REFUSED, ANSWERED]
     assert call.run() is ANSWERED
 
 
 def test_before_each_wait_it_is_told() -> None:
     """Every retry is told with what failed and the wait before it; the last failure isn't."""
-    call = Call(RetryPolicy(max_attempts=3), [RETRY, REFUSED, RETRY, RETRY])
+    call = Call(RetryPolicy(max_attempts=3), [RETRY, REJECTED, RETRY, RETRY])
     call.run()
-    assert [attempt for attempt, _ in call.told] == [RETRY, REFUSED, RETRY]
+    assert [attempt for attempt, _ in call.told] == [RETRY, REJECTED, RETRY]
     assert [seconds for _, seconds in call.told] == call.waits_s
 
 
@@ -164,7 +143,9 @@ def test_threads_share_one_object() -> None:
     barrier = threading.Barrier(8)
     ends: dict[int, int] = {}
     schedule = RetrySchedule(
-        RetryPolicy(max_attempts=8, backoff_initial_s=0.0), tell=lambda *_: barrier.wait(20)
+        RetryPolicy(max_attempts=8, backoff_initial_s=0.0),
+        tell=lambda *_: barrier.wait(20),
+        clock=float,
     )
 
     def call(fine_after: int) -> None:
@@ -188,7 +169,7 @@ def test_threads_share_one_object() -> None:
 
 def test_a_request_may_change_threads() -> None:
     """The thread that has it after a backoff is another one, and counts on."""
-    schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None)
+    schedule = RetrySchedule(RetryPolicy(max_attempts=3), tell=lambda *_: None, clock=float)
     retry_state, told = RetryState(request=REQUEST), []
 
     def one_attempt() -> None:

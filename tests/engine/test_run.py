@@ -21,6 +21,7 @@ import requests
 import urllib3
 from raw_server import RawServer, Visit
 from requests.adapters import HTTPAdapter
+from services import NO_LIMITS, in_background, threads
 
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import RunStoppedError, StopRequested
@@ -31,7 +32,6 @@ from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.tokens.estimates import CostEstimator
 
 URL = "http://127.0.0.1:1/v1/embeddings"
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 ONE_A_MINUTE = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
 
 Answer = Callable[[dict[str, Any]], "tuple[int, Any]"]
@@ -82,12 +82,6 @@ def bodies(count: int) -> Iterator[Request]:
 def numbers(outcomes: Iterable[Outcome]) -> list[int]:
     """The numbers of the requests, sorted."""
     return sorted(outcome.request.number for outcome in outcomes)
-
-
-def workers() -> list[str]:
-    """The names of the worker threads there are."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("parallel-processor")]
 
 
 class Gate:
@@ -166,28 +160,6 @@ class Writer:
         return [self.unwritten.get(timeout=20) for _ in range(count)]
 
 
-def in_background(work: Callable[[], object]) -> Callable[[], None]:
-    """Do ``work`` in a thread; the result waits until it is done, and raises what it raised."""
-    raised: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-
-    def join() -> None:
-        thread.join(30)
-        assert not thread.is_alive(), "it hangs"
-        if raised:
-            raise raised[0]
-
-    return join
-
-
 def call_at_clear(waker: Any, call: Callable[[], None]) -> None:
     """Call something in the moment between a thread's look at the stop and its wait."""
     clear = waker.clear
@@ -211,7 +183,7 @@ def test_every_request_has_one_outcome(max_workers: int) -> None:
     assert all(o.response == {"answer": o.request.number} for o in outcomes)
     assert run.stop_cause is None
     assert run.counters.counts().in_flight == 0
-    assert workers() == []
+    assert threads() == []
 
 
 def test_no_input_is_no_work() -> None:
@@ -264,16 +236,16 @@ def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_an_outcome_is_yielded_while_the_feeder_waits_for_capacity() -> None:
+def test_an_outcome_is_yielded_while_the_reader_waits_for_capacity() -> None:
     """A limit that admits nothing more doesn't hold back what is answered."""
     run = run_with(ok, ONE_A_MINUTE)
     outcomes = run.outcomes(bodies(1000))
     assert next(outcomes).request.number == 1
     outcomes.close()
-    assert workers() == []
+    assert threads() == []
 
 
-def test_an_outcome_is_yielded_while_the_feeder_waits_for_credits() -> None:
+def test_an_outcome_is_yielded_while_the_reader_waits_for_credits() -> None:
     """With all workers busy the first to end is yielded at once."""
     gate = Gate()
 
@@ -334,7 +306,7 @@ def test_threads_are_made_for_requests_in_flight_only() -> None:
 
     def count(body: dict[str, Any]) -> tuple[int, Any]:
         nonlocal most
-        most = max(most, len(workers()))
+        most = max(most, len(threads()))
         return ok(body)
 
     outcomes = run_with(count, max_workers=1000).outcomes(bodies(1_000_000))
@@ -358,7 +330,7 @@ def test_a_consumer_that_leaves_ends_the_run() -> None:
         silent.wait_for(3)
         assert run.counters.counts().in_flight == 4
         in_background(outcomes.close)()
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_closed_iterator_waits_for_no_outcome_that_was_taken() -> None:
@@ -367,7 +339,7 @@ def test_a_closed_iterator_waits_for_no_outcome_that_was_taken() -> None:
     outcomes = run.outcomes(bodies(100))
     next(outcomes)
     in_background(outcomes.close)()
-    assert workers() == []
+    assert threads() == []
 
 
 class Broken(Exception):
@@ -395,12 +367,12 @@ def test_an_exception_of_the_input_comes_after_what_is_under_way() -> None:
     with pytest.raises(Broken, match="line 6"):
         join()
     assert numbers(taken) == [1, 2, 3, 4, 5]
-    assert workers() == []
+    assert threads() == []
 
 
 @pytest.mark.parametrize("error", [Broken("x"), KeyboardInterrupt()])
 def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseException) -> None:
-    """With a sink, answers to what was sent are kept though the feeder was interrupted."""
+    """With a sink, answers to what was sent are kept though the reader was interrupted."""
     gate = Gate()
     writer = Writer(is_immediate=True)
     run = run_with(gate.answer, max_workers=10, make_sink=writer.make_sink)
@@ -413,7 +385,7 @@ def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseExc
     with pytest.raises(type(error)):
         join()
     assert numbers(writer.written) == [1, 2, 3, 4, 5]
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_fault_of_ours_ends_the_run_with_it() -> None:
@@ -429,17 +401,17 @@ def test_a_fault_of_ours_ends_the_run_with_it() -> None:
     in_background(lambda: outcomes.extend(run.outcomes(bodies(1000))))()
     assert isinstance(run.stop_cause, ZeroDivisionError)
     assert all(outcome.ok for outcome in outcomes)
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_fault_in_the_cost_ends_the_run_with_it() -> None:
     """An exception while a request's tokens are counted, by whatever thread, is the run's end."""
     run = run_with(ok)
     run._estimator.estimate = lambda request: Estimate(1 // (request.number - 3))
-    with contextlib.suppress(ZeroDivisionError):  # raised here if our thread or the feeder counted
+    with contextlib.suppress(ZeroDivisionError):  # raised here unless a worker counted
         list(run.outcomes(bodies(10)))
     assert isinstance(run.stop_cause, ZeroDivisionError)
-    assert workers() == []
+    assert threads() == []
 
 
 def test_a_fatal_answer_lets_the_rest_end() -> None:
@@ -455,11 +427,10 @@ def test_a_fatal_answer_lets_the_rest_end() -> None:
         return 401, {"error": {"message": "wrong key", "code": "invalid_api_key"}}
 
     run = run_with(first_is_fatal, max_workers=4, drain_s=0.0)
-    taken: list[Outcome] = []
-    join = in_background(lambda: taken.extend(run.outcomes(bodies(1000))))
+    join = in_background(lambda: list(run.outcomes(bodies(1000))))
     assert run._stop.wait(20)
     gate.opened.set()
-    join()
+    taken = join()
     assert isinstance(run.stop_cause, RunStoppedError)
     assert numbers(taken) == [2, 3, 4]
     assert sorted(sent) == [1, 2, 3, 4]
@@ -469,7 +440,7 @@ def test_a_fatal_answer_lets_the_rest_end() -> None:
 
 
 def test_a_stop_ends_the_wait_for_capacity() -> None:
-    """A feeder that waits a minute for the bucket is freed, and its place given back."""
+    """A reader that waits a minute for the bucket is freed, and its place given back."""
     run = run_with(ok, ONE_A_MINUTE)
     got: list[Outcome] = []
     first = threading.Event()
@@ -489,61 +460,59 @@ def test_a_stop_ends_the_wait_for_capacity() -> None:
 
 
 def test_a_stop_ends_the_wait_for_credits() -> None:
-    """A feeder whose workers are all busy reads nothing more, and takes what they bring."""
+    """A reader whose workers are all busy reads nothing more, and takes what they bring."""
     gate = Gate()
     run = run_with(gate.answer, max_workers=3)
-    got: list[Outcome] = []
-    join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
+    join = in_background(lambda: list(run.outcomes(bodies(10))))
     gate.wait_for(3)
     run.stop(StopRequested("enough"))
     gate.opened.set()
-    join()
+    got = join()
     assert numbers(got) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("has_sink", [False, True])
 def test_a_stop_gives_the_server_drain_s_once(has_sink: bool) -> None:
-    """Answers under way are waited for as long as ``drain_s`` says, and are cut off then."""
+    """Answers under way are waited for as long as ``drain_s`` says, and are cancelled then."""
     silent = Silent()
     with RawServer(silent) as server:
-        cut_at_s: list[float] = []
+        cancelled_at_s: list[float] = []
         run, clock = real_run(
             server,
             drain_s=100.0,
             make_sink=Writer(is_immediate=True).make_sink if has_sink else None,
-            on_cancel=lambda: cut_at_s.append(clock.now_s),
+            on_cancel=lambda: cancelled_at_s.append(clock.now_s),
         )
         join = in_background(lambda: list(run.outcomes(bodies(2))))
         silent.wait_for(2)
         clock.ticks = True
         run.stop(StopRequested("enough"))
-        while not cut_at_s:
+        while not cancelled_at_s:
             run._waker.set()
             server.closing.wait(0.001)
         join()
-    assert 100.0 <= cut_at_s[0] < 150.0
-    assert workers() == []
+    assert 100.0 <= cancelled_at_s[0] < 150.0
+    assert threads() == []
 
 
-def test_a_cut_ends_everything_at_once() -> None:
+def test_a_cancel_ends_everything_at_once() -> None:
     """Exchanges under way are given up, whoever waits is freed, and no outcome is made up."""
     silent = Silent()
     with RawServer(silent) as server:
-        cuts: list[str] = []
-        run, _ = real_run(server, drain_s=1e6, max_workers=3, on_cancel=lambda: cuts.append("cut"))
-        got: list[Outcome] = []
-        join = in_background(lambda: got.extend(run.outcomes(bodies(10))))
+        cancels: list[int] = []
+        run, _ = real_run(server, drain_s=1e6, max_workers=3, on_cancel=lambda: cancels.append(1))
+        join = in_background(lambda: list(run.outcomes(bodies(10))))
         silent.wait_for(3)
         run.cancel(StopRequested("now"))
-        join()
+        got = join()
     assert got == []
-    assert cuts == ["cut"]
+    assert cancels == [1]
     assert run.counters.summary(1.0).unanswered == 3
-    assert workers() == []
+    assert threads() == []
 
 
 def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
-    """A stop between the feeder's look at it and its wait for capacity isn't forgotten."""
+    """A stop between the reader's look at it and its wait for capacity isn't forgotten."""
     run = run_with(ok, ONE_A_MINUTE)
 
     def stop() -> None:
@@ -577,7 +546,7 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
 
 
 def test_no_stop_is_missed_on_the_way_to_a_credit() -> None:
-    """A stop between the feeder's look at it and its wait for a worker isn't forgotten."""
+    """A stop between the reader's look at it and its wait for a worker isn't forgotten."""
     silent = Silent()
     with RawServer(silent) as server:
         run, _ = real_run(server, drain_s=0.0, max_workers=1)
@@ -611,7 +580,7 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        working = [name for name in workers() if "worker" in name]
+        working = [name for name in threads() if "worker" in name]
         if thread.name.startswith("parallel-processor-worker") and len(working) >= 3:
             refused.set()
             raise RuntimeError("can't start new thread")
@@ -621,14 +590,13 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     gate = Gate()
     run = run_with(gate.answer, max_workers=50)
-    got: list[Outcome] = []
-    join = in_background(lambda: got.extend(run.outcomes(bodies(100))))
+    join = in_background(lambda: list(run.outcomes(bodies(100))))
     gate.wait_for(3)
     assert refused.wait(20)
     while not caplog.text:
         refused.wait(0.001)
     gate.opened.set()
-    join()
+    got = join()
     assert numbers(got) == list(range(1, 101))
     assert "only 3 requests can be in flight: can't start new thread" in caplog.text
 

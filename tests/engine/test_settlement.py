@@ -1,4 +1,4 @@
-"""What a worker does with one request, through a transport that plays a script and a clock we move."""
+"""What settling an attempt does, through a transport that plays a script and a clock we move."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Scripted:
 
 
 class Bench:
-    """A worker and all that it works with. Waiting for the bucket moves the clock."""
+    """A settlement and all that it works with. Waiting for the bucket moves the clock."""
 
     def __init__(self, *ends: Response | BaseException, url: str = OPENAI, **settings: Any) -> None:
         self.now_s = 1000.0
@@ -84,6 +84,7 @@ class Bench:
             estimator=CostEstimator(self.options),
             counters=self.counters,
             stop=self.stop,
+            waker=None,
             clock=self.clock,
         )
 
@@ -119,7 +120,7 @@ class Bench:
         return usage["requests"], usage["tokens"]
 
 
-# Verdicts
+# How a request ends
 
 
 def test_an_answer_is_the_outcome() -> None:
@@ -247,11 +248,11 @@ def test_an_answer_without_usage_costs_what_was_reserved() -> None:
     assert bench.admitted() == (1.0, TOKENS)
 
 
-# Refusals
+# Rejections
 
 
 @pytest.mark.parametrize(("headers", "pause_s"), [({"retry_after": "7"}, 7.0), ({}, 3.0)])
-def test_a_refusal_pauses_everybody(headers: dict[str, str], pause_s: float) -> None:
+def test_a_rejection_pauses_everybody(headers: dict[str, str], pause_s: float) -> None:
     """The next attempt comes after as long as the server says, or else as ``pause_s``."""
     bench = Bench(error(429, **headers), reply(), retry=_policy(pause_s=3.0))
     assert bench.run().ok
@@ -272,8 +273,8 @@ def test_a_wait_of_hours_stops_the_run() -> None:
     assert bench.now_s == 1000.0
 
 
-def test_endless_refusals_fail_the_request_at_its_deadline() -> None:
-    """A request that is only ever refused fails, and the run goes on."""
+def test_endless_rejections_fail_the_request_at_its_deadline() -> None:
+    """A request that is only ever rejected fails, and the run goes on."""
     policy = _policy(rate_limit_deadline_s=100.0)
     bench = Bench(error(429, retry_after="30"), retry=policy)
     outcome = bench.run()
@@ -329,7 +330,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 
 
 def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) -> None:
-    """Pauses at 20, retries and refusals at 30; one line each, with the number."""
+    """Pauses at 20, retries and rejections at 30; one line each, with the number."""
     caplog.set_level(logging.DEBUG)
     Bench(SERVER_ERROR, error(429, retry_after="2"), reply()).run(number=17)
     assert lines(caplog) == [
@@ -366,7 +367,7 @@ def test_nothing_is_formatted_that_nobody_reads(caplog: pytest.LogCaptureFixture
 # A server that can't be reached
 
 
-REFUSED = TransportError(
+UNREACHABLE = TransportError(
     "connection error: Connection refused", kind="connection error", unreachable=True
 )
 
@@ -374,7 +375,7 @@ REFUSED = TransportError(
 def test_a_server_that_is_away_for_a_while_costs_no_attempt() -> None:
     """Nothing was sent, so everybody waits, longer each time, and the request goes on as if new."""
     retry = RetryPolicy(max_attempts=2, backoff_initial_s=1.0)
-    bench = Bench(reply(), REFUSED, REFUSED, REFUSED, REFUSED, reply(), retry=retry)
+    bench = Bench(reply(), UNREACHABLE, UNREACHABLE, UNREACHABLE, UNREACHABLE, reply(), retry=retry)
     assert bench.run().ok
     before_s = bench.now_s
     outcome = bench.run()
@@ -385,7 +386,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_attempt() -> None:
 
 def test_a_server_that_never_answered_ends_the_run() -> None:
     """After ``max_attempts`` the run stops with the host's name, and the request has no record."""
-    bench = Bench(REFUSED, retry=RetryPolicy(max_attempts=3, backoff_initial_s=1.0))
+    bench = Bench(UNREACHABLE, retry=RetryPolicy(max_attempts=3, backoff_initial_s=1.0))
     outcome = bench.run()
     assert outcome.unanswered and outcome.attempts == 3
     assert isinstance(bench.stop.cause, RunStoppedError)
@@ -398,7 +399,7 @@ def test_a_server_that_never_answered_ends_the_run() -> None:
 def test_a_server_that_stays_away_fails_the_request_at_the_deadline() -> None:
     """A server that did answer once gets ``rate_limit_deadline_s``; the others may fare better."""
     retry = RetryPolicy(backoff_initial_s=1.0, backoff_max_s=60.0, rate_limit_deadline_s=100.0)
-    bench = Bench(reply(), REFUSED, retry=retry)
+    bench = Bench(reply(), UNREACHABLE, retry=retry)
     assert bench.run().ok
     before_s = bench.now_s
     outcome = bench.run()
@@ -412,8 +413,8 @@ def test_a_server_that_stays_away_fails_the_request_at_the_deadline() -> None:
 def test_no_part_of_a_key_survives_where_a_text_is_shortened(status: int) -> None:
     """Keys are cut out before anything else is, whatever they look like."""
     key = "3f9c81d2a7b64e05b1c2d3e4f5a60718"
-    for reservation in range(440, 500, 7):
-        body = {"error": {"message": "x" * reservation + " " + key, "code": "y" * 80 + key}}
+    for length in range(440, 500, 7):
+        body = {"error": {"message": "x" * length + " " + key, "code": "y" * 80 + key}}
         bench = Bench(reply(status, body, x_request_id=f"req-{key}"), api_key=key)
         outcome = bench.run()
         assert not outcome.ok

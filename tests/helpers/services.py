@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,20 @@ def threads() -> list[str]:
     """The package's threads."""
     names = [thread.name for thread in threading.enumerate()]
     return [name for name in names if name.startswith("parallel-processor")]
+
+
+def in_background(work: Callable[[], object]) -> Callable[[], Any]:
+    """Do ``work`` in a thread; the result waits until it is done, and returns or raises what it did."""
+    future: Future[object] = Future()
+
+    def guarded() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=guarded, daemon=True).start()
+    return lambda: future.result(40)
 
 
 class Gate:

@@ -29,7 +29,7 @@ ANSWER = Attempt(
     sent_at_s=1000.5,
     latency_s=0.25,
 )
-REFUSED = Attempt(
+REJECTED = Attempt(
     status=AttemptStatus.RATE_LIMITED,
     response=Response(status=429, headers={"retry-after": "2"}, body=b"no"),
     kind="HTTP 429",
@@ -39,7 +39,7 @@ REFUSED = Attempt(
 )
 
 
-@pytest.mark.parametrize("attempt", [ANSWER, REFUSED, Attempt(status=AttemptStatus.STOPPED)])
+@pytest.mark.parametrize("attempt", [ANSWER, REJECTED, Attempt(status=AttemptStatus.STOPPED)])
 def test_an_attempt_arrives_as_it_was(attempt: Attempt) -> None:
     """Answers and failures, with all that is known of them."""
     file = io.BytesIO()

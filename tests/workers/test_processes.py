@@ -12,15 +12,17 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import services
 from commands import command, environment, read_lines, simulator, write_lines
 from raw_server import RawServer, Visit
+from services import rows, threads
 
 from parallel_processor import (
     ConfigurationError,
@@ -35,20 +37,11 @@ from parallel_processor.simulator import Simulator, SimulatorOptions
 
 HANGS_S = 60.0
 KEY = "sk-test-0123456789abcdef"
-NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 
 
-def rows(count: int) -> list[dict[str, Any]]:
-    """So many different requests."""
-    return [{"model": "m", "input": f"text {number}"} for number in range(count)]
-
-
-@contextmanager
-def processor(url: str, **settings: Any) -> Iterator[Processor]:
-    """A processor with two processes for the embeddings of a server."""
-    options: dict[str, Any] = {"api_key": KEY, "limits": NO_LIMITS, "processes": 2} | settings
-    with Processor(request_url=f"{url}/v1/embeddings", **options) as made:
-        yield made
+def processor(url: str, **settings: Any) -> AbstractContextManager[Processor]:
+    """A processor with a key and two processes for the embeddings of a server."""
+    return services.processor(url, **{"api_key": KEY, "processes": 2} | settings)
 
 
 def children() -> list[int]:
@@ -68,12 +61,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def of_ours() -> list[str]:
-    """The package's threads."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("parallel-processor")]
-
-
 def inputs_of(outcomes: list[Outcome]) -> Counter[str]:
     """How often each input has an answer."""
     return Counter(outcome.request.body["input"] for outcome in outcomes if outcome.ok)
@@ -89,7 +76,7 @@ def outcomes_of_a_silent_server(end: Callable[[Processor], None]) -> list[Outcom
         visit.wait_for_the_end()
 
     with RawServer(silent) as server:
-        with processor(server.url.rsplit("/v1", 1)[0], max_workers=4, drain_s=1e6) as made:
+        with processor(server.url, max_workers=4, drain_s=1e6) as made:
 
             def end_it() -> None:
                 for _ in range(4):
@@ -101,6 +88,13 @@ def outcomes_of_a_silent_server(end: Callable[[Processor], None]) -> list[Outcom
             outcomes = list(made.imap_unordered(rows(100)))
             thread.join()
     return outcomes
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Finds a function of this module as another process can import it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return lambda name: getattr(importlib.import_module("test_processes"), name)
 
 
 def factory() -> requests.Session:
@@ -124,12 +118,12 @@ def test_every_request_has_one_outcome() -> None:
     assert all(
         outcome.raw_response is not None and outcome.raw_response.headers for outcome in outcomes
     )
-    assert (of_ours(), children()) == ([], before)
+    assert (threads(), children()) == ([], before)
     assert set(os.listdir("/proc/self/fd")) <= files
 
 
 def test_failures_are_tried_again_and_recorded() -> None:
-    """Retries, final failures and refusals are as with threads."""
+    """Retries, final failures and rejections are as with threads."""
     options = SimulatorOptions(
         errors=("500", "reset", "bad_json"), error_rate=0.3, error_attempts=1, seed=5
     )
@@ -143,7 +137,7 @@ def test_failures_are_tried_again_and_recorded() -> None:
 
 
 def test_the_limits_are_of_all_processes_together() -> None:
-    """A server that enforces what is configured refuses nobody."""
+    """A server that enforces what is configured rejects nothing."""
     limits = Limits(requests_per_minute=1500, tokens_per_minute=math.inf, burst_seconds=1.2)
     options = SimulatorOptions(requests_per_minute=1500, burst_s=1.2)
     with Simulator(options) as server, processor(server.url, limits=limits) as made:
@@ -151,7 +145,9 @@ def test_the_limits_are_of_all_processes_together() -> None:
         assert server.stats()["faults"] == {}
 
 
-def test_a_session_of_the_callers_is_made_in_each_process() -> None:
+def test_a_session_of_the_callers_is_made_in_each_process(
+    importable: Callable[[str], Any],
+) -> None:
     """A factory that can be imported works, with its headers, proxies and so on."""
     seen: set[str] = set()
 
@@ -161,15 +157,9 @@ def test_a_session_of_the_callers_is_made_in_each_process() -> None:
             visit.answer()
 
     with RawServer(note) as server:
-        sys.path.insert(0, str(Path(__file__).parent))
-        try:
-            from test_processes import factory as importable
-
-            settings = {"session_factory": importable, "api_key": None, "max_workers": 8}
-            with processor(server.url.rsplit("/v1", 1)[0], **settings) as made:
-                outcomes = list(made.imap_unordered(rows(40)))
-        finally:
-            sys.path.remove(str(Path(__file__).parent))
+        settings = {"session_factory": importable("factory"), "api_key": None, "max_workers": 8}
+        with processor(server.url, **settings) as made:
+            outcomes = list(made.imap_unordered(rows(40)))
     assert all(outcome.ok for outcome in outcomes)
     assert len(seen) == 2 and f"process {os.getpid()}" not in seen
 
@@ -222,13 +212,13 @@ def test_what_a_killed_process_had_under_way_is_sent_again(
     killer = Killer(20, 60, 100)
     with RawServer(killer) as server:
         settings = {"retry": RetryPolicy(max_attempts=1), "max_workers": 10}
-        with processor(server.url.rsplit("/v1", 1)[0], **settings) as made:
+        with processor(server.url, **settings) as made:
             outcomes = list(made.imap_unordered(rows(200)))
     assert inputs_of(outcomes) == Counter(row["input"] for row in rows(200))
     assert len(killer.killed) == 3
     assert 200 <= killer.received <= 200 + 3 * 10
     assert caplog.text.count("a worker process is gone (killed by signal 9)") == 3
-    assert of_ours() == []
+    assert threads() == []
 
 
 def test_a_request_that_kills_its_process_each_time_fails() -> None:
@@ -245,9 +235,7 @@ def test_a_request_that_kills_its_process_each_time_fails() -> None:
 
     with RawServer(kill) as server:
         retry = RetryPolicy(backoff_initial_s=0.0)
-        with processor(
-            server.url.rsplit("/v1", 1)[0], max_workers=1, processes=1 + 1, retry=retry
-        ) as made:
+        with processor(server.url, max_workers=1, processes=1 + 1, retry=retry) as made:
             outcomes = list(made.imap_unordered(rows(10)))
     failed = [outcome for outcome in outcomes if not outcome.ok]
     assert [outcome.request.body["input"] for outcome in failed] == ["text 7"]
@@ -264,7 +252,7 @@ def test_processes_that_do_not_live_end_the_run(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(WorkerProcessError, match="end before they have sent anything"),
     ):
         list(made.imap_unordered(rows(5)))
-    assert of_ours() == []
+    assert threads() == []
 
 
 class Locked(Exception):
@@ -305,20 +293,16 @@ def no_session() -> None:
     ],
 )
 def test_a_fault_in_a_process_ends_the_run_at_once(
-    factory: str, error: type[Exception], words: str
+    factory: str, error: type[Exception], words: str, importable: Callable[[str], Any]
 ) -> None:
     """An exception that can't travel is told as text, and nothing waits for its process."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    try:
-        importable = getattr(importlib.import_module("test_processes"), factory)
-        with (
-            processor("http://127.0.0.1:1", session_factory=importable, api_key=None) as made,
-            pytest.raises(error, match=words),
-        ):
-            list(made.imap_unordered(rows(5)))
-    finally:
-        sys.path.remove(str(Path(__file__).parent))
-    assert of_ours() == []
+    settings = {"session_factory": importable(factory), "api_key": None}
+    with (
+        processor("http://127.0.0.1:1", **settings) as made,
+        pytest.raises(error, match=words),
+    ):
+        list(made.imap_unordered(rows(5)))
+    assert threads() == []
 
 
 def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,11 +313,11 @@ def test_a_program_that_is_missing_ends_the_run(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(WorkerProcessError, match="can't start a worker process: .*nonexistent"),
     ):
         list(made.imap_unordered(rows(5)))
-    assert of_ours() == []
+    assert threads() == []
 
 
 def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> None:
-    """One that is stopped (SIGSTOP) keeps its requests, but not the run when that is cut."""
+    """One that is stopped (SIGSTOP) keeps its requests, but not the run when that is cancelled."""
 
     def end(made: Processor) -> None:
         stopped = children()
@@ -345,14 +329,14 @@ def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> 
                 os.kill(child, signal.SIGKILL)
 
     assert outcomes_of_a_silent_server(end) == []
-    assert of_ours() == []
+    assert threads() == []
 
 
 # Ends
 
 
 def test_a_consumer_that_leaves_ends_the_processes() -> None:
-    """Closing the iterator cuts what is under way; no process outlives it."""
+    """Closing the iterator cancels what is in flight; no process outlives it."""
     before = children()
     with (
         Simulator(SimulatorOptions(latency_s=0.02)) as server,
@@ -361,13 +345,13 @@ def test_a_consumer_that_leaves_ends_the_processes() -> None:
         outcomes = made.imap_unordered(rows(1000))
         assert next(outcomes).ok
         outcomes.close()
-    assert (of_ours(), children()) == ([], before)
+    assert (threads(), children()) == ([], before)
 
 
-def test_a_cut_ends_what_a_silent_server_holds() -> None:
-    """Exchanges in the other processes are cut as those of threads are."""
+def test_a_cancel_ends_what_a_silent_server_holds() -> None:
+    """Exchanges in the other processes are cancelled as those of threads are."""
     assert outcomes_of_a_silent_server(lambda made: made.cancel("enough")) == []
-    assert of_ours() == []
+    assert threads() == []
 
 
 def job(folder: Path, url: str, count: int, *more: object) -> tuple[list[str], Path, Path]:
@@ -457,7 +441,7 @@ def test_the_key_is_on_no_command_line() -> None:
             visit.answer()
 
     with RawServer(look) as server:
-        with processor(server.url.rsplit("/v1", 1)[0], max_workers=1) as made:
+        with processor(server.url, max_workers=1) as made:
             assert all(outcome.ok for outcome in made.imap_unordered(rows(3)))
     assert any(b"parallel_processor.workers.child" in text for text in seen)
     assert not any(KEY.encode() in text for text in seen)
