@@ -112,7 +112,7 @@ class Response:
     >>> with Processor(request_url=url) as processor:
     ...     (outcome,) = processor.imap_unordered([{"model": "m", "input": "text"}])
     >>> outcome.raw_response.status, outcome.raw_response.data["object"]
-    (200, 'application/json', 'list')
+    (200, 'list')
     """
 
     status: int

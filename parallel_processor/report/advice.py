@@ -31,7 +31,7 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
-    StopCause.DISK: "Make the results file writable (disk space, permissions)",
+    StopCause.DISK: "Make room on the disk, or make the results file writable",
     StopCause.PROCESSES: "Use fewer `--processes`",
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
@@ -49,13 +49,14 @@ _BY_FAILURE: Mapping[str, str] = {
 
 
 def advice(
-    summary: Summary, *, is_running: bool = False, again: str = "the same command"
+    summary: Summary, *, is_running: bool = False, again: str = "the same command", resend: str = ""
 ) -> tuple[str, ...]:
-    """What to change, the most urgent first; empty if the figures suggest nothing.
+    """What to change, the most urgent first; empty if the figures suggest nothing. Code is in backquotes.
 
-    Code stands in backquotes. ``again`` names the command that continues the run.
+    ``again`` names the command that continues the run, ``resend`` the one that also sends failed requests
+    again, if that is another one.
     """
-    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, again)]
+    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, resend or again)]
     for rule in (_too_high, _shared, _too_low, _reserved, _waits):
         found += rule(summary)
     return tuple(found)
@@ -84,15 +85,16 @@ def _stopped(summary: Summary, again: str) -> Iterator[str]:
 def _failed(summary: Summary, again: str) -> Iterator[str]:
     """What became of the requests that failed."""
     kinds = summary.errors_by_kind
-    if lines := kinds.get(INVALID_REQUEST, 0):
-        yield f"Correct the {_number(lines, 'invalid line')} of the requests file."
+    lines = kinds.get(INVALID_REQUEST, 0)
     failed = summary.failed + summary.already_failed - lines
-    if summary.already_failed:  # they were kept, and would be again
-        again += " without `--keep_failures`"
+    then = f"run {again} again: it sends only what has no answer."
+    if lines:
+        step = f"Correct the {_number(lines, 'invalid line')} of the requests file"
+        yield f"{step}." if failed > 0 else f"{step}, then {then}"
     if failed > 0:
         yield (
             f"Look at the errors of the {_number(failed, 'failed request')}. Correct what the "
-            f"server rejects, and run {again} again: it sends only what has no answer."
+            f"server rejects, then {then}"
         )
     for kind, remedy in _BY_FAILURE.items():
         if number := kinds.get(kind, 0):

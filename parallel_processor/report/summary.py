@@ -160,7 +160,7 @@ class Stats(RunCounts):
         requests_per_minute: the attempts of the last 60 seconds; of a younger processor, as a rate.
         tokens_per_minute: the tokens charged in the last 60 seconds, likewise.
         limits: what may be sent a minute, by the name of the quota; infinite where there is no limit.
-        waited_s: what sending waits for at this moment; empty if for nothing.
+        waiting_for: what sending waits for at this moment; empty if for nothing.
         latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
             Empty while there are no answers.
 

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -44,7 +45,7 @@ class View:
             usage=lambda: Usage(
                 admitted=self.used,
                 limits=self.limits,
-                waited_s=WaitCause.NOTHING,
+                waiting_for=WaitCause.NOTHING,
                 span_s=self.span_s,
             ),
             waits=lambda: dict(self.waits),

@@ -141,7 +141,12 @@ def _pace(report: RunReport) -> tuple[str, str]:
 
 
 def _advice(report: RunReport) -> Markup:
-    texts = advice(report.summary, is_running=report.is_running)
+    texts = advice(
+        report.summary,
+        is_running=report.is_running,
+        again="the same command (without `--overwrite`)",
+        resend="the same command (without `--overwrite` and `--keep_failures`)",
+    )
     items = [tag("li", with_code(text)) for text in texts or (nothing_to_change(report.summary),)]
     return tag("section", tag("h2", "What to change"), tag("ul", *items), class_="card advice")
 
