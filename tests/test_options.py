@@ -51,8 +51,7 @@ def refused(kind: Any, name: str, value: Any) -> str:
 
 @pytest.mark.parametrize(("kind", "name"), fields(NUMBERS) + fields(WHOLE))
 @pytest.mark.parametrize(
-    "value",
-    ["5", None, True, [1], math.nan, -1, -math.inf, pytest.param(10**400, id="huge")],
+    "value", ["5", None, True, [1], math.nan, -1, -math.inf, pytest.param(10**400, id="huge")]
 )
 def test_what_is_no_amount_is_refused(kind: Any, name: str, value: Any) -> None:
     """The message names the field and the value."""
@@ -107,8 +106,7 @@ def test_a_limit_may_be_found_out(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds", "headroom"],
+    "name", ["input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds", "headroom"]
 )
 def test_what_no_server_tells_is_a_number(name: str) -> None:
     """Only requests and tokens are found out."""

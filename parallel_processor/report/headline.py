@@ -17,12 +17,7 @@ from parallel_processor.report.wording import (
     share_text,
 )
 
-_LIMITS = (
-    WaitCause.REQUESTS,
-    WaitCause.TOKENS,
-    WaitCause.INPUT_TOKENS,
-    WaitCause.OUTPUT_TOKENS,
-)
+_LIMITS = (WaitCause.REQUESTS, WaitCause.TOKENS, WaitCause.INPUT_TOKENS, WaitCause.OUTPUT_TOKENS)
 _LEAST_SHARE = 0.1  # of the time: a shorter wait is not worth a word
 
 

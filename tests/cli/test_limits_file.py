@@ -38,10 +38,7 @@ def test_the_patterns_stay_in_their_order(tmp_path: Path) -> None:
     ("entry", "limits"),
     [
         ({}, Limits(requests_per_minute="auto", tokens_per_minute="auto")),
-        (
-            {"requests_per_minute": 500},
-            Limits(requests_per_minute=500, tokens_per_minute="auto"),
-        ),
+        ({"requests_per_minute": 500}, Limits(requests_per_minute=500, tokens_per_minute="auto")),
         (
             {"requests_per_minute": "auto", "tokens_per_minute": 30000.5},
             Limits(requests_per_minute="auto", tokens_per_minute=30000.5),

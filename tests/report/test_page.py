@@ -79,12 +79,7 @@ def hostile(report: RunReport) -> RunReport:
     last = replace(report.timeline[-1], errors={HOSTILE: 1})
     return replace(
         report,
-        summary=replace(
-            summary,
-            buckets=buckets,
-            errors_by_kind={HOSTILE: 3},
-            stop_reason=HOSTILE,
-        ),
+        summary=replace(summary, buckets=buckets, errors_by_kind={HOSTILE: 3}, stop_reason=HOSTILE),
         requests_path=HOSTILE,
         save_path=HOSTILE,
         url=HOSTILE,

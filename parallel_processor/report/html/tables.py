@@ -113,14 +113,7 @@ def _changes(limit: LimitReport) -> str:
 
 
 def _models(buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = (
-        "Model",
-        "#Attempts",
-        "#Answered",
-        "#Rejected (429)",
-        "#Pauses",
-        "#Tokens reserved",
-    )
+    heads = ("Model", "#Attempts", "#Answered", "#Rejected (429)", "#Pauses", "#Tokens reserved")
     rows = [
         [
             bucket_name(bucket),
