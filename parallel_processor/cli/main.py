@@ -1,14 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command line: flags become a Processor, the end of its run becomes an exit code.
 
-====  ============================================================================
-0     every request has an answer
-1     some requests failed, or the results could not be written
-2     wrong usage, or the run could not begin
-3     stopped by an answer that concerns the whole account: wrong key, no money
-130   interrupted by Ctrl-C (SIGINT)
-143   terminated by SIGTERM
-====  ============================================================================
+``--help`` lists the exit codes.
 """
 
 from __future__ import annotations
@@ -18,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -181,7 +174,7 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
             on_first=lambda name: _stop(processor, name),
             on_second=lambda name: _cancel(processor, name),
         ) as watcher,
-        _metrics(processor, flags.metrics_port),
+        serve_metrics(processor, *flags.metrics_port) if flags.metrics_port else nullcontext(),
     ):
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
@@ -193,16 +186,6 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
         if watcher.number:
             return 128 + watcher.number
         return 1 if summary.failed or summary.already_failed else 0
-
-
-def _metrics(
-    processor: Processor, address: tuple[str, int] | None
-) -> AbstractContextManager[object]:
-    """Serves metrics while it is open, if ``address`` is given."""
-    if address is None:
-        return nullcontext()
-    host, port = address
-    return serve_metrics(processor, port, host)
 
 
 def _tell(

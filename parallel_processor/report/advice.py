@@ -74,7 +74,6 @@ def nothing_to_change(summary: Summary) -> str:
 
 
 def _stopped(summary: Summary, again: str) -> Iterator[str]:
-    """What ended the run early."""
     if summary.stop_cause is StopCause.NOTHING:
         return
     remedy = _REMEDIES.get(summary.stop_cause)
@@ -83,7 +82,6 @@ def _stopped(summary: Summary, again: str) -> Iterator[str]:
 
 
 def _failed(summary: Summary, again: str) -> Iterator[str]:
-    """What became of the requests that failed."""
     kinds = summary.errors_by_kind
     lines = kinds.get(INVALID_REQUEST, 0)
     failed = summary.failed + summary.already_failed - lines
@@ -105,9 +103,8 @@ def _too_high(summary: Summary) -> Iterator[str]:
     """A limit that was set higher than what the server allows."""
     if summary.rate_limited < _LEAST_REJECTIONS:
         return
-    bucket = max(
-        summary.buckets, key=lambda b: b.rejections, default=BucketReport(url="", model="")
-    )
+    none = BucketReport(url="", model="")
+    bucket = max(summary.buckets, key=lambda b: b.rejections, default=none)
     for cause, flag in _FLAGS.items():
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
@@ -145,16 +142,12 @@ def _too_low(summary: Summary) -> Iterator[str]:
 
 def _reserved(summary: Summary) -> Iterator[str]:
     """Tokens that were reserved for answers which did not use them."""
-    if (
-        summary.reserved_tokens <= _RESERVED_TOO_MUCH * summary.used_tokens
-        or not summary.used_tokens
-    ):
-        return
-    if _share(summary, WaitCause.TOKENS, WaitCause.OUTPUT_TOKENS) >= _MUCH:
+    waited = _share(summary, WaitCause.TOKENS, WaitCause.OUTPUT_TOKENS)
+    times = summary.reserved_tokens / summary.used_tokens if summary.used_tokens else 0.0
+    if times > _RESERVED_TOO_MUCH and waited >= _MUCH:
         yield (
-            "Lower `max_tokens` in the requests: "
-            f"{summary.reserved_tokens / summary.used_tokens:,.1f} times as many tokens were "
-            "reserved as used. If the server charges only used tokens, set `--token_accounting usage`."
+            f"Lower `max_tokens` in the requests: {times:,.1f} times as many tokens were reserved "
+            "as used. If the server charges only used tokens, set `--token_accounting usage`."
         )
 
 
@@ -171,8 +164,7 @@ def _share(summary: Summary, *causes: WaitCause) -> float:
 
 
 def _is_often(summary: Summary) -> bool:
-    number = summary.rate_limited
-    return number >= max(_LEAST_REJECTIONS, _OFTEN * summary.attempts)
+    return summary.rate_limited >= max(_LEAST_REJECTIONS, _OFTEN * summary.attempts)
 
 
 def _rejections(summary: Summary) -> str:
@@ -194,7 +186,6 @@ def _allowed(bucket: BucketReport, cause: WaitCause, *, tried: bool = False) -> 
 
 
 def _of(summary: Summary, bucket: BucketReport) -> str:
-    """The model, where there are several."""
     return f" for {bucket.model}" if len(summary.buckets) > 1 and bucket.model else ""
 
 

@@ -22,7 +22,6 @@ from commands import command, environment, read_lines, run, write_lines
 from raw_server import RawServer, Room, answer_all, header_of
 
 from parallel_processor import __version__
-from parallel_processor.cli import main as cli
 from parallel_processor.cli.flags import FLAGS
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
@@ -87,12 +86,8 @@ def test_help_names_every_flag_and_exit_code() -> None:
     for title, rows in FLAGS.items():
         assert f"\n{title}:\n" in done.stdout
         assert all(f"\n  --{row.name}" in done.stdout for row in rows)
-    codes = re.findall(r"^(\d+) +(.*)$", cli.__doc__ or "", re.MULTILINE)
-    assert [code for code, _ in codes] == ["0", "1", "2", "3", "130", "143"]
-    assert (
-        re.findall(r"^  (\d+) +(.*)$", done.stdout.partition("exit codes:")[2], re.MULTILINE)
-        == codes
-    )
+    codes = re.findall(r"^  (\d+)  .", done.stdout.partition("exit codes:")[2], re.MULTILINE)
+    assert codes == ["0", "1", "2", "3", "130", "143"]
 
 
 def test_the_version_is_the_packages() -> None:
