@@ -43,9 +43,7 @@ class StopCause(str, enum.Enum):
     PROCESSES = "processes"  # worker processes can't be started, or do not live
     PROGRAM = "program"  # an exception of the input, of a callback, or of the package
 
-    def __str__(self) -> str:
-        """The value, in every Python version."""
-        return str(self.value)
+    __str__ = str.__str__  # the value, in every Python version
 
 
 class ParallelProcessorError(Exception):
@@ -178,14 +176,7 @@ class StopRequested(ParallelProcessorError):
 
 
 class TransportError(ParallelProcessorError):
-    """One attempt ended without a whole answer.
-
-    Attributes:
-        kind: a short label to count by: ``timeout``, ``connection error``, ``torn body`` …
-        retryable: false if another attempt would end the same way.
-        is_cancelled: true if the run itself gave the attempt up.
-        unreachable: true if no connection was made, so that nothing was sent.
-    """
+    """One attempt ended without a whole answer."""
 
     def __init__(
         self,
@@ -197,10 +188,10 @@ class TransportError(ParallelProcessorError):
         unreachable: bool = False,
     ) -> None:
         super().__init__(message)
-        self.kind = kind
-        self.retryable = retryable
-        self.is_cancelled = is_cancelled
-        self.unreachable = unreachable
+        self.kind = kind  # a short label to count by: timeout, connection error, torn body …
+        self.retryable = retryable  # false if another attempt would end the same way
+        self.is_cancelled = is_cancelled  # the run itself gave the attempt up
+        self.unreachable = unreachable  # no connection was made, so that nothing was sent
 
 
 def stop_cause_of(error: BaseException | None) -> StopCause:

@@ -83,18 +83,12 @@ def model_name(body: Any) -> str:
 
 
 class Estimate(NamedTuple):
-    """What is known about a request's tokens before it is sent.
+    """What is known about a request's tokens before it is sent."""
 
-    Attributes:
-        input_tokens: the tokens of its prompt.
-        output_cap: the most output that it may get; ``None`` if it names no cap.
-        output_tokens: the output to reserve as long as nothing was learned from responses.
-        kind: endpoint and model, whose responses are expected to have similar lengths.
-    """
-
-    input_tokens: int
-    output_cap: int | None = None
-    output_tokens: int = 0
+    input_tokens: int  # the tokens of its prompt
+    output_cap: int | None = None  # the most output that it may get; None if it names no cap
+    output_tokens: int = 0  # the output to reserve as long as nothing was learned from responses
+    # endpoint and model, whose responses are expected to have similar lengths
     kind: tuple[Endpoint, str] = (Endpoint.UNKNOWN, "")
 
 
@@ -126,19 +120,15 @@ class Response:
 class LimitReading:
     """One limit as the headers of one answer show it, as of when the server admitted that request.
 
-    Attributes (``None`` stands for what the headers don't say):
-        name: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
-        limit: how many the server allows in ``window_s``.
-        remaining: how many are left. It may be rounded and, rarely, above the limit.
-        reset_s: seconds until all of it is there again: a bucket is full, or a fixed window ends.
-        window_s: the length of the window in seconds.
+    ``None`` stands for what the headers don't say.
     """
 
-    name: str
-    limit: float
-    remaining: float | None
+    name: str  # requests, tokens, input_tokens or output_tokens
+    limit: float  # how many the server allows in window_s
+    remaining: float | None  # how many are left. It may be rounded and, rarely, above the limit
+    # seconds until all of it is there again: a bucket is full, or a fixed window ends
     reset_s: float | None
-    window_s: float
+    window_s: float  # the length of the window in seconds
 
 
 def refill_s(limit: float, remaining: float, window_s: float) -> float:
@@ -169,9 +159,7 @@ class WaitCause(str, enum.Enum):
     LOOK_AHEAD = "look-ahead"  # the read-ahead buffer is full of requests for other buckets
     ANSWERS = "answers"  # everything is sent; the last answers are under way
 
-    def __str__(self) -> str:
-        """The value, in every Python version."""
-        return str(self.value)
+    __str__ = str.__str__  # the value, in every Python version
 
 
 class AttemptStatus(enum.Enum):
@@ -189,49 +177,36 @@ class AttemptStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Why a server turned an attempt away.
+    """Why a server turned an attempt away."""
 
-    Attributes:
-        kind: the limit that the server named, ``requests`` or ``tokens``; empty if it named none.
-        ramp_too_fast: the traffic rose too fast.
-        overload: the server has too much to do, for this client or for others.
-        has_retry_after: the server said how long to wait.
-    """
-
-    kind: str = ""
-    ramp_too_fast: bool = False
-    overload: bool = False
-    has_retry_after: bool = False
+    kind: str = ""  # the limit that the server named, requests or tokens; empty if it named none
+    ramp_too_fast: bool = False  # the traffic rose too fast
+    overload: bool = False  # the server has too much to do, for this client or for others
+    has_retry_after: bool = False  # the server said how long to wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """How one attempt ended.
+    """How one attempt ended."""
 
-    Attributes:
-        status: what that means for the request and for the run.
-        response: the complete answer; ``None`` if there is none.
-        kind: a short label for counting, such as ``HTTP 500 server_error``; empty for a good answer.
-        error: the text for the record; empty for a good answer.
-        retry_after_s: how long the server asked to wait; ``None`` if it asked for nothing.
-        rejection: set if the server turned the attempt away, for its limits or its load.
-        used_tokens: what the answer says was used; ``None`` if it says nothing.
-        output_tokens: the answer's part of ``used_tokens``.
-        readings: the limits in the answer's headers, each a ``LimitReading``.
-        sent_at_s: when it was sent, on the machine's monotonic clock; 0 if that is not known.
-        latency_s: seconds from the sending to the end of the answer; ``None`` if nothing was sent.
-    """
-
-    status: AttemptStatus
-    response: Response | None = None
-    kind: str = ""
-    error: str = ""
-    retry_after_s: float | None = None
+    status: AttemptStatus  # what that means for the request and for the run
+    response: Response | None = None  # the complete answer; None if there is none
+    kind: str = (
+        ""  # a short label for counting, such as HTTP 500 server_error; empty for a good answer
+    )
+    error: str = ""  # the text for the record; empty for a good answer
+    retry_after_s: float | None = (
+        None  # how long the server asked to wait; None if it asked for nothing
+    )
+    # set if the server turned the attempt away, for its limits or its load
     rejection: Rejection | None = None
-    used_tokens: int | None = None
-    output_tokens: int | None = None
-    readings: Sequence[LimitReading] = ()
-    sent_at_s: float = 0.0
+    used_tokens: int | None = None  # what the answer says was used; None if it says nothing
+    output_tokens: int | None = None  # the answer's part of used_tokens
+    readings: Sequence[LimitReading] = ()  # the limits in the answer's headers, each a LimitReading
+    sent_at_s: float = (
+        0.0  # when it was sent, on the machine's monotonic clock; 0 if that is not known
+    )
+    # seconds from the sending to the end of the answer; None if nothing was sent
     latency_s: float | None = None
 
 
@@ -282,8 +257,7 @@ class Outcome:
     @property
     def embedding(self) -> list[float] | None:
         """The response's vector, the first one of several inputs; ``None`` if it has none."""
-        vectors = self.embeddings
-        return vectors[0] if vectors else None
+        return vectors[0] if (vectors := self.embeddings) else None
 
     @property
     def embeddings(self) -> list[list[float]] | None:
@@ -382,9 +356,8 @@ def _vector(value: Any) -> list[float] | None:
     if not isinstance(value, str):
         return value if isinstance(value, list) else None
     try:
-        return [
-            each for (each,) in struct.iter_unpack("<f", base64.b64decode(value, validate=True))
-        ]
+        packed = base64.b64decode(value, validate=True)
+        return [number for (number,) in struct.iter_unpack("<f", packed)]
     except (binascii.Error, struct.error):
         return None
 

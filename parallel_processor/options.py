@@ -107,9 +107,8 @@ class Limits:
                 _check(value == "auto", name, value, "a number, inf or auto")
             else:
                 _check_number(name, value)
-        _check_number("input_tokens_per_minute", self.input_tokens_per_minute)
-        _check_number("output_tokens_per_minute", self.output_tokens_per_minute)
-        _check_number("burst_seconds", self.burst_seconds)
+        for name in ("input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds"):
+            _check_number(name, getattr(self, name))
         _check(self.burst_seconds <= 60, "burst_seconds", self.burst_seconds, "at most 60")
         _check_number("headroom", self.headroom, above=False)
         _check(self.headroom <= 0.9, "headroom", self.headroom, "at most 0.9")
@@ -122,12 +121,8 @@ class Limits:
     @property
     def by_kind(self) -> Mapping[str, float]:
         """The ceilings by what they count, less the headroom; infinite for no limit and ``"auto"``."""
-        found = {
-            "requests": self.requests_per_minute,
-            "tokens": self.tokens_per_minute,
-            "input_tokens": self.input_tokens_per_minute,
-            "output_tokens": self.output_tokens_per_minute,
-        }
+        kinds = ("requests", "tokens", "input_tokens", "output_tokens")
+        found = {kind: getattr(self, f"{kind}_per_minute") for kind in kinds}
         share = 1.0 - self.headroom
         return {k: math.inf if v == "auto" else v * share for k, v in found.items()}
 
@@ -161,9 +156,8 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         _check_whole("max_attempts", self.max_attempts, 1)
-        _check_seconds("backoff_initial_s", self.backoff_initial_s, above=False)
-        _check_seconds("backoff_max_s", self.backoff_max_s, above=False)
-        _check_seconds("pause_s", self.pause_s, above=False)
+        for name in ("backoff_initial_s", "backoff_max_s", "pause_s"):
+            _check_seconds(name, getattr(self, name), above=False)
         _check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
 
 

@@ -46,55 +46,41 @@ _VERIFY_EPILOG = """exit codes:
   2    wrong usage"""
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def _reader(convert: Callable[[str], object], what: str) -> Callable[[str], object]:
+    """Makes a value from text with ``convert``; the error says that the text is not ``what``."""
+
+    def read(text: str) -> object:
+        try:
+            return convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+    return read
 
 
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+_limit = _reader(lambda text: text if text == "auto" else float(text), "a number, inf or auto")
+_READERS = {int: _reader(int, "a whole number"), float: _reader(float, "a number")}
 
 
-def _limit(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, inf or auto") from None
-
-
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str) -> tuple[int, str]:
     host, _, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535, or HOST:PORT")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return int(port), host.strip("[]") or "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class _Flag:
-    """One flag.
+    """One flag."""
 
-    Attributes:
-        name: the flag, without its dashes.
-        setting: the field of Options that it sets, such as ``limits.headroom``; empty for what the
-            command itself uses.
-        metavar: what stands for the value in ``--help``; empty for a switch.
-        help: what it does, without its default.
-        own_default: the default, if there is no setting that has one.
-        default_text: the default in words, if its value doesn't say enough.
-        read: makes the value from text; ``None`` takes what suits the type of the default.
-    """
-
-    name: str
+    name: str  # the flag, without its dashes
+    # the field of Options that it sets, such as limits.headroom; empty for what the command itself uses
     setting: str
-    metavar: str
-    help: str
-    own_default: object = None
-    default_text: str = ""
+    metavar: str  # what stands for the value in --help; empty for a switch
+    help: str  # what it does, without its default
+    own_default: object = None  # the default, if there is no setting that has one
+    default_text: str = ""  # the default in words, if its value doesn't say enough
+    # makes the value from text; None takes what suits the type of the default
     read: Callable[[str], object] | None = None
     required: bool = False
     choices: tuple[str, ...] | None = None
@@ -106,11 +92,10 @@ class _Flag:
             group.add_argument(flag, action="store_true", help=self.help)
             return
         default = attrgetter(self.setting)(_DEFAULTS) if self.setting else self.own_default
-        readers: dict[type, Callable[[str], object]] = {int: _whole_number, float: _number}
         group.add_argument(
             flag,
             metavar=self.metavar or None,
-            type=self.read or readers.get(type(default), str),
+            type=self.read or _READERS.get(type(default), str),
             default=default,
             required=self.required,
             choices=self.choices,
@@ -246,22 +231,12 @@ _PLAIN = {
 class FlagParser(argparse.ArgumentParser):
     """A parser of flags in groups. Each error is one line, with the nearest name if one is unknown."""
 
-    def __init__(
-        self,
-        program: str,
-        flags: Mapping[str, Iterable[_Flag]],
-        *,
-        usage: str,
-        description: str,
-        epilog: str,
-    ) -> None:
+    def __init__(self, program: str, flags: Mapping[str, Iterable[_Flag]], **texts: Any) -> None:
         super().__init__(
             prog=program,
-            usage=usage,
-            description=description,
-            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            **texts,
         )
         self._known = {"-h", "--help", "--version"}
         self._with_value: set[str] = set()
@@ -288,9 +263,8 @@ class FlagParser(argparse.ArgumentParser):
                 self.error(f"unknown flag {name}{_nearest(name, self._known)}")
         flags, rest = self.parse_known_args(words)
         if rest:
-            self.error(
-                f"unexpected {rest[0]!r}: a value directly follows its flag, a command is first"
-            )
+            rule = "a value directly follows its flag, a command is first"
+            self.error(f"unexpected {rest[0]!r}: {rule}")
         return flags
 
     def error(self, message: str) -> NoReturn:

@@ -31,9 +31,8 @@ def read_limits_file(path: Path, **common: float) -> dict[str, Limits]:
         raise LimitsFileError(f"can't read the limits in {path}: {reason}") from None
     if not isinstance(entries, dict):
         example = f'{{"gpt-4o*": {{"{_NAMES[0]}": 500}}}}'
-        raise LimitsFileError(
-            f"{path} must be an object of limits by model pattern, such as {example}"
-        )
+        what = f"an object of limits by model pattern, such as {example}"
+        raise LimitsFileError(f"{path} must be {what}")
     return {pattern: _limits(path, pattern, entry, common) for pattern, entry in entries.items()}
 
 
@@ -52,9 +51,8 @@ def _limits(path: Path, pattern: str, entry: Any, common: dict[str, float]) -> L
     known = _NAMES + _PART_NAMES
     unknown = [name for name in entry if name not in known]
     if unknown:
-        raise LimitsFileError(
-            f"{where} have the unknown name {unknown[0]!r}; known are {', '.join(known)}"
-        )
+        known_names = f"known are {', '.join(known)}"
+        raise LimitsFileError(f"{where} have the unknown name {unknown[0]!r}; {known_names}")
     values: dict[str, Any] = dict.fromkeys(_NAMES, "auto")
     for name, value in entry.items():
         values[name] = math.inf if value in (None, "inf") else value

@@ -1,14 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command line: flags become a Processor, the end of its run becomes an exit code.
 
-====  ============================================================================
-0     every request has an answer
-1     some requests failed, or the results could not be written
-2     wrong usage, or the run could not begin
-3     stopped by an answer that concerns the whole account: wrong key, no money
-130   interrupted by Ctrl-C (SIGINT)
-143   terminated by SIGTERM
-====  ============================================================================
+``--help`` lists the exit codes.
 """
 
 from __future__ import annotations
@@ -18,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,10 +35,10 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.requests_file import default_save_path
 from parallel_processor.files.verify import verify_results
-from parallel_processor.models import INVALID_REQUEST, WaitCause
-from parallel_processor.options import Limits, Options, Settings, shown_url
+from parallel_processor.options import Options, Settings, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.providers.endpoints import needs_key
+from parallel_processor.report.advice import advice
 from parallel_processor.report.progress import BarStream
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary, summary_text
@@ -169,7 +162,7 @@ def _stop(processor: Processor, signal_name: str) -> None:
     _log.warning("%s: waiting for requests in flight; a second signal cancels them", signal_name)
 
 
-def _cut(processor: Processor, signal_name: str) -> None:
+def _cancel(processor: Processor, signal_name: str) -> None:
     processor.cancel(f"interrupted by {signal_name}")
     _log.warning("%s: cancelling requests in flight", signal_name)
 
@@ -179,71 +172,48 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
         Processor(**made) as processor,
         SignalWatcher(
             on_first=lambda name: _stop(processor, name),
-            on_second=lambda name: _cut(processor, name),
+            on_second=lambda name: _cancel(processor, name),
         ) as watcher,
-        _metrics(processor, flags.metrics_port),
+        serve_metrics(processor, *flags.metrics_port) if flags.metrics_port else nullcontext(),
     ):
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
             _log.error("%s", error)
             return 2
-        if flags.logging_level <= logging.INFO:
-            _say(_ending(summary, flags, processor.options.limits))
-        return _exit_code(summary, error, flags, watcher)
+        _tell(summary, error, flags)
+        if error is not None:
+            return 3 if isinstance(error, RunStoppedError) else 1
+        if watcher.number:
+            return 128 + watcher.number
+        return 1 if summary.failed or summary.already_failed else 0
 
 
-def _metrics(
-    processor: Processor, address: tuple[str, int] | None
-) -> AbstractContextManager[object]:
-    """Serves metrics while it is open, if ``address`` is given."""
-    if address is None:
-        return nullcontext()
-    host, port = address
-    return serve_metrics(processor, port, host)
+def _tell(
+    summary: Summary, error: ParallelProcessorError | None, flags: argparse.Namespace
+) -> None:
+    """Say what the run did, what to do next, and why it ended if it was stopped.
+
+    At a level that hides the summary, the advice is in the log.
+    """
+    again = _without(flags, "overwrite")
+    found = advice(summary, again=again, resend=_without(flags, "overwrite", "keep_failures"))
+    texts = [text.replace("`", "") for text in found]
+    if flags.logging_level <= logging.INFO:
+        save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
+        failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""
+        where = f"results are in {save_path}{failures}"
+        _say("\n".join([summary_text(summary, with_stop=False), where, *texts]))
+        texts = []
+    if reason := summary.stop_reason if error is None else str(error):
+        texts = [f"stopped: {reason.rstrip('.')}.", *texts]
+    if texts:
+        _log.log(logging.WARNING if error is None else logging.ERROR, " ".join(texts))
 
 
-def _exit_code(
-    summary: Summary,
-    error: ParallelProcessorError | None,
-    flags: argparse.Namespace,
-    watcher: SignalWatcher,
-) -> int:
-    """The exit code; logs what to do next."""
-    again = "Run the same command again"
-    if flags.overwrite:
-        again += ", without --overwrite,"
-    if error is not None:
-        _log.error("stopped: %s. %s once that is put right.", str(error).rstrip("."), again)
-        return 3 if isinstance(error, RunStoppedError) else 1
-    if watcher.number:
-        _log.warning("%s. %s to go on.", summary.stop_reason, again)
-        return 128 + watcher.number
-    unsent = summary.errors_by_kind.get(INVALID_REQUEST, 0)
-    if unsent:
-        _log.warning("Lines that can't be sent: %s. Put them right first.", f"{unsent:,}")
-    if summary.failed > unsent:
-        _log.warning("%s to send the failed requests once more.", again)
-    return 1 if summary.failed or summary.already_failed else 0
-
-
-def _ending(summary: Summary, flags: argparse.Namespace, limits: Limits) -> str:
-    """The summary as text, and where the results are."""
-    save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
-    text = f"{summary_text(summary, with_stop=False)}\nresults are in {save_path}"
-    if _may_reserve_too_much(summary) and flags.token_accounting == "auto":
-        text += (
-            "\nthe answers used far fewer tokens than were reserved for them: if the server's limit "
-            "charges what is used, --token_accounting usage is faster"
-        )
-    return f"{text}, failures in {flags.errors_filepath}" if flags.errors_filepath else text
-
-
-def _may_reserve_too_much(summary: Summary) -> bool:
-    """True if the run waited long for a token limit, and the answers used far less than was reserved."""
-    waited_s = summary.waited_s.get(WaitCause.TOKENS, 0.0)
-    return (
-        waited_s > summary.elapsed_s / 3 and summary.reserved_tokens > 3 * summary.used_tokens > 0
-    )
+def _without(flags: argparse.Namespace, *names: str) -> str:
+    """Names the same command without the flags ``names``, as far as they were given."""
+    given = [f"`--{name}`" for name in names if getattr(flags, name)]
+    return f"the same command without {' and '.join(given)}" if given else "the same command"
 
 
 def _run_to_its_end(

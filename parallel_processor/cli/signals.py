@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,12 +45,7 @@ class SignalWatcher:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -60,9 +55,7 @@ class SignalWatcher:
 
     def _watch(self) -> None:
         while data := self._receiver.recv(64):
-            for number in data:
-                if number not in _SIGNALS:
-                    continue
+            for number in filter(_SIGNALS.__contains__, data):
                 name = signal.Signals(number).name
                 if self.number == 0:
                     self.number = number

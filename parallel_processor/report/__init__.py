@@ -5,6 +5,7 @@ changes the run.
 
 Names that cross the border (module, names):
 
+    advice       advice
     counters     Counters, Counts
     frames       to_records
     histogram    percentiles_s

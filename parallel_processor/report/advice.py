@@ -31,7 +31,7 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
-    StopCause.DISK: "Make the results file writable (disk space, permissions)",
+    StopCause.DISK: "Make room on the disk, or make the results file writable",
     StopCause.PROCESSES: "Use fewer `--processes`",
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
@@ -49,13 +49,14 @@ _BY_FAILURE: Mapping[str, str] = {
 
 
 def advice(
-    summary: Summary, *, is_running: bool = False, again: str = "the same command"
+    summary: Summary, *, is_running: bool = False, again: str = "the same command", resend: str = ""
 ) -> tuple[str, ...]:
-    """What to change, the most urgent first; empty if the figures suggest nothing.
+    """What to change, the most urgent first; empty if the figures suggest nothing. Code is in backquotes.
 
-    Code stands in backquotes. ``again`` names the command that continues the run.
+    ``again`` names the command that continues the run, ``resend`` the one that also sends failed requests
+    again, if that is another one.
     """
-    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, again)]
+    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, resend or again)]
     for rule in (_too_high, _shared, _too_low, _reserved, _waits):
         found += rule(summary)
     return tuple(found)
@@ -73,7 +74,6 @@ def nothing_to_change(summary: Summary) -> str:
 
 
 def _stopped(summary: Summary, again: str) -> Iterator[str]:
-    """What ended the run early."""
     if summary.stop_cause is StopCause.NOTHING:
         return
     remedy = _REMEDIES.get(summary.stop_cause)
@@ -82,17 +82,17 @@ def _stopped(summary: Summary, again: str) -> Iterator[str]:
 
 
 def _failed(summary: Summary, again: str) -> Iterator[str]:
-    """What became of the requests that failed."""
     kinds = summary.errors_by_kind
-    if lines := kinds.get(INVALID_REQUEST, 0):
-        yield f"Correct the {_number(lines, 'invalid line')} of the requests file."
+    lines = kinds.get(INVALID_REQUEST, 0)
     failed = summary.failed + summary.already_failed - lines
-    if summary.already_failed:  # they were kept, and would be again
-        again += " without `--keep_failures`"
+    then = f"run {again} again: it sends only what has no answer."
+    if lines:
+        step = f"Correct the {_number(lines, 'invalid line')} of the requests file"
+        yield f"{step}." if failed > 0 else f"{step}, then {then}"
     if failed > 0:
         yield (
             f"Look at the errors of the {_number(failed, 'failed request')}. Correct what the "
-            f"server rejects, and run {again} again: it sends only what has no answer."
+            f"server rejects, then {then}"
         )
     for kind, remedy in _BY_FAILURE.items():
         if number := kinds.get(kind, 0):
@@ -103,9 +103,8 @@ def _too_high(summary: Summary) -> Iterator[str]:
     """A limit that was set higher than what the server allows."""
     if summary.rate_limited < _LEAST_REJECTIONS:
         return
-    bucket = max(
-        summary.buckets, key=lambda b: b.rejections, default=BucketReport(url="", model="")
-    )
+    none = BucketReport(url="", model="")
+    bucket = max(summary.buckets, key=lambda b: b.rejections, default=none)
     for cause, flag in _FLAGS.items():
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
@@ -143,16 +142,12 @@ def _too_low(summary: Summary) -> Iterator[str]:
 
 def _reserved(summary: Summary) -> Iterator[str]:
     """Tokens that were reserved for answers which did not use them."""
-    if (
-        summary.reserved_tokens <= _RESERVED_TOO_MUCH * summary.used_tokens
-        or not summary.used_tokens
-    ):
-        return
-    if _share(summary, WaitCause.TOKENS, WaitCause.OUTPUT_TOKENS) >= _MUCH:
+    waited = _share(summary, WaitCause.TOKENS, WaitCause.OUTPUT_TOKENS)
+    times = summary.reserved_tokens / summary.used_tokens if summary.used_tokens else 0.0
+    if times > _RESERVED_TOO_MUCH and waited >= _MUCH:
         yield (
-            "Lower `max_tokens` in the requests: "
-            f"{summary.reserved_tokens / summary.used_tokens:,.1f} times as many tokens were "
-            "reserved as used. If the server charges only used tokens, set `--token_accounting usage`."
+            f"Lower `max_tokens` in the requests: {times:,.1f} times as many tokens were reserved "
+            "as used. If the server charges only used tokens, set `--token_accounting usage`."
         )
 
 
@@ -169,8 +164,7 @@ def _share(summary: Summary, *causes: WaitCause) -> float:
 
 
 def _is_often(summary: Summary) -> bool:
-    number = summary.rate_limited
-    return number >= max(_LEAST_REJECTIONS, _OFTEN * summary.attempts)
+    return summary.rate_limited >= max(_LEAST_REJECTIONS, _OFTEN * summary.attempts)
 
 
 def _rejections(summary: Summary) -> str:
@@ -192,7 +186,6 @@ def _allowed(bucket: BucketReport, cause: WaitCause, *, tried: bool = False) -> 
 
 
 def _of(summary: Summary, bucket: BucketReport) -> str:
-    """The model, where there are several."""
     return f" for {bucket.model}" if len(summary.buckets) > 1 and bucket.model else ""
 
 

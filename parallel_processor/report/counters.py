@@ -19,23 +19,16 @@ _OTHERS = "other errors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts(RunCounts):
-    """The counters at one moment, consistent with each other.
+    """The counters at one moment, consistent with each other."""
 
-    Attributes:
-        read: requests that were read and are to be sent.
-        started: requests that were started; they are in flight until their outcome is on record.
-        already_answered: requests that the results file had an answer for.
-        already_failed: requests that the results file had a failure for, which was kept.
-        errors: the failed attempts by kind.
-        latencies: the answers by latency, in the bins of ``latencies.py``.
-    """
-
-    read: int = 0
-    started: int = 0
-    already_answered: int = 0
-    already_failed: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
-    latencies: tuple[int, ...] = ()
+    read: int = 0  # requests that were read and are to be sent
+    started: int = (
+        0  # requests that were started; they are in flight until their outcome is on record
+    )
+    already_answered: int = 0  # requests that the results file had an answer for
+    already_failed: int = 0  # requests that the results file had a failure for, which was kept
+    errors: Mapping[str, int] = field(default_factory=dict)  # the failed attempts by kind
+    latencies: tuple[int, ...] = ()  # the answers by latency, in the bins of histogram.py
 
     @property
     def in_flight(self) -> int:
@@ -54,9 +47,9 @@ class Counts(RunCounts):
         errors = dict(self.errors)
         for kind, number in other.errors.items():
             _count(errors, kind, number)
-        pairs = (self.latencies or other.latencies, other.latencies or self.latencies)
-        both = self.latencies and other.latencies
-        latencies = tuple(map(operator.add, *pairs)) if both else pairs[0]
+        latencies = self.latencies or other.latencies
+        if self.latencies and other.latencies:
+            latencies = tuple(map(operator.add, self.latencies, other.latencies))
         return Counts(errors=errors, latencies=latencies, **sums)
 
 

@@ -40,9 +40,7 @@ def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     (1, True, 7, True)
     """
     rows: list[dict[str, Any]] = []
-    extra: dict[
-        str, list[tuple[int, Any]]
-    ] = {}  # by column: the rows that have a value, and the value
+    extra: dict[str, list[tuple[int, Any]]] = {}  # by column: the rows that have a value, and it
     for index, outcome in enumerate(outcomes):
         rows.append(_row(outcome))
         for name, value in _metadata_columns(outcome.metadata):
@@ -90,22 +88,12 @@ def _of_one_type(values: list[Any]) -> list[Any]:
     types = {type(value) for value in values}
     if types == {str}:
         return [_clean(value) for value in values]
-    if types in ({bool}, {float}) or (types == {int} and all(map(_fits, values))):
+    if types in ({bool}, {float}) or (types == {int} and max(map(abs, values)) <= _MAX_INT):
         return values
-    if types == {int, float}:
-        return (
-            [float(value) for value in values] if _all_exact(values) else list(map(_text, values))
-        )
+    integers = [value for value in values if isinstance(value, int)]
+    if types == {int, float} and max(map(abs, integers)) <= 2**53:  # they lose no digit
+        return [float(value) for value in values]
     return [_text(value) for value in values]
-
-
-def _fits(value: int) -> bool:
-    return -_MAX_INT <= value <= _MAX_INT
-
-
-def _all_exact(values: list[Any]) -> bool:
-    """True if every integer can become a float without losing digits."""
-    return all(abs(value) <= 2**53 for value in values if isinstance(value, int))
 
 
 def _text(value: Any) -> str:

@@ -17,12 +17,6 @@ from parallel_processor.report.wording import (
     share_text,
 )
 
-_LIMITS = (
-    WaitCause.REQUESTS,
-    WaitCause.TOKENS,
-    WaitCause.INPUT_TOKENS,
-    WaitCause.OUTPUT_TOKENS,
-)
 _LEAST_SHARE = 0.1  # of the time: a shorter wait is not worth a word
 
 
@@ -51,14 +45,14 @@ def main_cause(summary: Summary) -> WaitCause:
 def binding_limit(summary: Summary, cause: WaitCause) -> tuple[str, LimitReport] | None:
     """The model whose requests waited longest for the limit ``cause``, and that limit.
 
-    Of several limits the lowest a second, and of equal ones the one whose use is known. ``None`` if
-    ``cause`` is no limit that is known.
+    Of several limits the lowest a second; of equal ones the one whose use is known. ``None`` if
+    ``cause`` is no known limit.
     """
     known = [
         (bucket, limit)
         for bucket in summary.buckets
         for limit in bucket.limits
-        if cause in _LIMITS and limit.name == cause and math.isfinite(number_of(limit))
+        if limit.name == cause and math.isfinite(number_of(limit))
     ]
     if not known:
         return None

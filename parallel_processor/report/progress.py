@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counters, Counts
-from parallel_processor.report.wording import cause_text, of_limit, share_text
+from parallel_processor.report.wording import cause_text, share_text
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.notebook import is_notebook
 from parallel_processor.runtime.stop import do_all
@@ -76,13 +76,11 @@ class Displays:
 class Progress:
     """Shows how far a run is. For the thread that feeds the run.
 
-    Attributes:
-        counters: the counters of the run.
-        usage: gives how much of the limits is used.
-        waits: gives the seconds waited so far, by cause.
-        fraction: gives the share of the input that has been read, from 0 to 1; ``None`` if unknown.
-        show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing; false for
-            nothing.
+    Args:
+        usage: returns how much of the limits is used.
+        waits: returns the seconds waited so far, by cause.
+        fraction: returns the share of the input that has been read, from 0 to 1; ``None`` if unknown.
+        show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing.
     """
 
     def __init__(
@@ -105,15 +103,13 @@ class Progress:
         stream = sys.stdout if is_notebook() else sys.stderr  # which is red in a notebook
         self._file = file if file is not None else stream
         self._bar: Any = None
-        if self._file is None:  # the process was started without stderr
-            show = False
-        elif show is not False:
-            self._bar = _new_bar(self._file)
         self._interval_s = math.inf
-        if self._bar is not None:
-            self._interval_s = _BAR_INTERVAL_S
-        elif show:
-            self._interval_s = _LINE_INTERVAL_S
+        if self._file is not None and show is not False:  # it is None if the process has no stderr
+            self._bar = _new_bar(self._file)
+            if self._bar is not None:
+                self._interval_s = _BAR_INTERVAL_S
+            elif show:
+                self._interval_s = _LINE_INTERVAL_S
         self.due_at = self._started_at + self._interval_s
         self._refreshed_at = self._started_at
         self._waited: Mapping[WaitCause, float] = {}  # at the last refresh
@@ -189,7 +185,7 @@ def _new_bar(file: TextIO) -> Any:
     bar_class = _bar_class(file)
     if bar_class is None:
         return None
-    return bar_class(file=file, bar_format=_BAR_FORMAT, total=1, **_size(bar_class, file))
+    return bar_class(file=file, bar_format=_BAR_FORMAT, total=1, **_size(file))
 
 
 def _bar_class(file: TextIO) -> Any:
@@ -232,14 +228,13 @@ def _without_monitor(bar_class: Any) -> Any:
     return type("Bar", (bar_class,), {"monitor_interval": 0})
 
 
-def _size(bar_class: Any, file: TextIO) -> dict[str, int]:
+def _size(file: TextIO) -> dict[str, int]:
     """The bar's size, where the terminal does not tell it; empty leaves it to tqdm."""
-    if not file.isatty():
-        return {}
     try:
-        return {} if os.get_terminal_size(file.fileno()).columns else _FALLBACK_SIZE
+        is_told = not file.isatty() or os.get_terminal_size(file.fileno()).columns > 0
     except (OSError, ValueError):
-        return _FALLBACK_SIZE
+        is_told = False
+    return {} if is_told else _FALLBACK_SIZE
 
 
 def _estimate(fraction: float | None, counts: Counts) -> int | None:
@@ -259,10 +254,8 @@ def _about(total: int | None, fraction: float | None) -> str:
 def _rates(usage: Usage) -> list[str]:
     """What is sent a minute, and the limits."""
     scale = 60.0 / max(usage.span_s, 1.0)
-    return [
-        f"{usage.admitted[name] * scale:,.0f}{of_limit(limit)} {name}/min"
-        for name, limit in usage.limits.items()
-    ]
+    bounds = {name: f"/{n:,.0f}" if math.isfinite(n) else "" for name, n in usage.limits.items()}
+    return [f"{usage.admitted[n] * scale:,.0f}{bound} {n}/min" for n, bound in bounds.items()]
 
 
 def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:

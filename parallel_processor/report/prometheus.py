@@ -45,9 +45,8 @@ def serve_metrics(processor: HasStats, port: int, host: str = "127.0.0.1") -> It
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:
-        raise ConfigurationError(
-            "metrics need prometheus_client: pip install prometheus_client"
-        ) from None
+        text = "metrics need prometheus_client: pip install prometheus_client"
+        raise ConfigurationError(text) from None
     registry = CollectorRegistry()
     registry.register(_Collector(processor))
     try:

@@ -36,11 +36,9 @@ _MAX_ERROR_CHARS = 300
 class LiveReport:
     """The report of one run. For the thread that feeds it.
 
-    Attributes:
-        path: the file.
-        sample: gives a sample of the run.
+    Args:
+        sample: takes a sample of the run.
         tell: makes the report from the samples; its second argument is true while the run goes on.
-        clock: gives the time in seconds.
     """
 
     def __init__(
@@ -97,21 +95,12 @@ class Highlights:
             for outcome in outcomes:
                 if not outcome.ok:
                     self._failures.append(_note(outcome))
-                elif outcome.latency_s is not None and outcome.latency_s > self._least_s():
-                    self._add_slow(outcome, outcome.latency_s)
-
-    def _least_s(self) -> float:
-        """The latency that an answer must exceed. Caller holds ``_lock``."""
-        return self._slowest[0][0] if len(self._slowest) >= _MAX_SLOWEST else -1.0
-
-    def _add_slow(self, outcome: Outcome, latency_s: float) -> None:
-        """Caller holds ``_lock``."""
-        # The number, which is unique, keeps the heap from comparing notes.
-        entry = (latency_s, -outcome.request.number, _note(outcome))
-        if len(self._slowest) < _MAX_SLOWEST:
-            heapq.heappush(self._slowest, entry)
-        else:
-            heapq.heapreplace(self._slowest, entry)
+                elif (latency_s := outcome.latency_s) is not None:
+                    is_full = len(self._slowest) >= _MAX_SLOWEST
+                    if not is_full or latency_s > self._slowest[0][0]:
+                        # The number, which is unique, keeps the heap from comparing notes.
+                        entry = (latency_s, -outcome.request.number, _note(outcome))
+                        (heapq.heapreplace if is_full else heapq.heappush)(self._slowest, entry)
 
     def slowest(self) -> tuple[RequestNote, ...]:
         """The answers that took longest, the longest first."""
@@ -155,9 +144,8 @@ def write_report(path: Path, report: RunReport) -> None:
 
 
 def _page(report: RunReport) -> str:
-    from parallel_processor.report.html.page import (
-        page_text,
-    )  # only for a page: a run starts sooner without
+    # Imported only for a page: without one, a run starts sooner.
+    from parallel_processor.report.html.page import page_text
 
     return page_text(report)
 

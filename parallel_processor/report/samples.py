@@ -21,81 +21,53 @@ _MAX_INTERVALS = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample(RunCounts):
-    """Where a run stood at one moment. The counters count from the run's start.
+    """Where a run stood at one moment. The counters count from the run's start."""
 
-    Attributes:
-        at_s: the moment, in seconds after the run's start.
-        in_flight: the requests that were in flight at that moment.
-        errors: the failed attempts by kind, rejections by a rate limit included.
-        waited_s: the seconds for which sending had waited, by cause.
-        latencies: how many answers took how long, in the bins of ``latencies.py``.
-        limits: the limits in force, a minute, by name; infinite where there is none.
-    """
-
-    at_s: float
-    in_flight: int = 0
+    at_s: float  # the moment, in seconds after the run's start
+    in_flight: int = 0  # the requests that were in flight at that moment
+    # the failed attempts by kind, rejections by a rate limit included
     errors: Mapping[str, int] = field(default_factory=dict)
+    # the seconds for which sending had waited, by cause
     waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
-    latencies: tuple[int, ...] = ()
+    latencies: tuple[int, ...] = ()  # how many answers took how long, in the bins of histogram.py
+    # the limits in force, a minute, by name; infinite where there is none
     limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestNote:
-    """A request that the report names: one of the slowest, or one that failed.
+    """A request that the report names: one of the slowest, or one that failed."""
 
-    Attributes:
-        number: its line in the file.
-        custom_id: its id, if it has one.
-        model: its model; empty if it names none.
-        attempts: how often it was sent.
-        latency_s: the seconds that its last attempt took; ``None`` if that is unknown.
-        error: the error of its last attempt; empty for an answer.
-        kind: the kind of that error.
-    """
-
-    number: int
-    custom_id: str | None = None
-    model: str = ""
-    attempts: int = 0
-    latency_s: float | None = None
-    error: str = ""
-    kind: str = ""
+    number: int  # its line in the file
+    custom_id: str | None = None  # its id, if it has one
+    model: str = ""  # its model; empty if it names none
+    attempts: int = 0  # how often it was sent
+    latency_s: float | None = (
+        None  # the seconds that its last attempt took; None if that is unknown
+    )
+    error: str = ""  # the error of its last attempt; empty for an answer
+    kind: str = ""  # the kind of that error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """All that is known of a run, while it goes on or at its end.
+    """All that is known of a run, while it goes on or at its end."""
 
-    Attributes:
-        summary: the counts and limits.
-        started_at: when the run began, in seconds since 1970.
-        written_at: when the report was made, in seconds since 1970.
-        is_running: true while the run goes on.
-        fraction: the share of the input that has been read, from 0 to 1; ``None`` if that is unknown.
-        requests_path: the requests file.
-        save_path: the results file.
-        url: where the requests go, without what may be secret.
-        max_workers: the setting of that name.
-        processes: the setting of that name.
-        timeline: the samples, at most some hundreds, the first one at the run's start.
-        slowest: the answers that took longest, the longest first.
-        failures: the requests that failed last, the latest first.
-    """
-
-    summary: Summary
-    started_at: float
-    written_at: float
-    is_running: bool = False
+    summary: Summary  # the counts and limits
+    started_at: float  # when the run began, in seconds since 1970
+    written_at: float  # when the report was made, in seconds since 1970
+    is_running: bool = False  # true while the run goes on
+    # the share of the input that has been read, from 0 to 1; None if that is unknown
     fraction: float | None = None
-    requests_path: str = ""
-    save_path: str = ""
-    url: str = ""
-    max_workers: int = 0
-    processes: int = 1
+    requests_path: str = ""  # the requests file
+    save_path: str = ""  # the results file
+    url: str = ""  # where the requests go, without what may be secret
+    max_workers: int = 0  # the setting of that name
+    processes: int = 1  # the setting of that name
+    # the samples, at most some hundreds, the first one at the run's start
     timeline: tuple[Sample, ...] = ()
-    slowest: tuple[RequestNote, ...] = ()
-    failures: tuple[RequestNote, ...] = ()
+    slowest: tuple[RequestNote, ...] = ()  # the answers that took longest, the longest first
+    failures: tuple[RequestNote, ...] = ()  # the requests that failed last, the latest first
 
 
 class Timeline:

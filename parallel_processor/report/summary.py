@@ -18,7 +18,7 @@ from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.report.wording import bucket_text
 from parallel_processor.runtime.notebook import html_table
 
-_MAX_BUCKETS = 10  # that the text tells of, the busiest
+_MAX_BUCKETS = 10  # in the text, the busiest
 _LEAST_RATE_S = 60.0  # a shorter run has no rate: its burst counts for the time before
 
 
@@ -62,7 +62,7 @@ class Summary(RunCounts):
         answered: requests of this run that have an answer.
         failed: requests of this run that failed for good.
         unanswered: requests that were started and given up, because the run stopped.
-        deduplicated: requests that were not sent because an equal one was; they count as answered or failed.
+        deduplicated: requests not sent because an equal one was; they count as answered or failed.
         attempts: what was sent.
         retries: the attempts after a request's first one.
         rate_limited: the attempts that a rate limit rejected.

@@ -8,7 +8,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from parallel_processor.models import WaitCause
 
-_Wait = tuple[float, str, Sequence[tuple[Hashable, str]]]  # since when, and for what
+_Causes = Sequence[tuple[Hashable, WaitCause]]  # what each bucket waits for
+_Wait = tuple[float, WaitCause, _Causes]  # since when, and for what
 
 
 class WaitTimes:
@@ -17,12 +18,10 @@ class WaitTimes:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards every field below
         self._wait: _Wait | None = None  # the wait that is under way
-        self._overall: defaultdict[str, float] = defaultdict(float)
-        self._by_bucket: defaultdict[Hashable, defaultdict[str, float]] = defaultdict(
-            lambda: defaultdict(float)
-        )
+        self._overall: defaultdict[WaitCause, float] = defaultdict(float)
+        self._by_bucket: dict[Hashable, defaultdict[WaitCause, float]] = {}
 
-    def begin(self, now: float, cause: str, buckets: Sequence[tuple[Hashable, str]] = ()) -> None:
+    def begin(self, now: float, cause: WaitCause, buckets: _Causes = ()) -> None:
         """The run waits for ``cause`` from now on, and each bucket for its own cause."""
         with self._lock:
             self._add(now)
@@ -42,7 +41,7 @@ class WaitTimes:
         seconds = max(now - began, 0.0)
         self._overall[cause] += seconds
         for bucket, own_cause in buckets:
-            self._by_bucket[bucket][own_cause] += seconds
+            self._by_bucket.setdefault(bucket, defaultdict(float))[own_cause] += seconds
 
     def overall(self, now: float | None = None) -> Mapping[WaitCause, float]:
         """The seconds of the whole run, the longest first. With ``now``, the current wait counts."""
@@ -56,9 +55,8 @@ class WaitTimes:
     def of_bucket(self, bucket: Hashable) -> Mapping[WaitCause, float]:
         """The seconds of one bucket, the longest first."""
         with self._lock:
-            return _sorted(self._by_bucket[bucket]) if bucket in self._by_bucket else {}
+            return _sorted(self._by_bucket.get(bucket, {}))
 
 
-def _sorted(seconds: Mapping[str, float]) -> dict[WaitCause, float]:
-    longest = sorted(seconds.items(), key=lambda item: -item[1])
-    return {WaitCause(cause): waited_s for cause, waited_s in longest}
+def _sorted(seconds: Mapping[WaitCause, float]) -> dict[WaitCause, float]:
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))

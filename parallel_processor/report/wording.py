@@ -52,11 +52,6 @@ def count(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
 
 
-def of_limit(limit: float) -> str:
-    """What stands behind a figure that a limit bounds."""
-    return f"/{limit:,.0f}" if math.isfinite(limit) else ""
-
-
 def tick_text(number: float) -> str:
     """``number`` as short as it can be written exactly."""
     if abs(number) >= 10 * _MILLION:
@@ -69,8 +64,7 @@ def tick_text(number: float) -> str:
 def clock_text(seconds: float) -> str:
     """``seconds`` as 1:02:03."""
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02}"
+    return f"{minutes // 60:,}:{minutes % 60:02}:{rest:02}"
 
 
 def latency_text(seconds: float | None) -> str:
@@ -108,8 +102,8 @@ def window_text(window_s: float) -> str:
 
 def number_of(limit: LimitReport) -> float:
     """What the limit allows in its window: the least of what is known of it."""
-    numbers = (limit.configured, limit.found, limit.tried_per_minute)
-    return min((number for number in numbers if number is not None), default=math.inf)
+    tried = limit.tried_per_minute
+    return min(allowed_by(limit), math.inf if tried is None else tried)
 
 
 def allowed_by(limit: LimitReport) -> float:
@@ -152,11 +146,8 @@ def _outcome_text(limit: LimitReport) -> str:
     """A limit, where it comes from, and how much of it was used."""
     allowed, tried = allowed_by(limit), limit.tried_per_minute
     if math.isinf(allowed):
-        return (
-            f"no limit of {kind_text(limit.name)}"
-            if tried is None
-            else (f"{limit_text(limit)} found by trying")
-        )
+        none = f"no limit of {kind_text(limit.name)}"
+        return none if tried is None else f"{limit_text(limit)} found by trying"
     text = limit_text(limit, allowed) + (" found" if limit.configured is None else "")
     if tried is not None and tried < allowed:
         text += f", reduced to {count(tried)} after rejections (429)"

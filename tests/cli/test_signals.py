@@ -14,32 +14,32 @@ from parallel_processor.cli.signals import SignalWatcher
 
 
 class Heard:
-    """What a watcher told, in order."""
+    """The calls of a watcher, in order."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str, str]] = []
-        self._told = threading.Semaphore(0)
+        self.calls: list[tuple[str, str, str]] = []
+        self._called = threading.Semaphore(0)
 
     def watcher(self) -> SignalWatcher:
-        """A watcher that tells this object."""
+        """A watcher that calls this object."""
         return SignalWatcher(
             on_first=lambda name: self._note("first", name),
             on_second=lambda name: self._note("second", name),
         )
 
     def _note(self, which: str, name: str) -> None:
-        self.told.append((which, name, threading.current_thread().name))
-        self._told.release()
+        self.calls.append((which, name, threading.current_thread().name))
+        self._called.release()
 
     def send(self, number: int) -> None:
-        """Send this process a signal, and wait until it was told."""
+        """Send this process a signal, and wait for the call."""
         os.kill(os.getpid(), number)
-        assert self._told.acquire(timeout=10)
+        assert self._called.acquire(timeout=10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_told_apart_from_the_second(number: signal.Signals) -> None:
-    """Each is told once, by its name, from a thread that may take locks."""
+    """Each makes one call, with its name, in a thread that may take locks."""
     heard = Heard()
     with heard.watcher() as watcher:
         assert watcher.number == 0
@@ -47,7 +47,7 @@ def test_the_first_signal_is_told_apart_from_the_second(number: signal.Signals) 
         assert watcher.number == number
         heard.send(signal.SIGTERM)
         assert watcher.number == number
-    assert heard.told == [
+    assert heard.calls == [
         ("first", number.name, "parallel-processor-signals"),
         ("second", "SIGTERM", "parallel-processor-signals"),
     ]
@@ -70,25 +70,24 @@ def test_the_third_signal_interrupts_whatever_the_main_thread_does() -> None:
     """A main thread that is stuck, say in reading a pipe, is freed by it."""
     heard = Heard()
     with pytest.raises(KeyboardInterrupt), heard.watcher():
-        heard.send(signal.SIGINT)
-        heard.send(signal.SIGINT)
-        heard.send(signal.SIGINT)
+        for _ in range(3):
+            heard.send(signal.SIGINT)
         threading.Event().wait()
 
 
 def test_other_signals_are_not_touched() -> None:
-    """A signal with a handler of its own reaches that, and isn't taken for a wish to stop."""
+    """A signal with a handler of its own reaches that, and doesn't stop the run."""
     script = """
 import os, signal, threading
 from parallel_processor.cli.signals import SignalWatcher
 handled = []
 signal.signal(signal.SIGUSR1, lambda *_: handled.append("usr1"))
-told = []
-with SignalWatcher(told.append, told.append) as watcher:
+calls = []
+with SignalWatcher(calls.append, calls.append) as watcher:
     os.kill(os.getpid(), signal.SIGUSR1)
     while not handled:
         pass
-print(handled, told, watcher.number)
+print(handled, calls, watcher.number)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60

@@ -52,7 +52,7 @@ HELD_BY_TOKENS = {TOKENS: 50.0}
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
         (
             run(stop_cause=StopCause.DISK),
-            "Make the results file writable (disk space, permissions)",
+            "Make room on the disk, or make the results file writable, then run",
         ),
         (run(stop_cause=StopCause.PROCESSES), "Use fewer `--processes`, then run the same command"),
         (run(stop_cause=StopCause.PROGRAM), "Correct the error that stopped the run, then run the"),
@@ -60,12 +60,12 @@ HELD_BY_TOKENS = {TOKENS: 50.0}
         (run(failed=5), "Look at the errors of the 5 failed requests. Correct what the server"),
         (
             run(already_failed=1),
-            "Look at the errors of the failed request. Correct what the server rejects, and run the "
-            "same command without `--keep_failures` again: it sends only what has no answer.",
+            "Look at the errors of the failed request. Correct what the server rejects, then run the "
+            "same command again: it sends only what has no answer.",
         ),
         (
             run(failed=3, errors_by_kind={INVALID_REQUEST: 3}),
-            "Correct the 3 invalid lines of the requests file.",
+            "Correct the 3 invalid lines of the requests file, then run the same command again",
         ),
         (
             run(TYPED, limit(tried_per_minute=300.4), rejections=60),
@@ -180,11 +180,9 @@ def test_lines_that_cant_be_sent_are_not_called_rejected() -> None:
 def test_a_stop_comes_first_and_names_the_command() -> None:
     """What stopped the run is the first thing to put right; the command may be another one."""
     stopped = run(TYPED, stop_cause=StopCause.KEY, failed=3, rejections=500)
-    first, second, *_ = advice(stopped, again="the same command without `--overwrite`")
-    assert first.endswith(
-        "then run the same command without `--overwrite` again: it continues where it stopped."
-    )
-    assert second.startswith("Look at the errors")
+    first, second, *_ = advice(stopped, again="this", resend="that")
+    assert first.endswith("then run this again: it continues where it stopped.")
+    assert second.endswith("then run that again: it sends only what has no answer.")
 
 
 def test_a_running_run_is_not_run_again() -> None:

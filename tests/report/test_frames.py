@@ -47,6 +47,7 @@ def test_an_outcome_is_a_row() -> None:
     """An answer's text, usage and model, and a failure's last error, each in its column."""
     usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
     data = {"model": "m-1", "choices": [{"message": {"content": "Yes."}}], "usage": usage}
+    assert to_records([]) == []
     rows = to_records([answered(data, latency_s=0.5), failed()])
     assert [list(row) for row in rows] == [FIXED, FIXED]
     assert list(rows[0].values()) == [3, "c", True, "Yes.", None, 1, 0.5, 5, 2, 7, "m-1"]
@@ -125,11 +126,6 @@ def test_halves_of_surrogate_pairs_become_a_mark() -> None:
     assert row["metadata.\ufffd"] == 1
 
 
-def test_nothing_gives_no_rows() -> None:
-    """No outcomes, no rows."""
-    assert to_records([]) == []
-
-
 def mixed_outcomes() -> list[Outcome]:
     """150 failures, then answers with everything that may be in a column."""
     texts = {"choices": [{"message": {"content": "so \ud83d"}}], "usage": {"total_tokens": 3}}
@@ -178,13 +174,9 @@ def test_datasets_takes_the_rows() -> None:
 
 def test_a_file_becomes_a_frame(tmp_path: Path) -> None:
     """From the requests file to a row for each line, with its metadata, text and tokens."""
+    chats = [[{"role": "user", "content": f"Say {n}."}] for n in range(10)]
     bodies = [
-        {
-            "model": "gpt-4o",
-            "messages": [{"role": "user", "content": f"Say {n}."}],
-            "metadata": {"id": n},
-        }
-        for n in range(10)
+        {"model": "gpt-4o", "messages": chat, "metadata": {"id": n}} for n, chat in enumerate(chats)
     ]
     source, save = write_lines(tmp_path / "in.jsonl", bodies), tmp_path / "out.jsonl"
     with Simulator(SimulatorOptions()) as simulator:

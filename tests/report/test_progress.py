@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -29,7 +30,7 @@ FAILED = Outcome(request=REQUEST, ok=False, error_kind="HTTP 500")
 
 
 class View:
-    """A run's progress, and everything that it is told; time is ``now_s``."""
+    """A run's progress, and everything that it shows; time is ``now_s``."""
 
     def __init__(self, file: Any, show: bool | None = True) -> None:
         self.now_s = 100.0
@@ -44,7 +45,7 @@ class View:
             usage=lambda: Usage(
                 admitted=self.used,
                 limits=self.limits,
-                waited_s=WaitCause.NOTHING,
+                waiting_for=WaitCause.NOTHING,
                 span_s=self.span_s,
             ),
             waits=lambda: dict(self.waits),
@@ -158,31 +159,23 @@ def test_the_total_is_exact_once_all_is_read() -> None:
     assert "waiting" not in line
 
 
-def test_nobody_knows_the_length_of_a_pipe() -> None:
-    """For an input of unknown length there is neither a total nor an ETA."""
-    shown = view()
-    shown.read = None
-    shown.start(5)
-    shown.counters.finished([ANSWERED])
-    (line,) = shown.lines_after(60.0)
-    assert line.startswith("1/?, ETA ?")
-
-
-def test_the_eta_counts_what_this_run_did() -> None:
+@pytest.mark.parametrize(
+    ("read", "answered", "words"),
+    [
+        (0.5, 10, "60/200, ETA 0:02:20"),  # 10 in 10 s; 140 of 200 are left
+        (0.5, 0, "50/200, ETA ?"),  # there is no speed yet
+        (None, 10, "60/?, ETA ?"),  # a pipe has no length
+    ],
+)
+def test_the_eta_counts_what_this_run_did(read: float | None, answered: int, words: str) -> None:
     """Answers of an earlier run say nothing about the speed of this one."""
     shown = view()
+    shown.read = read
     for _ in range(50):
         shown.counters.skipped()
     shown.start(50)
-    shown.counters.finished([ANSWERED] * 10)  # in 10 s; 140 of 200 are left
-    assert "ETA 0:02:20" in shown.lines_after(10.0)[0]
-
-
-def test_without_an_answer_there_is_no_eta() -> None:
-    """Before the first outcome nothing can be said."""
-    shown = view()
-    shown.start(50)
-    assert "ETA ?" in shown.lines_after(10.0)[0]
+    shown.counters.finished([ANSWERED] * answered)
+    assert shown.lines_after(10.0)[0].replace("~", "").startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +202,7 @@ def test_a_limit_that_is_off_is_not_shown() -> None:
     """An infinite limit leaves the rate alone."""
     shown = view()
     shown.limits = {"requests": float("inf"), "tokens": 1_000.0}
-    line = shown.lines_after(60.0)[0]
-    assert "10 requests/min" in line
-    assert "inf" not in line
+    assert " 10 requests/min, 500/1,000 tokens/min" in shown.lines_after(60.0)[0]
 
 
 def test_a_reader_of_the_lines_may_leave() -> None:
@@ -301,7 +292,7 @@ def test_a_terminal_may_go_away() -> None:
 
 LOGGING = """
 import io, logging, sys
-sys.path[:0] = {paths!r}
+sys.path.insert(0, {path!r})
 from test_progress import View
 from parallel_processor.report.progress import BarStream
 logger = logging.getLogger("t")
@@ -318,10 +309,7 @@ view.progress.close()
 def test_log_lines_stand_above_the_bar() -> None:
     """A log line has a line of its own, and the bar is drawn again below it."""
     with terminal() as screen:
-        script = LOGGING.format(
-            paths=[str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
-        )
-        command = [sys.executable, "-c", script]
+        command = [sys.executable, "-c", LOGGING.format(path=str(Path(__file__).parent))]
         subprocess.run(command, stderr=screen.file, check=True, timeout=60)
         text = screen.text()
     assert re.search(r"\r *\ra line\r\n *\r? *0%\|", text), repr(text)

@@ -28,46 +28,29 @@ _TIME_STEPS_S = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line or area.
+    """One line or area."""
 
-    Attributes:
-        name: what the legend calls it.
-        values: a value for each interval; ``None`` where there is none.
-        look: the class of its colour.
-        note: what stands beside the name in the legend.
-        is_bound: true for a limit, which is drawn dashed.
-    """
-
-    name: str
-    values: tuple[float | None, ...]
-    look: str = ""
-    note: str = ""
-    is_bound: bool = False
+    name: str  # what the legend calls it
+    values: tuple[float | None, ...]  # a value for each interval; None where there is none
+    look: str = ""  # the class of its colour
+    note: str = ""  # what stands beside the name in the legend
+    is_bound: bool = False  # true for a limit, which is drawn dashed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What a chart shows.
+    """What a chart shows."""
 
-    Attributes:
-        title: its heading.
-        unit: what the values are.
-        edges: the times between which the values hold; one more than there are values.
-        series: its lines, or its areas.
-        stacked: true for areas on top of each other.
-        top: the end of the value axis, if that is fixed.
-        is_log: true for a logarithmic scale, which shows values of different orders.
-        nothing: what is said where there are no series.
-    """
-
-    title: str
-    unit: str
-    edges: tuple[float, ...]
-    series: tuple[Series, ...]
-    stacked: bool = False
-    top: float | None = None
-    is_log: bool = False
-    nothing: str = ""
+    title: str  # its heading
+    unit: str  # what the values are
+    edges: tuple[
+        float, ...
+    ]  # the times between which the values hold; one more than there are values
+    series: tuple[Series, ...]  # its lines, or its areas
+    stacked: bool = False  # true for areas on top of each other
+    top: float | None = None  # the end of the value axis, if that is fixed
+    is_log: bool = False  # true for a logarithmic scale, which shows values of different orders
+    nothing: str = ""  # what is said where there are no series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +127,6 @@ def _without_far_bounds(chart: Chart) -> Chart:
 
 
 def _axis(chart: Chart) -> Axis:
-    """The scale of the values."""
     columns = zip(*(series.values for series in chart.series), strict=True)
     height = sum if chart.stacked else max
     most = max((height(value or 0.0 for value in column) for column in columns), default=0.0)
@@ -181,7 +163,6 @@ def chart_svg(chart: Chart) -> Markup:
 
 
 def _grid(axis: Axis, times: Axis) -> list[Markup]:
-    """Lines and texts at the ticks."""
     parts = []
     for value, text in axis.ticks:
         y = round(_ABOVE + _HEIGHT * (1 - axis.place(value)), 1)

@@ -37,9 +37,8 @@ def tag(name: str, /, *children: str, **attributes: str | float | None) -> Marku
         for key, value in attributes.items()
         if value is not None
     )
-    if name in _VOID:
-        return Markup(f"<{name}{written}>")
-    return Markup(f"<{name}{written}>{joined(children)}</{name}>")
+    end = "" if name in _VOID else f"{joined(children)}</{name}>"
+    return Markup(f"<{name}{written}>{end}")
 
 
 def joined(parts: tuple[str, ...] | list[str], between: str = "") -> Markup:

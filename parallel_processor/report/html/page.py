@@ -24,11 +24,8 @@ def page_text(report: RunReport) -> str:
     """The page, from its doctype on."""
     import importlib.resources  # only for a page: a run starts sooner without
 
-    style = Markup(
-        (importlib.resources.files("parallel_processor.report.html") / "report.css").read_text(
-            "utf-8"
-        )
-    )
+    folder = importlib.resources.files("parallel_processor.report.html")
+    style = Markup((folder / "report.css").read_text("utf-8"))
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -141,17 +138,20 @@ def _pace(report: RunReport) -> tuple[str, str]:
 
 
 def _advice(report: RunReport) -> Markup:
-    texts = advice(report.summary, is_running=report.is_running)
+    texts = advice(
+        report.summary,
+        is_running=report.is_running,
+        again="the same command (without `--overwrite`)",
+        resend="the same command (without `--overwrite` and `--keep_failures`)",
+    )
     items = [tag("li", with_code(text)) for text in texts or (nothing_to_change(report.summary),)]
     return tag("section", tag("h2", "What to change"), tag("ul", *items), class_="card advice")
 
 
 def _charts(report: RunReport) -> Markup:
-    charts = charts_of(report)
-    if not charts:
-        text = "There is nothing to draw yet." if report.is_running else "There is nothing to draw."
-        boxes = [tag("p", text, class_="unit")]
-    else:
-        boxes = [chart_figure(chart) for chart in charts]
+    boxes = [chart_figure(chart) for chart in charts_of(report)]
+    if not boxes:
+        yet = " yet" if report.is_running else ""
+        boxes = [tag("p", f"There is nothing to draw{yet}.", class_="unit")]
     grid = tag("div", *boxes, class_="grid")
     return tag("section", tag("h2", "Over time"), grid, class_="charts")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from parallel_processor.models import WaitCause
 from parallel_processor.report.histogram import PERCENTILES, percentile_s
@@ -37,8 +37,11 @@ def charts_of(report: RunReport) -> tuple[Chart, ...]:
     )
 
 
-def _edges(steps: Sequence[Interval]) -> tuple[float, ...]:
-    return (steps[0].before.at_s, *(step.after.at_s for step in steps))
+def _chart(
+    title: str, unit: str, steps: Sequence[Interval], series: Sequence[Series], **more: Any
+) -> Chart:
+    edges = (steps[0].before.at_s, *(step.after.at_s for step in steps))
+    return Chart(title=title, unit=unit, edges=edges, series=tuple(series), **more)
 
 
 def _rate(steps: Sequence[Interval], whole: Interval, name: str, label: str, look: str) -> Series:
@@ -67,7 +70,7 @@ def _requests(steps: Sequence[Interval], whole: Interval) -> Chart:
     if whole.per_minute("answered"):
         series.append(_rate(steps, whole, "answered", "answered", "s2"))
     series += _bounds(steps, "requests")
-    return Chart(title="Requests", unit="a minute", edges=_edges(steps), series=tuple(series))
+    return _chart("Requests", "a minute", steps, series)
 
 
 def _tokens(steps: Sequence[Interval], whole: Interval) -> Chart:
@@ -78,29 +81,17 @@ def _tokens(steps: Sequence[Interval], whole: Interval) -> Chart:
     series = [_rate(steps, whole, *line) for line in lines if whole.per_minute(line[0])]
     if series:
         series += _bounds(steps, "tokens", "input_tokens", "output_tokens")
-    return Chart(
-        title="Tokens",
-        unit="a minute",
-        edges=_edges(steps),
-        series=tuple(series),
-        nothing="No tokens were counted.",
-    )
+    return _chart("Tokens", "a minute", steps, series, nothing="No tokens were counted.")
 
 
 def _in_flight(steps: Sequence[Interval], max_workers: int) -> Chart:
     values = tuple(float(step.in_flight) for step in steps)
-    series = [
-        Series(name="in flight", values=values, look="s0", note=f"{max(values):,.0f} at most")
-    ]
+    most = f"{max(values):,.0f} at most"
+    series = [Series(name="in flight", values=values, look="s0", note=most)]
     if max_workers:
         bound, note = (float(max_workers),) * len(steps), count(max_workers)
         series.append(Series(name="max_workers", values=bound, note=note, is_bound=True))
-    return Chart(
-        title="In flight",
-        unit="requests sent and not answered yet",
-        edges=_edges(steps),
-        series=tuple(series),
-    )
+    return _chart("In flight", "requests sent and not answered yet", steps, series)
 
 
 def _latencies(steps: Sequence[Interval], whole: Interval) -> Chart:
@@ -113,14 +104,9 @@ def _latencies(steps: Sequence[Interval], whole: Interval) -> Chart:
         )
         for percent, look in zip(reversed(PERCENTILES), ("s3", "s0", "s5"), strict=True)
     )
-    return Chart(
-        title="Latency",
-        unit="seconds that 99, 95 and 50 % of the answers stayed within, logarithmic scale",
-        edges=_edges(steps),
-        series=series if sum(whole.after.latencies) else (),
-        is_log=True,
-        nothing="No answers so far.",
-    )
+    unit = "seconds that 99, 95 and 50 % of the answers stayed within, logarithmic scale"
+    shown = series if sum(whole.after.latencies) else ()
+    return _chart("Latency", unit, steps, shown, is_log=True, nothing="No answers so far.")
 
 
 def _groups(keys: Sequence[_Key]) -> list[tuple[_Key, ...]]:
@@ -162,14 +148,8 @@ def _errors(steps: Sequence[Interval], whole: Interval) -> Chart:
         looks=_ERROR_LOOKS,
         text=str,
     )
-    return Chart(
-        title="Rejections and errors",
-        unit="attempts a minute that got no answer",
-        edges=_edges(steps),
-        series=tuple(series),
-        stacked=True,
-        nothing="No attempt failed.",
-    )
+    title, unit = "Rejections and errors", "attempts a minute that got no answer"
+    return _chart(title, unit, steps, series, stacked=True, nothing="No attempt failed.")
 
 
 def _causes(steps: Sequence[Interval], whole: Interval) -> Chart:
@@ -181,14 +161,8 @@ def _causes(steps: Sequence[Interval], whole: Interval) -> Chart:
     series = _areas(groups, columns, notes=notes, looks=_CAUSE_LOOKS, text=cause_text)
     rest = tuple(column[-1] for column in columns)
     busy = Series(name="busy sending", values=rest, look="busy", note=notes[-1])
-    return Chart(
-        title="What sending waited for",
-        unit="% of the time",
-        edges=_edges(steps),
-        series=(*series, busy),
-        stacked=True,
-        top=100.0,
-    )
+    shown = [*series, busy]
+    return _chart("What sending waited for", "% of the time", steps, shown, stacked=True, top=100.0)
 
 
 def _percents(step: Interval, groups: Sequence[Sequence[WaitCause]]) -> list[float]:

@@ -57,21 +57,18 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup | None
     looks = {i: {"#": "n", "~": "text"}.get(heads[i][0]) for i in columns}
     top = [tag("th", heads[i].lstrip("#~"), scope="col", class_=looks[i]) for i in columns]
     body = [
-        tag(
-            "tr",
-            *(
-                tag("td", row[i], class_=looks[i])
-                if i
-                else tag("th", row[i], scope="row", class_=looks[i])
-                for i in columns
-            ),
-        )
+        [
+            tag("td" if i else "th", row[i], scope=None if i else "row", class_=looks[i])
+            for i in columns
+        ]
         for row in kept
     ]
     if len(rows) > _MAX_ROWS:
         more = f"and {count(len(rows) - _MAX_ROWS)} more"
-        body.append(tag("tr", tag("td", more, colspan=len(columns))))
-    return tag("table", tag("thead", tag("tr", *top)), tag("tbody", *body))
+        body.append([tag("td", more, colspan=len(columns))])
+    return tag(
+        "table", tag("thead", tag("tr", *top)), tag("tbody", *(tag("tr", *cells) for cells in body))
+    )
 
 
 def _limits(report: RunReport, buckets: Sequence[BucketReport]) -> Markup | None:
@@ -105,22 +102,15 @@ def _number(number: float | None) -> str:
 
 def _changes(limit: LimitReport) -> str:
     """The last changes of the found limit: to what, and when."""
-    told = limit.changes[-_MAX_CHANGES:]
-    words = [f"{count(value)} at {clock_text(at_s)}" for at_s, value in told]
-    if len(told) < len(limit.changes):
-        words.insert(0, f"{len(limit.changes) - len(told)} before")
+    last = limit.changes[-_MAX_CHANGES:]
+    words = [f"{count(value)} at {clock_text(at_s)}" for at_s, value in last]
+    if len(last) < len(limit.changes):
+        words.insert(0, f"{len(limit.changes) - len(last)} before")
     return ", ".join(words)
 
 
 def _models(buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = (
-        "Model",
-        "#Attempts",
-        "#Answered",
-        "#Rejected (429)",
-        "#Pauses",
-        "#Tokens reserved",
-    )
+    heads = ("Model", "#Attempts", "#Answered", "#Rejected (429)", "#Pauses", "#Tokens reserved")
     rows = [
         [
             bucket_name(bucket),
