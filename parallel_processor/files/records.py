@@ -1,7 +1,7 @@
 """Reads the lines of a results file back: to resume a job, and for programs that want the outcomes.
 
-:func:`take_apart` reads them all. It tells records from other lines, and answers from failures, in
-the files of this package, of the cookbook's script and of the Batch API.
+:func:`take_apart` tells records from other lines, and answers from failures, in the files of this
+package, of the cookbook's script and of the Batch API.
 """
 
 from __future__ import annotations
@@ -136,31 +136,26 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 def _cookbook(parts: RecordParts, number: int) -> Outcome:
     texts = [text.encode() for text in elements(parts.text)]
-    invalid_reason = (
-        parts.response[-1] if isinstance(parts.request, str) and parts.response else None
-    )
+    data, is_invalid = parts.response, isinstance(parts.request, str) and bool(parts.response)
     request = Request(
         body=parts.request,
         payload=texts[0],
         number=number,
         metadata=parts.metadata,
         metadata_json=texts[2] if parts.metadata is not None else None,
-        invalid_reason=invalid_reason,
+        invalid_reason=data[-1] if is_invalid else None,
     )
     if parts.ok:
-        response = Response(
-            status=200, headers={}, body=texts[1], data=parts.response, is_json=True
-        )
+        response = Response(status=200, headers={}, body=texts[1], data=data, is_json=True)
         return _answer(request, response)
-    errors = (texts[1].decode(),) if _is_error(parts.response) else tuple(parts.response)
-    attempts = 0 if invalid_reason is not None else len(errors)
-    kind = INVALID_REQUEST if invalid_reason is not None else ""
+    errors = (texts[1].decode(),) if _is_error(data) else tuple(data)
+    kind, attempts = (INVALID_REQUEST, 0) if is_invalid else ("", len(errors))
     return Outcome(request=request, ok=False, errors=errors, error_kind=kind, attempts=attempts)
 
 
 def _batch(parts: RecordParts, number: int) -> Outcome:
     request = Request(body=None, number=number, custom_id=parts.custom_id)
-    response = _batch_reply(parts)
+    response = _batch_response(parts)
     if parts.ok and response is not None:
         return _answer(request, response)
     kind = "" if response is None else f"HTTP {response.status}"
@@ -179,15 +174,12 @@ def _batch(parts: RecordParts, number: int) -> Outcome:
     )
 
 
-def _batch_reply(parts: RecordParts) -> Response | None:
-    response = parts.response
-    if not isinstance(response, dict) or not isinstance(response.get("status_code"), int):
+def _batch_response(parts: RecordParts) -> Response | None:
+    found = parts.response
+    if not isinstance(found, dict) or not isinstance(found.get("status_code"), int):
         return None
-    status, data, request_id = (
-        response["status_code"],
-        response.get("body"),
-        response.get("request_id"),
-    )
+    status, data = found["status_code"], found.get("body")
+    request_id = found.get("request_id")
     headers = {"x-request-id": request_id} if isinstance(request_id, str) else {}
     if isinstance(data, str):  # the text of a response that wasn't JSON
         return Response(status=status, headers=headers, body=data.encode("utf-8", "replace"))

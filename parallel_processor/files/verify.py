@@ -71,10 +71,10 @@ def verify_results(
         if record is None:
             torn += 1
         elif record.ok:
-            wanted.give(record)
+            wanted.count(record)
     for record in _records(paths):
         if record is not None and not record.ok:
-            wanted.give(record)
+            wanted.count(record)
     return Verification(
         lines=wanted.lines,
         answered=wanted.answered,
@@ -87,7 +87,7 @@ def verify_results(
 
 
 class _Wanted:
-    """The requests that still need a record. Good records have to be given first."""
+    """The requests that still need a record. Good records must be counted first."""
 
     def __init__(self, path: Path, request_url: str) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
@@ -98,7 +98,7 @@ class _Wanted:
                 self._left[key] = self._left.get(key, 0) + 1
                 self.lines += 1
 
-    def give(self, record: Record) -> None:
+    def count(self, record: Record) -> None:
         """Count ``record`` for a line that needs one, or as one too many."""
         left = self._left.get(record.identity)
         if left is None:

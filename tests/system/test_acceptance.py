@@ -97,12 +97,14 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[dict[str,
     """The jobs that take minutes, side by side, each begun when the one before it goes its way."""
     folder = tmp_path_factory.mktemp("long")
     plenty = ("--max_tokens_per_minute", 1e9)
-    oversize = [chat(0, 9), chat(1, 1500)]  # what comes behind one is a matter of test_limiter.py
+    oversize = [
+        chat(0, 9),
+        chat(1, 1500),
+    ]  # what comes behind one is a matter of test_token_bucket.py
     with ThreadPoolExecutor(1) as watcher, ExitStack() as stack:
         jobs = {
             "oversize": start(
-                *(stack, folder, "oversize", oversize),
-                *("--max_tokens_per_minute", 1000),
+                *(stack, folder, "oversize", oversize), *("--max_tokens_per_minute", 1000)
             ),
             "latency": start(
                 *(stack, folder, "latency", [chat(n, 1) for n in range(750)]),
@@ -149,23 +151,6 @@ def bench() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.usefixtures("bench")
-def test_a_fifth_of_the_requests_fails_once(tmp_path: Path) -> None:
-    """500, 503, 429, a reset, torn bodies, HTML, {"detail"} and broken JSON: all are answered."""
-    requests = embeddings(1000)
-    source = write_lines(tmp_path / "requests.jsonl", requests)
-    with simulator("--error_rate", 0.2, "--seed", 7) as server:
-        done = run(
-            *("--requests_filepath", source, "--request_url", f"{server.url}/v1/embeddings"),
-            *("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", 1e9),
-        )
-        stats = server.stats()
-    assert done.returncode == 0, done.stderr
-    assert_each_answered_once(requests, tmp_path / "requests_results.jsonl")
-    kinds = {"500", "503", "429", "reset", "torn", "html", "detail", "bad_json"}
-    assert {kind for kind, count in stats["faults"].items() if count} == kinds
-    assert 150 <= sum(stats["faults"].values()) <= 250
-
-
 @pytest.mark.parametrize("flags", [("--api_key", "sk-right-key-0123456789"), ("--spend_limit", 50)])
 def test_an_account_that_cant_go_on_stops_the_run(
     tmp_path: Path, flags: tuple[object, ...]
