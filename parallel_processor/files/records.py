@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -104,34 +105,31 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
     paths = [Path(path)] + ([Path(errors_path)] if errors_path is not None else [])
     for each in paths:
         if not each.is_fifo():  # to open and close a pipe would lose what is in it
-            _open(each).close()  # so that an error is raised here, not in the caller's loop
+            with reading(each):  # so that an error is raised here, not in the caller's loop
+                pass
     return (outcome for each in paths for outcome in _outcomes(each))
 
 
-def _open(path: Path) -> BinaryIO:
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
-        return path.open("rb", buffering=_BUFFER_BYTES)
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+            yield file
     except OSError as error:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
 
 def _outcomes(path: Path) -> Iterator[Outcome]:
     has_warned = False
-    with _open(path) as file:
-        for number, line in enumerate(_lines(file, path), 1):
+    with reading(path) as file:
+        for number, line in enumerate(file, 1):
             parts = take_apart(line)
             if parts is not None:
                 yield _cookbook(parts, number) if parts.custom_id is None else _batch(parts, number)
             elif line.endswith(b"\n") and line.strip() and not has_warned:
                 has_warned = True
                 _log.warning("%s: line %d is no record; such lines are skipped", path, number)
-
-
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    try:
-        yield from file
-    except OSError as error:
-        raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
 
 def _cookbook(parts: RecordParts, number: int) -> Outcome:

@@ -1,11 +1,10 @@
 """Opens the results files of a job, finds out what they answer, and repairs them after a stop.
 
-The results file is the only state. A request is answered if a good record of it is there. Equal
-requests are counted: *k* equal lines need *k* answers.
+The results file is the only state. A request is answered if a good record of it is there; *k* equal
+requests need *k* records.
 
 The repair has two steps, and a crash in either loses nothing. A torn last line is cut off in place.
-If there are failed records, a file without them is written beside the old one, and takes its place
-once it is complete on disk.
+If there are failed records, a file without them is written, and replaces the old one once it is on disk.
 """
 
 from __future__ import annotations

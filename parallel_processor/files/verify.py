@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.files.formats import Record, identity, read_record, read_requests
+from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
@@ -40,8 +40,8 @@ class Verification:
     @property
     def ok(self) -> bool:
         """True if every line has exactly one good record, and there is nothing else."""
-        faults = self.failed + self.missing + self.doubled + self.torn + self.foreign
-        return faults == 0 and self.answered == self.lines
+        faults = (self.failed, self.missing, self.doubled, self.torn, self.foreign)
+        return not any(faults) and self.answered == self.lines
 
 
 def verify_results(
@@ -114,10 +114,7 @@ class _Wanted:
 def _records(paths: list[Path]) -> Iterator[Record | None]:
     """The records in ``paths``; ``None`` for a line that is none, or that has no line end."""
     for path in paths:
-        try:
-            with path.open("rb", buffering=1024 * 1024) as file:
-                for line in file:
-                    if line.strip():
-                        yield read_record(line) if line.endswith(b"\n") else None
-        except OSError as error:
-            raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
+        with reading(path) as file:
+            for line in file:
+                if line.strip():
+                    yield read_record(line) if line.endswith(b"\n") else None

@@ -49,17 +49,14 @@ class WakeEvent:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is set, at most so long; false if it isn't."""
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        most_s = _MAX_MAIN_THREAD_WAIT_S if is_main_thread else threading.TIMEOUT_MAX
+        is_main = threading.current_thread() is threading.main_thread()
+        most_s = _MAX_MAIN_THREAD_WAIT_S if is_main else threading.TIMEOUT_MAX
         left_s = math.inf if seconds is None else seconds
-        while not self._is_set:
-            try:
+        while not self._is_set and left_s > 0:
+            with suppress(queue.Empty):
                 self._wakes.get(timeout=min(left_s, most_s))
                 break
-            except queue.Empty:
-                left_s -= most_s
-                if left_s <= 0:
-                    break
+            left_s -= most_s
         return self._is_set
 
 
@@ -103,8 +100,7 @@ class StopSignal:
         """While the block runs, a stop sets ``event`` too; at once if it has come already."""
         with self._lock:
             self._subscribers.add(event)
-            stopped = self._cause is not None
-        if stopped:
+        if self._cause is not None:
             event.set()
         try:
             yield

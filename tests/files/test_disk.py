@@ -204,26 +204,6 @@ def test_a_disk_has_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert len(read_lines(save)) == len(server.bodies) > 0
 
 
-def test_no_room_to_replace_failures(disk: Disk, tmp_path: Path) -> None:
-    """Without room for a copy the file stays as it was, and nothing is sent."""
-    rows = ROWS[:200]
-    source = write_lines(tmp_path / "in.jsonl", rows)
-    save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
-    answer = {"text": 2000 * "x"}
-    records = [[row, answer if number % 10 else ["old"]] for number, row in enumerate(rows)]
-    before = write_lines(save, records).read_bytes()
-    with RawServer(answer_all) as server:
-        done = ended(words_for(server.url, source, save))
-        assert done.returncode == 2
-        assert f"can't repair {save}: No space left on device" in done.stderr
-        assert (save.read_bytes(), os.listdir(save.parent)) == (before, ["out.jsonl"])
-        assert server.visits == 0
-        _mount("-o", "remount,size=5m", save.parent)
-        assert ended(words_for(server.url, source, save)).returncode == 0
-        assert len(server.bodies) == 20
-    assert verify_results(source, save).ok
-
-
 # What can't be written at all
 
 

@@ -16,7 +16,7 @@ from raw_server import RawServer, Visit, answer_all
 
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
 from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
-from parallel_processor.models import Request, Response
+from parallel_processor.models import INVALID_REQUEST, Request, Response
 from parallel_processor.providers.jsontext import elements, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -83,7 +83,7 @@ def test_a_line_that_was_not_sent_comes_back_with_its_reason(tmp_path: Path) -> 
     (outcome,) = read_back(tmp_path, record(Outcome(request=request, ok=False, errors=errors)))
     assert (outcome.ok, outcome.attempts, outcome.request.body) == (False, 0, "[1, 2]")
     assert outcome.request.invalid_reason == request.invalid_reason == outcome.error
-    assert outcome.error_kind == "invalid request"
+    assert outcome.error_kind == INVALID_REQUEST
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,6 @@ class Desk:
             file.close()
 
 
-def descriptors() -> set[str]:
-    """The open files of this process."""
-    return set(os.listdir("/proc/self/fd"))
-
-
 def records(path: Path) -> list[Any]:
     """The parsed lines of a file, every one of which must be whole."""
     text = path.read_bytes()
@@ -155,16 +150,6 @@ def test_the_end_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert synced == [(tmp_path / "out.jsonl").stat().st_size]
 
 
-def test_close_leaves_no_thread_and_no_file_open(tmp_path: Path) -> None:
-    """A closed writer holds nothing."""
-    before = descriptors()
-    desk = Desk(tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
-    assert len(descriptors()) == len(before) + 2
-    desk.write(answered(1))
-    assert descriptors() == before
-    assert "parallel-processor-writer" not in {thread.name for thread in threading.enumerate()}
-
-
 # Broken files
 
 
@@ -182,7 +167,7 @@ def test_a_full_disk_is_told_once_and_ends(tmp_path: Path) -> None:
 
 @needs_full
 def test_give_up_ends_the_trying() -> None:
-    """A run that is cut doesn't wait for the disk."""
+    """A run that is cancelled doesn't wait for the disk."""
     desk = Desk(FULL, write_retry_s=1e6)
     desk.writer.put(answered(1))
     assert desk.failed.wait(10)

@@ -224,7 +224,7 @@ def _server_context() -> ssl.SSLContext:
 
 @contextmanager
 def certificate_file() -> Iterator[Path]:
-    """The certificate in a file, as whoever is to trust it needs it."""
+    """The certificate in a file, for clients that are to trust it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "certificate.pem")
         path.write_text(CERTIFICATE)

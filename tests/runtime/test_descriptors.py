@@ -44,7 +44,7 @@ def test_the_soft_limit_is_raised_to_what_is_needed(max_workers: int, limit: int
 def test_too_few_files_lower_the_workers_and_say_so(
     files: int, max_workers: int, affordable: int
 ) -> None:
-    """The warning names both numbers and the limit; one worker is always left, and enough are no news."""
+    """It names both numbers and the limit. One worker is always left, and enough cause no warning."""
     said = run(files, files, f"print(affordable_workers({max_workers}))")
     warning = (
         f"WARNING max_workers is {affordable} instead of {max_workers}: only {files} files may be open;"

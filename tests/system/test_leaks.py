@@ -27,12 +27,10 @@ from parallel_processor import (
     Options,
     Outcome,
     Processor,
-    Request,
     ResultsFileError,
     RetryPolicy,
     RunStoppedError,
 )
-from parallel_processor.models import Estimate
 from parallel_processor.transport.session import Transport
 
 COUNT = 40
@@ -114,16 +112,6 @@ class Stage:
         self.threads.append(threading.Thread(target=wait))
         self.threads[-1].start()
 
-    def fail_at(self, number: int, error: BaseException) -> None:
-        """Raise ``error`` in the feeding thread, at that request."""
-
-        def estimate(request: Request) -> Estimate:
-            if request.number == number:
-                raise error
-            return Estimate(1)
-
-        self.patch.setattr(self.processor._account.estimator, "estimate", estimate)
-
 
 End = Callable[[Stage], None]
 
@@ -180,14 +168,6 @@ def cancelled(stage: Stage) -> None:
     stage.room.way = stage.room.hold
     stage.when_held(4, stage.processor.cancel)
     stage.run()
-
-
-def interrupted(stage: Stage) -> None:
-    """Ctrl-C arrives in the feeding thread while requests are in flight."""
-    stage.room.way = stage.room.hold
-    stage.fail_at(8, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        stage.run()
 
 
 def broken_input(stage: Stage) -> None:
@@ -265,7 +245,7 @@ def never_begun(stage: Stage) -> None:
 
 
 def raising_consumer(stage: Stage) -> None:
-    """Whoever takes the outcomes raises while exchanges stall."""
+    """The consumer of the outcomes raises while exchanges stall."""
     stage.room.way = stage.room.hold
 
     def consume() -> None:
@@ -288,14 +268,6 @@ def raising_input(stage: Stage) -> None:
         list(stage.processor.imap_unordered(rows()))
 
 
-def interrupted_consumer(stage: Stage) -> None:
-    """Ctrl-C arrives in the thread that takes the outcomes, within the run."""
-    stage.room.way = stage.room.hold
-    stage.fail_at(8, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        list(stage.processor.imap_unordered(ROWS))
-
-
 def cancelled_consumer(stage: Stage) -> None:
     """An iterable's run is cancelled while exchanges stall."""
     stage.room.way = stage.room.hold
@@ -306,11 +278,11 @@ def cancelled_consumer(stage: Stage) -> None:
 
 FILE_ENDS: list[End] = [
     *(complete, broken_connections, fatal, full_disk, failing_sync, stopped, cancelled),
-    *(interrupted, broken_input, missing_input, locked_out, failing_replacement, replaced),
+    *(broken_input, missing_input, locked_out, failing_replacement, replaced),
 ]
 ITERABLE_ENDS: list[End] = [
     *(taken, closed, dropped, never_begun, raising_consumer, raising_input),
-    *(interrupted_consumer, cancelled_consumer),
+    cancelled_consumer,
 ]
 
 
