@@ -27,13 +27,9 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
 class AppendFile:
     """An open results or errors file. For one thread at a time.
 
-    Opening creates the file if it is missing, and locks it. The lock ends with the process, however
-    that ends. Pipes and devices are not locked.
-
-    Args:
-        path: the file.
-        mode: the permissions of a new file, less the umask.
-        flags: further flags for ``os.open``.
+    Opening creates the file if it is missing, with the permissions ``mode`` less the umask, and locks
+    it. The lock ends with the process, however that ends. Pipes and devices are not locked.
+    ``flags`` are further flags for ``os.open``.
 
     Raises :class:`ResultsFileError` if the file can't be written, or another process has it.
     """
@@ -60,7 +56,7 @@ class AppendFile:
 
     @property
     def size(self) -> int:
-        """The file's size in bytes."""
+        """In bytes."""
         return os.fstat(self._file.fileno()).st_size
 
     def append(self, data: bytes) -> None:
@@ -125,13 +121,10 @@ class AppendFile:
         old.close()
 
     def close(self) -> None:
-        """Release the descriptor and the lock. To close it again does nothing.
-
-        A forked child has a copy of the descriptor, and so holds the lock too. It must not release
-        it.
-        """
+        """Release the descriptor and the lock. To close it again does nothing."""
         if self._file.closed:
             return
+        # A forked child has a copy of the descriptor. If it unlocked that, the parent would lose its lock.
         if fcntl is not None and os.getpid() == self._owner:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
@@ -160,35 +153,25 @@ def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:
 
 
 def _open(path: Path, flags: int, mode: int) -> io.FileIO:
-    """Open ``path``. The object that is returned owns the descriptor and a lock on it.
-
-    All happens within one call of C. After a plain ``os.open``, a KeyboardInterrupt could lose the
-    descriptor.
-    """
+    """Open ``path``. The object that is returned owns the descriptor."""
     opened: list[io.FileIO] = []
+    # A single call of C: after a plain ``os.open``, a KeyboardInterrupt could lose the descriptor.
     opened.extend(map(io.FileIO, map(os.open, [path], [flags], [mode]), "w"))
     return opened[0]
 
 
 def _sync_directory(directory: Path) -> None:
     """Make a new name in ``directory`` permanent. Where a directory can't be opened, nothing is needed."""
-    try:
+    with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Give the file at ``path`` the content ``data`` in one step.
-
-    A reader sees the old content or the new one. If that fails, the old file stays as it was.
-    """
+    """Give the file at ``path`` the content ``data`` in one step, or leave it as it was."""
     replacement = path.with_name(path.name + REPLACEMENT_SUFFIX)
     try:
         replacement.write_bytes(data)

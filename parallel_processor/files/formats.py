@@ -39,7 +39,7 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
-    """A request for each line that isn't blank. The request of an invalid line has an ``invalid_reason``."""
+    """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``."""
     for number, line in enumerate(lines, 1):
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
@@ -73,11 +73,7 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:
-    """The request of a cookbook line.
-
-    ``metadata`` becomes a column. Members that ask for a stream are dropped. ``body`` is the parsed
-    text; it is changed.
-    """
+    """The request of a cookbook line. ``body`` is the parsed text; it is changed."""
     dropped = unsendable(body)
     metadata, metadata_json = body.get("metadata"), None
     if not dropped and (split := split_last(text, "metadata")) is not None:
@@ -141,9 +137,8 @@ def made_request(
     """The request that a program passed in, ready to be sent.
 
     A mapping is treated as a cookbook line: its ``metadata`` is a column. The body of a
-    :class:`Request` is sent to its ``url`` as it is, except that members which ask for a stream are
-    dropped. An invalid request has an ``invalid_reason``. The result shares nothing with the body, which the
-    caller may change afterwards.
+    :class:`Request` is sent to its ``url`` as it is, without members that ask for a stream. An
+    invalid request has an ``invalid_reason``. The caller may change the body afterwards.
 
     Raises ``TypeError`` for anything but a mapping or a :class:`Request`.
     """
@@ -156,15 +151,10 @@ def made_request(
         text = _as_json(dict(given))
         return _request(text, parse(text), number)
     except (TypeError, ValueError, RecursionError) as error:
-        invalid_reason = f"request {number} can't be sent: {error}"
+        reason = f"request {number} can't be sent: {error}"
         bare = given if isinstance(given, Request) else Request(body=dict(given))
         return replace(
-            bare,
-            payload=b"{}",
-            number=number,
-            metadata_json=None,
-            url=None,
-            invalid_reason=invalid_reason,
+            bare, payload=b"{}", number=number, metadata_json=None, url=None, invalid_reason=reason
         )
 
 
@@ -202,9 +192,9 @@ def _last(parts: list[Member], key: str) -> str:
 
 def record(outcome: Outcome) -> bytes:
     """The line that records ``outcome``, with its line end."""
-    if outcome.request.custom_id is not None:
-        return _batch_record(outcome)
     request = outcome.request
+    if request.custom_id is not None:
+        return _batch_record(outcome)
     if outcome.ok and outcome.raw_response is not None:
         response = outcome.raw_response.body
     else:
@@ -215,14 +205,13 @@ def record(outcome: Outcome) -> bytes:
 
 
 def _batch_record(outcome: Outcome) -> bytes:
-    reply, error = outcome.raw_response, b"null"
-    response = b"null"
-    if reply is not None:
-        request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
-        body = reply.body
-        if not reply.is_json or not (outcome.ok or is_json(body)):  # redaction may break the JSON
+    raw, response, error = outcome.raw_response, b"null", b"null"
+    if raw is not None:
+        request_id = raw.headers.get("x-request-id") or raw.headers.get("request-id")
+        body = raw.body
+        if not raw.is_json or not (outcome.ok or is_json(body)):  # redaction may break the JSON
             body = dump(body.decode("utf-8", "replace"))
-        head = dump({"status_code": reply.status, "request_id": request_id})
+        head = dump({"status_code": raw.status, "request_id": request_id})
         response = head[:-1] + b', "body": ' + body + b"}"
     if not outcome.ok:
         error = dump({"code": outcome.error_kind, "message": outcome.error})
@@ -240,12 +229,7 @@ def is_json(text: bytes) -> bool:
 
 
 class Record(NamedTuple):
-    """What a line of a results file says.
-
-    Attributes:
-        identity: of the request, as :func:`identity` gives it.
-        ok: the request was answered.
-    """
+    """What a line of a results file says: the request's :func:`identity`, and if it was answered."""
 
     identity: bytes
     ok: bool
@@ -276,12 +260,8 @@ def content_key(request: Request) -> bytes:
 
 
 def _identity(body: Any, metadata: Any) -> bytes:
-    """The hash of a body and its metadata.
-
-    The order of keys doesn't matter. Empty metadata count as none: the cookbook's script drops
-    them.
-    """
-    content = _encode([body, metadata or None])
+    """The hash of a body and its metadata. The order of keys doesn't matter."""
+    content = _encode([body, metadata or None])  # the cookbook's script drops empty metadata
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 

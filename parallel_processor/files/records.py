@@ -1,13 +1,14 @@
 """Reads the lines of a results file back: to resume a job, and for programs that want the outcomes.
 
-:func:`take_apart` reads them all. It tells records from other lines, and answers from failures, in
-the files of this package, of the cookbook's script and of the Batch API.
+:func:`take_apart` tells records from other lines, and answers from failures, in the files of this
+package, of the cookbook's script and of the Batch API.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -104,21 +105,25 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
     paths = [Path(path)] + ([Path(errors_path)] if errors_path is not None else [])
     for each in paths:
         if not each.is_fifo():  # to open and close a pipe would lose what is in it
-            _open(each).close()  # so that an error is raised here, not in the caller's loop
+            with reading(each):  # so that an error is raised here, not in the caller's loop
+                pass
     return (outcome for each in paths for outcome in _outcomes(each))
 
 
-def _open(path: Path) -> BinaryIO:
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
-        return path.open("rb", buffering=_BUFFER_BYTES)
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+            yield file
     except OSError as error:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
 
 def _outcomes(path: Path) -> Iterator[Outcome]:
     has_warned = False
-    with _open(path) as file:
-        for number, line in enumerate(_lines(file, path), 1):
+    with reading(path) as file:
+        for number, line in enumerate(file, 1):
             parts = take_apart(line)
             if parts is not None:
                 yield _cookbook(parts, number) if parts.custom_id is None else _batch(parts, number)
@@ -127,40 +132,28 @@ def _outcomes(path: Path) -> Iterator[Outcome]:
                 _log.warning("%s: line %d is no record; such lines are skipped", path, number)
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    try:
-        yield from file
-    except OSError as error:
-        raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
-
-
 def _cookbook(parts: RecordParts, number: int) -> Outcome:
     texts = [text.encode() for text in elements(parts.text)]
-    invalid_reason = (
-        parts.response[-1] if isinstance(parts.request, str) and parts.response else None
-    )
+    data, is_invalid = parts.response, isinstance(parts.request, str) and bool(parts.response)
     request = Request(
         body=parts.request,
         payload=texts[0],
         number=number,
         metadata=parts.metadata,
         metadata_json=texts[2] if parts.metadata is not None else None,
-        invalid_reason=invalid_reason,
+        invalid_reason=data[-1] if is_invalid else None,
     )
     if parts.ok:
-        response = Response(
-            status=200, headers={}, body=texts[1], data=parts.response, is_json=True
-        )
+        response = Response(status=200, headers={}, body=texts[1], data=data, is_json=True)
         return _answer(request, response)
-    errors = (texts[1].decode(),) if _is_error(parts.response) else tuple(parts.response)
-    attempts = 0 if invalid_reason is not None else len(errors)
-    kind = INVALID_REQUEST if invalid_reason is not None else ""
+    errors = (texts[1].decode(),) if _is_error(data) else tuple(data)
+    kind, attempts = (INVALID_REQUEST, 0) if is_invalid else ("", len(errors))
     return Outcome(request=request, ok=False, errors=errors, error_kind=kind, attempts=attempts)
 
 
 def _batch(parts: RecordParts, number: int) -> Outcome:
     request = Request(body=None, number=number, custom_id=parts.custom_id)
-    response = _batch_reply(parts)
+    response = _batch_response(parts)
     if parts.ok and response is not None:
         return _answer(request, response)
     kind = "" if response is None else f"HTTP {response.status}"
@@ -179,15 +172,12 @@ def _batch(parts: RecordParts, number: int) -> Outcome:
     )
 
 
-def _batch_reply(parts: RecordParts) -> Response | None:
-    response = parts.response
-    if not isinstance(response, dict) or not isinstance(response.get("status_code"), int):
+def _batch_response(parts: RecordParts) -> Response | None:
+    found = parts.response
+    if not isinstance(found, dict) or not isinstance(found.get("status_code"), int):
         return None
-    status, data, request_id = (
-        response["status_code"],
-        response.get("body"),
-        response.get("request_id"),
-    )
+    status, data = found["status_code"], found.get("body")
+    request_id = found.get("request_id")
     headers = {"x-request-id": request_id} if isinstance(request_id, str) else {}
     if isinstance(data, str):  # the text of a response that wasn't JSON
         return Response(status=status, headers=headers, body=data.encode("utf-8", "replace"))

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX
@@ -46,12 +45,7 @@ class RequestsFile:
     def __enter__(self) -> RequestsFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -61,19 +55,14 @@ def default_save_path(requests_path: Path) -> Path:
 
 
 def check_paths(
-    requests_path: Path,
-    save_path: Path,
-    errors_path: Path | None,
-    report_path: Path | None = None,
+    requests_path: Path, save_path: Path, errors_path: Path | None, report_path: Path | None = None
 ) -> None:
     """Raise :class:`ConfigurationError` unless the files differ, and the folders of the outputs exist."""
-    named = {"requests": requests_path, "results": save_path}
-    if errors_path is not None:
-        named["errors"] = errors_path
-    if report_path is not None:
-        named["report"] = report_path
+    paths = (requests_path, save_path, errors_path, report_path)
     seen: dict[object, str] = {}
-    for name, path in named.items():
+    for name, path in zip(("requests", "results", "errors", "report"), paths, strict=True):
+        if path is None:
+            continue
         if path.name.endswith(REPLACEMENT_SUFFIX):
             raise ConfigurationError(
                 f"the {name} file {path} has an ending that is kept for temporary files: rename it"
@@ -82,7 +71,9 @@ def check_paths(
             if path.is_dir():
                 raise ConfigurationError(f"the {name} file {path} is a directory")
             if name != "requests" and not path.parent.is_dir():
-                raise ConfigurationError(f"the directory of the {name} file {path} does not exist")
+                raise ConfigurationError(
+                    f"the directory of the {name} file {path} does not exist: create it, or name another"
+                )
             other = seen.setdefault(_file_of(path), name)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
             raise ConfigurationError(f"can't use the {name} file {path}: {error}") from error

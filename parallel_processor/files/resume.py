@@ -1,11 +1,10 @@
 """Opens the results files of a job, finds out what they answer, and repairs them after a stop.
 
-The results file is the only state. A request is answered if a good record of it is there. Equal
-requests are counted: *k* equal lines need *k* answers.
+The results file is the only state. A request is answered if a good record of it is there; *k* equal
+requests need *k* records.
 
 The repair has two steps, and a crash in either loses nothing. A torn last line is cut off in place.
-If there are failed records, a file without them is written beside the old one, and takes its place
-once it is complete on disk.
+If there are failed records, a file without them is written, and replaces the old one once it is on disk.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -30,29 +30,26 @@ _LINES_PER_CHECK = 1000
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BUCKETS = 16_384
 
+Check = Callable[[], None]
+"""Is called every 1,000 lines while a file is read. It may raise; the file stays unchanged then."""
+
 
 class AnsweredRequests:
     """The requests that have a good record, each as often as it was answered. For one thread.
 
     It takes 16 bytes per answer, where a ``dict`` takes over 100. The first two bytes of a key
-    choose one of 16,384 byte strings. The other 14 bytes stand there one after another, as often as
-    they were added.
+    choose one of 16,384 byte strings. The other 14 bytes are appended to it.
     """
 
     def __init__(self) -> None:
         self._buckets: list[bytearray | None] = []
-        self._kept: AnsweredRequests | None = None
         # What the scan of the files found: good and failed records, and lines that are no records.
-        self.answered = 0
-        self.failed = 0
-        self.foreign = 0
+        self.answered = self.failed = self.foreign = 0
 
-    @property
+    @cached_property
     def kept_failures(self) -> AnsweredRequests:
         """The requests whose failed record stays; empty if they are sent again."""
-        if self._kept is None:
-            self._kept = AnsweredRequests()
-        return self._kept
+        return AnsweredRequests()
 
     def add(self, key: bytes) -> None:
         """Add an answer for the requests of identity ``key``."""
@@ -90,11 +87,7 @@ class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self,
-        path: Path,
-        answered: AnsweredRequests,
-        keep_failures: bool,
-        check: Callable[[], None],
+        self, path: Path, answered: AnsweredRequests, keep_failures: bool, check: Check
     ) -> None:
         self.answered = answered
         self._keep_failures = keep_failures
@@ -102,15 +95,12 @@ class _Scan:
         self.lacks_line_end = False
         self._records = self._foreign = 0
         self.failed = array("Q")  # where runs of failed records begin and end, alternately
-        for number, line in enumerate(_lines(path)):
-            if number % _LINES_PER_CHECK == 0:
-                check()
-            self._add(line)
-
-    @property
-    def is_foreign(self) -> bool:
-        """True for a file that has lines, but no record."""
-        return self._foreign > 0 and self._records == 0
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+            for number, line in enumerate(file):
+                if number % _LINES_PER_CHECK == 0:
+                    check()
+                self._add(line)
+        self.is_foreign = self._foreign > 0 and self._records == 0  # lines, but no record
 
     def _add(self, line: bytes) -> None:
         record, start, end = read_record(line), self.end, self.end + len(line)
@@ -119,18 +109,16 @@ class _Scan:
         if record is not None and record.ok:
             self.answered.answered += 1
             self.answered.add(record.identity)
-        elif record is not None and self._keep_failures:
-            self.answered.failed += 1
-            self.answered.kept_failures.add(record.identity)
         elif record is not None:
             self.answered.failed += 1
-            if not is_whole:
+            if self._keep_failures:
+                self.answered.kept_failures.add(record.identity)
+            elif not is_whole:
                 return  # it is cut off, like a torn line
-            if self.failed and self.failed[-1] == start:
-                del self.failed[-1]
+            elif self.failed and self.failed[-1] == start:
+                self.failed[-1] = end
             else:
-                self.failed.append(start)
-            self.failed.append(end)
+                self.failed.extend((start, end))
         elif not is_whole and _is_torn(line):
             return
         elif line.strip():
@@ -142,11 +130,6 @@ class _Scan:
 def _is_torn(line: bytes) -> bool:
     """True if a last line is the beginning of a record, or zeros that a power loss has left."""
     return line[:1] in (b"[", b"{", b"\0") and not is_json(line)
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb", buffering=_BUFFER_BYTES) as file:
-        yield from file
 
 
 @contextmanager
@@ -165,20 +148,19 @@ def prepare(
     *,
     overwrite: bool = False,
     keep_failures: bool = False,
-    check: Callable[[], None] = lambda: None,
+    check: Check = lambda: None,
 ) -> AnsweredRequests:
     """Repair the files of a job, and return which requests they answer.
+
+    A torn last line is cut off. Failed records are removed, so that their requests are sent again.
+    Lines that are no records stay.
 
     Args:
         files: the results file, and the errors file if there is one. Pipes and devices are left
             alone.
         overwrite: empty the files instead.
         keep_failures: leave failed records in place; their requests are not sent again.
-        check: called every 1,000 lines. It may raise; the file that is being read is unchanged
-            then.
-
-    A torn last line is cut off. Failed records are removed, so that their requests are sent again.
-    Lines that are no records stay.
+        check: called now and then while a file is read.
 
     Raises :class:`ResultsFileError` if a file can't be read or repaired, or has lines but no
     record. No complete record is lost then.
@@ -195,15 +177,13 @@ def prepare(
     return answered
 
 
-def _mend(
-    file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Callable[[], None]
-) -> None:
+def _mend(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> None:
     """Leave only whole lines and good records in ``file``, and add what it answers to ``answered``."""
     try:
         scan = _Scan(file.path, answered, keep_failures, check)
         if scan.is_foreign:
             raise ResultsFileError(
-                f"{file.path} holds no records: name another results file, or overwrite this one"
+                f"{file.path} holds no records: name another results file, or empty this one by --overwrite"
             )
         if file.size != scan.end:
             _log.info("%s: a torn last line is cut off", file.path)
@@ -220,7 +200,6 @@ def _mend(
 
 
 def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
-    """Log what was found."""
     if answered.answered:
         _log.info("%s has %s answers", path, f"{answered.answered:,}")
     if answered.failed:
@@ -231,17 +210,11 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
 
 
 def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
-    """Replace ``file`` by a copy without the bytes in ``ranges``.
-
-    The remains of an earlier copy, whose process was killed, are overwritten.
-    """
-    beside = AppendFile(
-        file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX),
-        mode=0o600,
-        flags=_NO_LINK,
-    )
+    """Replace ``file`` by a copy without the bytes in ``ranges``."""
+    path = file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX)
+    beside = AppendFile(path, mode=0o600, flags=_NO_LINK)
     try:
-        beside.truncate(0)
+        beside.truncate(0)  # an earlier copy, whose process was killed, may be there
         with file.path.open("rb") as old:
             for chunk in _chunks_without(old, ranges, file.size):
                 beside.append(chunk)
@@ -249,13 +222,15 @@ def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
         file.replace_by(beside)
     except BaseException:
         beside.close()
-        beside.path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
 
 
 def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
-    starts = chain((0,), islice(ranges, 1, None, 2))
-    ends = chain(islice(ranges, 0, None, 2), (size,))
+    starts, ends = (
+        chain((0,), islice(ranges, 1, None, 2)),
+        chain(islice(ranges, 0, None, 2), (size,)),
+    )
     for start, end in zip(starts, ends, strict=True):
         file.seek(start)
         while chunk := file.read(min(_BUFFER_BYTES, end - start)):

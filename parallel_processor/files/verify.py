@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.files.formats import Record, identity, read_record, read_requests
+from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
@@ -40,8 +40,8 @@ class Verification:
     @property
     def ok(self) -> bool:
         """True if every line has exactly one good record, and there is nothing else."""
-        faults = self.failed + self.missing + self.doubled + self.torn + self.foreign
-        return faults == 0 and self.answered == self.lines
+        faults = (self.failed, self.missing, self.doubled, self.torn, self.foreign)
+        return not any(faults) and self.answered == self.lines
 
 
 def verify_results(
@@ -71,10 +71,10 @@ def verify_results(
         if record is None:
             torn += 1
         elif record.ok:
-            wanted.give(record)
+            wanted.count(record)
     for record in _records(paths):
         if record is not None and not record.ok:
-            wanted.give(record)
+            wanted.count(record)
     return Verification(
         lines=wanted.lines,
         answered=wanted.answered,
@@ -87,7 +87,7 @@ def verify_results(
 
 
 class _Wanted:
-    """The requests that still need a record. Good records have to be given first."""
+    """The requests that still need a record. Good records must be counted first."""
 
     def __init__(self, path: Path, request_url: str) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
@@ -98,7 +98,7 @@ class _Wanted:
                 self._left[key] = self._left.get(key, 0) + 1
                 self.lines += 1
 
-    def give(self, record: Record) -> None:
+    def count(self, record: Record) -> None:
         """Count ``record`` for a line that needs one, or as one too many."""
         left = self._left.get(record.identity)
         if left is None:
@@ -114,10 +114,7 @@ class _Wanted:
 def _records(paths: list[Path]) -> Iterator[Record | None]:
     """The records in ``paths``; ``None`` for a line that is none, or that has no line end."""
     for path in paths:
-        try:
-            with path.open("rb", buffering=1024 * 1024) as file:
-                for line in file:
-                    if line.strip():
-                        yield read_record(line) if line.endswith(b"\n") else None
-        except OSError as error:
-            raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
+        with reading(path) as file:
+            for line in file:
+                if line.strip():
+                    yield read_record(line) if line.endswith(b"\n") else None

@@ -1,15 +1,13 @@
 """One thread that appends records to the results files.
 
 It takes whatever is queued, writes it as whole lines in one call per file, and flushes to the disk at
-most once per second and at the end. Behind each write it lets 5 ms pass, so that under load a thread that
-queues an outcome wakes nobody, and 200 writes a second are enough for any number of records. What was
-written is told to ``on_written`` batch by batch, from this thread: the run gives back the credits that
-it held for those outcomes. So a slow disk slows the reading of requests, and nothing piles up.
+most once per second and at the end. It passes each batch that was written to ``on_written``, which gives
+the credits of those outcomes back. So a slow disk slows the reading of requests, and nothing piles up.
 
-A write that fails stops the run, not the process: the file is cut back to its last whole line, the
-failure is told once to ``on_failure``, and the records at hand are tried again for ``write_retry_s``
-seconds, in case somebody makes room. After that they are dropped, as is everything that still comes, so
-that nobody waits for a disk that stays full; their requests have no record and are sent by the next run.
+A write that fails stops the run, not the process. The file is truncated to its last whole line, and
+``on_failure`` is called once. The records at hand are tried again for ``write_retry_s`` seconds, in case
+somebody makes room. Then they are dropped, and so is what still comes: nothing waits for a disk that
+stays full. Their requests have no record, and the next run sends them.
 """
 
 from __future__ import annotations
@@ -30,16 +28,16 @@ from parallel_processor.runtime.threads import InterruptSafeThread
 _log = logging.getLogger("parallel_processor")
 _MAX_BATCH = 1000
 _MAX_PIECE_BYTES = 4 * 1024 * 1024
-_GATHER_S = 0.005
+# A pause behind each write. Under load, a thread that queues an outcome then never has to wake the writer.
+_BATCH_DELAY_S = 0.005
 _RETRY_INTERVAL_S = 0.5
 
 
 class ResultWriter:
     """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
-    Any thread may call :meth:`put`. The first call starts the thread, which has the files to itself
-    until :meth:`close` has written what is left and ended it. ``on_written`` is called with each batch
-    and whether it is on record.
+    Any thread may call :meth:`put`. The first call starts the thread, which alone uses the files until
+    :meth:`close` has ended it. ``on_written`` gets each batch, and whether it is on record.
     """
 
     def __init__(
@@ -61,7 +59,6 @@ class ResultWriter:
         self._write_retry_s = write_retry_s
         self._clock = clock
         self._queue: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
-        # No events: a Ctrl-C in the middle of Event.set leaves the event's lock taken for ever.
         self._wake = WakeEvent()  # ends the thread's pauses
         self._is_closing = False
         self._gave_up = False
@@ -73,7 +70,9 @@ class ResultWriter:
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
         self._queue.put(outcome)
-        if not self._is_started:  # by the constructor, it might have nobody to end it
+        if (
+            not self._is_started
+        ):  # not in the constructor: a writer that is never used needs no close
             with self._lock:
                 self._thread.start()
             self._is_started = True
@@ -110,10 +109,10 @@ class ResultWriter:
                 self._sync()
                 synced_at = self._clock()
             if batch and not self._is_closing:
-                self._wake.wait(_GATHER_S)
+                self._wake.wait(_BATCH_DELAY_S)
 
     def _next_batch(self, wait_s: float | None) -> tuple[list[Outcome], bool]:
-        """What is queued, waiting for the first; false beside it once the end is reached."""
+        """What is queued, after a wait for the first; and false once the end is reached."""
         batch: list[Outcome] = []
         try:
             outcome = self._queue.get(timeout=wait_s)
@@ -127,7 +126,6 @@ class ResultWriter:
         return batch, False
 
     def _write(self, batch: list[Outcome]) -> None:
-        """Put ``batch`` on record, and tell whether that was done."""
         if self._errors is self._results:
             self._write_to(self._results, batch)
         else:
@@ -135,7 +133,7 @@ class ResultWriter:
             self._write_to(self._errors, [outcome for outcome in batch if not outcome.ok])
 
     def _write_to(self, file: AppendFile, outcomes: list[Outcome]) -> None:
-        """Write in pieces of a few megabytes: long answers aren't copied all at once."""
+        """Write in pieces of a few megabytes, so that long answers aren't all copied at once."""
         piece: list[Outcome] = []
         records: list[bytes] = []
         size_bytes = 0

@@ -36,12 +36,10 @@ def affordable_workers(max_workers: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= max_workers + _OTHERS:
         return max_workers
-    affordable = max(1, soft - _OTHERS)
+    affordable = min(max(1, soft - _OTHERS), max_workers)
     if affordable < max_workers:
         _log.warning(
             "max_workers is %d instead of %d: only %d files may be open; raise that with ulimit -n",
-            affordable,
-            max_workers,
-            soft,
+            *(affordable, max_workers, soft),
         )
-    return min(affordable, max_workers)
+    return affordable

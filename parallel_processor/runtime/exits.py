@@ -1,18 +1,13 @@
 """Ends runs that are still open when the interpreter exits.
 
-When the main thread has ended, ``concurrent.futures`` waits for the threads of every executor,
-however long their requests take. A run would go on admitting requests all that time. After that,
-Python freezes all daemon threads where they are. Only then are iterators closed that were left
+At its exit the interpreter first waits for the threads of every executor, and a run would go on
+admitting requests. Then it freezes all daemon threads. Only then does it close iterators that were left
 open; from 3.13 on this would hang, because it joins a daemon thread. So runs are stopped, and their
 requests cancelled, before either.
 
 ``atexit`` is too late for this. Only ``threading._register_atexit`` is early enough, which
-``concurrent.futures`` uses as well. It is private: CPython has it since 3.9, and this module is
-known to work with 3.10 to 3.13. In a Python without it, nothing is registered, and the exit waits
-for the requests.
-
-A run that was started in a thread which isn't a daemon goes on: the interpreter waits for that
-thread.
+``concurrent.futures`` uses as well. It is private: CPython has had it since 3.9, and 3.10 to 3.13 are
+tested. In a Python without it, nothing is registered, and the exit waits for the requests.
 """
 
 from __future__ import annotations
@@ -32,8 +27,8 @@ _ENDS: dict[weakref.WeakMethod[Callable[[], object]], int] = {}
 def at_exit(end: Callable[[], object]) -> None:
     """Have the method ``end`` called before the interpreter exits, unless its object is gone by then.
 
-    The last one registered is called first. Does nothing in a thread, other than the main
-    one, that isn't a daemon: the interpreter waits for it anyway.
+    The last one registered is called first. In a thread that isn't a daemon, nothing is registered: the
+    interpreter waits for that thread. The main thread is an exception.
     """
     thread = threading.current_thread()
     if thread.daemon or thread is threading.main_thread():
@@ -45,7 +40,6 @@ def _forget(reference: Any) -> None:
 
 
 def _end_all() -> None:
-    """Call what is registered. Runs in the main thread, when its work is done."""
     for reference, process in reversed(tuple(_ENDS.items())):
         end = reference()
         if end is not None and process == os.getpid():  # not registered before a fork

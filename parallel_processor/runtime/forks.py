@@ -1,9 +1,9 @@
 """Keeps ``os.fork()`` from happening in the middle of an import.
 
-A child of ``os.fork()`` has only the thread that forked. An import that another thread was in the middle
-of stays locked in the child for ever: the child hangs as soon as it imports the same module. Python
-offers no way to make these locks anew. Most of what this package needs is imported by the first run,
-perhaps in a thread. So a fork waits until such an import is done, some tenths of a second at most.
+A child of ``os.fork()`` has only the thread that forked. If another thread was importing a module, its
+lock stays held in the child, which hangs when it imports that module. Most of what this package needs is
+imported by the first run, perhaps in a thread. So a fork waits until such an import is done, some tenths
+of a second at most.
 """
 
 from __future__ import annotations

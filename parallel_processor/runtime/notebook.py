@@ -22,9 +22,8 @@ def is_notebook() -> bool:
 def join_timeout_s(error: BaseException) -> float:
     """For how long, at most, a run that ``error`` ended waits for what is in flight.
 
-    A person who interrupts a notebook's cell wants it to end: half a second lets the answers come that
-    are almost there, and running the cell again sends the other requests. Infinite in all other cases,
-    where the run's own settings decide.
+    An interrupted cell of a notebook ends soon: running it again sends the other requests. Otherwise the
+    time is infinite, and the run's own settings decide.
     """
     return _JOIN_TIMEOUT_S if isinstance(error, KeyboardInterrupt) and is_notebook() else math.inf
 

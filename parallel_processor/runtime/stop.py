@@ -1,4 +1,4 @@
-"""The end of a run, told once and heard by every thread that waits."""
+"""The stop of a run, which ends every wait of its threads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 _TRIES = 5
-# Python may miss a signal that arrives just before a wait in C, until that wait is over. Only the main thread
-# hears signals, so that no single wait of its own is longer than this.
+# Python may miss a signal that arrives just before a wait in C, until that wait is over. So no single
+# wait of the main thread, which alone handles signals, is longer than this.
 _MAX_MAIN_THREAD_WAIT_S = 0.5
 
 
@@ -25,9 +25,8 @@ class Settable(Protocol):
 class WakeEvent:
     """A ``threading.Event`` that a KeyboardInterrupt can't break.
 
-    An event's wait passes a lock on in several steps, and an interrupt between two of them leaves the
-    lock held. This one waits in a single call of C, for an entry of a queue. Any thread may set it; up
-    to ``max_waiters`` may wait at the same time.
+    An interrupt in ``Event.wait`` or ``Event.set`` may leave the event's lock held. This one waits in a
+    single call of C, for an entry of a queue. Up to ``max_waiters`` threads may wait at the same time.
     """
 
     def __init__(self, max_waiters: int = 1) -> None:
@@ -50,25 +49,22 @@ class WakeEvent:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until it is set, at most so long; false if it isn't."""
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        most_s = _MAX_MAIN_THREAD_WAIT_S if is_main_thread else threading.TIMEOUT_MAX
+        is_main = threading.current_thread() is threading.main_thread()
+        most_s = _MAX_MAIN_THREAD_WAIT_S if is_main else threading.TIMEOUT_MAX
         left_s = math.inf if seconds is None else seconds
-        while not self._is_set:
-            try:
+        while not self._is_set and left_s > 0:
+            with suppress(queue.Empty):
                 self._wakes.get(timeout=min(left_s, most_s))
                 break
-            except queue.Empty:
-                left_s -= most_s
-                if left_s <= 0:
-                    break
+            left_s -= most_s
         return self._is_set
 
 
 class StopSignal:
-    """Is set at most once per run, with its cause, and wakes every event that has subscribed.
+    """Is set at most once per run, with its cause, and sets every event that has subscribed.
 
-    Any thread may call any method. A signal handler may not call :meth:`set`: the thread that it
-    interrupts may hold the lock. It has another thread do so (see ``signals.py``).
+    Any thread may call any method, but a signal handler may not: the thread that it interrupts may hold
+    the lock.
     """
 
     def __init__(self) -> None:
@@ -104,8 +100,7 @@ class StopSignal:
         """While the block runs, a stop sets ``event`` too; at once if it has come already."""
         with self._lock:
             self._subscribers.add(event)
-            stopped = self._cause is not None
-        if stopped:
+        if self._cause is not None:
             event.set()
         try:
             yield
@@ -115,9 +110,9 @@ class StopSignal:
 
 
 def do_all(steps: Iterable[Callable[[], object]]) -> None:
-    """Take every step, even if one fails or is interrupted; raise the last exception behind them.
+    """Take every step, even if one fails; then raise the last exception.
 
-    A step that is interrupted (by one more Ctrl-C, say) is taken again. One that fails is not.
+    A step that is interrupted, by one more Ctrl-C for example, is taken again. One that fails is not.
     """
     raised: BaseException | None = None
     for step in steps:

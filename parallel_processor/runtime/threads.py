@@ -1,9 +1,8 @@
 """A thread that can be started and joined safely, wherever a KeyboardInterrupt hits the caller.
 
-An interrupted ``Thread.start`` may leave a lock held, for which the new thread then waits for ever. An
-interrupted ``Thread.join`` takes the thread for ended, up to Python 3.12, and the next ``join`` does not
-wait any more. So another thread, which nothing interrupts, starts this one, and it says itself that it
-ends (see :class:`~parallel_processor.runtime.stop.WakeEvent`).
+An interrupted ``Thread.start`` may leave a lock held, for which the new thread then waits for ever. Up to
+Python 3.12, an interrupted ``Thread.join`` takes the thread for ended, and the next ``join`` returns at
+once. So another thread, which nothing interrupts, starts this one, and an event says that it has ended.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class InterruptSafeThread:
         self._begun, self._ended = WakeEvent(_MAX_WAITERS), WakeEvent(_MAX_WAITERS)
 
     def start(self) -> None:
-        """Start the thread, unless that was tried before; ``RuntimeError`` if the system has none left.
+        """Start the thread, unless that was done before. For one thread at a time.
 
-        For one thread at a time.
+        Raises ``RuntimeError`` if the system has none left.
         """
         if self._is_tried:
             return
@@ -49,7 +48,6 @@ class InterruptSafeThread:
             raise self._error
 
     def _start(self) -> None:
-        """Runs in a thread of its own."""
         try:
             self._thread.start()
         except BaseException as error:

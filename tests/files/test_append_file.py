@@ -122,7 +122,7 @@ def test_devices_have_no_lock() -> None:
         file.close()
 
 
-def test_cut_forgets_the_end(path: Path) -> None:
+def test_what_is_truncated_is_forgotten(path: Path) -> None:
     """The first bytes stay, and appending goes on behind them; closing twice does no harm."""
     file = AppendFile(path)
     file.append(b"one\ntwo\n")

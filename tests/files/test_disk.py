@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,93 +100,85 @@ def assert_no_longer_than(save: Path, size: int) -> int:
 # Room that isn't enough
 
 
-def test_a_full_disk_and_room_made_later(disk: Disk, source: Path) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Small:
+    """A place for 500 kB of results: what the system says once it is full, and how to make room there."""
+
+    save: Path
+    reason: str
+    make_room: Callable[[int], object]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _limit() -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM_BYTES, resource.RLIM_INFINITY))
+
+
+@pytest.fixture(params=["disk", "limit of a file's size"])
+def small(request: pytest.FixtureRequest, disk: Disk, tmp_path: Path) -> Small:
+    """A small disk, or a limit of the process, which the system enforces by a signal."""
+    if request.param == "disk":
+        save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
+        return Small(
+            save=save,
+            reason="No space left on device",
+            make_room=lambda _: _mount("-o", "remount,size=5m", save.parent),
+        )
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("no other process's limits can be set here")
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    return Small(
+        save=tmp_path / "out.jsonl",
+        reason="File too large",
+        make_room=lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited),
+        settings={"preexec_fn": _limit},
+    )
+
+
+def test_a_full_disk_and_room_made_later(small: Small, source: Path) -> None:
     """On 500 kB the command ends with the reason and whole lines; with more room it does the rest."""
-    save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
+    save = small.save
     with simulator(*LARGE) as server:
         words = words_for(server.url, source, save, "--write_retry_seconds", 0.5)
-        done = ended(words)
+        done = ended(words, **small.settings)
         assert done.returncode == 1
-        assert_says(done.stderr, save, "No space left on device")
+        assert_says(done.stderr, save, small.reason)
         kept = assert_no_longer_than(save, ROOM_BYTES + 12_288)
         sent = server.stats()["requests_received"]
         assert kept <= sent <= kept + 20 + 256  # in flight, and answered while the disk was at it
-        _mount("-o", "remount,size=5m", save.parent)
+        small.make_room(0)
         assert ended(words).returncode == 0
         assert server.stats()["requests_received"] == sent + COUNT - kept
     assert verify_results(source, save).ok
 
 
-def test_a_file_size_limit_and_room_made_later(source: Path, tmp_path: Path) -> None:
-    """A limit of the file's size doesn't kill the command: it ends as on a full disk."""
-    save = tmp_path / "out.jsonl"
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM_BYTES, resource.RLIM_INFINITY))
-
-    with simulator(*LARGE) as server:
-        words = words_for(server.url, source, save, "--write_retry_seconds", 0.5)
-        done = ended(words, preexec_fn=limit)
-        assert done.returncode == 1
-        assert_says(done.stderr, save, "File too large")
-        assert_no_longer_than(save, ROOM_BYTES)
-        assert ended(words).returncode == 0
-    assert verify_results(source, save).ok
-
-
-def make_room_in_time(words: list[str], make_room: Callable[[int], object], **settings: Any) -> str:
-    """Run the command, make room when it says that it needs some, and give what it says then."""
-    with subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, env=environment(), **settings
-    ) as process:
-        watchdog = threading.Timer(HANGS_S, process.kill)
-        watchdog.start()
-        try:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if "trying again for a while" in line:
-                    break
-            make_room(process.pid)
-            stderr: str = process.stderr.read()
-            assert process.wait() == 1
-        finally:
-            watchdog.cancel()
-            process.kill()
-    return stderr
-
-
-def test_room_that_is_made_in_time(disk: Disk, source: Path) -> None:
+def test_room_that_is_made_in_time(small: Small, source: Path) -> None:
     """Answers in memory are written once there is room: none that the server gave is lost."""
-    save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
+    save = small.save
     with simulator(*LARGE, "--latency_s", 0.05) as server:
         words = words_for(server.url, source, save)
-        stderr = make_room_in_time(words, lambda _: _mount("-o", "remount,size=5m", save.parent))
-        assert_says(stderr, save, "No space left on device")
+        with subprocess.Popen(
+            words, stderr=subprocess.PIPE, text=True, env=environment(), **small.settings
+        ) as process:
+            watchdog = threading.Timer(HANGS_S, process.kill)
+            watchdog.start()
+            try:
+                assert process.stderr is not None
+                for line in process.stderr:
+                    if "trying again for a while" in line:
+                        break
+                small.make_room(process.pid)
+                stderr = process.stderr.read()
+                assert process.wait() == 1
+            finally:
+                watchdog.cancel()
+                process.kill()
+        assert_says(stderr, save, small.reason)
         kept = assert_no_longer_than(save, 5_000_000)
         assert server.stats()["answered"] == server.stats()["requests_received"] == kept
         assert ended(words).returncode == 0
         assert server.stats()["requests_received"] == COUNT
-    assert verify_results(source, save).ok
-
-
-def test_a_file_size_limit_that_is_raised_in_time(source: Path, tmp_path: Path) -> None:
-    """The same where it was a limit of the process that was in the way."""
-    if not hasattr(resource, "prlimit"):
-        pytest.skip("no other process's limits can be set here")
-    save = tmp_path / "out.jsonl"
-    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    limited = (ROOM_BYTES, resource.RLIM_INFINITY)
-    with simulator(*LARGE, "--latency_s", 0.05) as server:
-        stderr = make_room_in_time(
-            words_for(server.url, source, save),
-            lambda pid: resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited),
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limited),
-        )
-        assert_says(stderr, save, "File too large")
-        kept = assert_no_longer_than(save, 5_000_000)
-        assert server.stats()["requests_received"] == kept
-        assert ended(words_for(server.url, source, save)).returncode == 0
     assert verify_results(source, save).ok
 
 
@@ -209,26 +202,6 @@ def test_a_disk_has_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 patch.setattr(os, "write", refusing)
                 processor.process_file(source, save)
         assert len(read_lines(save)) == len(server.bodies) > 0
-
-
-def test_no_room_to_replace_failures(disk: Disk, tmp_path: Path) -> None:
-    """Without room for a copy the file stays as it was, and nothing is sent."""
-    rows = ROWS[:200]
-    source = write_lines(tmp_path / "in.jsonl", rows)
-    save = disk(f"size={ROOM_BYTES}") / "out.jsonl"
-    answer = {"text": 2000 * "x"}
-    records = [[row, answer if number % 10 else ["old"]] for number, row in enumerate(rows)]
-    before = write_lines(save, records).read_bytes()
-    with RawServer(answer_all) as server:
-        done = ended(words_for(server.url, source, save))
-        assert done.returncode == 2
-        assert f"can't repair {save}: No space left on device" in done.stderr
-        assert (save.read_bytes(), os.listdir(save.parent)) == (before, ["out.jsonl"])
-        assert server.visits == 0
-        _mount("-o", "remount,size=5m", save.parent)
-        assert ended(words_for(server.url, source, save)).returncode == 0
-        assert len(server.bodies) == 20
-    assert verify_results(source, save).ok
 
 
 # What can't be written at all
@@ -263,14 +236,18 @@ FLAGS = pytest.mark.parametrize("flag", ["--save_filepath", "--errors_filepath"]
 
 
 @FLAGS
-def test_a_missing_directory_is_found_first(flag: str, source: Path, tmp_path: Path) -> None:
-    """Results that have nowhere to go are a wrong use of the command."""
-    assert_refused_at_once(source, tmp_path / "no" / "out.jsonl", "does not exist", flag)
-
-
-@FLAGS
-def test_a_read_only_disk_is_found_first(flag: str, disk: Disk, source: Path) -> None:
-    """A disk that takes no new file is found before the first request."""
+def test_a_place_that_takes_no_file_is_found_first(
+    flag: str, disk: Disk, source: Path, tmp_path: Path
+) -> None:
+    """A missing directory, one that is closed, and a read-only disk are found before the first request."""
+    assert_refused_at_once(
+        source, tmp_path / "no" / "out.jsonl", "create it, or name another", flag
+    )
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    start = without_privileges()
+    assert_refused_at_once(source, folder / "out.jsonl", "Permission denied", flag, *start)
+    assert list(folder.iterdir()) == []
     path = disk("size=1m,ro") / "out.jsonl"
     assert_refused_at_once(source, path, "Read-only file system", flag)
 
@@ -283,16 +260,6 @@ def test_a_read_only_file_is_found_first(flag: str, source: Path, tmp_path: Path
     path.chmod(0o444)
     assert_refused_at_once(source, path, "Permission denied", flag, *without_privileges())
     assert path.read_bytes() == before
-
-
-@FLAGS
-def test_a_closed_directory_is_found_first(flag: str, source: Path, tmp_path: Path) -> None:
-    """A directory without permission to make files is found before the first request."""
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0o555)
-    path = folder / "out.jsonl"
-    assert_refused_at_once(source, path, "Permission denied", flag, *without_privileges())
-    assert list(folder.iterdir()) == []
 
 
 def test_failures_that_cant_be_replaced_are_found_first(source: Path, tmp_path: Path) -> None:

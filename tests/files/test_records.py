@@ -16,7 +16,7 @@ from raw_server import RawServer, Visit, answer_all
 
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
 from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
-from parallel_processor.models import Request, Response
+from parallel_processor.models import INVALID_REQUEST, Request, Response
 from parallel_processor.providers.jsontext import elements, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -24,7 +24,7 @@ CHAT = {"choices": [{"message": {"content": "Yes."}}], "usage": {"total_tokens":
 BATCH = Request(body={"n": 1}, custom_id="a")
 
 
-def reply(body: bytes, status: int = 200, is_json: bool = True) -> Response:
+def response_of(body: bytes, status: int = 200, is_json: bool = True) -> Response:
     """An answer as it comes from a server."""
     data, text = read_answer(body) if is_json else (None, body)
     headers = {"x-request-id": "r1"}
@@ -45,9 +45,8 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     body = b'{"b" : [1, 2.50], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
     request = parse_line(line, 9, URL)
-    (outcome,) = read_back(
-        tmp_path, record(Outcome(request=request, ok=True, raw_response=reply(body)))
-    )
+    sent = Outcome(request=request, ok=True, raw_response=response_of(body))
+    (outcome,) = read_back(tmp_path, record(sent))
     assert outcome.ok and outcome.errors == ()
     assert outcome.request.payload == request.payload
     assert outcome.request.metadata_json == b'{"row":  7}'
@@ -77,73 +76,48 @@ def test_a_failure_has_its_errors(row: list[Any], errors: tuple[str, ...], tmp_p
     assert outcome.metadata == (row[2] if len(row) == 3 else None)
 
 
-def test_a_line_that_was_not_sent_comes_back_with_its_flaw(tmp_path: Path) -> None:
+def test_a_line_that_was_not_sent_comes_back_with_its_reason(tmp_path: Path) -> None:
     """Such a request has its text for a body, and took no attempt."""
     request = parse_line(b"[1, 2]", 3, URL)
     errors = (request.invalid_reason or "",)
     (outcome,) = read_back(tmp_path, record(Outcome(request=request, ok=False, errors=errors)))
     assert (outcome.ok, outcome.attempts, outcome.request.body) == (False, 0, "[1, 2]")
     assert outcome.request.invalid_reason == request.invalid_reason == outcome.error
-    assert outcome.error_kind == "can't be sent"
+    assert outcome.error_kind == INVALID_REQUEST
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"),
+    ("response", "errors", "kind"),
     [
-        (
-            Outcome(request=BATCH, ok=True, raw_response=reply(b'{"a": 1.0}')),
-            (True, 200, b'{"a": 1.0}', ""),
-        ),
-        (
-            Outcome(
-                request=BATCH,
-                ok=False,
-                raw_response=reply(b'{"error": {}}', 400),
-                errors=("once", "HTTP 400: twice"),
-                error_kind="HTTP 400",
-            ),
-            (False, 400, b'{"error": {}}', "HTTP 400"),
-        ),
-        (
-            Outcome(
-                request=BATCH,
-                ok=False,
-                raw_response=reply(b"<html>\xc3\xa9", 502, is_json=False),
-                errors=("HTTP 502: twice",),
-                error_kind="HTTP 502",
-            ),
-            (False, 502, b"<html>\xc3\xa9", "HTTP 502"),
-        ),
-        (
-            Outcome(request=BATCH, ok=False, errors=("timeout: twice",), error_kind="timeout"),
-            (False, None, None, "timeout"),
-        ),
+        (response_of(b'{"a": 1.0}'), (), ""),
+        (response_of(b'{"error": {}}', 400), ("once", "HTTP 400: twice"), "HTTP 400"),
+        (response_of(b"<html>\xc3\xa9", 502, is_json=False), ("HTTP 502: twice",), "HTTP 502"),
+        (None, ("timeout: twice",), "timeout"),
     ],
-    ids=["answer", "JSON error", "no JSON", "no reply"],
+    ids=["answer", "JSON error", "no JSON", "no response"],
 )
 def test_a_batch_row_comes_back(
-    written: Outcome, expected: tuple[Any, ...], tmp_path: Path
+    response: Response | None, errors: tuple[str, ...], kind: str, tmp_path: Path
 ) -> None:
-    """It has its ``custom_id``, the server's reply where there was one, and the last error."""
-    (outcome,) = read_back(tmp_path, record(written))
-    found = outcome.raw_response
-    status, body = (found.status, found.body) if found is not None else (None, None)
-    assert (outcome.ok, status, body, outcome.error_kind) == expected
+    """It has its ``custom_id``, the server's response where there was one, and the last error."""
+    ends = {"ok": not errors, "errors": errors, "error_kind": kind}
+    sent = Outcome(request=BATCH, raw_response=response, **ends)  # type: ignore[arg-type]
+    (outcome,) = read_back(tmp_path, record(sent))
+    assert (outcome.ok, outcome.error_kind, outcome.error) == (not errors, kind, sent.error)
     assert (outcome.custom_id, outcome.request.body, outcome.attempts) == ("a", None, 1)
-    assert outcome.error == written.error
-    if found is not None:
-        assert found.headers == {"x-request-id": "r1"}
-        assert found.is_json == (written.raw_response is not None and written.raw_response.is_json)
+    assert (outcome.raw_response is None) == (response is None)
+    for name in ("status", "headers", "body", "is_json") if response else ():
+        assert getattr(outcome.raw_response, name) == getattr(response, name)
 
 
 @pytest.mark.parametrize(
     ("response", "error", "kind", "text"),
     [
         (
-            {"status_code": 404, "body": {"error": {"message": "Gone"}}},
+            {"status_code": 404, "body": {"error": {"message": "A"}}},
             None,
             "HTTP 404",
-            "HTTP 404: Gone",
+            "HTTP 404: A",
         ),
         (None, {"code": "batch_expired", "message": "Too late"}, "batch_expired", "Too late"),
         (None, {"odd": 1}, "", '{"odd": 1}'),

@@ -156,7 +156,10 @@ def test_paths_that_work_pass(source: Path, tmp_path: Path) -> None:
         (("d", "new"), "the requests file .*/d is a directory"),
         (("in.jsonl", "d"), "the results file .*/d is a directory"),
         (("in.jsonl", "new", "d"), "the errors file .*/d is a directory"),
-        (("in.jsonl", "no/new"), "the directory of the results file .*/no/new does not exist"),
+        (
+            ("in.jsonl", "no/new"),
+            "the directory of the results file .*/no/new does not exist: create",
+        ),
         (("in.jsonl", "in.jsonl/new"), "the directory of the results file .* does not exist"),
         (("in.jsonl", "new", "no/e"), "the directory of the errors file .*/no/e does not exist"),
         (("in.jsonl", "x" * 300), "can't use the results file .*x: .*name too long"),

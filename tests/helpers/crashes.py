@@ -36,13 +36,7 @@ class CrashReport:
 
 
 def crash(
-    folder: Path,
-    *,
-    lines: int,
-    kills: int,
-    seed: int,
-    error_rate: float = 0.0,
-    processes: int = 1,
+    folder: Path, *, lines: int, kills: int, seed: int, error_rate: float = 0.0, processes: int = 1
 ) -> CrashReport:
     """Run a job of ``lines`` to its end in spite of ``kills`` times SIGKILL."""
     rng = random.Random(seed)

@@ -118,16 +118,18 @@ def answer_all(visit: Visit) -> None:
 
 
 class Room:
-    """A script that holds every request until it is opened."""
+    """A script that answers so many requests, and holds all others until it is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: int = 0) -> None:
         self.opened = threading.Event()
+        self._answers = threading.Semaphore(answers)
         self._entered = threading.Semaphore(0)
 
     def __call__(self, visit: Visit) -> None:
         while visit.read():
-            self._entered.release()
-            self.opened.wait(60)  # a failing test must end, too
+            if not self._answers.acquire(blocking=False):
+                self._entered.release()
+                self.opened.wait(60)  # a failing test must end, too
             visit.answer()
 
     def wait_for(self, count: int) -> None:
@@ -222,7 +224,7 @@ def _server_context() -> ssl.SSLContext:
 
 @contextmanager
 def certificate_file() -> Iterator[Path]:
-    """The certificate in a file, as whoever is to trust it needs it."""
+    """The certificate in a file, for clients that are to trust it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "certificate.pem")
         path.write_text(CERTIFICATE)

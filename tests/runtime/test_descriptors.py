@@ -27,50 +27,27 @@ def run(soft: int, hard: int, code: str) -> str:
     return done.stdout + done.stderr
 
 
-def soft_limit_after(soft: int, hard: int, max_workers: int) -> int:
-    """The soft limit once it was raised for so many workers."""
+@pytest.mark.parametrize(
+    ("max_workers", "limit"),
+    [(10, 256), (192, 256), (500, 564), (100_000, 1024), (10**9, 1024), (10**30, 1024)],
+)
+def test_the_soft_limit_is_raised_to_what_is_needed(max_workers: int, limit: int) -> None:
+    """It becomes what the workers and some other files need; it stays if that suffices, and has an end."""
     code = f"raise_soft_limit({max_workers}); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    return int(run(soft, hard, code))
+    assert int(run(256, 1024, code)) == limit
 
 
-def test_the_soft_limit_is_raised_to_what_is_needed() -> None:
-    """It becomes what the workers and some other files need, and no more."""
-    assert soft_limit_after(256, 1024, 500) == 564
-
-
-def test_the_soft_limit_is_raised_to_the_hard_limit_at_most() -> None:
-    """Workers beyond the hard limit don't make the raising fail."""
-    assert soft_limit_after(256, 1024, 100_000) == 1024
-
-
-@pytest.mark.parametrize("max_workers", [10, 192])
-def test_a_soft_limit_that_suffices_stays(max_workers: int) -> None:
-    """Nothing is changed without need."""
-    assert soft_limit_after(256, 1024, max_workers) == 256
-
-
-@pytest.mark.parametrize("max_workers", [10**9, 10**30])
-def test_no_number_of_workers_is_too_large_to_ask_for(max_workers: int) -> None:
-    """An absurd number is lowered like any other."""
-    assert soft_limit_after(256, 1024, max_workers) == 1024
-    assert "960\n" in run(1024, 1024, f"print(affordable_workers({max_workers}))")
-
-
-def test_enough_files_leave_the_workers_as_they_are() -> None:
-    """Where the limit suffices, nothing is lowered or said."""
-    assert run(256, 256, "print(affordable_workers(192))") == "192\n"
-
-
-def test_too_few_files_lower_the_workers_and_say_so() -> None:
-    """The warning names both numbers and the limit."""
-    assert run(256, 256, "print(affordable_workers(1000))") == (
-        "192\n"
-        "WARNING max_workers is 192 instead of 1000: only 256 files may be open; raise that with"
-        " ulimit -n\n"
+@pytest.mark.parametrize(
+    ("files", "max_workers", "affordable"),
+    [(256, 192, 192), (256, 1000, 192), (1024, 10**30, 960), (40, 1000, 1), (40, 1, 1)],
+)
+def test_too_few_files_lower_the_workers_and_say_so(
+    files: int, max_workers: int, affordable: int
+) -> None:
+    """It names both numbers and the limit. One worker is always left, and enough cause no warning."""
+    said = run(files, files, f"print(affordable_workers({max_workers}))")
+    warning = (
+        f"WARNING max_workers is {affordable} instead of {max_workers}: only {files} files may be open;"
+        " raise that with ulimit -n\n"
     )
-
-
-def test_one_worker_is_always_left() -> None:
-    """However few files may be open, the run begins."""
-    assert run(40, 40, "print(affordable_workers(1000))").startswith("1\n")
-    assert run(40, 40, "print(affordable_workers(1))") == "1\n"
+    assert said == f"{affordable}\n" + (warning if affordable < max_workers else "")

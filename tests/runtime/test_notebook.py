@@ -25,7 +25,7 @@ def outcome(data: object, **more: object) -> Outcome:
     """The outcome of a request with metadata, answered with ``data``."""
     request = Request(body={"n": 1}, number=1234, metadata={"row": EVIL})
     response = Response(status=200, headers={}, body=b"", data=data, is_json=True)
-    settings = {"ok": True, "attempts": 1, "reply": response} | more
+    settings = {"ok": True, "attempts": 1, "raw_response": response} | more
     return Outcome(request=request, **settings)  # type: ignore[arg-type]
 
 

@@ -1,9 +1,12 @@
-"""The stop signal: told once, heard by everyone; and the event that wakes one thread."""
+"""The stop signal, which is set once and ends every wait; and the event that wakes threads."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -12,18 +15,11 @@ from parallel_processor.runtime.stop import StopSignal, WakeEvent, do_all
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
 
 
-def test_nothing_is_set_at_first() -> None:
-    """A new signal has no cause, and a wait for it ends when its time is over."""
-    stop = StopSignal()
-    assert not stop.is_set()
-    assert stop.cause is None
-    assert not stop.wait(0.0)
-
-
 def test_the_first_cause_stays() -> None:
-    """Who comes second neither changes the cause nor wakes anybody again."""
+    """A second cause neither replaces it nor sets an event again; before it, a wait ends in time."""
     stop, event = StopSignal(), threading.Event()
     first = KeyboardInterrupt()
+    assert (stop.is_set(), stop.cause, stop.wait(0.0)) == (False, None, False)
     with stop.waking(event):
         stop.set(first)
         assert event.is_set()
@@ -50,20 +46,15 @@ def test_of_many_causes_at_once_one_is_kept() -> None:
     assert stop.cause in causes
 
 
-def test_every_subscriber_is_woken() -> None:
-    """All events of all blocks that are open are set."""
-    stop, events = StopSignal(), [threading.Event() for _ in range(3)]
-    with stop.waking(events[0]), stop.waking(events[1]), stop.waking(events[2]):
+@pytest.mark.parametrize("make", [threading.Event, WakeEvent])
+def test_every_subscriber_is_woken(make: Callable[[], Any]) -> None:
+    """All events of all blocks that are open are set, and at once in a block that comes too late."""
+    stop, events = StopSignal(), [make() for _ in range(3)]
+    with stop.waking(events[0]), stop.waking(events[1]):
+        assert not events[0].wait(0.0)
         stop.set(KeyboardInterrupt())
-        assert all(event.is_set() for event in events)
-
-
-def test_who_subscribes_too_late_is_woken_at_once() -> None:
-    """A stop that came before the block isn't missed."""
-    stop, event = StopSignal(), threading.Event()
-    stop.set(KeyboardInterrupt())
-    with stop.waking(event):
-        assert event.is_set()
+        with stop.waking(events[2]):
+            assert all(event.wait(REAL_TIMEOUT_S) for event in events)
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
@@ -71,16 +62,9 @@ def test_after_the_block_nobody_is_woken(error: type[BaseException] | None) -> N
     """A subscription ends with its block, however that ends."""
     stop, event = StopSignal(), threading.Event()
 
-    def subscribe() -> None:
-        with stop.waking(event):
-            if error is not None:
-                raise error
-
-    if error is None:
-        subscribe()
-    else:
-        with pytest.raises(error):
-            subscribe()
+    with suppress(KeyboardInterrupt, ValueError), stop.waking(event):
+        if error is not None:
+            raise error
     stop.set(KeyboardInterrupt())
     assert not event.is_set()
 
@@ -94,32 +78,18 @@ def test_a_wait_in_a_thread_ends_with_the_stop() -> None:
         assert all(wait.result(REAL_TIMEOUT_S) for wait in waits)
 
 
-def test_an_event_that_was_set_ends_the_next_wait() -> None:
-    """What comes before a wait isn't missed, however often it came, and holds until it is cleared."""
-    event = WakeEvent()
-    for _ in range(1000):
-        event.set()
-    assert event.wait(REAL_TIMEOUT_S)
-    assert event.wait()
-    event.clear()
-    assert not event.wait(0.0)
-
-
-def test_an_event_that_was_cleared_can_be_set_again() -> None:
-    """What was heard of otherwise is forgotten."""
+def test_an_event_that_was_set_ends_waits_until_it_is_cleared() -> None:
+    """What comes before a wait isn't missed, however often it came; an event may be set again."""
     event = WakeEvent()
     event.clear()
-    event.set()
-    event.clear()
-    assert not event.wait(0.0)
-    event.set()
-    assert event.wait(REAL_TIMEOUT_S)
-
-
-def test_a_wait_for_an_event_that_is_not_set_ends_in_time() -> None:
-    """A wait for no time at all is one."""
-    assert not WakeEvent().wait(0.0)
-    assert not WakeEvent().wait(0.001)
+    for _ in range(2):
+        assert not event.wait(0.0)
+        assert not event.wait(0.001)
+        for _ in range(1000):
+            event.set()
+        assert event.wait(REAL_TIMEOUT_S)
+        assert event.wait()
+        event.clear()
 
 
 def test_as_many_may_wait_as_the_event_is_made_for() -> None:
@@ -160,18 +130,6 @@ def test_no_wake_is_lost_between_a_look_and_a_wait() -> None:
         event.set()
     waiter.join(REAL_TIMEOUT_S)
     assert not waiter.is_alive(), "it waits in vain"
-
-
-def test_a_stop_sets_an_event_without_a_lock() -> None:
-    """It may subscribe as a ``threading.Event`` does."""
-    stop, event = StopSignal(), WakeEvent()
-    with stop.waking(event):
-        assert not event.wait(0.0)
-        stop.set(KeyboardInterrupt())
-        assert event.wait(REAL_TIMEOUT_S)
-        event.clear()
-    with stop.waking(event):  # too late
-        assert event.wait(REAL_TIMEOUT_S)
 
 
 def test_every_step_is_taken_and_an_interrupted_one_again() -> None:

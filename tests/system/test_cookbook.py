@@ -179,21 +179,3 @@ def test_failures_may_go_to_their_own_file(left: Left, tmp_path: Path) -> None:
         assert bodies(server) == refused
     assert errors.read_bytes() == b""
     assert verify_results(left.source, left.save, errors).ok
-
-
-def test_a_whole_file_has_nothing_left_to_send(tmp_path: Path) -> None:
-    """After the script's own good end a run sends nothing and leaves the file alone."""
-    rng = random.Random(12)
-    lines = [line_of(rng, number) for number in range(100)]
-    save = tmp_path / "out.jsonl"
-    save.write_text("".join(recorded(line, answer_to(n)) for n, line in enumerate(lines)))
-    before = save.read_bytes()
-    rng.shuffle(lines)
-    source = write_lines(tmp_path / "in.jsonl", lines)
-    with RawServer(answer) as server:
-        url = f"{server.url}/v1/embeddings"
-        words = ("--requests_filepath", source, "--save_filepath", save, "--request_url", url)
-        assert run(*words, *FAST).returncode == 0
-        assert server.visits == 0
-    assert save.read_bytes() == before
-    assert verify_results(source, save).ok

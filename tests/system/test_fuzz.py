@@ -143,14 +143,7 @@ def records_of(path: Path) -> list[Any]:
 # Lines
 
 SPECIAL_TEXTS = [
-    "\ud800",
-    "\udc00x",
-    "\u2028",
-    "\r\n",
-    "\0",
-    "<|endoftext|>",
-    "<|fim_prefix|>",
-    "[DONE]",
+    *("\ud800", "\udc00x", "\u2028", "\r\n", "\0", "<|endoftext|>", "<|fim_prefix|>", "[DONE]")
 ]
 SCALARS = (
     st.none()
@@ -164,27 +157,9 @@ SCALARS = (
 KEYS = st.text(max_size=4) | st.sampled_from(
     [
         *("model", "input", "messages", "role", "content", "tools", "function", "parameters", "n"),
-        *(
-            "type",
-            "text",
-            "image_url",
-            "url",
-            "max_tokens",
-            "properties",
-            "enum",
-            "error",
-            "stream",
-        ),
-        *(
-            "body",
-            "method",
-            "usage",
-            "name",
-            "tool_calls",
-            "response_format",
-            "functions",
-            "system",
-        ),
+        *("type", "text", "image_url", "url", "max_tokens", "properties", "enum", "error"),
+        *("stream", "body", "method", "usage", "name", "tool_calls", "response_format"),
+        *("functions", "system"),
     ]
 )
 VALUES = st.recursive(
@@ -272,17 +247,8 @@ def batch_lines(draw: st.DrawFn) -> Line:
 
 
 BROKEN_LINES = [
-    *(
-        b"NaN",
-        b'{"a": Infinity}',
-        b'{"a": [-Infinity]}',
-        b"[{}]",
-        b'"a"',
-        b"5",
-        b"\0",
-        b"{",
-        b"{,}",
-    ),
+    *(b"NaN", b'{"a": Infinity}', b'{"a": [-Infinity]}', b"[{}]", b'"a"', b"5", b"\0", b"{"),
+    b"{,}",
     *(b'{"a": "\xff"}', b'{"\xed\xa0\x80": 1}', b"\xff\xfe{\0}\0", b"{'a': 1}", b'{"a": 01}'),
     *(b"{} {}", b'{"a": "\t"}', BOM + BOM + b"{}"),
     b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}",  # one level too deep
@@ -331,7 +297,7 @@ def failed_numbers(records: list[Any]) -> Counter[int]:
 
 
 def refuses(visit: Visit) -> None:
-    """Answer, but not what asks for a refusal."""
+    """Answer, unless the request asks to be refused."""
     if b'"refuse"' in visit.body:
         visit.answer(b'{"error": {"message": "as you wish"}}', status="400 Bad Request")
     else:
@@ -375,24 +341,9 @@ def test_any_lines_have_one_record_each(stage: Stage, lines: list[Line], ends: b
 WORDS = st.sampled_from(
     [
         *("error", "code", "type", "status", "message", "details", "detail", "msg", "object"),
-        *(
-            "reason",
-            "usage",
-            "total_tokens",
-            "response",
-            "failed",
-            "429",
-            "server_error",
-            "retryDelay",
-        ),
-        *(
-            "insufficient_quota",
-            "try again in 5ms",
-            "Limit 1 Requested 2",
-            "\ud800",
-            "",
-            f"key {KEY}",
-        ),
+        *("reason", "usage", "total_tokens", "response", "failed", "429", "server_error"),
+        *("retryDelay", "insufficient_quota", "try again in 5ms", "Limit 1 Requested 2"),
+        *("\ud800", "", f"key {KEY}"),
     ]
 )
 ANSWER_VALUES = st.recursive(

@@ -27,12 +27,10 @@ from parallel_processor import (
     Options,
     Outcome,
     Processor,
-    Request,
     ResultsFileError,
     RetryPolicy,
     RunStoppedError,
 )
-from parallel_processor.models import Estimate
 from parallel_processor.transport.session import Transport
 
 COUNT = 40
@@ -46,7 +44,7 @@ class Broken(Exception):
 
 
 class Room:
-    """A server that answers by a script of its own: ``answer``, ``refuse``, ``forbid`` or ``hold``."""
+    """A server that answers by a script of its own: ``answer``, ``fault``, ``forbid`` or ``hold``."""
 
     def __init__(self) -> None:
         self.way: Callable[[Visit], object] = answer
@@ -73,11 +71,6 @@ class Room:
 def answer(visit: Visit) -> None:
     """Answer."""
     visit.answer()
-
-
-def refuse(visit: Visit) -> None:
-    """Refuse the request for good."""
-    visit.answer(b'{"error": {"message": "no"}}', status="400 Bad Request")
 
 
 def fault(visit: Visit) -> None:
@@ -119,28 +112,12 @@ class Stage:
         self.threads.append(threading.Thread(target=wait))
         self.threads[-1].start()
 
-    def fail_at(self, number: int, error: BaseException) -> None:
-        """Raise ``error`` in the feeding thread, at that request."""
-
-        def estimate(request: Request) -> Estimate:
-            if request.number == number:
-                raise error
-            return Estimate(1)
-
-        self.patch.setattr(self.processor._account.estimator, "estimate", estimate)
-
 
 End = Callable[[Stage], None]
 
 
 def complete(stage: Stage) -> None:
     """Every request is answered."""
-    stage.run()
-
-
-def failed(stage: Stage) -> None:
-    """Every request fails."""
-    stage.room.way = refuse
     stage.run()
 
 
@@ -186,19 +163,11 @@ def stopped(stage: Stage) -> None:
     stage.run()
 
 
-def cut(stage: Stage) -> None:
-    """Another thread cuts it while exchanges stall."""
+def cancelled(stage: Stage) -> None:
+    """Another thread cancels it while exchanges stall."""
     stage.room.way = stage.room.hold
     stage.when_held(4, stage.processor.cancel)
     stage.run()
-
-
-def interrupted(stage: Stage) -> None:
-    """Ctrl-C arrives in the feeding thread while requests are in flight."""
-    stage.room.way = stage.room.hold
-    stage.fail_at(8, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        stage.run()
 
 
 def broken_input(stage: Stage) -> None:
@@ -276,7 +245,7 @@ def never_begun(stage: Stage) -> None:
 
 
 def raising_consumer(stage: Stage) -> None:
-    """Whoever takes the outcomes raises while exchanges stall."""
+    """The consumer of the outcomes raises while exchanges stall."""
     stage.room.way = stage.room.hold
 
     def consume() -> None:
@@ -299,16 +268,8 @@ def raising_input(stage: Stage) -> None:
         list(stage.processor.imap_unordered(rows()))
 
 
-def interrupted_consumer(stage: Stage) -> None:
-    """Ctrl-C arrives in the thread that takes the outcomes, within the run."""
-    stage.room.way = stage.room.hold
-    stage.fail_at(8, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        list(stage.processor.imap_unordered(ROWS))
-
-
-def cut_consumer(stage: Stage) -> None:
-    """An iterable's run is cut while exchanges stall."""
+def cancelled_consumer(stage: Stage) -> None:
+    """An iterable's run is cancelled while exchanges stall."""
     stage.room.way = stage.room.hold
     stage.when_held(4, stage.processor.cancel)
     outcomes: list[Outcome] = list(stage.processor.imap_unordered(ROWS))
@@ -316,12 +277,12 @@ def cut_consumer(stage: Stage) -> None:
 
 
 FILE_ENDS: list[End] = [
-    *(complete, failed, broken_connections, fatal, full_disk, failing_sync, stopped, cut),
-    *(interrupted, broken_input, missing_input, locked_out, failing_replacement, replaced),
+    *(complete, broken_connections, fatal, full_disk, failing_sync, stopped, cancelled),
+    *(broken_input, missing_input, locked_out, failing_replacement, replaced),
 ]
 ITERABLE_ENDS: list[End] = [
     *(taken, closed, dropped, never_begun, raising_consumer, raising_input),
-    *(interrupted_consumer, cut_consumer),
+    cancelled_consumer,
 ]
 
 
@@ -395,18 +356,20 @@ def test_nothing_is_left(end: End, tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) <= {"in.jsonl", "out.jsonl"}
 
 
+READING = {"_feed", "_take_in", "_claim", "_put", "_room"}
+
+
 class Interrupter:
-    """Raises ``KeyboardInterrupt`` at the ``count``-th line that the feeding of a run comes to."""
+    """For ``sys.settrace``: raises ``KeyboardInterrupt`` at the ``count``-th line of a run's reader."""
 
     def __init__(self, count: int) -> None:
         self.left = count
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        """For ``sys.settrace``: follow what the feeder runs, whatever thread it may wait for."""
+        """Follow what the reader runs."""
         path, code = frame.f_code.co_filename, frame.f_code.co_name
-        is_ours = path.endswith("/parallel_processor/run.py") and code in FEEDING
-        is_executor = path.endswith("/concurrent/futures/thread.py") and code == "submit"
-        return self._trace_lines if is_ours or is_executor else None
+        is_reader = path.endswith("/engine/run.py") and code in READING
+        return self._trace_lines if is_reader else None
 
     def _trace_lines(self, frame: FrameType, event: str, argument: object) -> Any:
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
@@ -418,14 +381,11 @@ class Interrupter:
         return self._trace_lines
 
 
-FEEDING = {"_feed", "_take_in", "_prepare", "_room", "_deliver"}
+def test_ctrl_c_at_any_line_leaves_nothing_to_wait_for(tmp_path: Path) -> None:
+    """Wherever it hits the reader, the run ends once what is in flight is answered."""
+    ends: list[BaseException | None] = [KeyboardInterrupt()]
 
-
-def end_of(stage: Stage, interrupter: Interrupter) -> BaseException | None:
-    """What the job raises if it is interrupted so."""
-    ends: list[BaseException | None] = []
-
-    def work() -> None:
+    def work(stage: Stage, interrupter: Interrupter) -> None:
         sys.settrace(interrupter.trace)
         try:
             stage.run()
@@ -435,24 +395,14 @@ def end_of(stage: Stage, interrupter: Interrupter) -> BaseException | None:
         finally:
             sys.settrace(None)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(HANGS_S)
-    assert ends, f"it hangs after an interrupt, with {interrupter.left} lines left"
-    return ends[0]
-
-
-def test_ctrl_c_at_any_moment_leaves_nothing_to_wait_for(tmp_path: Path) -> None:
-    """Wherever it hits the feeder, the run ends once what is in flight is answered."""
-    interrupts = 0
-    while True:
-        folder = tmp_path / f"{interrupts}"
+    while isinstance(ends[-1], KeyboardInterrupt):
+        folder = tmp_path / f"{len(ends)}"
         folder.mkdir()
         with stage_in(folder, drain_s=1e6) as stage:
             write_lines(stage.source, [{"n": 1}, "no request", {"n": 2}])
-            end = end_of(stage, Interrupter(interrupts + 1))
-        if end is None:
-            break
-        assert isinstance(end, KeyboardInterrupt)
-        interrupts += 1
-    assert interrupts > 40
+            count = len(ends)
+            thread = threading.Thread(target=work, args=(stage, Interrupter(count)), daemon=True)
+            thread.start()
+            thread.join(HANGS_S)
+            assert len(ends) == count + 1, f"it hangs after an interrupt at line {count}"
+    assert ends[-1] is None and len(ends) > 40

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,44 +66,78 @@ def run_script(script: str, *words: object) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-# responses
+# Both
+
+TOOLS = pytest.mark.parametrize("tool", ["responses", "requests_mock"])
 
 
-def test_responses_answers_every_worker(server: RawServer) -> None:
+@contextmanager
+def mock_of(tool: str, url: str, *answers: dict[str, Any]) -> Iterator[Callable[[], list[Any]]]:
+    """A mock that gives each answer, and the last one again; without any, requests reach the server.
+
+    The function returns the requests that the mock has seen.
+    """
+    module = pytest.importorskip(tool)
+    if tool == "responses":
+        with module.RequestsMock(assert_all_requests_are_fired=bool(answers)) as mock:
+            for answer in answers:
+                mock.post(f"{url}/v1/embeddings", **answer)
+            if not answers:
+                mock.add_passthru(url)
+            yield lambda: [call.request for call in mock.calls]
+    else:
+        with module.Mocker(real_http=not answers) as mock:
+            if answers:
+                given = [
+                    {("status_code" if k == "status" else k): a[k] for k in a} for a in answers
+                ]
+                mock.post(f"{url}/v1/embeddings", given)
+            yield lambda: mock.request_history
+
+
+@TOOLS
+def test_a_mock_answers_every_worker(tool: str, server: RawServer) -> None:
     """Each request has the mock's answer, which saw the key and the body as it was given."""
-    responses = pytest.importorskip("responses")
-    with responses.RequestsMock(assert_all_requests_are_fired=True) as mock:
-        mock.post(f"{server.url}/v1/embeddings", json={"answer": "é"})
+    with mock_of(tool, server.url, {"json": {"answer": "é"}}) as calls:
         with processor(server.url, max_workers=20) as made:
             outcomes = list(made.imap_unordered(rows(200)))
-        assert len(mock.calls) == 200
-        sent = {bytes(call.request.body) for call in mock.calls}
-        headers = {tuple(call.request.headers.items()) for call in mock.calls}
+        seen = calls()
     assert [outcome.response for outcome in outcomes] == [{"answer": "é"}] * 200
-    assert sent == {outcome.request.payload for outcome in outcomes}
-    assert {json.loads(body)["input"] for body in sent} == {row["input"] for row in rows(200)}
-    assert {dict(pairs)["Authorization"] for pairs in headers} == {f"Bearer {KEY}"}
-    assert {dict(pairs)["Content-Type"] for pairs in headers} == {"application/json"}
+    assert inputs_of(outcomes) == Counter(row["input"] for row in rows(200))
+    assert Counter(bytes(r.body) for r in seen) == Counter(o.request.payload for o in outcomes)
+    assert {r.headers["Authorization"] for r in seen} == {f"Bearer {KEY}"}
+    assert {r.headers["Content-Type"] for r in seen} == {"application/json"}
 
 
-def test_a_refusal_by_responses_is_tried_again(server: RawServer, tmp_path: Path) -> None:
+@TOOLS
+def test_a_refusal_by_a_mock_is_tried_again(tool: str, server: RawServer, tmp_path: Path) -> None:
     """A 429 with Retry-After and a 500 cost nothing but another call, and a 400 fails."""
-    responses = pytest.importorskip("responses")
-    url = f"{server.url}/v1/embeddings"
     source = write_lines(tmp_path / "in.jsonl", rows(1))
-    with responses.RequestsMock(
-        registry=responses.registries.OrderedRegistry, assert_all_requests_are_fired=True
-    ) as mock:
-        mock.post(url, status=429, headers={"Retry-After": "0"}, json={"error": {"message": "no"}})
-        mock.post(url, status=500)
-        mock.post(url, json={"ok": True})
-        mock.post(url, status=400, json={"error": {"message": "bad request"}})
-        with processor(server.url) as made:
-            summary = made.process_file(source, tmp_path / "out.jsonl")
-            failed = list(made.imap_unordered(rows(1)))
+    answers: list[dict[str, Any]] = [
+        {"status": 429, "headers": {"Retry-After": "0"}, "json": {"error": {"message": "no"}}},
+        {"status": 500},
+        {"json": {"ok": True}},
+        {"status": 400, "json": {"error": {"message": "bad request"}}},
+    ]
+    with mock_of(tool, server.url, *answers) as calls, processor(server.url) as made:
+        summary = made.process_file(source, tmp_path / "out.jsonl")
+        failed = list(made.imap_unordered(rows(1)))
+        assert len(calls()) == 4
     assert (summary.answered, summary.attempts, summary.rate_limited) == (1, 3, 1)
     assert read_lines(tmp_path / "out.jsonl")[0][1] == {"ok": True}
     assert "bad request" in str(failed[0].error)
+
+
+@TOOLS
+def test_what_a_mock_lets_through_reaches_the_server(tool: str) -> None:
+    """It is sent, and bounded as ever."""
+    with Simulator() as simulator, mock_of(tool, simulator.url):
+        with processor(simulator.url) as made:
+            outcomes = list(made.imap_unordered(rows(20)))
+    assert inputs_of(outcomes) == Counter(row["input"] for row in rows(20))
+
+
+# responses
 
 
 def test_responses_says_what_it_does_not_know(server: RawServer) -> None:
@@ -125,41 +158,7 @@ def test_worker_processes_stay_at_home_for_a_mock(server: RawServer) -> None:
         assert len(mock.calls) == 10
 
 
-def test_a_passthrough_reaches_the_server() -> None:
-    """What responses lets through is sent, and bounded as ever."""
-    responses = pytest.importorskip("responses")
-    with Simulator() as simulator, responses.RequestsMock() as mock:
-        mock.add_passthru(simulator.url)
-        with processor(simulator.url) as made:
-            outcomes = list(made.imap_unordered(rows(20)))
-    assert inputs_of(outcomes) == Counter(row["input"] for row in rows(20))
-
-
 # requests-mock
-
-
-def test_requests_mock_answers_every_worker(server: RawServer) -> None:
-    """Each request has the mock's answer, which saw the key and the body as it was given."""
-    requests_mock = pytest.importorskip("requests_mock")
-    with requests_mock.Mocker() as mock, processor(server.url, max_workers=20) as made:
-        mock.post(f"{server.url}/v1/embeddings", json={"answer": "é"})
-        outcomes = list(made.imap_unordered(rows(200)))
-        history = mock.request_history
-    assert [outcome.response for outcome in outcomes] == [{"answer": "é"}] * 200
-    assert Counter(seen.body for seen in history) == Counter(o.request.payload for o in outcomes)
-    assert {seen.headers["Authorization"] for seen in history} == {f"Bearer {KEY}"}
-
-
-def test_a_refusal_by_requests_mock_is_tried_again(server: RawServer) -> None:
-    """A list of answers is given one after the other: 429, 503, 200."""
-    requests_mock = pytest.importorskip("requests_mock")
-    refusal = {"status_code": 429, "headers": {"Retry-After": "0"}, "json": {"error": {}}}
-    with requests_mock.Mocker() as mock, processor(server.url) as made:
-        answers = [refusal, {"status_code": 503}, {"json": {"ok": True}}]
-        mock.post(f"{server.url}/v1/embeddings", answers)
-        outcomes = list(made.imap_unordered(rows(1)))
-        assert mock.call_count == 3
-    assert outcomes[0].response == {"ok": True}
 
 
 def test_a_mock_of_one_session_answers(server: RawServer) -> None:
@@ -175,15 +174,6 @@ def test_a_mock_of_one_session_answers(server: RawServer) -> None:
             assert [o.response for o in made.imap_unordered(rows(2))] == [{"by": "mocker"}] * 2
     with processor(server.url, session_factory=lambda: mounted, max_workers=1) as made:
         assert [o.response for o in made.imap_unordered(rows(2))] == [{"by": "adapter"}] * 2
-
-
-def test_real_http_reaches_the_server() -> None:
-    """What requests-mock doesn't know is sent if it is to be."""
-    requests_mock = pytest.importorskip("requests_mock")
-    with Simulator() as simulator, requests_mock.Mocker(real_http=True):
-        with processor(simulator.url) as made:
-            outcomes = list(made.imap_unordered(rows(20)))
-    assert inputs_of(outcomes) == Counter(row["input"] for row in rows(20))
 
 
 # VCR
@@ -294,12 +284,12 @@ with mock as active:
     assert len(answers) == 3 and all(answers), answers
     assert tool == "vcr" or answers == [{"by": tool}] * 3, answers
     assert tool != "vcr" or len(active) == 3
-from parallel_processor.transport.exchange import Line
-lines, exchange = [], Line.exchange
+from parallel_processor.transport.exchange import KeptConnection
+lines, exchange = [], KeptConnection.exchange
 def counted(*args):
     lines.append(1)
     return exchange(*args)
-Line.exchange = counted
+KeptConnection.exchange = counted
 sent = list(Processor(request_url=url, **options).imap_unordered([{"input": "b"}] * 3))
 assert all(each.ok for each in sent), sent
 assert len(lines) == 3, "the own way is not taken after the mock's end"

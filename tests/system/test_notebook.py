@@ -1,4 +1,4 @@
-"""A real notebook: its cells are run by a real kernel, interrupted by whoever watches, and run again."""
+"""A real notebook: a real kernel runs its cells, which are interrupted and run again."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Slow:
 
 
 class Reader:
-    """Whoever has the notebook open: runs its cells, and interrupts some once the server is stuck."""
+    """Runs the cells of a notebook, and interrupts some once the server is stuck."""
 
     def __init__(self, server: Slow, folder: Path) -> None:
         self._server = server

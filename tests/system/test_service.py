@@ -35,13 +35,6 @@ def make_app(processor: Processor) -> Any:
         outcomes = processor.map({"model": "m", "input": text} for text in texts)
         return {"lengths": [len(outcome.embedding or ()) for outcome in outcomes]}
 
-    @app.post("/embed_one")
-    def embed_one() -> Any:
-        outcome = processor.submit(
-            {"model": "m", "input": flask.request.get_json()["text"]}
-        ).result()
-        return {"length": len(outcome.embedding or ())}
-
     return app
 
 
@@ -94,20 +87,3 @@ def test_fifty_views_at_once_share_one_limit() -> None:
     assert (
         took_s >= (VISITORS * EACH - per_s * burst_s) / per_s
     )  # fifty limits would let all go at once
-
-
-def test_views_that_submit_share_a_run() -> None:
-    """Fifty single requests have one run, with its connections, between them."""
-    together = threading.Barrier(VISITORS)
-    no_limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
-    with Simulator(SimulatorOptions(latency_s=0.1)) as simulator:
-        with Processor(request_url=f"{simulator.url}/v1/embeddings", limits=no_limits) as processor:
-            with served(make_app(processor)) as url, ThreadPoolExecutor(VISITORS) as pool:
-                visits = [
-                    pool.submit(visit, f"{url}/embed_one", {"text": str(n)}, together)
-                    for n in range(VISITORS)
-                ]
-                assert all(each.result(60)["length"] > 0 for each in visits)
-                stats = processor.stats()
-    assert stats.answered == VISITORS
-    assert stats.runs <= 1

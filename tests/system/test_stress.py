@@ -27,20 +27,13 @@ LIMITS = Limits(requests_per_minute=12_000, tokens_per_minute=1_000_000)
 HANGS_S = 120.0
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(None, marks=pytest.mark.acceptance, id="usual switches"),
-        pytest.param(1e-6, id="constant switches"),
-    ]
-)
-def _switch_interval(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How long a thread runs while others want to."""
+@pytest.fixture
+def _constant_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
     usual = sys.getswitchinterval()
-    sys.setswitchinterval(request.param or usual)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
 
 
 class Stopper:
@@ -90,15 +83,10 @@ def do_file(processor: Processor, source: Path, save: Path, errors: Path | None)
 def do_iterable(processor: Processor, bodies: list[dict[str, Any]]) -> list[Outcome]:
     """Take outcomes until each body has one."""
     outcomes: list[Outcome] = []
-    while left := bodies_without(outcomes, bodies):
-        outcomes += processor.imap_unordered(left)
+    while len(outcomes) < len(bodies):
+        done = {outcome.request.body["input"] for outcome in outcomes}
+        outcomes += processor.imap_unordered(b for b in bodies if b["input"] not in done)
     return outcomes
-
-
-def bodies_without(outcomes: list[Outcome], bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bodies that have no outcome yet."""
-    done = {outcome.request.body["input"] for outcome in outcomes}
-    return [body for body in bodies if body["input"] not in done]
 
 
 def rows(rng: random.Random, name: str) -> list[dict[str, Any]]:
@@ -110,19 +98,7 @@ def rows(rng: random.Random, name: str) -> list[dict[str, Any]]:
     return made
 
 
-def processor_of(server: Server) -> Processor:
-    """The one that all threads share."""
-    return Processor(
-        request_url=f"{server.url}/v1/embeddings",
-        limits=LIMITS,
-        retry=RetryPolicy(max_attempts=10, backoff_initial_s=0.01, pause_s=0.01),
-        max_workers=WORKERS,
-        request_timeout_s=1.0,
-        drain_s=0.5,
-    )
-
-
-@pytest.mark.usefixtures("_switch_interval")
+@pytest.mark.usefixtures("_constant_switches")
 def test_whatever_happens_each_request_has_one_answer(tmp_path: Path) -> None:
     """Six threads share a Processor of 64 workers through faults and stops; the limits hold too."""
     rng = random.Random(2)
@@ -140,7 +116,15 @@ def test_whatever_happens_each_request_has_one_answer(tmp_path: Path) -> None:
     ]
     flags = ("--error_rate", 0.3, "--error_attempts", 2, "--errors", FAULTS, "--seed", 5)
     with simulator("--latency_s", 0.3, "--latency_jitter", 0.9, *flags) as server:
-        with processor_of(server) as processor, ThreadPoolExecutor() as threads:
+        processor = Processor(
+            request_url=f"{server.url}/v1/embeddings",
+            limits=LIMITS,
+            retry=RetryPolicy(max_attempts=10, backoff_initial_s=0.01, pause_s=0.01),
+            max_workers=WORKERS,
+            request_timeout_s=1.0,
+            drain_s=0.5,
+        )
+        with processor, ThreadPoolExecutor() as threads:
             stopper = Stopper(server, processor, rng)
             stopping = threads.submit(stopper.work)
             try:
