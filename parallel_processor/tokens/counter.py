@@ -1,7 +1,7 @@
 """Estimates what a request may cost in tokens: its prompt, and the output that it may get.
 
 Servers admit a request by the most that it may cost. OpenAI documents the larger of ``max_tokens``
-and an estimate of the prompt; Azure documents the prompt, ``max_tokens`` and ``best_of``. Their
+and an estimate of the prompt. Azure documents the prompt, ``max_tokens`` and ``best_of``. Their
 formulas are not published. The cost here is the conservative reading of both::
 
     chat         prompt + n * (larger of max_tokens and max_completion_tokens, else the default)
@@ -12,8 +12,7 @@ formulas are not published. The cost here is the conservative reading of both::
     unknown      everything that is in it + the largest output that it names
 
 What a server adds from its own store (``previous_response_id``, ``conversation``, files) can't be
-counted. Texts for Claude, Gemini, Llama … are counted with OpenAI's encodings, which is an
-estimate.
+counted. Texts for Claude, Gemini, Llama … are counted with OpenAI's encodings: an estimate.
 """
 
 from __future__ import annotations
@@ -33,13 +32,10 @@ from parallel_processor.tokens.encodings import (
     text_counter,
 )
 
+# A larger cap is counted as this. No model writes more, and a cap that only means "no limit", such
+# as 2**31 - 1, must not delay the requests behind it for hours.
 MAX_OUTPUT_TOKENS = 1_000_000
-"""A larger cap is counted as this. No model writes more, and a cap that only means "no limit", such
-as 2**31 - 1, must not delay the requests behind it for hours."""
-
-MAX_CHOICES = 128
-"""The API's maximum of ``n``. Larger values, which it rejects, are counted as this."""
-
+MAX_CHOICES = 128  # the API's maximum of ``n``; it rejects larger values, which are counted as this
 _COMPLETION_OUTPUT_TOKENS = 16  # the API's own default
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _OTHER_CAPS = (*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens")
@@ -58,8 +54,6 @@ class TokenCounter:
     Counting never raises, whatever JSON a body holds. The first use of an encoding loads it, which
     takes 0.15 to 0.3 s.
     """
-
-    __slots__ = ("_default_output_tokens", "_encoding_name", "_input_by_endpoint")
 
     def __init__(
         self, *, encoding_name: str | None = None, default_output_tokens: int = 16
@@ -88,10 +82,8 @@ class TokenCounter:
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The tokens to reserve for the response, with all its choices."""
         cap = self.output_cap(body, endpoint)
-        if cap is not None:
-            return cap
-        if endpoint is Endpoint.UNKNOWN:
-            return 0
+        if cap is not None or endpoint is Endpoint.UNKNOWN:
+            return cap or 0
         choices = _choices(body, "n") if endpoint is Endpoint.CHAT else 1
         return choices * self._default_output_tokens
 
@@ -123,32 +115,23 @@ class TokenCounter:
         total = PER_REPLY + content.messages(body.get("messages"))
         if "system" in body:  # Anthropic's
             total += PER_MESSAGE + _instructions(content, body["system"])
-        if "tools" in body:
-            total += content.functions(body["tools"])
-        if "functions" in body:
-            total += content.functions(body["functions"])
-        if "response_format" in body:
-            total += _schema(content, body["response_format"], "json_schema")
-        return total
+        total += content.functions(body.get("tools")) + content.functions(body.get("functions"))
+        return total + _schema(content, body.get("response_format"), "json_schema")
 
     def _responses_input(self, body: Mapping[str, Any]) -> int:
         content = self._content(body)
         total = PER_REPLY + content.items(body.get("input"))
         if body.get("instructions") is not None:
             total += PER_MESSAGE + _instructions(content, body["instructions"])
-        if "tools" in body:
-            total += content.functions(body["tools"])
-        if "prompt" in body:  # a template on the server, and the variables for it
-            total += _schema(content, body["prompt"], "variables")
-        if "text" in body:
-            total += _schema(content, body["text"], "format")
-        return total
+        total += content.functions(body.get("tools"))
+        # The prompt is a template on the server; only the variables for it are here.
+        total += _schema(content, body.get("prompt"), "variables")
+        return total + _schema(content, body.get("text"), "format")
 
     def _completions_input(self, body: Mapping[str, Any]) -> int:
         content = self._content(body)
-        total = _inputs(content, body.get("prompt", "<|endoftext|>"))
-        suffix = body.get("suffix")
-        return total + content.content(suffix) if suffix is not None else total
+        prompts = _inputs(content, body.get("prompt", "<|endoftext|>"))
+        return prompts + content.content(body.get("suffix"))
 
     def _plain_input(self, body: Mapping[str, Any]) -> int:
         if "input" not in body:  # another vendor, with another name for the input
@@ -156,8 +139,7 @@ class TokenCounter:
         return _inputs(self._content(body), body["input"])
 
     def _unknown_input(self, body: Mapping[str, Any]) -> int:
-        rest = {key: value for key, value in body.items() if key != "model"}
-        return self._content(body).json(rest)
+        return self._content(body).json({key: body[key] for key in body if key != "model"})
 
 
 @functools.lru_cache(maxsize=256)
@@ -203,10 +185,9 @@ def _choices(body: Mapping[str, Any], *names: str) -> int:
 
 
 def _largest_cap(body: Mapping[str, Any], names: Iterable[str]) -> int | None:
-    """The largest usable number among ``body[name]``; ``None`` if there is none.
+    """The largest of ``body[name]`` that a server may read as a number of tokens; else ``None``.
 
-    Usable is what a server may read as a number of tokens. Negative numbers, NaN, infinities, bools
-    and strings are not.
+    Negative numbers, NaN, infinities, bools and strings are none.
     """
     usable = [
         min(value, MAX_OUTPUT_TOKENS)

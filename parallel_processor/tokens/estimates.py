@@ -52,12 +52,11 @@ class CostEstimator:
 
     def estimate(self, request: Request) -> Estimate:
         """What ``request`` may use. Its tokens are counted here, once."""
-        endpoint = endpoint_of(request.url or self._request_url)
-        counter, body = self._counter, request.body
+        endpoint, counter = endpoint_of(request.url or self._request_url), self._counter
         return Estimate(
-            input_tokens=counter.input_tokens(body, endpoint),
-            output_cap=counter.output_cap(body, endpoint),
-            output_tokens=counter.output_tokens(body, endpoint),
+            input_tokens=counter.input_tokens(request.body, endpoint),
+            output_cap=counter.output_cap(request.body, endpoint),
+            output_tokens=counter.output_tokens(request.body, endpoint),
             kind=(endpoint, request.model),
         )
 

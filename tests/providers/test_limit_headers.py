@@ -255,8 +255,7 @@ def test_names_compare_without_regard_to_case(
 
 
 @pytest.mark.parametrize(
-    "headers",
-    [{}, {"content-type": "application/json", "date": DATE, "retry-after": "2"}],
+    "headers", [{}, {"content-type": "application/json", "date": DATE, "retry-after": "2"}]
 )
 def test_answers_without_limits(headers: dict[str, str]) -> None:
     """Without headers there are no readings."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parallel_processor.transport.http1 import AnswerHead, parse_head, request_head
+from parallel_processor.transport.http1 import ResponseHead, parse_head, request_head
 
 TOKEN = st.text("abcdefXYZ0123456789-_.!", min_size=1, max_size=12)
 VALUE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)
@@ -110,7 +110,7 @@ def test_any_text_is_a_head_or_an_error_of_http(text: str) -> None:
         head = parse_head(text)
     except http.client.HTTPException:
         return
-    assert isinstance(head, AnswerHead)
+    assert isinstance(head, ResponseHead)
     assert 100 <= head.status <= 999
 
 
