@@ -183,8 +183,7 @@ def test_a_cut_response_is_incomplete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "count"),
-    [("text", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2, 3]], 2), ([], 0)],
+    ("value", "count"), [("text", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2, 3]], 2), ([], 0)]
 )
 def test_there_is_a_vector_per_input(value: Any, count: int) -> None:
     """A text or a list of tokens is one input, a list of either several."""

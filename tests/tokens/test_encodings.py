@@ -209,7 +209,7 @@ def test_damaged_data_is_detected(tmp_path: Path, damage: str) -> None:
     """A damaged rank file is never used: the counts become estimates, and two warnings say why."""
     copy = tmp_path / "site" / "parallel_processor"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "o200k*"))
-    file = copy / "data" / "cl100k_base.tokens.z"
+    file = copy / "tokens" / "data" / "cl100k_base.tokens.z"
     content = file.read_bytes()
     file.unlink()
     if damage == "truncated":
