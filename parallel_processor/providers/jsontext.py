@@ -36,17 +36,11 @@ _LENIENT_ANY_INT = json.JSONDecoder(parse_int=_any_int)
 
 
 class Member(NamedTuple):
-    """A member of a JSON object.
+    """A member of a JSON object."""
 
-    Attributes:
-        key: the key, parsed.
-        value: the text of the value.
-        text: the text of key and value.
-    """
-
-    key: str
-    value: str
-    text: str
+    key: str  # parsed
+    value: str  # the text of the value
+    text: str  # the text of key and value
 
 
 def parse(text: str, *, strict: bool = True, max_nesting: int = MAX_NESTING) -> Any:

@@ -60,23 +60,14 @@ _LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lookup:
-    """The headers of one limit, in the response's own spelling.
+    """The headers of one limit, in the response's own spelling; ``None`` for one that isn't there."""
 
-    Attributes:
-        name: the limit's name, as in :class:`LimitReading`.
-        limit: the name of the header with the limit.
-        remaining: the header with what remains; ``None`` if there is none.
-        reset: the header with the time of the reset; ``None`` if there is none.
-        window_s: the limit's window; ``None`` if the values decide.
-        stamped: the reset is a Unix time.
-    """
-
-    name: str
+    name: str  # the limit's name, as in LimitReading
     limit: str
     remaining: str | None
     reset: str | None
-    window_s: float | None
-    stamped: bool
+    window_s: float | None  # None if the values decide
+    stamped: bool  # the reset is a Unix time
 
 
 def read_limits(

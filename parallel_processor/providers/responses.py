@@ -61,19 +61,12 @@ _UNIT_WORD = re.compile(r" ([smhd])(?:econd|inute|our|ay)s?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """The contents of an error body of any shape.
+    """The contents of an error body of any shape. What it doesn't have is empty."""
 
-    Attributes:
-        code: the error's code in lower case; empty if there is none.
-        type: its type, likewise.
-        detail_codes: further codes that it names.
-        message: at most 500 characters of its text.
-    """
-
-    code: str = ""
+    code: str = ""  # in lower case, as the others
     type: str = ""
-    detail_codes: frozenset[str] = frozenset()
-    message: str = ""
+    detail_codes: frozenset[str] = frozenset()  # further codes that it names
+    message: str = ""  # at most 500 characters
 
     @property
     def codes(self) -> frozenset[str]:

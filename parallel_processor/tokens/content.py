@@ -22,12 +22,9 @@ from parallel_processor.tokens.images import base64_size, data_url_size, image_t
 MEDIA_TOKENS = 1_000  # the assumed cost of a file or a recording: some pages, or 90 seconds
 PER_MESSAGE = 3
 PER_REPLY = 3  # each response is primed with <|start|>assistant<|message|>
-_PER_NAME = 1
-_PER_CALL = 3
-_PROPERTIES_START = 3
-_PROPERTY = 3
-_ENUM_START = -3
-_ENUM_ITEM = 3
+_PER_NAME, _PER_CALL = 1, 3
+_PROPERTIES_START, _PROPERTY = 3, 3
+_ENUM_START, _ENUM_ITEM = -3, 3
 _FUNCTIONS_END = 12
 
 _MAX_DEPTH = 4  # a tool's result may hold parts, which may hold a tool's result, and so on
@@ -60,8 +57,6 @@ _SYSTEM_ROLES = ("system", "developer")
 
 class ContentCounter:
     """Counts pieces of bodies for one model. Any thread may call it, and no JSON value makes it raise."""
-
-    __slots__ = ("_function_start", "_model", "repeated", "text")
 
     def __init__(self, counter: TextCounter, model: str) -> None:
         self.text = counter.count

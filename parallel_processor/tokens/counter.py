@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from parallel_processor.exceptions import ConfigurationError
@@ -66,18 +66,21 @@ class TokenCounter:
             )
         self._encoding_name = encoding_name
         self._default_output_tokens = default_output_tokens
-        self._input_by_endpoint: dict[Endpoint, Callable[[Mapping[str, Any]], int]] = {
-            Endpoint.CHAT: self._chat_input,
-            Endpoint.MESSAGES: self._chat_input,
-            Endpoint.RESPONSES: self._responses_input,
-            Endpoint.COMPLETIONS: self._completions_input,
-            Endpoint.EMBEDDINGS: self._plain_input,
-            Endpoint.MODERATIONS: self._plain_input,
-        }
 
     def input_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The prompt's tokens, with tools, images and the like."""
-        return self._input_by_endpoint.get(endpoint, self._unknown_input)(body)
+        content = _content_counter(self._encoding_name, model_name(body))
+        if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
+            return _chat_input(content, body)
+        if endpoint is Endpoint.RESPONSES:
+            return _responses_input(content, body)
+        if endpoint is Endpoint.COMPLETIONS:
+            prompts = _inputs(content, body.get("prompt", "<|endoftext|>"))
+            return prompts + content.content(body.get("suffix"))
+        if endpoint is not Endpoint.UNKNOWN and "input" in body:
+            return _inputs(content, body["input"])
+        # An unknown API, or another vendor's, with another name for the input.
+        return content.json({key: body[key] for key in body if key != "model"})
 
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The tokens to reserve for the response, with all its choices."""
@@ -107,45 +110,29 @@ class TokenCounter:
         caps = (_largest_cap(place, _OTHER_CAPS) for place in places)
         return max((cap for cap in caps if cap is not None), default=None)
 
-    def _content(self, body: Mapping[str, Any]) -> ContentCounter:
-        return _content_counter(self._encoding_name, model_name(body))
-
-    def _chat_input(self, body: Mapping[str, Any]) -> int:
-        content = self._content(body)
-        total = PER_REPLY + content.messages(body.get("messages"))
-        if "system" in body:  # Anthropic's
-            total += PER_MESSAGE + _instructions(content, body["system"])
-        total += content.functions(body.get("tools")) + content.functions(body.get("functions"))
-        return total + _schema(content, body.get("response_format"), "json_schema")
-
-    def _responses_input(self, body: Mapping[str, Any]) -> int:
-        content = self._content(body)
-        total = PER_REPLY + content.items(body.get("input"))
-        if body.get("instructions") is not None:
-            total += PER_MESSAGE + _instructions(content, body["instructions"])
-        total += content.functions(body.get("tools"))
-        # The prompt is a template on the server; only the variables for it are here.
-        total += _schema(content, body.get("prompt"), "variables")
-        return total + _schema(content, body.get("text"), "format")
-
-    def _completions_input(self, body: Mapping[str, Any]) -> int:
-        content = self._content(body)
-        prompts = _inputs(content, body.get("prompt", "<|endoftext|>"))
-        return prompts + content.content(body.get("suffix"))
-
-    def _plain_input(self, body: Mapping[str, Any]) -> int:
-        if "input" not in body:  # another vendor, with another name for the input
-            return self._unknown_input(body)
-        return _inputs(self._content(body), body["input"])
-
-    def _unknown_input(self, body: Mapping[str, Any]) -> int:
-        return self._content(body).json({key: body[key] for key in body if key != "model"})
-
 
 @functools.lru_cache(maxsize=256)
 def _content_counter(encoding_name: str | None, model: str) -> ContentCounter:
     name = encoding_for_model(model) if encoding_name is None else encoding_name
     return ContentCounter(text_counter(name), base_model_name(model))
+
+
+def _chat_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
+    total = PER_REPLY + content.messages(body.get("messages"))
+    if "system" in body:  # Anthropic's
+        total += PER_MESSAGE + _instructions(content, body["system"])
+    total += content.functions(body.get("tools")) + content.functions(body.get("functions"))
+    return total + _schema(content, body.get("response_format"), "json_schema")
+
+
+def _responses_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
+    total = PER_REPLY + content.items(body.get("input"))
+    if body.get("instructions") is not None:
+        total += PER_MESSAGE + _instructions(content, body["instructions"])
+    total += content.functions(body.get("tools"))
+    # The prompt is a template on the server; only the variables for it are here.
+    total += _schema(content, body.get("prompt"), "variables")
+    return total + _schema(content, body.get("text"), "format")
 
 
 def _instructions(content: ContentCounter, value: Any) -> int:

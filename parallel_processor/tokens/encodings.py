@@ -83,19 +83,13 @@ class TextCounter:
     Any thread may call it, and no text makes it raise. The names of special tokens, such as
     ``<|endoftext|>``, are counted as plain text. A text above 100,000 characters is counted in
     pieces, which adds up to two tokens per boundary. One above 2,000,000 characters is estimated
-    from at most twenty samples. ``exact`` is false if every count is a quarter of the bytes.
+    from at most twenty samples. Without ``encode``, every count is a quarter of the bytes.
     """
-
-    __slots__ = ("_encode", "_remembered", "exact", "name")
 
     def __init__(self, name: str, encode: Callable[[str], Sequence[int]] | None) -> None:
         self.name = name
-        self.exact = encode is not None
         self._encode = encode
         self._remembered = functools.lru_cache(maxsize=_REMEMBERED_TEXTS)(self.count)
-
-    def __repr__(self) -> str:
-        return f"<TextCounter {self.name!r}{'' if self.exact else ' (bytes / 4)'}>"
 
     def count(self, text: str) -> int:
         """The number of tokens in ``text``."""

@@ -77,8 +77,6 @@ class CostEstimator:
 class _Recent:
     """The newest responses of one model and endpoint."""
 
-    __slots__ = ("expected", "fresh", "sizes")
-
     def __init__(self) -> None:
         self.sizes: deque[int] = deque(maxlen=_KEPT)
         self.fresh = 0
@@ -115,4 +113,4 @@ class OutputLengths:
         """What nine of ten recent responses stayed within; ``None`` before ten have come."""
         with self._lock:
             recent = self._recent.get(key)
-            return recent.expected if recent is not None else None
+            return None if recent is None else recent.expected

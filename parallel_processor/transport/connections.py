@@ -205,9 +205,8 @@ class BoundedPool(HTTPConnectionPool):
                 made.connect()
         except BaseException as error:
             made.close()
-            if self.proxy is None or isinstance(error, ssl.SSLError):
-                raise
-            if not isinstance(error, (OSError, HTTPError, http.client.HTTPException)):
+            is_bare = self.proxy is None or isinstance(error, ssl.SSLError)
+            if is_bare or not isinstance(error, (OSError, HTTPError, http.client.HTTPException)):
                 raise
             raise ProxyError("can't connect to the proxy", error) from error
         return made  # type: ignore[no-any-return]

@@ -42,8 +42,6 @@ class RawResponse(NamedTuple):
 class KeptConnection:
     """One thread's connection to a host. It is made when it is first needed, and kept while it works."""
 
-    __slots__ = ("_connect_s", "_connection", "_has_input", "_pool", "_registry", "_timeout_s")
-
     def __init__(
         self, pool: BoundedPool, registry: ConnectionRegistry, connect_s: float, timeout_s: float
     ) -> None:

@@ -66,8 +66,6 @@ class _WorkerSession:
     ``routes`` has ``None`` for a URL whose requests the session's adapter has to send.
     """
 
-    __slots__ = ("is_intercepted", "connections", "prepared", "routes", "session", "settings")
-
     def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
         self.session = session
         self.is_intercepted = is_intercepted(session)
