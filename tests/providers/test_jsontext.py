@@ -241,12 +241,9 @@ def test_pythons_limit_for_integers_may_be_lower() -> None:
 
 
 KEYS = st.sampled_from(["a", "metadata", "x", "é", 'meta"data', "data,"]) | st.text(max_size=4)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=12),
+    st.none() | st.booleans() | st.integers() | FINITE | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )

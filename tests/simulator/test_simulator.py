@@ -49,13 +49,11 @@ def serving(clock: Any = time.monotonic, **options: Any) -> Iterator[Simulator]:
 
 
 def connect(simulator: Simulator, timeout_s: float = 10) -> socket.socket:
-    """Open a bare connection."""
     port = int(simulator.url.rpartition(":")[2])
     return socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
 
 
 def client(simulator: Simulator) -> closing[http.client.HTTPConnection]:
-    """Open a connection that speaks HTTP."""
     return closing(http.client.HTTPConnection(simulator.url.rpartition("/")[2], timeout=10))
 
 
@@ -76,7 +74,6 @@ def post(
 
 
 def receive_all(connection: socket.socket) -> bytes:
-    """Read until the server closes."""
     received = b""
     while data := connection.recv(65536):
         received += data
@@ -91,7 +88,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def raw_post(body: bytes, path: str = EMBEDDINGS, headers: str = "") -> bytes:
-    """Write a request as bytes."""
     head = f"POST {path} HTTP/1.1\r\nHost: sim\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
 
@@ -716,7 +712,6 @@ def test_the_key_is_not_shown() -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the command line of a simulator."""
     return [sys.executable, "-m", "parallel_processor.simulator", *arguments]
 
 

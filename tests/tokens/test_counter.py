@@ -85,7 +85,6 @@ JUNK_BASE64 = base64.b64encode(bytes(range(256)) * 4_000).decode()
 
 
 def user(content: Any) -> list[dict[str, Any]]:
-    """One message of the user's."""
     return [{"role": "user", "content": content}]
 
 

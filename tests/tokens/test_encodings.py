@@ -233,7 +233,7 @@ def test_damaged_data_is_detected(tmp_path: Path, damage: str) -> None:
 
 
 def test_the_checksum_guards_the_ranks() -> None:
-    """Ranks whose file has another sha256 than is expected are refused."""
+    """Ranks whose file has another sha256 than is expected are rejected."""
     with pytest.raises(ValueError, match="damaged"):
         bundled_ranks("cl100k_base.tokens.z", "0" * 64)
 
@@ -288,8 +288,8 @@ def test_an_unknown_model_is_not_worth_a_warning(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("name", ["cl100k", "", "CL100K_BASE", "gpt-4o"])
-def test_an_unknown_encoding_is_refused_with_the_list(name: str) -> None:
-    """An encoding that doesn't exist is refused, and the message lists those that do."""
+def test_an_unknown_encoding_is_rejected_with_the_list(name: str) -> None:
+    """An encoding that doesn't exist is rejected, and the message lists those that do."""
     with pytest.raises(ConfigurationError) as caught:
         check_encoding_name(name)
     assert repr(name) in str(caught.value)

@@ -30,7 +30,6 @@ from transports import (
     error_of,
     in_threads,
     request_to,
-    sending,
     session_with,
     transport,
 )
@@ -72,11 +71,9 @@ class OneConnection:
         self.sock: CountingSocket | None = sock
 
     def open(self, timeout_s: float) -> Any:
-        """Itself."""
         return self
 
     def close(self) -> None:
-        """Close the socket."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
@@ -159,9 +156,10 @@ def test_a_head_ends_with_an_empty_line(end: bytes) -> None:
         assert answer.read(100) == b""
 
 
-def test_a_head_has_a_bound() -> None:
-    """A head without an end is given up."""
-    with incoming(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000) as answer:
+@pytest.mark.parametrize("lines", [b"A: b\r\n" * 20_000, b"X: " + b"x" * 65_600 + b"\r\n\r\n"])
+def test_a_head_has_a_bound(lines: bytes) -> None:
+    """A head of more than 64 KiB is rejected, even if its end is received with the last of them."""
+    with incoming(b"HTTP/1.1 200 OK\r\n" + lines) as answer:
         with pytest.raises(http.client.LineTooLong):
             answer.head()
 
@@ -278,6 +276,7 @@ def test_a_connection_is_kept_after_a_complete_answer(
         assert server.visits == visits
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize(
     "unasked",
@@ -287,9 +286,7 @@ def test_a_connection_is_kept_after_a_complete_answer(
         b"x",
     ],
 )
-def test_what_nobody_asked_for_is_no_answer(
-    unasked: bytes, tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_nobody_asked_for_is_no_answer(unasked: bytes, tls: bool) -> None:
     """Bytes that come in on an idle connection end it, and the next request has another."""
     sent = threading.Event()
 
@@ -299,21 +296,18 @@ def test_what_nobody_asked_for_is_no_answer(
             visit.sock.sendall(unasked)
             sent.set()
 
-    with RawServer(script, tls=tls) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url) as sender:
-            for number in range(3):
-                request = made_request({"input": number}, 1)
-                assert sender.send(request).body == request.payload
-                assert sent.wait(10)
-                sent.clear()
-        assert server.visits == 3
+    with RawServer(script, tls=tls) as server, transport(server.url) as sender:
+        for number in range(3):
+            request = made_request({"input": number}, 1)
+            assert sender.send(request).body == request.payload
+            assert sent.wait(10)
+            sent.clear()
+    assert server.visits == 3
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_connection_that_was_closed_while_idle_is_replaced(
-    tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_was_closed_while_idle_is_replaced(tls: bool) -> None:
     """A server that hangs up between two requests costs no attempt."""
     closed = threading.Event()
 
@@ -323,34 +317,25 @@ def test_a_connection_that_was_closed_while_idle_is_replaced(
         socket.socket.shutdown(visit.sock, socket.SHUT_RDWR)
         closed.set()
 
-    with RawServer(one_answer, tls=tls) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url) as sender:
-            for _ in range(3):
-                assert sender.send(REQUEST).status == 200
-                assert closed.wait(10)
-                closed.clear()
+    with RawServer(one_answer, tls=tls) as server, transport(server.url) as sender:
+        for _ in range(3):
+            assert sender.send(REQUEST).status == 200
+            assert closed.wait(10)
+            closed.clear()
     assert server.visits == 3
-
-
-def test_a_head_has_a_bound_however_it_comes() -> None:
-    """A head of more than 64 KiB is rejected, even if its end is received with the last of them."""
-    long_head = sending(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 65_600 + b"\r\n\r\n")
-    with connected_to(long_head) as (kept, _), pytest.raises(http.client.LineTooLong):
-        kept.exchange(b"POST / HTTP/1.1\r\nContent-Length: ", b"{}", 1000)
 
 
 def test_an_answer_before_the_requests_end_is_read() -> None:
     """The response of a server that rejects a large request while it is being sent is read."""
 
-    def refuse(visit: Visit) -> None:
+    def reject(visit: Visit) -> None:
         visit.sock.recv(1000)
         visit.sock.sendall(head_of(b"", "413 Content Too Large"))
         visit.sock.shutdown(socket.SHUT_WR)
         visit.wait_for_the_end()
 
     request = made_request({"input": "x" * 5_000_000}, 1)
-    with RawServer(refuse) as server, transport(server.url) as sender:
+    with RawServer(reject) as server, transport(server.url) as sender:
         assert sender.send(request).status == 413
 
 
@@ -416,10 +401,10 @@ def test_a_session_may_trust_everybody() -> None:
         assert server.visits == 1
 
 
-def test_a_certificate_of_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("trusted_certificate")
+def test_a_certificate_of_another_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trusted certificate must also be for the host that was asked."""
-    with RawServer(tunnel) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with RawServer(tunnel) as server:
         monkeypatch.setenv("HTTPS_PROXY", server.url)
         error = error_of("https://api.example.com/")
     assert error.kind == "TLS error"
@@ -445,17 +430,20 @@ def test_a_bundle_that_is_none_is_an_error(
             assert caught.value.kind == kind
 
 
-def test_sessions_with_an_auth_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("trusted_certificate")
+def test_sessions_with_an_auth_share_a_tls_context() -> None:
     """Requests that go through the adapter share a context and keep their connections, too."""
     factory = session_with(auth=("user", "password"))
-    with RawServer(answer_all, tls=True) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url, session_factory=factory) as sender:
-            assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
-            assert len(sender._adapter._contexts._contexts) == 1
-        assert server.visits == 1
+    with (
+        RawServer(answer_all, tls=True) as server,
+        transport(server.url, session_factory=factory) as sender,
+    ):
+        assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
+        assert len(sender._adapter._contexts._contexts) == 1
+    assert server.visits == 1
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
 def test_without_urllib3s_insides_the_ordinary_way_is_taken(
     tls: bool, monkeypatch: pytest.MonkeyPatch
@@ -463,13 +451,11 @@ def test_without_urllib3s_insides_the_ordinary_way_is_taken(
     """If a pool can't open connections for its caller, the adapter sends, with the same results."""
     monkeypatch.setattr(BoundedPool, "can_open", False)
     script = answering(headers="X-Request-ID: abc\r\nX-A: 1\r\nx-a: 2\r\n")
-    with RawServer(script, tls=tls) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url, api_key="sk-test") as sender:
-            responses = [sender.send(REQUEST) for _ in range(3)]
-            assert sender._threads.worker.connections == {}
-            assert sender.sending_since_s > 0.0
-        assert server.visits == 1
+    with RawServer(script, tls=tls) as server, transport(server.url, api_key="sk-test") as sender:
+        responses = [sender.send(REQUEST) for _ in range(3)]
+        assert sender._threads.worker.connections == {}
+        assert sender.sending_since_s > 0.0
+    assert server.visits == 1
     assert {header_of(head, "authorization") for head in server.heads} == {"Bearer sk-test"}
     assert responses[0].data == {"ok": True}
     assert responses[0].headers == {"content-length": "12", "x-request-id": "abc", "x-a": "1, 2"}
@@ -489,10 +475,10 @@ def tunnel(visit: Visit) -> None:
         answer_all(Visit(visit.server, sock, visit.number))
 
 
-def test_a_tunnel_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("trusted_certificate")
+def test_a_tunnel_is_used_again() -> None:
     """A proxy's tunnel is made once; its login goes to the proxy, and the key to the server only."""
-    with RawServer(tunnel) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with RawServer(tunnel) as server:
         factory = session_with(proxies={"https": server.url.replace("//", "//me:pass@")})
         url = "https://localhost:1/v1/x"
         with transport(url, api_key="sk-test", session_factory=factory) as sender:

@@ -49,17 +49,10 @@ def test_a_shown_part_of_the_key_is_replaced(shown: str) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        "sk-1234567890abcdef",
-        "sk-ant-api03-abc_DEF-123",
-        "sk-or-v1-0123456789abcdef",
-        "sk-svcacct-********************wxyz",
-        "sk-" + "a" * 37,
-        "xai-1234567890",
-        "pk-lf-1234567890",
-        "gsk_1234567890abcdef",
-        "AIzaSyA1234567890abcdefghijklmnopqrstuv",
-        "Bearer abcdef0123456789",
-        "bearer  eyJhbGciOi.eyJzdWIi0iIx.c2ln+/=~",
+        *("sk-1234567890abcdef", "sk-ant-api03-abc_DEF-123", "sk-or-v1-0123456789abcdef"),
+        *("sk-svcacct-********************wxyz", "sk-" + "a" * 37, "xai-1234567890"),
+        *("pk-lf-1234567890", "gsk_1234567890abcdef", "AIzaSyA1234567890abcdefghijklmnopqrstuv"),
+        *("Bearer abcdef0123456789", "bearer  eyJhbGciOi.eyJzdWIi0iIx.c2ln+/=~"),
         "BEARER\tabcdefgh********",
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 import urllib3
-from raw_server import RawServer, Visit, answer_all, certificate_file, head_of, header_of
+from raw_server import RawServer, Visit, answer_all, head_of, header_of
 from requests.adapters import HTTPAdapter
 from transports import (
     KEY,
@@ -328,32 +328,27 @@ def test_a_url_that_cannot_be_is_not_tried_again(url: str) -> None:
 
 
 def never_answers(visit: Visit) -> None:
-    """Read the request, and leave it at that."""
     visit.wait_for_the_end()
 
 
 def drips_body(visit: Visit) -> None:
-    """Send a body a byte at a time."""
     visit.read()
     visit.sock.sendall(head_of(b"x" * 10_000))
     visit.drip(b"x" * 10_000)
 
 
 def drips_chunks(visit: Visit) -> None:
-    """Send a chunked body a byte at a time."""
     visit.read()
     visit.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     visit.drip(b"1\r\nx\r\n" * 2000)
 
 
 def drips_head(visit: Visit) -> None:
-    """Send header lines a byte at a time."""
     visit.read()
     visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Waiting: yes\r\n" * 90)
 
 
 def drips_interim_answers(visit: Visit) -> None:
-    """Send one ``100 Continue`` after the other."""
     visit.read()
     while not visit.server.closing.wait(0.02):
         visit.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -433,13 +428,11 @@ def test_an_unknown_certificate_is_rejected() -> None:
     assert "certificate" in str(error).lower()
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("script", [never_answers, drips_body, drips_head])
-def test_the_bound_holds_over_tls(
-    script: Callable[[Visit], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bound_holds_over_tls(script: Callable[[Visit], None]) -> None:
     """An encrypted exchange ends after its timeout, too."""
-    with RawServer(script, tls=True) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with RawServer(script, tls=True) as server:
         error = error_of(server.url, request_timeout_s=0.5)
     assert error.kind == "timeout"
 
@@ -646,19 +639,19 @@ def cancel_on_arrival(server: RawServer, sender: Transport) -> threading.Thread:
     return thread
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("script", [never_answers, drips_body])
-def test_cancel_ends_an_exchange(
-    script: Callable[[Visit], None], tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancel_ends_an_exchange(script: Callable[[Visit], None], tls: bool) -> None:
     """An exchange under way fails as soon as another thread cancels it, plain or encrypted."""
-    with certificate_file() as path, RawServer(script, tls=tls) as server:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url, request_timeout_s=600.0) as sender:
-            canceller = cancel_on_arrival(server, sender)
-            with pytest.raises(TransportError) as caught:
-                sender.send(REQUEST)
-            canceller.join()
+    with (
+        RawServer(script, tls=tls) as server,
+        transport(server.url, request_timeout_s=600.0) as sender,
+    ):
+        canceller = cancel_on_arrival(server, sender)
+        with pytest.raises(TransportError) as caught:
+            sender.send(REQUEST)
+        canceller.join()
     assert caught.value.retryable
 
 
