@@ -1,7 +1,7 @@
-"""What the providers say: one place for what differs between OpenAI, Anthropic, Gemini and the others.
+"""What differs between OpenAI, Anthropic, Gemini and the others.
 
 A URL tells the endpoint and the authentication header. A response is classified as an answer, a retryable
-failure, a rate limit, or a fatal error; its headers tell the account's limits, its body the tokens used.
+failure, a rate limit, or a fatal error. Its headers tell the account's limits, its body the tokens used.
 ``jsontext`` reads and writes JSON text without changing a byte of it.
 
 Names that cross the border (module, names):
@@ -11,4 +11,4 @@ Names that cross the border (module, names):
     limit_headers  read_limits
     responses      classify, read_error, stop_cause
     usage          read_usage, used_tokens
-"""
+"""  # noqa: E501, W505

@@ -26,14 +26,14 @@ def duration_s(text: str) -> float | None:
 
 def milliseconds_s(value: str) -> float | None:
     """Seconds of a header that holds a bare number of milliseconds; ``None`` for anything else."""
-    seconds = _number(value) / 1000
+    seconds = number(value) / 1000
     return seconds if 0 <= seconds < math.inf else None
 
 
-def _number(value: str) -> float:
-    """The number in ``value``; NaN if there is none."""
+def number(text: str) -> float:
+    """The number in ``text``; NaN if there is none."""
     try:
-        return float(value)
+        return float(text)
     except ValueError:
         return math.nan
 
@@ -45,12 +45,12 @@ def wait_s(value: str, now: float) -> float | None:
     * Go durations, RFC 3339 timestamps and HTTP dates are understood as well.
     * A time in the past gives 0.
     """
-    number = _number(value)
-    if number <= 1e9:
-        return number if number >= 0 else None
+    bare = number(value)
+    if bare <= 1e9:
+        return bare if bare >= 0 else None
     if (seconds := duration_s(value)) is not None:
         return seconds
-    when = timestamp(value) if math.isnan(number) else number / (1000 if number > 1e11 else 1)
+    when = timestamp(value) if math.isnan(bare) else bare / (1000 if bare > 1e11 else 1)
     if when is None or not math.isfinite(when) or when - now > _LONGEST_S:
         return None
     return max(0.0, when - now)

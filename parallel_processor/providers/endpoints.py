@@ -9,18 +9,12 @@ from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
 from parallel_processor.options import Options, shown_url
 
-ANTHROPIC_VERSION = "2023-06-01"
-
 _AZURE = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
+_GEMINI = "generativelanguage.googleapis.com"
 
 # Providers whose limits count the tokens that a response used. OpenAI and Azure count the most that it
 # may use. An unknown provider is taken for one of the latter: that never exceeds a limit.
-_CHARGES_USE = (
-    "anthropic.com",
-    "api.groq.com",
-    "api.mistral.ai",
-    "generativelanguage.googleapis.com",
-)
+_CHARGES_USE = ("anthropic.com", "api.groq.com", "api.mistral.ai", _GEMINI)
 
 
 def _host(url: str) -> str:
@@ -46,17 +40,15 @@ def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
     * All others: a bearer token.
     """
     parts, host = urlsplit(url), _host(url)
-    headers: dict[str, str] = {}
     anthropic = is_host(host, "anthropic.com") or endpoint_of(url) is Endpoint.MESSAGES
-    if anthropic:
-        headers["anthropic-version"] = ANTHROPIC_VERSION
+    headers = {"anthropic-version": "2023-06-01"} if anthropic else {}
     if not api_key:
         return headers
     if "/deployments/" in parts.path or is_host(host, *_AZURE):
         headers["api-key"] = api_key
     elif anthropic:
         headers["x-api-key"] = api_key
-    elif is_host(host, "generativelanguage.googleapis.com") and "/openai/" not in parts.path:
+    elif is_host(host, _GEMINI) and "/openai/" not in parts.path:
         headers["x-goog-api-key"] = api_key
     else:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -79,22 +71,19 @@ def needs_key(url: str) -> bool:
     return urlsplit(url).scheme != "http" and not is_loopback(url)
 
 
-def exposes_key(url: str) -> bool:
-    """True if a key would cross a network without TLS."""
-    return urlsplit(url).scheme == "http" and not is_loopback(url)
-
-
 def check_key(options: Options) -> None:
     """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS."""
-    url = shown_url(options.request_url)
-    if options.api_key:
-        if exposes_key(options.request_url) and not options.allow_plain_http:
+    url = options.request_url
+    if not options.api_key:
+        if options.session_factory is None and needs_key(url):
             raise ConfigurationError(
-                f"{url} would get the api_key in plain text: use https, set allow_plain_http, or"
-                " give no key"
+                f"{shown_url(url)} needs an api_key, or a session_factory that logs in"
             )
-    elif options.session_factory is None and needs_key(url):
-        raise ConfigurationError(f"{url} needs an api_key, or a session_factory that logs in")
+    elif urlsplit(url).scheme == "http" and not (is_loopback(url) or options.allow_plain_http):
+        raise ConfigurationError(
+            f"{shown_url(url)} would get the api_key in plain text: use https, set"
+            " allow_plain_http, or give no key"
+        )
 
 
 def charges_reservation(url: str) -> bool:
@@ -119,14 +108,12 @@ def resolve_url(request_url: str, relative: str | None) -> str:
         if (target.scheme, target.netloc.lower()) != (base.scheme, base.netloc.lower()):
             raise ValueError(f"its url {relative!r} is on another host than the request URL")
         return target.geturl()
-    path = "/" + row.path.lstrip("/")
-    endpoint = Endpoint.of_path(base.path)
-    end = endpoint.value
-    stem = base.path.rstrip("/")
-    stem = stem[: len(stem) - len(end)]  # what precedes the endpoint
-    if base.path.rstrip("/").lower().endswith(path.lower()) and Endpoint.of_path(path) is endpoint:
+    path, base_path = "/" + row.path.lstrip("/"), base.path.rstrip("/")
+    endpoint = Endpoint.of_path(base_path)
+    stem = base_path[: len(base_path) - len(endpoint.value)]  # what precedes the endpoint
+    if base_path.lower().endswith(path.lower()) and Endpoint.of_path(path) is endpoint:
         path = base.path
-    elif path.startswith("/v1/") and (end or stem.endswith("/v1")):
+    elif path.startswith("/v1/") and (endpoint.value or stem.endswith("/v1")):
         path = stem + path[len("/v1") :]
     elif not path.startswith(stem + "/"):
         path = stem + path

@@ -1,7 +1,7 @@
 """JSON text that is examined, and passed on byte for byte.
 
 Requests and responses are recorded as they came: keys in their order, numbers with all their
-digits. So parsing only informs, and what is written is cut from the text itself.
+digits. So the text is parsed only to be understood. What is written is a part of the text itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 # parsed again inside a record, and written by code that recurses as well.
 MAX_NESTING = 100
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,?[ \t\n\r]*")
 
 
 def _no_constant(name: str) -> Any:
@@ -35,17 +36,11 @@ _LENIENT_ANY_INT = json.JSONDecoder(parse_int=_any_int)
 
 
 class Member(NamedTuple):
-    """A member of a JSON object.
+    """A member of a JSON object."""
 
-    Attributes:
-        key: the key, parsed.
-        value: the text of the value.
-        text: the text of key and value.
-    """
-
-    key: str
-    value: str
-    text: str
+    key: str  # parsed
+    value: str  # the text of the value
+    text: str  # the text of key and value
 
 
 def parse(text: str, *, strict: bool = True, max_nesting: int = MAX_NESTING) -> Any:
@@ -89,9 +84,7 @@ def members(text: str) -> list[Member]:
         value_start = _skip(text, _skip(text, i) + 1)  # after the colon
         end = _end_of_value(text, value_start)
         found.append(Member(key, text[value_start:end], text[start:end]))
-        i = _skip(text, end)
-        if text[i] == ",":
-            i = _skip(text, i + 1)
+        i = _skip(text, end, _COMMA)
     return found
 
 
@@ -102,20 +95,15 @@ def elements(text: str) -> list[str]:
     while text[i] != "]":
         end = _end_of_value(text, i)
         found.append(text[i:end])
-        i = _skip(text, end)
-        if text[i] == ",":
-            i = _skip(text, i + 1)
+        i = _skip(text, end, _COMMA)
     return found
 
 
 def split_last(text: str, key: str) -> tuple[str, str] | None:
     """The object ``text`` without its last member, and that member's value, if its key is ``key``.
 
-    ``None`` if that can't be told without parsing. It can if three conditions hold:
-
-    * The key occurs once in the text.
-    * Nothing in the text is escaped as the key might be.
-    * The end of the object follows the value.
+    ``None`` if only parsing can tell: the key occurs twice, an escape may hide it, or the value is
+    not the last thing in the object.
     """
     quoted = f'"{key}"'
     start = text.find(quoted)
@@ -144,8 +132,8 @@ def _end_of_value(text: str, start: int) -> int:
         return _LENIENT_ANY_INT.raw_decode(text, start)[1]
 
 
-def _skip(text: str, i: int) -> int:
-    match = _SPACE.match(text, i)
+def _skip(text: str, i: int, what: re.Pattern[str] = _SPACE) -> int:
+    match = what.match(text, i)
     return match.end() if match else i
 
 
@@ -158,13 +146,11 @@ def read_answer(body: bytes) -> tuple[Any, bytes]:
     encoding = json.detect_encoding(body)
     try:
         text = body.decode(encoding)
-        exact = encoding == "utf-8"
+        is_exact = encoding == "utf-8"
     except UnicodeDecodeError:
-        text, exact = body.decode(encoding, "replace"), False
-    data = parse(text, strict=False)
-    if not exact:
-        body = text.encode("utf-8", "replace")
-    return data, one_line(body)
+        text, is_exact = body.decode(encoding, "replace"), False
+    line = body if is_exact else text.encode("utf-8", "replace")
+    return parse(text, strict=False), one_line(line)
 
 
 def one_line(body: bytes) -> bytes:

@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from parallel_processor.models import LimitReading, refill_s
-from parallel_processor.providers.durations import duration_s, timestamp, wait_s
+from parallel_processor.providers.durations import duration_s, number, timestamp, wait_s
 from parallel_processor.providers.endpoints import is_host
 
 _MINUTE_S, _DAY_S = 60.0, 86_400.0
@@ -60,31 +60,14 @@ _LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lookup:
-    """The headers of one limit, in the response's own spelling.
+    """The headers of one limit, in the response's own spelling; ``None`` for one that isn't there."""
 
-    Attributes:
-        name: the limit's name, as in :class:`LimitReading`.
-        limit: the name of the header with the limit.
-        remaining: the header with what remains; ``None`` if there is none.
-        reset: the header with the time of the reset; ``None`` if there is none.
-        window_s: the limit's window; ``None`` if the values decide.
-        stamped: the reset is a Unix time.
-    """
-
-    name: str
+    name: str  # the limit's name, as in LimitReading
     limit: str
     remaining: str | None
     reset: str | None
-    window_s: float | None
-    stamped: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """What to look up in a response with a certain set of headers."""
-
-    lookups: tuple[_Lookup, ...]
-    date: str | None
+    window_s: float | None  # None if the values decide
+    stamped: bool  # the reset is a Unix time
 
 
 def read_limits(
@@ -100,27 +83,27 @@ def read_limits(
 
     A project's limit and a dynamic limit have the same name as the account's: all of them hold.
     """
-    plan = _plan(tuple(headers), host)
-    if not plan.lookups:
+    lookups, date = _plan(tuple(headers), host)
+    if not lookups:
         return ()
 
     def server_time() -> float:
-        sent = None if plan.date is None else _cached_timestamp(headers[plan.date][:100])
+        sent = None if date is None else _cached_timestamp(headers[date][:100])
         return now() if sent is None else sent
 
-    readings = [_read(lookup, headers, server_time) for lookup in plan.lookups]
+    readings = [_read(lookup, headers, server_time) for lookup in lookups]
     return tuple([reading for reading in readings if reading is not None])
 
 
 @functools.lru_cache(maxsize=32)
-def _plan(names: tuple[str, ...], host: str) -> _Plan:
-    """The plan for a set of headers. A server's responses have few sets, so each plan is made once."""
+def _plan(names: tuple[str, ...], host: str) -> tuple[tuple[_Lookup, ...], str | None]:
+    """What to look up in a set of headers, and the name of its date header.
+
+    A server's responses have few such sets, so each plan is made once.
+    """
     spelled = {name.lower(): name for name in names}
     lookups = (_lookup(name, spelled, host) for name in spelled)
-    return _Plan(
-        lookups=tuple(lookup for lookup in lookups if lookup is not None),
-        date=spelled.get("date"),
-    )
+    return tuple(lookup for lookup in lookups if lookup is not None), spelled.get("date")
 
 
 def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
@@ -181,11 +164,8 @@ def _read(
 
 def _count(text: str) -> float | None:
     """The number in ``text``; ``None`` if it is no number, negative, or too large for a limit."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 <= number < _GREATEST_LIMIT else None
+    count = number(text)
+    return count if 0 <= count < _GREATEST_LIMIT else None
 
 
 def _reset_s(text: str, server_time: Callable[[], float]) -> float | None:

@@ -1,13 +1,8 @@
 """Classifies a response: one tolerant reader for the errors and waits of every provider.
 
 The HTTP status decides first, then the error's ``code`` and ``type``. The text of a success is
-never searched. The result is one of five of :class:`~parallel_processor.models.AttemptStatus`:
-
-* answered,
-* retry,
-* rate limited,
-* failed: this request only,
-* fatal: the whole run, for example a wrong key, or no money.
+never searched. ``failed`` is about one request. ``fatal`` is about the whole run: a wrong key, or
+no money.
 """
 
 from __future__ import annotations
@@ -23,38 +18,27 @@ from parallel_processor.models import Attempt, AttemptStatus, Rejection, Respons
 from parallel_processor.providers.durations import duration_s, milliseconds_s, timestamp, wait_s
 from parallel_processor.providers.usage import read_usage
 
-_KEY_CODES = frozenset(
-    {
-        *("invalid_api_key", "authentication_error", "permission_error", "api_key_invalid"),
-        "unsupported_country_region_territory",
-    }
-)
-_FATAL_CODES = _KEY_CODES | frozenset(
-    {
-        "insufficient_quota",
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        "organization_usage_limit_exceeded",
-        "billing_hard_limit_reached",
-        "billing_error",
-        "enforced_spend_limit_reached",
-        "contract_spend_limit_reached",
-    }
-)
-_RETRY_STATUSES = frozenset({408, 409, 425, 498})
-_RATE_LIMIT_STATUSES = frozenset({429, 529})
-_WITH_WAIT_STATUSES = frozenset({402, 503})  # rate limited if the server says how long to wait
-_RETRY_CODES_IN_200 = frozenset(
-    {
-        *("server_error", "rate_limit_exceeded"),  # Responses API
-        *("api_error", "overloaded_error", "rate_limit_error", "timeout_error"),  # Anthropic
-        *("server_is_overloaded", "service_unavailable_error", "slow_down"),
-    }
-)
+_KEY_CODES = {
+    *("invalid_api_key", "authentication_error", "permission_error", "api_key_invalid"),
+    "unsupported_country_region_territory",
+}
+_FATAL_CODES = _KEY_CODES | {
+    *("insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"),
+    *("organization_spend_limit_exceeded", "project_spend_limit_exceeded"),
+    "organization_usage_limit_exceeded",
+    *("billing_error", "enforced_spend_limit_reached", "contract_spend_limit_reached"),
+}
+_RETRY_STATUSES = (408, 409, 425, 498)
+_RATE_LIMIT_STATUSES = (429, 529)
+_WITH_WAIT_STATUSES = (402, 503)  # rate limited if the server says how long to wait
+_RETRY_CODES_IN_200 = {
+    *("server_error", "rate_limit_exceeded"),  # Responses API
+    *("api_error", "overloaded_error", "rate_limit_error", "timeout_error"),  # Anthropic
+    *("server_is_overloaded", "service_unavailable_error", "slow_down"),
+}
 
 # The rate of requests rose too fast: OpenAI's word and Anthropic's.
-_STEEP_CODES = frozenset({"slow_down", "ramp_limit_exceeded"})
+_RAMP_CODES = {"slow_down", "ramp_limit_exceeded"}
 _OVERLOADED = re.compile(r"temporarily unable to process|high demand", re.IGNORECASE)  # Azure's 429
 _OF_TOKENS = re.compile(r"\btokens per min|\btoken rate limit|\bTPM\b", re.IGNORECASE)
 _OF_REQUESTS = re.compile(
@@ -77,19 +61,12 @@ _UNIT_WORD = re.compile(r" ([smhd])(?:econd|inute|our|ay)s?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """The contents of an error body of any shape.
+    """The contents of an error body of any shape. What it doesn't have is empty."""
 
-    Attributes:
-        code: the error's code in lower case; empty if there is none.
-        type: its type, likewise.
-        detail_codes: further codes that it names.
-        message: at most 500 characters of its text.
-    """
-
-    code: str = ""
+    code: str = ""  # in lower case, as the others
     type: str = ""
-    detail_codes: frozenset[str] = frozenset()
-    message: str = ""
+    detail_codes: frozenset[str] = frozenset()  # further codes that it names
+    message: str = ""  # at most 500 characters
 
     @property
     def codes(self) -> frozenset[str]:
@@ -107,39 +84,49 @@ def classify(
 
     The other arguments become fields of the attempt: a good one is not copied to add them.
     """
-    if 200 <= response.status < 300:
-        attempt = _judge_success(response, readings, sent_at_s, latency_s)
-        if attempt.status is AttemptStatus.ANSWERED:
-            return attempt
+    if not 200 <= response.status < 300:
+        attempt = _of_failure(response)
+    elif error := _error_in_200(response):
+        attempt = error
     else:
-        attempt = _judge_failure(response)
+        used, output = read_usage(_unwrapped(response.data))
+        return Attempt(
+            status=AttemptStatus.ANSWERED,
+            response=response,
+            used_tokens=used,
+            output_tokens=output,
+            readings=readings,
+            sent_at_s=sent_at_s,
+            latency_s=latency_s,
+        )
     return replace(attempt, readings=readings, sent_at_s=sent_at_s, latency_s=latency_s)
 
 
-def _judge_failure(response: Response) -> Attempt:
+def _of_failure(response: Response) -> Attempt:
+    http_status = response.status
     info, wait = read_error(response), retry_after_s(response)
-    verdict = _verdict(response.status, response, info, wait)
-    label = info.code if info.code not in ("", str(response.status)) else info.type
-    kind = f"HTTP {response.status} {label}".strip()
-    message = info.message
-    if 300 <= response.status < 400:
-        message = f"redirects are not followed; the server points to {_location(response)}"
-    attempt = _attempt(verdict, response, kind, message, wait)
-    if verdict in (AttemptStatus.RATE_LIMITED, AttemptStatus.RETRY):
-        attempt = replace(attempt, rejection=_rejection(response.status, verdict, info, wait))
+    status = _status(http_status, response, info, wait)
+    label = info.code if info.code not in ("", str(http_status)) else info.type
+    kind, message = f"HTTP {http_status} {label}".strip(), info.message
+    if 300 <= http_status < 400:
+        location = response.headers.get("location", "nowhere")[:200]
+        message = f"redirects are not followed; the server points to {location!r}"
+    attempt = _attempt(status, response, kind, message, wait)
+    if status in (AttemptStatus.RATE_LIMITED, AttemptStatus.RETRY):
+        attempt = replace(attempt, rejection=_rejection(http_status, status, info, wait))
     return attempt
 
 
 def _rejection(
-    status: int, verdict: AttemptStatus, info: ErrorInfo, wait: float | None
+    http_status: int, status: AttemptStatus, info: ErrorInfo, wait: float | None
 ) -> Rejection | None:
     """Why the server rejected the request; ``None`` if it was neither for limits nor for load."""
     has_retry_after = wait is not None
-    if info.codes & _STEEP_CODES:
+    if info.codes & _RAMP_CODES:
         return Rejection(ramp_too_fast=True, has_retry_after=has_retry_after)
-    if status in (503, 529) or (status == 429 and _OVERLOADED.search(info.message)):
+    if http_status in (503, 529) or (http_status == 429 and _OVERLOADED.search(info.message)):
         return Rejection(overload=True, has_retry_after=has_retry_after)
-    if verdict is not AttemptStatus.RATE_LIMITED:
+    if status is not AttemptStatus.RATE_LIMITED:
         return None
     for kind, words in (("tokens", _OF_TOKENS), ("requests", _OF_REQUESTS)):
         if info.type == kind or words.search(info.message):
@@ -148,92 +135,72 @@ def _rejection(
 
 
 def _attempt(
-    verdict: AttemptStatus, response: Response, kind: str, message: str, wait: float | None = None
+    status: AttemptStatus, response: Response, kind: str, message: str, wait: float | None = None
 ) -> Attempt:
     request_id = response.headers.get("x-request-id") or response.headers.get("request-id")
     error = f"{kind}: {message}" if message else kind
     if request_id:
         error += f" (request id {request_id[:100]})"
-    return Attempt(status=verdict, response=response, kind=kind, error=error, retry_after_s=wait)
+    return Attempt(status=status, response=response, kind=kind, error=error, retry_after_s=wait)
 
 
-def _judge_success(
-    response: Response, readings: Sequence[Any], sent_at_s: float, latency_s: float | None
-) -> Attempt:
+def _error_in_200(response: Response) -> Attempt | None:
+    """What is wrong with a success; ``None`` if it is an answer.
+
+    OpenRouter's ``{"error": …}`` and the Responses API's ``status: "failed"`` come with HTTP 200.
+    """
     if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
-        return _attempt(
-            AttemptStatus.FAILED, response, "unexpected stream", "the server sent an event stream"
-        )
+        message = "the server sent an event stream"
+        return _attempt(AttemptStatus.FAILED, response, "unexpected stream", message)
     if not response.is_json:
-        start = _text(response)[:80]
-        return _attempt(
-            AttemptStatus.RETRY, response, "not JSON", f"the answer is not JSON: {start!r}"
-        )
+        message = f"the answer is not JSON: {_text(response)[:80]!r}"
+        return _attempt(AttemptStatus.RETRY, response, "not JSON", message)
     data = _unwrapped(response.data)
-    if not isinstance(data, Mapping):
-        return Attempt(
-            status=AttemptStatus.ANSWERED,
-            response=response,
-            readings=readings,
-            sent_at_s=sent_at_s,
-            latency_s=latency_s,
-        )
-    if data.get("error") or (data.get("object") == "response" and data.get("status") == "failed"):
-        return _judge_error_in_200(response)
-    used, output = read_usage(data)
-    return Attempt(
-        status=AttemptStatus.ANSWERED,
-        response=response,
-        used_tokens=used,
-        output_tokens=output,
-        readings=readings,
-        sent_at_s=sent_at_s,
-        latency_s=latency_s,
-    )
-
-
-def _judge_error_in_200(response: Response) -> Attempt:
-    """OpenRouter's ``{"error": …}`` and the Responses API's ``status: "failed"``, both with HTTP 200."""
+    if not isinstance(data, Mapping) or not (
+        data.get("error") or (data.get("object") == "response" and data.get("status") == "failed")
+    ):
+        return None
     info, wait = read_error(response), retry_after_s(response)
     kind = f"error in HTTP 200 {info.code or info.type}".strip()
     if re.fullmatch("[45][0-9][0-9]", info.code):
-        verdict = _verdict(int(info.code), response, info, wait)
+        status = _status(int(info.code), response, info, wait)
     elif info.codes & _FATAL_CODES:
-        verdict = AttemptStatus.FATAL
-    elif info.codes & _RETRY_CODES_IN_200:
-        verdict = AttemptStatus.RETRY
+        status = AttemptStatus.FATAL
     else:
-        verdict = AttemptStatus.FAILED
-    return _attempt(verdict, response, kind, info.message, wait)
+        retries = info.codes & _RETRY_CODES_IN_200
+        status = AttemptStatus.RETRY if retries else AttemptStatus.FAILED
+    return _attempt(status, response, kind, info.message, wait)
 
 
-def _verdict(status: int, response: Response, info: ErrorInfo, wait: float | None) -> AttemptStatus:
-    """What ``status`` means; a success may have one in its body.
+def _status(
+    http_status: int, response: Response, info: ErrorInfo, wait: float | None
+) -> AttemptStatus:
+    """What ``http_status`` means; a success may have one in its body.
 
-    ``x-should-retry`` overrides the status, but not what stops the run or can never succeed.
+    ``x-should-retry`` overrides it, but not what stops the run or can never succeed.
     """
-    if _stops_the_run(status, info, wait):
+    if _stops_the_run(http_status, info, wait):
         return AttemptStatus.FATAL
-    if status == 429 and _never_fits(response, info.message):
-        return AttemptStatus.FAILED
     should_retry = response.headers.get("x-should-retry", "").lower()
-    if should_retry == "false":
+    never_fits = http_status == 429 and _never_fits(response, info.message)
+    if never_fits or should_retry == "false":
         return AttemptStatus.FAILED
-    if status in _RATE_LIMIT_STATUSES or (status in _WITH_WAIT_STATUSES and wait is not None):
+    asks_to_wait = http_status in _WITH_WAIT_STATUSES and wait is not None
+    if http_status in _RATE_LIMIT_STATUSES or asks_to_wait:
         return AttemptStatus.RATE_LIMITED
-    if status in _RETRY_STATUSES or status >= 500 or should_retry == "true":
+    if http_status in _RETRY_STATUSES or http_status >= 500 or should_retry == "true":
         return AttemptStatus.RETRY
     return AttemptStatus.FAILED
 
 
-def _stops_the_run(status: int, info: ErrorInfo, wait: float | None) -> bool:
+def _stops_the_run(http_status: int, info: ErrorInfo, wait: float | None) -> bool:
     """True for a wrong key, for no money, and for a daily quota that is used up."""
-    if status == 401 or (status == 402 and wait is None) or info.codes & _FATAL_CODES:
+    if http_status == 401 or (http_status == 402 and wait is None) or info.codes & _FATAL_CODES:
         return True
-    if status == 400:  # Anthropic: a spending limit that the user has set
+    if http_status == 400:  # Anthropic: a spending limit that the user has set
         return bool(_SPENT.search(info.message))
     per_day = any("perday" in code for code in info.detail_codes)  # Gemini's quotaId
-    return status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
+    return http_status == 429 and (per_day or bool(_DAY_USED_UP.search(info.message)))
 
 
 def stop_cause(response: Response) -> StopCause:
@@ -264,19 +231,10 @@ def _read_error(body: Any) -> ErrorInfo:
     error = body.get("error")
     if isinstance(error, str):
         return ErrorInfo(message=_clip(error), code=_label(body.get("code")))
-    if isinstance(error, Mapping):
-        return _read_error_object(error)
-    if body.get("object") == "error" or "message" in body:
-        return _read_error_object(body)
-    return ErrorInfo(message=_clip(_detail(body.get("detail"))))
-
-
-def _unwrapped(data: Any) -> Any:
-    """The only element of a list: Gemini's OpenAI-compatible endpoint puts an error into one."""
-    return data[0] if isinstance(data, list) and len(data) == 1 else data
-
-
-def _read_error_object(error: Mapping[str, Any]) -> ErrorInfo:
+    if not isinstance(error, Mapping):
+        if body.get("object") != "error" and "message" not in body:
+            return ErrorInfo(message=_clip(_detail(body.get("detail"))))
+        error = body
     message = error.get("message")
     return ErrorInfo(
         code=_label(error.get("code")),
@@ -284,6 +242,11 @@ def _read_error_object(error: Mapping[str, Any]) -> ErrorInfo:
         detail_codes=frozenset(_detail_codes(error.get("details"))) - {""},
         message=_clip(message if isinstance(message, str) else ""),
     )
+
+
+def _unwrapped(data: Any) -> Any:
+    """The only element of a list: Gemini's OpenAI-compatible endpoint puts an error into one."""
+    return data[0] if isinstance(data, list) and len(data) == 1 else data
 
 
 def _detail_codes(details: Any) -> Iterator[str]:
@@ -316,10 +279,6 @@ def _text(response: Response) -> str:
 
 def _clip(text: str) -> str:
     return " ".join(text[:_MAX_MESSAGE].split())
-
-
-def _location(response: Response) -> str:
-    return repr(response.headers.get("location", "nowhere")[:200])
 
 
 def retry_after_s(response: Response, clock: Callable[[], float] = time.time) -> float | None:

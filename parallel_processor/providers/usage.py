@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 _OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
+_GEMINI_INPUT = ("promptTokenCount", "toolUsePromptTokenCount")
 # The fields of a usage object. Those of the first set that has a number are added up. Anthropic's
 # input_tokens exclude the cache: tokens written to it count against the limit, tokens read don't.
 _USAGE_FIELDS = (
@@ -13,16 +14,13 @@ _USAGE_FIELDS = (
     ("totalTokenCount",),
     ("prompt_tokens", "completion_tokens"),
     ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
-    (
-        *("promptTokenCount", "toolUsePromptTokenCount"),
-        *("candidatesTokenCount", "thoughtsTokenCount"),
-    ),
+    (*_GEMINI_INPUT, "candidatesTokenCount", "thoughtsTokenCount"),
     _OLLAMA_COUNTS,
 )
 _INPUT_FIELDS = (
     ("prompt_tokens",),
     ("input_tokens", "cache_creation_input_tokens"),
-    ("promptTokenCount", "toolUsePromptTokenCount"),
+    _GEMINI_INPUT,
     ("prompt_eval_count",),
 )
 _OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")

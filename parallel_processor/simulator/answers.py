@@ -58,11 +58,7 @@ class Answerer:
     """
 
     def __init__(
-        self,
-        counter: TokenCounting,
-        *,
-        embedding_dimensions: int,
-        answer_tokens: int | None = None,
+        self, counter: TokenCounting, *, embedding_dimensions: int, answer_tokens: int | None = None
     ) -> None:
         self._counter = counter
         self._dimensions = embedding_dimensions
@@ -241,11 +237,7 @@ def _varied(tokens: int | None, digest: int) -> int | None:
 
 
 def _usage(read: int, written: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": written,
-        "total_tokens": read + written,
-    }
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _inputs(value: Any) -> list[Any]:

@@ -1,10 +1,9 @@
 """Counts the tokens of the pieces of a request body: messages, their parts, tools, any JSON.
 
-Anyone writes bodies, so no type is taken for granted: a piece that isn't what the API's reference
-says is counted as the JSON that it is. Nothing raises. Nothing recurses further than
-``_MAX_DEPTH``.
+No type in a body is taken for granted: a piece that isn't what the API's reference says is counted
+as the JSON that it is. Nothing raises. Nothing recurses further than ``_MAX_DEPTH``.
 
-Base64 is not tokenised. An image costs what its size makes it cost. A file or a recording costs a
+Base64 is not tokenised. The cost of an image depends on its size. A file or a recording costs a
 flat :data:`MEDIA_TOKENS`, because its real cost shows only in the response's ``usage``. Within a
 text, base64 is text, as it is for the server.
 
@@ -20,17 +19,12 @@ from typing import Any
 from parallel_processor.tokens.encodings import TextCounter
 from parallel_processor.tokens.images import base64_size, data_url_size, image_tokens
 
-MEDIA_TOKENS = 1_000
-"""The assumed cost of a file, a recording or a video: some pages, or a minute and a half."""
-
+MEDIA_TOKENS = 1_000  # the assumed cost of a file or a recording: some pages, or 90 seconds
 PER_MESSAGE = 3
 PER_REPLY = 3  # each response is primed with <|start|>assistant<|message|>
-_PER_NAME = 1
-_PER_CALL = 3
-_PROPERTIES_START = 3
-_PROPERTY = 3
-_ENUM_START = -3
-_ENUM_ITEM = 3
+_PER_NAME, _PER_CALL = 1, 3
+_PROPERTIES_START, _PROPERTY = 3, 3
+_ENUM_START, _ENUM_ITEM = -3, 3
 _FUNCTIONS_END = 12
 
 _MAX_DEPTH = 4  # a tool's result may hold parts, which may hold a tool's result, and so on
@@ -62,12 +56,7 @@ _SYSTEM_ROLES = ("system", "developer")
 
 
 class ContentCounter:
-    """Counts pieces of bodies for one model.
-
-    Any thread may call it, and no JSON value makes it raise.
-    """
-
-    __slots__ = ("_function_start", "_model", "repeated", "text")
+    """Counts pieces of bodies for one model. Any thread may call it, and no JSON value makes it raise."""
 
     def __init__(self, counter: TextCounter, model: str) -> None:
         self.text = counter.count
@@ -87,11 +76,8 @@ class ContentCounter:
         total = PER_MESSAGE
         for key, value in message.items():
             if key == "content":
-                if isinstance(value, str):
-                    stays = message.get("role") in _SYSTEM_ROLES
-                    total += self.repeated(value) if stays else self.text(value)
-                else:
-                    total += self.content(value)
+                is_repeated = isinstance(value, str) and message.get("role") in _SYSTEM_ROLES
+                total += self.repeated(value) if is_repeated else self.content(value)
             elif key == "role" and isinstance(value, str):
                 total += self.repeated(value)
             elif value is not None:
@@ -210,13 +196,11 @@ class ContentCounter:
         properties = schema.get("properties")
         if not isinstance(properties, dict):
             return self.json(schema)
-        rest = {key: value for key, value in schema.items() if key not in _PLAIN_SCHEMA}
+        rest = {key: schema[key] for key in schema if key not in _PLAIN_SCHEMA}
         total = self.json(rest) if rest else 0
         if properties:
-            total += _PROPERTIES_START
-        for name, property_ in properties.items():
-            total += _PROPERTY + self._property(name, property_)
-        return max(0, total)
+            total += _PROPERTIES_START + _PROPERTY * len(properties)
+        return max(0, total + sum(self._property(*item) for item in properties.items()))
 
     def _property(self, name: Any, property_: Any) -> int:
         """One property of a function: by the cookbook's formula if it is plain, otherwise as JSON."""
@@ -227,8 +211,7 @@ class ContentCounter:
         if not (isinstance(kind, str) and isinstance(enum, list | tuple)):
             return self._string_or_json(name) + self.json(property_)
         total = self.repeated(f"{name}:{kind}:{_without_dot(description)}")
-        if "enum" in property_:
-            total += _ENUM_START
+        total += _ENUM_START if "enum" in property_ else 0
         return total + sum(_ENUM_ITEM + self._string_or_json(item) for item in enum)
 
     def _string_or_json(self, value: Any) -> int:

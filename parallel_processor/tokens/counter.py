@@ -1,7 +1,7 @@
 """Estimates what a request may cost in tokens: its prompt, and the output that it may get.
 
 Servers admit a request by the most that it may cost. OpenAI documents the larger of ``max_tokens``
-and an estimate of the prompt; Azure documents the prompt, ``max_tokens`` and ``best_of``. Their
+and an estimate of the prompt. Azure documents the prompt, ``max_tokens`` and ``best_of``. Their
 formulas are not published. The cost here is the conservative reading of both::
 
     chat         prompt + n * (larger of max_tokens and max_completion_tokens, else the default)
@@ -12,15 +12,14 @@ formulas are not published. The cost here is the conservative reading of both::
     unknown      everything that is in it + the largest output that it names
 
 What a server adds from its own store (``previous_response_id``, ``conversation``, files) can't be
-counted. Texts for Claude, Gemini, Llama … are counted with OpenAI's encodings, which is an
-estimate.
+counted. Texts for Claude, Gemini, Llama … are counted with OpenAI's encodings: an estimate.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from parallel_processor.exceptions import ConfigurationError
@@ -33,13 +32,10 @@ from parallel_processor.tokens.encodings import (
     text_counter,
 )
 
+# A larger cap is counted as this. No model writes more, and a cap that only means "no limit", such
+# as 2**31 - 1, must not delay the requests behind it for hours.
 MAX_OUTPUT_TOKENS = 1_000_000
-"""A larger cap is counted as this. No model writes more, and a cap that only means "no limit", such
-as 2**31 - 1, must not delay the requests behind it for hours."""
-
-MAX_CHOICES = 128
-"""The API's maximum of ``n``. Larger values, which it rejects, are counted as this."""
-
+MAX_CHOICES = 128  # the API's maximum of ``n``; it rejects larger values, which are counted as this
 _COMPLETION_OUTPUT_TOKENS = 16  # the API's own default
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _OTHER_CAPS = (*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens")
@@ -59,8 +55,6 @@ class TokenCounter:
     takes 0.15 to 0.3 s.
     """
 
-    __slots__ = ("_default_output_tokens", "_encoding_name", "_input_by_endpoint")
-
     def __init__(
         self, *, encoding_name: str | None = None, default_output_tokens: int = 16
     ) -> None:
@@ -72,26 +66,27 @@ class TokenCounter:
             )
         self._encoding_name = encoding_name
         self._default_output_tokens = default_output_tokens
-        self._input_by_endpoint: dict[Endpoint, Callable[[Mapping[str, Any]], int]] = {
-            Endpoint.CHAT: self._chat_input,
-            Endpoint.MESSAGES: self._chat_input,
-            Endpoint.RESPONSES: self._responses_input,
-            Endpoint.COMPLETIONS: self._completions_input,
-            Endpoint.EMBEDDINGS: self._plain_input,
-            Endpoint.MODERATIONS: self._plain_input,
-        }
 
     def input_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The prompt's tokens, with tools, images and the like."""
-        return self._input_by_endpoint.get(endpoint, self._unknown_input)(body)
+        content = _content_counter(self._encoding_name, model_name(body))
+        if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
+            return _chat_input(content, body)
+        if endpoint is Endpoint.RESPONSES:
+            return _responses_input(content, body)
+        if endpoint is Endpoint.COMPLETIONS:
+            prompts = _inputs(content, body.get("prompt", "<|endoftext|>"))
+            return prompts + content.content(body.get("suffix"))
+        if endpoint is not Endpoint.UNKNOWN and "input" in body:
+            return _inputs(content, body["input"])
+        # An unknown API, or another vendor's, with another name for the input.
+        return content.json({key: body[key] for key in body if key != "model"})
 
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The tokens to reserve for the response, with all its choices."""
         cap = self.output_cap(body, endpoint)
-        if cap is not None:
-            return cap
-        if endpoint is Endpoint.UNKNOWN:
-            return 0
+        if cap is not None or endpoint is Endpoint.UNKNOWN:
+            return cap or 0
         choices = _choices(body, "n") if endpoint is Endpoint.CHAT else 1
         return choices * self._default_output_tokens
 
@@ -115,55 +110,29 @@ class TokenCounter:
         caps = (_largest_cap(place, _OTHER_CAPS) for place in places)
         return max((cap for cap in caps if cap is not None), default=None)
 
-    def _content(self, body: Mapping[str, Any]) -> ContentCounter:
-        return _content_counter(self._encoding_name, model_name(body))
-
-    def _chat_input(self, body: Mapping[str, Any]) -> int:
-        content = self._content(body)
-        total = PER_REPLY + content.messages(body.get("messages"))
-        if "system" in body:  # Anthropic's
-            total += PER_MESSAGE + _instructions(content, body["system"])
-        if "tools" in body:
-            total += content.functions(body["tools"])
-        if "functions" in body:
-            total += content.functions(body["functions"])
-        if "response_format" in body:
-            total += _schema(content, body["response_format"], "json_schema")
-        return total
-
-    def _responses_input(self, body: Mapping[str, Any]) -> int:
-        content = self._content(body)
-        total = PER_REPLY + content.items(body.get("input"))
-        if body.get("instructions") is not None:
-            total += PER_MESSAGE + _instructions(content, body["instructions"])
-        if "tools" in body:
-            total += content.functions(body["tools"])
-        if "prompt" in body:  # a template on the server, and the variables for it
-            total += _schema(content, body["prompt"], "variables")
-        if "text" in body:
-            total += _schema(content, body["text"], "format")
-        return total
-
-    def _completions_input(self, body: Mapping[str, Any]) -> int:
-        content = self._content(body)
-        total = _inputs(content, body.get("prompt", "<|endoftext|>"))
-        suffix = body.get("suffix")
-        return total + content.content(suffix) if suffix is not None else total
-
-    def _plain_input(self, body: Mapping[str, Any]) -> int:
-        if "input" not in body:  # another vendor, with another name for the input
-            return self._unknown_input(body)
-        return _inputs(self._content(body), body["input"])
-
-    def _unknown_input(self, body: Mapping[str, Any]) -> int:
-        rest = {key: value for key, value in body.items() if key != "model"}
-        return self._content(body).json(rest)
-
 
 @functools.lru_cache(maxsize=256)
 def _content_counter(encoding_name: str | None, model: str) -> ContentCounter:
     name = encoding_for_model(model) if encoding_name is None else encoding_name
     return ContentCounter(text_counter(name), base_model_name(model))
+
+
+def _chat_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
+    total = PER_REPLY + content.messages(body.get("messages"))
+    if "system" in body:  # Anthropic's
+        total += PER_MESSAGE + _instructions(content, body["system"])
+    total += content.functions(body.get("tools")) + content.functions(body.get("functions"))
+    return total + _schema(content, body.get("response_format"), "json_schema")
+
+
+def _responses_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
+    total = PER_REPLY + content.items(body.get("input"))
+    if body.get("instructions") is not None:
+        total += PER_MESSAGE + _instructions(content, body["instructions"])
+    total += content.functions(body.get("tools"))
+    # The prompt is a template on the server; only the variables for it are here.
+    total += _schema(content, body.get("prompt"), "variables")
+    return total + _schema(content, body.get("text"), "format")
 
 
 def _instructions(content: ContentCounter, value: Any) -> int:
@@ -203,10 +172,9 @@ def _choices(body: Mapping[str, Any], *names: str) -> int:
 
 
 def _largest_cap(body: Mapping[str, Any], names: Iterable[str]) -> int | None:
-    """The largest usable number among ``body[name]``; ``None`` if there is none.
+    """The largest of ``body[name]`` that a server may read as a number of tokens; else ``None``.
 
-    Usable is what a server may read as a number of tokens. Negative numbers, NaN, infinities, bools
-    and strings are not.
+    Negative numbers, NaN, infinities, bools and strings are none.
     """
     usable = [
         min(value, MAX_OUTPUT_TOKENS)

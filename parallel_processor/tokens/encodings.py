@@ -8,8 +8,7 @@ network and no cache directory, and neither reads nor changes the user's ``TIKTO
 
 The tokens are stored in the order of their ranks and compressed by zlib: that loads three times as
 fast as base64 and numbers compressed by xz. ``scripts/pack_ranks`` makes them from tiktoken's file.
-Their sha256 is checked when they are loaded. A test makes tiktoken's file from them, and compares
-its hash.
+Their sha256 is checked when they are loaded.
 
 tiktoken itself loads all other encodings (``p50k_base``, plugins …), within a time limit. If that
 fails, a quarter of the UTF-8 bytes is taken for the number of tokens, and one warning says so.
@@ -34,27 +33,13 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("parallel_processor")
 
-DEFAULT_ENCODING = "cl100k_base"
-"""For requests that name no model, or a model whose encoding isn't known."""
-
+DEFAULT_ENCODING = "cl100k_base"  # for no model, or a model whose encoding isn't known
 _STOCK_NAMES = (  # of tiktoken 0.13; to check one of these needs no import of tiktoken
-    "cl100k_base",
-    "gpt2",
-    "o200k_base",
-    "o200k_harmony",
-    "p50k_base",
-    "p50k_edit",
-    "r50k_base",
+    *("cl100k_base", "gpt2", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit", "r50k_base"),
 )
 _O200K_PREFIXES = (  # OpenAI's families that tiktoken 0.14 has no entry for
-    "gpt-6",
-    "gpt-4.5",
-    "gpt-realtime",
-    "gpt-audio",
-    "gpt-oss",
-    "computer-use-preview",
-    "codex-mini",
-    "omni-moderation",
+    *("gpt-6", "gpt-4.5", "gpt-realtime", "gpt-audio", "gpt-oss"),
+    *("computer-use-preview", "codex-mini", "omni-moderation"),
 )
 _SEPARATOR = b"\xf8\xf9"  # between packed tokens; no token has these bytes, which UTF-8 never has
 _LOAD_TIMEOUT_S = 30.0
@@ -64,17 +49,11 @@ _REMEMBERED_CHARS, _REMEMBERED_TEXTS = 8_192, 1_024
 
 
 class _Bundle(NamedTuple):
-    """A file of tokens that is part of this package.
+    """A file of tokens that is part of this package."""
 
-    Attributes:
-        file: its name in ``data``.
-        sha256: the hash of its decompressed content.
-        pattern: splits texts before the ranks are applied; as in ``tiktoken_ext.openai_public``.
-    """
-
-    file: str
-    sha256: str
-    pattern: str
+    file: str  # its name in ``data``
+    sha256: str  # of its decompressed content
+    pattern: str  # splits texts before the ranks are applied; as in ``tiktoken_ext.openai_public``
 
 
 _CL100K = _Bundle(
@@ -103,20 +82,14 @@ class TextCounter:
 
     Any thread may call it, and no text makes it raise. The names of special tokens, such as
     ``<|endoftext|>``, are counted as plain text. A text above 100,000 characters is counted in
-    pieces, which gives a token or two too many per cut. One above 2,000,000 characters is estimated
-    from at most twenty samples. ``exact`` is false if every count is a quarter of the bytes.
+    pieces, which adds up to two tokens per boundary. One above 2,000,000 characters is estimated
+    from at most twenty samples. Without ``encode``, every count is a quarter of the bytes.
     """
-
-    __slots__ = ("_encode", "_remembered", "exact", "name")
 
     def __init__(self, name: str, encode: Callable[[str], Sequence[int]] | None) -> None:
         self.name = name
-        self.exact = encode is not None
         self._encode = encode
         self._remembered = functools.lru_cache(maxsize=_REMEMBERED_TEXTS)(self.count)
-
-    def __repr__(self) -> str:
-        return f"<TextCounter {self.name!r}{'' if self.exact else ' (bytes / 4)'}>"
 
     def count(self, text: str) -> int:
         """The number of tokens in ``text``."""
@@ -142,9 +115,8 @@ class TextCounter:
         starts = range(0, len(text), _CHUNK_CHARS)
         sampled = starts[:: -(-len(starts) // _MAX_CHUNKS)]
         chunks = [text[start : start + _CHUNK_CHARS] for start in sampled]
-        tokens = sum(map(self.count, chunks))
-        seen = sum(map(len, chunks))
-        return tokens if seen == len(text) else -(-tokens * len(text) // seen)
+        tokens, seen = sum(map(self.count, chunks)), sum(map(len, chunks))
+        return -(-tokens * len(text) // seen)  # which is ``tokens`` if the whole text was seen
 
 
 def estimated_tokens(text: str) -> int:
@@ -191,7 +163,7 @@ def check_encoding_name(name: str) -> None:
     """Raise :class:`ConfigurationError` unless tiktoken or one of its plugins has ``name``."""
     if name in _STOCK_NAMES:
         return
-    known: set[str] = set(_STOCK_NAMES)
+    known = set(_STOCK_NAMES)
     try:
         with FORK_LOCK:
             import tiktoken
@@ -219,12 +191,8 @@ def _text_counter(name: str) -> TextCounter:
     try:
         encoding = _load(name)
     except Exception as error:  # whatever it is: a run must not fail because it can't count
-        _logger.warning(
-            "tokens are estimated as bytes / 4: the encoding %s can't be loaded (%s: %s)",
-            name,
-            type(error).__name__,
-            error,
-        )
+        message = "tokens are estimated as bytes / 4: the encoding %s can't be loaded (%s: %s)"
+        _logger.warning(message, name, type(error).__name__, error)
         return TextCounter(name, None)
     return TextCounter(name, encoding.encode_ordinary)
 
@@ -263,9 +231,8 @@ def bundled_ranks(file: str, sha256: str) -> dict[bytes, int]:
 def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
     """Let tiktoken load an encoding, from its cache or the network. Raises after ``timeout_s``.
 
-    tiktoken's own ``get_encoding`` holds the lock of its registry while it waits for the network.
-    If the network drops packets, that stops the caller's other threads. So its constructor is
-    called here.
+    The constructor is called here, because tiktoken's ``get_encoding`` holds the lock of its registry
+    while it waits for the network. A network that drops packets would stop the caller's other threads.
     """
     from concurrent.futures import Future
 
@@ -280,7 +247,6 @@ def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
     future: Future[tiktoken.Encoding] = Future()
 
     def load() -> None:
-        """Load the encoding in a thread of its own."""
         try:
             future.set_result(tiktoken.Encoding(**constructor()))
         except Exception as error:

@@ -52,12 +52,11 @@ class CostEstimator:
 
     def estimate(self, request: Request) -> Estimate:
         """What ``request`` may use. Its tokens are counted here, once."""
-        endpoint = endpoint_of(request.url or self._request_url)
-        counter, body = self._counter, request.body
+        endpoint, counter = endpoint_of(request.url or self._request_url), self._counter
         return Estimate(
-            input_tokens=counter.input_tokens(body, endpoint),
-            output_cap=counter.output_cap(body, endpoint),
-            output_tokens=counter.output_tokens(body, endpoint),
+            input_tokens=counter.input_tokens(request.body, endpoint),
+            output_cap=counter.output_cap(request.body, endpoint),
+            output_tokens=counter.output_tokens(request.body, endpoint),
             kind=(endpoint, request.model),
         )
 
@@ -77,8 +76,6 @@ class CostEstimator:
 
 class _Recent:
     """The newest responses of one model and endpoint."""
-
-    __slots__ = ("expected", "fresh", "sizes")
 
     def __init__(self) -> None:
         self.sizes: deque[int] = deque(maxlen=_KEPT)
@@ -116,4 +113,4 @@ class OutputLengths:
         """What nine of ten recent responses stayed within; ``None`` before ten have come."""
         with self._lock:
             recent = self._recent.get(key)
-            return recent.expected if recent is not None else None
+            return None if recent is None else recent.expected

@@ -16,14 +16,9 @@ import binascii
 import functools
 import math
 import struct
-from collections.abc import Mapping
 from typing import NamedTuple
 
-UNKNOWN_SIZE = (1_024, 1_024)
-"""The assumed width and height in pixels of an image whose size can't be read."""
-
-_CLAUDE_SIDE_PX = 1_568
-_CLAUDE_PX_PER_TOKEN = 750
+UNKNOWN_SIZE = (1_024, 1_024)  # the assumed width and height in pixels if they can't be read
 _LOW_SIDE_PX = 512  # with `detail: low`, the model sees the image at this size
 _MAX_SIDE_PX = 1 << 24
 _MAX_JPEG_SEGMENTS = 512
@@ -39,24 +34,18 @@ class TileRule(NamedTuple):
 
 
 class PatchRule(NamedTuple):
-    """Tokens per patch of 32 × 32 pixels.
+    """Tokens per patch of 32 × 32 pixels."""
 
-    Attributes:
-        factor: tokens per patch.
-        patches: the largest number of patches.
-        side: the longest side in pixels.
-    """
-
-    factor: float
-    patches: int = 1_536
-    side: int = 2_048
+    factor: float  # tokens per patch
+    patches: int = 1_536  # at most
+    side: int = 2_048  # the longest side in pixels
 
 
 class PixelRule(NamedTuple):
-    """Pixels per token; ``side`` is the longest side in pixels."""
+    """Pixels per token."""
 
     pixels: int
-    side: int
+    side: int  # the longest side in pixels
 
 
 Rule = TileRule | PatchRule | PixelRule
@@ -78,10 +67,10 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ("o1", TileRule(75, 150)),
     ("o3", TileRule(75, 150)),
     ("computer-use-preview", TileRule(65, 129)),
-    ("claude", PixelRule(_CLAUDE_PX_PER_TOKEN, _CLAUDE_SIDE_PX)),
+    ("claude", PixelRule(750, 1_568)),
 )
 _DEFAULT_RULE = TileRule(85, 170)  # gpt-4o, gpt-4.1, gpt-4.5
-_ORIGINAL: Mapping[int, PatchRule] = {2_500: PatchRule(1.0, 10_000, 6_000)}  # by patches at `high`
+_ORIGINAL = {2_500: PatchRule(1.0, 10_000, 6_000)}  # by patches at `high`
 
 
 def image_tokens(model: str, size: tuple[int, int] | None, detail: object = "auto") -> int:
@@ -99,10 +88,7 @@ def image_tokens(model: str, size: tuple[int, int] | None, detail: object = "aut
 @functools.lru_cache(maxsize=256)
 def rule_for_model(model: str) -> Rule:
     """The formula for ``model``, a bare name in lower case; gpt-4o's if the model isn't known."""
-    for prefix, rule in _RULES:
-        if model.startswith(prefix):
-            return rule
-    return _DEFAULT_RULE
+    return next((rule for prefix, rule in _RULES if model.startswith(prefix)), _DEFAULT_RULE)
 
 
 def tokens_for_size(rule: Rule, size: tuple[int, int], detail: object = "auto") -> int:
@@ -183,19 +169,16 @@ def base64_size(text: str, start: int = 0) -> tuple[int, int] | None:
     return size if size[0] > 0 and size[1] > 0 else None
 
 
-class _Base64Bytes:
+class _Base64Bytes(NamedTuple):
     """The bytes of a base64 text, decoded where they are read."""
 
-    __slots__ = ("_start", "_text")
-
-    def __init__(self, text: str, start: int) -> None:
-        self._text = text
-        self._start = start
+    text: str
+    start: int
 
     def read(self, offset: int, count: int) -> bytes:
         """Up to ``count`` bytes from ``offset``; fewer at the end. ``ValueError`` if it isn't base64."""
         first, last = offset // 3, -(-(offset + count) // 3)
-        quads = self._text[self._start + 4 * first : self._start + 4 * last]
+        quads = self.text[self.start + 4 * first : self.start + 4 * last]
         data = binascii.a2b_base64(quads[: len(quads) // 4 * 4])
         return data[offset - 3 * first :][:count]
 

@@ -1,7 +1,7 @@
 """Connections whose whole exchange is bounded in time, and which another thread can cancel.
 
-There are two ways to use them: through the adapter, as ``requests`` and urllib3 do, or opened by a
-pool and then kept by one thread (``exchange.py``).
+They are used by the adapter, as ``requests`` and urllib3 do, or opened by a pool and then kept by
+one thread (``exchange.py``).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ConnectionRegistry:
     """The open connections of a run, so that it can cancel them. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _connections and _cut
+        self._lock = threading.Lock()  # guards _connections and is_cancelled
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
-        self._cut = False
+        self.is_cancelled = False
         self._process = os.getpid()
         self._sending = threading.local()
 
@@ -48,7 +48,7 @@ class ConnectionRegistry:
 
     def check(self) -> None:
         """Raise ``ConnectionAbortedError`` after :meth:`cancel`."""
-        if self._cut:
+        if self.is_cancelled:
             raise ConnectionAbortedError("the run was cancelled")
 
     def note_sending(self) -> float:
@@ -61,11 +61,6 @@ class ConnectionRegistry:
         """When this thread's last request went out, on the monotonic clock; 0 before the first."""
         return float(getattr(self._sending, "since_s", 0.0))
 
-    @property
-    def is_cancelled(self) -> bool:
-        """True after :meth:`cancel`."""
-        return self._cut
-
     def cancel(self) -> None:
         """Cancel every exchange under way: its reads and writes fail at once.
 
@@ -74,10 +69,17 @@ class ConnectionRegistry:
         if os.getpid() != self._process:
             return
         with self._lock:
-            self._cut = True
-            connections = list(self._connections)
-        for connection in connections:
-            _shut_down(connection)
+            self.is_cancelled = True
+            sockets = [connection.sock for connection in self._connections]
+        for sock in sockets:
+            sock = getattr(
+                sock, "socket", sock
+            )  # TLS within a proxy's TLS: urllib3 wraps the socket
+            if sock is not None:
+                try:
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass  # its own thread has closed it meanwhile
 
     def close(self) -> None:
         """Close every connection. No other thread may be using one.
@@ -90,16 +92,6 @@ class ConnectionRegistry:
             connection.close()
 
 
-def _shut_down(connection: HTTPConnection) -> None:
-    sock = connection.sock
-    sock = getattr(sock, "socket", sock)  # TLS within a proxy's TLS: urllib3 wraps the socket
-    if sock is not None:
-        try:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError:
-            pass  # its own thread has closed it meanwhile
-
-
 class _DeadlineReader(io.RawIOBase):
     """The receiving end of a socket. Each read may take what is left of the exchange's time."""
 
@@ -107,6 +99,10 @@ class _DeadlineReader(io.RawIOBase):
         self._sock = sock
         self._raw = sock.makefile("rb", buffering=0)
         self._deadline = deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """``http.client`` asks a socket for a file, and gets this one."""
+        return io.BufferedReader(self)
 
     def readable(self) -> bool:
         return True
@@ -135,17 +131,6 @@ class _FinalResponse(http.client.HTTPResponse):
             if not http.HTTPStatus.CONTINUE < status < http.HTTPStatus.OK:
                 return version, status, reason
             http.client.parse_headers(self.fp)
-
-
-class _DeadlineSocket:
-    """What ``http.client`` reads a response from: any object with ``makefile``."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        self._deadline = deadline
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_DeadlineReader(self._sock, self._deadline))
 
 
 class _BoundedConnection(HTTPConnection):
@@ -179,7 +164,7 @@ class _BoundedConnection(HTTPConnection):
     def response_class(  # type: ignore[override]
         self, sock: socket.socket, *args: Any, **kwargs: Any
     ) -> http.client.HTTPResponse:
-        bounded: Any = _DeadlineSocket(sock, self._deadline)
+        bounded: Any = _DeadlineReader(sock, self._deadline)
         return _FinalResponse(bounded, *args, **kwargs)
 
 
@@ -187,10 +172,6 @@ class _BoundedTLSConnection(  # pyright: ignore[reportIncompatibleVariableOverri
     _BoundedConnection, HTTPSConnection
 ):
     pass
-
-
-def _shares_contexts(pool: object) -> bool:
-    return isinstance(pool, BoundedPool) and not pool.has_tls_proxy
 
 
 class BoundedPool(HTTPConnectionPool):
@@ -224,9 +205,8 @@ class BoundedPool(HTTPConnectionPool):
                 made.connect()
         except BaseException as error:
             made.close()
-            if self.proxy is None or isinstance(error, ssl.SSLError):
-                raise
-            if not isinstance(error, (OSError, HTTPError, http.client.HTTPException)):
+            is_bare = self.proxy is None or isinstance(error, ssl.SSLError)
+            if is_bare or not isinstance(error, (OSError, HTTPError, http.client.HTTPException)):
                 raise
             raise ProxyError("can't connect to the proxy", error) from error
         return made  # type: ignore[no-any-return]
@@ -269,7 +249,8 @@ class BoundedAdapter(HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """Give ``conn``, which is a pool, the TLS context that all pools with these settings share."""
         read_settings: Any = super().cert_verify
-        if not _shares_contexts(conn) or not url.lower().startswith("https"):
+        shares_contexts = isinstance(conn, BoundedPool) and not conn.has_tls_proxy
+        if not shares_contexts or not url.lower().startswith("https"):
             read_settings(conn, url, verify, cert)
             return
         settings = SimpleNamespace()
@@ -284,7 +265,7 @@ class BoundedAdapter(HTTPAdapter):
         conn.conn_kw["ssl_context"] = context
 
     def pool_for(self, prepared: Any, settings: dict[str, Any]) -> BoundedPool | None:
-        """The pool that can open connections for ``prepared``; ``None`` if :meth:`send` has to be used."""
+        """The pool that can open connections for ``prepared``; ``None`` if only :meth:`send` can."""
         verify, cert = settings["verify"], settings["cert"]
         try:
             pool: Any = self.get_connection_with_tls_context(

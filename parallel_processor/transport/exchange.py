@@ -1,7 +1,7 @@
 """One exchange on a kept connection: the request in one write, the response in few reads.
 
 Nearly all requests go this way. It leaves out what ``requests`` and urllib3 repeat for every
-request; ``transport.py`` says which requests still go through them.
+request. ``session.py`` says which requests still go through them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib3.util.wait import wait_for_read
 
 from parallel_processor.exceptions import TransportError
 from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
-from parallel_processor.transport.http1 import AnswerHead, Incoming, bound_by, parse_head
+from parallel_processor.transport.http1 import Incoming, ResponseHead, bound_by, parse_head
 
 _JOINED_BYTES = 64 * 1024  # up to this size, copying costs less than a second write
 _CHUNK_BYTES = 1024 * 1024
@@ -41,8 +41,6 @@ class RawResponse(NamedTuple):
 
 class KeptConnection:
     """One thread's connection to a host. It is made when it is first needed, and kept while it works."""
-
-    __slots__ = ("_connect_s", "_connection", "_has_input", "_pool", "_registry", "_timeout_s")
 
     def __init__(
         self, pool: BoundedPool, registry: ConnectionRegistry, connect_s: float, timeout_s: float
@@ -78,9 +76,8 @@ class KeptConnection:
     def _ready(self) -> socket.socket:
         """The socket to send on: the last one, unless something has come in on it since.
 
-        What came in is the connection's end, or a response without a request. The latter must not
-        be taken for the response to the next request. The check is one cheap system call, and
-        nothing cheaper is certain.
+        That is the connection's end, or a response without a request, which must not be taken for
+        the response to the next request. The check is one cheap system call.
         """
         self._registry.check()
         if self._connection is not None:
@@ -109,7 +106,7 @@ def _watch(sock: socket.socket) -> Callable[[], object]:
 
 
 def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> bool:
-    """Send a request. False if the server did not take all of it; it may have responded before the end."""
+    """Send a request. False if the server stopped reading; it may have responded all the same."""
     head = b"%b%d\r\n\r\n" % (head, len(payload))
     pieces = [head + payload] if len(payload) <= _JOINED_BYTES else [head, payload]
     try:
@@ -126,12 +123,8 @@ def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> 
     return True
 
 
-def _final_head(incoming: Incoming) -> AnswerHead:
-    """The head of the final response.
-
-    Interim responses are read and dropped. Otherwise the final one would be taken for the response
-    to the next request.
-    """
+def _final_head(incoming: Incoming) -> ResponseHead:
+    """The head of the final response. An interim one must not be taken for it, as http.client does."""
     while True:
         head = parse_head(incoming.head())
         if head.status >= 200:
@@ -140,7 +133,7 @@ def _final_head(incoming: Incoming) -> AnswerHead:
             raise http.client.BadStatusLine("101 Switching Protocols")
 
 
-def _read_body(incoming: Incoming, head: AnswerHead, max_bytes: int) -> bytes:
+def _read_body(incoming: Incoming, head: ResponseHead, max_bytes: int) -> bytes:
     if head.is_chunked and head.length is None:
         chunked: Any = http.client.HTTPResponse(incoming)  # type: ignore[arg-type]
         chunked.chunked, chunked.chunk_left, chunked.length = True, None, None

@@ -1,7 +1,6 @@
 """Turns any exception of an exchange into a :class:`TransportError`.
 
-Exceptions of our own exchange are bare. Those of an adapter are wrapped by urllib3 and
-``requests``.
+Exceptions of our own exchange are bare. An adapter's are wrapped by urllib3 and ``requests``.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from parallel_processor.exceptions import TransportError
 
-FAILURES = (
-    *(requests.RequestException, HTTPError, http.client.HTTPException),
-    *(OSError, ValueError, TypeError),
-)
+# What an exchange may raise. Every exception of requests is an OSError.
+FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError, TypeError)
 _KINDS = {
     "connect timeout": (requests.exceptions.ConnectTimeout, ConnectTimeoutError),
     "TLS error": (requests.exceptions.SSLError, SSLError, ssl.SSLError, CertificateError),
     "proxy error": (requests.exceptions.ProxyError, ProxyError),
 }
+_TIMEOUTS = (requests.exceptions.Timeout, ReadTimeoutError)
+_BROKEN = (requests.exceptions.ConnectionError, HTTPError, http.client.HTTPException)
 _UNREADABLE = (requests.exceptions.InvalidHeader, requests.exceptions.ContentDecodingError)
 _NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
 _MAX_MESSAGE = 300
@@ -68,17 +67,12 @@ def _kind_of(error: Exception, root: BaseException, is_ready: bool) -> tuple[str
     for kind, classes in _KINDS.items():
         if isinstance(error, classes) and not isinstance(error, NewConnectionError):
             return kind, True
-    if isinstance(error, (requests.exceptions.Timeout, ReadTimeoutError)):
-        return "timeout", True
-    if isinstance(root, TimeoutError):
+    if isinstance(error, _TIMEOUTS) or isinstance(root, TimeoutError):
         return "timeout", True
     if isinstance(error, DecodeError) or isinstance(root, http.client.IncompleteRead):
         return "torn body", True
-    if isinstance(
-        error, (requests.exceptions.ConnectionError, HTTPError, http.client.HTTPException)
-    ):
-        return "connection error", True
-    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+    is_bare = isinstance(error, OSError) and not isinstance(error, requests.RequestException)
+    if is_bare or isinstance(error, _BROKEN):
         return "connection error", True
     if is_ready or isinstance(error, _UNREADABLE):
         return "unreadable answer", True

@@ -1,8 +1,7 @@
 """HTTP/1 messages on a socket: a request's head is written once per URL, a response is read as it comes in.
 
 ``http.client`` reads a response's head with the parser for e-mail, which costs more than the rest
-of an exchange. :func:`parse_head` accepts what ``http.client`` accepts, except that all lines of a
-head together may have 64 KiB.
+of an exchange. :func:`parse_head` accepts what ``http.client`` accepts, up to 64 KiB in all.
 
 ``requests`` and urllib3 bound each single read of a socket, so a response that drips one byte a
 second never times out. Here each read may take what is left of the exchange's time.
@@ -21,7 +20,6 @@ from typing import Any, NamedTuple
 _MAX_HEADERS = 100
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9][0-9])(?:[ \t].*)?")
 _FOLD = re.compile(r"\r?\n[ \t]+")
-_NO_BODY_STATUSES = frozenset({204, 304})
 MAX_HEAD_BYTES = 64 * 1024
 _RECEIVE_BYTES = 16 * 1024  # a TLS record holds no more; each waiting thread holds such a buffer
 _RECEIVE_BYTES_OF_LONG_BODY = 64 * 1024
@@ -30,41 +28,29 @@ _PROTOCOL = b"HTTP/"
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
-class AnswerHead(NamedTuple):
-    """The head of a response.
-
-    Attributes:
-        status: the status code.
-        headers: names are in lower case; several values of one name are joined by ``", "``.
-        length: the size of the body in bytes; ``None`` if it is chunked or ends with the
-            connection.
-        is_chunked: the body is sent in chunks.
-        keeps_connection: the connection may be used again.
-    """
+class ResponseHead(NamedTuple):
+    """The head of a response. Several values of one header are joined by ``", "``."""
 
     status: int
-    headers: dict[str, str]
-    length: int | None
+    headers: dict[str, str]  # the names are in lower case
+    length: int | None  # of the body in bytes; None if it is chunked or ends with the connection
     is_chunked: bool
-    keeps_connection: bool
+    keeps_connection: bool  # the connection may be used again
 
 
-def parse_head(text: str) -> AnswerHead:
+def parse_head(text: str) -> ResponseHead:
     """Parse the lines of a head. Raises an ``http.client.HTTPException`` if they are not HTTP/1."""
     first, _, rest = text.partition("\n")
     is_old, status = _read_status_line(first)
     headers = _read_headers(rest) if rest else {}
     is_chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
-    length = None
-    if status in _NO_BODY_STATUSES:
-        length = 0
-    elif not is_chunked and "content-length" in headers:
+    length = 0 if status in (204, 304) else None
+    if length is None and not is_chunked and "content-length" in headers:
         length = _read_length(headers["content-length"])
     connection = headers.get("connection", "").lower()
     keeps = "keep-alive" in connection if is_old else "close" not in connection
-    return AnswerHead(
-        status, headers, length, is_chunked, keeps and (is_chunked or length is not None)
-    )
+    keeps = keeps and (is_chunked or length is not None)
+    return ResponseHead(status, headers, length, is_chunked, keeps)
 
 
 @functools.lru_cache(maxsize=64)
@@ -91,10 +77,7 @@ def _read_headers(text: str) -> dict[str, str]:
 
 
 def _read_length(text: str) -> int | None:
-    """The number in ``text``; ``None`` if there is none.
-
-    Raises ``http.client.HTTPException`` for several numbers that differ.
-    """
+    """The number in ``text``; ``None`` if there is none. Several numbers that differ are an error."""
     first, *others = [value.strip() for value in text.split(",")]
     if any(value != first for value in others):
         raise http.client.HTTPException(f"the response has several lengths: {text[:100]}")
@@ -112,10 +95,7 @@ def request_head(
     recorder.default_port = default_port
     names = {name.lower() for name in headers}
     recorder.putrequest(
-        "POST",
-        target,
-        skip_host="host" in names,
-        skip_accept_encoding="accept-encoding" in names,
+        "POST", target, skip_host="host" in names, skip_accept_encoding="accept-encoding" in names
     )
     for name, value in headers.items():
         if name.lower() != "content-length":
@@ -140,9 +120,9 @@ def bound_by(sock: socket.socket, deadline: float) -> None:
 
 
 class Incoming:
-    """The bytes that come in on ``sock`` until ``deadline``, as a file that ``http.client`` can read from.
+    """The bytes that come in on ``sock``, as a file that ``http.client`` can read from.
 
-    Every method that reads may raise ``TimeoutError``. Closing it leaves the socket open.
+    Its methods raise ``TimeoutError`` after ``deadline``. Closing it leaves the socket open.
     """
 
     __slots__ = ("_deadline", "_sock", "rest")
@@ -153,10 +133,7 @@ class Incoming:
         self.rest = b""  # received, but not read yet
 
     def head(self) -> str:
-        """The lines before the body, without the empty line that ends them.
-
-        Lines end with CRLF or, from some servers, with LF. The CR of the last line is left in.
-        """
+        """The lines before the body, which end with CRLF or LF. The CR of the last line is left in."""
         while (end := _HEAD_END.search(self.rest)) is None:
             if not self.rest.startswith(_PROTOCOL[: len(self.rest)]):
                 raise http.client.BadStatusLine(repr(self.rest[:100]))

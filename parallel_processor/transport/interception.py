@@ -2,9 +2,8 @@
 
 ``responses`` replaces ``HTTPAdapter.send``, requests-mock ``Session.send``, VCR urllib3's
 connection classes; tracers wrap one of these. None of them would see what goes over connections of
-our own. So if one of these functions is not the one that its module defines, requests go through
-it, the ordinary way. The function itself is examined, because it may have been replaced before this
-module was imported.
+our own. So requests take the ordinary way if one of these functions isn't the one that its module
+defines. The function itself is examined: it may have been replaced before this module was imported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Removes API keys from texts: servers repeat the key, or parts of it, in their errors.
 
-A pattern first matches a candidate to its end; a function then decides about it. So the time for a
-long text grows only with its length.
+A pattern matches a candidate to its end before a function decides about it. So the time for a long
+text grows only with its length.
 """
 
 from __future__ import annotations

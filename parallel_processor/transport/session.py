@@ -11,23 +11,23 @@ never followed, so no key goes to another host. Nothing is sent twice.
 
 Some requests take another way:
 
-* A session with an adapter of its own keeps that adapter, and the adapter's meaning of a read
-  timeout.
+* A session with an adapter of its own keeps that adapter, and its meaning of a read timeout.
 * For a session with an auth class, and for a proxy that is reached by SOCKS or TLS, our adapter
-  sends the requests. It bounds the whole exchange (``connections.py``). An auth class sees each
-  body.
+  sends. It bounds the whole exchange (``connections.py``). An auth class sees each body.
 * Where a mock, a recorder or a tracer has patched ``requests`` or urllib3 (``interception.py``),
-  the session itself sends the requests.
+  the session itself sends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import requests
+from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.hooks import dispatch_hook
 from urllib3.util import Timeout
@@ -66,23 +66,13 @@ class _WorkerSession:
     ``routes`` has ``None`` for a URL whose requests the session's adapter has to send.
     """
 
-    __slots__ = ("is_intercepted", "connections", "prepared", "routes", "session", "settings")
-
     def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
         self.session = session
         self.is_intercepted = is_intercepted(session)
         self.settings = settings
-        self.prepared: dict[str, requests.PreparedRequest] = {}
+        self.prepared: dict[str, PreparedRequest] = {}
         self.routes: dict[str, _PreparedRoute | None] = {}
         self.connections: dict[BoundedPool, KeptConnection] = {}
-
-    def connection(
-        self, pool: BoundedPool, make: Callable[[BoundedPool], KeptConnection]
-    ) -> KeptConnection:
-        """The connection for what ``pool`` connects to."""
-        if pool not in self.connections and len(self.connections) >= _MAX_CONNECTIONS:
-            self.close()
-        return self.connections.get(pool) or self.connections.setdefault(pool, make(pool))
 
     def close(self) -> None:
         """Close the connections of this thread."""
@@ -107,7 +97,8 @@ class Transport:
         )
         # A recorder gets one exchange at a time: two threads of VCR may find the same recorded response,
         # and take it from the cassette twice.
-        self._turn = threading.Lock() if is_recorded() else None
+        self._is_recorded = is_recorded()
+        self._turn = threading.Lock() if self._is_recorded else contextlib.nullcontext()
         self._threads = threading.local()
         self._lock = threading.Lock()  # guards _workers and the workers' settings
         self._workers: list[_WorkerSession] = []
@@ -126,19 +117,20 @@ class Transport:
             worker = self._make_worker()
         try:
             route = worker.routes[url] if url in worker.routes else self._make_route(worker, url)
-            if route is None and self._turn is not None:
+            if route is None:
                 with self._turn:
-                    response = self._send_by_adapter(worker, url, request.payload)
-            elif route is None:
-                response = self._send_by_adapter(worker, url, request.payload)
+                    raw = self._send_by_adapter(worker, url, request.payload)
             else:
-                response = route.connection.exchange(
-                    route.head, request.payload, self._options.max_response_bytes
-                )
+                max_bytes = self._options.max_response_bytes
+                raw = route.connection.exchange(route.head, request.payload, max_bytes)
         except FAILURES as error:
             is_cancelled, is_ready = self._registry.is_cancelled, route is not None
             raise transport_error(error, is_cancelled=is_cancelled, is_ready=is_ready) from error
-        return _reply(response)
+        try:
+            data, line = read_answer(raw.body)
+        except ValueError:
+            return Response(status=raw.status, headers=raw.headers, body=raw.body)
+        return Response(status=raw.status, headers=raw.headers, body=line, data=data, is_json=True)
 
     def _make_worker(self) -> _WorkerSession:
         factory = self._options.session_factory
@@ -149,7 +141,7 @@ class Transport:
         self._threads.worker = worker
         for scheme in ("http://", "https://"):
             is_stock = type(worker.session.adapters.get(scheme)) is HTTPAdapter
-            if is_stock and self._turn is None:
+            if is_stock and not self._is_recorded:
                 worker.session.mount(scheme, self._adapter)
         with self._lock:
             self._workers.append(worker)
@@ -178,13 +170,12 @@ class Transport:
         target = self._adapter.request_url(prepared, settings["proxies"])
         default_port = 443 if pool.scheme == "https" else 80
         head = request_head(pool.host, pool.port or default_port, default_port, target, headers)
-        return _PreparedRoute(head, worker.connection(pool, self._make_connection))
-
-    def _make_connection(self, pool: BoundedPool) -> KeptConnection:
-        options = self._options
-        return KeptConnection(
-            pool, self._registry, options.connect_timeout_s, options.request_timeout_s
-        )
+        if pool not in worker.connections:
+            if len(worker.connections) >= _MAX_CONNECTIONS:
+                worker.close()
+            times = self._options.connect_timeout_s, self._options.request_timeout_s
+            worker.connections[pool] = KeptConnection(pool, self._registry, *times)
+        return _PreparedRoute(head, worker.connections[pool])
 
     def _send_by_adapter(self, worker: _WorkerSession, url: str, payload: bytes) -> RawResponse:
         """Send the request by the session's adapter, or by the session if it is intercepted."""
@@ -212,9 +203,7 @@ class Transport:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return RawResponse(response.status_code, headers, body)
 
-    def _prepare(
-        self, worker: _WorkerSession, url: str, payload: bytes
-    ) -> requests.PreparedRequest:
+    def _prepare(self, worker: _WorkerSession, url: str, payload: bytes) -> PreparedRequest:
         """The request to send. A session's auth class sees each body; else a prepared request is copied."""
         if worker.session.auth is not None:
             return self._prepare_new(worker, url, payload)
@@ -223,7 +212,7 @@ class Transport:
             if len(worker.prepared) >= _MAX_PREPARED_URLS:
                 worker.prepared.clear()
             template = worker.prepared[url] = self._prepare_new(worker, url, b"")
-        prepared = requests.PreparedRequest()
+        prepared = PreparedRequest()
         prepared.method, prepared.url, prepared.hooks = "POST", template.url, template.hooks
         prepared.headers = template.headers.copy()
         prepared.headers["Content-Length"] = str(len(payload))
@@ -231,15 +220,12 @@ class Transport:
         prepared.body = payload
         return prepared
 
-    def _prepare_new(
-        self, worker: _WorkerSession, url: str, payload: bytes
-    ) -> requests.PreparedRequest:
+    def _prepare_new(self, worker: _WorkerSession, url: str, payload: bytes) -> PreparedRequest:
         headers = {"Content-Type": "application/json"}
         if worker.session.auth is None:
             headers |= auth_headers(url, self._options.api_key)
-        request = requests.Request(
-            "POST", url, headers=headers, data=payload, auth=worker.session.auth or _keep_headers
-        )
+        auth = worker.session.auth or _keep_headers
+        request = requests.Request("POST", url, headers=headers, data=payload, auth=auth)
         return worker.session.prepare_request(request)
 
     def _merge_settings(self, worker: _WorkerSession, url: str) -> dict[str, Any]:
@@ -276,25 +262,14 @@ def _made_by(factory: Callable[[], Any]) -> requests.Session:
     try:
         session = factory()
     except Exception as error:
-        raise ConfigurationError(
-            f"session_factory failed: {type(error).__name__}: {error}"
-        ) from error
+        message = f"session_factory failed: {type(error).__name__}: {error}"
+        raise ConfigurationError(message) from error
     if not isinstance(session, requests.Session):
-        raise ConfigurationError(
-            f"session_factory must return a requests.Session, not {type(session).__name__}"
-        )
+        kind = type(session).__name__
+        raise ConfigurationError(f"session_factory must return a requests.Session, not {kind}")
     return session
 
 
-def _keep_headers(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+def _keep_headers(prepared: PreparedRequest) -> PreparedRequest:
     """An auth that changes nothing. Without one, requests replaces the key by a login from ~/.netrc."""
     return prepared
-
-
-def _reply(response: RawResponse) -> Response:
-    status, headers, body = response
-    try:
-        data, text = read_answer(body)
-    except ValueError:
-        return Response(status=status, headers=headers, body=body)
-    return Response(status=status, headers=headers, body=text, data=data, is_json=True)

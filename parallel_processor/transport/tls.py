@@ -14,7 +14,6 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 from parallel_processor.runtime.forks import FORK_LOCK
 
 _create: Any = create_urllib3_context
-_ALPN_PROTOCOLS = ["http/1.1"]
 
 
 class TLSPolicy(NamedTuple):
@@ -51,7 +50,7 @@ def _make(policy: TLSPolicy) -> ssl.SSLContext:
         context.load_verify_locations(policy.ca_certs, policy.ca_cert_dir)
     if policy.cert_file:
         context.load_cert_chain(policy.cert_file, policy.key_file, _no_password)
-    context.set_alpn_protocols(_ALPN_PROTOCOLS)
+    context.set_alpn_protocols(["http/1.1"])
     # urllib3 sets the protocols again for each connection. OpenSSL then frees the old value, while
     # another thread may be copying it into a connection of its own.
     context.set_alpn_protocols = lambda _: None  # type: ignore[method-assign,assignment]

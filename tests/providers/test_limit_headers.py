@@ -81,36 +81,51 @@ def test_openai_with_a_projects_limits() -> None:
     )
 
 
-def test_openais_manual() -> None:
-    """The example of OpenAI's own page is a minute's, although its reset is made up."""
-    headers = openai("requests", 60, 59, "1s") | openai("tokens", 150_000, 149_984, "6m0s")
-    assert read_limits(headers) == (
-        reading("requests", 60, 59, 1),
-        reading("tokens", 150_000, 149_984, 360),
-    )
+OPENAIS_MANUAL = openai("requests", 60, 59, "1s") | openai("tokens", 150_000, 149_984, "6m0s")
+AZURES_MANUAL = openai("requests", 60, 59, "10") | openai("tokens", 150_000, 149_984, "300")
+AZURES_READINGS = (reading("requests", 60, 59, 10), reading("tokens", 150_000, 149_984, 300))
+GROQ = openai("requests", 14_400, 14_370, "2m59.56s") | openai("tokens", 18_000, 17_997, "7.66s")
+GROQS_READINGS = (
+    *(reading("requests", 14_400, 14_370, 179.56, DAY), reading("tokens", 18_000, 17_997, 7.66)),
+)
+TWELVE_HOURS = openai("tokens", 1000, 500, "43200")
+NEGATIVE = openai("requests", -1, -1, "0") | openai("tokens", 1000, -1, "-1")
 
 
-@pytest.mark.parametrize("host", ["", "name.openai.azure.com", "name.services.ai.azure.com"])
-def test_azure(host: str) -> None:
-    """Bare seconds, and a minute's limits, even where the manual shows a longer reset."""
-    headers = openai("requests", 60, 59, "10") | openai("tokens", 150_000, 149_984, "300")
-    assert read_limits(headers, host) == (
-        reading("requests", 60, 59, 10),
-        reading("tokens", 150_000, 149_984, 300),
-    )
-
-
-def test_azures_limits_are_a_minutes_whatever_the_reset() -> None:
-    """Its host decides, not the numbers."""
-    headers = openai("tokens", 1000, 500, "43200")
-    assert read_limits(headers, "name.openai.azure.com") == (reading("tokens", 1000, 500, 43_200),)
-    assert read_limits(headers) == (reading("tokens", 1000, 500, 43_200, DAY),)
-
-
-def test_azures_negative_values_are_unknown() -> None:
-    """No reading for a negative limit, and none of what remains where only that is negative."""
-    headers = openai("requests", -1, -1, "0") | openai("tokens", 1000, -1, "-1")
-    assert read_limits(headers, "name.openai.azure.com") == (reading("tokens", 1000),)
+@pytest.mark.parametrize(
+    ("host", "headers", "readings"),
+    [
+        # The example of OpenAI's own page is a minute's, although its reset is made up.
+        (
+            "",
+            OPENAIS_MANUAL,
+            (reading("requests", 60, 59, 1), reading("tokens", 150_000, 149_984, 360)),
+        ),
+        # Azure sends bare seconds. Its limits are a minute's, whatever the reset.
+        ("", AZURES_MANUAL, AZURES_READINGS),
+        ("name.openai.azure.com", AZURES_MANUAL, AZURES_READINGS),
+        ("name.services.ai.azure.com", AZURES_MANUAL, AZURES_READINGS),
+        ("name.openai.azure.com", TWELVE_HOURS, (reading("tokens", 1000, 500, 43_200),)),
+        ("", TWELVE_HOURS, (reading("tokens", 1000, 500, 43_200, DAY),)),
+        # A negative limit is none; a negative rest is unknown.
+        ("name.openai.azure.com", NEGATIVE, (reading("tokens", 1000),)),
+        # Groq's requests are per day and its tokens per minute, behind a gateway too.
+        ("api.groq.com", GROQ, GROQS_READINGS),
+        ("", GROQ, GROQS_READINGS),
+        # A limit without further headers is per minute.
+        ("", {"x-ratelimit-limit-tokens": "1000"}, (reading("tokens", 1000),)),
+        ("", {"x-ratelimit-remaining-tokens": "1000"}, ()),
+        ("", {"x-ratelimit-limit-req-minute": "0"}, ()),
+        ("", {"content-type": "application/json", "date": DATE, "retry-after": "2"}, ()),
+        ("", {}, ()),
+    ],
+)
+def test_headers_in_openais_words(
+    host: str, headers: dict[str, str], readings: tuple[LimitReading, ...]
+) -> None:
+    """The host decides the window where it is known; otherwise the numbers do."""
+    assert read_limits(headers, host) == readings
+    assert read_limits(CaseInsensitiveDict(headers), host) == readings
 
 
 def test_anthropic() -> None:
@@ -142,17 +157,8 @@ def test_without_the_servers_clock_ours_is_taken(date: dict[str, str]) -> None:
         )
 
 
-def test_groq() -> None:
-    """Requests are per day and tokens per minute, at its host whatever the numbers say."""
-    headers = openai("requests", 14_400, 14_370, "2m59.56s") | openai(
-        "tokens", 18_000, 17_997, "7.66s"
-    )
-    expected = (
-        reading("requests", 14_400, 14_370, 179.56, DAY),
-        reading("tokens", 18_000, 17_997, 7.66),
-    )
-    assert read_limits(headers, "api.groq.com") == expected
-    assert read_limits(headers) == expected  # behind a gateway
+def test_groqs_windows_are_known() -> None:
+    """At its host the windows are the same whatever the numbers say."""
     headers = openai("requests", 1000, 1000, "0s") | openai("tokens", 8000, 8000, "12h")
     assert [each.window_s for each in read_limits(headers, "api.groq.com")] == [DAY, MINUTE]
 
@@ -170,7 +176,6 @@ def test_mistral() -> None:
         reading("tokens", 5_000_000, 4_999_911),
         reading("requests", 720, 717),
     )
-    assert read_limits({"x-ratelimit-limit-req-minute": "0"}) == ()
 
 
 def test_units_in_names() -> None:
@@ -252,22 +257,6 @@ def test_names_compare_without_regard_to_case(
         reading("tokens", 40_000, 39_972, 0.042),
         reading("requests", 50, 49, 2),
     )
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [{}, {"content-type": "application/json", "date": DATE, "retry-after": "2"}],
-)
-def test_answers_without_limits(headers: dict[str, str]) -> None:
-    """Without headers there are no readings."""
-    assert read_limits(headers) == ()
-    assert read_limits(CaseInsensitiveDict(headers)) == ()
-
-
-def test_what_is_missing_is_unknown() -> None:
-    """A limit without further headers is per minute."""
-    assert read_limits({"x-ratelimit-limit-tokens": "1000"}) == (reading("tokens", 1000),)
-    assert read_limits({"x-ratelimit-remaining-tokens": "1000"}) == ()
 
 
 # --- garbage ---

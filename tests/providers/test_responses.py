@@ -17,17 +17,12 @@ from parallel_processor.models import AttemptStatus, Rejection, Response
 from parallel_processor.providers.jsontext import read_answer
 from parallel_processor.providers.responses import classify, read_error, retry_after_s
 
-ANSWERED, RETRY, RATE_LIMITED, FAILED, FATAL = (
-    AttemptStatus.ANSWERED,
-    AttemptStatus.RETRY,
-    AttemptStatus.RATE_LIMITED,
-    AttemptStatus.FAILED,
-    AttemptStatus.FATAL,
-)
+ANSWERED, FAILED, FATAL = AttemptStatus.ANSWERED, AttemptStatus.FAILED, AttemptStatus.FATAL
+RETRY, RATE_LIMITED = AttemptStatus.RETRY, AttemptStatus.RATE_LIMITED
 
 
-def reply_of(status: int, body: Any = b"", headers: dict[str, str] | None = None) -> Response:
-    """A reply as the transport makes it; what isn't bytes becomes JSON."""
+def response_of(status: int, body: Any = b"", headers: dict[str, str] | None = None) -> Response:
+    """A response as the transport makes it; what isn't bytes becomes JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     names: CaseInsensitiveDict[str] = CaseInsensitiveDict(headers or {})
     try:
@@ -42,9 +37,24 @@ def error(code: Any = None, kind: Any = None, message: str = "m", **more: Any) -
     return {"error": {"message": message, "type": kind, "param": None, "code": code, **more}}
 
 
+def limited(kind: Any = None, message: str = "m") -> dict[str, Any]:
+    """OpenAI's error for an ordinary rate limit."""
+    return error("rate_limit_exceeded", kind, message)
+
+
+def coded(code: Any, message: str = "m", **more: Any) -> dict[str, Any]:
+    """An error body of a code and a message, as Azure and OpenRouter send it."""
+    return {"error": {"code": code, "message": message, **more}}
+
+
 def anthropic(kind: str, message: str = "m", **more: Any) -> dict[str, Any]:
     """An error body in Anthropic's shape."""
     return {"type": "error", "error": {"type": kind, "message": message, **more}}
+
+
+def anthropic_detail(code: str) -> dict[str, Any]:
+    """Anthropic's 429 with a code that says more."""
+    return anthropic("rate_limit_error", details={"error_code": code})
 
 
 def gemini(code: int, status: str, message: str = "m", *details: Any) -> dict[str, Any]:
@@ -52,12 +62,15 @@ def gemini(code: int, status: str, message: str = "m", *details: Any) -> dict[st
     return {"error": {"code": code, "status": status, "message": message, "details": details}}
 
 
+def exhausted(message: str = "m", *details: Any) -> dict[str, Any]:
+    """Google's error for a quota that is used up."""
+    return gemini(429, "RESOURCE_EXHAUSTED", message, *details)
+
+
 def quota(quota_id: str) -> dict[str, Any]:
     """Google's detail that names the exceeded quota."""
-    return {
-        "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-        "violations": [{"quotaId": quota_id, "quotaValue": "20"}],
-    }
+    violations = [{"quotaId": quota_id, "quotaValue": "20"}]
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations}
 
 
 LIMIT = "Rate limit reached for m in organization o on tokens per min (TPM): Limit 200000, "
@@ -65,53 +78,47 @@ TOO_LARGE = (
     "Request too large for m in organization o on tokens per min (TPM): Limit 3, Requested 9"
 )
 
+OPENAI_SPENT = ("insufficient_quota", "credit_balance_exhausted")
+OPENAI_LIMITS = (
+    *("organization_spend_limit_exceeded", "project_spend_limit_exceeded"),
+    *("organization_usage_limit_exceeded", "billing_hard_limit_reached"),
+)
 OPENAI = [
     (400, error("context_length_exceeded", "invalid_request_error"), FAILED),
     (400, error(None, "invalid_request_error", param="service_tier"), FAILED),
     (401, error("invalid_api_key", "invalid_request_error"), FATAL),
     (401, error(), FATAL),
-    (403, error(), FAILED),
+    *((status, error(), FAILED) for status in (403, 413, 422)),
+    *((status, error(), RETRY) for status in (408, 409, 425)),
     (403, error("unsupported_country_region_territory", "request_forbidden"), FATAL),
     (404, error("model_not_found", "invalid_request_error"), FAILED),
-    (408, error(), RETRY),
-    (409, error(), RETRY),
-    (413, error(), FAILED),
-    (422, error(), FAILED),
-    (425, error(), RETRY),
-    (429, error("rate_limit_exceeded", "tokens"), RATE_LIMITED),
-    (429, error("rate_limit_exceeded", "requests"), RATE_LIMITED),
-    (429, error("rate_limit_exceeded", "tokens", LIMIT + "Requested 156060"), RATE_LIMITED),
-    (429, error("rate_limit_exceeded", "tokens", LIMIT + "Requested 200001"), FAILED),
-    (429, error("rate_limit_exceeded", "tokens", TOO_LARGE), FAILED),
-    (429, error("rate_limit_exceeded", "tokens", "Request too large for m"), FAILED),
+    (429, limited("tokens"), RATE_LIMITED),
+    (429, limited("requests"), RATE_LIMITED),
+    (429, limited("tokens", LIMIT + "Requested 156060"), RATE_LIMITED),
+    (429, limited("tokens", LIMIT + "Requested 200001"), FAILED),
+    (429, limited("tokens", TOO_LARGE), FAILED),
+    (429, limited("tokens", "Request too large for m"), FAILED),
     (429, error("slow_down", "rate_limit_error"), RATE_LIMITED),
-    (429, error("insufficient_quota", "insufficient_quota"), FATAL),
-    (429, error("credit_balance_exhausted", "insufficient_quota"), FATAL),
-    (429, error("organization_spend_limit_exceeded"), FATAL),
-    (429, error("project_spend_limit_exceeded"), FATAL),
-    (429, error("organization_usage_limit_exceeded"), FATAL),
-    (429, error("billing_hard_limit_reached"), FATAL),
+    *((429, error(code, "insufficient_quota"), FATAL) for code in OPENAI_SPENT),
+    *((429, error(code), FATAL) for code in OPENAI_LIMITS),
     (500, error("server_error", "server_error"), RETRY),
     (502, b"", RETRY),
     (504, b"", RETRY),
     (503, error("server_is_overloaded", "service_unavailable_error"), RETRY),
 ]
 AZURE = [
-    (429, {"error": {"code": "429", "message": "Rate limit is exceeded"}}, RATE_LIMITED),
-    (429, {"error": {"code": "429", "message": "temporarily unable to process"}}, RATE_LIMITED),
-    (401, {"error": {"code": "401", "message": "Access denied due to invalid key"}}, FATAL),
+    (429, coded("429", "Rate limit is exceeded"), RATE_LIMITED),
+    (429, coded("429", "temporarily unable to process"), RATE_LIMITED),
+    (401, coded("401", "Access denied due to invalid key"), FATAL),
     (401, {"statusCode": 401, "message": "Access denied"}, FATAL),
-    (404, {"error": {"code": "DeploymentNotFound", "message": "m"}}, FAILED),
-    (400, {"error": {"code": "content_filter", "message": "m"}}, FAILED),
-    (400, {"error": {"code": "context_length_exceeded", "message": "m"}}, FAILED),
+    (404, coded("DeploymentNotFound"), FAILED),
+    (400, coded("content_filter"), FAILED),
+    (400, coded("context_length_exceeded"), FAILED),
 ]
+SPENT = "reached your specified API usage limits."
 ANTHROPIC = [
     (400, anthropic("invalid_request_error"), FAILED),
-    (
-        400,
-        anthropic("invalid_request_error", "You have reached your specified API usage limits."),
-        FATAL,
-    ),
+    (400, anthropic("invalid_request_error", f"You have {SPENT}"), FATAL),
     (401, anthropic("authentication_error"), FATAL),
     (402, anthropic("billing_error"), FATAL),
     (403, anthropic("permission_error"), FATAL),
@@ -120,21 +127,9 @@ ANTHROPIC = [
     (413, anthropic("request_too_large"), FAILED),
     (413, b"<html><title>413 Request Entity Too Large</title></html>", FAILED),
     (429, anthropic("rate_limit_error"), RATE_LIMITED),
-    (
-        429,
-        anthropic("rate_limit_error", details={"error_code": "enforced_spend_limit_reached"}),
-        FATAL,
-    ),
-    (
-        429,
-        anthropic("rate_limit_error", details={"error_code": "contract_spend_limit_reached"}),
-        FATAL,
-    ),
-    (
-        429,
-        anthropic("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}),
-        RATE_LIMITED,
-    ),
+    (429, anthropic_detail("enforced_spend_limit_reached"), FATAL),
+    (429, anthropic_detail("contract_spend_limit_reached"), FATAL),
+    (429, anthropic_detail("ramp_limit_exceeded"), RATE_LIMITED),
     (500, anthropic("api_error"), RETRY),
     (504, anthropic("timeout_error"), RETRY),
     (529, anthropic("overloaded_error"), RATE_LIMITED),
@@ -143,27 +138,19 @@ GEMINI = [
     (400, gemini(400, "INVALID_ARGUMENT", "m", {"reason": "API_KEY_INVALID"}), FATAL),
     (400, [gemini(400, "INVALID_ARGUMENT", "m", {"reason": "API_KEY_INVALID"})], FATAL),
     (400, gemini(400, "INVALID_ARGUMENT"), FAILED),
-    (429, gemini(429, "RESOURCE_EXHAUSTED"), RATE_LIMITED),
-    (429, [gemini(429, "RESOURCE_EXHAUSTED")], RATE_LIMITED),
-    (
-        429,
-        gemini(429, "RESOURCE_EXHAUSTED", "m", quota("GenerateRequestsPerMinutePerProject")),
-        RATE_LIMITED,
-    ),
-    (
-        429,
-        gemini(429, "RESOURCE_EXHAUSTED", "m", quota("GenerateRequestsPerDayPerProjectPerModel")),
-        FATAL,
-    ),
-    (429, gemini(429, "RESOURCE_EXHAUSTED", "Quota exceeded …, limit: 0, model: m"), FAILED),
-    (429, gemini(429, "RESOURCE_EXHAUSTED", "Quota exceeded …, limit: 20, m"), RATE_LIMITED),
+    (429, exhausted(), RATE_LIMITED),
+    (429, [exhausted()], RATE_LIMITED),
+    (429, exhausted("m", quota("GenerateRequestsPerMinutePerProject")), RATE_LIMITED),
+    (429, exhausted("m", quota("GenerateRequestsPerDayPerProjectPerModel")), FATAL),
+    (429, exhausted("Quota exceeded …, limit: 0, model: m"), FAILED),
+    (429, exhausted("Quota exceeded …, limit: 20, m"), RATE_LIMITED),
     (500, gemini(500, "INTERNAL"), RETRY),
     (503, gemini(503, "UNAVAILABLE"), RETRY),
     (504, gemini(504, "DEADLINE_EXCEEDED"), RETRY),
 ]
 OTHERS = [
-    (429, error("rate_limit_exceeded", "tokens"), RATE_LIMITED),  # Groq
-    (413, error("rate_limit_exceeded", "tokens", TOO_LARGE), FAILED),
+    (429, limited("tokens"), RATE_LIMITED),  # Groq
+    (413, limited("tokens", TOO_LARGE), FAILED),
     (498, error(None, "flex_capacity"), RETRY),
     (499, error(), FAILED),
     (400, {"object": "error", "message": "m", "type": "t", "code": None}, FAILED),  # Mistral
@@ -177,178 +164,108 @@ OTHERS = [
         FATAL,
     ),  # DeepSeek
     (401, b"Authentication Fails (no such user)", FATAL),
-    (402, {"error": {"code": 402, "message": "Insufficient credits"}}, FATAL),  # OpenRouter
-    (429, {"error": {"code": 429, "message": "Rate limit exceeded: free-models-per-day"}}, FATAL),
-    (429, {"error": {"code": 429, "message": "free-models-per-min"}}, RATE_LIMITED),
-    (502, {"error": {"code": 502, "message": "m"}}, RETRY),
-    (200, {"error": {"code": 402, "message": "m"}}, FATAL),
-    (200, {"error": {"code": 429, "message": "m"}}, RATE_LIMITED),
-    (200, {"error": {"code": 400, "message": "m"}}, FAILED),
-    (200, {"error": {"code": 502, "message": "m"}}, RETRY),
-    (200, [{"error": {"code": 502, "message": "m"}}], RETRY),
+    (402, coded(402, "Insufficient credits"), FATAL),  # OpenRouter
+    (429, coded(429, "Rate limit exceeded: free-models-per-day"), FATAL),
+    (429, coded(429, "free-models-per-min"), RATE_LIMITED),
+    (502, coded(502), RETRY),
+    (200, coded(402), FATAL),
+    (200, coded(429), RATE_LIMITED),
+    (200, coded(400), FAILED),
+    (200, coded(502), RETRY),
+    (200, [coded(502)], RETRY),
     (429, error(None, "dynamic_request_limited"), RATE_LIMITED),  # Together
     (503, error(None, "service_unavailable"), RETRY),
     (404, {"error": {"message": "m", "type": "NotFoundError", "code": 404}}, FAILED),  # vLLM
     (400, {"object": "error", "message": "m", "type": "BadRequestError", "code": 400}, FAILED),
     (404, {"error": "model 'x' not found"}, FAILED),  # Ollama
     (503, b"", RETRY),
-    (503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}, RETRY),
+    (503, coded(503, "Loading model", type="unavailable_error"), RETRY),
     (400, {"error": {"code": 400, "type": "exceed_context_size_error", "n_ctx": 1}}, FAILED),
     *((status, b"<html>", RETRY) for status in (520, 521, 522, 523, 524)),  # proxies
 ]
+FAILED_RESPONSE = {"object": "response", "status": "failed"}
+RETRY_CODES = ("server_error", "rate_limit_exceeded")
+FAILED_CODES = (
+    *("invalid_prompt", "data_residency_mismatch", "vector_store_timeout", "image_too_large"),
+)
 SUCCESSES = [
     (200, {"choices": [], "error": None}, ANSWERED),
     (201, {"choices": []}, ANSWERED),
-    (
-        200,
-        {"choices": [{"message": {"content": "Rate limit reached. insufficient_quota"}}]},
-        ANSWERED,
-    ),
+    (200, {"choices": [{"message": {"content": "Rate limit. insufficient_quota"}}]}, ANSWERED),
     (200, {"object": "response", "status": "completed", "error": None}, ANSWERED),
-    (
-        200,
-        {
-            "object": "response",
-            "status": "incomplete",
-            "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"},
-        },
-        ANSWERED,
-    ),
+    (200, {"object": "response", "status": "incomplete", "error": None}, ANSWERED),
     (200, {"object": "response", "status": "failed", "error": None}, FAILED),
     (200, [[0.1, 0.2]], ANSWERED),
     (200, b"null", ANSWERED),
     (200, {"error": "out of memory"}, FAILED),
-    (200, {"error": {"code": "²", "message": "m"}}, FAILED),
+    (200, coded("²"), FAILED),
     (200, error("insufficient_quota", "server_error"), FATAL),
     (200, error(None, "overloaded_error"), RETRY),
     (200, b'{"choices": [', RETRY),
     (200, b"", RETRY),
     (204, b"", RETRY),
     (200, b"<html>maintenance</html>", RETRY),
-    *(
-        (200, {"object": "response", "status": "failed", "error": {"code": code}}, verdict)
-        for code, verdict in [
-            ("server_error", RETRY),
-            ("rate_limit_exceeded", RETRY),
-            ("invalid_prompt", FAILED),
-            ("data_residency_mismatch", FAILED),
-            ("vector_store_timeout", FAILED),
-            ("image_too_large", FAILED),
-        ]
-    ),
+    *((200, FAILED_RESPONSE | {"error": {"code": code}}, RETRY) for code in RETRY_CODES),
+    *((200, FAILED_RESPONSE | {"error": {"code": code}}, FAILED) for code in FAILED_CODES),
 ]
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "verdict"), [*OPENAI, *AZURE, *ANTHROPIC, *GEMINI, *OTHERS, *SUCCESSES]
+    ("http_status", "body", "status"), [*OPENAI, *AZURE, *ANTHROPIC, *GEMINI, *OTHERS, *SUCCESSES]
 )
-def test_every_known_answer_gets_its_verdict(
-    status: int, body: Any, verdict: AttemptStatus
+def test_every_known_response_has_its_status(
+    http_status: int, body: Any, status: AttemptStatus
 ) -> None:
     """The tables of the providers' errors, row by row."""
-    attempt = classify(reply_of(status, body))
-    assert attempt.status is verdict
-    assert bool(attempt.error) == bool(attempt.kind) == (verdict is not ANSWERED)
+    attempt = classify(response_of(http_status, body))
+    assert attempt.status is status
+    assert bool(attempt.error) == bool(attempt.kind) == (status is not ANSWERED)
 
 
 REQUESTS, TOKENS = Rejection(kind="requests"), Rejection(kind="tokens")
-STEEP, OVERLOAD, UNNAMED = Rejection(ramp_too_fast=True), Rejection(overload=True), Rejection()
+RAMP, OVERLOAD, UNNAMED = Rejection(ramp_too_fast=True), Rejection(overload=True), Rejection()
+RPM = "Rate limit reached for m on requests per min (RPM): Limit 3, Used 3, Requested 1. Please try again"
+TPM = "Rate limit reached for `m` on tokens per minute (TPM): Limit 6000, Used 5900, Requested 200. Please"
 AZURE_LIMIT = (
     "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2024-10-21 have "
     "exceeded {} rate limit of your current OpenAI S0 pricing tier. Please retry after 22 seconds."
 )
-REFUSALS = [
+AZURE_LOADS = (
+    "The system is currently experiencing high demand and cannot process your request. Your request "
+    "exceeds the maximum usage size allowed during peak load.",
+    "The service is Temporarily Unable to Process your request.",
+)
+ANTHROPIC_LIMIT = "This request would exceed your organization's rate limit of {} per minute"
+GEMINI_LIMIT = (
+    "Quota exceeded for quota metric 'Generate Content API requests per minute' and limit …"
+)
+REJECTIONS = [
     # OpenAI names the limit in the type, and in the message.
-    (429, error("rate_limit_exceeded", "requests"), REQUESTS),
-    (429, error("rate_limit_exceeded", "tokens"), TOKENS),
-    (429, error("rate_limit_exceeded", "tokens", LIMIT + "Requested 156060"), TOKENS),
-    (
-        429,
-        error(
-            "rate_limit_exceeded",
-            None,
-            "Rate limit reached for m in organization o on requests per min (RPM): Limit 3, Used 3, "
-            "Requested 1. Please try again in 20s.",
-        ),
-        REQUESTS,
-    ),
-    (429, error("rate_limit_exceeded", None, "Limit: 10000 / min on RPM."), REQUESTS),
-    (429, error("rate_limit_exceeded", None, "Limit: 10000 / min on TPM."), TOKENS),
-    (429, error("slow_down", "rate_limit_error"), STEEP),
-    (503, error("slow_down", "service_unavailable_error"), STEEP),
+    (429, limited("requests"), REQUESTS),
+    (429, limited("tokens"), TOKENS),
+    (429, limited("tokens", LIMIT + "Requested 156060"), TOKENS),
+    (429, limited(None, RPM + " in 20s."), REQUESTS),
+    (429, limited(None, "Limit: 10000 / min on RPM."), REQUESTS),
+    (429, limited(None, "Limit: 10000 / min on TPM."), TOKENS),
+    (429, error("slow_down", "rate_limit_error"), RAMP),
+    (503, error("slow_down", "service_unavailable_error"), RAMP),
     (503, error("server_is_overloaded", "service_unavailable_error"), OVERLOAD),
-    (429, error("rate_limit_exceeded", None, "Too many requests"), UNNAMED),
+    (429, limited(None, "Too many requests"), UNNAMED),
     # Azure has one code for its limits and its load.
-    (429, {"error": {"code": "429", "message": AZURE_LIMIT.format("token")}}, TOKENS),
-    (429, {"error": {"code": "429", "message": AZURE_LIMIT.format("call")}}, REQUESTS),
-    (429, {"error": {"code": "429", "message": "Rate limit is exceeded. Try again."}}, UNNAMED),
-    (
-        429,
-        {
-            "error": {
-                "code": "429",
-                "message": "The system is currently experiencing high demand and cannot process your "
-                "request. Your request exceeds the maximum usage size allowed during peak load.",
-            }
-        },
-        OVERLOAD,
-    ),
-    (
-        429,
-        {
-            "error": {
-                "code": "429",
-                "message": "The service is Temporarily Unable to Process your request.",
-            }
-        },
-        OVERLOAD,
-    ),
+    (429, coded("429", AZURE_LIMIT.format("token")), TOKENS),
+    (429, coded("429", AZURE_LIMIT.format("call")), REQUESTS),
+    (429, coded("429", "Rate limit is exceeded. Try again."), UNNAMED),
+    *((429, coded("429", message), OVERLOAD) for message in AZURE_LOADS),
     # Anthropic
-    (
-        429,
-        anthropic("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}),
-        STEEP,
-    ),
+    (429, anthropic_detail("ramp_limit_exceeded"), RAMP),
     (429, anthropic("rate_limit_error"), UNNAMED),
-    (
-        429,
-        anthropic(
-            "rate_limit_error",
-            "This request would exceed your organization's rate limit of 40,000 input tokens per minute",
-        ),
-        TOKENS,
-    ),
-    (
-        429,
-        anthropic(
-            "rate_limit_error",
-            "This request would exceed your organization's rate limit of 50 requests per minute",
-        ),
-        REQUESTS,
-    ),
+    (429, anthropic("rate_limit_error", ANTHROPIC_LIMIT.format("40,000 input tokens")), TOKENS),
+    (429, anthropic("rate_limit_error", ANTHROPIC_LIMIT.format("50 requests")), REQUESTS),
     (529, anthropic("overloaded_error"), OVERLOAD),
     # Others
-    (429, gemini(429, "RESOURCE_EXHAUSTED"), UNNAMED),
-    (
-        429,
-        gemini(
-            429,
-            "RESOURCE_EXHAUSTED",
-            "Quota exceeded for quota metric 'Generate Content API requests per minute' and limit …",
-        ),
-        REQUESTS,
-    ),
-    (
-        429,
-        error(
-            "rate_limit_exceeded",
-            "tokens",
-            "Rate limit reached for model `m` on tokens per minute (TPM): Limit 6000, Used 5900, "
-            "Requested 200. Please try again in 1s.",
-        ),
-        TOKENS,
-    ),
+    (429, exhausted(), UNNAMED),
+    (429, exhausted(GEMINI_LIMIT), REQUESTS),
+    (429, limited("tokens", TPM + " try again in 1s."), TOKENS),
     (503, gemini(503, "UNAVAILABLE"), OVERLOAD),
     (503, b"", OVERLOAD),
     (503, b"<html>busy</html>", OVERLOAD),
@@ -360,13 +277,12 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("status", "body", "rejection"), REFUSALS)
-def test_a_refusal_says_what_it_is_about(status: int, body: Any, rejection: Rejection) -> None:
+@pytest.mark.parametrize(("status", "body", "rejection"), REJECTIONS)
+def test_a_rejection_says_what_it_is_about(status: int, body: Any, rejection: Rejection) -> None:
     """The limit that the server names, its load, or a rate that rose too fast; nothing is guessed."""
-    attempt = classify(reply_of(status, body))
-    assert attempt.rejection == replace(
-        rejection, has_retry_after=attempt.retry_after_s is not None
-    )
+    attempt = classify(response_of(status, body))
+    has_retry_after = attempt.retry_after_s is not None
+    assert attempt.rejection == replace(rejection, has_retry_after=has_retry_after)
 
 
 @pytest.mark.parametrize(
@@ -382,13 +298,13 @@ def test_a_refusal_says_what_it_is_about(status: int, body: Any, rejection: Reje
         (502, b""),
         (520, b"<html>"),
         (429, error("insufficient_quota", "insufficient_quota")),
-        (429, error("rate_limit_exceeded", "tokens", TOO_LARGE)),
-        (429, anthropic("e", details={"error_code": "enforced_spend_limit_reached"})),
+        (429, limited("tokens", TOO_LARGE)),
+        (429, anthropic_detail("enforced_spend_limit_reached")),
     ],
 )
-def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
+def test_what_is_no_rejection_has_none(status: int, body: Any) -> None:
     """An answer, a fault, and a request that can never succeed say nothing about the rate."""
-    assert classify(reply_of(status, body)).rejection is None
+    assert classify(response_of(status, body)).rejection is None
 
 
 @pytest.mark.parametrize(
@@ -401,15 +317,15 @@ def test_what_is_no_refusal_has_none(status: int, body: Any) -> None:
         (500, {"Retry-After": "2"}, None),
     ],
 )
-def test_headers_change_the_refusal(
+def test_headers_change_the_rejection(
     status: int, headers: dict[str, str], rejection: Rejection | None
 ) -> None:
     """A response that is retried may be a rejection; one that fails is none."""
-    assert classify(reply_of(status, b"", headers)).rejection == rejection
+    assert classify(response_of(status, b"", headers)).rejection == rejection
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "verdict"),
+    ("http_status", "headers", "status"),
     [
         (503, {"Retry-After": "2"}, RATE_LIMITED),
         (503, {"Retry-After": "soon"}, RETRY),
@@ -428,17 +344,20 @@ def test_headers_change_the_refusal(
         (200, {"Content-Type": "text/event-stream; charset=utf-8"}, FAILED),
     ],
 )
-def test_headers_change_the_verdict(
-    status: int, headers: dict[str, str], verdict: AttemptStatus
+def test_headers_change_the_status(
+    http_status: int, headers: dict[str, str], status: AttemptStatus
 ) -> None:
     """The server's word on waiting and retrying counts, but never against a fatal error."""
-    assert classify(reply_of(status, b"", headers)).status is verdict
+    assert classify(response_of(http_status, b"", headers)).status is status
 
 
 def test_what_never_fits_is_never_retried() -> None:
     """A request larger than the limit fails, even if the server says that it should be retried."""
-    body = error("rate_limit_exceeded", "tokens", TOO_LARGE)
-    assert classify(reply_of(429, body, {"x-should-retry": "true"})).status is FAILED
+    body = limited("tokens", TOO_LARGE)
+    assert classify(response_of(429, body, {"x-should-retry": "true"})).status is FAILED
+
+
+NOT_FOLLOWED = "redirects are not followed; the server points to"
 
 
 @pytest.mark.parametrize(
@@ -446,7 +365,7 @@ def test_what_never_fits_is_never_retried() -> None:
     [
         (400, error("c", "t", "what\n happened"), {}, "HTTP 400 c: what happened"),
         (400, error(None, "t"), {}, "HTTP 400 t: m"),
-        (429, {"error": {"code": "429", "message": "m"}}, {}, "HTTP 429: m"),
+        (429, coded("429"), {}, "HTTP 429: m"),
         (400, {"error": "text"}, {}, "HTTP 400: text"),
         (400, {"detail": "Unauthorized"}, {}, "HTTP 400: Unauthorized"),
         (422, {"detail": [{"msg": "a"}, {"msg": "b"}, 1, {"msg": 2}]}, {}, "HTTP 422: a; b"),
@@ -462,37 +381,36 @@ def test_what_never_fits_is_never_retried() -> None:
         (500, {"error": "e"}, {"Request-Id": "r2"}, "HTTP 500: e (request id r2)"),
         (200, b"<html>", {}, "not JSON: the answer is not JSON: '<html>'"),
         (200, error("c"), {}, "error in HTTP 200 c: m"),
-        (
-            307,
-            b"moved",
-            {"Location": "https://a/"},
-            "HTTP 307: redirects are not followed; the server points to 'https://a/'",
-        ),
+        (307, b"moved", {"Location": "https://a/"}, f"HTTP 307: {NOT_FOLLOWED} 'https://a/'"),
     ],
 )
 def test_the_error_says_what_the_server_said(
     status: int, body: Any, headers: dict[str, str], text: str
 ) -> None:
     """Status, code or type, message in one line, and the request id for the provider's support."""
-    assert classify(reply_of(status, body, headers)).error == text
+    assert classify(response_of(status, body, headers)).error == text
 
 
-def test_an_answer_tells_what_it_used() -> None:
-    """The tokens of the usage come with the verdict, and the answer's part if it is there."""
-    attempt = classify(reply_of(200, {"usage": {"total_tokens": 9}}))
-    assert (attempt.used_tokens, attempt.output_tokens) == (9, None)
-    attempt = classify(reply_of(200, {"usage": {"total_tokens": 9, "prompt_tokens": 5}}))
-    assert (attempt.used_tokens, attempt.output_tokens) == (9, 4)
-    attempt = classify(reply_of(200, {"choices": []}))
-    assert (attempt.used_tokens, attempt.output_tokens) == (None, None)
+@pytest.mark.parametrize(
+    ("body", "used", "output"),
+    [
+        ({"usage": {"total_tokens": 9}}, 9, None),
+        ({"usage": {"total_tokens": 9, "prompt_tokens": 5}}, 9, 4),
+        ({"choices": []}, None, None),
+    ],
+)
+def test_the_tokens_used_come_with_an_answer(body: Any, used: Any, output: Any) -> None:
+    """They are the usage's, and the output's part is there if the usage has it."""
+    attempt = classify(response_of(200, body))
+    assert (attempt.used_tokens, attempt.output_tokens) == (used, output)
 
 
 def test_codes_are_read_whatever_their_shape() -> None:
     """Codes are lower case; numbers count, truth values and objects don't."""
-    info = read_error(reply_of(400, error(1300, "Some_Type")))
+    info = read_error(response_of(400, error(1300, "Some_Type")))
     assert (info.code, info.type) == ("1300", "some_type")
     for odd in (True, None, {}, [], 1.5):
-        assert read_error(reply_of(400, error(odd, odd))).codes == {""}
+        assert read_error(response_of(400, error(odd, odd))).codes == {""}
 
 
 NOW = "Wed, 21 Oct 2015 07:27:00 GMT"
@@ -512,11 +430,7 @@ LATER = "Wed, 21 Oct 2015 07:28:00 GMT"
         ({"Retry-After": NOW, "Date": LATER}, 0),
         ({"Retry-After": LATER}, 30),
         ({"Retry-After": LATER, "Date": "garbage"}, 30),
-        ({"Retry-After": "-1"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": "inf"}, None),
-        ({"Retry-After": "garbage"}, None),
-        ({"Retry-After": ""}, None),
+        *(({"Retry-After": odd}, None) for odd in ("-1", "nan", "inf", "garbage", "")),
         ({}, None),
     ],
 )
@@ -526,7 +440,7 @@ def test_the_wait_is_read_from_the_headers(
 ) -> None:
     """Milliseconds first, then seconds or a date, which counts from the server's own date."""
     half_past = 1_445_412_450.0
-    assert retry_after_s(reply_of(status, b"", headers), lambda: half_past) == seconds
+    assert retry_after_s(response_of(status, b"", headers), lambda: half_past) == seconds
 
 
 @pytest.mark.parametrize(
@@ -548,21 +462,21 @@ def test_the_wait_is_read_from_the_headers(
     ],
 )
 def test_the_wait_is_read_from_the_message(message: str, seconds: float | None) -> None:
-    """The words that providers use, where there is no header, in refusals only."""
-    assert retry_after_s(reply_of(429, error(message=message))) == seconds
-    assert retry_after_s(reply_of(429, {"message": message})) == seconds
-    assert retry_after_s(reply_of(429, error(message=message), {"retry-after": "7"})) == 7
-    assert retry_after_s(reply_of(400, error(message=message))) is None
+    """The words that providers use, where there is no header, in rejections only."""
+    assert retry_after_s(response_of(429, error(message=message))) == seconds
+    assert retry_after_s(response_of(429, {"message": message})) == seconds
+    assert retry_after_s(response_of(429, error(message=message), {"retry-after": "7"})) == 7
+    assert retry_after_s(response_of(400, error(message=message))) is None
 
 
 @pytest.mark.parametrize("wrap", [lambda body: body, lambda body: [body]])
 def test_googles_delay_is_read_from_the_details(wrap: Any) -> None:
     """A valid RetryInfo comes before the words of the message."""
     details = [quota("x"), 5, {"retryDelay": 7}, {"retryDelay": "soon"}, {"retryDelay": "57.5s"}]
-    body = gemini(429, "RESOURCE_EXHAUSTED", "Please retry in 9s.", *details)
-    assert retry_after_s(reply_of(429, wrap(body))) == 57.5
-    body = gemini(429, "RESOURCE_EXHAUSTED", "Please retry in 9s.", *details[:4])
-    assert retry_after_s(reply_of(429, wrap(body))) == 9
+    body = exhausted("Please retry in 9s.", *details)
+    assert retry_after_s(response_of(429, wrap(body))) == 57.5
+    body = exhausted("Please retry in 9s.", *details[:4])
+    assert retry_after_s(response_of(429, wrap(body))) == 9
 
 
 WORDS = st.sampled_from(
@@ -594,8 +508,8 @@ HEADERS = st.dictionaries(
 
 @given(STATUSES, HEADERS, JSON.map(lambda value: json.dumps(value).encode()) | st.binary())
 def test_no_answer_raises(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Whatever status, headers and body come, there is a verdict, and a failure has its reason."""
-    attempt = classify(reply_of(status, body, headers))
+    """Whatever status, headers and body come, there is a status, and a failure has its reason."""
+    attempt = classify(response_of(status, body, headers))
     assert (attempt.status is ANSWERED) == (not attempt.error) == (not attempt.kind)
     assert attempt.status is not ANSWERED or 200 <= status < 300
     wait = attempt.retry_after_s
@@ -615,9 +529,9 @@ def test_no_answer_raises(status: int, headers: dict[str, str], body: bytes) -> 
         b'{"error": ' * 100_000,
     ],
 )
-def test_a_huge_error_is_judged_at_once(error_body: bytes) -> None:
+def test_a_huge_error_is_classified_at_once(error_body: bytes) -> None:
     """No part of an error takes time or room beyond its length."""
     started_at = time.process_time()
-    attempt = classify(reply_of(429, error_body))
+    attempt = classify(response_of(429, error_body))
     assert len(attempt.error) < 1000
     assert time.process_time() - started_at < 2

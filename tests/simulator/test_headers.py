@@ -100,45 +100,28 @@ def levels(style: str, shown: tuple[QuotaLevel, ...] = LEVELS) -> str:
 
 
 @pytest.mark.parametrize(
-    ("style", "text"),
+    ("style", "limits", "wait"),
     [
-        ("openai", OPENAI),
-        ("project", PROJECT),
-        ("azure", AZURE),
-        ("azure_unknown", AZURE_UNKNOWN),
-        ("anthropic", ANTHROPIC),
-        ("groq", GROQ),
-        ("mistral", MISTRAL),
-        ("none", ""),
+        ("openai", OPENAI, SECONDS + MILLISECONDS),
+        ("project", PROJECT, SECONDS + MILLISECONDS),
+        ("azure", AZURE, SECONDS + MILLISECONDS),
+        ("azure_unknown", AZURE_UNKNOWN, ""),
+        ("anthropic", ANTHROPIC, SECONDS),
+        ("groq", GROQ, SECONDS),
+        ("mistral", MISTRAL, SECONDS),
+        ("none", "", SECONDS + MILLISECONDS),
     ],
 )
-def test_each_style_has_its_own_words(style: str, text: str) -> None:
-    """Names, units and rounding are the provider's."""
-    assert levels(style) == text
+def test_each_style_has_its_own_words(style: str, limits: str, wait: str) -> None:
+    """Names, units and rounding are the provider's. Some tell the wait in milliseconds, one never."""
+    assert levels(style) == limits
+    assert LimitHeaders(style).wait(19.5) == wait
 
 
 @pytest.mark.parametrize("style", HEADER_STYLES)
 def test_only_what_is_limited_is_told(style: str) -> None:
     """Without limits there are no headers, but for the style that never knows."""
     assert levels(style, ()) == (AZURE_UNKNOWN if style == "azure_unknown" else "")
-
-
-@pytest.mark.parametrize(
-    ("style", "text"),
-    [
-        ("openai", SECONDS + MILLISECONDS),
-        ("project", SECONDS + MILLISECONDS),
-        ("azure", SECONDS + MILLISECONDS),
-        ("azure_unknown", ""),
-        ("anthropic", SECONDS),
-        ("groq", SECONDS),
-        ("mistral", SECONDS),
-        ("none", SECONDS + MILLISECONDS),
-    ],
-)
-def test_the_wait_is_told_as_each_provider_does(style: str, text: str) -> None:
-    """Whole seconds rounded up, milliseconds from some, nothing from one."""
-    assert LimitHeaders(style).wait(19.5) == text
 
 
 def test_an_age_is_still_a_date() -> None:

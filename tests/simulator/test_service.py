@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 from clocks import FakeClock
+from simulators import WordCounter
 
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.models import Endpoint
 from parallel_processor.simulator import LimitChange, ModelLimits, Simulator, SimulatorOptions
 from parallel_processor.simulator.flags import parse_flags
 from parallel_processor.simulator.load import Load
@@ -25,17 +26,7 @@ CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 
 
-class WordCounter:
-    """One token a word of the input, and of output what max_tokens says."""
-
-    def input_tokens(self, body: Any, endpoint: Endpoint) -> int:
-        return len(str(body.get("input", "")).split())
-
-    def output_tokens(self, body: Any, endpoint: Endpoint) -> int:
-        return int(body.get("max_tokens", 0))
-
-
-class Line:
+class FakeConnection:
     """A connection that keeps what is sent, and does something else while an answer takes time."""
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
@@ -69,11 +60,11 @@ class Server:
     ) -> tuple[int, Any, dict[str, str]]:
         """Send a request; return the status, JSON and headers in lower case."""
         payload = json.dumps({"input": "a b"} if body is None else body).encode()
-        line = Line(meanwhile)
+        connection = FakeConnection(meanwhile)
         request = HttpRequest(method=method, path=path, body=payload, api_key=None, keep_alive=True)
-        self.service.serve(request, line)  # type: ignore[arg-type]
-        self.pauses_s.extend(line.pauses_s)
-        (reply,) = line.replies
+        self.service.serve(request, connection)  # type: ignore[arg-type]
+        self.pauses_s.extend(connection.pauses_s)
+        (reply,) = connection.replies
         headers = dict(line.split(": ") for line in reply.headers.lower().splitlines())
         return reply.status, json.loads(reply.body), headers
 
@@ -175,17 +166,19 @@ def test_limits_by_model_are_told_by_model() -> None:
 # --- answers
 
 
+def is_cut_short(answer: Any) -> bool:
+    """Whether an answer's length is the most that was asked for, in the words of its endpoint."""
+    stop = answer.get("stop_reason") or answer["choices"][0]["finish_reason"]
+    return stop in ("length", "max_tokens")
+
+
 @pytest.mark.parametrize(
     ("path", "cap", "finish"),
     [
-        (CHAT, "max_tokens", lambda answer: answer["choices"][0]["finish_reason"] == "length"),
-        (
-            "/v1/completions",
-            "max_tokens",
-            lambda answer: answer["choices"][0]["finish_reason"] == "length",
-        ),
+        (CHAT, "max_tokens", is_cut_short),
+        ("/v1/completions", "max_tokens", is_cut_short),
         ("/v1/responses", "max_output_tokens", lambda answer: answer["status"] == "incomplete"),
-        ("/v1/messages", "max_tokens", lambda answer: answer["stop_reason"] == "max_tokens"),
+        ("/v1/messages", "max_tokens", is_cut_short),
     ],
 )
 def test_answers_have_about_the_tokens_asked_for(
@@ -306,7 +299,7 @@ def test_refused_requests_are_not_in_flight() -> None:
 
 
 def test_the_timeline_tells_each_second_of_each_model() -> None:
-    """AdmittedRequest, charged, refused and answered, from the second of the first request."""
+    """Admitted, charged, refused and answered, from the second of the first request."""
     server = Server(requests_per_minute=3)
     for seconds, model in ((0, "a"), (0.9, "b"), (1.1, "a"), (3, "a"), (3.5, "a")):
         server.clock.now_s = 1000.0 + seconds
@@ -364,39 +357,43 @@ def test_the_timeline_is_served() -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("port", 65_536),
         ("input_tokens_per_minute", 0),
         ("output_tokens_per_minute", -1),
-        ("requests_per_day", float("nan")),
-        ("requests_per_minute", "60"),
-        ("requests_per_minute", True),
+        ("tokens_per_minute", math.inf),
+        ("requests_per_day", math.nan),
+        *(("requests_per_minute", odd) for odd in (0, "60", True)),
         ("limits_by_model", {"a": {"requests_per_minute": 5}}),
         ("limits_by_model", {5: ModelLimits()}),
         ("limits_by_model", [ModelLimits()]),
         ("changes", ("30",)),
         ("changes", (LimitChange(at_s=1, requests_per_minute=2, model="gpt*"),)),
-        ("rival_requests_per_minute", -1),
-        ("rival_requests_per_minute", 1e6),
+        *(("rival_requests_per_minute", odd) for odd in (-1, 1e6)),
         ("rival_tokens_per_request", 1.5),
-        ("rival_from_s", float("inf")),
-        ("rival_until_s", float("nan")),
+        ("rival_from_s", math.inf),
+        ("rival_until_s", math.nan),
         ("enforcement", "hope"),
-        ("burst_s", 0),
-        ("burst_s", float("inf")),
+        *(("burst_s", odd) for odd in (0, math.inf)),
         ("window_s", -1),
         ("header_style", "OpenAI"),
         ("refusal_code", ""),
         ("token_charge", None),
         ("answer_tokens", 0),
-        ("best_in_flight", 0),
-        ("best_in_flight", 1.5),
+        *(("best_in_flight", odd) for odd in (0, 1.5)),
         ("overload_exponent", 11),
         ("refuse_in_flight", 0),
-        ("latency_s", None),
+        *(("latency_s", odd) for odd in (None, -1, math.nan)),
+        ("latency_jitter", 1.5),
+        ("error_rate", 2),
+        ("error_attempts", -1),
+        ("errors", ("500", "fire")),
+        ("spend_limit", -1),
+        ("embedding_dimensions", 0),
     ],
 )
 def test_options_are_checked(option: str, value: Any) -> None:
     """What can't be simulated is refused by name."""
-    with pytest.raises(ConfigurationError, match=f"{option} must be .*, not "):
+    with pytest.raises(ConfigurationError, match=f"{option} must be .*, not |{option}: unknown"):
         SimulatorOptions(**{option: value})
 
 
@@ -405,8 +402,7 @@ def test_options_are_checked(option: str, value: Any) -> None:
     [
         (ModelLimits, "requests_per_minute", 0),
         (ModelLimits, "tokens_per_minute", "9"),
-        (LimitChange, "at_s", -1),
-        (LimitChange, "at_s", "1"),
+        *((LimitChange, "at_s", odd) for odd in (-1, "1")),
         (LimitChange, "tokens_per_minute", 0),
         (LimitChange, "model", None),
     ],

@@ -23,34 +23,26 @@ from parallel_processor.tokens.encodings import text_counter
 CL100K = text_counter("cl100k_base").count
 O200K = text_counter("o200k_base").count
 
-# From the OpenAI cookbook, "How to count tokens with tiktoken", sections 6 and 7.
+
+def example(name: str, content: str) -> dict[str, str]:
+    """A message of the OpenAI cookbook, "How to count tokens with tiktoken", sections 6 and 7."""
+    return {"role": "system", "name": f"example_{name}", "content": content}
+
+
 JARGON = [
     {
         "role": "system",
         "content": "You are a helpful, pattern-following assistant that translates corporate "
         "jargon into plain English.",
     },
-    {
-        "role": "system",
-        "name": "example_user",
-        "content": "New synergies will help drive top-line growth.",
-    },
-    {
-        "role": "system",
-        "name": "example_assistant",
-        "content": "Things working well together will increase revenue.",
-    },
-    {
-        "role": "system",
-        "name": "example_user",
-        "content": "Let's circle back when we have more bandwidth to touch base on opportunities "
+    example("user", "New synergies will help drive top-line growth."),
+    example("assistant", "Things working well together will increase revenue."),
+    example(
+        "user",
+        "Let's circle back when we have more bandwidth to touch base on opportunities "
         "for increased leverage.",
-    },
-    {
-        "role": "system",
-        "name": "example_assistant",
-        "content": "Let's talk later when we're less busy about how to do better.",
-    },
+    ),
+    example("assistant", "Let's talk later when we're less busy about how to do better."),
     {
         "role": "user",
         "content": "This late pivot means we don't have time to boil the ocean for the client "
@@ -93,7 +85,6 @@ JUNK_BASE64 = base64.b64encode(bytes(range(256)) * 4_000).decode()
 
 
 def user(content: Any) -> list[dict[str, Any]]:
-    """One message of the user's."""
     return [{"role": "user", "content": content}]
 
 
@@ -102,7 +93,7 @@ def chat(**body: Any) -> int:
     return TokenCounter().input_tokens({"model": "gpt-4o", **body}, Endpoint.CHAT)
 
 
-def reserved(body: dict[str, Any], endpoint: Endpoint = Endpoint.CHAT, default: int = 16) -> int:
+def reserved(body: dict[str, Any], endpoint: Endpoint, default: int) -> int:
     """The output tokens that are reserved for a body."""
     return TokenCounter(default_output_tokens=default).output_tokens(body, endpoint)
 
@@ -177,6 +168,9 @@ def test_json_costs_about_its_text() -> None:
     assert tokens == pytest.approx(CL100K(json.dumps(value, separators=(",", ":"))), rel=0.3)
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize(
     ("message", "tokens"),
     [
@@ -188,20 +182,8 @@ def test_json_costs_about_its_text() -> None:
         ({"role": "user", "content": [{"type": "text", "text": "hello world"}] * 2}, 3 + 1 + 4),
         ({"role": "user", "content": ["hello world"]}, 3 + 1 + 2),
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "hello"}]}, 3 + 1 + 1),
-        (
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [
-                    {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-                ],
-            },
-            3 + 1 + 3 + 1 + 1,
-        ),
-        (
-            {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
-            3 + 1 + 3 + 1 + 1,
-        ),
+        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, 3 + 1 + 3 + 1 + 1),
+        ({"role": "assistant", "function_call": CALL["function"]}, 3 + 1 + 3 + 1 + 1),
         ({"role": "tool", "tool_call_id": "c1", "content": "hello"}, 3 + 1 + 2 + 1),
         ("hello world", 3 + 2),
         (None, 3),
@@ -312,105 +294,72 @@ def test_another_vendors_embedding_is_counted_whole() -> None:
     assert total(body, Endpoint.EMBEDDINGS) >= 20
 
 
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        ({}, 16),
-        ({"prompt": "a"}, 16),
-        ({"prompt": ["a", "b", "c"]}, 3 * 16),
-        ({"prompt": [1, 2, 3]}, 16),
-        ({"prompt": [[1, 2], [3]]}, 2 * 16),
-        ({"prompt": []}, 16),
-        ({"prompt": ["a", "b"], "n": 2, "best_of": 5, "max_tokens": 10}, 2 * 5 * 10),
-        ({"prompt": "a", "n": 3, "best_of": None, "max_tokens": 10}, 30),
-        ({"prompt": "a", "max_tokens": 0}, 0),
-        ({"prompt": "a", "max_tokens": None}, 16),
-    ],
+CHAT, COMPLETIONS, RESPONSES, UNKNOWN = (
+    *(Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.UNKNOWN),
 )
-def test_completions_reserve_for_every_prompt_and_choice(body: dict[str, Any], tokens: int) -> None:
-    """A completion reserves its cap, or the API's 16, for every prompt and every choice."""
-    assert reserved(body, Endpoint.COMPLETIONS, default=999) == tokens
-
-
-@pytest.mark.parametrize(
-    ("body", "tokens"),
-    [
-        ({}, 16),
-        ({"max_tokens": 100}, 100),
-        ({"max_completion_tokens": 100}, 100),
-        ({"max_tokens": 50, "max_completion_tokens": 100}, 100),
-        ({"max_tokens": 100, "max_completion_tokens": None}, 100),
-        ({"max_tokens": 100, "n": 3}, 300),
-        ({"n": 3}, 48),
-        ({"n": None, "max_tokens": 5}, 5),
-        ({"n": 0, "max_tokens": 5}, 5),
-        ({"n": -2, "max_tokens": 5}, 5),
-        ({"n": "3", "max_tokens": 5}, 5),
-        ({"n": True, "max_tokens": 5}, 5),
-        ({"n": 10**30, "max_tokens": 1}, MAX_CHOICES),
-        ({"max_tokens": 99.5}, 100),
-        ({"max_tokens": -1}, 16),
-        ({"max_tokens": True}, 16),
-        ({"max_tokens": "100"}, 16),
-        ({"max_tokens": [100]}, 16),
-        ({"max_tokens": float("nan")}, 16),
-        ({"max_tokens": float("inf")}, 16),
-        ({"max_tokens": 10**400}, MAX_OUTPUT_TOKENS),
-        ({"max_tokens": 1e300}, MAX_OUTPUT_TOKENS),
-    ],
-)
-def test_chats_reserve_what_may_come(body: dict[str, Any], tokens: int) -> None:
-    """A chat reserves the larger cap for every choice, and the default if no cap is usable."""
-    assert reserved(body) == tokens
-
-
-def test_the_other_endpoints_reserve_their_own_caps() -> None:
-    """Each endpoint reads the cap that its API has, and an unknown one any that it names."""
-    assert reserved({"max_output_tokens": 9, "max_tokens": 99}, Endpoint.RESPONSES) == 9
-    assert reserved({"max_tokens": 99}, Endpoint.RESPONSES, default=5) == 5
-    assert reserved({"max_tokens": 9, "max_output_tokens": 99}, Endpoint.MESSAGES) == 9
-    assert reserved({}, Endpoint.UNKNOWN) == 0
-    assert reserved({"max_new_tokens": 9, "max_tokens": 7}, Endpoint.UNKNOWN) == 9
-    assert reserved({"generationConfig": {"maxOutputTokens": 9}}, Endpoint.UNKNOWN) == 9
-    assert reserved({"generationConfig": [9], "options": None}, Endpoint.UNKNOWN) == 0
 
 
 @pytest.mark.parametrize(
     ("endpoint", "body", "cap"),
     [
-        (Endpoint.CHAT, {}, None),
-        (Endpoint.CHAT, {"n": 3}, None),
-        (Endpoint.CHAT, {"max_tokens": 50}, 50),
-        (Endpoint.CHAT, {"max_tokens": 50, "max_completion_tokens": 70}, 70),
-        (Endpoint.CHAT, {"max_tokens": 50, "n": 3}, 150),
-        (Endpoint.CHAT, {"max_tokens": 0}, 0),
-        (Endpoint.CHAT, {"max_tokens": None}, None),
-        (Endpoint.CHAT, {"max_tokens": "50"}, None),
-        (Endpoint.CHAT, {"max_output_tokens": 50}, None),
-        (Endpoint.CHAT, {"max_tokens": 2**31 - 1}, MAX_OUTPUT_TOKENS),
-        (Endpoint.RESPONSES, {}, None),
-        (Endpoint.RESPONSES, {"max_output_tokens": 50}, 50),
-        (Endpoint.RESPONSES, {"max_tokens": 50}, None),
-        (Endpoint.MESSAGES, {}, None),
-        (Endpoint.MESSAGES, {"max_tokens": 50}, 50),
-        (Endpoint.COMPLETIONS, {}, 16),  # the API has a cap of its own
-        (Endpoint.COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "max_tokens": 5}, 20),
+        (CHAT, {"max_tokens": 100}, 100),
+        (CHAT, {"max_completion_tokens": 100}, 100),
+        (CHAT, {"max_tokens": 50, "max_completion_tokens": 70}, 70),
+        (CHAT, {"max_tokens": 100, "max_completion_tokens": None}, 100),
+        (CHAT, {"max_tokens": 100, "n": 3}, 300),
+        *((CHAT, {"n": odd, "max_tokens": 5}, 5) for odd in (None, 0, -2, "3", True)),
+        (CHAT, {"n": 10**30, "max_tokens": 1}, MAX_CHOICES),
+        (CHAT, {"max_tokens": 0}, 0),
+        (CHAT, {"max_tokens": 99.5}, 100),
+        *((CHAT, {"max_tokens": high}, MAX_OUTPUT_TOKENS) for high in (2**31 - 1, 10**400, 1e300)),
+        (RESPONSES, {"max_output_tokens": 9, "max_tokens": 99}, 9),
+        (Endpoint.MESSAGES, {"max_tokens": 9, "max_output_tokens": 99}, 9),
+        # The API of completions has a cap of its own, for every prompt and every choice.
+        *((COMPLETIONS, {"prompt": one}, 16) for one in ("a", [1, 2, 3], [])),
+        (COMPLETIONS, {}, 16),
+        (COMPLETIONS, {"prompt": ["a", "b", "c"]}, 3 * 16),
+        (COMPLETIONS, {"prompt": [[1, 2], [3]]}, 2 * 16),
+        (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "max_tokens": 5}, 20),
+        (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "best_of": 5, "max_tokens": 10}, 2 * 5 * 10),
+        (COMPLETIONS, {"prompt": "a", "n": 3, "best_of": None, "max_tokens": 10}, 30),
+        (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, 0),
+        (COMPLETIONS, {"prompt": "a", "max_tokens": None}, 16),
         (Endpoint.EMBEDDINGS, {"max_tokens": 50}, 0),
         (Endpoint.MODERATIONS, {}, 0),
-        (Endpoint.UNKNOWN, {"maxTokens": 50}, 50),
-        (Endpoint.UNKNOWN, {"generationConfig": {"maxOutputTokens": 70}, "maxTokens": 50}, 70),
-        (Endpoint.UNKNOWN, {"generationConfig": {"temperature": 1}}, None),
-        (Endpoint.UNKNOWN, {}, None),
+        (UNKNOWN, {"maxTokens": 50}, 50),
+        (UNKNOWN, {"max_new_tokens": 9, "max_tokens": 7}, 9),
+        (UNKNOWN, {"generationConfig": {"maxOutputTokens": 9}}, 9),
+        (UNKNOWN, {"generationConfig": {"maxOutputTokens": 70}, "maxTokens": 50}, 70),
     ],
 )
-def test_the_cap_is_what_an_answer_is_bounded_by(
-    endpoint: Endpoint, body: dict[str, Any], cap: int | None
+def test_a_cap_is_reserved(endpoint: Endpoint, body: dict[str, Any], cap: int) -> None:
+    """The largest cap that the endpoint's API has is reserved, for every prompt and every choice."""
+    assert TokenCounter().output_cap(body, endpoint) == cap
+    assert reserved(body, endpoint, default=999) == cap
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "choices"),
+    [
+        (CHAT, {}, 1),
+        (CHAT, {"n": 3}, 3),
+        (CHAT, {"max_output_tokens": 50}, 1),
+        *((CHAT, {"max_tokens": odd}, 1) for odd in (None, -1, True, "100", [100])),
+        *((CHAT, {"max_tokens": odd}, 1) for odd in (float("nan"), float("inf"))),
+        (RESPONSES, {}, 1),
+        (RESPONSES, {"max_tokens": 99}, 1),
+        (Endpoint.MESSAGES, {}, 1),
+        (UNKNOWN, {}, 0),
+        (UNKNOWN, {"generationConfig": {"temperature": 1}}, 0),
+        (UNKNOWN, {"generationConfig": [9], "options": None}, 0),
+    ],
+)
+def test_without_a_usable_cap_the_default_is_reserved(
+    endpoint: Endpoint, body: dict[str, Any], choices: int
 ) -> None:
-    """Nothing bounds the answer of a request that names no cap, unless the API does."""
-    counter = TokenCounter(default_output_tokens=40)
-    assert counter.output_cap(body, endpoint) == cap
-    if cap is not None:
-        assert counter.output_tokens(body, endpoint) == cap
+    """Nothing bounds such a response, so each choice gets the default; an unknown endpoint gets 0."""
+    assert TokenCounter().output_cap(body, endpoint) is None
+    assert reserved(body, endpoint, default=40) == choices * 40
 
 
 def test_an_encoding_that_is_named_counts_everything() -> None:
@@ -428,8 +377,8 @@ def test_without_a_known_model_cl100k_counts(model: object) -> None:
     assert TokenCounter().input_tokens(body, Endpoint.CHAT) == 3 + 3 + 1 + 9
 
 
-def test_options_that_cant_work_are_refused() -> None:
-    """An encoding that doesn't exist and a negative default are refused when they are given."""
+def test_options_that_cant_work_are_rejected() -> None:
+    """An encoding that doesn't exist and a negative default are rejected when they are passed."""
     with pytest.raises(ConfigurationError, match="cl100k_base"):
         TokenCounter(encoding_name="cl100k")
     with pytest.raises(ConfigurationError, match="default_output_tokens is -1"):
@@ -452,14 +401,8 @@ JSON = st.recursive(
 TYPES = st.sampled_from(
     [
         *("text", "input_text", "refusal", "image_url", "input_image", "image", "input_audio"),
-        *(
-            "document",
-            "function_call",
-            "tool_use",
-            "tool_result",
-            "function_call_output",
-            "message",
-        ),
+        *("document", "function_call", "tool_use", "tool_result", "function_call_output"),
+        "message",
     ]
 )
 PART_KEYS = [

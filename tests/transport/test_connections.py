@@ -6,6 +6,7 @@ import gc
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,8 +55,8 @@ def test_a_read_gets_what_is_left(pair: tuple[socket.socket, socket.socket]) -> 
     reader.close()
 
 
-def test_a_cut_reaches_every_open_connection() -> None:
-    """Reads on all of them end, and later connections are refused."""
+def test_cancel_reaches_every_open_connection() -> None:
+    """Reads on all of them end, and later connections are rejected."""
     registry = ConnectionRegistry()
     with RawServer(answer_all) as server:
         connections = [connect(server, registry) for _ in range(3)]
@@ -67,24 +68,24 @@ def test_a_cut_reaches_every_open_connection() -> None:
             connection.close()
 
 
-def test_a_connection_that_was_being_made_during_a_cut_is_refused() -> None:
+def test_a_connection_that_was_being_made_during_a_cancel_is_rejected() -> None:
     """A connection that is being made when the run is cancelled can't be used afterwards."""
     registry = ConnectionRegistry()
 
-    class CutsMeanwhile(bounded_pools(10.0, registry)["http"].ConnectionCls):  # type: ignore[misc]
+    class CancelsMeanwhile(bounded_pools(10.0, registry)["http"].ConnectionCls):  # type: ignore[misc]
         def _new_conn(self) -> socket.socket:
             made: socket.socket = super()._new_conn()
             registry.cancel()
             return made
 
     with RawServer(answer_all) as server:
-        connection = CutsMeanwhile("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=10.0)
+        connection = CancelsMeanwhile("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=10.0)
         with pytest.raises(ConnectionAbortedError):
             connection.connect()
         connection.close()
 
 
-def test_a_cut_ignores_what_is_closed_already() -> None:
+def test_cancel_ignores_what_is_closed_already() -> None:
     """Connections without a socket, or whose peer has left, are no trouble."""
 
     def leaves(visit: Visit) -> None:
@@ -102,17 +103,11 @@ def test_a_cut_ignores_what_is_closed_already() -> None:
         left.close()
 
 
-def test_a_cut_reaches_tls_within_a_proxys_tls(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
+def test_cancel_reaches_tls_within_a_proxys_tls(pair: tuple[socket.socket, socket.socket]) -> None:
     """There, urllib3 wraps the socket in an object that isn't a socket."""
 
-    class Transport:
-        def __init__(self, inner: socket.socket) -> None:
-            self.socket = inner
-
     class Connection:
-        sock = Transport(pair[0])
+        sock = SimpleNamespace(socket=pair[0])
 
     registry = ConnectionRegistry()
     connection: Any = Connection()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from raw_server import (
     CERTIFICATE,
     RawServer,
@@ -25,11 +24,18 @@ from raw_server import (
     head_of,
     header_of,
 )
+from transports import (
+    REQUEST,
+    answering,
+    error_of,
+    in_threads,
+    request_to,
+    session_with,
+    transport,
+)
 
 from parallel_processor.exceptions import TransportError
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Request
-from parallel_processor.options import Options
 from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.transport.exchange import KeptConnection, RawResponse
 from parallel_processor.transport.http1 import Incoming, bound_by
@@ -38,7 +44,6 @@ from parallel_processor.transport.session import Transport
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 HEAD = b"POST /v1 HTTP/1.1\r\nHost: here\r\nContent-Length: "
-REQUEST = made_request({"input": "hello"}, 1)
 CERTIFICATE_HASH = "ce275665"  # openssl x509 -hash: how a folder of certificates names its files
 
 
@@ -49,25 +54,14 @@ class CountingSocket(socket.socket):
         super().__init__(fileno=plain.detach())
         self.calls: list[str] = []
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Send, and count it."""
-        self.calls.append("send")
-        return super().send(data, flags)
+    def _counted(name: str) -> Any:  # type: ignore[misc]
+        def call(self: CountingSocket, *args: Any) -> Any:
+            self.calls.append(name)
+            return getattr(socket.socket, name)(self, *args)
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send all, and count it."""
-        self.calls.append("sendall")
-        super().sendall(data, flags)
+        return call
 
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive, and count it."""
-        self.calls.append("recv")
-        return super().recv(size, flags)
-
-    def settimeout(self, value: float | None) -> None:
-        """Set the timeout, and count it."""
-        self.calls.append("settimeout")
-        super().settimeout(value)
+    send, sendall, recv, settimeout = map(_counted, ("send", "sendall", "recv", "settimeout"))
 
 
 class OneConnection:
@@ -77,37 +71,27 @@ class OneConnection:
         self.sock: CountingSocket | None = sock
 
     def open(self, timeout_s: float) -> Any:
-        """Itself."""
         return self
 
     def close(self) -> None:
-        """Close the socket."""
         if self.sock is not None:
             self.sock.close()
             self.sock = None
 
 
 @contextmanager
-def line_to(script: Callable[[Visit], None]) -> Iterator[tuple[KeptConnection, CountingSocket]]:
-    """A line to a server, and its socket."""
+def connected_to(
+    script: Callable[[Visit], None],
+) -> Iterator[tuple[KeptConnection, CountingSocket]]:
+    """A connection to a server, and its socket."""
     with RawServer(script) as server:
         sock = CountingSocket(socket.create_connection(server._listener.getsockname()[:2]))
         sock.settimeout(50.0)
         sock.calls.clear()
         pool: Any = OneConnection(sock)
-        line = KeptConnection(pool, ConnectionRegistry(), 10.0, 50.0)
-        yield line, sock
-        line.close()
-
-
-@contextmanager
-def transport(url: str, **settings: Any) -> Iterator[Transport]:
-    """A transport to ``url`` that is closed afterwards."""
-    made = Transport(Options(**{"request_url": url, "request_timeout_s": 10.0} | settings))
-    try:
-        yield made
-    finally:
-        made.close()
+        kept = KeptConnection(pool, ConnectionRegistry(), 10.0, 50.0)
+        yield kept, sock
+        kept.close()
 
 
 # What it costs
@@ -115,9 +99,9 @@ def transport(url: str, **settings: Any) -> Iterator[Transport]:
 
 def test_an_exchange_is_one_write_and_one_read() -> None:
     """Head and body go out together, the answer comes in at once, and no timeout is changed."""
-    with line_to(answer_all) as (line, sock):
+    with connected_to(answer_all) as (kept, sock):
         for _ in range(3):
-            assert line.exchange(HEAD, b"{}", 100) == RawResponse(
+            assert kept.exchange(HEAD, b"{}", 100) == RawResponse(
                 200, {"content-length": "12"}, b'{"ok": true}'
             )
         assert sock.calls == ["send", "recv"] * 3
@@ -131,8 +115,8 @@ def test_a_long_request_is_written_in_two() -> None:
         while visit.read():
             visit.answer(b"%d" % len(visit.body))
 
-    with line_to(measure) as (line, sock):
-        assert line.exchange(HEAD, payload, 100).body == b"3000000"
+    with connected_to(measure) as (kept, sock):
+        assert kept.exchange(HEAD, payload, 100).body == b"3000000"
         assert sock.calls[:2] == ["send", "send"]
         assert set(sock.calls[2:]) <= {"sendall", "recv"}
 
@@ -172,9 +156,10 @@ def test_a_head_ends_with_an_empty_line(end: bytes) -> None:
         assert answer.read(100) == b""
 
 
-def test_a_head_has_a_bound() -> None:
-    """A head without an end is given up."""
-    with incoming(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000) as answer:
+@pytest.mark.parametrize("lines", [b"A: b\r\n" * 20_000, b"X: " + b"x" * 65_600 + b"\r\n\r\n"])
+def test_a_head_has_a_bound(lines: bytes) -> None:
+    """A head of more than 64 KiB is rejected, even if its end is received with the last of them."""
+    with incoming(b"HTTP/1.1 200 OK\r\n" + lines) as answer:
         with pytest.raises(http.client.LineTooLong):
             answer.head()
 
@@ -216,11 +201,7 @@ def test_lines_and_bytes_are_read_alternately() -> None:
 )
 def test_an_answer_is_decompressed_however_it_was_compressed(coding: str, body: bytes) -> None:
     """Streams in a row, padding and codings within codings are read, and the connection is kept."""
-
-    def script(visit: Visit) -> None:
-        while visit.read():
-            visit.answer(body, headers=f"Content-Encoding: {coding}\r\n")
-
+    script = answering(body, headers=f"Content-Encoding: {coding}\r\n")
     with RawServer(script) as server, transport(server.url) as sender:
         assert [sender.send(REQUEST).data for _ in range(2)] == [{"a": 1}] * 2
         assert server.visits == 1
@@ -246,58 +227,56 @@ def test_an_answer_may_have_the_greatest_size(
 # What is kept
 
 
+OK = b"HTTP/1.1 200 OK\r\n"
+LENGTH_2 = b"Content-Length: 2\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+KEPT = [
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 304 Not Modified\r\nContent-Length: 50\r\n\r\n",
+    OK + b"Content-Length: 0\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\n" + LENGTH_2 + b"\r\n{}",
+    OK + LENGTH_2 + LENGTH_2 + b"\r\n{}",
+    OK + CHUNKED + b"2;a=b\r\n{}\r\n0\r\nX-One: 1\r\nX-Two: 2\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + LENGTH_2 + b"\r\n{}",
+]
+NOT_KEPT = [
+    OK + LENGTH_2 + b"\r\n{} and more",
+    b"HTTP/1.1 204 No Content\r\n\r\n{}",
+    OK + CHUNKED + b"2\r\n{}\r\n0\r\n\r\n{}",
+    OK + b"Connection: close\r\n" + LENGTH_2 + b"\r\n{}",
+    b"HTTP/1.0 200 OK\r\n" + LENGTH_2 + b"\r\n{}",
+]
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "is_dripped", "visits"),
     [
-        b"HTTP/1.1 204 No Content\r\n\r\n",
-        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 50\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-        b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"2;a=b\r\n{}\r\n0\r\nX-One: 1\r\nX-Two: 2\r\n\r\n",
-        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        *((answer, is_dripped, 1) for answer in KEPT for is_dripped in (False, True)),
+        *((answer, False, 3) for answer in NOT_KEPT),
     ],
 )
-@pytest.mark.parametrize("dripped", [False, True])
-def test_a_connection_is_kept_after_a_complete_answer(answer: bytes, dripped: bool) -> None:
-    """However the end of the body is told, and however the bytes come in, the next request follows."""
+def test_a_connection_is_kept_after_a_complete_answer(
+    answer: bytes, is_dripped: bool, visits: int
+) -> None:
+    """It ends after its last response, and if bytes follow a response; otherwise it is used again."""
 
     def script(visit: Visit) -> None:
         while visit.read():
-            if dripped:
+            if is_dripped:
                 visit.drip(answer, interval_s=0.0)
             else:
                 visit.sock.sendall(answer)
 
     with RawServer(script) as server, transport(server.url) as sender:
-        bodies = [sender.send(REQUEST).body for _ in range(3)]
-        assert bodies in ([b""] * 3, [b"{}"] * 3)
-        assert server.visits == 1
+        responses = [sender.send(REQUEST) for _ in range(3)]
+        assert [each.body for each in responses] in ([b""] * 3, [b"{}"] * 3)
+        assert {each.status for each in responses} <= {200, 204, 304}
+        assert server.visits == visits
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{} and more",
-        b"HTTP/1.1 204 No Content\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
-        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-    ],
-)
-def test_a_connection_with_more_on_it_is_not_kept(answer: bytes) -> None:
-    """A connection ends after its last response, and if bytes follow a response."""
-
-    def script(visit: Visit) -> None:
-        while visit.read():
-            visit.sock.sendall(answer)
-
-    with RawServer(script) as server, transport(server.url) as sender:
-        assert [sender.send(REQUEST).status for _ in range(3)] in ([200] * 3, [204] * 3)
-        assert server.visits == 3
-
-
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize(
     "unasked",
@@ -307,9 +286,7 @@ def test_a_connection_with_more_on_it_is_not_kept(answer: bytes) -> None:
         b"x",
     ],
 )
-def test_what_nobody_asked_for_is_no_answer(
-    unasked: bytes, tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_nobody_asked_for_is_no_answer(unasked: bytes, tls: bool) -> None:
     """Bytes that come in on an idle connection end it, and the next request has another."""
     sent = threading.Event()
 
@@ -319,21 +296,18 @@ def test_what_nobody_asked_for_is_no_answer(
             visit.sock.sendall(unasked)
             sent.set()
 
-    with RawServer(script, tls=tls) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url) as sender:
-            for number in range(3):
-                request = made_request({"input": number}, 1)
-                assert sender.send(request).body == request.payload
-                assert sent.wait(10)
-                sent.clear()
-        assert server.visits == 3
+    with RawServer(script, tls=tls) as server, transport(server.url) as sender:
+        for number in range(3):
+            request = made_request({"input": number}, 1)
+            assert sender.send(request).body == request.payload
+            assert sent.wait(10)
+            sent.clear()
+    assert server.visits == 3
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_connection_that_was_closed_while_idle_is_replaced(
-    tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_was_closed_while_idle_is_replaced(tls: bool) -> None:
     """A server that hangs up between two requests costs no attempt."""
     closed = threading.Event()
 
@@ -343,39 +317,25 @@ def test_a_connection_that_was_closed_while_idle_is_replaced(
         socket.socket.shutdown(visit.sock, socket.SHUT_RDWR)
         closed.set()
 
-    with RawServer(one_answer, tls=tls) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url) as sender:
-            for _ in range(3):
-                assert sender.send(REQUEST).status == 200
-                assert closed.wait(10)
-                closed.clear()
+    with RawServer(one_answer, tls=tls) as server, transport(server.url) as sender:
+        for _ in range(3):
+            assert sender.send(REQUEST).status == 200
+            assert closed.wait(10)
+            closed.clear()
     assert server.visits == 3
-
-
-def test_a_head_has_a_bound_however_it_comes() -> None:
-    """A head of more than 64 KiB is rejected, even if its end is received with the last of them."""
-
-    def long_head(visit: Visit) -> None:
-        visit.read()
-        visit.sock.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 65_600 + b"\r\n\r\n")
-        visit.wait_for_the_end()
-
-    with line_to(long_head) as (line, _), pytest.raises(http.client.LineTooLong):
-        line.exchange(b"POST / HTTP/1.1\r\nContent-Length: ", b"{}", 1000)
 
 
 def test_an_answer_before_the_requests_end_is_read() -> None:
     """The response of a server that rejects a large request while it is being sent is read."""
 
-    def refuse(visit: Visit) -> None:
+    def reject(visit: Visit) -> None:
         visit.sock.recv(1000)
         visit.sock.sendall(head_of(b"", "413 Content Too Large"))
         visit.sock.shutdown(socket.SHUT_WR)
         visit.wait_for_the_end()
 
     request = made_request({"input": "x" * 5_000_000}, 1)
-    with RawServer(refuse) as server, transport(server.url) as sender:
+    with RawServer(reject) as server, transport(server.url) as sender:
         assert sender.send(request).status == 413
 
 
@@ -385,7 +345,7 @@ def test_many_hosts_are_no_trouble() -> None:
         for number in range(1, 30):
             url = server.url.replace("127.0.0.1", f"127.0.0.{number}")
             try:
-                sender.send(Request(body={}, payload=b"{}", number=1, url=url))
+                sender.send(request_to(url))
             except TransportError as error:
                 assert error.unreachable
         assert len(sender._threads.worker.connections) <= 8
@@ -396,8 +356,8 @@ def test_many_hosts_are_no_trouble() -> None:
 
 def contexts_of(sender: Transport) -> set[int]:
     """Which TLS contexts a transport's open connections have."""
-    lines = [line for worker in sender._workers for line in worker.connections.values()]
-    return {id(line._connection.sock.context) for line in lines}
+    kept = [each for worker in sender._workers for each in worker.connections.values()]
+    return {id(each._connection.sock.context) for each in kept}
 
 
 @pytest.mark.parametrize("in_folder", [False, True])
@@ -409,11 +369,7 @@ def test_threads_share_a_tls_context(
     path.write_text(CERTIFICATE)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path if in_folder else path))
     with RawServer(answer_all, tls=True) as server, transport(server.url) as sender:
-        threads = [threading.Thread(target=sender.send, args=(REQUEST,)) for _ in range(5)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(5, lambda: sender.send(REQUEST))
         assert len(server.bodies) == server.visits == 5
         assert len(contexts_of(sender)) == 1
 
@@ -423,53 +379,36 @@ def test_a_clients_certificate_is_shown(as_pair: bool, tmp_path: Path) -> None:
     """A server that requires client certificates accepts a session that has one."""
     path = tmp_path / "certificate.pem"
     path.write_text(CERTIFICATE)
-
-    def factory(cert: Any) -> Callable[[], requests.Session]:
-        def make() -> requests.Session:
-            session = requests.Session()
-            session.verify, session.cert = str(path), cert
-            return session
-
-        return make
-
     server = RawServer(answer_all, tls=True)
     assert server._tls is not None
     server._tls.load_verify_locations(path)
     server._tls.verify_mode = ssl.CERT_REQUIRED
     cert = (str(path), str(path)) if as_pair else str(path)
     with server:
-        with transport(server.url, session_factory=factory(cert)) as sender:
+        with_cert = session_with(verify=str(path), cert=cert)
+        with transport(server.url, session_factory=with_cert) as sender:
             assert sender.send(REQUEST).status == 200
-        with transport(server.url, session_factory=factory(None)) as sender:
-            with pytest.raises(TransportError):
-                sender.send(REQUEST)
+        error_of(server.url, session_factory=session_with(verify=str(path)))
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_session_may_trust_everybody() -> None:
     """``verify = False`` works, and warns as usual."""
-
-    def factory() -> requests.Session:
-        session = requests.Session()
-        session.verify = False
-        return session
-
+    trusting = session_with(verify=False)
     with RawServer(answer_all, tls=True) as server:
-        with transport(server.url, session_factory=factory) as sender:
+        with transport(server.url, session_factory=trusting) as sender:
             assert [sender.send(REQUEST).status for _ in range(2)] == [200] * 2
         assert server.visits == 1
 
 
-def test_a_certificate_of_another_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("trusted_certificate")
+def test_a_certificate_of_another_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trusted certificate must also be for the host that was asked."""
-    with RawServer(tunnel) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with RawServer(tunnel) as server:
         monkeypatch.setenv("HTTPS_PROXY", server.url)
-        with transport("https://api.example.com/") as sender:
-            with pytest.raises(TransportError) as caught:
-                sender.send(REQUEST)
-    assert caught.value.kind == "TLS error"
-    assert "api.example.com" in str(caught.value)
+        error = error_of("https://api.example.com/")
+    assert error.kind == "TLS error"
+    assert "api.example.com" in str(error)
     assert [head.split()[0] for head in server.heads] == ["CONNECT"]
 
 
@@ -491,44 +430,35 @@ def test_a_bundle_that_is_none_is_an_error(
             assert caught.value.kind == kind
 
 
-def test_sessions_with_an_auth_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("trusted_certificate")
+def test_sessions_with_an_auth_share_a_tls_context() -> None:
     """Requests that go through the adapter share a context and keep their connections, too."""
-
-    def factory() -> requests.Session:
-        session = requests.Session()
-        session.auth = ("user", "password")
-        return session
-
-    with RawServer(answer_all, tls=True) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url, session_factory=factory) as sender:
-            assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
-            assert len(sender._adapter._contexts._contexts) == 1
-        assert server.visits == 1
+    factory = session_with(auth=("user", "password"))
+    with (
+        RawServer(answer_all, tls=True) as server,
+        transport(server.url, session_factory=factory) as sender,
+    ):
+        assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
+        assert len(sender._adapter._contexts._contexts) == 1
+    assert server.visits == 1
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
 def test_without_urllib3s_insides_the_ordinary_way_is_taken(
     tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a pool can't open connections for its caller, the adapter sends, with the same results."""
     monkeypatch.setattr(BoundedPool, "can_open", False)
-    headers = "X-Request-ID: abc\r\nX-A: 1\r\nx-a: 2\r\n"
-
-    def script(visit: Visit) -> None:
-        while visit.read():
-            visit.answer(headers=headers)
-
-    with RawServer(script, tls=tls) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url, api_key="sk-test") as sender:
-            replies = [sender.send(REQUEST) for _ in range(3)]
-            assert sender._threads.worker.connections == {}
-            assert sender.sending_since_s > 0.0
-        assert server.visits == 1
+    script = answering(headers="X-Request-ID: abc\r\nX-A: 1\r\nx-a: 2\r\n")
+    with RawServer(script, tls=tls) as server, transport(server.url, api_key="sk-test") as sender:
+        responses = [sender.send(REQUEST) for _ in range(3)]
+        assert sender._threads.worker.connections == {}
+        assert sender.sending_since_s > 0.0
+    assert server.visits == 1
     assert {header_of(head, "authorization") for head in server.heads} == {"Bearer sk-test"}
-    assert replies[0].data == {"ok": True}
-    assert replies[0].headers == {"content-length": "12", "x-request-id": "abc", "x-a": "1, 2"}
+    assert responses[0].data == {"ok": True}
+    assert responses[0].headers == {"content-length": "12", "x-request-id": "abc", "x-a": "1, 2"}
 
 
 # Proxies
@@ -545,25 +475,17 @@ def tunnel(visit: Visit) -> None:
         answer_all(Visit(visit.server, sock, visit.number))
 
 
-def test_a_tunnel_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("trusted_certificate")
+def test_a_tunnel_is_used_again() -> None:
     """A proxy's tunnel is made once; its login goes to the proxy, and the key to the server only."""
-    with RawServer(tunnel) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-
-        def factory() -> requests.Session:
-            session = requests.Session()
-            session.proxies["https"] = server.url.replace("//", "//me:pass@")
-            return session
-
-        with transport(
-            "https://localhost:1/v1/x", api_key="sk-test", session_factory=factory
-        ) as sender:
+    with RawServer(tunnel) as server:
+        factory = session_with(proxies={"https": server.url.replace("//", "//me:pass@")})
+        url = "https://localhost:1/v1/x"
+        with transport(url, api_key="sk-test", session_factory=factory) as sender:
             assert [sender.send(REQUEST).status for _ in range(3)] == [200] * 3
     assert server.visits == 1
     connect, *posts = [head.split("\r\n") for head in server.heads]
-    assert connect[0] == "CONNECT localhost:1 HTTP/1.1" or connect[0].startswith(
-        "CONNECT localhost:1"
-    )
+    assert connect[0].startswith("CONNECT localhost:1")
     assert "Proxy-Authorization: Basic bWU6cGFzcw==" in connect
     assert not any("sk-test" in line for line in connect)
     for post in posts:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parallel_processor.transport.http1 import AnswerHead, parse_head, request_head
+from parallel_processor.transport.http1 import ResponseHead, parse_head, request_head
 
 TOKEN = st.text("abcdefXYZ0123456789-_.!", min_size=1, max_size=12)
 VALUE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)
@@ -110,7 +110,7 @@ def test_any_text_is_a_head_or_an_error_of_http(text: str) -> None:
         head = parse_head(text)
     except http.client.HTTPException:
         return
-    assert isinstance(head, AnswerHead)
+    assert isinstance(head, ResponseHead)
     assert 100 <= head.status <= 999
 
 
@@ -118,22 +118,17 @@ def test_any_text_is_a_head_or_an_error_of_http(text: str) -> None:
     "line",
     [
         *("", "HTTP/1.1", "HTTP/1.1 20", "HTTP/1.1 2000 x", "HTTP/1.1 -20 x", "HTTP/2 200 x"),
-        *(
-            "HTTP/2.0 200 OK",
-            "http/1.1 200 OK",
-            "ICY 200 OK",
-            "HTTP/1.1 ２００ OK",
-            "HTTP/1.1 099 x",
-        ),
+        *("HTTP/2.0 200 OK", "http/1.1 200 OK", "ICY 200 OK", "HTTP/1.1 ２００ OK"),
+        "HTTP/1.1 099 x",
     ],
 )
-def test_other_protocols_are_refused(line: str) -> None:
+def test_other_protocols_are_rejected(line: str) -> None:
     """A first line that isn't HTTP/1 is an error."""
     with pytest.raises(http.client.BadStatusLine):
         parse_head(line)
 
 
-def test_more_than_a_hundred_headers_are_refused() -> None:
+def test_more_than_a_hundred_headers_are_rejected() -> None:
     """A hundred are read, and not one more."""
     lines = [f"x-{number}: y" for number in range(100)]
     assert len(parse_head("\n".join(["HTTP/1.1 200 OK", *lines])).headers) == 100
@@ -141,7 +136,7 @@ def test_more_than_a_hundred_headers_are_refused() -> None:
         parse_head("\n".join(["HTTP/1.1 200 OK", *lines, "x: y"]))
 
 
-def test_lengths_that_differ_are_refused() -> None:
+def test_lengths_that_differ_are_rejected() -> None:
     """Two lengths that differ are an error; two equal ones are fine."""
     assert parse_head("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5").length == 5
     with pytest.raises(http.client.HTTPException, match="several lengths"):
@@ -184,7 +179,7 @@ def test_headers_of_the_callers_outrank_our_own() -> None:
 
 
 @pytest.mark.parametrize("value", ["a\r\nB: c", "a\nB: c"])
-def test_a_header_that_would_be_two_is_refused(value: str) -> None:
+def test_a_header_that_would_be_two_is_rejected(value: str) -> None:
     """Nothing is smuggled in by a line break."""
     with pytest.raises(ValueError, match="Invalid header"):
         request_head("api.example.com", 80, 80, "/", {"A": value})

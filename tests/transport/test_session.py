@@ -10,60 +10,36 @@ import os
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
 import urllib3
-from raw_server import RawServer, Visit, answer_all, certificate_file, head_of, header_of
+from raw_server import RawServer, Visit, answer_all, head_of, header_of
 from requests.adapters import HTTPAdapter
+from transports import (
+    KEY,
+    REQUEST,
+    answering,
+    error_from,
+    error_of,
+    in_threads,
+    request_to,
+    response_to,
+    sending,
+    session_with,
+    transport,
+)
 
 from parallel_processor.exceptions import ConfigurationError, TransportError
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Response
-from parallel_processor.options import Options
 from parallel_processor.simulator import Simulator, SimulatorOptions
 from parallel_processor.transport.session import Transport
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-KEY = "sk-test-0123456789abcdef"
-REQUEST = made_request({"model": "m", "input": "hello"}, 1)
-
-
-@contextmanager
-def transport(url: str, **settings: Any) -> Iterator[Transport]:
-    """A transport to ``url`` that is closed afterwards."""
-    options: dict[str, Any] = {"api_key": KEY, "request_timeout_s": 10.0} | settings
-    made = Transport(Options(request_url=url, **options))
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def error_of(url: str, **settings: Any) -> TransportError:
-    """The error in which one attempt ends."""
-    with transport(url, **settings) as sender, pytest.raises(TransportError) as caught:
-        sender.send(REQUEST)
-    return caught.value
-
-
-def in_threads(count: int, work: Callable[[], object]) -> None:
-    """Call ``work`` in so many threads at the same time."""
-    barrier = threading.Barrier(count)
-
-    def run() -> None:
-        barrier.wait()
-        work()
-
-    threads = [threading.Thread(target=run) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+HALF_RESPONSE = head_of(b"x" * 100) + b"half"
 
 
 def open_sockets() -> int:
@@ -129,12 +105,8 @@ def test_netrc_never_replaces_the_key(
 def test_a_request_of_its_own_url_goes_there() -> None:
     """A Batch row's URL is used in place of the run's."""
     with RawServer(answer_all) as server, transport(f"{server.url}/v1/responses") as sender:
-        for url in (f"{server.url}/v1/embeddings", None):
-            sender.send(
-                made_request({}, 1)
-                if url is None
-                else type(REQUEST)(body={}, payload=b"{}", number=1, url=url)
-            )
+        sender.send(request_to(f"{server.url}/v1/embeddings"))
+        sender.send(REQUEST)
     assert [head.split()[1] for head in server.heads] == ["/v1/embeddings", "/v1/responses"]
 
 
@@ -142,8 +114,7 @@ def test_hundreds_of_urls_are_no_trouble() -> None:
     """A file whose rows have ever new URLs piles up no prepared requests, and needs one connection."""
     with RawServer(answer_all) as server, transport(server.url) as sender:
         for number in range(150):
-            url = f"{server.url}/{number}"
-            sender.send(type(REQUEST)(body={}, payload=b"{}", number=1, url=url))
+            sender.send(request_to(f"{server.url}/{number}"))
         assert len(sender._settings) < 100
         assert len(sender._threads.worker.routes) < 100
         assert server.visits == 1
@@ -202,71 +173,40 @@ def test_close_leaves_no_socket() -> None:
 # Answers
 
 
-def reply_to(script: Callable[[Visit], None], **settings: Any) -> Response:
-    """The reply that a script's answer becomes."""
-    with RawServer(script) as server, transport(server.url, **settings) as sender:
-        return sender.send(REQUEST)
-
-
-def answering(body: bytes, status: str = "200 OK", headers: str = "") -> Callable[[Visit], None]:
-    """A script with one answer for everybody."""
-
-    def script(visit: Visit) -> None:
-        while visit.read():
-            visit.answer(body, status=status, headers=headers)
-
-    return script
-
-
 def test_a_chunked_answer_is_read() -> None:
     """Chunks are put together, whatever their sizes."""
     body = json.dumps({"text": "abc" * 1000}).encode()
-
-    def chunked(visit: Visit) -> None:
-        visit.read()
-        visit.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for place in range(0, len(body), 700):
-            piece = body[place : place + 700]
-            visit.sock.sendall(f"{len(piece):x};ext=1\r\n".encode() + piece + b"\r\n")
-        visit.sock.sendall(b"0\r\nTrailer: x\r\n\r\n")
-
-    assert reply_to(chunked).body == body
+    pieces = [body[place : place + 700] for place in range(0, len(body), 700)]
+    chunks = [f"{len(piece):x};ext=1\r\n".encode() + piece + b"\r\n" for piece in pieces]
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sent = head + b"".join(chunks) + b"0\r\nTrailer: x\r\n\r\n"
+    assert response_to(sending(sent)).body == body
 
 
 def test_an_answer_that_ends_with_its_connection_is_read() -> None:
     """Without a length, the end of the connection ends the body."""
-
-    def unframed(visit: Visit) -> None:
-        visit.read()
-        visit.sock.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"a": 1}')
-
-    assert reply_to(unframed).data == {"a": 1}
+    assert response_to(sending(b'HTTP/1.0 200 OK\r\n\r\n{"a": 1}')).data == {"a": 1}
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe\x00", b"[" * 100_000])
 def test_what_is_not_json_is_kept_as_it_came(body: bytes) -> None:
     """A body that isn't JSON is no error of the transport."""
-    response = reply_to(answering(body, "502 Bad Gateway"))
-    assert (response.status, response.is_json, response.data, response.body) == (
-        502,
-        False,
-        None,
-        body,
-    )
+    response = response_to(answering(body, "502 Bad Gateway"))
+    assert (response.status, response.is_json, response.data) == (502, False, None)
+    assert response.body == body
 
 
 def test_headers_are_found_whatever_their_case() -> None:
     """However the server writes a header's name, it is found in lower case."""
-    response = reply_to(answering(b"{}", headers="RETRY-AFTER: 3\r\nX-Request-ID: abc\r\n"))
+    response = response_to(answering(b"{}", headers="RETRY-AFTER: 3\r\nX-Request-ID: abc\r\n"))
     assert (response.headers["retry-after"], response.headers["x-request-id"]) == ("3", "abc")
 
 
 def test_a_redirect_is_not_followed() -> None:
     """A redirect is the response, and the host that it names gets no request."""
     with RawServer(answer_all) as other:
-        response = reply_to(
-            answering(b"", "307 Temporary Redirect", f"Location: {other.url}/x\r\n"), api_key=KEY
-        )
+        location = f"Location: {other.url}/x\r\n"
+        response = response_to(answering(b"", "307 Temporary Redirect", location))
         assert (response.status, response.headers["location"]) == (307, f"{other.url}/x")
         assert other.visits == 0
 
@@ -284,29 +224,20 @@ def test_a_refused_connection_is_retryable() -> None:
     assert "object at" not in str(error)
 
 
-def test_a_reset_is_retryable() -> None:
-    """A TCP reset instead of a response is a connection error."""
+@pytest.mark.parametrize(
+    ("before", "kinds"),
+    [(b"", ["connection error"]), (HALF_RESPONSE, ["connection error", "torn body"])],
+)
+def test_a_reset_is_retryable(before: bytes, kinds: list[str]) -> None:
+    """A TCP reset instead of a response, or within one, is an error; a part is no response."""
 
     def reset(visit: Visit) -> None:
         visit.read()
+        visit.sock.sendall(before)
         visit.reset()
 
-    with RawServer(reset) as server:
-        error = error_of(server.url)
-    assert (error.kind, error.retryable) == ("connection error", True)
-
-
-def test_a_reset_in_the_body_is_retryable() -> None:
-    """A TCP reset within a response is an error; a part is never taken for the whole."""
-
-    def reset(visit: Visit) -> None:
-        visit.read()
-        visit.sock.sendall(head_of(b"x" * 100) + b"half")
-        visit.reset()
-
-    with RawServer(reset) as server:
-        error = error_of(server.url)
-    assert error.kind in ("connection error", "torn body")
+    error = error_from(reset)
+    assert error.kind in kinds
     assert error.retryable
 
 
@@ -327,13 +258,7 @@ def test_a_reset_in_the_body_is_retryable() -> None:
 )
 def test_a_torn_body_is_retryable(torn: bytes) -> None:
     """A body that is cut short is an error, even if the JSON happens to be complete."""
-
-    def script(visit: Visit) -> None:
-        visit.read()
-        visit.sock.sendall(torn)
-
-    with RawServer(script) as server:
-        error = error_of(server.url)
+    error = error_from(sending(torn))
     assert (error.kind, error.retryable) == ("torn body", True)
 
 
@@ -363,13 +288,7 @@ def test_a_torn_gzip_stream_is_no_answer() -> None:
 )
 def test_odd_bytes_are_a_connection_error(odd: bytes) -> None:
     """A peer that speaks no HTTP ends the attempt, not the run."""
-
-    def script(visit: Visit) -> None:
-        visit.read()
-        visit.sock.sendall(odd)
-
-    with RawServer(script) as server:
-        error = error_of(server.url)
+    error = error_from(sending(odd))
     assert error.retryable
     assert len(str(error)) < 400
     assert "\n" not in str(error)
@@ -384,8 +303,7 @@ def test_an_answer_that_is_too_large_is_given_up() -> None:
         while True:
             visit.sock.sendall(b"x" * 65536)
 
-    with RawServer(endless) as server:
-        error = error_of(server.url, max_response_bytes=1_000_000)
+    error = error_from(endless, max_response_bytes=1_000_000)
     assert (error.kind, error.retryable) == ("answer too large", False)
     assert "1,000,000 bytes" in str(error)
 
@@ -395,50 +313,42 @@ def test_a_compression_bomb_is_given_up() -> None:
     squeezer = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = bytes(1 << 20)
     bomb = b"".join(squeezer.compress(zeros) for _ in range(300)) + squeezer.flush()
-    with RawServer(answering(bomb, headers="Content-Encoding: gzip\r\n")) as server:
-        error = error_of(server.url, max_response_bytes=2_000_000)
+    script = answering(bomb, headers="Content-Encoding: gzip\r\n")
+    error = error_from(script, max_response_bytes=2_000_000)
     assert (error.kind, error.retryable) == ("answer too large", False)
 
 
 @pytest.mark.parametrize("url", ["http://[::1/", "http://a b/", "http://127.0.0.1:99999/"])
 def test_a_url_that_cannot_be_is_not_tried_again(url: str) -> None:
     """A row with an invalid URL fails at once."""
-    request = type(REQUEST)(body={}, payload=b"{}", number=1, url=url)
-    with transport("http://127.0.0.1:1/") as sender, pytest.raises(TransportError) as caught:
-        sender.send(request)
-    assert not caught.value.retryable
+    assert not error_of("http://127.0.0.1:1/", request_to(url)).retryable
 
 
 # The bound on an exchange
 
 
 def never_answers(visit: Visit) -> None:
-    """Read the request, and leave it at that."""
     visit.wait_for_the_end()
 
 
 def drips_body(visit: Visit) -> None:
-    """Send a body a byte at a time."""
     visit.read()
     visit.sock.sendall(head_of(b"x" * 10_000))
     visit.drip(b"x" * 10_000)
 
 
 def drips_chunks(visit: Visit) -> None:
-    """Send a chunked body a byte at a time."""
     visit.read()
     visit.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     visit.drip(b"1\r\nx\r\n" * 2000)
 
 
 def drips_head(visit: Visit) -> None:
-    """Send header lines a byte at a time."""
     visit.read()
     visit.drip(b"HTTP/1.1 200 OK\r\n" + b"X-Waiting: yes\r\n" * 90)
 
 
 def drips_interim_answers(visit: Visit) -> None:
-    """Send one ``100 Continue`` after the other."""
     visit.read()
     while not visit.server.closing.wait(0.02):
         visit.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -454,18 +364,15 @@ def stops_reading(visit: Visit) -> None:
 )
 def test_no_answer_outlasts_the_bound(script: Callable[[Visit], None]) -> None:
     """However a response is delayed or dripped, the whole exchange ends after its timeout."""
-    with RawServer(script) as server:
-        error = error_of(server.url, request_timeout_s=0.3)
+    error = error_from(script, request_timeout_s=0.3)
     assert (error.kind, error.retryable) == ("timeout", True)
 
 
 def test_a_request_that_is_not_read_is_given_up() -> None:
     """A server that reads only a part of the request can't block the worker."""
     request = made_request({"input": "x" * 20_000_000}, 1)
-    with RawServer(stops_reading) as server, transport(server.url, request_timeout_s=0.3) as sender:
-        with pytest.raises(TransportError) as caught:
-            sender.send(request)
-    assert (caught.value.kind, caught.value.retryable) == ("timeout", True)
+    error = error_from(stops_reading, request=request, request_timeout_s=0.3)
+    assert (error.kind, error.retryable) == ("timeout", True)
 
 
 def test_a_slow_reader_is_not_held_to_the_connect_timeout() -> None:
@@ -512,7 +419,7 @@ def test_a_kept_connection_has_the_whole_time_again() -> None:
 # TLS
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
+def test_an_unknown_certificate_is_rejected() -> None:
     """A self-signed server gets neither the request nor the key."""
     with RawServer(answer_all, tls=True) as server:
         error = error_of(server.url)
@@ -521,13 +428,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
     assert "certificate" in str(error).lower()
 
 
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("script", [never_answers, drips_body, drips_head])
-def test_the_bound_holds_over_tls(
-    script: Callable[[Visit], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bound_holds_over_tls(script: Callable[[Visit], None]) -> None:
     """An encrypted exchange ends after its timeout, too."""
-    with RawServer(script, tls=True) as server, certificate_file() as path:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with RawServer(script, tls=True) as server:
         error = error_of(server.url, request_timeout_s=0.5)
     assert error.kind == "timeout"
 
@@ -544,10 +449,7 @@ def test_a_handshake_that_never_ends_is_given_up() -> None:
 # Proxies
 
 
-def proxy(visit: Visit) -> None:
-    """Forward nothing, and answer in everybody's name."""
-    while visit.read():
-        visit.answer(b'{"by": "proxy"}')
+proxy = answering(b'{"by": "proxy"}')  # forwards nothing
 
 
 def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,8 +458,8 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
         address = server.url.removeprefix("http://")
         monkeypatch.setenv("http_proxy", f"http://me:pass@{address}")
         with transport("http://api.example.com/v1/embeddings") as sender:
-            replies = [sender.send(REQUEST).data for _ in range(3)]
-    assert replies == [{"by": "proxy"}] * 3
+            answers = [sender.send(REQUEST).data for _ in range(3)]
+    assert answers == [{"by": "proxy"}] * 3
     assert server.visits == 1
     assert server.heads[0].startswith("POST http://api.example.com/v1/embeddings HTTP/1.1")
     assert header_of(server.heads[0], "proxy-authorization") == "Basic bWU6cGFzcw=="
@@ -584,12 +486,7 @@ def test_the_environment_is_merged_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_proxy_that_refuses_a_tunnel_is_a_proxy_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message shows the proxy's status, but not its password."""
-
-    def refuse(visit: Visit) -> None:
-        visit.read()
-        visit.answer(b"", status="407 Proxy Authentication Required")
-
-    with RawServer(refuse) as server:
+    with RawServer(answering(b"", "407 Proxy Authentication Required")) as server:
         address = server.url.removeprefix("http://")
         monkeypatch.setenv("https_proxy", f"http://me:hidden@{address}")
         error = error_of("https://api.example.com/")
@@ -607,7 +504,7 @@ def test_the_bound_holds_for_a_proxys_tunnel(monkeypatch: pytest.MonkeyPatch) ->
     assert "timed out" in str(error)
 
 
-# Sessions of the caller's
+# Sessions of the caller
 
 
 class _CannedAdapter(HTTPAdapter):
@@ -618,21 +515,6 @@ class _CannedAdapter(HTTPAdapter):
             body=io.BytesIO(b'{"by": "adapter"}'), status=200, preload_content=False
         )
         return self.build_response(request, raw)
-
-
-def session_with(**attributes: Any) -> Callable[[], requests.Session]:
-    """A factory of sessions that have these attributes."""
-
-    def factory() -> requests.Session:
-        session = requests.Session()
-        for name, value in attributes.items():
-            if name == "headers":
-                session.headers.update(value)
-            else:
-                setattr(session, name, value)
-        return session
-
-    return factory
 
 
 def test_an_adapter_of_the_callers_is_kept() -> None:
@@ -696,14 +578,10 @@ def test_an_auth_that_answers_a_challenge_works() -> None:
 def test_proxies_of_the_callers_sessions_are_used() -> None:
     """Each session's own proxy is used for what that session sends."""
     with RawServer(proxy) as one, RawServer(proxy) as two:
-        urls = [one.url, two.url]
-
-        def factory() -> requests.Session:
-            session = requests.Session()
-            session.proxies["http"] = urls.pop()
-            return session
-
-        with transport("http://api.example.com/", session_factory=factory) as sender:
+        factories = [session_with(proxies={"http": server.url}) for server in (one, two)]
+        with transport(
+            "http://api.example.com/", session_factory=lambda: factories.pop()()
+        ) as sender:
             in_threads(2, lambda: sender.send(REQUEST))
         assert (one.visits, two.visits) == (1, 1)
 
@@ -751,47 +629,48 @@ def test_a_factory_has_to_give_a_session(made: object) -> None:
     assert str(caught.value).endswith(f", not {type(made).__name__}")
 
 
-# Cutting
+# Cancelling
 
 
+def cancel_on_arrival(server: RawServer, sender: Transport) -> threading.Thread:
+    """A thread that cancels once a connection has come."""
+    thread = threading.Thread(target=lambda: (server.came.wait(), sender.cancel()))
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("trusted_certificate")
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("script", [never_answers, drips_body])
-def test_cut_ends_an_exchange(
-    script: Callable[[Visit], None], tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An exchange under way fails as soon as another thread cuts it, plain or encrypted."""
-    with certificate_file() as path, RawServer(script, tls=tls) as server:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-        with transport(server.url, request_timeout_s=600.0) as sender:
-            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cancel()))
-            cutter.start()
-            with pytest.raises(TransportError) as caught:
-                sender.send(REQUEST)
-            cutter.join()
+def test_cancel_ends_an_exchange(script: Callable[[Visit], None], tls: bool) -> None:
+    """An exchange under way fails as soon as another thread cancels it, plain or encrypted."""
+    with (
+        RawServer(script, tls=tls) as server,
+        transport(server.url, request_timeout_s=600.0) as sender,
+    ):
+        canceller = cancel_on_arrival(server, sender)
+        with pytest.raises(TransportError) as caught:
+            sender.send(REQUEST)
+        canceller.join()
     assert caught.value.retryable
 
 
-def test_a_cut_handshake_ends_with_its_connect_timeout() -> None:
+def test_a_cancelled_handshake_ends_with_its_connect_timeout() -> None:
     """A connection that is being made ends by itself, and nothing is sent over it."""
-
-    def late_handshake(visit: Visit) -> None:
-        visit.server.closing.wait()
-
-    with RawServer(late_handshake) as server:
+    with RawServer(stops_reading) as server:
         url = server.url.replace("http:", "https:")
         with transport(url, connect_timeout_s=0.3, request_timeout_s=600.0) as sender:
-            cutter = threading.Thread(target=lambda: (server.came.wait(), sender.cancel()))
-            cutter.start()
+            canceller = cancel_on_arrival(server, sender)
             with pytest.raises(TransportError):
                 sender.send(REQUEST)
-            cutter.join()
+            canceller.join()
             with pytest.raises(TransportError, match="cancelled"):
                 sender.send(REQUEST)
     assert server.visits == 1
 
 
-def test_after_a_cut_nothing_is_sent() -> None:
-    """A cut transport makes no new exchange, on an old connection or on a new one."""
+def test_after_a_cancel_nothing_is_sent() -> None:
+    """A cancelled transport makes no new exchange, on an old connection or on a new one."""
     with RawServer(answer_all) as server, transport(server.url) as sender:
         sender.send(REQUEST)
         sender.cancel()
@@ -841,17 +720,11 @@ def test_a_switch_of_protocols_is_no_answer() -> None:
         visit.sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
         visit.wait_for_the_end()
 
-    with RawServer(switch) as server, transport(server.url) as sender:
-        with pytest.raises(TransportError) as caught:
-            sender.send(REQUEST)
-    assert caught.value.retryable
+    assert error_from(switch).retryable
 
 
 def test_a_proxys_login_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy's address that can't be used is named without its login."""
     monkeypatch.setenv("http_proxy", "http://user:S3cr3t@127.0.0.1:99999")
     monkeypatch.delenv("no_proxy", raising=False)
-    with transport("http://host.invalid") as sender:
-        with pytest.raises(TransportError) as caught:
-            sender.send(REQUEST)
-    assert "S3cr3t" not in str(caught.value)
+    assert "S3cr3t" not in str(error_of("http://host.invalid"))

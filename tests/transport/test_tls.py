@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from pathlib import Path
 
 import pytest
 from raw_server import CERTIFICATE
+from transports import in_threads
 from urllib3.util.ssl_ import create_urllib3_context
 
 from parallel_processor.transport.tls import TLSContexts, TLSPolicy
@@ -36,18 +36,11 @@ def test_threads_share_a_context(bundle: str) -> None:
     """However many threads ask for a policy at once, its files are read into one context."""
     contexts, found = TLSContexts(), []
     policy = TLSPolicy("CERT_REQUIRED", bundle)
-    threads = [
-        threading.Thread(target=lambda: found.append(contexts.get(policy))) for _ in range(20)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(20, lambda: found.append(contexts.get(policy)))
     assert len(found) == 20
     assert len({id(context) for context in found}) == 1
-    assert [dict(cert["subject"][0])["commonName"] for cert in found[0].get_ca_certs()] == [
-        "localhost"
-    ]
+    (certificate,) = found[0].get_ca_certs()
+    assert dict(certificate["subject"][0])["commonName"] == "localhost"
 
 
 def test_each_policy_has_its_context(bundle: str) -> None:
@@ -72,16 +65,6 @@ def test_a_context_is_as_strict_as_urllib3s(reqs: str, is_strict: bool, bundle: 
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.get_ciphers() == theirs.get_ciphers()
     assert ours.verify_mode is (ssl.CERT_REQUIRED if is_strict else ssl.CERT_NONE)
-
-
-def test_files_that_are_no_certificates_are_an_error(tmp_path: Path) -> None:
-    """What can't be read is an ``OSError``, each time."""
-    path = tmp_path / "bundle.pem"
-    path.write_text("nothing")
-    contexts = TLSContexts()
-    for _ in range(2):
-        with pytest.raises(OSError):
-            contexts.get(TLSPolicy("CERT_REQUIRED", str(path)))
 
 
 def test_an_encrypted_key_asks_nobody(tmp_path: Path) -> None:
