@@ -58,13 +58,7 @@ class FileRun:
         """The summary, and what stopped the run, if anything did."""
         job = self._job
         with RequestsFile(job.source) as lines, open_files(job.save, job.errors) as files:
-            output = _Output(
-                files,
-                highlights=self._highlights if job.report is not None else None,
-                on_outcome=job.on_outcome,
-                write_retry_s=self._options.write_retry_s,
-                clock=self._clock,
-            )
+            output = _Output(files, job, self._highlights, self._options.write_retry_s, self._clock)
             with self._account.run(
                 make_sink=output.open,
                 on_cancel=output.give_up,
@@ -152,20 +146,20 @@ class FileRun:
 class _Output:
     """Writes the outcomes of one run. The run calls :meth:`open`, once, for its sink.
 
-    ``highlights`` and ``on_outcome`` (the caller's own function) get the outcomes that are on record.
+    The report's ``highlights`` and the job's ``on_outcome`` get the outcomes that are on record.
     """
 
     def __init__(
         self,
         files: list[AppendFile],
-        *,
-        highlights: Highlights | None,
-        on_outcome: Callable[[Outcome], object] | None,
+        job: FileJob,
+        highlights: Highlights,
         write_retry_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._files, self._write_retry_s, self._clock = files, write_retry_s, clock
-        self._highlights, self._on_outcome = highlights, on_outcome
+        self._highlights = highlights if job.report is not None else None
+        self._on_outcome = job.on_outcome
         self._process_id = os.getpid()
         self._writer: ResultWriter | None = None
 
