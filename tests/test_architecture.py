@@ -182,10 +182,10 @@ def border_names(package: str) -> dict[str, set[str]]:
     """Return the names that may be imported from elsewhere, by module, as the docstring lists them.
 
     They stand in the docstring of the package's ``__init__``, below a line that begins with "Names":
-    a module and its names on each indented line.
+    a module and its names on each indented line; a line that ends with a comma goes on in the next.
     """
     docstring = ast.get_docstring(MODULES[f"{package}.__init__"].tree) or ""
-    listing = docstring.partition("\nNames")[2]
+    listing = re.sub(r",\n +", ", ", docstring.partition("\nNames")[2])
     rows = re.findall(r"^ {4}([\w.]+) {2,}(\w+(?:, \w+)*)$", listing, re.MULTILINE)
     return {module: set(names.split(", ")) for module, names in rows}
 

@@ -1,14 +1,16 @@
-"""What differs between OpenAI, Anthropic, Gemini and the others.
+"""What the providers say: one place for what differs between OpenAI, Anthropic, Gemini and the others.
 
-A URL tells the endpoint and the authentication header. A response is classified as an answer, a retryable
-failure, a rate limit, or a fatal error. Its headers tell the account's limits, its body the tokens used.
-``jsontext`` reads and writes JSON text without changing a byte of it.
+A URL tells the endpoint and the authentication header. A response is classified as an answer, a
+retryable failure, a rate limit, or a fatal error. Its headers tell the account's limits, its body the
+tokens used. ``jsontext`` takes JSON text apart without changing a byte of it.
 
 Names that cross the border (module, names):
 
-    endpoints      auth_headers, charges_reservation, check_key, endpoint_of, is_loopback, needs_key, resolve_url
-    jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, read_answer, split_last, without
+    endpoints      auth_headers, charges_reservation, check_key, endpoint_of, is_loopback,
+                   needs_key, resolve_url
+    jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, read_answer,
+                   split_last, without
     limit_headers  read_limits
     responses      classify, read_error, stop_cause
     usage          read_usage, used_tokens
-"""  # noqa: E501, W505
+"""

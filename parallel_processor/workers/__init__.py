@@ -1,8 +1,8 @@
-"""Workers: threads, or child processes with threads, which send one attempt after the other.
+"""One attempt after the other: the threads, or child processes, that send.
 
-A worker takes an ``AdmittedRequest``, sends it once, classifies the response, and gives the ``Attempt`` to
-the engine's ``settle``, which returns the next request to send. A child process loads this package,
-``transport`` and ``providers``, and nothing else.
+A worker takes an ``AdmittedRequest``, sends it once, classifies the response, and hands the ``Attempt``
+to the engine's ``settle``, which returns the next request to send. A child process loads this package,
+``transport`` and ``providers``, and none of the others.
 
 Names that cross the border (module, names):
 
