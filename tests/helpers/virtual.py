@@ -84,33 +84,36 @@ class Server:
 
     def refuse(self, answer: Callable[[Response], None]) -> None:
         """Turn a request away, and say nothing of the reason."""
+        self._reject(answer, 0.01, make_response(429, "", {"error": {"message": "no"}}))
+
+    def _reject(
+        self, answer: Callable[[Response], None], after_s: float, response: Response
+    ) -> None:
         self.refused[self._second()] += 1
-        self._world.after(0.01, lambda: answer(_reply(429, "", {"error": {"message": "no"}})))
+        self._world.after(after_s, lambda: answer(response))
 
     def serve(
         self, model: str, read: int, cap: int, used: int, answer: Callable[[Response], None]
     ) -> None:
-        """Take a request that arrives now; ``answer`` is called when its reply arrives."""
+        """Take a request that arrives now; ``answer`` is called when its response arrives."""
         options, world = self.options, self._world
         way_back_s = world.random.uniform(0.001, 0.02)
         in_flight = self._load.enter()
         if not in_flight:
-            self.refused[self._second()] += 1
-            reply = _reply(503, "", {"error": {"code": "server_is_overloaded", "message": "busy"}})
-            world.after(way_back_s, lambda: answer(reply))
+            error = {"code": "server_is_overloaded", "message": "busy"}
+            self._reject(answer, way_back_s, make_response(503, "", {"error": error}))
             return
         written = cap if options.token_charge == "reserve" else 0
         verdict = self._limits.admit(model, read=read, written=written)
         lines = self._headers.levels(verdict.levels, read + written)
         if verdict.refusal is not None:
             self._load.leave()
-            self.refused[self._second()] += 1
             hint = options.retry_after
             if hint and verdict.refusal.wait_s is not None:
                 lines += self._headers.wait(verdict.refusal.wait_s)
             made = refused(verdict.refusal, model, lines, code=options.refusal_code, hint=hint)
-            reply = _reply(429, made.headers, json.loads(made.body))
-            world.after(way_back_s, lambda: answer(reply))
+            response = make_response(429, made.headers, json.loads(made.body))
+            self._reject(answer, way_back_s, response)
             return
         self.admitted[self._second()] += 1
         self.tokens[self._second()] += read + written
@@ -126,12 +129,12 @@ class Server:
                 self.tokens[self._second()] += used
                 text = self._headers.levels(levels, read + used)
             usage = {"prompt_tokens": read, "completion_tokens": used, "total_tokens": read + used}
-            answer(_reply(200, text, {"usage": usage}))
+            answer(make_response(200, text, {"usage": usage}))
 
         world.after(latency_s + way_back_s, end)
 
 
-def _reply(status: int, lines: str, data: Any) -> Response:
+def make_response(status: int, lines: str, data: Any) -> Response:
     pairs = (line.split(": ", 1) for line in lines.split("\r\n") if line)
     headers = {name.lower(): value for name, value in pairs}
     return Response(status=status, headers=headers, body=b"", data=data, is_json=True)
@@ -177,9 +180,8 @@ class Client:
         """What the dispatcher does when it wakes."""
         while True:
             self._wake.clear()
-            if self.in_flight >= self._max_workers:
-                return
-            if self._due_s > self._world.clock():  # no more work yet
+            has_work = self._due_s <= self._world.clock()
+            if not has_work or self.in_flight >= self._max_workers:
                 return
             if self._place is None:
                 output = self._reserved()
@@ -203,18 +205,14 @@ class Client:
     def _send(self, place: Reservation) -> None:
         self.sent += 1
         self.in_flight += 1
-        used = self._used()
-        self._world.after(
-            self._world.random.uniform(0.001, 0.02),
-            lambda: self._server.serve(
-                self._model, self._read, self._cap, used, lambda reply: self._end(place, reply)
-            ),
-        )
+        request = (self._model, self._read, self._cap, self._used())
+        serve = partial(self._server.serve, *request, partial(self._end, place))
+        self._world.after(self._world.random.uniform(0.001, 0.02), serve)
 
-    def _end(self, place: Reservation, reply: Response) -> None:
+    def _end(self, place: Reservation, response: Response) -> None:
         """What a worker does when an answer comes."""
         self.in_flight -= 1
-        attempt = classify(reply)
+        attempt = classify(response)
         bucket = self.bucket
         used = attempt.used_tokens
         if used is not None:
@@ -223,18 +221,17 @@ class Client:
                 used = None  # the server charges what was reserved
         bucket.ended(
             place,
-            read_limits(reply.headers, now=self._world.clock),
+            read_limits(response.headers, now=self._world.clock),
             answered=attempt.status is AttemptStatus.ANSWERED,
             used_tokens=used,
             output_tokens=attempt.output_tokens or 0,
         )
+        wait_s = None
         if attempt.status is AttemptStatus.RATE_LIMITED:
+            wait_s = PAUSE_S if attempt.retry_after_s is None else max(attempt.retry_after_s, 0.1)
+        if wait_s is not None or attempt.rejection is not None:
             self.refused += 1
-            wait = PAUSE_S if attempt.retry_after_s is None else max(attempt.retry_after_s, 0.1)
-            bucket.refuse(place, attempt.rejection or Rejection(), wait)
-        elif attempt.rejection is not None:
-            self.refused += 1
-            bucket.refuse(place, attempt.rejection, None)
+            bucket.refuse(place, attempt.rejection or Rejection(), wait_s)
         self.turn()
 
 
