@@ -146,8 +146,7 @@ def intervals(timeline: Sequence[Sample], most: int = _MAX_INTERVALS) -> tuple[I
 
 def requests_per_minute_now(timeline: Sequence[Sample]) -> float | None:
     """The attempts of the last minute; ``None`` in the first one."""
-    last = timeline[-1] if timeline else None
-    earlier = [s for s in timeline if last is not None and s.at_s <= last.at_s - 60]
-    if last is None or not earlier:
+    earlier = [sample for sample in timeline if sample.at_s <= timeline[-1].at_s - 60]
+    if not earlier:
         return None
-    return Interval(before=earlier[-1], after=last).per_minute("attempts")
+    return Interval(before=earlier[-1], after=timeline[-1]).per_minute("attempts")
