@@ -88,8 +88,7 @@ class Estimate(NamedTuple):
     input_tokens: int  # the tokens of its prompt
     output_cap: int | None = None  # the most output that it may get; None if it names no cap
     output_tokens: int = 0  # the output to reserve as long as nothing was learned from responses
-    # endpoint and model, whose responses are expected to have similar lengths
-    kind: tuple[Endpoint, str] = (Endpoint.UNKNOWN, "")
+    kind: tuple[Endpoint, str] = (Endpoint.UNKNOWN, "")  # endpoint, model: similar lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +125,7 @@ class LimitReading:
     name: str  # requests, tokens, input_tokens or output_tokens
     limit: float  # how many the server allows in window_s
     remaining: float | None  # how many are left. It may be rounded and, rarely, above the limit
-    # seconds until all of it is there again: a bucket is full, or a fixed window ends
-    reset_s: float | None
+    reset_s: float | None  # seconds until a bucket is full, or a fixed window ends
     window_s: float  # the length of the window in seconds
 
 
@@ -191,23 +189,15 @@ class Attempt:
 
     status: AttemptStatus  # what that means for the request and for the run
     response: Response | None = None  # the complete answer; None if there is none
-    kind: str = (
-        ""  # a short label for counting, such as HTTP 500 server_error; empty for a good answer
-    )
+    kind: str = ""  # a short label, such as HTTP 500 server_error; empty for a good answer
     error: str = ""  # the text for the record; empty for a good answer
-    retry_after_s: float | None = (
-        None  # how long the server asked to wait; None if it asked for nothing
-    )
-    # set if the server turned the attempt away, for its limits or its load
-    rejection: Rejection | None = None
+    retry_after_s: float | None = None  # how long the server asked to wait; None if it didn't
+    rejection: Rejection | None = None  # set if the server turned it away, for limits or load
     used_tokens: int | None = None  # what the answer says was used; None if it says nothing
     output_tokens: int | None = None  # the answer's part of used_tokens
     readings: Sequence[LimitReading] = ()  # the limits in the answer's headers, each a LimitReading
-    sent_at_s: float = (
-        0.0  # when it was sent, on the machine's monotonic clock; 0 if that is not known
-    )
-    # seconds from the sending to the end of the answer; None if nothing was sent
-    latency_s: float | None = None
+    sent_at_s: float = 0.0  # on the machine's monotonic clock; 0 if that is not known
+    latency_s: float | None = None  # from sending to the answer's end; None if nothing was sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

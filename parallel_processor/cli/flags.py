@@ -74,14 +74,12 @@ class _Flag:
     """One flag."""
 
     name: str  # the flag, without its dashes
-    # the field of Options that it sets, such as limits.headroom; empty for what the command itself uses
-    setting: str
+    setting: str  # the field of Options that it sets, such as limits.headroom; empty for none
     metavar: str  # what stands for the value in --help; empty for a switch
     help: str  # what it does, without its default
     own_default: object = None  # the default, if there is no setting that has one
     default_text: str = ""  # the default in words, if its value doesn't say enough
-    # makes the value from text; None takes what suits the type of the default
-    read: Callable[[str], object] | None = None
+    read: Callable[[str], object] | None = None  # makes the value; None: by the default's type
     required: bool = False
     choices: tuple[str, ...] | None = None
 

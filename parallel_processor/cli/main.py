@@ -100,16 +100,13 @@ def _key(flags: argparse.Namespace) -> str | None:
         try:
             key = Path(flags.api_key_file).read_text("utf-8").strip()
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigurationError(
-                f"can't read the key in {flags.api_key_file}: {reason}"
-            ) from None
+            text = f"can't read the key in {flags.api_key_file}: "
+            raise ConfigurationError(f"{text}{getattr(error, 'strerror', None) or error}") from None
         if not key:
             raise ConfigurationError(f"there is no key in {flags.api_key_file}")
     if key is None and needs_key(flags.request_url):
-        raise ConfigurationError(
-            f"{shown_url(flags.request_url)} needs a key: set OPENAI_API_KEY, or give --api_key_file"
-        )
+        what = "needs a key: set OPENAI_API_KEY, or give --api_key_file"
+        raise ConfigurationError(f"{shown_url(flags.request_url)} {what}")
     return key
 
 

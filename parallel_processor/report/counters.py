@@ -22,9 +22,7 @@ class Counts(RunCounts):
     """The counters at one moment, consistent with each other."""
 
     read: int = 0  # requests that were read and are to be sent
-    started: int = (
-        0  # requests that were started; they are in flight until their outcome is on record
-    )
+    started: int = 0  # requests that were started; in flight until their outcome is on record
     already_answered: int = 0  # requests that the results file had an answer for
     already_failed: int = 0  # requests that the results file had a failure for, which was kept
     errors: Mapping[str, int] = field(default_factory=dict)  # the failed attempts by kind

@@ -182,22 +182,18 @@ class Progress:
 
 
 def _new_bar(file: TextIO) -> Any:
-    bar_class = _bar_class(file)
-    if bar_class is None:
-        return None
-    return bar_class(file=file, bar_format=_BAR_FORMAT, total=1, **_size(file))
-
-
-def _bar_class(file: TextIO) -> Any:
     """tqdm's bar for a notebook or a terminal; ``None`` where neither shows it."""
     if is_notebook():
-        return _without_monitor(_notebook_bar())
-    if not file.isatty():
+        bar_class = _notebook_bar()
+    elif file.isatty():
+        with FORK_LOCK:
+            from tqdm.std import tqdm as bar_class  # only for a bar: see above
+    else:
         return None
-    with FORK_LOCK:
-        from tqdm.std import tqdm  # only for a bar: see above
-
-    return _without_monitor(tqdm)
+    bar_class.get_lock()  # creates the lock that all bars share
+    # Without tqdm's monitor thread, which would outlive the bar.
+    quiet: Any = type("Bar", (bar_class,), {"monitor_interval": 0})
+    return quiet(file=file, bar_format=_BAR_FORMAT, total=1, **_size(file))
 
 
 def _notebook_bar() -> Any:
@@ -220,12 +216,6 @@ def _notebook_bar() -> Any:
             super().display(*args, **settings)
 
     return WidgetBar
-
-
-def _without_monitor(bar_class: Any) -> Any:
-    """The same bar without tqdm's monitor thread, which would outlive it."""
-    bar_class.get_lock()  # creates the lock that all bars share
-    return type("Bar", (bar_class,), {"monitor_interval": 0})
 
 
 def _size(file: TextIO) -> dict[str, int]:

@@ -25,13 +25,10 @@ class Sample(RunCounts):
 
     at_s: float  # the moment, in seconds after the run's start
     in_flight: int = 0  # the requests that were in flight at that moment
-    # the failed attempts by kind, rejections by a rate limit included
-    errors: Mapping[str, int] = field(default_factory=dict)
-    # the seconds for which sending had waited, by cause
-    waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)  # failed attempts, with 429s
+    waited_s: Mapping[WaitCause, float] = field(default_factory=dict)  # seconds until then
     latencies: tuple[int, ...] = ()  # how many answers took how long, in the bins of histogram.py
-    # the limits in force, a minute, by name; infinite where there is none
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)  # a minute; inf for none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +39,7 @@ class RequestNote:
     custom_id: str | None = None  # its id, if it has one
     model: str = ""  # its model; empty if it names none
     attempts: int = 0  # how often it was sent
-    latency_s: float | None = (
-        None  # the seconds that its last attempt took; None if that is unknown
-    )
+    latency_s: float | None = None  # the seconds of its last attempt; None if unknown
     error: str = ""  # the error of its last attempt; empty for an answer
     kind: str = ""  # the kind of that error
 
@@ -57,15 +52,13 @@ class RunReport:
     started_at: float  # when the run began, in seconds since 1970
     written_at: float  # when the report was made, in seconds since 1970
     is_running: bool = False  # true while the run goes on
-    # the share of the input that has been read, from 0 to 1; None if that is unknown
-    fraction: float | None = None
+    fraction: float | None = None  # share of the input that was read, 0 to 1; None if unknown
     requests_path: str = ""  # the requests file
     save_path: str = ""  # the results file
     url: str = ""  # where the requests go, without what may be secret
     max_workers: int = 0  # the setting of that name
     processes: int = 1  # the setting of that name
-    # the samples, at most some hundreds, the first one at the run's start
-    timeline: tuple[Sample, ...] = ()
+    timeline: tuple[Sample, ...] = ()  # some hundreds at most, the first at the run's start
     slowest: tuple[RequestNote, ...] = ()  # the answers that took longest, the longest first
     failures: tuple[RequestNote, ...] = ()  # the requests that failed last, the latest first
 
@@ -146,8 +139,7 @@ def intervals(timeline: Sequence[Sample], most: int = _MAX_INTERVALS) -> tuple[I
 
 def requests_per_minute_now(timeline: Sequence[Sample]) -> float | None:
     """The attempts of the last minute; ``None`` in the first one."""
-    last = timeline[-1] if timeline else None
-    earlier = [s for s in timeline if last is not None and s.at_s <= last.at_s - 60]
-    if last is None or not earlier:
+    earlier = [sample for sample in timeline if sample.at_s <= timeline[-1].at_s - 60]
+    if not earlier:
         return None
-    return Interval(before=earlier[-1], after=last).per_minute("attempts")
+    return Interval(before=earlier[-1], after=timeline[-1]).per_minute("attempts")

@@ -39,8 +39,8 @@ def said(summary: Summary, **more: Any) -> str:
 
 TYPED = limit(configured=600.0, used_share=0.5)
 TYPED_TOKENS = limit("tokens", configured=90_000.0)
-HELD = {REQUESTS: 90.0}
-HELD_BY_TOKENS = {TOKENS: 50.0}
+WAITED = {REQUESTS: 90.0}
+WAITED_FOR_TOKENS = {TOKENS: 50.0}
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,7 @@ HELD_BY_TOKENS = {TOKENS: 50.0}
         (run(stop_cause=StopCause.QUOTA), "Add credit to the account, raise its spending limit"),
         (run(stop_cause=StopCause.UNREACHABLE), "Check `--request_url`, the network, and whether"),
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
-        (
-            run(stop_cause=StopCause.DISK),
-            "Make room on the disk, or make the results file writable, then run",
-        ),
+        (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results file writa"),
         (run(stop_cause=StopCause.PROCESSES), "Use fewer `--processes`, then run the same command"),
         (run(stop_cause=StopCause.PROGRAM), "Correct the error that stopped the run, then run the"),
         (run(stop_cause=StopCause.CALLER), "Run the same command again: it continues where it"),
@@ -85,28 +82,25 @@ HELD_BY_TOKENS = {TOKENS: 50.0}
             "Leave other programs a share of the limit with `--headroom 0.1`: they seem to send 200",
         ),
         (
-            run(TYPED, limit(found=5000.0), waited_s=HELD),
+            run(TYPED, limit(found=5000.0), waited_s=WAITED),
             "Raise `--max_requests_per_minute` from 600 to 5,000 or `auto`: the server allows that.",
         ),
         (
-            run(TYPED_TOKENS, limit("tokens", found=3e5), waited_s=HELD_BY_TOKENS),
+            run(TYPED_TOKENS, limit("tokens", found=3e5), waited_s=WAITED_FOR_TOKENS),
             "Raise `--max_tokens_per_minute` from 90,000 to 300,000 or `auto`",
         ),
         (
-            run(waited_s=HELD_BY_TOKENS, reserved_tokens=4500, used_tokens=1000),
+            run(waited_s=WAITED_FOR_TOKENS, reserved_tokens=4500, used_tokens=1000),
             "Lower `max_tokens` in the requests: 4.5 times as many tokens were reserved as used. If",
         ),
         (
             run(waited_s={WaitCause.MAX_WORKERS: 60.0}),
-            "Raise `--max_workers` (and `ulimit -n`): 60 % of the time all were busy.",
+            "Raise `--max_workers` (and `ulimit -n`): 60 %",
         ),
         (run(waited_s={WaitCause.TOKEN_COUNTING: 80.0}), "Use more cores with `--processes`: 80 %"),
         (run(waited_s={WaitCause.DISK: 40.0}), "Write to a faster disk (`--save_filepath`): 40 %"),
         (run(waited_s={WaitCause.CONSUMER: 40.0}), "Read the outcomes faster: 40 % of the time"),
-        (
-            run(waited_s={WaitCause.LOOK_AHEAD: 40.0}),
-            "Mix the models in the file: 40 % of the time",
-        ),
+        (run(waited_s={WaitCause.LOOK_AHEAD: 40.0}), "Mix the models in the file: 40 % of the"),
     ],
 )
 def test_a_rule_speaks(summary: Summary, start: str) -> None:
@@ -127,12 +121,12 @@ def test_a_rule_speaks(summary: Summary, start: str) -> None:
         run(limit(found=600.0, others_per_minute=200.2), rejections=40),
         run(limit(found=600.0, others_per_minute=0.4), rejections=60),
         run(TYPED, limit(found=5000.0), waited_s={REQUESTS: 20.0}),
-        run(TYPED, limit(found=610.0), waited_s=HELD),
-        run(TYPED, limit(tried_per_minute=5000.0), waited_s=HELD),
-        run(TYPED, limit(found=5000.0, window_s=86400.0), waited_s=HELD),
-        run(waited_s=HELD, reserved_tokens=9000, used_tokens=1000),
-        run(waited_s=HELD_BY_TOKENS, reserved_tokens=2900, used_tokens=1000),
-        run(waited_s=HELD_BY_TOKENS, reserved_tokens=2900, used_tokens=0),
+        run(TYPED, limit(found=610.0), waited_s=WAITED),
+        run(TYPED, limit(tried_per_minute=5000.0), waited_s=WAITED),
+        run(TYPED, limit(found=5000.0, window_s=86400.0), waited_s=WAITED),
+        run(waited_s=WAITED, reserved_tokens=9000, used_tokens=1000),
+        run(waited_s=WAITED_FOR_TOKENS, reserved_tokens=2900, used_tokens=1000),
+        run(waited_s=WAITED_FOR_TOKENS, reserved_tokens=2900, used_tokens=0),
         run(waited_s={cause: 20.0 for cause in WaitCause if cause}),
         run(attempts=0, answered=0, buckets=()),
         run(waited_s={WaitCause.MAX_WORKERS: 4.0}, elapsed_s=5.0),
@@ -154,7 +148,7 @@ def test_failures_that_a_setting_prevents_name_it() -> None:
 
 def test_a_limit_that_was_used_is_named() -> None:
     """Where the limit itself is the speed, that is said."""
-    used = run(limit(found=1200.0, used_share=0.97), waited_s=HELD)
+    used = run(limit(found=1200.0, used_share=0.97), waited_s=WAITED)
     assert advice(used) == ()
     assert nothing_to_change(used).startswith("Nothing: the limit of 1,200 requests/min was used.")
     text = nothing_to_change(run(waited_s={WaitCause.CONCURRENCY: 90.0}))
@@ -163,7 +157,7 @@ def test_a_limit_that_was_used_is_named() -> None:
 
 def test_a_model_is_named_among_several() -> None:
     """With several models it is said whose limit was set too low."""
-    summary = run(TYPED, limit(found=5000.0), waited_s=HELD)
+    summary = run(TYPED, limit(found=5000.0), waited_s=WAITED)
     other = BucketReport(url=URL, model="other")
     assert " for m" not in advice(summary)[0]
     both = replace(summary, buckets=(*summary.buckets, other))
@@ -186,7 +180,7 @@ def test_a_stop_comes_first_and_names_the_command() -> None:
 
 
 def test_a_running_run_is_not_run_again() -> None:
-    """While it goes on, nobody is told to start it a second time."""
+    """While it goes on, the advice is not to start it a second time."""
     running = run(failed=1, waited_s={WaitCause.DISK: 40.0})
     (text,) = advice(running, is_running=True)
     assert text.startswith("Write to a faster disk")
@@ -208,7 +202,7 @@ def test_a_running_run_is_not_run_again() -> None:
             "Sending waited 84 % of the time for the limit of 1,200 requests/day.",
         ),
         (
-            said(run(limit(found=300.0, tried_per_minute=224.0, used_share=0.76), waited_s=HELD)),
+            said(run(limit(found=300.0, tried_per_minute=224.0, used_share=0.76), waited_s=WAITED)),
             "Sending waited 90 % of the time for the limit of 300 requests/min, reduced to 224 "
             "after 429s (76 % used).",
         ),

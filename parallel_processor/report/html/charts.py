@@ -43,9 +43,7 @@ class Chart:
 
     title: str  # its heading
     unit: str  # what the values are
-    edges: tuple[
-        float, ...
-    ]  # the times between which the values hold; one more than there are values
+    edges: tuple[float, ...]  # the times between which the values hold; one more of them
     series: tuple[Series, ...]  # its lines, or its areas
     stacked: bool = False  # true for areas on top of each other
     top: float | None = None  # the end of the value axis, if that is fixed
