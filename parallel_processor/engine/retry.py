@@ -63,7 +63,7 @@ class RetrySchedule:
             retry_state.state = library.RetryCallState(retrying, None, (retry_state,), {})
         retrying.begin()
         retry_state.state.set_result(attempt)
-        step = retrying.iter(retry_state.state)
+        step: Any = retrying.iter(retry_state.state)
         if not isinstance(step, library.DoSleep):
             return None
         retry_state.state.prepare_for_next_attempt()

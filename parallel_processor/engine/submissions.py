@@ -36,6 +36,7 @@ class OpenRun(Protocol):
         self, *, make_sink: MakeSink, is_wanted: Callable[[Request], bool] | None
     ) -> AbstractContextManager[Run]:
         """A run that is over at the end of the block."""
+        ...
 
 
 class Submissions:

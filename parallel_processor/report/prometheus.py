@@ -27,6 +27,7 @@ class HasStats(Protocol):
 
     def stats(self) -> Stats:
         """The figures of this moment."""
+        ...
 
 
 @contextmanager
