@@ -96,11 +96,7 @@ class Processor:
         yield from self._outcomes(NumberedRequests(requests, self._options.request_url), progress)
 
     def imap(
-        self,
-        requests: Iterable[RequestLike],
-        *,
-        window: int = 4096,
-        progress: bool | None = False,
+        self, requests: Iterable[RequestLike], *, window: int = 4096, progress: bool | None = False
     ) -> Iterator[Outcome]:
         """Like :meth:`imap_unordered`, in the order of ``requests``.
 

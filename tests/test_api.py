@@ -15,11 +15,7 @@ from raw_server import RawServer, answer_all, header_of
 from services import NO_LIMITS
 
 import parallel_processor
-from parallel_processor import (
-    ConfigurationError,
-    process_api_requests_from_file,
-    process_file,
-)
+from parallel_processor import ConfigurationError, process_api_requests_from_file, process_file
 
 ROOT = Path(parallel_processor.__file__).resolve().parent.parent
 # What only some programs need, and takes a while to import.

@@ -65,13 +65,7 @@ class ServerQuota:
     """
 
     def __init__(
-        self,
-        name: str,
-        window_s: float,
-        limits: Limits,
-        *,
-        now: float,
-        is_sought: bool,
+        self, name: str, window_s: float, limits: Limits, *, now: float, is_sought: bool
     ) -> None:
         self.name = name
         self.kind = KINDS.index(name)

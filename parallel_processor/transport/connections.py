@@ -249,7 +249,8 @@ class BoundedAdapter(HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """Give ``conn``, which is a pool, the TLS context that all pools with these settings share."""
         read_settings: Any = super().cert_verify
-        shares_contexts = isinstance(conn, BoundedPool) and not conn.has_tls_proxy
+        pool: object = conn  # or type checkers would hold conn to the fields of a BoundedPool
+        shares_contexts = isinstance(pool, BoundedPool) and not pool.has_tls_proxy
         if not shares_contexts or not url.lower().startswith("https"):
             read_settings(conn, url, verify, cert)
             return

@@ -150,8 +150,7 @@ def test_a_request_that_keeps_failing_has_an_error_per_attempt() -> None:
 
 
 @pytest.mark.parametrize(
-    "end",
-    [error(400, "bad"), error(404), TransportError("too large", kind="big", retryable=False)],
+    "end", [error(400, "bad"), error(404), TransportError("too large", kind="big", retryable=False)]
 )
 def test_a_request_that_cannot_succeed_is_sent_once(end: Response | TransportError) -> None:
     """What no retry helps is a failure after one attempt."""

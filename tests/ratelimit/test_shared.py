@@ -143,10 +143,7 @@ def test_a_bucket_that_waits_for_itself_costs_others_nothing(
     ],
 )
 def test_requests_are_admitted_in_order(
-    limits: Limits,
-    pauses_s: dict[int, float],
-    arriving: list[tuple[int, float]],
-    order: list[int],
+    limits: Limits, pauses_s: dict[int, float], arriving: list[tuple[int, float]], order: list[int]
 ) -> None:
     """Across buckets the first to arrive goes first, unless its own bucket pauses."""
     simulation = Simulation(limits, 3)

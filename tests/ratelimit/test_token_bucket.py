@@ -218,10 +218,7 @@ def test_two_limits_leave_nothing_unused(requests: int, tokens: int, shares: lis
     check_from_start(both, start_s, end_s, 0.99 - 1 / requests - largest / tokens)
 
 
-@given(
-    share=st.floats(0.3, 0.9),
-    used=st.lists(st.floats(0.3, 1.0), min_size=1, max_size=10),
-)
+@given(share=st.floats(0.3, 0.9), used=st.lists(st.floats(0.3, 1.0), min_size=1, max_size=10))
 @settings(max_examples=25)
 def test_refunds_can_be_used(share: float, used: list[float]) -> None:
     """Where answers use less than they reserved, what they use is held to the limit, and fills it."""

@@ -24,15 +24,7 @@ from raw_server import (
     head_of,
     header_of,
 )
-from transports import (
-    REQUEST,
-    answering,
-    error_of,
-    in_threads,
-    request_to,
-    session_with,
-    transport,
-)
+from transports import REQUEST, answering, error_of, in_threads, request_to, session_with, transport
 
 from parallel_processor.exceptions import TransportError
 from parallel_processor.files.formats import made_request

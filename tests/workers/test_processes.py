@@ -145,9 +145,7 @@ def test_the_limits_are_of_all_processes_together() -> None:
         assert server.stats()["faults"] == {}
 
 
-def test_a_session_of_the_callers_is_made_in_each_process(
-    importable: Callable[[str], Any],
-) -> None:
+def test_a_session_of_the_callers_is_made_in_each_process(importable: Callable[[str], Any]) -> None:
     """A factory that can be imported works, with its headers, proxies and so on."""
     seen: set[str] = set()
 
@@ -297,10 +295,7 @@ def test_a_fault_in_a_process_ends_the_run_at_once(
 ) -> None:
     """An exception that can't travel is told as text, and nothing waits for its process."""
     settings = {"session_factory": importable(factory), "api_key": None}
-    with (
-        processor("http://127.0.0.1:1", **settings) as made,
-        pytest.raises(error, match=words),
-    ):
+    with processor("http://127.0.0.1:1", **settings) as made, pytest.raises(error, match=words):
         list(made.imap_unordered(rows(5)))
     assert threads() == []
 
