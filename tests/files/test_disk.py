@@ -78,12 +78,11 @@ def ended(words: list[str], **settings: Any) -> subprocess.CompletedProcess[str]
 
 
 def assert_says(stderr: str, save: Path, reason: str) -> None:
-    """One error line, clear and at the end."""
+    """One error line, clear and at the end, and before it what to do."""
     errors = [line for line in stderr.splitlines() if " ERROR " in line]
     assert len(errors) == 1, stderr
-    assert errors[0].endswith(
-        f"stopped: can't write {save}: {reason}. Run the same command again once that is put right."
-    )
+    assert errors[0].endswith(f"stopped: can't write {save}: {reason}.")
+    assert "\nMake room on the disk, or make the results file writable, then run the same" in stderr
     assert stderr.endswith(errors[0] + "\n")
     assert "Traceback" not in stderr
 
