@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from parallel_processor.exceptions import RequestFailedError
 from parallel_processor.runtime.notebook import html_table
 
-INVALID_REQUEST = "can't be sent"
+INVALID_REQUEST = "invalid request"
 """The kind of failure of a request that has an ``invalid_reason``."""
 _MAX_MODEL_CHARS = 256  # a longer text is no name
 

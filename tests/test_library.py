@@ -188,7 +188,7 @@ def test_what_cant_be_sent_is_a_failure_with_its_reason(given: Any, reason: str)
         assert not future.result(60).ok
     assert good.ok and also_good.ok and not bad.ok
     assert bad.error is not None and bad.error.startswith("request 2 can't be sent: ")
-    assert reason in bad.error and (bad.error_kind, bad.attempts) == ("can't be sent", 0)
+    assert reason in bad.error and (bad.error_kind, bad.attempts) == ("invalid request", 0)
     assert len(server.bodies) == 2
 
 

@@ -102,7 +102,7 @@ def test_bad_lines_are_failures_that_name_their_line(tmp_path: Path) -> None:
     errors = [response[0] for response in responses if isinstance(response, list)]
     assert sorted(error.partition(":")[0] for error in errors) == ["line 2", "line 3", "line 4"]
     assert (summary.answered, summary.failed) == (2, 3)
-    assert summary.errors_by_kind == {"can't be sent": 3}
+    assert summary.errors_by_kind == {"invalid request": 3}
 
 
 def test_a_second_run_does_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -201,6 +201,8 @@ def _tell(
         where = f"results are in {save_path}{failures}"
         _say("\n".join([summary_text(summary, with_stop=False), where, *texts]))
         texts = []
+    elif not (summary.stop_reason or summary.failed or summary.already_failed):
+        texts = []  # what would be faster is no warning
     if reason := summary.stop_reason if error is None else str(error):
         texts = [f"stopped: {reason.rstrip('.')}.", *texts]
     if texts:

@@ -86,7 +86,8 @@ class Run:
         self._buckets, self._estimator = buckets, estimator
         self._on_cancel, self._ahead = on_cancel, ahead
         self._process_id = os.getpid()
-        self._stop, self._give_up_at = StopSignal(), math.inf  # the time is set by a stop
+        self._stop, self._is_stopping = StopSignal(), False
+        self._give_up_at = math.inf  # set by a stop
         self._waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
@@ -317,8 +318,10 @@ class Run:
             yield from self._ready()
             if not self._dispatcher.is_busy():
                 return
-            if self._stop.is_set() and self._give_up_at == math.inf:
-                self._give_up_at = self._clock() + drain_s(self._stop.cause, self._options)
+            if self._stop.is_set() and not self._is_stopping:
+                self._is_stopping = True
+                drain_until = self._clock() + drain_s(self._stop.cause, self._options)
+                self._give_up_at = min(self._give_up_at, drain_until)
                 _log.info("stopping; requests in flight: %d", self._dispatcher.in_flight)
             left = self._give_up_at - self._clock()
             if left <= 0:

@@ -206,7 +206,7 @@ def test_a_flawed_request_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     outcomes = {o.request.number: o for o in run_with(note).outcomes(requests_)}
     assert sorted(sent) == [1, 2, 4]
     assert [number for number, outcome in outcomes.items() if not outcome.ok] == [3]
-    assert (outcomes[3].attempts, outcomes[3].error_kind) == (0, "can't be sent")
+    assert (outcomes[3].attempts, outcomes[3].error_kind) == (0, "invalid request")
     assert caplog.messages == [outcomes[3].error]
     assert "line 3: not JSON" in caplog.text
 
