@@ -3,8 +3,8 @@
 ::
 
     process_file ─> file_run.FileRun ──────────┐
-    imap, map ───> iterables.NumberedRequests ─┼─> run.Run ─> threads.WorkerThreads ─> transport
-    submit ──────> submissions.Submissions ────┘
+    imap, map ───> iterables.NumberedRequests ─┼─> account.Account ─> run.Run ─> workers ─> transport
+    submit ──────> submissions.Submissions ────┘   (limits, counts)
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ RequestLike = Request | Mapping[str, Any]
 class Processor:
     """Sends requests within the rate limits of one account. Threads that share it share these limits.
 
-    ``settings`` are the fields of :class:`Options`. Between runs, a processor holds no thread, socket or
-    file. After a fork, the child's processor has its own limits, counts and connections.
+    ``settings`` are the fields of :class:`Options`. Between runs, a processor holds no socket or file, and
+    no thread but the one that waits a second for the next :meth:`submit`. After a fork, the child's
+    processor has its own limits, counts and connections.
 
     >>> with Processor(request_url=url, limits=Limits(requests_per_minute=6000)) as processor:
     ...     outcomes = processor.map({"model": "m", "input": text} for text in ["one", "two"])
@@ -60,11 +61,11 @@ class Processor:
         check_key(self._options)
         self._clock = clock
         self._accounts: dict[int, Account] = {}  # by process
-        _ = self._account
+        _ = self._account  # made here: its clock begins now
 
     @property
     def _account(self) -> Account:
-        """The account of this process. A fork makes a new one: the locks that it copied may stay held."""
+        """The account of this process. A forked child has a new one: copied locks may stay held."""
         pid = os.getpid()
         if pid not in self._accounts:  # setdefault is atomic: another thread may do the same
             self._accounts.setdefault(pid, Account(self._options, self._clock))
@@ -100,8 +101,8 @@ class Processor:
     ) -> Iterator[Outcome]:
         """Like :meth:`imap_unordered`, in the order of ``requests``.
 
-        An outcome is kept until all before it have been yielded. ``window`` bounds memory: at most that
-        many requests are in flight or kept. It should be larger than the number in flight.
+        An outcome is kept until all before it have been yielded. ``window`` bounds memory, and with it the
+        requests in flight: at most that many are in flight or kept.
 
         >>> with Processor(request_url=url) as processor:
         ...     bodies = ({"model": "m", "input": str(number)} for number in range(3))
@@ -135,7 +136,7 @@ class Processor:
         """The outcomes of all ``requests``, in their order, failed ones included.
 
         This thread calls ``on_outcome`` with each outcome as it comes. If the run ends early, also by
-        :meth:`stop`, an exception is raised; its ``outcomes`` are those that there are.
+        :meth:`stop`, an exception is raised. Its attribute ``outcomes`` has the outcomes so far.
 
         >>> with Processor(request_url=url) as processor:
         ...     outcomes = processor.map([{"model": "m", "input": "one"}, {"model": "m", "input": "two"}])
@@ -152,7 +153,7 @@ class Processor:
             if len(outcomes) < given.read or not given.is_over:
                 raise RunStoppedError("the run was stopped before every request had its outcome")
         except BaseException as error:
-            # Not only ours: a program that catches Ctrl-C, too, looks there for what it has paid for.
+            # Any exception, KeyboardInterrupt too: the answers so far have been paid for.
             with contextlib.suppress(AttributeError, TypeError):  # a class may refuse attributes
                 error.outcomes = tuple(sorted(outcomes, key=_number))  # type: ignore[attr-defined]
             raise
@@ -194,7 +195,7 @@ class Processor:
 
         Args:
             requests_path: the requests, one a line.
-            save_path: the records; by default ``{requests_path}_results.jsonl``.
+            save_path: the records; by default ``name_results.jsonl`` beside ``name.jsonl``.
             errors_path: the records of failures, if they should not go to ``save_path``.
             overwrite: start afresh, without the old records.
             keep_failures: leave failed records as they are, and don't send their requests.
@@ -207,7 +208,7 @@ class Processor:
 
         Raises :class:`RunStoppedError` after a fatal answer, and :class:`ResultsFileError` or
         :class:`InputFileError` for a broken file. After another exception, such as ``KeyboardInterrupt``,
-        the answers in flight are still put on record (in a notebook only for half a second).
+        requests in flight may end and are recorded, for ``drain_s`` (in a notebook for half a second).
 
         >>> with Processor(request_url=url) as processor:
         ...     summary = processor.process_file(f"{folder}/requests.jsonl", f"{folder}/results.jsonl")
@@ -278,9 +279,9 @@ class Processor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for what was submitted, unless an exception came; then stop every run.
+        """Wait for submitted requests, unless the block raised. In both cases stop every run.
 
-        A run whose outcomes nobody takes any more is cancelled.
+        A run is cancelled if nobody takes its outcomes any more.
         """
         account, is_clean = self._account, kind is None
         try:

@@ -2,18 +2,34 @@
 
 The constructor of :class:`Run` makes the stages in the order in which a request passes them.
 
-**Threads.** The caller's thread is the reader: it reads requests, and puts them into the dispatcher's
-queues. A worker thread exists for a request in flight, not for one that waits. The reader waits for a
-single event, ``_waker``, which is set for all that it may wait for: credits, an outcome, the stop.
+**Threads.**
+
+* The *reader* is the thread that iterates over :meth:`Run.outcomes`: the caller's, or that of
+  ``submissions``. It waits only for ``_waker``, which is set for credits, an outcome and the stop.
+* The *dispatcher* is a thread of its own. It waits until a bucket admits the head of its queue, or a
+  backoff is over, and starts a worker for that request.
+* *Workers* send. A worker that has settled an attempt takes the next admitted request from the dispatcher's
+  queues itself. No request that waits occupies a worker.
+* The *writer*, behind the sink of a file run, appends records.
 
 **Credits.** A request may be read only if there is a credit for it. It holds the credit until its outcome
 is on record, or taken by the program. So a slow disk or a slow program bounds memory as the network does.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
-it early: a fatal answer, a failing disk, :meth:`Run.stop`, or an exception in the reader, which is how
-Ctrl-C arrives. Then nothing more is sent, and what is queued is dropped. Requests in flight have
-``drain_s`` seconds to end (half a second in an interrupted notebook), and are then cancelled. No thread,
-socket or file of the run is left.
+it early. Its first cause counts. Then nothing more is sent, what is queued is dropped without a record, and
+requests in flight get some time to end:
+
+==========================================  ==========================================================
+cause of the stop                           requests in flight
+==========================================  ==========================================================
+a fatal answer                              end, however long that takes
+a failing disk                              have ``drain_s``, or ``write_retry_s`` if that is longer
+:meth:`Run.stop`, Ctrl-C in a file run      have ``drain_s``; half a second in a notebook's cell
+Ctrl-C while the program takes outcomes     are cancelled at once: nobody takes their outcomes
+:meth:`Run.cancel`                          are cancelled at once
+==========================================  ==========================================================
+
+What is cancelled has no record, and the next run sends it again. No thread, socket or file is left.
 """
 
 from __future__ import annotations
@@ -48,7 +64,8 @@ _log = logging.getLogger("parallel_processor")
 _WRITER_SLACK = 256  # outcomes that may wait for a writer, which writes many at once
 
 MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
-"""Makes the sink of a run, given the function that records outcomes and the one that stops the run."""
+"""Makes the sink of a run. It is given two functions: one to call once outcomes are on record, which gives
+their credits back, and one that stops the run."""
 
 
 class Run:
@@ -58,10 +75,10 @@ class Run:
         options: the settings.
         buckets: the limits, which other runs may share.
         estimator: estimates what a request will cost.
-        make_sink: makes the sink, which takes outcomes from the worker threads and gives credits back to
-            the run. Without a sink, :meth:`outcomes` yields the outcomes.
+        make_sink: makes the sink, which takes each outcome from the worker thread that has it. Without a
+            sink, :meth:`outcomes` yields the outcomes.
         on_cancel: called when requests in flight are cancelled.
-        ahead: the caller's own bound: how many more requests may be read.
+        ahead: how many more requests the caller lets the run read; ``None`` for no such bound.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         clock: seconds that never go back.
@@ -92,18 +109,20 @@ class Run:
         self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
         self._max_workers = affordable_workers(options.max_workers)
-        # 1. A request that equals an earlier one waits for the outcome of that one.
+        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
-        # 2. The others wait in the queues of their token buckets until these admit them.
+        # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
         self._dispatcher = self._make_dispatcher(is_wanted)
-        # 3. A worker sends an admitted request once: an attempt. Then it calls _settle for the next one.
+        # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers)
-        # 4. Settling an attempt yields the request's outcome, or queues the request again.
+        # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
-        # 5. The outcome goes to the sink or to the program, and then its credit back to the dispatcher.
+        # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink)
         at_exit(self._pool.abort)
-        at_exit(self._dispatcher.abort)  # called before the other: nothing more is sent after it
+        at_exit(
+            self._dispatcher.abort
+        )  # what is registered last is called first: this stops the sending
 
     def _make_dispatcher(self, is_wanted: Callable[[Request], bool] | None) -> Dispatcher:
         return Dispatcher(
@@ -177,7 +196,7 @@ class Run:
             self._on_cancel()
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """Send ``requests``, and yield the outcomes that no sink takes, as they come."""
+        """Send ``requests``. Without a sink, yield their outcomes as they come."""
         with self._stop.waking(self._waker):
             try:
                 yield from self._feed(requests)
@@ -225,13 +244,14 @@ class Run:
         else:
             if isinstance(claim, Outcome):
                 self._delivery.deliver(claim)
-            self._dispatcher.skip()  # last: once it is counted, its outcome is waited for
+            self._dispatcher.skip()  # its outcome holds a credit, too
         self.displays.show()
 
     def _claim(self, request: Request) -> Outcome | bool:
-        """True if ``request`` is to be sent; false if it shares the outcome of one that is under way.
+        """True if ``request`` is to be sent.
 
-        An outcome if there is one already: the request is invalid, or an equal one was answered.
+        An outcome if it has one already: it is invalid, or an equal one was answered. False if an equal
+        one is under way: then it gets a copy of that outcome later.
         """
         if request.invalid_reason is not None:
             return invalid(request)
@@ -242,7 +262,7 @@ class Run:
         pending = PendingRequest(request=request, bucket=self._buckets.bucket(url, request.model))
         if self._options.processes > 1 or pending.bucket not in self._seen:
             self._seen.add(pending.bucket)
-            self._count(pending)  # loads its encoding here: a fork must not interrupt that
+            self._count(pending)  # loads the encoding in this thread: no fork comes in between
         self._dispatcher.put(pending)
 
     def _count(self, pending: PendingRequest) -> None:
@@ -253,14 +273,14 @@ class Run:
         if tokens > limit:
             number = pending.request.number
             _log.warning(
-                "request %d needs %d tokens, more than the %g of a whole minute: it is sent alone, "
-                "and the minutes behind it wait",
+                "request %d needs %d tokens, but the limit is %g a minute: it is sent alone, and the "
+                "next requests wait until its tokens are within the limit again",
                 *(number, tokens, limit),
                 extra={"request_number": number},
             )
 
     def _room(self) -> int:
-        """How many requests may be read; if none, wait until that may have changed, and return 0."""
+        """How many requests may be read now. If none may, wait for a change and return 0."""
         self._waker.clear()
         if self._delivery or self._stop.is_set():
             return 0
@@ -272,7 +292,7 @@ class Run:
         return max(count, 0)
 
     def _idle_cause(self, is_full: bool) -> WaitCause:
-        """What holds the run back where no bucket does."""
+        """What the run waits for, if it waits for no bucket."""
         if self._dispatcher.waits_for_records:
             return WaitCause.CONSUMER if self.yields_outcomes else WaitCause.DISK
         return WaitCause.MAX_WORKERS if is_full else self._activity
@@ -294,9 +314,9 @@ class Run:
     def _settle(
         self, admitted: AdmittedRequest, attempt: Attempt | BaseException
     ) -> AdmittedRequest | None:
-        """An attempt has ended: deliver the outcome, or queue the request again; the next one to send.
+        """Deliver the outcome, or queue the request again. Returns the next request to send, if any.
 
-        The pool's threads call this. A bug ends the run instead of hanging it.
+        The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
         try:
             outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
@@ -349,8 +369,8 @@ class Run:
 def drain_s(cause: BaseException | None, options: Options) -> float:
     """How many seconds requests in flight may take after a stop.
 
-    If the server caused the stop, all that they need. If the disk did, at least ``write_retry_s``: failed
-    writes are tried again for so long, unless the run is cancelled before.
+    The module's docstring has the table. A failing disk has ``write_retry_s``, because failed writes are
+    tried again for so long.
     """
     if isinstance(cause, RunStoppedError):
         return math.inf

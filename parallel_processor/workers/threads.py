@@ -1,7 +1,8 @@
-"""The worker threads of a run. Each has a connection, and sends one request after another.
+"""The worker threads of a run. Each has a session with its own connection, and sends one request at a time.
 
-A thread asks nobody for work: :meth:`Run._settle <parallel_processor.engine.run.Run._settle>`, which gets
-its attempt, returns the next admitted request.
+A worker is started with an admitted request. It passes each attempt to ``settle``
+(:meth:`Run._settle <parallel_processor.engine.run.Run._settle>`), which returns the next admitted request.
+If there is none, the thread is idle until it is started again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class WorkerThreads:
     Args:
         options: the settings.
         max_workers: how many requests may be in flight.
-        settle: called after each attempt, with it or with the bug that prevented it; returns the next
-            request to send.
-        stop: after it, nothing that still waits for a thread is sent.
+        settle: called with each attempt, or with the exception if a bug prevented it. It returns the next
+            request to send; ``None`` if there is none.
+        stop: once it is set, nothing more is sent.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class WorkerThreads:
         self._executor = ThreadPoolExecutor(
             max_workers, thread_name_prefix="parallel-processor-worker"
         )
-        # Ctrl-C inside executor.shutdown() could make it take living threads for ended ones. It runs in
-        # a thread, which Ctrl-C can't interrupt.
+        # Ctrl-C must not interrupt executor.shutdown(): it would forget threads that still run. So that is
+        # called in a thread of its own, which gets no Ctrl-C.
         self._closing = InterruptSafeThread(self._executor.shutdown, "parallel-processor-closing")
 
     def start(self, admitted: AdmittedRequest) -> None:
@@ -56,7 +57,7 @@ class WorkerThreads:
         """Do nothing: :meth:`start` keeps nothing back."""
 
     def _work(self, admitted: AdmittedRequest | None) -> None:
-        """Runs in a worker thread: send a request, settle its attempt, go on with the next request."""
+        """Runs in a worker thread: send a request, settle the attempt, go on with the next request."""
         while admitted is not None:
             admitted = self._settle(admitted, self._send(admitted))
 
@@ -73,7 +74,7 @@ class WorkerThreads:
         """Cancel every exchange in flight; each fails like a broken connection."""
         self._transport.cancel()
 
-    abort = cancel  # at its end, the interpreter itself waits for the threads
+    abort = cancel  # at interpreter exit: Python waits until the threads have ended
 
     def close(self) -> None:
         """Wait until the threads have ended, and close the sessions."""
