@@ -21,7 +21,8 @@ from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 INSTANT_S = 2e-9  # the bucket takes less than a nanosecond for rounding
-MARGIN_S = 0.25 + 60.25 / 1024  # an admission counts for longer than a minute by this, at most
+SLOT_S = 60.25 / 1024  # admissions of one slot leave the window together
+MARGIN_S = 0.25 + SLOT_S  # an admission counts for longer than a minute by this, at most
 
 
 def limited(requests: Any = math.inf, tokens: Any = math.inf, **more: Any) -> Limits:
