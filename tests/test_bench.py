@@ -86,9 +86,9 @@ def test_a_stream_is_taken_to_its_end() -> None:
 def test_parts_are_compared() -> None:
     """The limiter, the writer, the reader and the counting."""
     table = bench("parts", "--size", "tiny")
-    for name in ("bucket: acquire", "10,000/s through one bucket"):
+    for name in ("bucket: enqueue", "10,000/s through one bucket"):
         assert len(rows(table, name)) == 2, name
-    for name in ("writer", "reader", "estimates", "tokens", "100 threads that wait"):
+    for name in ("writer", "reader", "estimates", "tokens"):
         assert len(rows(table, name)) == 1, name
 
 
