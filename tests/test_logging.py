@@ -50,7 +50,7 @@ def test_every_record_about_a_request_has_its_number(
     }
     begins = (
         *("line 1", "line 2: stream left out", "request 2: attempt 3", "request 1 needs "),
-        *("request 2 is tried again", "request 2 waits for its turn", "request 2 failed"),
+        *("request 2 is tried again", "request 2 waits to be sent again", "request 2 failed"),
     )
     for begin in begins:
         assert any(record.getMessage().startswith(begin) for record in about), begin

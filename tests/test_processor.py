@@ -119,7 +119,7 @@ def test_a_second_run_does_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert records[0] == [rows(1)[0], {"old": True}]
     assert inputs_of(records) == Counter(row["input"] for row in rows(3))
     assert f"{save} has 1 answers" in caplog.messages
-    assert "1 requests that failed before are sent again" in caplog.messages
+    assert "1 requests that failed before are tried again" in caplog.messages
 
 
 def test_overwrite_starts_afresh(tmp_path: Path) -> None:

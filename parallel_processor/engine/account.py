@@ -75,6 +75,7 @@ class Account:
             run.counters,
             usage=self.buckets.usage,
             waits=lambda: run.wait_times.overall(self._clock()),
+            in_flight=lambda: run.in_flight,
             fraction=fraction,
             show=show,
             clock=self._clock,

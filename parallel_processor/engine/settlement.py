@@ -201,7 +201,7 @@ class Settlement:
         number, error = retry_state.request.number, attempt.error
         extra = {"request_number": number}
         if attempt.status is not AttemptStatus.RETRY:
-            _log.warning("request %d waits for its turn: %s", number, error, extra=extra)
+            _log.warning("request %d waits to be sent again: %s", number, error, extra=extra)
         else:
             message = "request %d is tried again in %.1f s: %s"
             _log.warning(message, number, seconds, error, extra=extra)

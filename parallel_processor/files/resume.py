@@ -183,7 +183,7 @@ def _mend(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, che
         scan = _Scan(file.path, answered, keep_failures, check)
         if scan.is_foreign:
             raise ResultsFileError(
-                f"{file.path} holds no records: name another results file, or empty this one by --overwrite"
+                f"{file.path} holds no records: name another results file, or start afresh with --overwrite"
             )
         if file.size != scan.end:
             _log.info("%s: a torn last line is cut off", file.path)
@@ -193,6 +193,8 @@ def _mend(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, che
         file.sync()
         if scan.failed:
             _drop(file, scan.failed)
+    except ResultsFileError:
+        raise
     except OSError as error:
         raise ResultsFileError(
             f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
@@ -203,7 +205,7 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
     if answered.answered:
         _log.info("%s has %s answers", path, f"{answered.answered:,}")
     if answered.failed:
-        what = "stay as they are" if keep_failures else "are sent again"
+        what = "stay as they are" if keep_failures else "are tried again"
         _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
     if answered.foreign:
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")

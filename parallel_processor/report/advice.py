@@ -27,7 +27,7 @@ _FLAGS = {
     WaitCause.TOKENS: "--max_tokens_per_minute",
 }
 _REMEDIES: Mapping[StopCause, str] = {
-    StopCause.KEY: "Correct the API key (`--api_key_file`, or the variable `OPENAI_API_KEY`)",
+    StopCause.KEY: "Set or correct the key (`--api_key`, `--api_key_file`, or `OPENAI_API_KEY`)",
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
@@ -36,7 +36,8 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
 _BY_WAIT: Mapping[WaitCause, str] = {
-    WaitCause.MAX_WORKERS: "Raise `--max_workers` (and `ulimit -n`): {} of the time all were busy.",
+    WaitCause.MAX_WORKERS: "Allow more requests in flight (`--max_workers`, and `ulimit -n` if that is "
+    "lower): {} of the time all workers were busy.",
     WaitCause.TOKEN_COUNTING: "Use more cores with `--processes`: {} of the time tokens were counted.",
     WaitCause.DISK: "Write to a faster disk (`--save_filepath`): {} of the time it was waited for.",
     WaitCause.CONSUMER: "Read the outcomes faster: {} of the time they waited to be read.",
@@ -70,7 +71,10 @@ def nothing_to_change(summary: Summary) -> str:
         return "Nothing: the server had as many requests in flight as it can take."
     if found is None or (found[1].used_share or 0.0) < _USED:
         return "Nothing."
-    return f"Nothing: the limit of {limit_text(found[1])} was used. Only a higher one is faster."
+    faster = "Only a higher one is faster"
+    if cause is not WaitCause.REQUESTS and summary.reserved_tokens > summary.used_tokens:
+        faster += ", or a `max_tokens` in the requests that is closer to what the answers use"
+    return f"Nothing: the limit of {limit_text(found[1])} was used. {faster}."
 
 
 def _stopped(summary: Summary, again: str) -> Iterator[str]:
@@ -90,9 +94,12 @@ def _failed(summary: Summary, again: str) -> Iterator[str]:
         step = f"Correct the {_number(lines, 'invalid line')} of the requests file"
         yield f"{step}." if failed > 0 else f"{step}, then {then}"
     if failed > 0:
+        look = f"Look at the errors of the {_number(failed, 'failed request')}"
+        is_rejected = any(kind.startswith("HTTP 4") for kind in kinds)
         yield (
-            f"Look at the errors of the {_number(failed, 'failed request')}. Correct what the "
-            f"server rejects, then {then}"
+            f"{look}. Correct what the server rejects, then {then}"
+            if is_rejected
+            else f"{look}, then {then}"
         )
     for kind, remedy in _BY_FAILURE.items():
         if number := kinds.get(kind, 0):
@@ -108,10 +115,10 @@ def _too_high(summary: Summary) -> Iterator[str]:
     for cause, flag in _FLAGS.items():
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
-            yield (
-                f"Set `{flag}` to `auto` or {count(allowed)}, which the server allows"
-                f"{_of(summary, bucket)}, instead of {count(typed)}. {_rejections(summary)}."
-            )
+            number = ""  # what was found by trying is no more than a guess
+            if _allowed(bucket, cause) < math.inf:
+                number = f" or {count(allowed)}, which the server allows{_of(summary, bucket)},"
+            yield f"Set `{flag}` to `auto`{number} instead of {count(typed)}. {_rejections(summary)}."
             return
 
 

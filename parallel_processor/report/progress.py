@@ -79,6 +79,7 @@ class Progress:
     Args:
         usage: returns how much of the limits is used.
         waits: returns the seconds waited so far, by cause.
+        in_flight: returns how many requests are in flight.
         fraction: returns the share of the input that has been read, from 0 to 1; ``None`` if unknown.
         show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing.
     """
@@ -89,6 +90,7 @@ class Progress:
         *,
         usage: Callable[[], Usage],
         waits: Callable[[], Mapping[WaitCause, float]],
+        in_flight: Callable[[], int],
         fraction: Callable[[], float | None],
         show: bool | None,
         clock: Callable[[], float] = time.monotonic,
@@ -97,6 +99,7 @@ class Progress:
         self._counters = counters
         self._usage = usage
         self._waits = waits
+        self._in_flight = in_flight
         self._fraction = fraction
         self._clock = clock
         self._started_at = clock()
@@ -176,7 +179,7 @@ class Progress:
         if ended < counts.read or fraction != 1.0:
             words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
             words.append(f"waiting for {self._waiting_for(now)}")
-        words.append(f"{counts.in_flight:,} in flight")
+        words.append(f"{self._in_flight():,} in flight")
         words += _rates(self._usage())
         return ", ".join(words), done, total
 

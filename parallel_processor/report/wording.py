@@ -126,8 +126,11 @@ def bucket_name(bucket: BucketReport) -> str:
 def bucket_text(bucket: BucketReport, elapsed_s: float) -> tuple[str, str]:
     """A model's name, and in one line what its requests waited for and what its limits were."""
     words = [f"waited for {waits_text(bucket.waited_s, elapsed_s)}"]
-    words += [_outcome_text(limit) for limit in _tightest(bucket.limits)]
-    if bucket.in_flight_limit is not None:
+    words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
+    if (
+        bucket.in_flight_limit is not None
+        and bucket.peak_in_flight >= bucket.in_flight_limit > 0 < bucket.answered
+    ):
         words.append(f"concurrency limit found: {bucket.in_flight_limit:,.0f}")
     return bucket_name(bucket), "; ".join(words)
 
@@ -142,12 +145,18 @@ def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:
     return tuple(kept.values())
 
 
-def _outcome_text(limit: LimitReport) -> str:
-    """A limit, where it comes from, and how much of it was used."""
+def _outcome_text(limit: LimitReport, bucket: BucketReport) -> str:
+    """A limit of ``bucket``, where it comes from, and how much of it was used."""
     allowed, tried = allowed_by(limit), limit.tried_per_minute
     if math.isinf(allowed):
         none = f"no limit of {kind_text(limit.name)}"
-        return none if tried is None else f"{limit_text(limit)} found by trying"
+        if tried is None or not bucket.answered:
+            return none
+        return (
+            f"{limit_text(limit)} found by trying"
+            if bucket.rejections
+            else f"{none} met up to {count(tried)}/min"
+        )
     text = limit_text(limit, allowed) + (" found" if limit.configured is None else "")
     if tried is not None and tried < allowed:
         text += f", reduced to {count(tried)} after rejections (429)"

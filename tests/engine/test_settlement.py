@@ -335,7 +335,7 @@ def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) ->
     assert lines(caplog) == [
         (30, "request 17 is tried again in 0.0 s: HTTP 500 t: oops"),
         (20, "pausing for 2 s after a rate limit"),
-        (30, "request 17 waits for its turn: HTTP 429 t: no"),
+        (30, "request 17 waits to be sent again: HTTP 429 t: no"),
     ]
 
 

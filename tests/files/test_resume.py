@@ -300,7 +300,9 @@ def test_torn_tails_are_cut(path: Path, tail: bytes) -> None:
 )
 def test_a_file_without_any_record_is_refused(path: Path, content: bytes) -> None:
     """A file that was named by mistake stays as it is; between records, the same lines stay too."""
-    with pytest.raises(ResultsFileError, match="holds no records: name another .* by --overwrite"):
+    with pytest.raises(
+        ResultsFileError, match="holds no records: name another .* with --overwrite"
+    ):
         prepared(path, content)
     assert path.read_bytes() == content
     answered = prepared(path, good(1) + content)
@@ -525,7 +527,7 @@ def test_a_pipe_has_no_answers(path: Path, overwrite: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep_failures", "words"), [(False, "are sent again"), (True, "stay as they are")]
+    ("keep_failures", "words"), [(False, "are tried again"), (True, "stay as they are")]
 )
 def test_what_was_found_is_said(
     path: Path, errors: Path, caplog: pytest.LogCaptureFixture, keep_failures: bool, words: str

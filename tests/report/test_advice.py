@@ -46,7 +46,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
 @pytest.mark.parametrize(
     ("summary", "start"),
     [
-        (run(stop_cause=StopCause.KEY), "Correct the API key (`--api_key_file`, or the variable"),
+        (run(stop_cause=StopCause.KEY), "Set or correct the key (`--api_key`, `--api_key_file`"),
         (run(stop_cause=StopCause.QUOTA), "Add credit to the account, raise its spending limit"),
         (run(stop_cause=StopCause.UNREACHABLE), "Check `--request_url`, the network, and whether"),
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
@@ -54,20 +54,23 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         (run(stop_cause=StopCause.PROCESSES), "Use fewer `--processes`, then run the same command"),
         (run(stop_cause=StopCause.PROGRAM), "Correct the error that stopped the run, then run the"),
         (run(stop_cause=StopCause.CALLER), "Run the same command again: it continues where it"),
-        (run(failed=5), "Look at the errors of the 5 failed requests. Correct what the server"),
         (
-            run(already_failed=1),
-            "Look at the errors of the failed request. Correct what the server rejects, then run the "
-            "same command again: it sends only what has no answer.",
+            run(failed=5, errors_by_kind={"timed out": 4, "HTTP 404 not_found": 1}),
+            "Look at the errors of the 5 failed requests. Correct what the server rejects, then run",
         ),
+        (
+            run(failed=5, errors_by_kind={"HTTP 500 server_error": 5}),  # nothing to correct
+            "Look at the errors of the 5 failed requests, then run the same command again: it sends",
+        ),
+        (run(already_failed=1), "Look at the errors of the failed request, then run the same"),
         (
             run(failed=3, errors_by_kind={INVALID_REQUEST: 3}),
             "Correct the 3 invalid lines of the requests file, then run the same command again",
         ),
         (
             run(TYPED, limit(tried_per_minute=300.4), rejections=60),
-            "Set `--max_requests_per_minute` to `auto` or 300, which the server allows, instead of "
-            "600. 6 % of the attempts were rejected (429).",
+            "Set `--max_requests_per_minute` to `auto` instead of 600. 6 % of the attempts were "
+            "rejected (429).",
         ),
         (
             run(TYPED, limit(found=300.0), rejections=3),  # few are enough where a header says so
@@ -95,7 +98,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         ),
         (
             run(waited_s={WaitCause.MAX_WORKERS: 60.0}),
-            "Raise `--max_workers` (and `ulimit -n`): 60 %",
+            "Allow more requests in flight (`--max_workers`, and `ulimit -n` if that is lower): 60 %",
         ),
         (run(waited_s={WaitCause.TOKEN_COUNTING: 80.0}), "Use more cores with `--processes`: 80 %"),
         (run(waited_s={WaitCause.DISK: 40.0}), "Write to a faster disk (`--save_filepath`): 40 %"),

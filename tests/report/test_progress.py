@@ -49,6 +49,7 @@ class View:
                 span_s=self.span_s,
             ),
             waits=lambda: dict(self.waits),
+            in_flight=lambda: self.counters.counts().in_flight,
             fraction=lambda: self.read,
             show=show,
             clock=lambda: self.now_s,

@@ -83,8 +83,20 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
                 admitted=100,
                 limits=(typed, found, day),
             ),
-            BucketReport(url=url, model="", admitted=200, limits=(tried, cut)),
-            BucketReport(url=url, model="sun", admitted=5, in_flight_limit=61.6),
+            BucketReport(
+                url=url, model="", admitted=200, answered=9, rejections=1, limits=(tried, cut)
+            ),
+            BucketReport(
+                url=url,
+                model="sun",
+                admitted=6,
+                answered=6,
+                in_flight_limit=61.6,
+                peak_in_flight=62,
+            ),
+            BucketReport(  # neither the workers nor the search were stopped by the server
+                url=url, model="few", admitted=5, answered=5, limits=(tried,), in_flight_limit=32.0
+            ),
             BucketReport(url=url, model="open", admitted=4, limits=(LimitReport(name="tokens"),)),
             BucketReport(url=url, model="unused"),
         ),
@@ -95,6 +107,7 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
         "small: waited for 80 % the request limit, 10 % the disk; "
         "300 requests/min found (95 % used, changed 1 time); 1,000 requests/day found (10 % used)",
         "sun: waited for nothing; concurrency limit found: 62",
+        "few: waited for nothing; no limit of requests met up to 480/min",
         "open: waited for nothing; no limit of tokens",
     ]
 
