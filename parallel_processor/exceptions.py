@@ -18,7 +18,7 @@ the caller's mistakes, for files that can't be used, and for an account that the
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parallel_processor.models import Outcome
@@ -164,9 +164,9 @@ class RequestFailedError(ParallelProcessorError):
         super().__init__(f"{place} failed: {outcome.error or 'it was given up'}")
         self.outcome = outcome
 
-    def __reduce__(self) -> tuple[type[RequestFailedError], tuple[Outcome]]:
+    def __reduce__(self) -> tuple[type[RequestFailedError], tuple[Outcome], dict[str, Any]]:
         """Pickling calls the constructor with the outcome, not with the message."""
-        return type(self), (self.outcome,)
+        return type(self), (self.outcome,), vars(self)
 
 
 class StopRequested(ParallelProcessorError):

@@ -249,7 +249,7 @@ class Processor:
         ahead: Callable[[], float] | None = None,
     ) -> Iterator[Outcome]:
         account, started_at = self._account, self._clock()
-        with account.run(ahead=ahead) as run:
+        with account.run(ahead=ahead, stops=account.stops) as run:
             if progress is not False:
                 run.displays.add(account.progress(run, given.fraction, progress))
             yield from run.outcomes(given)
@@ -262,13 +262,11 @@ class Processor:
         Any thread may call it, but no signal handler. :meth:`process_file` returns as usual; its summary
         has the ``reason`` as ``stop_reason``.
         """
-        for run in self._account.runs():
-            run.stop(StopRequested(reason))
+        self._account.stop(reason)
 
     def cancel(self, reason: str = "stopped by the caller") -> None:
         """Like :meth:`stop`, but the requests in flight are cancelled at once."""
-        for run in self._account.runs():
-            run.cancel(StopRequested(reason))
+        self._account.stop(reason, cancels=True)
 
     def __enter__(self) -> Processor:
         return self

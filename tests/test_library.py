@@ -354,8 +354,11 @@ def test_a_thread_that_cant_be_had_costs_one_request(monkeypatch: pytest.MonkeyP
 def test_a_failure_can_travel_between_processes() -> None:
     """As what a pool's work raises does."""
     outcome = Outcome(request=Request(body={}, number=3), ok=False, errors=("no",))
-    error = pickle.loads(pickle.dumps(RequestFailedError(outcome)))
+    raised = RequestFailedError(outcome)
+    raised.outcomes = (outcome,)
+    error = pickle.loads(pickle.dumps(raised))
     assert str(error) == "request 3 failed: no" and error.outcome == outcome
+    assert error.outcomes == (outcome,)
 
 
 # Checks of answers.

@@ -173,6 +173,8 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
         ) as watcher,
         serve_metrics(processor, *flags.metrics_port) if flags.metrics_port else nullcontext(),
     ):
+        if watcher.number:  # it came before there was anything to stop
+            return 128 + watcher.number
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
             _log.error("%s", error)

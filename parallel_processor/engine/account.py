@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from parallel_processor.engine.run import MakeSink, Run
 from parallel_processor.engine.submissions import Submissions
-from parallel_processor.exceptions import stop_cause_of
+from parallel_processor.exceptions import StopRequested, stop_cause_of
 from parallel_processor.models import Request
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
@@ -29,6 +29,8 @@ class Account:
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards the fields below
         self._runs: set[Run] = set()
+        self.stops = 0  # how often :meth:`stop` was called
+        self._last_stop: Callable[[Run], None] = lambda run: None
         self._ended = Counts()  # of the runs that are over
 
     @contextmanager
@@ -40,8 +42,12 @@ class Account:
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
+        stops: int | None = None,
     ) -> Iterator[Run]:
-        """A new run, which is over at the end of the block. The arguments are those of :class:`Run`."""
+        """A new run, which is over at the end of the block. The arguments are those of :class:`Run`.
+
+        ``stops`` is ``self.stops`` at the begin of the caller's call. A later stop is for this run, too.
+        """
         run = Run(
             self._options,
             buckets=self.buckets,
@@ -55,12 +61,27 @@ class Account:
         )
         with self._lock:
             self._runs.add(run)
+            missed = self._last_stop if stops not in (None, self.stops) else None
+        if missed is not None:
+            missed(run)
         try:
             yield run
         finally:
             with self._lock:
                 self._runs.discard(run)
                 self._ended += run.counters.counts().at_end()
+
+    def stop(self, reason: str, *, cancels: bool = False) -> None:
+        """Stop the runs of all calls that have begun; with ``cancels``, cancel their requests in flight."""
+        cause = StopRequested(reason)
+
+        def stop(run: Run) -> None:
+            (run.cancel if cancels else run.stop)(cause)
+
+        with self._lock:
+            self.stops, self._last_stop = self.stops + 1, stop
+        for run in self.runs():
+            stop(run)
 
     def runs(self) -> list[Run]:
         """The runs that are not over."""

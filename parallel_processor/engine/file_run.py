@@ -51,6 +51,7 @@ class FileRun:
     ) -> None:
         self._job, self._options = job, options
         self._account, self._clock = account, clock
+        self._stops = account.stops
         self._started_at, self._started_at_s = clock(), time.time()
         self._highlights = Highlights()
 
@@ -63,6 +64,7 @@ class FileRun:
                 make_sink=output.open,
                 on_cancel=output.give_up,
                 parses_answers=job.on_outcome is not None,
+                stops=self._stops,
             ) as run:
                 report = self._live_report(job.report, run, lines) if job.report else None
                 try:

@@ -4,10 +4,14 @@ A child of ``os.fork()`` has only the thread that forked. If another thread was 
 lock stays held in the child, which hangs when it imports that module. Most of what this package needs is
 imported by the first run, perhaps in a thread. So a fork waits until such an import is done, some tenths
 of a second at most.
+
+A module that registers fork hooks with locks must not be imported while a fork waits here: the fork would
+release a lock that it never took. ``concurrent.futures.thread`` is one, and is therefore imported first.
 """
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401
 import functools
 import importlib
 import os

@@ -80,6 +80,36 @@ def test_a_fork_amid_loading_leaves_the_child_able_to_work(work: str) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+_HOOKS = """
+import os, threading, time
+from parallel_processor.runtime.forks import FORK_LOCK
+has_lock, forks = threading.Event(), threading.Event()
+
+def load():
+    with FORK_LOCK:
+        has_lock.set()
+        forks.wait()
+        threading.Event().wait(0.2)  # the fork is waiting for the lock by then
+        import parallel_processor.workers.pool, parallel_processor.report.progress, tenacity
+
+thread = threading.Thread(target=load)
+thread.start()
+has_lock.wait()
+forks.set()
+if not (child := os.fork()):
+    os._exit(0)
+os.waitpid(child, 0)
+thread.join()
+"""
+
+
+def test_a_fork_that_waited_releases_no_lock_of_what_was_loaded() -> None:
+    """Nothing that is imported under the lock registers fork hooks with a lock of its own."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _HOOKS]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=90)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
 def test_a_fork_waits_while_something_is_loaded(tmp_path: Path) -> None:
     """It goes on when that is loaded, and nobody has the lock in the child."""

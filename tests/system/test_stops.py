@@ -27,7 +27,7 @@ from parallel_processor.files.verify import Verification, verify_results
 FAST = ("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf")
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 HANGS_S = 40.0
-GO_ON = "Run the same command again to go on."
+GO_ON = "Run the same command again: it continues where it stopped."
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -160,7 +160,8 @@ def test_every_answer_that_was_given_is_on_record(number: int, code: int, job: J
         found = job.verify()
         assert stopped["requests_received"] == stopped["answered"] == found.answered < 200
         assert (found.failed, found.torn, found.doubled, found.foreign) == (0, 0, 0, 0)
-        assert f"interrupted by {signal.Signals(number).name}. {GO_ON}" in process.stderr
+        assert f"stopped: interrupted by {signal.Signals(number).name}." in process.stderr
+        assert GO_ON in process.stderr
         assert f"{found.answered:,} answered, 0 failed" in process.stderr
         assert f"results are in {job.results}" in process.stderr
         again = subprocess.run(words, capture_output=True, env=environment(), timeout=60)
