@@ -198,7 +198,7 @@ def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
     assert len(lines) == 1
     assert "ERROR stopped: HTTP 401" in lines[0]
     assert (
-        "\nCorrect the API key (--api_key_file, or the variable OPENAI_API_KEY), then"
+        "\nSet or correct the key (--api_key, --api_key_file, or OPENAI_API_KEY), then"
         in done.stderr
     )
     for secret in (KEY, KEY[:8], KEY[-4:]):
