@@ -78,7 +78,9 @@ class Request:
 
 def model_name(body: Any) -> str:
     """The model that ``body`` names; empty if it names none, or no string of at most 256 characters."""
-    model = body.get("model") if isinstance(body, Mapping) else None
+    model = (
+        body.get("model") if isinstance(body, dict) else None
+    )  # dict: an ABC takes ten times as long
     return model if isinstance(model, str) and len(model) <= _MAX_MODEL_CHARS else ""
 
 

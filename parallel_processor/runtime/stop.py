@@ -43,8 +43,8 @@ class WakeEvent:
     def clear(self) -> None:
         """Let the next wait last until the event is set again."""
         self._is_set = False
-        with suppress(queue.Empty):
-            while True:
+        while not self._wakes.empty():
+            with suppress(queue.Empty):  # a thread that waits may take it first
                 self._wakes.get_nowait()
 
     def wait(self, seconds: float | None = None) -> bool:
