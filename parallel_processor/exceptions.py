@@ -38,6 +38,8 @@ class StopCause(str, enum.Enum):
     KEY = "key"  # the server does not accept the API key
     QUOTA = "quota"  # no credit, a spending limit, or a daily quota that is used up
     UNREACHABLE = "unreachable"  # no connection to the server could be made
+    SETUP = "setup"  # no request can succeed: certificate, proxy, URL, protocol
+    EQUAL_FAILURES = "equal failures"  # the first requests all failed for one and the same reason
     SERVER_WAIT = "server wait"  # the server asks for a longer wait than the settings permit
     DISK = "disk"  # a results file can't be read, written or replaced
     PROCESSES = "processes"  # worker processes can't be started, or do not live
@@ -186,12 +188,14 @@ class TransportError(ParallelProcessorError):
         retryable: bool = True,
         is_cancelled: bool = False,
         unreachable: bool = False,
+        is_setup: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind  # a short label to count by: timeout, connection error, torn body …
         self.retryable = retryable  # false if another attempt would end the same way
         self.is_cancelled = is_cancelled  # the run itself gave the attempt up
         self.unreachable = unreachable  # no connection was made, so that nothing was sent
+        self.is_setup = is_setup  # no attempt can succeed until the user changes something
 
 
 def stop_cause_of(error: BaseException | None) -> StopCause:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from parallel_processor.exceptions import RequestFailedError
+from parallel_processor.exceptions import RequestFailedError, StopCause
 from parallel_processor.runtime.notebook import html_table
 
 INVALID_REQUEST = "invalid request"
@@ -168,8 +168,12 @@ class AttemptStatus(enum.Enum):
     RETRY = "retry"
     RATE_LIMITED = "rate limited"
     UNREACHABLE = "unreachable"
+    NOT_READY = (
+        "not ready"  # the server loads a model or restarts: it was reached, and must be waited for
+    )
     LOST = "lost"  # with the worker process that had it under way
     FAILED = "failed"
+    MODEL_SPENT = "model spent"  # no request for this model will be answered; others may
     FATAL = "fatal"
     STOPPED = "stopped"
 
@@ -179,6 +183,10 @@ class Rejection:
     """Why a server turned an attempt away."""
 
     kind: str = ""  # the limit that the server named, requests or tokens; empty if it named none
+    limit: float | None = (
+        None  # how many a minute the text names; with concurrency, how many in flight
+    )
+    concurrency: bool = False  # too many requests were in flight; the rate was not the reason
     ramp_too_fast: bool = False  # the traffic rose too fast
     overload: bool = False  # the server has too much to do, for this client or for others
     has_retry_after: bool = False  # the server said how long to wait
@@ -193,6 +201,7 @@ class Attempt:
     kind: str = ""  # a short label, such as HTTP 500 server_error; empty for a good answer
     error: str = ""  # the text for the record; empty for a good answer
     retry_after_s: float | None = None  # how long the server asked to wait; None if it didn't
+    stop_cause: StopCause = StopCause.NOTHING  # why it stops the run, if its status is FATAL
     rejection: Rejection | None = None  # set if the server turned it away, for limits or load
     used_tokens: int | None = None  # what the answer says was used; None if it says nothing
     output_tokens: int | None = None  # the answer's part of used_tokens

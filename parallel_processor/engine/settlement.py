@@ -28,7 +28,6 @@ from parallel_processor.models import (
     Request,
 )
 from parallel_processor.options import Options
-from parallel_processor.providers.responses import stop_cause
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
@@ -157,8 +156,7 @@ class Settlement:
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
         if attempt.status is AttemptStatus.FATAL:
-            cause = StopCause.QUOTA if attempt.response is None else stop_cause(attempt.response)
-            self._stop.set(RunStoppedError(attempt.error, cause))
+            self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
         elif attempt.status is AttemptStatus.RATE_LIMITED:
             self._pause(attempt, reservation, bucket)
         elif attempt.status is AttemptStatus.UNREACHABLE:

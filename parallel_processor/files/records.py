@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
+from parallel_processor.providers.errors import read_error
 from parallel_processor.providers.jsontext import MAX_NESTING, dump, elements, members, parse
-from parallel_processor.providers.responses import read_error
 from parallel_processor.providers.usage import used_tokens
 
 _log = logging.getLogger("parallel_processor")

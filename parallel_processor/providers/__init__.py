@@ -10,7 +10,8 @@ Names that cross the border (module, names):
                    needs_key, resolve_url
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, read_answer,
                    split_last, without
+    errors         read_error
     limit_headers  read_limits
-    responses      classify, read_error, stop_cause
+    responses      classify
     usage          read_usage, used_tokens
 """

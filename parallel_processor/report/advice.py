@@ -30,6 +30,8 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.KEY: "Set or correct the key (`--api_key`, `--api_key_file`, or `OPENAI_API_KEY`)",
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
+    StopCause.SETUP: "Correct what the message names",
+    StopCause.EQUAL_FAILURES: "Correct what the message names",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
     StopCause.DISK: "Make room on the disk, or make the results file writable",
     StopCause.PROCESSES: "Use fewer `--processes`",

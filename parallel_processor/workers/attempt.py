@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from parallel_processor.exceptions import TransportError
+from parallel_processor.exceptions import StopCause, TransportError
 from parallel_processor.models import Attempt, AttemptStatus, LimitReading, Request, Response
 from parallel_processor.options import Options
 from parallel_processor.providers.jsontext import parse
@@ -55,7 +55,14 @@ class AttemptRunner:
             status = AttemptStatus.RETRY if error.retryable else AttemptStatus.FAILED
             if error.unreachable:
                 status = AttemptStatus.UNREACHABLE
-            attempt = Attempt(status=status, kind=error.kind, error=self._redact(str(error)))
+            if error.is_setup:
+                status = AttemptStatus.FATAL
+            attempt = Attempt(
+                status=status,
+                kind=error.kind,
+                error=self._redact(str(error)),
+                stop_cause=StopCause.SETUP if error.is_setup else StopCause.NOTHING,
+            )
         return replace(attempt, sent_at_s=self._transport.sending_since_s, latency_s=latency_s)
 
     def _without_keys(

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from parallel_processor.models import AttemptStatus, Rejection, Response
+from parallel_processor.providers.errors import read_error
 from parallel_processor.providers.jsontext import read_answer
-from parallel_processor.providers.responses import classify, read_error, retry_after_s
+from parallel_processor.providers.responses import classify
+from parallel_processor.providers.waits import retry_after_s
 
 ANSWERED, FAILED, FATAL = AttemptStatus.ANSWERED, AttemptStatus.FAILED, AttemptStatus.FATAL
 RETRY, RATE_LIMITED = AttemptStatus.RETRY, AttemptStatus.RATE_LIMITED
