@@ -38,6 +38,15 @@ class Connection:
         if self._stopping.wait(min(seconds, threading.TIMEOUT_MAX)):
             raise ConnectionOver("the simulator is stopping")
 
+    def is_left(self) -> bool:
+        """Return True if the client has left, as far as that can be seen."""
+        try:
+            return self._client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+
     def send(self, reply: HttpReply, *, keep_alive: bool) -> None:
         """Send a reply in one piece."""
         head, body = reply.encode(keep_alive=keep_alive)

@@ -13,7 +13,8 @@ class Exchange:
     """What is known of a request so far; used by one thread.
 
     `model` is the name it goes under in the limits, `cost` the tokens charged so far, `in_flight`
-    how many requests were being answered when this one began, itself included; 0 before.
+    how many requests were being answered when this one began, itself included; 0 before. `ruled` is
+    true once the rules have let it through.
     """
 
     __slots__ = (
@@ -28,6 +29,7 @@ class Exchange:
         "model",
         "number",
         "read",
+        "ruled",
     )
 
     def __init__(self, number: int, arrived_s: float) -> None:
@@ -39,6 +41,7 @@ class Exchange:
         self.read = self.cost = 0
         self.digest = 0
         self.in_flight = 0
+        self.ruled = False
         self.latency_s = 0.0
         self.levels: tuple[QuotaLevel, ...] = ()
 

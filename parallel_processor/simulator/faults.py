@@ -54,6 +54,13 @@ def _text(status: int, text: str, content_type: str = "text/html") -> HttpReply:
     return HttpReply(status=status, body=text.encode(), content_type=content_type)
 
 
+def _page(title: str, server: str) -> str:
+    return (
+        f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n"
+        f"<center><h1>{title}</h1></center>\r\n<hr><center>{server}</center>\r\n</body>\r\n</html>\r\n"
+    )
+
+
 SSE_BODY = 'data: {"object": "chat.completion.chunk", "choices": []}\n\ndata: [DONE]\n\n'
 
 FAULT_REPLIES: dict[str, HttpReply] = {
@@ -100,6 +107,23 @@ FAULT_REPLIES: dict[str, HttpReply] = {
     "empty": HttpReply(status=200, body=b""),
     "sse": _text(200, SSE_BODY, "text/event-stream"),
     "text401": _text(401, "Authentication Fails (governor)", "text/plain"),
+    "loading": error_reply(503, "Loading model", "unavailable_error", None),
+    "loading_time": _json(503, {"error": "Model sim is currently loading", "estimated_time": 20.0}),
+    "concurrency": error_reply(
+        429, "Too many concurrent requests for this key.", "rate_limit_error", "concurrency"
+    ),
+    "nginx": _text(503, _page("503 Service Temporarily Unavailable", "nginx")),
+    "haproxy": _text(
+        429,
+        "<html><body><h1>429 Too Many Requests</h1>\n"
+        "You have sent too many requests in a given amount of time.\n</body></html>\n",
+    ),
+    "long_context": error_reply(
+        429,
+        "Extra usage is required for requests of this length.",
+        "rate_limit_error",
+        "long_context",
+    ),
     "redirect": HttpReply(
         status=302, body=b"", headers="Location: http://elsewhere.invalid/v1/chat/completions\r\n"
     ),

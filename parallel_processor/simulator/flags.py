@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,8 +15,10 @@ from parallel_processor.simulator.options import (
     DEFAULT_ERRORS,
     LimitChange,
     ModelLimits,
+    Outage,
     SimulatorOptions,
 )
+from parallel_processor.simulator.rules import RULE_KINDS, CannedAnswer, Rule
 
 PROGRAM = "python -m parallel_processor.simulator"
 
@@ -44,6 +46,7 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("best_in_flight", int, "requests in flight above which answers take longer (default: none)"),
     ("overload_exponent", float, "power of the excess over it with which the latency grows"),
     ("refuse_in_flight", int, "requests in flight above which more get a 503 (default: none)"),
+    ("slots", int, "requests answered at once; all others wait in a queue (default: no bound)"),
     ("error_rate", float, "share, 0 to 1, of the distinct requests that fail"),
     ("error_attempts", int, "how often such a request fails before it succeeds; 0: always"),
     ("stall_s", float, "seconds after which a stalled connection is closed"),
@@ -60,8 +63,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> SimulatorOptions:
     """Return the options that flags ask for; ends the process with 2 if that can't be."""
     parser = _parser()
     given = vars(parser.parse_args(arguments))
-    if "changes" in given:
-        given["changes"] = tuple(given["changes"])
+    for name in ("changes", "rules", "outages"):
+        if name in given:
+            given[name] = tuple(given[name])
     if isinstance(given.get("errors"), str):
         kinds = (kind.strip() for kind in given["errors"].split(","))
         given["errors"] = tuple(kind for kind in kinds if kind)
@@ -102,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"kinds of fault (default: {','.join(DEFAULT_ERRORS)}; "
         f"also: {','.join(sorted(FAULT_KINDS.difference(DEFAULT_ERRORS)))})",
     )
+    _add_rules(parser)
     return parser
 
 
@@ -123,6 +128,75 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="new limits from so many seconds after the first request, repeatable: "
         "30:requests_per_minute=300,tokens_per_minute=9000,model=gpt-4o*",
     )
+
+
+def _add_rules(parser: argparse.ArgumentParser) -> None:
+    conditions = ", ".join(name for name in _CONDITIONS)
+    parser.add_argument(
+        "--rule",
+        dest="rules",
+        metavar="ANSWER:CONDITION=VALUE,…",
+        action="append",
+        type=_read_rule,
+        help="what the requests get that fulfil all conditions, repeatable: concurrency:in_flight=5. "
+        f"Conditions: {conditions}. An answer is a FILE.json with status, headers and body, or one "
+        f"of {', '.join(sorted(RULE_KINDS))}",
+    )
+    parser.add_argument(
+        "--outage",
+        dest="outages",
+        metavar="FROM_S-UNTIL_S",
+        action="append",
+        type=_read_outage,
+        help="close the port between these seconds after the first request, repeatable: 10-40",
+    )
+
+
+_CONDITIONS: dict[str, Callable[[str], Any]] = {
+    "containing": str,
+    "from_s": float,
+    "until_s": float,
+    "in_flight": int,
+    "per_s": float,
+    "burst": int,
+    "share": float,
+    "after": int,
+    "first": int,
+}
+
+
+def _read_rule(text: str) -> Rule:
+    answer, _, conditions = text.partition(":")
+    given: dict[str, Any] = {}
+    try:
+        for condition in filter(None, conditions.split(",")):
+            name, _, value = condition.partition("=")
+            given[name] = _CONDITIONS[name](value)
+        return Rule(answer=_read_answer(answer) if answer.endswith(".json") else answer, **given)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no ANSWER:CONDITION=VALUE,…") from None
+
+
+def _read_answer(path: str) -> CannedAnswer:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        known = {name: content[name] for name in ("status", "headers", "body") if name in content}
+        return CannedAnswer(**known)
+    except (OSError, TypeError, ValueError) as error:  # ConfigurationError among them
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+
+
+def _read_outage(text: str) -> Outage:
+    from_s, _, until_s = text.partition("-")
+    try:
+        return Outage(from_s=float(from_s), until_s=float(until_s))
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no FROM_S-UNTIL_S") from None
 
 
 def _read_limits(path: str) -> dict[str, ModelLimits]:

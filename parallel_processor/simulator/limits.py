@@ -38,7 +38,7 @@ class RateLimits:
     """The limits of all models; each has its own if `limits_by_model` names any, else all share.
 
     Safe to call from any thread. It remembers every model: bounding them is the caller's. Time 0 is
-    the first call of `admit` or `levels`.
+    the first call of `admit`, `levels` or `start_s`.
     """
 
     def __init__(
@@ -79,6 +79,11 @@ class RateLimits:
         with self._lock:
             now_s = self._now_s()
             return () if self._apart else self._account(_SHARED, now_s).levels()
+
+    def start_s(self) -> float:
+        """Return the seconds since the first request, and begin to count if this is it."""
+        with self._lock:
+            return self._now_s()
 
     def elapsed_s(self) -> float:
         """Return the seconds since the first request, 0 before it."""

@@ -11,6 +11,7 @@ from parallel_processor.simulator.faults import FAULT_KINDS
 from parallel_processor.simulator.headers import HEADER_STYLES
 from parallel_processor.simulator.quotas import METRICS
 from parallel_processor.simulator.refusals import DEFAULT_REFUSAL_CODE
+from parallel_processor.simulator.rules import Rule
 
 DEFAULT_ERRORS = ("500", "503", "429", "reset", "torn", "html", "detail", "bad_json")
 """The faults a client is expected to get over by trying again."""
@@ -41,8 +42,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "best_in_flight": (1, math.inf),
     "overload_exponent": (0.0, 10.0),
     "refuse_in_flight": (1, math.inf),
+    "slots": (1, 100_000),
 }
-_WHOLE = ("rival_tokens_per_request", "answer_tokens", "best_in_flight", "refuse_in_flight")
+_WHOLE = (
+    "rival_tokens_per_request",
+    "answer_tokens",
+    "best_in_flight",
+    "refuse_in_flight",
+    "slots",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +83,22 @@ class LimitChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """A restart: no connection is open, and none can be made, between these seconds of the run.
+
+    They count from the first request.
+    """
+
+    from_s: float
+    until_s: float
+
+    def __post_init__(self) -> None:
+        _check(_is_number(self.from_s, 0.0, math.inf), "from_s", self.from_s, "0 or more seconds")
+        ok = _is_number(self.until_s, self.from_s, math.inf)
+        _check(ok, "until_s", self.until_s, "no less than from_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorOptions:
     """Every choice a `Simulator` offers; the defaults answer everything, at once and for ever.
 
@@ -91,7 +115,9 @@ class SimulatorOptions:
     the prompt, and the answer once it is written. Then `answer_tokens` is how long answers are, by
     their usage, half as much more or less. With `retry_after` off, refusals say no time to wait;
     `refusal_code` is their code. `best_in_flight` and `overload_exponent` are explained in load.py;
-    above `refuse_in_flight` requests the server says that it is overloaded.
+    above `refuse_in_flight` requests the server says that it is overloaded; with `slots` it answers
+    so many at once, and the others wait in a queue without end. `rules` give requests an answer of
+    your own; the first that applies counts. In `outages` nothing listens.
     """
 
     host: str = "127.0.0.1"
@@ -121,6 +147,9 @@ class SimulatorOptions:
     best_in_flight: int | None = None
     overload_exponent: float = 1.5
     refuse_in_flight: int | None = None
+    slots: int | None = None
+    rules: tuple[Rule, ...] = ()
+    outages: tuple[Outage, ...] = ()
     error_rate: float = 0.0
     error_attempts: int = 1
     errors: tuple[str, ...] = DEFAULT_ERRORS
@@ -173,6 +202,9 @@ class SimulatorOptions:
             for pattern, limits in own.items()
         )
         _check(ok, "limits_by_model", own, "ModelLimits by pattern")
+        for name, kind in (("rules", Rule), ("outages", Outage)):
+            value = getattr(self, name)
+            _check(all(isinstance(one, kind) for one in value), name, value, f"{kind.__name__}s")
         for change in self.changes:
             _check(isinstance(change, LimitChange), "changes", change, "a LimitChange")
             ok = change.model == "*" or bool(self.limits_by_model)

@@ -22,6 +22,7 @@ from parallel_processor.simulator.wire import MalformedRequest
 from parallel_processor.tokens.counter import TokenCounter
 
 _BACKLOG = 4096
+_OUTAGE_CHECK_S = 0.02  # how often it is looked whether an outage begins or ends, if any is to come
 _OUT_OF_FILES_S = 0.05  # how long accepting rests when the process has no file descriptor left
 
 
@@ -48,8 +49,7 @@ class Simulator:
     def start(self) -> None:
         """Listen; raises OSError when the address can't be had."""
         options = self.options
-        self._listener = socket.create_server((options.host, options.port), backlog=_BACKLOG)
-        self._listener.setblocking(False)
+        self._listener = _listen(options.host, options.port)
         self._port: int = self._listener.getsockname()[1]
         self._alarm, self._alarm_bell = socket.socketpair()
         self._accepting = threading.Thread(target=self._accept, name="simulator-accept")
@@ -64,13 +64,17 @@ class Simulator:
         self._accepting.join()
         for open_socket in (self._listener, self._alarm, self._alarm_bell):
             open_socket.close()
+        self._hang_up()
+        self._accepting = None
+
+    def _hang_up(self) -> None:
+        """Close every connection, and return when none of their threads is left."""
         with self._lock:
             threads = list(self._connections.values())
             for connection in self._connections:
                 connection.stop()
         for thread in threads:
             thread.join()
-        self._accepting = None
 
     def __enter__(self) -> Simulator:
         self.start()
@@ -101,12 +105,34 @@ class Simulator:
         return self._service.timeline.snapshot()
 
     def _accept(self) -> None:
+        interval_s = _OUTAGE_CHECK_S if self.options.outages else None
+        while not self._stopping.is_set():
+            self._accept_until_outage(interval_s)
+            self._listener.close()
+            if self._stopping.is_set():
+                return
+            self._hang_up()
+            while self._is_out() and not self._stopping.wait(_OUTAGE_CHECK_S):
+                pass
+            if not self._stopping.is_set():
+                self._listener = _listen(self.options.host, self._port)
+
+    def _accept_until_outage(self, interval_s: float | None) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._alarm, selectors.EVENT_READ)
             while not self._stopping.is_set():
-                selector.select()
+                selector.select(interval_s)
+                if self._is_out():
+                    return
                 self._accept_waiting()
+
+    def _is_out(self) -> bool:
+        outages = self.options.outages
+        if not outages:
+            return False
+        now_s = self._service.elapsed_s()
+        return any(outage.from_s <= now_s < outage.until_s for outage in outages)
 
     def _accept_waiting(self) -> None:
         while not self._stopping.is_set():
@@ -152,6 +178,12 @@ class Simulator:
         with self._lock:
             del self._connections[connection]
             connection.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.create_server((host, port), backlog=_BACKLOG)
+    listener.setblocking(False)
+    return listener
 
 
 def _counter(options: SimulatorOptions) -> TokenCounting:

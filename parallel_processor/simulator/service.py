@@ -1,8 +1,9 @@
 """What becomes of a request: the checks in the order in which a real API makes them.
 
-The key, the money, the body, the load, the limits; then the time an answer takes, and the answer or
-a fault. A fault therefore costs its request's tokens, as a failed request does at OpenAI. A refusal
-by the limits costs nothing.
+The rules, as a gateway before the API would apply them; the key, the money, the body, the load, the
+limits; then the time an answer takes, and the answer or a fault. A fault therefore costs its
+request's tokens, as a failed request does at OpenAI. A refusal by the limits costs nothing, and
+neither does a rule's answer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from parallel_processor.simulator.refusals import (
     refused_by_anthropic,
     wrong_key,
 )
+from parallel_processor.simulator.rules import CannedAnswer, Rule, Rules
 from parallel_processor.simulator.stats import Stats
 from parallel_processor.simulator.timeline import Timeline
 from parallel_processor.simulator.wire import HttpReply, HttpRequest
@@ -72,7 +74,9 @@ class Service:
             best=options.best_in_flight,
             exponent=options.overload_exponent,
             most=options.refuse_in_flight,
+            slots=options.slots,
         )
+        self._rules = Rules(options.rules, draw=self._random.random)
         self._faults = FaultPlan(
             rate=options.error_rate, attempts=options.error_attempts, kinds=options.errors
         )
@@ -81,6 +85,10 @@ class Service:
         """Return every figure of GET /stats."""
         admitted, refused = self._limits.rival()
         return self.stats.summary() | {"rival_admitted": admitted, "rival_refused": refused}
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the first request, 0 before it."""
+        return self._limits.elapsed_s()
 
     def serve(self, request: HttpRequest, connection: Connection) -> None:
         """Answer one request, or fail to as planned; raises OSError when the connection is over."""
@@ -102,6 +110,8 @@ class Service:
             self.stats.left()
             if exchange.in_flight:
                 self._load.leave()
+            if exchange.ruled:
+                self._rules.leave()
         connection.send(reply, keep_alive=request.keep_alive)
 
     def _get(self, request: HttpRequest) -> HttpReply:
@@ -125,13 +135,20 @@ class Service:
         self, request: HttpRequest, connection: Connection, exchange: Exchange
     ) -> tuple[HttpReply, str | None]:
         """Return the reply, and the fault of the connection that is to befall it."""
+        rule = self._options.rules and self._rules.catch(request.body, self._limits.start_s())
+        if rule:
+            return self._ruled(rule, exchange)
+        exchange.ruled = bool(self._options.rules)
         reply = self._turn_down(request, exchange)
         if reply is not None:
             return reply, None
         exchange.digest = digest_of(request.body, self._options.seed)
-        exchange.latency_s = self._latency_s() * self._load.slowdown(exchange.in_flight)
+        work_s = self._latency_s() * self._load.slowdown(exchange.in_flight)
+        exchange.latency_s = self._load.time_s(self._clock(), work_s)
         if exchange.latency_s > 0:
             connection.pause(exchange.latency_s)
+            if connection.is_left():
+                self.stats.count("abandoned")
         fault = self._faults.next_fault(exchange.digest)
         if fault is not None:
             self.stats.faulted(fault)
@@ -142,6 +159,15 @@ class Service:
             self.stats.count("out_of_quota")  # the last of the money went while this one waited
             return out_of_quota(self._lines(exchange)), None
         return reply, fault
+
+    def _ruled(self, rule: Rule, exchange: Exchange) -> tuple[HttpReply, str | None]:
+        """Return a rule's answer, or the fault of the connection that stands for it."""
+        self.stats.faulted(rule.name)
+        if isinstance(rule.answer, CannedAnswer):
+            return _with_headers(rule.answer.reply(), exchange.headers(self._headers)), None
+        if rule.answer in CONNECTION_FAULTS:
+            return HttpReply(status=200, body=b""), rule.answer
+        return _with_headers(FAULT_REPLIES[rule.answer], exchange.headers(self._headers)), None
 
     def _turn_down(self, request: HttpRequest, exchange: Exchange) -> HttpReply | None:
         """Return a refusal; None, with the tokens charged, for a request that is to be answered."""

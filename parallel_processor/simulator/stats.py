@@ -114,6 +114,7 @@ class Stats:
             "out_of_quota": counts["out_of_quota"],
             "bad_requests": counts["bad_requests"],
             "overloaded": counts["overloaded"],
+            "abandoned": counts["abandoned"],
             "faults": faults,
             "tokens_received": sum(charges) + sum(settled),
             "connections_opened": counts["connections_opened"],

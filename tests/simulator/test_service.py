@@ -38,6 +38,9 @@ class FakeConnection:
         self.pauses_s.append(seconds)
         self._meanwhile()
 
+    def is_left(self) -> bool:
+        return False
+
     def send(self, reply: HttpReply, *, keep_alive: bool) -> None:
         self.replies.append(reply)
 
@@ -382,6 +385,7 @@ def test_the_timeline_is_served() -> None:
         *(("best_in_flight", odd) for odd in (0, 1.5)),
         ("overload_exponent", 11),
         ("refuse_in_flight", 0),
+        *(("slots", odd) for odd in (0, 1.5)),
         *(("latency_s", odd) for odd in (None, -1, math.nan)),
         ("latency_jitter", 1.5),
         ("error_rate", 2),
