@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from commands import read_lines, write_lines
-from raw_server import RawServer, answer_all, header_of
+from raw_server import OK, RawServer, answer_all, header_of
 from services import NO_LIMITS
 
 import parallel_processor
@@ -161,7 +161,7 @@ def test_the_cookbooks_call_works(tmp_path: Path) -> None:
     finally:
         logger.setLevel(levels[0])
     assert summary.answered == 1
-    assert read_lines(tmp_path / "out.jsonl") == [[{"input": "a"}, {"ok": True}, {"row": 1}]]
+    assert read_lines(tmp_path / "out.jsonl") == [[{"input": "a"}, OK, {"row": 1}]]
     assert (root.level, list(root.handlers)) == levels[1:]
 
 

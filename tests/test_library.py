@@ -374,16 +374,17 @@ def test_an_invalid_answer_is_tried_again() -> None:
                 counts[visit.body.decode()] += 1
                 good = counts[visit.body.decode()] >= 3 and b"never" not in visit.body
             visit.answer(
-                body=b'{"text": "%s", "usage": {"total_tokens": 5}}' % (b"42" if good else b"x")
+                body=b'{"embedding": ["%s"], "usage": {"total_tokens": 5}}'
+                % (b"42" if good else b"x")
             )
 
     def validate(response: Any) -> None:
-        int(response["text"])
+        int(response["embedding"][0])
 
     with RawServer(answer) as server, processor(server.url, validate=validate) as made:
         good, bad = made.map([{"n": 1}, {"n": "never"}])
         stats = made.stats()
-    assert good.ok and good.attempts == 3 and good.response["text"] == "42"
+    assert good.ok and good.attempts == 3 and good.response["embedding"] == ["42"]
     assert not bad.ok and bad.attempts == 5
     assert bad.errors[0].startswith("invalid answer: ValueError: invalid literal")
     assert bad.error_kind == "invalid answer ValueError"

@@ -75,6 +75,7 @@ class Settlement:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
         self._was_reached = False  # by any attempt of this run
+        self._has_answer = False  # to any request of this run
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def settle(
@@ -111,6 +112,8 @@ class Settlement:
                 return Settled(unanswered(pending), 0.0, release.made_room)
             if delay_s is not None:
                 return Settled(None, delay_s, release.made_room)
+        else:
+            self._has_answer = True
         return Settled(_outcome(pending, attempt), 0.0, release.made_room)
 
     def _charge(
@@ -155,7 +158,9 @@ class Settlement:
         retry_state: RetryState,
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
-        if attempt.status is AttemptStatus.FATAL:
+        # What looks like a wrong set-up is none where it worked before.
+        is_setup = attempt.stop_cause is StopCause.SETUP and not self._has_answer
+        if attempt.status is AttemptStatus.FATAL or is_setup:
             self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
         elif attempt.status is AttemptStatus.RATE_LIMITED:
             self._pause(attempt, reservation, bucket)

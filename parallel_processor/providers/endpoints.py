@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -29,6 +30,12 @@ def is_host(host: str, *names: str) -> bool:
 def endpoint_of(url: str) -> Endpoint:
     """The kind of endpoint, by the end of the URL's path on any host; ``UNKNOWN`` for any other end."""
     return Endpoint.of_path(urlsplit(url).path)
+
+
+@lru_cache(maxsize=256)
+def streams_unasked(url: str) -> bool:
+    """True for Ollama's own endpoints, which stream unless the request says ``"stream": false``."""
+    return urlsplit(url).path.rstrip("/").lower().endswith(("/api/chat", "/api/generate"))
 
 
 def auth_headers(url: str, api_key: str | None) -> dict[str, str]:

@@ -8,13 +8,15 @@ no money.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Rejection, Response
-from parallel_processor.providers.errors import ErrorInfo, body_text, read_error, unwrapped
+from parallel_processor.providers.answers import POLLED, UNKNOWN, Expected, Fault, fault_of
+from parallel_processor.providers.bodies import fault_of_body, whole_answer
+from parallel_processor.providers.errors import ErrorInfo, body_text, read_error
 from parallel_processor.providers.usage import read_usage
 from parallel_processor.providers.waits import RATE_LIMIT_STATUSES, retry_after_s
 
@@ -30,11 +32,6 @@ _FATAL_CODES = _KEY_CODES | {
 }
 _RETRY_STATUSES = (408, 409, 425, 498)
 _WITH_WAIT_STATUSES = (402, 503)  # rate limited if the server says how long to wait
-_RETRY_CODES_IN_200 = {
-    *("server_error", "rate_limit_exceeded"),  # Responses API
-    *("api_error", "overloaded_error", "rate_limit_error", "timeout_error"),  # Anthropic
-    *("server_is_overloaded", "service_unavailable_error", "slow_down"),
-}
 
 # The rate of requests rose too fast: OpenAI's word and Anthropic's.
 _RAMP_CODES = {"slow_down", "ramp_limit_exceeded"}
@@ -56,17 +53,20 @@ def classify(
     readings: Sequence[Any] = (),
     sent_at_s: float = 0.0,
     latency_s: float | None = None,
+    expected: Expected = UNKNOWN,
 ) -> Attempt:
-    """What ``response`` means for its request and for the run.
+    """What ``response`` means for its request, of which ``expected`` tells, and for the run.
 
     The other arguments become fields of the attempt: a good one is not copied to add them.
     """
     if not 200 <= response.status < 300:
         attempt = _of_failure(response)
-    elif error := _error_in_200(response):
-        attempt = error
+    elif not response.is_json and (whole := whole_answer(response)) is not None:
+        return classify(whole, readings, sent_at_s, latency_s, expected)
+    elif (fault := _fault_of_success(response, expected)) is not None:
+        attempt = _of_fault(fault, response)
     else:
-        used, output = read_usage(unwrapped(response.data))
+        used, output = read_usage(response.data)
         return Attempt(
             status=AttemptStatus.ANSWERED,
             response=response,
@@ -134,32 +134,31 @@ def _stop_cause(response: Response) -> StopCause:
     return StopCause.KEY if is_key else StopCause.QUOTA
 
 
-def _error_in_200(response: Response) -> Attempt | None:
-    """What is wrong with a success; ``None`` if it is an answer.
+def _fault_of_success(response: Response, expected: Expected) -> Fault | None:
+    """Why a success is no answer; ``None`` if it is one."""
+    is_json = response.is_json
+    fault = fault_of(response.data, expected) if is_json else fault_of_body(response, expected)
+    if response.status == 202 and (fault is None or fault.error is None):
+        return Fault("not answered yet", POLLED, is_final=True)
+    return fault
 
-    OpenRouter's ``{"error": …}`` and the Responses API's ``status: "failed"`` come with HTTP 200.
-    """
-    if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
-        message = "the server sent an event stream"
-        return _attempt(AttemptStatus.FAILED, response, "unexpected stream", message)
-    if not response.is_json:
-        message = f"the answer is not JSON: {body_text(response)[:80]!r}"
-        return _attempt(AttemptStatus.RETRY, response, "not JSON", message)
-    data = unwrapped(response.data)
-    if not isinstance(data, Mapping) or not (
-        data.get("error") or (data.get("object") == "response" and data.get("status") == "failed")
-    ):
-        return None
-    info, wait = read_error(response), retry_after_s(response)
-    kind = f"error in HTTP 200 {info.code or info.type}".strip()
-    if re.fullmatch("[45][0-9][0-9]", info.code):
-        status = _status(int(info.code), response, info, wait)
-    elif info.codes & _FATAL_CODES:
-        status = AttemptStatus.FATAL
-    else:
-        retries = info.codes & _RETRY_CODES_IN_200
-        status = AttemptStatus.RETRY if retries else AttemptStatus.FAILED
-    return _attempt(status, response, kind, info.message, wait)
+
+def _of_fault(fault: Fault, response: Response) -> Attempt:
+    """A success that is no answer. What says that it is an error means what its own status would."""
+    if fault.error is None:
+        status = AttemptStatus.FAILED if fault.is_final else AttemptStatus.RETRY
+        start = f": {body_text(response)[:200]}" if fault.kind == "no answer" else ""
+        attempt = _attempt(status, response, fault.kind, f"{fault.message}{start}")
+        cause = StopCause.SETUP if fault.is_setup else StopCause.NOTHING
+        used, _ = read_usage(response.data)  # half an answer has been charged, too
+        return replace(attempt, stop_cause=cause, used_tokens=used)
+    error = {name: value for name, value in fault.error.items() if name != "http_status"}
+    inner = fault.error["http_status"] or 400
+    meant = replace(response, status=inner, data={"error": error}, is_json=True)
+    attempt = _of_failure(meant)
+    what = f"error in HTTP {response.status}" + f" {inner}" * (str(inner) == str(error["code"]))
+    kind, text = (text.replace(f"HTTP {inner}", what, 1) for text in (attempt.kind, attempt.error))
+    return replace(attempt, response=response, kind=kind, error=text)
 
 
 def _status(

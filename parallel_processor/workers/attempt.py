@@ -7,13 +7,13 @@ limits, retries or files: ``engine/settlement.py`` decides what an attempt means
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from parallel_processor.exceptions import StopCause, TransportError
-from parallel_processor.models import Attempt, AttemptStatus, LimitReading, Request, Response
+from parallel_processor.models import Attempt, AttemptStatus, Request, Response
 from parallel_processor.options import Options
+from parallel_processor.providers.answers import UNKNOWN, Expected
 from parallel_processor.providers.jsontext import parse
 from parallel_processor.providers.limit_headers import read_limits
 from parallel_processor.providers.responses import classify
@@ -30,8 +30,11 @@ class AttemptRunner:
         self._transport = transport
         self._redact = Redactor(options.api_key)
 
-    def send_once(self, request: Request, host: str) -> Attempt:
-        """Send ``request`` once. ``host`` decides how the limit headers of the answer are read."""
+    def send_once(self, request: Request, host: str, expected: Expected = UNKNOWN) -> Attempt:
+        """Send ``request`` once.
+
+        ``host`` decides how the limit headers of the answer are read, ``expected`` what is an answer.
+        """
         began_at_s = time.monotonic()
         try:
             response = self._transport.send(request)
@@ -41,10 +44,12 @@ class AttemptRunner:
         sent_at_s = self._transport.sending_since_s
         latency_s = ended_at_s - max(began_at_s, sent_at_s)
         readings = read_limits(response.headers, host)
-        attempt = classify(response, readings, sent_at_s, latency_s)
+        attempt = classify(response, readings, sent_at_s, latency_s, expected)
         if attempt.status is AttemptStatus.ANSWERED:  # the user's own data: it stays as it came
             return attempt
-        return self._without_keys(response, readings, sent_at_s, latency_s)
+        clean = self._without_keys(response)
+        attempt = classify(clean, readings, sent_at_s, latency_s, expected)
+        return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt
 
     def _broken(self, error: TransportError, began_at_s: float) -> Attempt:
         """The attempt whose exchange ended with ``error``."""
@@ -65,22 +70,14 @@ class AttemptRunner:
             )
         return replace(attempt, sent_at_s=self._transport.sending_since_s, latency_s=latency_s)
 
-    def _without_keys(
-        self,
-        response: Response,
-        readings: Sequence[LimitReading],
-        sent_at_s: float,
-        latency_s: float,
-    ) -> Attempt:
-        """The attempt of a failure. Keys are removed first: shortening a text may tear one."""
+    def _without_keys(self, response: Response) -> Response:
+        """The response of a failure. Keys are removed before a text is shortened, which may tear one."""
         text = self._redact(response.body.decode("utf-8", "replace"))
         headers = {name.lower(): self._redact(value) for name, value in response.headers.items()}
         try:
             data, is_json = parse(text, strict=False), True
         except ValueError:
             data, is_json = None, False
-        clean = Response(
+        return Response(
             status=response.status, headers=headers, body=text.encode(), data=data, is_json=is_json
         )
-        attempt = classify(clean, readings, sent_at_s, latency_s)
-        return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt

@@ -11,6 +11,7 @@ import struct
 from typing import Any, BinaryIO, NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Response
+from parallel_processor.providers.answers import Expected
 from parallel_processor.providers.jsontext import parse
 
 CANCEL = "cancel"  # in place of a list: cancel what is in flight
@@ -26,12 +27,14 @@ class WorkItem(NamedTuple):
         url: the request's own URL, if it has one.
         payload: the body.
         host: decides how the limit headers of the answer are read.
+        expected: decides what is an answer.
     """
 
     number: int
     url: str | None
     payload: bytes
     host: str
+    expected: Expected
 
 
 def write(file: BinaryIO, message: Any) -> None:

@@ -26,6 +26,7 @@ from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.workers import pipe
+from parallel_processor.workers.outgoing import Outgoing
 from parallel_processor.workers.pending import AdmittedRequest
 from parallel_processor.workers.pipe import WorkItem
 
@@ -66,14 +67,14 @@ class _Child:
         self.results = io.BufferedReader(raw, _READ_BYTES)
         self.tell(first_message)
 
-    def send(self, numbered: list[tuple[int, AdmittedRequest]]) -> bool:
+    def send(self, numbered: list[tuple[int, AdmittedRequest]], items: list[WorkItem]) -> bool:
         """Give it these requests to send; false if the process is known to be gone."""
         with self.lock:
             if self.is_lost:
                 return False
             self.in_flight.update(numbered)
             try:
-                self._write([_work_item(number, admitted) for number, admitted in numbered])
+                self._write(items)
             except BaseException:
                 for number, _ in numbered:
                     del self.in_flight[number]
@@ -131,11 +132,6 @@ class _Child:
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _work_item(number: int, admitted: AdmittedRequest) -> WorkItem:
-    request, bucket = admitted.pending.request, admitted.pending.bucket
-    return WorkItem(number, request.url, request.payload, bucket.host)
-
-
 class WorkerProcesses:
     """A pool of ``options.processes`` processes with threads; the arguments are those of ``make_pool``.
 
@@ -151,6 +147,7 @@ class WorkerProcesses:
         parses_answers: bool,
     ) -> None:
         self._settle, self._stop, self._parses_answers = settle, stop, parses_answers
+        self._outgoing = Outgoing(options.request_url)
         self._first_message = (sys.path, _pickled(options))
         self._numbers = itertools.count()
         self._started: list[AdmittedRequest] = []  # that no process has been given yet
@@ -181,11 +178,17 @@ class WorkerProcesses:
             return
         ready = [(next(self._numbers), admitted) for admitted in batch]
         try:
-            while ready and (child is None or not child.send(ready)):
+            items = [self._work_item(number, admitted) for number, admitted in ready]
+            while ready and (child is None or not child.send(ready, items)):
                 child = self._idlest()
         except BaseException as error:
             for _, admitted in ready:
                 self._settle(admitted, error)
+
+    def _work_item(self, number: int, admitted: AdmittedRequest) -> WorkItem:
+        request, host = admitted.pending.request, admitted.pending.bucket.host
+        payload, expected = self._outgoing.payload(request), self._outgoing.expected(request)
+        return WorkItem(number, request.url, payload, host, expected)
 
     def _idlest(self) -> _Child:
         with self._lock:

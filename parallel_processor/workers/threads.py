@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
@@ -16,6 +17,7 @@ from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.runtime.threads import InterruptSafeThread
 from parallel_processor.transport.session import Transport
 from parallel_processor.workers.attempt import AttemptRunner
+from parallel_processor.workers.outgoing import Outgoing
 from parallel_processor.workers.pending import AdmittedRequest
 
 
@@ -40,6 +42,7 @@ class WorkerThreads:
     ) -> None:
         self._transport = Transport(options)
         self._attempts = AttemptRunner(options, self._transport)
+        self._outgoing = Outgoing(options.request_url)
         self._settle = settle
         self._stop = stop
         self._executor = ThreadPoolExecutor(
@@ -64,9 +67,12 @@ class WorkerThreads:
     def _send(self, admitted: AdmittedRequest) -> Attempt | BaseException:
         if self._stop.is_set():
             return Attempt(status=AttemptStatus.STOPPED)
-        pending = admitted.pending
+        request, host = admitted.pending.request, admitted.pending.bucket.host
         try:
-            return self._attempts.send_once(pending.request, pending.bucket.host)
+            payload, expected = self._outgoing.payload(request), self._outgoing.expected(request)
+            if payload is not request.payload:
+                request = replace(request, payload=payload)
+            return self._attempts.send_once(request, host, expected)
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             return error
 

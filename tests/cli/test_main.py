@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from commands import command, environment, read_lines, run, write_lines
-from raw_server import RawServer, Room, answer_all, header_of
+from raw_server import OK, RawServer, Room, answer_all, header_of
 
 from parallel_processor import __version__
 from parallel_processor.cli.flags import FLAGS
@@ -446,5 +446,5 @@ def test_nothing_of_the_cookbooks_file_is_lost(tmp_path: Path) -> None:
         assert run("--requests_filepath", source, *urls(server), *FAST).returncode == 0
     assert [json.loads(body) for body in server.bodies] == [{"model": "m", "input": "a"}]
     assert read_lines(tmp_path / "in_results.jsonl") == [
-        [{"model": "m", "input": "a"}, {"ok": True}, {"row_id": 1}]
+        [{"model": "m", "input": "a"}, OK, {"row_id": 1}]
     ]

@@ -422,3 +422,22 @@ def test_no_part_of_a_key_survives_where_a_text_is_shortened(status: int) -> Non
             outcome.raw_response and dict(outcome.raw_response.headers)
         )
         assert not any(key[i : i + 8] in shown for i in range(len(key) - 8))
+
+
+PAGE = Response(status=200, headers={}, body=b"<!doctype html><title>Sign in</title>")
+
+
+def test_a_web_page_stops_a_run_that_has_no_answer_yet() -> None:
+    """The URL is wrong: one attempt is made, and the stop names the URL."""
+    bench = Bench(PAGE)
+    assert bench.run().unanswered and len(bench.transport.sent) == 1
+    assert isinstance(bench.stop.cause, RunStoppedError)
+    assert bench.stop.cause.stop_cause == "setup"
+    assert "web page" in str(bench.stop.cause)
+
+
+def test_a_web_page_amid_answers_is_tried_again() -> None:
+    """The URL was right: another attempt is answered, and the run goes on."""
+    bench = Bench(reply(), PAGE, reply())
+    assert [bench.run(number).ok for number in (1, 2)] == [True, True]
+    assert bench.stop.cause is None

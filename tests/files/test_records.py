@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from commands import write_lines
-from raw_server import RawServer, Visit, answer_all
+from raw_server import OK, RawServer, Visit, answer_all
 
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
 from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
@@ -267,6 +267,6 @@ def test_outcomes_of_a_run_and_of_its_file_are_the_same(tmp_path: Path) -> None:
     read = {o.metadata["row"]: o for o in read_results(tmp_path / "out.jsonl")}
     assert set(got) == set(read) == set(range(20))
     for row, outcome in got.items():
-        assert read[row].response == outcome.response == {"ok": True}
+        assert read[row].response == outcome.response == OK
         assert read[row].request.body == outcome.request.body
         assert identity(read[row].request) == identity(made_request(bodies[row], 1))

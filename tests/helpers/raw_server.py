@@ -5,6 +5,7 @@ Nothing here waits for time to pass except on ``closing``, an event that ends ev
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import struct
@@ -34,6 +35,11 @@ AQH/BAQDAgKEMAoGCCqGSM49BAMCA0gAMEUCIF4SUUuBXyY2/D1lqe4fm7CQL6Lo
 L+7YePZrEXyWv8W0AiEApobO+ZCKH8Xnz02P+xvHGOjpG/1ycRyfjrcgSO1aYis=
 -----END CERTIFICATE-----
 """
+
+
+# What embeddings, chat and completions promise, and a mark.
+OK = {"ok": True, "embedding": [1.0], "choices": [{"text": ""}]}
+ANSWER = json.dumps(OK).encode()
 
 
 @dataclass
@@ -73,9 +79,7 @@ class Visit:
         """The value of a request header; ``None`` without it."""
         return header_of(self.head, name)
 
-    def answer(
-        self, body: bytes = b'{"ok": true}', *, status: str = "200 OK", headers: str = ""
-    ) -> None:
+    def answer(self, body: bytes = ANSWER, *, status: str = "200 OK", headers: str = "") -> None:
         """Send a whole answer; ``headers`` are lines, each ended by CRLF."""
         self.sock.sendall(head_of(body, status, headers) + body)
 

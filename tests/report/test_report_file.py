@@ -250,7 +250,9 @@ def test_a_runs_report_tells_what_happened(tmp_path: Path) -> None:
             elif b"never" in visit.body:
                 visit.answer(b'{"error": {"message": "no"}}', status="400 Bad Request")
             else:
-                visit.answer(b'{"usage": {"prompt_tokens": 4, "total_tokens": 9}}')
+                visit.answer(
+                    b'{"embedding": [1], "usage": {"prompt_tokens": 4, "total_tokens": 9}}'
+                )
 
     rows = [
         {"model": "a", "input": "once"},

@@ -98,11 +98,11 @@ def mock_of(tool: str, url: str, *answers: dict[str, Any]) -> Iterator[Callable[
 @TOOLS
 def test_a_mock_answers_every_worker(tool: str, server: RawServer) -> None:
     """Each request has the mock's answer, which saw the key and the body as it was given."""
-    with mock_of(tool, server.url, {"json": {"answer": "é"}}) as calls:
+    with mock_of(tool, server.url, {"json": {"embedding": ["é"]}}) as calls:
         with processor(server.url, max_workers=20) as made:
             outcomes = list(made.imap_unordered(rows(200)))
         seen = calls()
-    assert [outcome.response for outcome in outcomes] == [{"answer": "é"}] * 200
+    assert [outcome.response for outcome in outcomes] == [{"embedding": ["é"]}] * 200
     assert inputs_of(outcomes) == Counter(row["input"] for row in rows(200))
     assert Counter(bytes(r.body) for r in seen) == Counter(o.request.payload for o in outcomes)
     assert {r.headers["Authorization"] for r in seen} == {f"Bearer {KEY}"}
@@ -116,7 +116,7 @@ def test_a_refusal_by_a_mock_is_tried_again(tool: str, server: RawServer, tmp_pa
     answers: list[dict[str, Any]] = [
         {"status": 429, "headers": {"Retry-After": "0"}, "json": {"error": {"message": "no"}}},
         {"status": 500},
-        {"json": {"ok": True}},
+        {"json": {"embedding": [1]}},
         {"status": 400, "json": {"error": {"message": "bad request"}}},
     ]
     with mock_of(tool, server.url, *answers) as calls, processor(server.url) as made:
@@ -124,7 +124,7 @@ def test_a_refusal_by_a_mock_is_tried_again(tool: str, server: RawServer, tmp_pa
         failed = list(made.imap_unordered(rows(1)))
         assert len(calls()) == 4
     assert (summary.answered, summary.attempts, summary.rate_limited) == (1, 3, 1)
-    assert read_lines(tmp_path / "out.jsonl")[0][1] == {"ok": True}
+    assert read_lines(tmp_path / "out.jsonl")[0][1] == {"embedding": [1]}
     assert "bad request" in str(failed[0].error)
 
 
@@ -153,7 +153,7 @@ def test_worker_processes_stay_at_home_for_a_mock(server: RawServer) -> None:
     """A mock of this process answers where two processes were asked for."""
     responses = pytest.importorskip("responses")
     with responses.RequestsMock() as mock, processor(server.url, processes=2) as made:
-        mock.post(f"{server.url}/v1/embeddings", json={"ok": True})
+        mock.post(f"{server.url}/v1/embeddings", json={"embedding": [1]})
         assert all(outcome.ok for outcome in made.imap_unordered(rows(10)))
         assert len(mock.calls) == 10
 
@@ -166,14 +166,18 @@ def test_a_mock_of_one_session_answers(server: RawServer) -> None:
     requests_mock = pytest.importorskip("requests_mock")
     session, mounted = requests.Session(), requests.Session()
     adapter = requests_mock.Adapter()
-    adapter.register_uri("POST", f"{server.url}/v1/embeddings", json={"by": "adapter"})
+    adapter.register_uri("POST", f"{server.url}/v1/embeddings", json={"embedding": ["adapter"]})
     mounted.mount("http://", adapter)
     with requests_mock.Mocker(session=session) as mock:
-        mock.post(f"{server.url}/v1/embeddings", json={"by": "mocker"})
+        mock.post(f"{server.url}/v1/embeddings", json={"embedding": ["mocker"]})
         with processor(server.url, session_factory=lambda: session, max_workers=1) as made:
-            assert [o.response for o in made.imap_unordered(rows(2))] == [{"by": "mocker"}] * 2
+            assert [o.response for o in made.imap_unordered(rows(2))] == [
+                {"embedding": ["mocker"]}
+            ] * 2
     with processor(server.url, session_factory=lambda: mounted, max_workers=1) as made:
-        assert [o.response for o in made.imap_unordered(rows(2))] == [{"by": "adapter"}] * 2
+        assert [o.response for o in made.imap_unordered(rows(2))] == [
+            {"embedding": ["adapter"]}
+        ] * 2
 
 
 # VCR
@@ -216,14 +220,14 @@ def test_a_cassette_plays_a_refusal_and_an_answer(server: RawServer, tmp_path: P
     for code, headers in ((429, "{Retry-After: ['0']}"), (200, "{}")):
         pieces.append(
             f"- request: {{body: null, headers: {{}}, method: POST, uri: '{server.url}/v1/embeddings'}}\n"
-            f"  response: {{body: {{string: '{{\"n\": {code}}}'}}, headers: {headers},"
+            f"  response: {{body: {{string: '{{\"embedding\": [{code}]}}'}}, headers: {headers},"
             f" status: {{code: {code}, message: said}}}}"
         )
     (tmp_path / "two.yaml").write_text("\n".join([*pieces, "version: 1\n"]))
     with vcr.use_cassette(str(tmp_path / "two.yaml"), record_mode="none"):
         with processor(server.url) as made:
             outcomes = list(made.imap_unordered(rows(1)))
-    assert outcomes[0].response == {"n": 200}
+    assert outcomes[0].response == {"embedding": [200]}
 
 
 # In general
@@ -278,11 +282,11 @@ with mock as active:
     from parallel_processor import Limits, Processor
     options = {"limits": Limits(requests_per_minute="inf", tokens_per_minute="inf")}
     if tool != "vcr":
-        active.post(target, json={"by": tool})
+        active.post(target, json={"embedding": [tool]})
     mocked = Processor(request_url=url if tool == "vcr" else target, **options)
     answers = [each.response for each in mocked.imap_unordered([{"input": "a"}] * 3)]
     assert len(answers) == 3 and all(answers), answers
-    assert tool == "vcr" or answers == [{"by": tool}] * 3, answers
+    assert tool == "vcr" or answers == [{"embedding": [tool]}] * 3, answers
     assert tool != "vcr" or len(active) == 3
 from parallel_processor.transport.exchange import KeptConnection
 lines, exchange = [], KeptConnection.exchange

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from raw_server import (
+    ANSWER,
     CERTIFICATE,
     RawServer,
     Visit,
@@ -94,7 +95,7 @@ def test_an_exchange_is_one_write_and_one_read() -> None:
     with connected_to(answer_all) as (kept, sock):
         for _ in range(3):
             assert kept.exchange(HEAD, b"{}", 100) == RawResponse(
-                200, {"content-length": "12"}, b'{"ok": true}'
+                200, {"content-length": str(len(ANSWER))}, ANSWER
             )
         assert sock.calls == ["send", "recv"] * 3
 

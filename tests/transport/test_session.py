@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 import urllib3
-from raw_server import RawServer, Visit, answer_all, head_of, header_of
+from raw_server import OK, RawServer, Visit, answer_all, head_of, header_of
 from requests.adapters import HTTPAdapter
 from transports import (
     KEY,
@@ -67,7 +67,7 @@ def test_a_request_arrives_as_it_was_written() -> None:
     assert header_of(head, "content-length") == str(len(request.payload))
     assert header_of(head, "content-type") == "application/json"
     assert header_of(head, "authorization") == f"Bearer {KEY}"
-    assert (response.status, response.data, response.is_json) == (200, {"ok": True}, True)
+    assert (response.status, response.data, response.is_json) == (200, OK, True)
 
 
 def test_each_body_has_its_own_length() -> None:
@@ -471,7 +471,7 @@ def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", forbidden.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         with transport(server.url) as sender:
-            assert sender.send(REQUEST).data == {"ok": True}
+            assert sender.send(REQUEST).data == OK
         assert forbidden.visits == 0
 
 

@@ -1,0 +1,43 @@
+"""What is sent for a request, and what its answer must hold."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from parallel_processor.models import Request
+from parallel_processor.options import shown_url
+from parallel_processor.providers.answers import Expected, count_inputs
+from parallel_processor.providers.endpoints import streams_unasked
+
+_log = logging.getLogger("parallel_processor")
+
+
+class Outgoing:
+    """Completes the requests of one run. Any thread may call it.
+
+    Ollama's own endpoints stream unless they are told not to. So they are told, in what is sent; the
+    record has the request as it was read.
+    """
+
+    def __init__(self, request_url: str) -> None:
+        self._url = request_url
+        self._warnings = [
+            '%s streams by default: requests are sent with "stream": false, which their records lack'
+        ]
+
+    def expected(self, request: Request) -> Expected:
+        """What is known of the answer to ``request``."""
+        url, is_batch_row = request.url or self._url, request.custom_id is not None
+        return Expected(url, count_inputs(request.body), is_batch_row)
+
+    def payload(self, request: Request) -> bytes:
+        """The bytes to send."""
+        url, body = request.url or self._url, request.body
+        if not streams_unasked(url) or body is None or "stream" in body:
+            return request.payload
+        if self._warnings:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                _log.warning(self._warnings.pop(), shown_url(url))
+        start = request.payload.rstrip()[:-1].rstrip()
+        return start + (b", " if len(body) else b"") + b'"stream": false}'

@@ -1,0 +1,78 @@
+"""What is sent for a request, and what is known of its answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import write_lines
+from raw_server import RawServer, Visit
+
+from parallel_processor import process_file
+from parallel_processor.files.formats import made_request
+from parallel_processor.models import Request
+from parallel_processor.providers.answers import Expected
+from parallel_processor.workers.outgoing import Outgoing
+
+OLLAMA = "http://127.0.0.1:11434/api/chat"
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "added"),
+    [
+        (OLLAMA, {"model": "m"}, {"stream": False}),
+        (OLLAMA + "/", {"model": "m", "stream": True}, {"stream": False}),
+        ("http://127.0.0.1/api/generate?x=1", {"prompt": '"stream"'}, {"stream": False}),
+        (OLLAMA, {}, {"stream": False}),
+        (OLLAMA, {"stream": False}, {}),
+        ("http://127.0.0.1:11434/v1/chat/completions", {"model": "m"}, {}),
+        ("http://127.0.0.1:11434/api/embed", {"model": "m"}, {}),
+    ],
+)
+def test_endpoints_that_stream_unasked_are_told_not_to(
+    url: str, body: dict[str, Any], added: dict[str, bool]
+) -> None:
+    """Only what is sent changes; the request stays as it was read."""
+    request = made_request(body, 1, url)
+    before = request.payload
+    sent = json.loads(Outgoing(url).payload(request))
+    assert sent == json.loads(before) | added
+    assert request.payload == before
+
+
+def test_the_url_the_inputs_and_the_form_of_the_record_are_known() -> None:
+    """The request's own URL goes before the run's."""
+    outgoing = Outgoing("https://a/v1/embeddings")
+    row = Request(body={"input": ["a", "b"]}, custom_id="x", url="https://a/v1/moderations")
+    assert outgoing.expected(row) == Expected("https://a/v1/moderations", 2, True)
+    line = made_request({"input": "a"}, 1)
+    assert outgoing.expected(line) == Expected("https://a/v1/embeddings", 1, False)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_against_ollama_needs_no_stream_member(
+    processes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is sent, warned of once, and not in the records, so that a resumed run sends nothing."""
+
+    def serve(visit: Visit) -> None:
+        while visit.read():
+            whole = json.loads(visit.body).get("stream") is False
+            visit.answer(
+                b'{"message": {"content": "Hi"}, "done": %s}' % str(whole).lower().encode()
+            )
+
+    caplog.set_level(logging.WARNING)
+    bodies = [{"model": "m", "messages": [{"content": str(n)}]} for n in range(3)]
+    source, save = write_lines(tmp_path / "in.jsonl", bodies), tmp_path / "out.jsonl"
+    with RawServer(serve) as server:
+        settings: Any = {"request_url": f"{server.url}/api/chat", "processes": processes}
+        assert process_file(source, save, **settings).answered == 3
+        assert process_file(source, save, **settings).answered == 0
+        assert len(server.bodies) == 3
+    records = [json.loads(line) for line in save.read_text().splitlines()]
+    assert sorted(str(record[0]) for record in records) == sorted(map(str, bodies))
+    assert len([text for text in caplog.messages if '"stream": false' in text]) == 1
