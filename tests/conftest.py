@@ -44,8 +44,13 @@ def pytest_report_header() -> str:
     return f"parallel_processor: {PACKAGE}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the acceptance tests last, where they are run with the others, and give long tests time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the acceptance tests last, give long tests time, and leave out slow ones that nobody named."""
+    if "slow" not in config.getoption("-m"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        if slow:
+            config.hook.pytest_deselected(items=slow)
+            items[:] = [item for item in items if item not in slow]
     for item in items:
         for name, seconds in TIMEOUTS_S.items():
             if item.get_closest_marker(name) and not item.get_closest_marker("timeout"):

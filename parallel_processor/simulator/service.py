@@ -135,10 +135,11 @@ class Service:
         self, request: HttpRequest, connection: Connection, exchange: Exchange
     ) -> tuple[HttpReply, str | None]:
         """Return the reply, and the fault of the connection that is to befall it."""
-        rule = self._options.rules and self._rules.catch(request.body, self._limits.start_s())
-        if rule:
-            return self._ruled(rule, exchange)
-        exchange.ruled = bool(self._options.rules)
+        if self._options.rules:
+            rule = self._rules.catch(request.body, self._limits.start_s())
+            if rule is not None:
+                return self._ruled(rule, exchange)
+            exchange.ruled = True
         reply = self._turn_down(request, exchange)
         if reply is not None:
             return reply, None

@@ -16,25 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Signs itself, for localhost and 127.0.0.1, until 2126.
-CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgGp9fbSBAZexvESRP
-6N5gg6jh8SraQVAza44DOEQn4PuhRANCAASFY+abtlZZ06YFTr2qjPVUJK/z1Ub9
-u0uulVun2Z5UdVSHArczRuT+u1dShj0Okrp7eHnD0z5Y3jUzW11C7nIB
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBqzCCAVGgAwIBAgIUBK7a5bUWZwqn0dI05/r4CQEjfRowCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDA4MjUzMVoYDzIxMjYxMDMx
-MDgyNTMxWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAASFY+abtlZZ06YFTr2qjPVUJK/z1Ub9u0uulVun2Z5UdVSHArczRuT+
-u1dShj0Okrp7eHnD0z5Y3jUzW11C7nIBo38wfTAdBgNVHQ4EFgQU9+gXFo3lBrBw
-ZPapWdPqRC4VEIgwHwYDVR0jBBgwFoAU9+gXFo3lBrBwZPapWdPqRC4VEIgwGgYD
-VR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB/wQFMAMBAf8wDgYDVR0P
-AQH/BAQDAgKEMAoGCCqGSM49BAMCA0gAMEUCIF4SUUuBXyY2/D1lqe4fm7CQL6Lo
-L+7YePZrEXyWv8W0AiEApobO+ZCKH8Xnz02P+xvHGOjpG/1ycRyfjrcgSO1aYis=
------END CERTIFICATE-----
-"""
+from certificates import CERTIFICATE
 
 
 # What embeddings, chat and completions promise, and a mark.
@@ -149,9 +131,11 @@ class RawServer:
     raise ``OSError``: the client left.
     """
 
-    def __init__(self, script: Callable[[Visit], None], *, tls: bool = False) -> None:
+    def __init__(
+        self, script: Callable[[Visit], None], *, tls: bool = False, certificate: str = CERTIFICATE
+    ) -> None:
         self._script = script
-        self._tls = _server_context() if tls else None
+        self._tls = _server_context(certificate) if tls else None
         self.heads: list[str] = []
         self.bodies: list[bytes] = []
         self.visits = 0
@@ -219,17 +203,17 @@ class RawServer:
                 sock.close()
 
 
-def _server_context() -> ssl.SSLContext:
+def _server_context(certificate: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with certificate_file() as path:
+    with certificate_file(certificate) as path:
         context.load_cert_chain(path)
     return context
 
 
 @contextmanager
-def certificate_file() -> Iterator[Path]:
-    """The certificate in a file, for clients that are to trust it."""
+def certificate_file(certificate: str = CERTIFICATE) -> Iterator[Path]:
+    """A certificate in a file, for clients that are to trust it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "certificate.pem")
-        path.write_text(CERTIFICATE)
+        path.write_text(certificate)
         yield path
