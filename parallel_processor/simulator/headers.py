@@ -15,6 +15,8 @@ from parallel_processor.simulator.quotas import QuotaLevel
 
 _ORGANISATION_FACTOR = 10  # how much larger an organisation's limit is than its project's
 _MISTRAL_NAMES = {"requests": "req-minute", "tokens": "tokens-minute"}
+_LITELLM_NAMES = {"requests": "rpm", "tokens": "tpm"}
+_LITELLM_WAIT_S = 60  # whatever is left of the minute
 _ANTHROPIC_NAMES = ("requests", "tokens", "input-tokens", "output-tokens")
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _WITH_MILLISECONDS = ("openai", "project", "azure", "none")
@@ -46,6 +48,11 @@ class LimitHeaders:
         """Write how long to wait, as lines."""
         if self._style == "azure_unknown":
             return ""
+        if self._style == "litellm":
+            ends_at = datetime.fromtimestamp(self._wall() + wait_s, timezone.utc)
+            return (
+                f"Retry-After: {_LITELLM_WAIT_S}\r\nreset_at: {ends_at:%Y-%m-%d %H:%M:%S} UTC\r\n"
+            )
         lines = f"Retry-After: {math.ceil(wait_s)}\r\n"
         if self._style in _WITH_MILLISECONDS:
             lines += f"retry-after-ms: {math.ceil(wait_s * 1000)}\r\n"
@@ -152,6 +159,18 @@ def _anthropic(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
     return lines
 
 
+def _litellm(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
+    """Write the limits of the key, which say nothing of when they come back."""
+    lines = ""
+    for level in levels:
+        if level.name in _LITELLM_NAMES:
+            start = "x-ratelimit-api_key"
+            lines += f"{start}-limit-{level.name}: {int(level.limit)}\r\n"
+            lines += f"{start}-remaining-{level.name}: {int(max(0.0, level.level))}\r\n"
+            lines += f"x-litellm-key-{_LITELLM_NAMES[level.name]}-limit: {int(level.limit)}\r\n"
+    return lines
+
+
 def _unknown(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
     return UNKNOWN_LIMITS
 
@@ -168,6 +187,7 @@ _WRITERS: dict[str, Callable[[Sequence[QuotaLevel], int, float], str]] = {
     "anthropic": _anthropic,
     "groq": _groq,
     "mistral": _mistral,
+    "litellm": _litellm,
     "none": _none,
 }
 

@@ -73,6 +73,16 @@ def refused_by_anthropic(
     return HttpReply(status=429, body=json.dumps(content).encode(), headers=headers)
 
 
+def refused_by_litellm(refusal: Refusal, headers: str) -> HttpReply:
+    """Refuse what the limits refuse, the way LiteLLM's proxy does."""
+    message = (
+        f"Rate limit exceeded for api_key: {'0' * 64}. Limit type: {refusal.name}. "
+        f"Current limit: {int(refusal.limit)}, Remaining: 0."
+    )
+    headers += f"rate_limit_type: {refusal.name}\r\n"
+    return error_reply(429, message, "throttling_error", "429", headers)
+
+
 def _why(refusal: Refusal, model: str, *, hint: bool) -> str:
     subject = f"{model} in organization org-sim on {_UNITS[refusal.name]}"
     if refusal.wait_s is None:

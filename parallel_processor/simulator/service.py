@@ -35,6 +35,7 @@ from parallel_processor.simulator.refusals import (
     out_of_quota,
     refused,
     refused_by_anthropic,
+    refused_by_litellm,
     wrong_key,
 )
 from parallel_processor.simulator.rules import CannedAnswer, Rule, Rules
@@ -217,6 +218,8 @@ class Service:
         if options.header_style == "anthropic":
             request_id = exchange.request_id
             return refused_by_anthropic(refusal, model, headers, request_id=request_id, hint=hint)
+        if options.header_style == "litellm" and refusal.wait_s is not None:
+            return refused_by_litellm(refusal, headers)
         return refused(refusal, model, headers, code=options.refusal_code, hint=hint)
 
     def _unreadable(self, exchange: Exchange) -> HttpReply:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from certificates import CERTIFICATE
 
-
 # What embeddings, chat and completions promise, and a mark.
 OK = {"ok": True, "embedding": [1.0], "choices": [{"text": ""}]}
 ANSWER = json.dumps(OK).encode()

@@ -158,6 +158,22 @@ def test_mistral_tells_what_a_request_costs() -> None:
     assert headers["x-ratelimit-remaining-tokens-minute"] == "93"
 
 
+def test_litellm_names_the_kind_of_a_limit_and_asks_for_a_minute() -> None:
+    """Its headers are the key's; a refusal asks for 60 s whatever is left, and says when it ends."""
+    server = Server(requests_per_minute=3, header_style="litellm", enforcement="window")
+    _, _, headers = server.ask()
+    assert headers["x-ratelimit-api_key-limit-requests"] == "3"
+    assert headers["x-ratelimit-api_key-remaining-requests"] == "2"
+    assert headers["x-litellm-key-rpm-limit"] == "3"
+    server.clock.now_s += 50
+    for _ in range(3):
+        status, answer, headers = server.ask()
+    assert (status, answer["error"]["type"]) == (429, "throttling_error")
+    assert "Limit type: requests. Current limit: 3, Remaining: 0." in answer["error"]["message"]
+    assert (headers["retry-after"], headers["rate_limit_type"]) == ("60", "requests")
+    assert headers["reset_at"].endswith(" utc")
+
+
 def test_limits_by_model_are_told_by_model() -> None:
     """Headers are those of the request's model; a body without one that can be read has none."""
     server = Server(limits_by_model={"a": ModelLimits(requests_per_minute=5)})
