@@ -129,7 +129,7 @@ class RunStoppedError(ParallelProcessorError):
     """No request of this account can be answered: a wrong key, no credit, a limit of hours, no server.
 
     Requests without a record stay unanswered; the same call sends them once the cause is removed.
-    ``stop_cause`` tells the causes apart.
+    ``stop_cause`` tells the causes apart. ``models`` names those that are concerned, if not all are.
 
     >>> from parallel_processor.simulator import Simulator, SimulatorOptions
     >>> with Simulator(SimulatorOptions(api_key="sk-right")) as server:
@@ -141,9 +141,16 @@ class RunStoppedError(ParallelProcessorError):
     HTTP 401 key 0
     """
 
-    def __init__(self, message: str = "", stop_cause: StopCause = StopCause.CALLER) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        stop_cause: StopCause = StopCause.CALLER,
+        *,
+        models: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.stop_cause = stop_cause
+        self.models = models
 
 
 class RequestFailedError(ParallelProcessorError):

@@ -180,6 +180,8 @@ class Options:
         request_timeout_s: seconds for one whole exchange, however slowly the answer arrives.
         connect_timeout_s: seconds for the connection alone.
         max_response_bytes: size above which an answer fails, decompressed, at least 1.
+        stop_after_equal_failures: the run stops if nothing of a model was answered and so many of its
+            requests failed for one reason; 0 for never.
         drain_s: seconds that a stopped run waits for the requests in flight, 0 or more.
         write_retry_s: seconds for which records that can't be written are tried again, 0 or more.
         allow_plain_http: send the key to another host without TLS.
@@ -206,6 +208,7 @@ class Options:
     request_timeout_s: float = 600.0
     connect_timeout_s: float = 10.0
     max_response_bytes: int = 64 * 1024 * 1024
+    stop_after_equal_failures: int = 20
     drain_s: float = 30.0
     write_retry_s: float = 60.0
     allow_plain_http: bool = False
@@ -236,6 +239,7 @@ class Options:
         _check_seconds("request_timeout_s", self.request_timeout_s)
         _check_seconds("connect_timeout_s", self.connect_timeout_s)
         _check_whole("max_response_bytes", self.max_response_bytes, 1)
+        _check_whole("stop_after_equal_failures", self.stop_after_equal_failures, 0)
         _check_number("drain_s", self.drain_s, above=False)
         _check_number("write_retry_s", self.write_retry_s, above=False)
         _check_whole("default_output_tokens", self.default_output_tokens, 0)
@@ -266,6 +270,7 @@ class Settings(TypedDict, total=False):
     request_timeout_s: float
     connect_timeout_s: float
     max_response_bytes: int
+    stop_after_equal_failures: int
     drain_s: float
     write_retry_s: float
     allow_plain_http: bool

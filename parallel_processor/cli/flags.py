@@ -167,6 +167,8 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
               "for one whole exchange, however slowly the answer arrives"),
         _Flag("connect_timeout", "connect_timeout_s", _S, "for the connection alone"),
         _Flag("max_response_bytes", "max_response_bytes", "N", "an answer that is larger fails"),
+        _Flag("stop_after_equal_failures", "stop_after_equal_failures", "N",
+              "stop if a model's first N requests fail alike; 0 for never"),
         _Flag("drain_seconds", "drain_s", _S, "how long a stopped run waits for requests in flight"),
         _Flag("write_retry_seconds", "write_retry_s", _S,
               "how long to try again to write records, if the disk is full or fails"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from parallel_processor.engine.run import MakeSink, Run
+from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
 from parallel_processor.models import Request
@@ -38,7 +39,9 @@ class Account:
         self,
         *,
         make_sink: MakeSink | None = None,
+        on_begin: Callable[[], None] | None = None,
         on_cancel: Callable[[], None] | None = None,
+        on_left_out: OnLeftOut | None = None,
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
@@ -53,7 +56,9 @@ class Account:
             buckets=self.buckets,
             estimator=self.estimator,
             make_sink=make_sink,
+            on_begin=on_begin,
             on_cancel=on_cancel,
+            on_left_out=on_left_out,
             ahead=ahead,
             is_wanted=is_wanted,
             parses_answers=parses_answers,

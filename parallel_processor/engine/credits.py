@@ -1,6 +1,7 @@
 """Credits bound how much of a run is under way: read, queued, in flight, and not yet on record.
 
-* At most ``max_workers`` requests are in flight.
+* At most ``max_workers`` requests are in flight, and at most 50 until one is answered, or for a second: a
+  mistake that fails them all should not cost thousands.
 * ``max_workers`` more, but at most ``READ_AHEAD``, are read ahead of them.
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.
@@ -14,6 +15,7 @@ from parallel_processor.engine.queues import RequestQueues
 
 LOOK_AHEAD = 4096
 READ_AHEAD = 64
+_CAREFUL = 50
 _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
 
 
@@ -23,7 +25,7 @@ class Credits:
     Not thread-safe: the dispatcher's lock guards every change. Any thread may read the attributes.
 
     Attributes:
-        max_workers: how many requests may be in flight.
+        max_workers: how many requests may be in flight now.
         in_flight: how many requests are in flight.
         unrecorded: how many outcomes are not on record.
         reader_waits: true if the reader waits to be woken.
@@ -33,9 +35,23 @@ class Credits:
         self._queues = queues
         self._read_ahead = min(max_workers, READ_AHEAD)
         self._writer_slack = writer_slack
-        self.max_workers = max_workers
+        self._most_workers = max_workers
+        self.max_workers = min(max_workers, _CAREFUL)
         self.in_flight = self.unrecorded = 0
         self.reader_waits = False
+
+    @property
+    def is_careful(self) -> bool:
+        """True until :meth:`open` is called, if that makes a difference."""
+        return self.max_workers < self._most_workers
+
+    def open(self) -> None:
+        """The start is over: all workers may be used."""
+        self.max_workers = self._most_workers
+
+    def lower(self, max_workers: int) -> None:
+        """No more than ``max_workers`` threads can be had."""
+        self.max_workers = self._most_workers = max_workers
 
     def available(self, *, all_wait: bool) -> int:
         """How many more requests may be read.
@@ -45,7 +61,7 @@ class Credits:
         pending = self._queues.count
         if pending and self._queues.size_bytes >= _LOOK_AHEAD_BYTES:
             return 0
-        left = self.max_workers + self._read_ahead + self._writer_slack
+        left = self._most_workers + self._read_ahead + self._writer_slack
         left -= self.in_flight + self.unrecorded + self._queues.later
         if all_wait and not self.is_full and self._queues.may_be_passed:
             return max(0, min(LOOK_AHEAD - pending, left))

@@ -25,6 +25,7 @@ from parallel_processor.engine.credits import Credits
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import Estimate, Request, WaitCause
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal, WakeEvent
@@ -35,6 +36,7 @@ from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 _log = logging.getLogger("parallel_processor")
 _JOIN_TIMEOUT_S = 10.0  # for the thread at the interpreter's end
 _BATCH_DELAY_S = 0.001  # how long the thread waits for others to wake it as well
+_CAREFUL_S = 1.0  # after which a server that has not answered yet is sent more requests
 
 
 class Dispatcher:
@@ -92,6 +94,7 @@ class Dispatcher:
         self._credits = Credits(self._queues, max_workers, writer_slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
+        self._open_at = math.inf  # when the careful start is over
         self._waits_as = (False, False)  # the state that _wait_times was told last
         self._closed = self._hurries = self._has_left = self._has_started = False
         self._thread = InterruptSafeThread(self._run, "parallel-processor-dispatcher")
@@ -124,7 +127,26 @@ class Dispatcher:
         if is_late:
             self._drop(pending)
         else:
-            self._thread.start()
+            self.start()
+
+    def start(self) -> None:
+        """Start the thread, unless it was; ``RuntimeError`` if the system has none left."""
+        self._thread.start()
+
+    def open(self) -> None:
+        """A request was answered: the careful start is over."""
+        with self._lock:
+            if self._credits.is_careful:
+                self._credits.open()
+                self._wake()
+
+    def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
+        """Take every request for ``bucket`` out of the queues."""
+        with self._lock:
+            removed = self._queues.remove(bucket)
+            self._credits.unrecorded += sum(each.retry_state is not None for each in removed)
+            self._wake()
+        return removed
 
     def skip(self) -> None:
         """A request was read that has an outcome already, which is not on record yet."""
@@ -307,17 +329,22 @@ class Dispatcher:
             now = self._clock()
             self._wait_times.end(now)
             due_at = self._queues.release_due(now)
+            if now >= self._open_at:
+                self._credits.open()
             admitted, uncounted = self._choose()
             wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
                 if self._closed and (self._hurries or self._credits.is_idle):
                     return False
                 delay = math.inf if self._credits.is_full else self._queues.take_places()
+                if self._credits.is_careful:
+                    due_at = min(due_at, self._open_at)
                 delay = max(0.0, min(delay, due_at - now))
                 self._is_asleep, self._due_at = True, now + delay
                 self._begin_wait(now)
                 wakes_reader = self._credits.wakes_reader(all_wait=True)
         if admitted is not None:
+            self._open_at = min(self._open_at, now + _CAREFUL_S)
             if self._hand_out(admitted):
                 self._submit(admitted)
         elif uncounted is not None:
@@ -349,7 +376,7 @@ class Dispatcher:
                     self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
-                self._credits.max_workers = max(1, self._credits.in_flight - 1)
+                self._credits.lower(max(1, self._credits.in_flight - 1))
                 self._queues.give_places_back()
                 max_workers = self._credits.max_workers
             _log.warning("only %d requests can be in flight: %s", max_workers, error)

@@ -62,6 +62,7 @@ class FileRun:
             output = _Output(files, job, self._highlights, self._options.write_retry_s, self._clock)
             with self._account.run(
                 make_sink=output.open,
+                on_begin=output.start,
                 on_cancel=output.give_up,
                 parses_answers=job.on_outcome is not None,
                 stops=self._stops,
@@ -182,6 +183,11 @@ class _Output:
             clock=self._clock,
         )
         return self._writer.put
+
+    def start(self) -> None:
+        """Start the writer's thread: what can't be recorded is not sent."""
+        if self._writer is not None:
+            self._writer.start()
 
     def _note(self, outcomes: list[Outcome], stop: Callable[[BaseException], None]) -> None:
         """Pass on the outcomes that are on record. The writer's thread calls this."""

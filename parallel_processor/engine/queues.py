@@ -91,9 +91,10 @@ class RequestQueues:
         return None
 
     def add_counted(self, pending: PendingRequest) -> bool:
-        """Put back a request that was counted; false if the queues were cleared meanwhile."""
+        """Put back a request that was counted; false if its queue was removed meanwhile."""
         queue = self._queues.get(pending.bucket)
         if queue is None or not queue.counting:
+            self.size_bytes -= len(pending.request.payload)
             return False
         queue.counting -= 1
         queue.pending.append(pending)
@@ -190,6 +191,21 @@ class RequestQueues:
                 bucket.cancel(queue.reservation)
                 queue.pending.appendleft(queue.first)
                 queue.reservation = queue.first = None
+
+    def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
+        """Remove every request for ``bucket``, also those in a backoff, and return them."""
+        queue, left = self._queues.pop(bucket, None), []
+        if queue is not None:
+            left = [*queue.pending, *queue.uncounted]
+            if queue.reservation is not None and queue.first is not None:
+                bucket.cancel(queue.reservation)
+                left.append(queue.first)
+            self.count -= len(left) + queue.counting
+        left += [pending for _, _, pending in self._later if pending.bucket is bucket]
+        self._later = [each for each in self._later if each[2].bucket is not bucket]
+        heapq.heapify(self._later)
+        self.size_bytes -= sum(len(pending.request.payload) for pending in left)
+        return left
 
     def clear(self) -> list[PendingRequest]:
         """Remove every request, also those in a backoff, and return them."""

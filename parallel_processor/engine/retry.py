@@ -1,8 +1,9 @@
 """Decides which failed attempts are followed by another, and when, with ``tenacity``.
 
 * A retryable failure counts towards ``max_attempts``. Exponential backoff with full jitter follows.
-* A rejection by a rate limit does not count, nor does a server that can't be reached: nothing was
-  processed. The bucket's pause delays the next attempt. Only the time since the first of them is bounded.
+* A rejection by a rate limit does not count, nor does a server that can't be reached or isn't ready
+  (``outage.py``): nothing was processed. The bucket's pause delays the next attempt. Only the time since
+  the first of them is bounded.
 * A request that was lost with a worker process is sent again at once, three times at most.
 
 No thread sleeps between two attempts: tenacity's ``iter`` returns how long to wait, as it does for its own
@@ -29,6 +30,7 @@ RETRIED = (
     AttemptStatus.RETRY,
     AttemptStatus.RATE_LIMITED,
     AttemptStatus.UNREACHABLE,
+    AttemptStatus.NOT_READY,
     AttemptStatus.LOST,
 )
 _MAX_LOST = 3

@@ -12,9 +12,6 @@ The constructor of :class:`Run` makes the stages in the order in which a request
   queues itself. No request that waits occupies a worker.
 * The *writer*, behind the sink of a file run, appends records.
 
-**Credits.** A request may be read only if there is a credit for it. It holds the credit until its outcome
-is on record, or taken by the program. So a slow disk or a slow program bounds memory as the network does.
-
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped without a record, and
 requests in flight get some time to end:
@@ -22,7 +19,7 @@ requests in flight get some time to end:
 ==========================================  ==========================================================
 cause of the stop                           requests in flight
 ==========================================  ==========================================================
-a fatal answer                              end, however long that takes
+a fatal answer, equal failures              end, however long that takes
 a failing disk                              have ``drain_s``, or ``write_retry_s`` if that is longer
 :meth:`Run.stop`, Ctrl-C in a file run      have ``drain_s``; half a second in a notebook's cell
 Ctrl-C while the program takes outcomes     are cancelled at once: nobody takes their outcomes
@@ -30,6 +27,7 @@ Ctrl-C while the program takes outcomes     are cancelled at once: nobody takes 
 ==========================================  ==========================================================
 
 What is cancelled has no record, and the next run sends it again. No thread, socket or file is left.
+A model that is left out (``stops.py``) stops its own requests alone. The end tells of it as of a stop.
 """
 
 from __future__ import annotations
@@ -44,7 +42,8 @@ from contextlib import AbstractContextManager
 from parallel_processor.engine.delivery import Delivery, Recorded, Sink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.settlement import Settlement, invalid
-from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopRequested
+from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
+from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
@@ -77,7 +76,10 @@ class Run:
         estimator: estimates what a request will cost.
         make_sink: makes the sink, which takes each outcome from the worker thread that has it. Without a
             sink, :meth:`outcomes` yields the outcomes.
+        on_begin: called before the first request is queued; it may raise.
         on_cancel: called when requests in flight are cancelled.
+        on_left_out: called with each request of a model that is left out, and the reason. Without it, the
+            reason is the cause of a stop at the end.
         ahead: how many more requests the caller lets the run read; ``None`` for no such bound.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
@@ -91,7 +93,9 @@ class Run:
         buckets: TokenBuckets,
         estimator: CostEstimator,
         make_sink: MakeSink | None = None,
+        on_begin: Callable[[], None] | None = None,
         on_cancel: Callable[[], None] | None = None,
+        on_left_out: OnLeftOut | None = None,
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
@@ -101,9 +105,10 @@ class Run:
         self.yields_outcomes = make_sink is None
         self._options, self._clock = options, clock
         self._buckets, self._estimator = buckets, estimator
-        self._on_cancel, self._ahead = on_cancel, ahead
-        self._process_id = os.getpid()
-        self._stop, self._is_stopping = StopSignal(), False
+        self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
+        self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
+        self._stop, self._is_careful = StopSignal(), True
+        self._has_begun = self._is_stopping = False
         self._give_up_at = math.inf  # set by a stop
         self._waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
@@ -119,10 +124,8 @@ class Run:
         self._settlement = self._make_settlement()
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink)
-        at_exit(self._pool.abort)
-        at_exit(
-            self._dispatcher.abort
-        )  # what is registered last is called first: this stops the sending
+        for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
+            at_exit(end)
 
     def _make_dispatcher(self, is_wanted: Callable[[Request], bool] | None) -> Dispatcher:
         return Dispatcher(
@@ -159,6 +162,8 @@ class Run:
             stop=self._stop,
             waker=self._dispatcher.waker,
             clock=self._clock,
+            left_out=self._left_out,
+            on_left_out=lambda bucket: self._leave(*self._dispatcher.remove(bucket)),
         )
 
     def _make_delivery(self, make_sink: MakeSink | None) -> Delivery:
@@ -205,6 +210,8 @@ class Run:
                 yield from self._drain()
                 if self._dispatcher.error is not None:
                     raise self._dispatcher.error
+                if (left_out := self._left_out.error()) is not None and not self._left_out.is_told:
+                    self._stop.set(left_out)
             except Exception as error:  # in the input: requests in flight still get their outcomes
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
@@ -258,12 +265,37 @@ class Run:
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        url = request.url or self._options.request_url
-        pending = PendingRequest(request=request, bucket=self._buckets.bucket(url, request.model))
+        bucket = self._buckets.bucket(request.url or self._options.request_url, request.model)
+        pending = PendingRequest(request=request, bucket=bucket)
         if self._options.processes > 1 or pending.bucket not in self._seen:
             self._seen.add(pending.bucket)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between
-        self._dispatcher.put(pending)
+        if bucket in self._left_out:
+            self._leave(pending)
+        else:
+            self._begin()
+            self._dispatcher.put(pending)
+
+    def _begin(self) -> None:
+        """Start a writer, a worker and the dispatcher: without them, nothing may be sent."""
+        if self._has_begun:
+            return
+        try:
+            if self._on_begin is not None:
+                self._on_begin()
+            self._pool.prepare()
+            self._dispatcher.start()
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            raise WorkerProcessError(f"{error}, so nothing was sent") from error
+        self._has_begun = True
+
+    def _leave(self, *left_out: PendingRequest) -> None:
+        """The model of these requests is left out."""
+        for pending in left_out:
+            self._left_out.tell(pending.request, pending.bucket)
+            self._delivery.drop(pending)
 
     def _count(self, pending: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
@@ -272,12 +304,8 @@ class Run:
         limit = pending.bucket.shared_limits.tokens_per_minute
         if tokens > limit:
             number = pending.request.number
-            _log.warning(
-                "request %d needs %d tokens, but the limit is %g a minute: it is sent alone, and the "
-                "next requests wait until its tokens are within the limit again",
-                *(number, tokens, limit),
-                extra={"request_number": number},
-            )
+            text = "request %d needs %d tokens, but the limit is %g a minute: it is sent alone"
+            _log.warning(text, number, tokens, limit, extra={"request_number": number})
 
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""
@@ -300,8 +328,7 @@ class Run:
     def _wait(self, seconds: float) -> None:
         """Wait for ``_waker``, at most ``seconds``, and refresh the displays when they are due."""
         self.displays.show()
-        seconds = min(seconds, self.displays.wait_s)
-        self._waker.wait(seconds if seconds < math.inf else None)
+        self._waker.wait(min(seconds, self.displays.wait_s))
 
     def _ready(self) -> Iterator[Outcome]:
         """The outcomes at hand."""
@@ -321,6 +348,11 @@ class Run:
         try:
             outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
             if outcome is not None:
+                if self._is_careful and outcome.ok:
+                    self._is_careful = False
+                    self._dispatcher.open()
+                if outcome.unanswered:
+                    self._left_out.tell(outcome.request, admitted.pending.bucket)
                 self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room)
             pending = admitted.pending
@@ -364,16 +396,3 @@ class Run:
     def _cancel_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk
             self.cancel(StopRequested("gave up what was in flight"))
-
-
-def drain_s(cause: BaseException | None, options: Options) -> float:
-    """How many seconds requests in flight may take after a stop.
-
-    The module's docstring has the table. A failing disk has ``write_retry_s``, because failed writes are
-    tried again for so long.
-    """
-    if isinstance(cause, RunStoppedError):
-        return math.inf
-    if isinstance(cause, ResultsFileError):
-        return max(options.drain_s, options.write_retry_s)
-    return options.drain_s

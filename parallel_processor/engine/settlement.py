@@ -17,7 +17,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.engine.retry import RETRIED, RetrySchedule, longest_backoff_s
+from parallel_processor.engine.outage import Judgement, Outages, Verdict
+from parallel_processor.engine.retry import RETRIED, RetrySchedule
+from parallel_processor.engine.stops import EqualFailures, LeftOut
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import (
     INVALID_REQUEST,
@@ -38,6 +40,7 @@ from parallel_processor.workers.pending import PendingRequest, RetryState
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
 _MAX_ERROR_CHARS = 1000
+_UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
 _MIN_PAUSE_S = 0.1  # for a server that rejects and asks to wait 0 seconds
 
 
@@ -59,7 +62,8 @@ class Settlement:
     """Settles the attempts of one run. Any thread may call it.
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
-    a settled attempt made, which :class:`Settled` reports.
+    a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
+    requests are not to be sent any more, once it is in ``left_out``.
     """
 
     def __init__(
@@ -71,11 +75,20 @@ class Settlement:
         stop: StopSignal,
         waker: object,
         clock: Callable[[], float],
+        left_out: LeftOut,
+        on_left_out: Callable[[TokenBucket], None],
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
+        self._left_out, self._on_left_out = left_out, on_left_out
         self._was_reached = False  # by any attempt of this run
         self._has_answer = False  # to any request of this run
+        self._outages = Outages(options.retry, clock)
+        self._equal_failures = EqualFailures(
+            options.stop_after_equal_failures,
+            validates=options.validate is not None,
+            answered_before=lambda: counters.counts().already_answered > 0,
+        )
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def settle(
@@ -106,12 +119,16 @@ class Settlement:
             _log_limits(pending.bucket, release)
         if attempt.status is AttemptStatus.ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
+            if attempt.status is AttemptStatus.ANSWERED:
+                self._equal_failures.works(pending.bucket)
         if attempt.status is not AttemptStatus.ANSWERED:
             delay_s = self._fail(pending, reservation, attempt)
-            if delay_s is not None and self._stop.is_set():
-                return Settled(unanswered(pending), 0.0, release.made_room)
             if delay_s is not None:
+                if self._stop.is_set() or pending.bucket in self._left_out:
+                    return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
+            if attempt.status not in _UNANSWERED:
+                self._look_for_equal_failures(pending.bucket, attempt)
         else:
             self._has_answer = True
         return Settled(_outcome(pending, attempt), 0.0, release.made_room)
@@ -144,28 +161,50 @@ class Settlement:
         retry_state = pending.retry_state
         if retry_state is None:
             retry_state = pending.retry_state = RetryState(request=pending.request)
+        number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
+        judged = self._outages.judge(pending.bucket, number, admitted_at, attempt)
+        attempt = self._without_charge(attempt, judged, retry_state)
         retry_state.note(attempt, self._clock())
-        self._react(attempt, reservation, pending.bucket, retry_state)
+        if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:
+            # An earlier rejection has ended: the outage has its own deadline.
+            retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
+        self._react(attempt, reservation, pending.bucket, judged)
         if attempt.status not in RETRIED:
             return None
-        return self._schedule.retry_in_s(retry_state, attempt)
+        if pending.bucket in self._left_out:
+            return 0.0
+        delay_s = self._schedule.retry_in_s(retry_state, attempt)
+        if delay_s is None or attempt.status is AttemptStatus.RETRY:
+            return delay_s
+        return max(delay_s, judged.pause_s)
+
+    def _without_charge(
+        self, attempt: Attempt, judged: Judgement, retry_state: RetryState
+    ) -> Attempt:
+        """The attempt as one that doesn't count, if the server is out of order rather than the request."""
+        if attempt.status is not AttemptStatus.RETRY:
+            return attempt
+        most = self._options.retry.max_attempts
+        is_last = 1 < most <= retry_state.failures + 1
+        is_doubtful = judged.verdict is Verdict.DOUBTFUL and is_last
+        if is_doubtful or judged.verdict in (Verdict.OUT, Verdict.LOST):
+            return replace(attempt, status=AttemptStatus.NOT_READY)
+        return attempt
 
     def _react(
-        self,
-        attempt: Attempt,
-        reservation: Reservation,
-        bucket: TokenBucket,
-        retry_state: RetryState,
+        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, judged: Judgement
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
         # What looks like a wrong set-up is none where it worked before.
         is_setup = attempt.stop_cause is StopCause.SETUP and not self._has_answer
         if attempt.status is AttemptStatus.FATAL or is_setup:
             self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
+        elif attempt.status is AttemptStatus.MODEL_SPENT:
+            self._leave_out(bucket, attempt.error, StopCause.QUOTA)
         elif attempt.status is AttemptStatus.RATE_LIMITED:
             self._pause(attempt, reservation, bucket)
-        elif attempt.status is AttemptStatus.UNREACHABLE:
-            self._wait_for_server(attempt, reservation, bucket, retry_state)
+        elif attempt.status in (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY):
+            self._wait_for_server(attempt, reservation, bucket, judged)
         elif attempt.rejection is not None:
             bucket.refuse(reservation, attempt.rejection, None)
 
@@ -177,25 +216,44 @@ class Settlement:
         seconds = max(seconds, _MIN_PAUSE_S)
         if seconds > policy.rate_limit_deadline_s:
             message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
-            self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT))
+            self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT, models=(bucket.model,)))
         elif bucket.refuse(rejected, attempt.rejection or Rejection(), seconds):
             self._counters.paused()
             _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
 
     def _wait_for_server(
-        self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, retry_state: RetryState
+        self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement
     ) -> None:
-        """Pause while the server can't be reached. If it never was, ``max_attempts`` end the run."""
-        policy = self._options.retry
-        if not self._was_reached and retry_state.unreachable >= policy.max_attempts:
+        """Pause while the server can't be reached, or isn't ready, and try it with single requests.
+
+        If it never was reached, ``max_attempts`` rounds end the run.
+        """
+        is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
+        if is_unreachable and not self._was_reached and judged.round >= policy.max_attempts:
             host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
             message = f"can't reach {host}: {attempt.error}"
             self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
-            return
-        seconds = longest_backoff_s(policy, retry_state.unreachable)
-        if bucket.pause(seconds, failed):
+        elif judged.verdict is Verdict.LOST:
+            waited_s = policy.rate_limit_deadline_s
+            reason = f"the server was not ready for {waited_s:,.0f} s: {attempt.error}"
+            self._leave_out(bucket, reason, StopCause.UNREACHABLE)
+        elif judged.verdict is Verdict.SERVES and not is_unreachable:
+            return  # one of several servers behind the URL: the others answer
+        elif bucket.probe(judged.pause_s, failed):
             self._counters.paused()
-            _log.info("pausing for %.3g s: %s", seconds, attempt.error)
+            _log.info("pausing for %.3g s: %s", judged.pause_s, attempt.error)
+
+    def _leave_out(self, bucket: TokenBucket, reason: str, cause: StopCause) -> None:
+        """Send no more requests of ``bucket``; the others go on."""
+        if message := self._left_out.add(bucket, reason, cause):
+            bucket.free()
+            _log.error("%s", message)
+            self._on_left_out(bucket)
+
+    def _look_for_equal_failures(self, bucket: TokenBucket, attempt: Attempt) -> None:
+        """Stop the run if every request of the model fails for one reason."""
+        if (error := self._equal_failures.failed(bucket, attempt)) is not None:
+            self._stop.set(error)
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
@@ -245,7 +303,7 @@ def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
         attempts=ok + pending.failed_attempts,
         used_tokens=attempt.used_tokens,
         latency_s=attempt.latency_s,
-        unanswered=attempt.status in (AttemptStatus.STOPPED, AttemptStatus.FATAL),
+        unanswered=attempt.status in _UNANSWERED,
     )
 
 

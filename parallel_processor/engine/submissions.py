@@ -3,7 +3,8 @@
 A thread feeds that run from an inbox. It starts with the first request, and ends when none has come for a
 second and all have outcomes: connections are kept while there is traffic, and nothing is left behind. The
 worker that has the outcome resolves the future, and runs its callbacks; exceptions of these are logged. A
-future can be cancelled until its request is sent.
+future can be cancelled until its request is sent. If the interpreter ends before all have an outcome, a
+warning says so, and the rest get an exception.
 """
 
 from __future__ import annotations
@@ -20,20 +21,27 @@ from typing import Any, Protocol
 
 from parallel_processor.engine.delivery import Recorded
 from parallel_processor.engine.run import MakeSink, Run
+from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome, Request
+from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.threads import InterruptSafeThread
 
 _log = logging.getLogger("parallel_processor")
 _IDLE_S = 1.0
+_JOIN_TIMEOUT_S = 10.0  # at the interpreter's end
 
 
 class OpenRun(Protocol):
     """Makes a run, with arguments of :class:`Run`."""
 
     def __call__(
-        self, *, make_sink: MakeSink, is_wanted: Callable[[Request], bool] | None
+        self,
+        *,
+        make_sink: MakeSink,
+        on_left_out: OnLeftOut,
+        is_wanted: Callable[[Request], bool] | None,
     ) -> AbstractContextManager[Run]:
         """A run that is over at the end of the block."""
         ...
@@ -50,6 +58,7 @@ class Submissions:
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._thread: InterruptSafeThread | None = None
         self._is_closing = False
+        self._here = threading.local()  # has `resolves` in a thread that runs callbacks
 
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
         """Send a request; ``TypeError`` if it is none."""
@@ -73,14 +82,33 @@ class Submissions:
         self._thread = thread
 
     def close(self) -> None:
-        """Wait until every submitted request has its outcome, and the thread has ended."""
+        """Wait until every submitted request has its outcome, and the thread has ended.
+
+        A callback of a future can't wait for that: the thread waits for the callback.
+        """
         while True:
             with self._lock:
                 self._is_closing, thread = True, self._thread
             if thread is None:
                 return
             self._inbox.put(None)
+            if getattr(self._here, "resolves", False):
+                return
             thread.join()
+
+    def _join(self) -> None:
+        """The interpreter ends, and the run was stopped: its futures get their exceptions."""
+        if (thread := self._thread) is not None:
+            thread.join(_JOIN_TIMEOUT_S)
+
+    def _tell(self) -> None:
+        """The interpreter ends: say what is lost."""
+        with self._lock:
+            pending = sum(not future.done() for future in self._futures.values())
+        if pending or not self._inbox.empty():
+            message = "the interpreter ends before all submitted requests have an outcome (%d are sent or "
+            message += "queued): wait for their futures, or leave the processor's with block first"
+            _log.warning(message, pending + self._inbox.qsize())
 
     def set(self) -> None:
         """Wake the thread: the run stops."""
@@ -90,11 +118,14 @@ class Submissions:
 
     def _feed(self) -> None:
         cause: BaseException | None = None
+        at_exit(self._join)  # what is registered last is called first: _tell, the run's, _join
         try:
             with self._open_run(
                 make_sink=lambda recorded, _: functools.partial(self._resolve, recorded),
+                on_left_out=self._give_up,
                 is_wanted=None if self._dedupe else self._is_wanted,
             ) as run:
+                at_exit(self._tell)
                 with run.waking(self):
                     for _ in run.outcomes(self._received(run)):
                         raise AssertionError("a run with a sink yields nothing")
@@ -135,8 +166,30 @@ class Submissions:
     def _resolve(self, recorded: Recorded, outcome: Outcome) -> None:
         with self._lock:
             future = self._futures.pop(outcome.request.number)
-        _settle(future, outcome)
+        self._settle(future, outcome)
         recorded([outcome], True)
+
+    def _give_up(self, request: Request, error: BaseException) -> None:
+        """The request's model is left out."""
+        with self._lock:
+            future = self._futures.pop(request.number, None)
+        if future is not None:
+            self._settle(future, error)
+
+    def _settle(self, future: Future[Outcome], result: Outcome | BaseException) -> None:
+        """Resolve ``future``, unless it has been cancelled, and run its callbacks."""
+        self._here.resolves = True
+        try:
+            if isinstance(result, Outcome):
+                future.set_result(result)
+            else:
+                future.set_exception(result)
+        except InvalidStateError:
+            pass
+        except BaseException:  # raised by a callback; Future itself logs most of them
+            _log.exception("the callback of a future failed")
+        finally:
+            self._here.resolves = False
 
     def _leave(self, cause: BaseException | None) -> None:
         """The run is over: resolve the futures that it left, and run again for what came too late."""
@@ -154,17 +207,4 @@ class Submissions:
         if isinstance(error, StopRequested):
             error = RunStoppedError(str(error))
         for future in (*left, *pending):
-            _settle(future, error)
-
-
-def _settle(future: Future[Outcome], result: Outcome | BaseException) -> None:
-    """Resolve ``future``, unless it has been cancelled."""
-    try:
-        if isinstance(result, Outcome):
-            future.set_result(result)
-        else:
-            future.set_exception(result)
-    except InvalidStateError:
-        pass
-    except BaseException:  # raised by a callback; Future itself logs most of them
-        _log.exception("the callback of a future failed")
+            self._settle(future, error)

@@ -36,8 +36,8 @@ _RETRY_INTERVAL_S = 0.5
 class ResultWriter:
     """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
-    Any thread may call :meth:`put`. The first call starts the thread, which alone uses the files until
-    :meth:`close` has ended it. ``on_written`` gets each batch, and whether it is on record.
+    Any thread may call :meth:`put`. The thread that :meth:`start` or the first call starts alone uses the
+    files until :meth:`close` has ended it. ``on_written`` gets each batch, and whether it is on record.
     """
 
     def __init__(
@@ -67,15 +67,17 @@ class ResultWriter:
         self._lock = threading.Lock()  # for the thread's start
         self._thread = InterruptSafeThread(self._run, "parallel-processor-writer")
 
+    def start(self) -> None:
+        """Start the thread; ``RuntimeError`` if the system has none left."""
+        with self._lock:
+            self._thread.start()
+        self._is_started = True
+
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
         self._queue.put(outcome)
-        if (
-            not self._is_started
-        ):  # not in the constructor: a writer that is never used needs no close
-            with self._lock:
-                self._thread.start()
-            self._is_started = True
+        if not self._is_started:  # a writer that is never used needs no thread
+            self.start()
 
     def give_up(self) -> None:
         """Try no failed write again."""
@@ -84,6 +86,8 @@ class ResultWriter:
 
     def close(self) -> None:
         """Write what is queued, make it last, and end the thread. No other call may follow."""
+        if not self._is_started and self._queue.empty():
+            return
         steps = (self._put_end, self._thread.start, self._thread.join)
         try:
             for step in steps:

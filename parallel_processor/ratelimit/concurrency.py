@@ -21,6 +21,9 @@ to the share of attempts that were rejected lately, as in DCTCP (RFC 8257), and 
 the number doesn't lower the share of rejections, load isn't their cause: the cuts are taken back, and
 that share is tolerated from then on. If nothing else bounds the number, it grows back by a twentieth a
 round.
+
+**Doubt.** While a server may be out of order, the number is confined: only so many more may go than were in
+flight when the doubt arose. Nothing is learned meanwhile. The first answer frees it again.
 """
 
 from __future__ import annotations
@@ -70,6 +73,8 @@ class ConcurrencyLimit:
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._cut_at = -math.inf
         self._settles = True  # the number in flight still has to reach the limit
+        self._free_limit: float | None = None  # the limit before it was confined
+        self._confined_at = -math.inf
         self._stamp = now
         self._begin_round(now)
 
@@ -82,8 +87,34 @@ class ConcurrencyLimit:
         """End the search, since rate limits bound the number in flight; true if it went on so far."""
         if not self._climbs:
             return False
-        self._climbs, self.limit = False, math.inf
+        self._climbs = False
+        if self._free_limit is not None:
+            self._free_limit = math.inf
+        else:
+            self.limit = math.inf
         return True
+
+    def confine(self, more: int, now: float) -> None:
+        """Let only ``more`` go than are in flight now, until one is answered."""
+        if self._free_limit is None:
+            self._free_limit = self.limit
+        self.limit, self._confined_at = max(1.0, float(self.count + more)), now
+
+    def free(self) -> bool:
+        """End the confinement; true if there was one."""
+        if self._free_limit is None:
+            return False
+        self.limit, self._free_limit = self._free_limit, None
+        self._settles = True
+        return True
+
+    def _ended_confined(self, admitted_at: float, *, answered: bool) -> bool:
+        """Follow the end of an attempt while confined; true if a request may go now."""
+        if answered:
+            return self.free()
+        if admitted_at <= self._confined_at:  # one that was in flight when it began
+            self.limit = max(1.0, self.limit - 1)
+        return self.has_room
 
     def _begin_round(self, now: float) -> None:
         self._round_at = now
@@ -122,6 +153,8 @@ class ConcurrencyLimit:
         self._ended += 1
         if self.limit == math.inf:
             return False
+        if self._free_limit is not None:
+            return self._ended_confined(admitted_at, answered=answered)
         if self._settles:
             self._settle(now)
         elif answered and admitted_at > self._round_at:
@@ -182,7 +215,7 @@ class ConcurrencyLimit:
         A request that was in flight at the last cut belongs to the same burst.
         """
         self._rejected += 1
-        if admitted_at <= self._cut_at:
+        if admitted_at <= self._cut_at or self._free_limit is not None:
             return False
         share = self._rejected / max(self._ended, 1)
         number = self.limit if self.limit < math.inf else max(self.peak, 1)

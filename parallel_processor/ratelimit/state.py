@@ -67,6 +67,7 @@ class BucketState:
         delay: seconds that the head of the queue has to wait; infinite if the queue is empty.
         wait_cause: what the head of the queue waits for.
         answered: how many attempts were answered.
+        newest_answered_at: when the newest of them was admitted.
         answer_tokens: how many tokens the answers say they used.
     """
 
@@ -91,6 +92,7 @@ class BucketState:
         self.delay = math.inf
         self.wait_cause = WaitCause.NOTHING
         self.answered = self.answer_tokens = 0
+        self.newest_answered_at = -math.inf
         self._configured = configured
         self._totals: tuple[float, ...] = _NOTHING  # charged so far, by kind
 
@@ -191,6 +193,8 @@ class BucketState:
         if reservation.ended:
             return False
         reservation.ended, sent_at = True, reservation.admitted_at or now
+        if answered and sent_at > self.newest_answered_at:
+            self.newest_answered_at = sent_at
         return self.server.in_flight.ended(now, sent_at, answered=answered)
 
     def observe(

@@ -206,6 +206,29 @@ class TokenBucket:
         wake(woken)
         return began
 
+    def probe(self, seconds: float, failed: Reservation) -> bool:
+        """Pause as :meth:`pause` does. Then admit one at a time, until one is answered."""
+        with self._lock:
+            now = self._clock()
+            began = self._state.server.pause(seconds, now, failed.admitted_at or 0.0)
+            if began:
+                self._state.server.in_flight.confine(1, now)
+            woken = self.shared_limits.firsts()
+        wake(woken)
+        return began
+
+    def hold(self) -> None:
+        """Admit nothing until one of those in flight is answered, or :meth:`free` is called."""
+        with self._lock:
+            self._state.server.in_flight.confine(0, self._clock())
+
+    def free(self) -> None:
+        """End what :meth:`probe` or :meth:`hold` began, before an answer does."""
+        with self._lock:
+            self._state.server.in_flight.free()
+            woken = self.shared_limits.firsts()
+        wake(woken)
+
     # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
     @property
@@ -227,6 +250,16 @@ class TokenBucket:
     def has_room(self) -> bool:
         """False while as many requests are in flight as the server takes."""
         return self._state.server.in_flight.has_room
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight."""
+        return self._state.server.in_flight.count
+
+    @property
+    def newest_answered_at(self) -> float:
+        """When the newest of the answered attempts was admitted; minus infinity if there is none."""
+        return self._state.newest_answered_at
 
     @property
     def server(self) -> ServerLimits:

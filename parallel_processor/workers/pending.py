@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # a child process sends without loading the limits
     from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 _MAX_ERRORS = 1000  # a rate limit may reject a request much more often
+_UNCOUNTED = (AttemptStatus.RATE_LIMITED, AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,10 +23,9 @@ class RetryState:
         request: the request.
         sent: how many attempts were made.
         failures: how many of them count towards ``max_attempts``.
-        unreachable: how many of them did not reach the server.
         lost: how many of them were lost with a worker process.
-        rejected_since_s: when an attempt was first rejected by a rate limit, or did not reach the server,
-            in seconds of the run's clock.
+        rejected_since_s: when an attempt was first rejected by a rate limit, or the server wasn't ready or
+            reached, in seconds of the run's clock.
         errors: the error texts of the attempts, for the record.
         state: the request's ``tenacity.RetryCallState``; ``Any``, as only ``retry.py`` imports tenacity.
     """
@@ -33,7 +33,6 @@ class RetryState:
     request: Request
     sent: int = 0
     failures: int = 0
-    unreachable: int = 0
     lost: int = 0
     rejected_since_s: float | None = None
     errors: list[str] = field(default_factory=list)
@@ -49,10 +48,8 @@ class RetryState:
             self.failures += 1
         elif attempt.status is AttemptStatus.LOST:
             self.lost += 1
-        elif attempt.status in (AttemptStatus.RATE_LIMITED, AttemptStatus.UNREACHABLE):
-            self.unreachable += attempt.status is AttemptStatus.UNREACHABLE
-            if self.rejected_since_s is None:
-                self.rejected_since_s = now
+        elif attempt.status in _UNCOUNTED and self.rejected_since_s is None:
+            self.rejected_since_s = now
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -23,6 +23,9 @@ from parallel_processor.workers.pending import AdmittedRequest
 class WorkerPool(Protocol):
     """What sends a run's requests."""
 
+    def prepare(self) -> None:
+        """Start what the first request needs; ``RuntimeError`` if no thread can be had."""
+
     def start(self, admitted: AdmittedRequest) -> None:
         """Send ``admitted``, at the latest in :meth:`flush`; ``RuntimeError`` if no thread can be had.
 

@@ -158,6 +158,10 @@ class WorkerProcesses:
         self._fruitless = 0
         self._is_closing = False
 
+    def prepare(self) -> None:
+        """Start the processes."""
+        self._idlest()
+
     def start(self, admitted: AdmittedRequest) -> None:
         """Send ``admitted``, together with others, at the latest in :meth:`flush`."""
         self._started.append(admitted)

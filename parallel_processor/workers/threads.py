@@ -52,6 +52,10 @@ class WorkerThreads:
         # called in a thread of its own, which gets no Ctrl-C.
         self._closing = InterruptSafeThread(self._executor.shutdown, "parallel-processor-closing")
 
+    def prepare(self) -> None:
+        """Start the first thread."""
+        self._executor.submit(self._work, None)
+
     def start(self, admitted: AdmittedRequest) -> None:
         """Send ``admitted`` from an idle thread, or from a new one."""
         self._executor.submit(self._work, admitted)

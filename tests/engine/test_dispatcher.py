@@ -625,6 +625,7 @@ def test_so_many_may_be_read(max_workers: int) -> None:
     room = Room(ByHand, max_workers=max_workers)
     ahead = min(max_workers, READ_AHEAD)
     bucket, number = bucket_of(), 0
+    room.dispatcher.open()
     while count := room.dispatcher.room():
         assert count <= ahead
         for _ in range(count):
@@ -633,6 +634,29 @@ def test_so_many_may_be_read(max_workers: int) -> None:
         room.dispatcher.turn()
     assert number == max_workers + ahead
     assert len(room.sent) == max_workers
+
+
+@pytest.mark.parametrize(("end", "sent"), [("nothing", 50), ("an answer", 100), ("a second", 100)])
+def test_the_start_is_careful(end: str, sent: int) -> None:
+    """At most 50 are in flight until one is answered, or for a second."""
+    room, bucket = Room(ByHand, max_workers=100), bucket_of()
+    number = 0
+    for _ in range(120):
+        if room.dispatcher.room():
+            room.put(number, bucket)
+            number += 1
+        room.dispatcher.turn()
+    assert len(room.sent) == 50
+    if end == "an answer":
+        room.dispatcher.open()
+    elif end == "a second":
+        room.clock.now_s += 1.0
+    for _ in range(120):
+        if room.dispatcher.room():
+            room.put(number, bucket)
+            number += 1
+        room.dispatcher.turn()
+    assert len(room.sent) == sent
 
 
 @pytest.mark.parametrize("slack", [0, 10])

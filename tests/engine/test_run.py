@@ -3,85 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
-import json
 import logging
 import math
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import urllib3
 from raw_server import RawServer, Visit
-from requests.adapters import HTTPAdapter
+from runs import URL, bodies, numbers, ok, run_with
 from services import NO_LIMITS, in_background, threads
 
 from parallel_processor.engine.run import Run
-from parallel_processor.exceptions import RunStoppedError, StopRequested
+from parallel_processor.exceptions import RunStoppedError, StopRequested, WorkerProcessError
 from parallel_processor.files.formats import made_request, parse_line
 from parallel_processor.models import Estimate, Outcome, Request
-from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.tokens.estimates import CostEstimator
 
-URL = "http://127.0.0.1:1/v1/embeddings"
 ONE_A_MINUTE = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
-
-Answer = Callable[[dict[str, Any]], "tuple[int, Any]"]
-
-
-def ok(body: dict[str, Any]) -> tuple[int, Any]:
-    """Answer everything."""
-    return 200, {"answer": body["n"], "embedding": [1.0]}
-
-
-class _Adapter(HTTPAdapter):
-    """Answers by calling a function with the request's body."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__()
-        self._answer = answer
-
-    def send(self, request: Any, **settings: Any) -> requests.Response:
-        status, content = self._answer(json.loads(request.body))
-        raw = urllib3.HTTPResponse(
-            body=io.BytesIO(json.dumps(content).encode()), status=status, preload_content=False
-        )
-        return self.build_response(request, raw)
-
-
-def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run:
-    """A run whose server is ``answer``."""
-
-    def session() -> requests.Session:
-        made = requests.Session()
-        made.mount("http://", _Adapter(answer))
-        return made
-
-    retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
-    parts = {name: settings.pop(name) for name in ("make_sink",) if name in settings}
-    options = Options(
-        request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
-    )
-    return Run(options, buckets=TokenBuckets(options), estimator=CostEstimator(options), **parts)
-
-
-def bodies(count: int) -> Iterator[Request]:
-    """So many requests, numbered."""
-    for number in range(1, count + 1):
-        yield made_request({"n": number}, number)
-
-
-def numbers(outcomes: Iterable[Outcome]) -> list[int]:
-    """The numbers of the requests, sorted."""
-    return sorted(outcome.request.number for outcome in outcomes)
 
 
 class Gate:
@@ -602,7 +548,7 @@ def test_without_more_threads_it_goes_on_with_those_it_has(
 
 
 def test_without_any_thread_the_run_ends_with_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If not one worker can be started, the error is raised, and nothing waits for it."""
+    """If not one worker can be started, the error is raised, nothing waits for it, and nothing was sent."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -613,8 +559,9 @@ def test_without_any_thread_the_run_ends_with_the_error(monkeypatch: pytest.Monk
     monkeypatch.setattr(threading.Thread, "start", refuse)
     run = run_with(ok, drain_s=1e6)
     join = in_background(lambda: list(run.outcomes(bodies(10))))
-    with pytest.raises(RuntimeError, match="new thread"):
+    with pytest.raises(WorkerProcessError, match="new thread, so nothing was sent"):
         join()
+    assert run.counters.counts().attempts == 0
 
 
 MAIN_ENDS = """

@@ -11,6 +11,7 @@ import pytest
 from clocks import admitted_by
 
 from parallel_processor.engine.settlement import Settled, Settlement
+from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.files.formats import made_request, record
 from parallel_processor.models import Estimate, Outcome, Request, Response
@@ -79,6 +80,7 @@ class Bench:
         self.attempts = AttemptRunner(self.options, self.transport)
         self.counters = Counters()
         self.stop = StopSignal()
+        self.left_out = LeftOut(None)
         self.settlement = Settlement(
             self.options,
             estimator=CostEstimator(self.options),
@@ -86,6 +88,8 @@ class Bench:
             stop=self.stop,
             waker=None,
             clock=self.clock,
+            left_out=self.left_out,
+            on_left_out=lambda bucket: None,
         )
 
     def clock(self) -> float:
@@ -379,7 +383,7 @@ def test_a_server_that_is_away_for_a_while_costs_no_attempt() -> None:
     before_s = bench.now_s
     outcome = bench.run()
     assert outcome.ok and outcome.attempts == 5
-    assert bench.now_s - before_s == pytest.approx(1 + 2 + 4 + 8)
+    assert bench.now_s - before_s == pytest.approx(1 + 2 + 4 + 5)
     assert bench.counters.counts().pauses == 4
 
 
@@ -395,16 +399,19 @@ def test_a_server_that_never_answered_ends_the_run() -> None:
     )
 
 
-def test_a_server_that_stays_away_fails_the_request_at_the_deadline() -> None:
-    """A server that did answer once gets ``rate_limit_deadline_s``; the others may fare better."""
+def test_a_model_whose_server_stays_away_is_left_out_at_the_deadline() -> None:
+    """A server that did answer once gets ``rate_limit_deadline_s``; then its requests stay unanswered."""
     retry = RetryPolicy(backoff_initial_s=1.0, backoff_max_s=60.0, rate_limit_deadline_s=100.0)
     bench = Bench(reply(), UNREACHABLE, retry=retry)
     assert bench.run().ok
     before_s = bench.now_s
     outcome = bench.run()
-    assert not outcome.ok and not outcome.unanswered
-    assert outcome.error == "connection error: Connection refused"
-    assert 100.0 <= bench.now_s - before_s < 200.0
+    assert outcome.unanswered
+    assert 100.0 <= bench.now_s - before_s < 106.0
+    assert str(bench.left_out.error()) == (
+        "requests are left unanswered: the server was not ready for 100 s: "
+        "connection error: Connection refused"
+    )
     assert not bench.stop.is_set()
 
 

@@ -1,0 +1,146 @@
+"""Tells an outage of a server from failures of single requests and from load.
+
+Only failures are looked at, so that an answer costs nothing. Failures of a model that look like an outage
+(a gateway's 502, 503 and 504, connections that are refused or reset, a server that says that it loads) form
+a streak. An answer to a request that was sent after the streak began ends it: the server serves.
+
+* While the server serves, such a failure is the request's own, or load (``ratelimit/concurrency.py``).
+  The same is supposed while fewer than 3 requests are in the streak: each attempt may have to be paid for.
+* A streak of 2 seconds and 5 failures is an outage. So is the first failure, if the server can't be reached
+  or says itself that it isn't ready.
+* In between it is too early to say. The failure counts, but no request fails for good by it.
+
+In an outage no attempt counts, and the model's requests pause. After each pause a single request is sent,
+each time another one: a request that is itself to blame can't keep the outage alive. The pauses grow to
+5 seconds, whatever the server asks for: a single request is cheap, and too long a wait is not.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from parallel_processor.engine.retry import longest_backoff_s
+from parallel_processor.models import Attempt, AttemptStatus
+from parallel_processor.options import RetryPolicy
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+
+_STATUSES = {502, 503, 504, *range(520, 525), 530}  # gateways, Cloudflare's included
+_BROKEN = "connection error"
+_AT_ONCE = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
+_LEAST_S = 2.0
+_LEAST_REQUESTS = 3
+_LEAST_FAILURES = 5
+_LONGEST_PAUSE_S = 5.0
+
+
+class Verdict(enum.Enum):
+    """What a failure says about the server."""
+
+    SERVES = "serves"  # nothing: others are answered
+    DOUBTFUL = "doubtful"  # none was answered since it began; it is too early to say
+    OUT = "out"  # an outage
+    LOST = "lost"  # an outage for longer than the policy permits
+
+
+class Judgement(NamedTuple):
+    """A verdict, and what follows from it.
+
+    Attributes:
+        verdict: what the failure says about the server.
+        pause_s: seconds until the request may be sent again.
+        round: which pause of the outage begins; 0 if the failure is older than the last pause.
+        since_s: when the streak began.
+    """
+
+    verdict: Verdict
+    pause_s: float = 0.0
+    round: int = 0
+    since_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Streak:
+    """The failures of one model since its last answer."""
+
+    sent_at: float  # when the first of them was admitted
+    began_s: float  # when it came back
+    failures: int = 0
+    requests: set[int] = field(default_factory=set)  # some of their numbers
+    rounds: int = 0  # pauses so far
+    paused_at: float = -math.inf  # when the last pause began
+
+
+class Outages:
+    """The streaks of one run, by token bucket. Any thread may call it."""
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+        self._policy, self._clock = policy, clock
+        self._lock = threading.Lock()  # guards _streaks
+        self._streaks: dict[TokenBucket, _Streak] = {}
+
+    def judge(
+        self, bucket: TokenBucket, number: int, admitted_at: float, attempt: Attempt
+    ) -> Judgement:
+        """Judge a failure of ``bucket``, of the request ``number``, admitted at ``admitted_at``.
+
+        A complete response below 500 ends the streak, and the confinement of the bucket.
+        """
+        with self._lock:
+            streak = self._streaks.get(bucket)
+            if _is_outage_like(attempt, streak):
+                return self._judge(bucket, streak, number, admitted_at, attempt)
+            if attempt.response is None or attempt.response.status >= 500:
+                return Judgement(Verdict.SERVES)
+            self._streaks.pop(bucket, None)
+        if streak is not None and streak.rounds:
+            bucket.free()
+        return Judgement(Verdict.SERVES)
+
+    def _judge(
+        self,
+        bucket: TokenBucket,
+        streak: _Streak | None,
+        number: int,
+        admitted_at: float,
+        attempt: Attempt,
+    ) -> Judgement:
+        """Caller holds ``_lock``."""
+        now, answered_at = self._clock(), bucket.newest_answered_at
+        serves = answered_at > (admitted_at if streak is None else streak.sent_at)
+        if streak is None or serves:
+            streak = self._streaks[bucket] = _Streak(admitted_at, now)
+        streak.failures += 1
+        if len(streak.requests) < _LEAST_REQUESTS:
+            streak.requests.add(number)
+        lasts_s, is_alone = now - streak.began_s, len(streak.requests) < _LEAST_REQUESTS
+        is_out = streak.failures >= _LEAST_FAILURES and lasts_s >= _LEAST_S and not is_alone
+        is_out = is_out or streak.rounds > 0 or attempt.status in _AT_ONCE
+        if serves or not is_out:
+            verdict = Verdict.SERVES if serves or is_alone else Verdict.DOUBTFUL
+            return Judgement(verdict, self._pause_s(1), 0, streak.began_s)
+        round_ = 0
+        if admitted_at > streak.paused_at:
+            streak.rounds += 1
+            streak.paused_at, round_ = now, streak.rounds
+        is_lost = lasts_s >= self._policy.rate_limit_deadline_s
+        verdict = Verdict.LOST if is_lost else Verdict.OUT
+        return Judgement(verdict, self._pause_s(streak.rounds), round_, streak.began_s)
+
+    def _pause_s(self, rounds: int) -> float:
+        return min(longest_backoff_s(self._policy, max(rounds, 1)), _LONGEST_PAUSE_S)
+
+
+def _is_outage_like(attempt: Attempt, streak: _Streak | None) -> bool:
+    if attempt.status in _AT_ONCE:
+        return True
+    if attempt.status is not AttemptStatus.RETRY:
+        return False
+    if attempt.response is not None:
+        return attempt.response.status in _STATUSES
+    is_out = streak is not None and streak.rounds > 0
+    return attempt.kind == _BROKEN or (is_out and attempt.kind in ("timeout", "connect timeout"))

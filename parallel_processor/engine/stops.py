@@ -1,0 +1,179 @@
+"""What ends a run, or the requests of one model in it.
+
+* **Equal failures.** A mistake in the URL, the model's name or a parameter fails every request in the same
+  way. If nothing of a model was answered, and ``stop_after_equal_failures`` of its requests have failed for
+  one reason, nothing more is sent until those in flight have ended. If none of them is answered either, the
+  run stops.
+* **Left out.** The requests of a model whose daily quota is used up, or whose server is out of order for
+  too long, stay unanswered. The other models' go on.
+
+Failures have the same reason if they have the same kind and the same text, ids left out. Numbers are left
+out too, except where the server rejects the contents (400, 413, 422): there they are what differs from
+request to request. A request that is refused for what it says (a content filter, a length) shows that the
+model works.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopCause
+from parallel_processor.models import Attempt, Endpoint, Request
+from parallel_processor.options import Options, shown_url
+from parallel_processor.ratelimit.token_bucket import TokenBucket
+
+_MOST_REASONS = 50  # with more of them, the reasons are the requests' own
+_REQUEST_ID = re.compile(r" \(request id [^)]*\)$")
+_ID = re.compile(r"\b(?=[\w-]*\d)[\w-]{8,}\b")  # with a digit in it
+_NUMBER = re.compile(r"\d+")
+_CONTENT_STATUSES = {400, 413, 422}
+_SET_UP_STATUSES = {*range(300, 400), 401, 404, 405, 407, 410, 421}
+_OWN = re.compile(
+    r"content.?(?:filter|policy|management)|moderation|flagged|safety|prohibited|inappropriate|sensitive"
+    r"|invalid_prompt|policy.violation|敏感|不安全|违规"
+    r"|context.?(?:length|window)|too (?:long|large|many tokens)|max\w* (?:context|length|tokens?)\b",
+    re.IGNORECASE,
+)
+
+
+def reason_of(attempt: Attempt) -> str:
+    """The reason of a failure: equal for failures that only ids and numbers tell apart."""
+    text = _ID.sub("#", _REQUEST_ID.sub("", attempt.error))
+    if _status(attempt) not in _CONTENT_STATUSES:
+        text = _NUMBER.sub("#", text)
+    return f"{attempt.kind}\n{text}"
+
+
+def _status(attempt: Attempt) -> int:
+    return attempt.response.status if attempt.response is not None else 0
+
+
+class EqualFailures:
+    """Counts the failed requests of each model by reason, as long as none was answered.
+
+    Any thread may call it. ``answered_before`` tells whether an earlier run had answers: then only what no
+    request can pass counts.
+    """
+
+    def __init__(self, most: int, *, validates: bool, answered_before: Callable[[], bool]) -> None:
+        """``most`` is 0 for no bound. With ``validates``, only :meth:`works` says that a model answers."""
+        self._most, self._validates, self._answered_before = most, validates, answered_before
+        self._lock = threading.Lock()  # guards the fields below
+        self._reasons: dict[TokenBucket, Counter[str]] = {}
+        self._works: set[TokenBucket] = set()
+
+    def works(self, bucket: TokenBucket) -> None:
+        """The model answers: none of its failures counts."""
+        if bucket not in self._works:
+            with self._lock:
+                self._works.add(bucket)
+                self._reasons.pop(bucket, None)
+
+    def failed(self, bucket: TokenBucket, attempt: Attempt) -> RunStoppedError | None:
+        """Count a request that failed for good; an error if that is to stop the run."""
+        if not self._most or bucket in self._works:
+            return None
+        was_answered = bucket.newest_answered_at > -math.inf and not self._validates
+        if was_answered or _OWN.search(f"{attempt.kind} {attempt.error}"):
+            self.works(bucket)
+            return None
+        if _status(attempt) not in _SET_UP_STATUSES and self._answered_before():
+            return None
+        with self._lock:
+            counts = self._reasons.setdefault(bucket, Counter())
+            reason = reason_of(attempt)
+            counts[reason] += 1
+            number, is_all = counts[reason], len(counts) <= _MOST_REASONS
+        if number < self._most or not is_all:
+            return None
+        if bucket.in_flight and not self._validates:  # one of these may be answered yet
+            bucket.hold()
+            return None
+        bucket.free()
+        message = (
+            f"{_requests_of(bucket, number)} failed alike, and none was answered: {attempt.error}"
+        )
+        hint = _hint(bucket, attempt)
+        return RunStoppedError(message + hint, StopCause.EQUAL_FAILURES, models=(bucket.model,))
+
+
+def _requests_of(bucket: TokenBucket, number: int) -> str:
+    model = f" for {bucket.model}" if bucket.model else ""
+    return f"the first {number} requests{model}"
+
+
+def _hint(bucket: TokenBucket, attempt: Attempt) -> str:
+    """What a URL should look like, where the server doesn't know it."""
+    url = shown_url(bucket.url)
+    if _status(attempt) not in (404, 405, 410):
+        return ""
+    if Endpoint.of_path(urlsplit(url).path) is Endpoint.UNKNOWN:
+        ends = "/chat/completions, /responses or /embeddings"
+        return f". The URL {url} must end in an endpoint, such as {ends}"
+    return f". Check the URL {url} and the model"
+
+
+OnLeftOut = Callable[[Request, BaseException], None]
+"""Is called with each request of a model that is left out, and the reason."""
+
+
+class LeftOut:
+    """The models whose requests are not sent any more, and why. Any thread may call it."""
+
+    def __init__(self, on_left_out: OnLeftOut | None) -> None:
+        self._on_left_out = on_left_out
+        self._lock = threading.Lock()  # guards the field below
+        self._errors: dict[TokenBucket, RunStoppedError] = {}
+
+    def __contains__(self, bucket: object) -> bool:
+        return bucket in self._errors
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def add(self, bucket: TokenBucket, reason: str, cause: StopCause) -> str:
+        """Leave ``bucket`` out; the message, which is empty if it was left out already."""
+        with self._lock:
+            if bucket in self._errors:
+                return ""
+            of = f" for {bucket.model}" if bucket.model else ""
+            message = f"requests{of} are left unanswered: {reason}"
+            self._errors[bucket] = RunStoppedError(message, cause, models=(bucket.model,))
+            return message
+
+    def tell(self, request: Request, bucket: TokenBucket) -> None:
+        """Tell of a request of ``bucket`` that is unanswered, if that is the reason."""
+        if self._on_left_out is not None and bucket in self._errors:
+            self._on_left_out(request, self._errors[bucket])
+
+    @property
+    def is_told(self) -> bool:
+        """True if each request's owner is told: then the run has ended well."""
+        return self._on_left_out is not None
+
+    def error(self) -> RunStoppedError | None:
+        """Why models are left out; ``None`` if none is."""
+        with self._lock:
+            errors = list(self._errors.values())
+        if len(errors) < 2:
+            return errors[0] if errors else None
+        models = tuple(model for error in errors for model in error.models)
+        return RunStoppedError("; ".join(map(str, errors)), errors[0].stop_cause, models=models)
+
+
+def drain_s(cause: BaseException | None, options: Options) -> float:
+    """How many seconds requests in flight may take after a stop.
+
+    The docstring of ``run.py`` has the table. A failing disk has ``write_retry_s``, because failed writes
+    are tried again for so long.
+    """
+    if isinstance(cause, RunStoppedError):
+        return math.inf
+    if isinstance(cause, ResultsFileError):
+        return max(options.drain_s, options.write_retry_s)
+    return options.drain_s
