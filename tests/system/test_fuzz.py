@@ -314,6 +314,7 @@ def refuses(visit: Visit) -> None:
         answer(visit)
 
 
+@pytest.mark.acceptance
 @settings(max_examples=250)
 @example(lines=FIXED_LINES, ends=False)
 @example(lines=ALIKE_LINES, ends=True)
@@ -445,6 +446,7 @@ REQUESTS = [
 ]
 
 
+@pytest.mark.acceptance
 @settings(max_examples=250)
 @given(sequence=st.lists(RAW_ANSWERS, min_size=1, max_size=6))
 def test_any_answers_end_in_order(stage: Stage, log: Log, sequence: list[bytes]) -> None:
