@@ -1,7 +1,9 @@
 """Reads the account's limits from the headers of a response.
 
 Understood are the names of OpenAI (also used by Azure, Groq, Cerebras, SambaNova and most gateways,
-some with a unit at the end), Anthropic, Mistral, OpenRouter and Together.
+some with a unit at the end), Anthropic, Mistral, OpenRouter, Together, LiteLLM (limits of a key, a team,
+a user …, by model or not, in fixed minutes) and Kong, and the IETF's ``RateLimit-Policy``, which says its
+window. LiteLLM's limit of requests in flight is named ``in_flight`` and has no window.
 
 **Window.** OpenAI's names don't say which window a limit is for. ``limit-requests`` is per minute
 for one account and per day for another. There are two kinds of servers:
@@ -53,9 +55,24 @@ _OPENAI = re.compile(rf"x-ratelimit-limit-(?:project-)?{_ANY}(?:-(second|minute|
 _ANTHROPIC = re.compile(rf"anthropic-ratelimit-{_ANY}-limit")
 _TOGETHER = re.compile(r"x-(rate|token)limit-limit(?:-dynamic)?")
 _OPENROUTER = "x-ratelimit-limit"
+_LITELLM = re.compile(
+    r"x-ratelimit-[a-z]+(?:_[a-z]+)*-limit-(requests|tokens|max_parallel_requests)"
+    r"|x-litellm-key-(rpm|tpm)-limit"
+)
+_KONG = re.compile(r"x-ratelimit-limit-(second|minute|hour|day)")
+_POLICY = re.compile(r"\s*(?:\"([^\"]*)\"|(\d+))((?:\s*;[^,;]*)*)\s*(?:,|$)")
+_PARAMETER = re.compile(r";\s*([a-z]+)\s*=\s*\"?([\w-]+)")
 
 _TOGETHER_HOSTS = ("api.together.xyz", "api.together.ai")
-_LIMIT_NAMES = {"req": "requests", "rate": "requests", "token": "tokens"}
+_LIMIT_NAMES = {
+    "req": "requests",
+    "rate": "requests",
+    "rpm": "requests",
+    "token": "tokens",
+    "tpm": "tokens",
+    "max_parallel_requests": "in_flight",
+    **dict.fromkeys(_WINDOW_S, "requests"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +100,8 @@ def read_limits(
 
     A project's limit and a dynamic limit have the same name as the account's: all of them hold.
     """
-    lookups, date = _plan(tuple(headers), host)
-    if not lookups:
+    lookups, date, policies = _plan(tuple(headers), host)
+    if not lookups and policies is None:
         return ()
 
     def server_time() -> float:
@@ -92,18 +109,25 @@ def read_limits(
         return now() if sent is None else sent
 
     readings = [_read(lookup, headers, server_time) for lookup in lookups]
+    if policies is not None:
+        readings += _of_policies(headers, policies)
     return tuple([reading for reading in readings if reading is not None])
 
 
 @functools.lru_cache(maxsize=32)
-def _plan(names: tuple[str, ...], host: str) -> tuple[tuple[_Lookup, ...], str | None]:
-    """What to look up in a set of headers, and the name of its date header.
+def _plan(
+    names: tuple[str, ...], host: str
+) -> tuple[tuple[_Lookup, ...], str | None, Mapping[str, str] | None]:
+    """What to look up in a set of headers, the name of its date header, and those of the IETF's.
 
     A server's responses have few such sets, so each plan is made once.
     """
     spelled = {name.lower(): name for name in names}
     lookups = (_lookup(name, spelled, host) for name in spelled)
-    return tuple(lookup for lookup in lookups if lookup is not None), spelled.get("date")
+    found = tuple(lookup for lookup in lookups if lookup is not None)
+    ietf = {name: spelled[name] for name in spelled if name.startswith("ratelimit")}
+    has_window = "ratelimit-policy" in ietf and not any(lookup.window_s for lookup in found)
+    return found, spelled.get("date"), ietf if has_window else None
 
 
 def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
@@ -113,13 +137,17 @@ def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
         window_s = _known_window_s(match[1], match[2], host)
     elif match := _ANTHROPIC.fullmatch(name):
         window_s = _MINUTE_S
+    elif match := _LITELLM.fullmatch(name):
+        window_s = 0.0 if match[1] == "max_parallel_requests" else _MINUTE_S
+    elif match := _KONG.fullmatch(name):
+        window_s = _WINDOW_S[match[1]]
     elif is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
         window_s = _WINDOW_S["second"]
     elif name == _OPENROUTER:
         stamped = True
     else:
         return None
-    kind = match[1] if match else "requests"
+    kind = next(group for group in match.groups() if group) if match else "requests"
     return _Lookup(
         name=_LIMIT_NAMES.get(kind, kind.replace("-", "_")),
         limit=spelled[name],
@@ -155,10 +183,49 @@ def _read(
         window_s = _MINUTE_S if reset_s <= _MINUTE_S + _ROUNDING_S else _DAY_S
     elif window_s is None:
         window_s = _inferred_window_s(limit, remaining, reset_s)
-    if limit < 1 and window_s >= _MINUTE_S:
+    if limit < 1 and (window_s >= _MINUTE_S or not window_s):
         return None  # less than one request: no server has such a limit
     return LimitReading(
         name=lookup.name, limit=limit, remaining=remaining, reset_s=reset_s, window_s=window_s
+    )
+
+
+def _of_policies(headers: Mapping[str, str], names: Mapping[str, str]) -> list[LimitReading | None]:
+    """The limits of ``RateLimit-Policy``, whose quota and window are both there.
+
+    ``"name";q=100;w=60`` comes with ``RateLimit: "name";r=50;t=30``. Older drafts write ``100;w=60``, with
+    ``RateLimit-Remaining`` and ``RateLimit-Reset`` for the policy that ``RateLimit-Limit`` names.
+    """
+    text = {name: headers[spelled][:1000] for name, spelled in names.items()}
+    levels = {name: parameters for name, _, parameters in _policies(text.get("ratelimit", ""))}
+    current = number(text.get("ratelimit-limit", "").partition(",")[0])
+    readings: list[LimitReading | None] = []
+    for name, quota, parameters in _policies(text["ratelimit-policy"]):
+        limit, window_s = _count(parameters.get("q", quota)), _count(parameters.get("w", ""))
+        if not limit or not window_s or parameters.get("qu", "requests") != "requests":
+            continue
+        level = levels.get(name, {}) if name else {}
+        if limit == current:
+            level = {"r": text.get("ratelimit-remaining", ""), "t": text.get("ratelimit-reset", "")}
+        remaining, reset_s = _count(level.get("r", "")), _count(level.get("t", ""))
+        readings.append(
+            LimitReading(
+                name="requests",
+                limit=limit,
+                remaining=remaining,
+                reset_s=reset_s if reset_s is not None and reset_s <= window_s else None,
+                window_s=window_s,
+            )
+        )
+    return readings
+
+
+@functools.lru_cache(maxsize=64)
+def _policies(text: str) -> tuple[tuple[str, str, Mapping[str, str]], ...]:
+    """Name, quota and parameters of each item of a list of the IETF's."""
+    items = _POLICY.finditer(text)
+    return tuple(
+        (item[1] or "", item[2] or "", dict(_PARAMETER.findall(item[3]))) for item in items
     )
 
 

@@ -111,6 +111,7 @@ class ServerLimits:
             totals_now: what has been charged by now, by kind.
         """
         is_quicker, limit_changes = False, []
+        readings = [reading for reading in readings if reading.window_s]  # rates
         if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
             is_quicker = self.in_flight.set_free()
             for quota in self.quotas:

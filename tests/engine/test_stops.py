@@ -198,21 +198,6 @@ def spent_for(name: str) -> Any:
     return lambda body: SPENT if body["model"] == name else ok(body)
 
 
-@pytest.fixture
-def model_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The words of a day's quota mean that the model is spent."""
-    from parallel_processor.providers import responses
-
-    status = responses._status
-
-    def spent(*given: Any) -> AttemptStatus:
-        is_spent = given[0] == 429
-        return AttemptStatus.MODEL_SPENT if is_spent else status(*given)
-
-    monkeypatch.setattr(responses, "_status", spent)
-
-
-@pytest.mark.usefixtures("model_spent")
 def test_a_spent_model_leaves_the_others_alone() -> None:
     """Its requests are neither sent nor failed, in whatever number they are read; the end names it."""
     names = ["a"] * 5000 + ["b"] * 300 + ["a", "b"] * 100
@@ -228,7 +213,6 @@ def test_a_spent_model_leaves_the_others_alone() -> None:
     assert threads() == []
 
 
-@pytest.mark.usefixtures("model_spent")
 def test_two_spent_models_are_both_named() -> None:
     """The run that has nothing left to send ends by itself."""
     run = run_with(lambda body: SPENT, max_workers=4)

@@ -321,7 +321,7 @@ SAID = [
     (UNKNOWN, {"statusCode": 429, "message": "m"}, RATE_LIMITED),
     (UNKNOWN, {"status": 500, "title": "m", "detail": "d", "type": "about:blank"}, RETRY),
     (UNKNOWN, {"code": 500, "msg": "m", "data": {"trace": "x"}}, RETRY),
-    (UNKNOWN, {"code": "rate_limit_daily", "message": "m"}, RATE_LIMITED),
+    (UNKNOWN, {"code": "rate_limit_daily", "message": "m"}, AttemptStatus.MODEL_SPENT),
     (UNKNOWN, {"code": 20012, "message": "no such model", "data": None}, FAILED),
     (UNKNOWN, {"status": "failed", "id": "p", "output": None}, FAILED),
     (UNKNOWN, {"status": "error", "message": "m"}, FAILED),

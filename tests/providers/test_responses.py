@@ -21,6 +21,7 @@ from parallel_processor.providers.waits import retry_after_s
 
 ANSWERED, FAILED, FATAL = AttemptStatus.ANSWERED, AttemptStatus.FAILED, AttemptStatus.FATAL
 RETRY, RATE_LIMITED = AttemptStatus.RETRY, AttemptStatus.RATE_LIMITED
+NOT_READY, SPENT = AttemptStatus.NOT_READY, AttemptStatus.MODEL_SPENT
 
 
 def response_of(status: int, body: Any = b"", headers: dict[str, str] | None = None) -> Response:
@@ -117,10 +118,10 @@ AZURE = [
     (400, coded("content_filter"), FAILED),
     (400, coded("context_length_exceeded"), FAILED),
 ]
-SPENT = "reached your specified API usage limits."
+USAGE_LIMITS = "reached your specified API usage limits."
 ANTHROPIC = [
     (400, anthropic("invalid_request_error"), FAILED),
-    (400, anthropic("invalid_request_error", f"You have {SPENT}"), FATAL),
+    (400, anthropic("invalid_request_error", f"You have {USAGE_LIMITS}"), FATAL),
     (401, anthropic("authentication_error"), FATAL),
     (402, anthropic("billing_error"), FATAL),
     (403, anthropic("permission_error"), FATAL),
@@ -143,7 +144,8 @@ GEMINI = [
     (429, exhausted(), RATE_LIMITED),
     (429, [exhausted()], RATE_LIMITED),
     (429, exhausted("m", quota("GenerateRequestsPerMinutePerProject")), RATE_LIMITED),
-    (429, exhausted("m", quota("GenerateRequestsPerDayPerProjectPerModel")), FATAL),
+    (429, exhausted("m", quota("GenerateRequestsPerDayPerProjectPerModel")), SPENT),
+    (429, exhausted("m", quota("GenerateRequestsPerDayPerProject")), FATAL),
     (429, exhausted("Quota exceeded …, limit: 0, model: m"), FAILED),
     (429, exhausted("Quota exceeded …, limit: 20, m"), RATE_LIMITED),
     (500, gemini(500, "INTERNAL"), RETRY),
@@ -181,7 +183,7 @@ OTHERS = [
     (400, {"object": "error", "message": "m", "type": "BadRequestError", "code": 400}, FAILED),
     (404, {"error": "model 'x' not found"}, FAILED),  # Ollama
     (503, b"", RETRY),
-    (503, coded(503, "Loading model", type="unavailable_error"), RETRY),
+    (503, coded(503, "Loading model", type="unavailable_error"), NOT_READY),
     (400, {"error": {"code": 400, "type": "exceed_context_size_error", "n_ctx": 1}}, FAILED),
     *((status, b"<html>", RETRY) for status in (520, 521, 522, 523, 524)),  # proxies
 ]
@@ -244,10 +246,10 @@ REJECTIONS = [
     # OpenAI names the limit in the type, and in the message.
     (429, limited("requests"), REQUESTS),
     (429, limited("tokens"), TOKENS),
-    (429, limited("tokens", LIMIT + "Requested 156060"), TOKENS),
-    (429, limited(None, RPM + " in 20s."), REQUESTS),
-    (429, limited(None, "Limit: 10000 / min on RPM."), REQUESTS),
-    (429, limited(None, "Limit: 10000 / min on TPM."), TOKENS),
+    (429, limited("tokens", LIMIT + "Requested 156060"), replace(TOKENS, limit=200_000)),
+    (429, limited(None, RPM + " in 20s."), replace(REQUESTS, limit=3)),
+    (429, limited(None, "Limit: 10000 / min on RPM."), replace(REQUESTS, limit=10_000)),
+    (429, limited(None, "Limit: 10000 / min on TPM."), replace(TOKENS, limit=10_000)),
     (429, error("slow_down", "rate_limit_error"), RAMP),
     (503, error("slow_down", "service_unavailable_error"), RAMP),
     (503, error("server_is_overloaded", "service_unavailable_error"), OVERLOAD),
@@ -261,12 +263,16 @@ REJECTIONS = [
     (429, anthropic_detail("ramp_limit_exceeded"), RAMP),
     (429, anthropic("rate_limit_error"), UNNAMED),
     (429, anthropic("rate_limit_error", ANTHROPIC_LIMIT.format("40,000 input tokens")), TOKENS),
-    (429, anthropic("rate_limit_error", ANTHROPIC_LIMIT.format("50 requests")), REQUESTS),
+    (
+        429,
+        anthropic("rate_limit_error", ANTHROPIC_LIMIT.format("50 requests")),
+        replace(REQUESTS, limit=50),
+    ),
     (529, anthropic("overloaded_error"), OVERLOAD),
     # Others
     (429, exhausted(), UNNAMED),
     (429, exhausted(GEMINI_LIMIT), REQUESTS),
-    (429, limited("tokens", TPM + " try again in 1s."), TOKENS),
+    (429, limited("tokens", TPM + " try again in 1s."), replace(TOKENS, limit=6_000)),
     (503, gemini(503, "UNAVAILABLE"), OVERLOAD),
     (503, b"", OVERLOAD),
     (503, b"<html>busy</html>", OVERLOAD),
@@ -373,9 +379,9 @@ NOT_FOLLOWED = "redirects are not followed; the server points to"
         (400, {"error": {"code": 400}}, {}, 'HTTP 400: {"error": {"code": 400}}'),
         (400, {"error": {}}, {}, 'HTTP 400: {"error": {}}'),
         (500, b"", {}, "HTTP 500"),
-        (500, b" <html>\n no </html>", {}, "HTTP 500: <html> no </html>"),
+        (500, b" <html>\n no </html>", {}, "HTTP 500: no"),
         (500, b"\xff", {}, "HTTP 500: \ufffd"),
-        (500, "x" * 600, {}, "HTTP 500: " + '"' + "x" * 499),
+        (500, "x" * 600, {}, "HTTP 500: " + "x" * 500),
         (400, error("a\nb " + "c" * 100), {}, "HTTP 400 a b " + "c" * 96 + ": m"),
         (500, {"error": "e"}, {"X-Request-Id": "r1"}, "HTTP 500: e (request id r1)"),
         (500, {"error": "e"}, {"Request-Id": "r2"}, "HTTP 500: e (request id r2)"),

@@ -1,0 +1,50 @@
+"""Makes plain text of what a server wrote: without tags, and without control characters."""
+
+from __future__ import annotations
+
+import html
+import re
+
+_MAX_PAGE = 20_000  # characters of an HTML page that are looked at
+
+# Terminal sequences: colours and cursor moves, titles, and the two-character ones.
+_ESCAPES = re.compile(
+    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?"
+    "|\x1b[ -/]*[0-~]?"
+)
+# What else moves the cursor, is invisible, or turns the direction of writing.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")  # no terminal and no file takes them
+
+_PAGE = re.compile(r"\s*(?:<\?xml|<!doctype|<!--|<[a-z][a-z0-9]*[\s>/])", re.IGNORECASE)
+_TITLE = re.compile(r"<title\b[^>]*>([^<]*)", re.IGNORECASE)
+_UNSEEN = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(script|style|head|noscript|svg)\b.*?(?:</\1\s*>|\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
+_TAG = re.compile(r"<[^<>]*>?")
+
+
+def plain_line(text: str, most: int) -> str:
+    """At most ``most`` characters of ``text`` in one line, without control characters."""
+    text = _ESCAPES.sub("", text[: 4 * most])
+    text = _SURROGATES.sub("\ufffd", _INVISIBLE.sub("", text))
+    return " ".join(text[:most].split())
+
+
+def is_page(text: str) -> bool:
+    """True for HTML or XML."""
+    return _PAGE.match(text) is not None
+
+
+def page_text(page: str) -> str:
+    """The title of an HTML page and the text that a reader sees."""
+    page = page[:_MAX_PAGE]
+    found = _TITLE.search(page)
+    title = " ".join(html.unescape(found[1]).split()) if found else ""
+    text = " ".join(html.unescape(_TAG.sub(" ", _UNSEEN.sub(" ", page))).split())
+    if not title or text.startswith(title):
+        return text or title
+    return f"{title}: {text}" if text else title
