@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from parallel_processor.models import Outcome
-from parallel_processor.options import DEFAULT_REQUEST_URL, Limit, Limits, RetryPolicy, Settings
+from parallel_processor.options import (
+    DEFAULT_REQUEST_URL,
+    DEFAULT_REQUESTS_PER_MINUTE,
+    DEFAULT_TOKENS_PER_MINUTE,
+    Limit,
+    Limits,
+    RetryPolicy,
+    Settings,
+)
 from parallel_processor.processor import Processor, StrPath
 from parallel_processor.report.summary import Summary
 
@@ -29,6 +37,7 @@ def process_file(
 ) -> Summary:
     """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
 
+    Calls for one account share each limit that they set alike, also if they follow each other.
     ``settings`` are those of :class:`Options`: ``request_url``, ``api_key``, ``limits``, ``retry``,
     ``max_workers`` …
 
@@ -60,8 +69,8 @@ def process_api_requests_from_file(
     save_filepath: StrPath | None = None,
     request_url: str = DEFAULT_REQUEST_URL,
     api_key: str | None = None,
-    max_requests_per_minute: Limit = 1500,
-    max_tokens_per_minute: Limit = 125_000,
+    max_requests_per_minute: Limit = DEFAULT_REQUESTS_PER_MINUTE,
+    max_tokens_per_minute: Limit = DEFAULT_TOKENS_PER_MINUTE,
     token_encoding_name: str | None = None,
     max_attempts: int = 5,
     logging_level: int = logging.INFO,

@@ -42,6 +42,7 @@ class StopCause(str, enum.Enum):
     EQUAL_FAILURES = "equal failures"  # the first requests all failed for one and the same reason
     SERVER_WAIT = "server wait"  # the server asks for a longer wait than the settings permit
     DISK = "disk"  # a results file can't be read, written or replaced
+    READER_LEFT = "reader left"  # nobody reads the pipe any more that the results go to
     PROCESSES = "processes"  # worker processes can't be started, or do not live
     PROGRAM = "program"  # an exception of the input, of a callback, or of the package
 

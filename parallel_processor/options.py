@@ -16,6 +16,16 @@ from urllib.parse import urlsplit
 from parallel_processor.exceptions import ConfigurationError
 
 DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
+
+
+class DefaultLimit(float):
+    """A limit that nobody set. It gives way to limits by model, and the run says when it holds it back."""
+
+    __slots__ = ()
+
+
+DEFAULT_REQUESTS_PER_MINUTE = DefaultLimit(1500.0)
+DEFAULT_TOKENS_PER_MINUTE = DefaultLimit(125_000.0)
 Limit = float | Literal["auto"]
 """A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
 TokenAccounting = Literal["auto", "reserve", "usage"]
@@ -93,8 +103,8 @@ class Limits:
     (450.0, True)
     """
 
-    requests_per_minute: Limit = 1500.0
-    tokens_per_minute: Limit = 125_000.0
+    requests_per_minute: Limit = DEFAULT_REQUESTS_PER_MINUTE
+    tokens_per_minute: Limit = DEFAULT_TOKENS_PER_MINUTE
     input_tokens_per_minute: float = math.inf
     output_tokens_per_minute: float = math.inf
     burst_seconds: float = 0.5
@@ -125,6 +135,12 @@ class Limits:
         found = {kind: getattr(self, f"{kind}_per_minute") for kind in kinds}
         share = 1.0 - self.headroom
         return {k: math.inf if v == "auto" else v * share for k, v in found.items()}
+
+    @property
+    def defaults(self) -> Mapping[str, float]:
+        """The limits that nobody set, by what they count as in :attr:`by_kind`."""
+        given = {"requests": self.requests_per_minute, "tokens": self.tokens_per_minute}
+        return {kind: limit for kind, limit in given.items() if isinstance(limit, DefaultLimit)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +186,10 @@ class Options:
         api_key: the key that is sent with each request, printable ASCII; it is not in ``repr``.
         limits: what may be sent in a minute.
         limits_by_model: limits for models by pattern, such as ``"gpt-4o*"``. The first pattern that a model
-            matches counts; its models share one limit. A model that matches none has ``limits``.
+            matches counts; its models share one limit. The numbers of ``limits`` hold for all models
+            together, those of a pattern besides; defaults that nobody set hold for the other models.
+        account: the name of the account. Processors of one name share each limit that they set alike.
+            ``None``: so do those with the same host in ``request_url`` and the same ``api_key``.
         token_accounting: what the server's token limit charges. ``"reserve"``: the most that a request
             may use. ``"usage"``: what its answer used. ``"auto"``: what is known of the host.
         retry: how often and for how long a request is tried again.
@@ -201,6 +220,7 @@ class Options:
     api_key: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
     limits_by_model: Mapping[str, Limits] = field(default_factory=dict)
+    account: str | None = None
     token_accounting: TokenAccounting = "auto"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_workers: int = 1000
@@ -230,6 +250,8 @@ class Options:
             for pattern, limits in self.limits_by_model.items()
         )
         _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
+        ok = self.account is None or (isinstance(self.account, str) and self.account != "")
+        _check(ok, "account", self.account, "a name")
         ok = self.token_accounting in get_args(TokenAccounting)
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
@@ -263,6 +285,7 @@ class Settings(TypedDict, total=False):
     api_key: str | None
     limits: Limits
     limits_by_model: Mapping[str, Limits]
+    account: str | None
     token_accounting: TokenAccounting
     retry: RetryPolicy
     max_workers: int

@@ -86,7 +86,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
     *("engine.outage", "engine.stops"),
-    *("ratelimit.shared", "ratelimit.registry"),
+    *("ratelimit.accounts", "ratelimit.registry"),
     *("report.counters", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.tls"),
     "tokens.estimates",

@@ -12,6 +12,7 @@ from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
 from parallel_processor.models import Request
 from parallel_processor.options import Options
+from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.histogram import percentiles_s
@@ -25,7 +26,7 @@ class Account:
 
     def __init__(self, options: Options, clock: Callable[[], float]) -> None:
         self._options, self._clock = options, clock
-        self.buckets = TokenBuckets(options, clock)
+        self.buckets = TokenBuckets(options, clock, ACCOUNTS)
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards the fields below

@@ -41,6 +41,7 @@ _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
 _MAX_ERROR_CHARS = 1000
 _UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
+_MINUTE_S = 60.0
 _MIN_PAUSE_S = 0.1  # for a server that rejects and asks to wait 0 seconds
 
 
@@ -89,6 +90,7 @@ class Settlement:
             validates=options.validate is not None,
             answered_before=lambda: counters.counts().already_answered > 0,
         )
+        self._told_defaults: set[str] = set()  # kinds of limits
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def settle(
@@ -117,6 +119,7 @@ class Settlement:
         release = self._charge(pending, reservation, attempt)
         if release.limit_changes:
             _log_limits(pending.bucket, release)
+            self._tell_low_defaults(pending.bucket, release)
         if attempt.status is AttemptStatus.ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
             if attempt.status is AttemptStatus.ANSWERED:
@@ -151,6 +154,20 @@ class Settlement:
             answer_tokens=attempt.used_tokens or 0,
             waker=self._waker,
         )
+
+    def _tell_low_defaults(self, bucket: TokenBucket, release: Release) -> None:
+        """Log, once a run, that a default which nobody set is below what the server allows."""
+        defaults = bucket.shared_limits.limits.defaults
+        for name, window_s, _, limit in release.limit_changes:
+            default, allowed = defaults.get(name, math.inf), limit * _MINUTE_S / window_s
+            if allowed <= default or window_s > _MINUTE_S or name in self._told_defaults:
+                continue
+            self._told_defaults.add(name)
+            _log.warning(
+                "the server allows %s %s a minute, but the default of %s holds, because no limit was set: "
+                "set --max_%s_per_minute (in a program Limits.%s_per_minute) to that number or to auto",
+                *(f"{allowed:,.0f}", name, f"{default:,.0f}", name, name),
+            )
 
     def _fail(
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt

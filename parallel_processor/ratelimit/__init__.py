@@ -7,6 +7,7 @@ happens here; threads wait elsewhere.
 
 Names that cross the border (module, names):
 
+    accounts      ACCOUNTS
     registry      TokenBuckets
     reports       BucketReport, LimitReport, Usage
     shared        SharedLimits

@@ -75,6 +75,11 @@ class ConfiguredQuota:
         if not window:
             self.in_window = 0.0  # forget the rounding
 
+    def is_full(self, now: float) -> bool:
+        """True if it differs in nothing from a new one."""
+        self.advance(now)
+        return not self.window and self.level >= self.capacity
+
     def delay_s(self, cost: float, now: float) -> float:
         """Seconds until ``cost`` may be admitted if nothing else is. Call :meth:`advance` before."""
         short = (cost if cost < self.capacity else self.capacity) - self.level

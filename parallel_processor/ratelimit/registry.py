@@ -10,7 +10,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from parallel_processor.models import WaitCause
-from parallel_processor.options import Options
+from parallel_processor.options import Limits, Options
+from parallel_processor.ratelimit.accounts import AccountLimits, Accounts
 from parallel_processor.ratelimit.quota import MINUTE_S
 from parallel_processor.ratelimit.reports import BucketReport, Usage
 from parallel_processor.ratelimit.shared import SharedLimits
@@ -25,18 +26,39 @@ class TokenBuckets:
     Beyond 256 buckets, all further models under the same limits share one bucket.
     """
 
-    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: Options,
+        clock: Callable[[], float] = time.monotonic,
+        accounts: Accounts | None = None,
+    ) -> None:
+        """Make buckets that share the configured limits with others of their account in ``accounts``.
+
+        Without ``accounts``, nothing is shared.
+        """
+        accounts = accounts or Accounts(clock)
         self._options = options
         self._clock = clock
         self._lock = threading.Lock()  # guards both fields below
         self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
         self._shared: dict[SharedLimits, TokenBucket] = {}  # for further models
-        self._default = SharedLimits(options.limits, clock)
-        self._patterns = [
-            (pattern, SharedLimits(limits, clock))
-            for pattern, limits in options.limits_by_model.items()
-        ]
-        self._opened_at = clock()
+        with accounts.held():
+            account = accounts.of(options, options.limits, clock)
+            self._default = SharedLimits(options.limits, clock, account=account)
+            self._patterns = [
+                (pattern, self._of_pattern(accounts, account, pattern, limits))
+                for pattern, limits in options.limits_by_model.items()
+            ]
+        self._opened_at = account.opened_at
+
+    def _of_pattern(
+        self, accounts: Accounts, account: AccountLimits, pattern: str, limits: Limits
+    ) -> SharedLimits:
+        """The limits of ``pattern``, under those that the user set for all models, if there are any."""
+        under = self._default if self._default.ceilings else None
+        if under is None:
+            account = accounts.of(self._options, limits, self._clock, pattern)
+        return SharedLimits(limits, self._clock, account=account, pattern=pattern, under=under)
 
     def bucket(self, url: str, model: str) -> TokenBucket:
         """The bucket of requests to ``url`` for ``model``."""
@@ -71,19 +93,27 @@ class TokenBuckets:
             return [*self._buckets.values(), *self._shared.values()]
 
     def usage(self) -> Usage:
-        """What all buckets together admitted in the last 60 seconds, and what they may admit."""
+        """What the buckets admitted in the last 60 seconds, and what they may admit.
+
+        What other processors admitted under the same limits is included.
+        """
         admitted: dict[str, float] = {"requests": 0.0, "tokens": 0.0}
         limits = dict.fromkeys(admitted, 0.0)
-        buckets = self._all()
+        buckets, now = self._all(), self._clock()
         for shared_limits in {bucket.shared_limits for bucket in buckets} or {self._default}:
             with shared_limits.lock:
-                used, configured = shared_limits.levels(self._clock())
+                used, configured = shared_limits.levels(now)
             own = [bucket for bucket in buckets if bucket.shared_limits is shared_limits]
             for name in admitted:
                 found = sum(bucket.server.found_limit(name) for bucket in own) if own else math.inf
                 admitted[name] += used[name]
                 limits[name] += min(configured[name], found)
-        now = self._clock()
+        with self._default.lock:
+            total, _ = self._default.levels(now)
+        for ceiling in self._default.ceilings if self._patterns else ():
+            if ceiling.name in admitted:  # it counts what all buckets together take
+                admitted[ceiling.name] = total[ceiling.name]
+                limits[ceiling.name] = min(limits[ceiling.name], ceiling.limit)
         span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
         waiting_for = next(
             (bucket.wait_cause for bucket in buckets if bucket.queue), WaitCause.NOTHING

@@ -15,7 +15,8 @@ class LimitReport:
     Attributes:
         name: what the limit counts, such as ``requests`` or ``input_tokens``.
         window_s: the seconds in which it counts.
-        configured: the limit that the user set; ``None`` without one.
+        configured: the limit that the user set, or the default; ``None`` without one.
+        is_default: nobody set ``configured``.
         found: the limit that the server's headers named last; ``None`` without one.
         tried_per_minute: the rate that was found by trying, where the headers name no limit.
         changes: when the found limit changed, in seconds from the run's start, and its new value.
@@ -35,6 +36,7 @@ class LimitReport:
     name: str
     window_s: float = 60.0
     configured: float | None = None
+    is_default: bool = False
     found: float | None = None
     tried_per_minute: float | None = None
     changes: tuple[tuple[float, float], ...] = ()

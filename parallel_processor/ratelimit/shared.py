@@ -4,45 +4,74 @@ The limits that a user configures hold for all models that they are meant for to
 these models share one ``SharedLimits`` and its lock. Reservations that wait for a configured limit are
 admitted in the order of arrival, whatever bucket they are in. A reservation that waits for its own
 server delays no other bucket.
+
+Limits of a pattern of models stand under those that hold for all models: a request takes from both. A
+reservation that waits for the limits of its pattern delays only buckets of that pattern.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from parallel_processor.options import Limits
+from parallel_processor.ratelimit.accounts import AccountLimits
 from parallel_processor.ratelimit.quota import MINUTE_S, ConfiguredQuota
 from parallel_processor.ratelimit.reports import LimitReport
 from parallel_processor.ratelimit.state import BucketState, Reservation
+
+_Head = tuple[int, BucketState]  # its ticket, and the state whose queue it leads
 
 
 class SharedLimits:
     """The configured limits of the buckets that share them. The caller of every method holds ``lock``.
 
+    Other processors of the account may have the same quotas. The figures of :meth:`report` are what was
+    charged since this object was made.
+
     Attributes:
         limits: as the user configured them.
-        lock: guards this object, the states of its buckets, and their reservations.
+        lock: the account's.
         opened_at: when it was made, in seconds of its clock.
-        quotas: the arithmetic of each limit.
+        quotas: the arithmetic of each limit, its own first, then the ceilings above it.
         tokens_per_minute: the limit of all tokens; infinite if there is none.
-        waiting: the states of the buckets whose queue isn't empty.
+        waiting: the states of the account's buckets whose queue isn't empty.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float],
+        *,
+        account: AccountLimits | None = None,
+        pattern: str | None = None,
+        under: SharedLimits | None = None,
+    ) -> None:
+        """Take quotas of ``account``, by default of a new one; for the models of ``pattern``, if given.
+
+        The numbers that the user set in ``under``, which is of the same account, are ceilings.
+        """
+        account = account or AccountLimits(clock)
         self.limits = limits
-        self.lock = threading.Lock()
+        self.lock, self.waiting, self._tickets = account.lock, account.waiting, account.tickets
         self.opened_at = clock()
-        self.quotas = [
-            ConfiguredQuota(name, limit, limits.burst_seconds, self.opened_at)
+        self._own = [
+            account.quota(pattern, name, limit, limits.burst_seconds, self.opened_at)
             for name, limit in limits.by_kind.items()
             if limit < math.inf or name in ("requests", "tokens")
         ]
-        self.tokens_per_minute = limits.by_kind["tokens"]
-        self.waiting: list[BucketState] = []
-        self._tickets = 0
+        self.quotas = [*self._own, *(under.ceilings if under is not None else ())]
+        self._charged_before = [quota.charged for quota in self.quotas]
+        tokens = (quota.limit for quota in self.quotas if quota.name == "tokens")
+        self.tokens_per_minute = min(tokens)
+        account.users.add(self)
+
+    @property
+    def ceilings(self) -> Sequence[ConfiguredQuota]:
+        """The quotas of its own whose number the user set."""
+        kinds = self.limits.defaults
+        return [quota for quota in self._own if quota.limit < math.inf and quota.name not in kinds]
 
     @property
     def is_open(self) -> bool:
@@ -50,25 +79,29 @@ class SharedLimits:
         return all(quota.limit == math.inf for quota in self.quotas)
 
     def levels(self, now: float) -> tuple[dict[str, float], dict[str, float]]:
-        """What was admitted of each limit in the last 60 seconds, and the limits."""
-        for quota in self.quotas:
+        """What was admitted of each of its own limits in the last 60 seconds, and the limits."""
+        for quota in self._own:
             quota.advance(now)
-        used = {quota.name: quota.in_window for quota in self.quotas}
-        return used, {quota.name: quota.limit for quota in self.quotas}
+        used = {quota.name: quota.in_window for quota in self._own}
+        return used, {quota.name: quota.limit for quota in self._own}
 
     def report(self, now: float) -> list[LimitReport]:
         """How much of each limit was used."""
         minutes = (now - self.opened_at + self.limits.burst_seconds) / MINUTE_S
-        return [
-            LimitReport(
+        found = []
+        for quota, before in zip(self.quotas, self._charged_before, strict=True):
+            if quota.limit == math.inf:
+                continue
+            used = max(quota.charged - before, 0.0)
+            report = LimitReport(
                 name=quota.name,
                 configured=quota.limit,
-                used=quota.charged,
-                used_share=quota.charged / (quota.limit * minutes),
+                is_default=quota in self._own and quota.name in self.limits.defaults,
+                used=used,
+                used_share=used / (quota.limit * minutes),
             )
-            for quota in self.quotas
-            if quota.limit < math.inf
-        ]
+            found.append(report)
+        return found
 
     def firsts(self) -> list[Reservation]:
         """The head of each queue."""
@@ -81,8 +114,7 @@ class SharedLimits:
 
         Returns the reservations that must be woken. ``reservation`` may be among them.
         """
-        self._tickets += 1
-        reservation.ticket = self._tickets
+        reservation.ticket = next(self._tickets)
         state.queue.append(reservation)
         if state.queue[0] is not reservation:
             return []  # only the head of a queue is ever looked at
@@ -117,19 +149,19 @@ class SharedLimits:
         Every state in ``waiting`` then says how long the head of its queue has to wait, and for what.
         """
         admitted: list[Reservation] = []
-        for quota in self.quotas:
-            quota.advance(now)
         for state in self.waiting:
             state.advance(now)
-        heads = [(state.queue[0].ticket, state) for state in self.waiting]
+            for configured in state.configured:
+                configured.advance(now)
+        heads: list[_Head] = [(state.queue[0].ticket, state) for state in self.waiting]
         heapq.heapify(heads)  # the oldest head first
         while heads:
             state = heads[0][1]
             if state.wait_for_server(now):
-                if not state.wait_for_configured(now):  # later heads wait for these limits too
-                    for _, later in heads[1:]:
-                        later.wait_behind(state, now)
-                    break
+                quota = state.wait_for_configured(now)
+                if quota is not None:  # later heads wait for it, too
+                    heads = _not_behind(state, quota, heads, now)
+                    continue
                 admitted.append(state.take(now))
                 if state.queue:
                     heapq.heapreplace(heads, (state.queue[0].ticket, state))
@@ -137,6 +169,20 @@ class SharedLimits:
                 self.waiting.remove(state)
             heapq.heappop(heads)
         return admitted
+
+
+def _not_behind(
+    first: BucketState, quota: ConfiguredQuota, heads: list[_Head], now: float
+) -> list[_Head]:
+    """The heap ``heads`` without ``first``, and without those that wait behind it for ``quota``."""
+    others = []
+    for head in heads[1:]:
+        if quota in head[1].configured:
+            head[1].wait_behind(first, now)
+        else:
+            others.append(head)
+    heapq.heapify(others)
+    return others
 
 
 def wake(reservations: Iterable[Reservation], but: Reservation | None = None) -> None:

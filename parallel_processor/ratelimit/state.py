@@ -69,6 +69,7 @@ class BucketState:
         answered: how many attempts were answered.
         newest_answered_at: when the newest of them was admitted.
         answer_tokens: how many tokens the answers say they used.
+        configured: the quotas that the user configured for it, which other buckets may share.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class BucketState:
         self.wait_cause = WaitCause.NOTHING
         self.answered = self.answer_tokens = 0
         self.newest_answered_at = -math.inf
-        self._configured = configured
+        self.configured = configured
         self._totals: tuple[float, ...] = _NOTHING  # charged so far, by kind
 
     # Before an attempt.
@@ -113,17 +114,18 @@ class BucketState:
         self.delay, self.wait_cause = self.server.obstacle(self.queue[0].costs, now)
         return self.delay <= INSTANT_S
 
-    def wait_for_configured(self, now: float) -> bool:
-        """Add the configured limits to ``delay`` and ``wait_cause``; true if the head needn't wait."""
-        costs = self.queue[0].costs
-        for quota in self._configured:
+    def wait_for_configured(self, now: float) -> ConfiguredQuota | None:
+        """Add the configured limits to ``delay`` and ``wait_cause``; the one that the head waits for."""
+        costs, longest = self.queue[0].costs, None
+        for quota in self.configured:
             cost = costs[quota.kind]
             if not cost and quota.kind > TOKENS:
                 continue  # an embedding has no output, so a debt of output tokens doesn't delay it
             delay = quota.delay_s(cost, now)
             if delay > self.delay:
                 self.delay, self.wait_cause = delay, CAUSES[quota.kind]
-        return self.delay <= INSTANT_S
+                longest = quota if delay > INSTANT_S else None
+        return longest
 
     def wait_behind(self, first: BucketState, now: float) -> None:
         """Wait at least as long as the head of ``first``, which came earlier."""
@@ -135,7 +137,7 @@ class BucketState:
         first = self.queue.popleft()
         costs = first.costs
         charges: list[_Charge] = []
-        for configured in self._configured:
+        for configured in self.configured:
             charges.append((configured, configured.charge(costs[configured.kind], now)))
         for quota in self.server.quotas:
             quota.charge(costs[quota.kind], now)

@@ -16,6 +16,7 @@ from parallel_processor.report.summary import Summary
 from parallel_processor.report.wording import count, limit_text, share_text
 
 _MUCH = 1 / 3  # of the time
+_SOME = 0.05  # of the time
 _LEAST_S = 10.0  # a shorter run is too short to classify its waits
 _LEAST_REJECTIONS = 3
 _OFTEN = 0.05  # of the attempts
@@ -82,6 +83,12 @@ def nothing_to_change(summary: Summary) -> str:
 def _stopped(summary: Summary, again: str) -> Iterator[str]:
     if summary.stop_cause is StopCause.NOTHING:
         return
+    if summary.stop_cause is StopCause.READER_LEFT:
+        yield (
+            "Keep the program running that reads the results, or write them to a file: a pipe keeps no "
+            "record of what was answered, so the next run sends everything again."
+        )
+        return
     remedy = _REMEDIES.get(summary.stop_cause)
     start = f"{remedy}, then run" if remedy else "Run"
     yield f"{start} {again} again: it continues where it stopped."
@@ -136,13 +143,23 @@ def _shared(summary: Summary) -> Iterator[str]:
 
 
 def _too_low(summary: Summary) -> Iterator[str]:
-    """A limit that slowed the run, and was set lower than what the server's headers say."""
+    """A limit that slowed the run, and is lower than what the server's headers say.
+
+    One that nobody set is named however short the run was.
+    """
     for cause, flag in _FLAGS.items():
-        if not summary.buckets or _share(summary, cause) < _MUCH:
+        if not summary.buckets or held_share(summary, cause) < _SOME:
             continue
         bucket = max(summary.buckets, key=lambda b: b.waited_s.get(cause, 0.0))
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause)
-        if typed * _CLEARLY < allowed < math.inf:
+        if not typed * _CLEARLY < allowed < math.inf:
+            continue
+        if any(li.is_default and li.name == cause for li in bucket.limits):
+            yield (
+                f"Set `{flag}` to {count(allowed)} or `auto`: no limit was set, so the default of "
+                f"{count(typed)} held, but the server allows that{_of(summary, bucket)}."
+            )
+        elif _share(summary, cause) >= _MUCH:
             yield (
                 f"Raise `{flag}` from {count(typed)} to {count(allowed)} or `auto`: the server "
                 f"allows that{_of(summary, bucket)}."

@@ -74,7 +74,8 @@ class Bench:
         self.now_s = 1000.0
         retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
         limits = Limits(requests_per_minute=6000, tokens_per_minute=600_000)
-        self.options = Options(request_url=url, limits=limits, retry=retry, **settings)
+        settings = {"limits": limits, **settings}
+        self.options = Options(request_url=url, retry=retry, **settings)
         self.bucket = TokenBucket(self.options.limits, clock=self.clock)
         self.transport: Any = Scripted(*ends)
         self.attempts = AttemptRunner(self.options, self.transport)
@@ -341,6 +342,34 @@ def test_each_event_has_a_line_at_its_level(caplog: pytest.LogCaptureFixture) ->
         (20, "pausing for 2 s after a rate limit"),
         (30, "request 17 waits to be sent again: HTTP 429 t: no"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "headers", "told"),
+    [
+        (Limits(), {"x-ratelimit-limit-requests": "30000"}, ["requests"]),
+        (Limits(), {"x-ratelimit-limit-tokens": "2000000"}, ["tokens"]),
+        (Limits(requests_per_minute=9), {"x-ratelimit-limit-requests": "30000"}, []),
+        (Limits(requests_per_minute=1500), {"x-ratelimit-limit-requests": "30000"}, []),
+        (Limits(requests_per_minute="auto"), {"x-ratelimit-limit-requests": "30000"}, []),
+        (Limits(), {"x-ratelimit-limit-requests": "500"}, []),
+    ],
+)
+def test_a_default_below_what_the_server_allows_is_told_once(
+    limits: Limits, headers: dict[str, str], told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody set a limit, the log names the server's number and the flag, once a run."""
+    names = {name.replace("-", "_"): value for name, value in headers.items()}
+    bench = Bench(reply(**names), limits=limits)
+    caplog.set_level(logging.WARNING)
+    for number in (1, 2):
+        bench.run(number)
+        bench.now_s += 60.0
+    warnings = [text for _, text in lines(caplog) if "the default of" in text]
+    assert len(warnings) == len(told)
+    assert all(
+        f"--max_{name}_per_minute" in text for name, text in zip(told, warnings, strict=True)
+    )
 
 
 def test_an_error_of_many_lines_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

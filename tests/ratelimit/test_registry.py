@@ -155,21 +155,31 @@ def test_the_usage_of_no_bucket_is_nothing() -> None:
 
 
 def test_the_usage_adds_up_what_was_admitted() -> None:
-    """Limits that several buckets share count once; other limits add to them."""
+    """Limits that several buckets share count once; those of a pattern add to defaults."""
     clock = FakeClock()
-    buckets = buckets_of(limited(600, 6000), {"gpt*": limited(1200, 60_000)}, clock)
+    buckets = buckets_of(Limits(), {"gpt*": limited(1200, 60_000)}, clock)
     clock.now_s += 2.5
     admit(buckets.bucket(URL, "a"), 10)
     admit(buckets.bucket(URL, "b"), 20)
     admit(buckets.bucket(URL, "gpt-4o"), 300)
     usage = buckets.usage()
     assert usage.admitted == {"requests": 3.0, "tokens": 330.0}
-    assert usage.limits == {"requests": 1800.0, "tokens": 66_000.0}
+    assert usage.limits == {"requests": 2700.0, "tokens": 185_000.0}
     assert usage.span_s == 3.0
     clock.now_s += 120
     usage = buckets.usage()
     assert usage.admitted == {"requests": 0.0, "tokens": 0.0}
     assert usage.span_s == 60.0
+
+
+def test_the_usage_under_a_ceiling_counts_each_request_once() -> None:
+    """The ceiling counts what the buckets of patterns admit as well, and bounds the sum."""
+    buckets = buckets_of(limited(600), {"gpt*": limited(400, 60_000)})
+    for model in ("a", "gpt-4o"):
+        admit(buckets.bucket(URL, model), 30)
+    usage = buckets.usage()
+    assert usage.admitted == {"requests": 2.0, "tokens": 60.0}
+    assert usage.limits == {"requests": 600.0, "tokens": math.inf}
 
 
 def test_the_usage_has_the_limits_of_the_server() -> None:
@@ -204,7 +214,7 @@ def test_the_usage_has_the_cause_of_the_wait() -> None:
 def test_each_limit_is_reported() -> None:
     """A report says of each bucket what it is, what it admitted, and what it waited for."""
     clock, wait_times = FakeClock(), WaitTimes()
-    buckets = buckets_of(limited(600, 6000), {"gpt*": limited()}, clock)
+    buckets = buckets_of(Limits(), {"gpt*": limited()}, clock)
     clock.now_s += 59.5
     plain, special = buckets.bucket(URL + "?key=secret", "a"), buckets.bucket(URL, "gpt")
     for tokens in (10, 20):
@@ -216,8 +226,8 @@ def test_each_limit_is_reported() -> None:
     assert first.waited_s == {"requests": 2.0}
     found = [(each.name, each.configured, each.used, each.used_share) for each in first.limits]
     assert found == [
-        ("requests", 600.0, 2.0, pytest.approx(2 / 600)),
-        ("tokens", 6000.0, 30.0, pytest.approx(30 / 6000)),
+        ("requests", 1500.0, 2.0, pytest.approx(2 / 1500)),
+        ("tokens", 125_000.0, 30.0, pytest.approx(30 / 125_000)),
     ]
     assert (second.model, second.admitted, second.waited_s, second.limits) == ("gpt", 0, {}, ())
     assert special.model == "gpt"

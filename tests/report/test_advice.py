@@ -38,6 +38,7 @@ def said(summary: Summary, **more: Any) -> str:
 
 
 TYPED = limit(configured=600.0, used_share=0.5)
+UNTYPED = limit(configured=1500.0, is_default=True)
 TYPED_TOKENS = limit("tokens", configured=90_000.0)
 WAITED = {REQUESTS: 90.0}
 WAITED_FOR_TOKENS = {TOKENS: 50.0}
@@ -93,6 +94,11 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
             "Raise `--max_tokens_per_minute` from 90,000 to 300,000 or `auto`",
         ),
         (
+            run(UNTYPED, limit(found=3e4), waited_s={REQUESTS: 0.5}, elapsed_s=5.0),
+            "Set `--max_requests_per_minute` to 30,000 or `auto`: no limit was set, so the default of "
+            "1,500 held, but the server allows that.",
+        ),
+        (
             run(waited_s=WAITED_FOR_TOKENS, reserved_tokens=4500, used_tokens=1000),
             "Lower `max_tokens` in the requests: 4.5 times as many tokens were reserved as used. If",
         ),
@@ -124,6 +130,8 @@ def test_a_rule_speaks(summary: Summary, start: str) -> None:
         run(limit(found=600.0, others_per_minute=200.2), rejections=40),
         run(limit(found=600.0, others_per_minute=0.4), rejections=60),
         run(TYPED, limit(found=5000.0), waited_s={REQUESTS: 20.0}),
+        run(UNTYPED, limit(found=5000.0), waited_s={REQUESTS: 0.1}),
+        run(UNTYPED, limit(found=1400.0), waited_s=WAITED),
         run(TYPED, limit(found=610.0), waited_s=WAITED),
         run(TYPED, limit(tried_per_minute=5000.0), waited_s=WAITED),
         run(TYPED, limit(found=5000.0, window_s=86400.0), waited_s=WAITED),

@@ -1,0 +1,134 @@
+"""What the processors of one account share in one process: the configured limits, and whose turn it is.
+
+A limit that a user sets is the account's, not the call's. So calls that follow each other share their
+minute, and so do processors that are alive at once. An account is known by its name, if ``account`` sets
+one, else by the host of the URL and a hash of the key. Within it, a quota is known by the number and the
+models that it is for.
+
+Only the configured limits are shared. What a processor learns of the server stays its own: its answers
+tell it soon, and another processor may have other models, workers and pauses.
+
+A quota is forgotten once it is as good as new and no processor has it, which takes a minute after the
+last use. A forked child has limits of its own, because processes share no memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+from parallel_processor.options import Limits, Options
+from parallel_processor.ratelimit.quota import ConfiguredQuota
+from parallel_processor.runtime.forks import FORK_LOCK
+
+if TYPE_CHECKING:
+    from parallel_processor.ratelimit.state import BucketState
+
+_SALT = os.urandom(16)  # so that a hash of a key says nothing outside this process
+
+
+class QuotaUser(Protocol):
+    """Whatever keeps quotas of an account from being forgotten."""
+
+    @property
+    def quotas(self) -> Sequence[ConfiguredQuota]: ...
+
+
+class AccountLimits:
+    """The quotas of one account, or of one pattern of its models, and the queues that wait for them.
+
+    Attributes:
+        lock: guards this object, its quotas, the states of the buckets, and their reservations.
+        waiting: the states of the buckets whose queue isn't empty.
+        tickets: numbers the reservations in the order of arrival.
+        opened_at: when it was made, in seconds of its clock.
+        users: whatever has quotas of it; they are not kept alive.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.lock = threading.Lock()
+        self.waiting: list[BucketState] = []
+        self.tickets = itertools.count(1)
+        self.opened_at = clock()
+        self.users: WeakSet[QuotaUser] = WeakSet()
+        self._quotas: dict[tuple[str | None, str, float, float], ConfiguredQuota] = {}
+
+    def quota(
+        self, pattern: str | None, name: str, limit: float, burst_seconds: float, now: float
+    ) -> ConfiguredQuota:
+        """The quota of ``limit`` for the models of ``pattern``; ``None`` is for all others."""
+        key = (pattern, name, limit, burst_seconds)
+        with self.lock:
+            if key not in self._quotas:
+                self._quotas[key] = ConfiguredQuota(name, limit, burst_seconds, now)
+            return self._quotas[key]
+
+    def forget_unused(self, now: float) -> bool:
+        """Drop the quotas that nobody has and that are as good as new; true if none is left."""
+        with self.lock:
+            in_use = {quota for user in self.users for quota in user.quotas}
+            for key, quota in tuple(self._quotas.items()):
+                if quota not in in_use and quota.is_full(now):
+                    del self._quotas[key]
+            return not self._quotas
+
+
+class Accounts:
+    """The accounts of this process. Any thread may call it.
+
+    ``FORK_LOCK`` guards them, so that a forked child never finds them half changed. It is taken before the
+    lock of an account.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[tuple[int, str, bytes, str | None], AccountLimits] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the block runs, no other thread takes quotas, and none is forgotten."""
+        with FORK_LOCK:
+            process_id, now = os.getpid(), self._clock()
+            for key, account in tuple(self._known.items()):
+                if key[0] != process_id or account.forget_unused(now):
+                    del self._known[key]  # in a child, the lock of a parent's account may stay held
+            yield
+
+    def of(
+        self,
+        options: Options,
+        limits: Limits,
+        clock: Callable[[], float],
+        pattern: str | None = None,
+    ) -> AccountLimits:
+        """Where to take the quotas of ``limits`` from. Call it, and take them, within :meth:`held`.
+
+        Limits of a ``pattern`` that stand under no others have a queue of their own. Nothing is shared if
+        nothing is limited, or if ``clock`` is another one: times of two clocks can't be compared.
+        """
+        if clock is not self._clock or all(each == math.inf for each in limits.by_kind.values()):
+            return AccountLimits(clock)
+        key = (os.getpid(), *_identity(options), pattern)
+        return self._known.setdefault(key, AccountLimits(clock))
+
+
+ACCOUNTS = Accounts()
+"""Those of this process."""
+
+
+def _identity(options: Options) -> tuple[str, bytes]:
+    """What two processors of one account share; the key itself is not kept."""
+    if options.account is not None:
+        return options.account, b""
+    host = urlsplit(options.request_url).netloc.rpartition("@")[2].lower()
+    key = (options.api_key or "").encode()
+    return host, hashlib.blake2b(key, digest_size=16, key=_SALT).digest()
