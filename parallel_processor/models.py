@@ -51,7 +51,8 @@ class Request:
         metadata_json: the text of ``metadata``, the cookbook's column.
         number: counts from 1: the line of the file, or the place in the iterable.
         invalid_reason: why the request can't be sent. It becomes a failed record without an attempt.
-        dropped: members that were left out, since they ask for a response that isn't one JSON object.
+        dropped: members that were left out, since they ask for a response that isn't one JSON object;
+            and a note if numbers of the metadata that JSON doesn't know became null.
 
     >>> request = Request(body={"model": "m", "input": "text"}, metadata={"row": 7}, custom_id="a")
     >>> with Processor(request_url=url) as processor:

@@ -173,11 +173,12 @@ def test_a_requests_body_may_change_once_it_was_read() -> None:
     ("given", "reason"),
     [
         (Request(body=3), "its body is a int"),
-        (Request(body={"n": math.nan}), "not JSON compliant"),
+        (Request(body={"n": math.nan}), "NaN is not JSON"),
         (Request(body={}, custom_id=7), "custom_id"),  # type: ignore[arg-type]
         (Request(body={}, url="https://elsewhere.example/v1"), "another host"),
         (Request(body={}, metadata=object()), "not JSON serializable"),
-        ({"prompt": math.nan, "metadata": 7}, "not JSON compliant"),
+        ({"prompt": math.nan, "metadata": 7}, "NaN is not JSON"),
+        ({"prompt": math.inf, "metadata": math.nan}, "Infinity is not JSON"),
     ],
 )
 def test_what_cant_be_sent_is_a_failure_with_its_reason(given: Any, reason: str) -> None:

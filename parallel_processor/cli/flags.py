@@ -38,11 +38,12 @@ exit codes:
   1    some requests failed, or the results could not be written
   2    wrong usage, or the run could not begin
   3    stopped by an answer that concerns the whole account: wrong key, no money
+  129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""
 _VERIFY_EPILOG = """exit codes:
-  0    every request has exactly one answer
-  1    some have none, or more than one
+  0    every request has exactly one answer; records of other requests do no harm
+  1    some have none, or more than one, or share a custom_id with another request
   2    wrong usage"""
 
 

@@ -34,7 +34,7 @@ from parallel_processor.exceptions import (
     WorkerProcessError,
 )
 from parallel_processor.files.requests_file import default_save_path
-from parallel_processor.files.verify import verify_results
+from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings, shown_url
 from parallel_processor.processor import Processor
 from parallel_processor.providers.endpoints import needs_key
@@ -124,9 +124,19 @@ def _verify(words: Sequence[str]) -> int:
         )
     except ParallelProcessorError as error:
         parser.error(str(error))
-    _print("\n".join(f"{name:>9} {count:,}" for name, count in asdict(found).items()))
-    _say("every line has its answer" if found.ok else "not every line has exactly one answer")
+    counts = asdict(found) | {"conflicts": len(found.conflicts)}
+    _print("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
+    for earlier, later in found.conflicts:
+        _say(f"lines {earlier} and {later} have the same custom_id but different requests")
+    _say(_verdict(found))
     return 0 if found.ok else 1
+
+
+def _verdict(found: Verification) -> str:
+    if not found.ok:
+        return "not every line has exactly one answer"
+    more = f"; {found.foreign:,} records are of requests that are not in the file"
+    return "every line has its answer" + (more if found.foreign else "")
 
 
 def _set_up_logging(level: int) -> None:
@@ -180,6 +190,8 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
             _log.error("%s", error)
             return 2
         _tell(summary, error, flags)
+        if isinstance(error, InputFileError):
+            return 2
         if error is not None:
             return 3 if isinstance(error, RunStoppedError) else 1
         if watcher.number:
@@ -232,5 +244,9 @@ def _run_to_its_end(
             report_path=flags.report_filepath,
         )
     except (RunStoppedError, ResultsFileError, WorkerProcessError) as error:
+        return error.summary, error
+    except InputFileError as error:
+        if error.summary is None or not error.summary.attempts:
+            raise
         return error.summary, error
     return summary, None

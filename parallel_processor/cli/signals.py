@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM for the command line: the first stops a run in order, the second at once.
+"""Signals for the command line: the first stops a run in order, the second at once.
+
+Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which comes when the terminal is closed, do the same.
 
 Python runs signal handlers in the main thread, which may hold the very lock that stopping a run needs.
 So the handler does nothing. Python also writes the signal's number to a socket
@@ -14,7 +16,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class SignalWatcher:

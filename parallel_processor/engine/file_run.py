@@ -13,9 +13,10 @@ from pathlib import Path
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
-from parallel_processor.exceptions import StopRequested
+from parallel_processor.exceptions import InputFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
-from parallel_processor.files.formats import read_requests
+from parallel_processor.files.custom_ids import with_checked_ids
+from parallel_processor.files.formats import notes, read_requests
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.files.writer import ResultWriter
@@ -70,6 +71,9 @@ class FileRun:
                 report = self._live_report(job.report, run, lines) if job.report else None
                 try:
                     self._process(run, lines, files, output)
+                except InputFileError as error:  # found when requests had been sent
+                    error.summary = self._account.summary(run, self._started_at)
+                    raise
                 finally:
                     if report is not None:
                         report.finish()
@@ -92,7 +96,7 @@ class FileRun:
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.path, _target(self._options))
         requests = unanswered(
-            read_requests(lines, self._options.request_url),
+            with_checked_ids(read_requests(lines, self._options.request_url)),
             answered,
             run.counters,
             lambda: run.stop_cause is not None,
@@ -222,8 +226,8 @@ def unanswered(
     counters: Counters,
     is_over: Callable[[], bool],
 ) -> Iterator[Request]:
-    """The requests that have no answer yet. Logs once if a member had to be left out of some."""
-    warned = False
+    """The requests that have no answer yet. Logs once what had to be left out of some."""
+    noted: set[str] = set()
     for request in requests:
         if is_over():
             return
@@ -233,11 +237,10 @@ def unanswered(
         if answered.kept_failures.take(request):
             counters.skipped(failed=True)
             continue
-        if request.dropped and not warned:
-            warned = True
-            number, names = request.number, ", ".join(sorted(request.dropped))
-            extra = {"request_number": number}
-            _log.warning("line %d: %s left out, here and below", number, names, extra=extra)
+        if request.dropped:
+            number = request.number
+            for note in notes(request, noted):
+                _log.warning("line %d: %s", number, note, extra={"request_number": number})
         yield request
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from parallel_processor.files.formats import made_request
+from parallel_processor.files.formats import made_request, notes
 from parallel_processor.models import Outcome, Request
+
+_log = logging.getLogger("parallel_processor")
 
 
 class NumberedRequests:
@@ -27,9 +30,14 @@ class NumberedRequests:
         self.is_over = False
 
     def __iter__(self) -> Iterator[Request]:
+        noted: set[str] = set()
         for each in self._given:
             request = made_request(each, self.read + 1, self._request_url)
             self.read += 1
+            if request.dropped:
+                number = request.number
+                for note in notes(request, noted):
+                    _log.warning("request %d: %s", number, note, extra={"request_number": number})
             yield request
         self.is_over = True
 

@@ -22,7 +22,12 @@ from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from parallel_processor.exceptions import ResultsFileError, RunStoppedError, StopCause
+from parallel_processor.exceptions import (
+    ResultsFileError,
+    RunStoppedError,
+    StopCause,
+    stop_cause_of,
+)
 from parallel_processor.models import Attempt, Endpoint, Request
 from parallel_processor.options import Options, shown_url
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -170,10 +175,12 @@ def drain_s(cause: BaseException | None, options: Options) -> float:
     """How many seconds requests in flight may take after a stop.
 
     The docstring of ``run.py`` has the table. A failing disk has ``write_retry_s``, because failed writes
-    are tried again for so long.
+    are tried again for so long. A pipe without a reader takes no record any more.
     """
     if isinstance(cause, RunStoppedError):
         return math.inf
+    if stop_cause_of(cause) is StopCause.READER_LEFT:
+        return 0.0
     if isinstance(cause, ResultsFileError):
         return max(options.drain_s, options.write_retry_s)
     return options.drain_s

@@ -1,13 +1,15 @@
 """JSONL in, JSONL out: requests are read, records are written, and a results file is read back.
 
-``requests_file`` streams lines, ``formats`` turns a line into a request and an outcome into a record,
-``writer`` appends records from its single thread. ``resume`` finds out what a results file has already,
-``verify`` checks that it has everything. The results file is the only state.
+``requests_file`` streams lines, after ``shape`` has seen that they are JSONL. ``formats`` turns a line into
+a request and an outcome into a record, ``custom_ids`` finds rows that could be mixed up. ``writer`` appends
+records from its single thread. ``resume`` finds out what a results file has already, ``verify`` checks
+that it has everything. The results file is the only state.
 
 Names that cross the border (module, names):
 
     append_file    AppendFile, replace_file
-    formats        content_key, made_request, read_requests
+    custom_ids     with_checked_ids
+    formats        content_key, made_request, notes, read_requests
     records        read_results
     requests_file  RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,6 +36,9 @@ from parallel_processor.providers.jsontext import (
 _MAX_INVALID_CHARS = 2000  # how much of an invalid line is put into its record
 _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
+NAN_IN_METADATA = "NaN or Infinity in metadata"
+"""Is among what :attr:`Request.dropped` names if such numbers became null."""
+_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
@@ -50,7 +54,12 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     try:
         text = line.decode("utf-8")
-        body = parse(text)
+        try:
+            body = parse(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            return _request_with_nan(text, number)
         if not isinstance(body, dict):
             hint = " but an array; write one object a line" if isinstance(body, list) else ""
             raise ValueError(f"not a JSON object{hint}")
@@ -95,6 +104,41 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
         metadata_json=metadata_json,
         dropped=dropped,
     )
+
+
+def _request_with_nan(text: str, number: int) -> Request:
+    """The request of a cookbook line that strict JSON rejects: NaN in its metadata becomes null.
+
+    The metadata aren't sent, so they need not be JSON. Raises ``ValueError`` if the rest is at fault.
+    """
+    parts = members(text) if isinstance(parse(text, strict=False), dict) else []
+    made = [
+        part._replace(text=f"{json.dumps(part.key)}: {_NAN.sub(_null, part.value)}")
+        if part.key == "metadata"
+        else part
+        for part in parts
+    ]
+    mended = without(made, frozenset()) if parts else text
+    body = parse(mended)
+    if "custom_id" in body and "body" in body:  # its metadata are the API's own, and are sent
+        parse(text)
+    request = _request(mended, body, number)
+    return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
+
+
+def notes(request: Request, noted: set[str]) -> Iterator[str]:
+    """What was left out of ``request`` or changed in it, but for what is in ``noted``; adds it there."""
+    names = sorted(request.dropped - noted)
+    noted.update(names)
+    if NAN_IN_METADATA in names:
+        names.remove(NAN_IN_METADATA)
+        yield f"{NAN_IN_METADATA} is kept as null, here and below"
+    if names:
+        yield f"{', '.join(names)} left out, here and below"
+
+
+def _null(match: re.Match[str]) -> str:
+    return "null" if match[1] else match[0]
 
 
 def _batch_request(
@@ -149,7 +193,10 @@ def made_request(
         if isinstance(given, Request):
             return _completed(given, number, request_url)
         text = _as_json(dict(given))
-        return _request(text, parse(text), number)
+        try:
+            return _request(text, parse(text), number)
+        except ValueError:
+            return _request_with_nan(text, number)
     except (TypeError, ValueError, RecursionError) as error:
         reason = f"request {number} can't be sent: {error}"
         bare = given if isinstance(given, Request) else Request(body=dict(given))
@@ -169,6 +216,10 @@ def _completed(given: Request, number: int, request_url: str) -> Request:
     dropped = unsendable(given.body)
     text = _as_json({key: given.body[key] for key in given.body if key not in dropped})
     metadata = None if given.metadata is None else _as_json(given.metadata)
+    if metadata is not None and ("NaN" in metadata or "Infinity" in metadata):
+        mended = _NAN.sub(_null, metadata)
+        dropped = dropped | {NAN_IN_METADATA} if mended != metadata else dropped
+        metadata = mended
     return replace(
         given,
         number=number,
@@ -181,9 +232,31 @@ def _completed(given: Request, number: int, request_url: str) -> Request:
 
 
 def _as_json(value: Any) -> str:
-    """``value`` as one line of JSON. Lone surrogates, which UTF-8 can't hold, are escaped."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """``value`` as one line of JSON, in which NaN may stand. Lone surrogates are escaped."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+    except TypeError:  # a key may be a number of numpy
+        text = json.dumps(_with_plain_keys(value), ensure_ascii=False, default=_plain)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of numpy, and of packages like it, as what JSON knows."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _with_plain_keys(value: Any) -> Any:
+    """``value`` with the keys of its objects as what JSON knows."""
+    if isinstance(value, dict):
+        return {
+            _plain(key) if hasattr(key, "dtype") else key: _with_plain_keys(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_with_plain_keys(each) for each in value]
+    return value
 
 
 def _last(parts: list[Member], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -9,25 +10,51 @@ from pathlib import Path
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX
+from parallel_processor.files.shape import why_not_jsonl
 
 _BUFFER_BYTES = 256 * 1024
+_DEVICE_FOLDERS = frozenset({"/dev", "/dev/fd"})
 
 
 class RequestsFile:
-    """An open requests file, as an iterable of its lines. For one thread."""
+    """An open requests file, as an iterable of its lines. For one thread.
+
+    Raises :class:`InputFileError` if it can't be read, or is of another format as a whole. A pipe is looked
+    at when its first line is asked for, because that may take a while to come.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             self._file = path.open("rb", buffering=_BUFFER_BYTES)
             status = os.fstat(self._file.fileno())
         except OSError as error:
-            raise InputFileError(f"can't read {path}: {error.strerror or error}") from error
+            hint = "; for standard input name /dev/stdin" if str(path) == "-" else ""
+            text = f"can't read {path}: {error.strerror or error}{hint}"
+            raise InputFileError(text) from error
         self.path = path
         self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
         self._read = 0
         self._ended = False
+        if self._size is not None:
+            try:
+                self._check_shape()
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _check_shape(self) -> None:
+        assert isinstance(self._file, io.BufferedReader)
+        try:
+            head = self._file.peek(_BUFFER_BYTES)
+        except OSError as error:
+            raise InputFileError(f"can't read {self.path}: {error.strerror or error}") from error
+        is_whole = self._size is not None and len(head) >= self._size
+        if (reason := why_not_jsonl(head, is_whole, self.path)) is not None:
+            raise InputFileError(reason)
 
     def __iter__(self) -> Iterator[bytes]:
+        if self._size is None:
+            self._check_shape()
         try:
             for line in self._file:
                 self._read += len(line)
@@ -50,8 +77,21 @@ class RequestsFile:
 
 
 def default_save_path(requests_path: Path) -> Path:
-    """``name_results.jsonl`` beside ``name.jsonl``."""
+    """``name_results.jsonl`` beside ``name.jsonl``.
+
+    Raises :class:`ConfigurationError` for a pipe or a device: nothing lasts beside it.
+    """
+    is_pipe = requests_path.exists() and not (requests_path.is_file() or requests_path.is_dir())
+    if is_pipe or str(requests_path.parent) in _DEVICE_FOLDERS or _is_descriptor(requests_path):
+        raise ConfigurationError(
+            f"the requests come from {requests_path}, which is no file that results could stand beside: "
+            "name a results file (--save_filepath, in a program save_path)"
+        )
     return requests_path.parent / f"{requests_path.stem}_results.jsonl"
+
+
+def _is_descriptor(path: Path) -> bool:
+    return path.parts[1:2] == ("proc",) and path.parts[-2:-1] == ("fd",)
 
 
 def check_paths(
@@ -76,7 +116,8 @@ def check_paths(
                 )
             other = seen.setdefault(_file_of(path), name)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
-            raise ConfigurationError(f"can't use the {name} file {path}: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigurationError(f"can't use the {name} file {path}: {reason}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")
 

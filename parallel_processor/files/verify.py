@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from parallel_processor.files.custom_ids import CustomIds
 from parallel_processor.files.formats import Record, identity, read_record, read_requests
 from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.options import DEFAULT_REQUEST_URL
+
+_MAX_CONFLICTS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,9 @@ class Verification:
         missing: requests without a record.
         doubled: records beyond those that the lines need.
         torn: lines that are no records.
-        foreign: records that belong to no request.
+        foreign: records that belong to no request. They do no harm.
+        conflicts: pairs of lines whose requests differ but share a ``custom_id``, at most 100. Nobody can
+            tell whose answer a record of it is.
 
     >>> Verification(lines=3, answered=2, failed=0, missing=1, doubled=0, torn=0, foreign=0).ok
     False
@@ -36,11 +41,12 @@ class Verification:
     doubled: int
     torn: int
     foreign: int
+    conflicts: tuple[tuple[int, int], ...] = ()
 
     @property
     def ok(self) -> bool:
-        """True if every line has exactly one good record, and there is nothing else."""
-        faults = (self.failed, self.missing, self.doubled, self.torn, self.foreign)
+        """True if every line has exactly one good record; foreign records may be there besides."""
+        faults = (self.failed, self.missing, self.doubled, self.torn, self.conflicts)
         return not any(faults) and self.answered == self.lines
 
 
@@ -53,7 +59,7 @@ def verify_results(
 ) -> Verification:
     """Compare a results file, and an errors file if there is one, with the requests.
 
-    Takes about 150 bytes of memory per line. ``request_url`` matters only for Batch rows: one for
+    Takes about 170 bytes of memory per line. ``request_url`` matters only for Batch rows: one for
     another host is invalid. Don't call it while a run writes the files: the last line may be
     incomplete.
 
@@ -83,6 +89,7 @@ def verify_results(
         doubled=wanted.doubled,
         torn=torn,
         foreign=wanted.foreign,
+        conflicts=tuple(wanted.conflicts),
     )
 
 
@@ -91,12 +98,18 @@ class _Wanted:
 
     def __init__(self, path: Path, request_url: str) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
+        self.conflicts: list[tuple[int, int]] = []
         self._left: dict[bytes, int] = {}
+        ids = CustomIds()
         with RequestsFile(path) as lines:
             for request in read_requests(lines, request_url):
                 key = identity(request)
                 self._left[key] = self._left.get(key, 0) + 1
                 self.lines += 1
+                earlier = ids.add(request) if request.custom_id is not None else None
+                if earlier is not None and not earlier.is_equal:
+                    self.conflicts.append((earlier.line, request.number))
+        del self.conflicts[_MAX_CONFLICTS:]
 
     def count(self, record: Record) -> None:
         """Count ``record`` for a line that needs one, or as one too many."""

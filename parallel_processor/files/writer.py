@@ -7,18 +7,20 @@ the credits of those outcomes back. So a slow disk slows the reading of requests
 A write that fails stops the run, not the process. The file is truncated to its last whole line, and
 ``on_failure`` is called once. The records at hand are tried again for ``write_retry_s`` seconds, in case
 somebody makes room. Then they are dropped, and so is what still comes: nothing waits for a disk that
-stays full. Their requests have no record, and the next run sends them.
+stays full. Their requests have no record, and the next run sends them. A pipe whose reader has left takes
+nothing ever again: that ends the run at once.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import ResultsFileError, StopCause
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.formats import record
 from parallel_processor.models import Outcome
@@ -163,7 +165,9 @@ class ResultWriter:
                 file.append(data)
                 return True
             except OSError as error:
-                self._fail(file, error.strerror or str(error))
+                if error.errno == errno.EPIPE:
+                    self.give_up()
+                self._fail(file, error.strerror or str(error), has_left=error.errno == errno.EPIPE)
                 if self._gave_up or self._clock() >= (self._retry_until or 0.0):
                     return False
                 self._wake.wait(_RETRY_INTERVAL_S)
@@ -175,8 +179,15 @@ class ResultWriter:
             except OSError as error:
                 self._fail(file, error.strerror or str(error))
 
-    def _fail(self, file: AppendFile, reason: str) -> None:
-        if self._retry_until is None:
-            self._retry_until = self._clock() + self._write_retry_s
-            self._on_failure(ResultsFileError(f"can't write {file.path}: {reason}"))
-            _log.warning("can't write %s: %s; trying again for a while", file.path, reason)
+    def _fail(self, file: AppendFile, reason: str, *, has_left: bool = False) -> None:
+        """Tell the first failure; ``has_left`` if the reader of a pipe has, so that no retry can help."""
+        if self._retry_until is not None:
+            return
+        self._retry_until = self._clock() + self._write_retry_s
+        if has_left:
+            error = ResultsFileError(f"can't write {file.path}: its reader has left ({reason})")
+            error.stop_cause = StopCause.READER_LEFT
+            self._on_failure(error)
+            return
+        self._on_failure(ResultsFileError(f"can't write {file.path}: {reason}"))
+        _log.warning("can't write %s: %s; trying again for a while", file.path, reason)

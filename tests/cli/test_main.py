@@ -87,7 +87,7 @@ def test_help_names_every_flag_and_exit_code() -> None:
         assert f"\n{title}:\n" in done.stdout
         assert all(f"\n  --{row.name}" in done.stdout for row in rows)
     codes = re.findall(r"^  (\d+)  .", done.stdout.partition("exit codes:")[2], re.MULTILINE)
-    assert codes == ["0", "1", "2", "3", "130", "143"]
+    assert codes == ["0", "1", "2", "3", "129", "130", "143"]
 
 
 def test_the_version_is_the_packages() -> None:
@@ -358,7 +358,9 @@ def started(*words: object) -> Iterator[Process]:
         process.close()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_the_first_signal_ends_the_run_in_order(number: int, code: int, source: Path) -> None:
     """What is under way is answered and recorded, nothing more is sent, and it says how to go on."""
     room = Room()
@@ -398,15 +400,15 @@ def test_the_second_signal_ends_it_at_once(source: Path) -> None:
 
 def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
     """A command that waits for a line ends by the third signal; a fourth, if two arrived as one."""
-    pipe = tmp_path / "in.jsonl"
+    pipe, results = tmp_path / "in.jsonl", tmp_path / "in_results.jsonl"
     os.mkfifo(pipe)
+    paths = ("--requests_filepath", pipe, "--save_filepath", results)
     with RawServer(answer_all) as server:
-        with started("--requests_filepath", pipe, *urls(server), *FAST) as process:
+        with started(*paths, *urls(server), *FAST) as process:
             with pipe.open("w") as file:
                 file.write('{"input": "a"}\n')
                 file.flush()
                 process.wait_for("sending")
-                results = tmp_path / "in_results.jsonl"
                 while not (results.exists() and results.stat().st_size):  # then it reads on
                     server.closing.wait(0.01)
                 process.send(signal.SIGINT)

@@ -37,7 +37,7 @@ class Heard:
         assert self._called.acquire(timeout=10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_told_apart_from_the_second(number: signal.Signals) -> None:
     """Each makes one call, with its name, in a thread that may take locks."""
     heard = Heard()
@@ -55,7 +55,7 @@ def test_the_first_signal_is_told_apart_from_the_second(number: signal.Signals) 
 
 def test_afterwards_all_is_as_before() -> None:
     """Handlers, the wake-up descriptor, threads and sockets are what they were."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     threads, files = threading.active_count(), os.listdir("/proc/self/fd")
     with Heard().watcher():

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor.files.formats import (
+    NAN_IN_METADATA,
     identity,
     made_request,
+    notes,
     parse_line,
     read_record,
     read_requests,
@@ -213,6 +215,100 @@ def test_a_callers_body_is_taken_as_json_has_it() -> None:
     assert request.body == {"1": [2, "é\ud800"]}
     assert request.metadata_json == b'{"i": 1}'
     assert request.dropped == {"stream"}
+
+
+NAN_LINES = [
+    ('{"a": 1, "metadata": {"x": NaN, "y": 1.10}}', '{"a": 1}', '{"x": null, "y": 1.10}'),
+    ('{"metadata":[-Infinity,"NaN","a \\"NaN"],"a":1}', '{"a":1}', '[null,"NaN","a \\"NaN"]'),
+    ('{"a": "NaN", "metadata": Infinity}', '{"a": "NaN"}', None),
+    ('{"metadata": NaN, "a": 1, "metadata": {"é": NaN}}', '{"a": 1}', '{"é": null}'),
+    ('{"stream": true, "a": 1, "metadata": [NaN]}', '{"a": 1}', "[null]"),
+]
+
+
+@pytest.mark.parametrize(("line", "payload", "metadata"), NAN_LINES)
+def test_nan_in_metadata_is_kept_as_null(line: str, payload: str, metadata: str | None) -> None:
+    """The metadata aren't sent, so what JSON doesn't know costs no request; a note says so."""
+    request = line_of(line)
+    assert request.invalid_reason is None
+    assert request.payload.decode() == payload
+    assert request.metadata_json == (None if metadata is None else metadata.encode())
+    assert NAN_IN_METADATA in request.dropped
+    noted: set[str] = set()
+    assert (
+        next(notes(request, noted)) == "NaN or Infinity in metadata is kept as null, here and below"
+    )
+    assert list(notes(request, noted)) == []
+    assert identity(request) == read_record(record(answered(request))).identity  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"a": NaN, "metadata": NaN}',
+        '{"a": {"metadata": NaN}}',
+        '{"custom_id": "i", "body": {"metadata": NaN}}',
+        '{"custom_id": "i", "body": {}, "metadata": NaN}',
+        '[{"metadata": NaN}]',
+    ],
+)
+def test_nan_in_what_is_sent_is_no_json(line: str) -> None:
+    """It would be rejected by the server."""
+    assert line_of(line).invalid_reason == "line 7: NaN is not JSON"
+
+
+class Array:
+    """What numbers and arrays of numpy, and of others, have in common."""
+
+    dtype = "any"
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def tolist(self) -> Any:
+        return self._value
+
+
+@pytest.mark.parametrize(
+    ("body", "metadata", "payload", "metadata_json"),
+    [
+        ({"t": Array(0.5)}, Array(7), b'{"t": 0.5}', b"7"),
+        ({"t": Array([[1, 2]])}, {"row": Array(True)}, b'{"t": [[1, 2]]}', b'{"row": true}'),
+        ({"t": [Array(1)]}, {Array(3): "x"}, b'{"t": [1]}', b'{"3": "x"}'),
+        ({"t": 1}, {"x": Array(float("nan"))}, b'{"t": 1}', b'{"x": null}'),
+        ({"t": 1}, float("-inf"), b'{"t": 1}', b"null"),
+    ],
+)
+def test_a_program_may_pass_what_numpy_has(
+    body: Any, metadata: Any, payload: bytes, metadata_json: bytes
+) -> None:
+    """Numbers and arrays become JSON, in a mapping as in a Request."""
+    for row in ({**body, "metadata": metadata}, Request(body=body, metadata=metadata)):
+        request = made_request(row, 3)
+        assert request.invalid_reason is None
+        assert (request.payload, request.metadata_json or b"null") == (payload, metadata_json)
+
+
+def test_the_real_numpy_is_taken() -> None:
+    """Its numbers, arrays, texts and truth values, as values and as keys."""
+    numpy = pytest.importorskip("numpy")
+    body = {
+        "temperature": numpy.float32(0.5),
+        "n": numpy.int64(1),
+        "input": numpy.array([numpy.str_("a"), "b"]),
+        "echo": numpy.bool_(True),
+        "logit_bias": {numpy.int32(7): numpy.float64(1.5)},
+        "metadata": {"row": numpy.int64(3), "score": numpy.float64("nan")},
+    }
+    request = made_request(body, 1)
+    assert json.loads(request.payload) == {
+        "temperature": 0.5,
+        "n": 1,
+        "input": ["a", "b"],
+        "echo": True,
+        "logit_bias": {"7": 1.5},
+    }
+    assert request.metadata_json == b'{"row": 3, "score": null}'
 
 
 CIRCLE: dict[str, Any] = {}

@@ -80,6 +80,13 @@ def test_a_file_that_cannot_be_opened_is_an_input_file_error(tmp_path: Path) -> 
         assert str(path) in str(caught.value)
 
 
+def test_a_dash_is_no_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who means it learns its name."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputFileError, match="for standard input name /dev/stdin"):
+        RequestsFile(Path("-"))
+
+
 def test_a_file_that_cannot_be_read_on_is_an_input_file_error(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +128,14 @@ def test_the_file_is_closed(source: Path) -> None:
 def test_results_are_beside_the_requests(requests: str, results: str) -> None:
     """The cookbook's name."""
     assert default_save_path(Path(requests)) == Path(results)
+
+
+@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "fifo"])
+def test_nothing_can_stand_beside_a_pipe(path: str, tmp_path: Path) -> None:
+    """A results file must be named then, also if the descriptor is that of a file."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match=r"name a results file \(--save_filepath"):
+        default_save_path(tmp_path / path)
 
 
 @pytest.mark.parametrize("path", ["", ".", "/", ".."])

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import ResultsFileError, StopCause
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.formats import made_request
 from parallel_processor.files.writer import ResultWriter
@@ -174,6 +174,21 @@ def test_give_up_ends_the_trying() -> None:
     desk.writer.give_up()
     desk.write(answered(2))
     assert len(desk.lost) == 2
+
+
+def test_a_pipe_whose_reader_has_left_ends_at_once(tmp_path: Path) -> None:
+    """Nothing is tried again, and the error says what happened as a value, too."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    desk = Desk(path, write_retry_s=1e6)
+    os.close(reader)
+    outcomes = [answered(1), failed(2)]
+    desk.write(*outcomes)
+    (error,) = desk.failures
+    assert str(error) == f"can't write {path}: its reader has left (Broken pipe)"
+    assert error.stop_cause is StopCause.READER_LEFT
+    assert (desk.lost, desk.written) == (outcomes, [])
 
 
 def interrupt_by_signal() -> None:

@@ -1,0 +1,117 @@
+"""Files of another format are refused as a whole, with the remedy; one bad line is none of them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from services import NO_LIMITS
+
+from parallel_processor.api import process_file
+from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.requests_file import RequestsFile
+
+ROWS = [{"model": "m", "input": f"text {number}"} for number in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+DATA = LINES.encode()
+BROKEN = '{"model": "m", '
+BATCH = '{"custom_id": 5, "body": {}}\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (gzip.compress(DATA, mtime=0), "compressed (gzip): unpack it first (gunzip -c "),
+        (bz2.compress(DATA), "compressed (bzip2)"),
+        (lzma.compress(DATA), "compressed (xz)"),
+        (b"\x28\xb5\x2f\xfd\x04\x58", "compressed (zstd): unpack it first (zstd -dc "),
+        (b"\x04\x22\x4d\x18", "compressed (lz4)"),
+        (b"PK\x03\x04", "compressed (zip)"),
+        (b"PAR1\x15", "Parquet"),
+        (
+            LINES.encode("utf-16"),
+            "is UTF-16, not UTF-8: convert it first (iconv -f UTF-16 -t UTF-8 ",
+        ),
+        (LINES.encode("utf-16-le"), "iconv -f UTF-16LE "),
+        (LINES.encode("utf-16-be"), "iconv -f UTF-16BE "),
+        (LINES.encode("utf-32"), "iconv -f UTF-32 "),
+        ("prompt,model\n".encode("utf-16"), "iconv -f UTF-16 "),
+        (
+            json.dumps(ROWS),
+            "a JSON array, not one JSON object a line: take it apart first (jq -c '.[]' ",
+        ),
+        (json.dumps(ROWS, indent=2), "jq -c '.[]' "),
+        ("[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n", "jq -c '.[]' "),
+        ("\n [\n" + json.dumps(ROWS[0]) + "\n]", "jq -c '.[]' "),
+        ("\ufeff" + json.dumps(ROWS), "jq -c '.[]' "),
+        (json.dumps(ROWS * 9000), "jq -c '.[]' "),  # more than is looked at
+        ("\n".join(json.dumps(row, indent=2) for row in ROWS), "join them first (jq -c . "),
+        ('{"model": "m",\n "input": "text"}\n', "jq -c . "),
+        ('{"a":\n {"b": 1}\n}', "jq -c . "),
+        (json.dumps({"n": ["x" * 99] * 9999}, indent=1), "jq -c . "),
+        ('[{"model": "m"}, {"object": "list"}]\n' * 3, "as a results file does"),
+        ("prompt,model\n" + "a,m\n" * 9, "none of its first 10 lines is a JSON object"),
+        ("{'model': 'm'}\n" * 30, "none of its first 30 lines"),
+    ],
+)
+def test_another_format_is_named_with_its_remedy(
+    data: bytes | str, words: str, tmp_path: Path
+) -> None:
+    """One sentence says what the file is; no results file is made, and nothing is sent."""
+    path = tmp_path / "in.data"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    with pytest.raises(InputFileError) as raised:
+        process_file(path, tmp_path / "out.jsonl", request_url="http://127.0.0.1:9/v1/embeddings")
+    text = str(raised.value)
+    assert words in text
+    assert "\n" not in text
+    assert "in.data" in text
+    assert f"> {path.name}" not in text
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n\n",
+        LINES,
+        "\ufeff" + LINES,
+        BROKEN + "\n" + LINES,
+        "[]\n" + LINES,
+        "[" + json.dumps(ROWS[0]) + "]\n" + LINES,
+        "nonsense\n" * 9,
+        "nonsense\n" * 30 + LINES,
+        BATCH * 30,
+        '{"a": 1}{"b": 2}\n' * 3,
+        "\0" * 64 + "\n" + LINES,
+        LINES + "[\n",
+    ],
+)
+def test_bad_lines_are_not_another_format(text: str, tmp_path: Path) -> None:
+    """What has objects, or too few lines to tell, is read line by line."""
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(text.encode())
+    with RequestsFile(path) as lines:
+        assert b"".join(lines) == text.encode()
+
+
+def test_a_pipe_is_looked_at_before_its_first_line(tmp_path: Path) -> None:
+    """Opening it waits for nothing; its format is refused when the first line is asked for."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(gzip.compress(DATA),))
+    writer.start()
+    with pytest.raises(InputFileError, match="gunzip"):
+        process_file(
+            *(path, tmp_path / "out.jsonl"),
+            request_url="http://127.0.0.1:9/v1/embeddings",
+            limits=NO_LIMITS,
+        )
+    writer.join(10)
