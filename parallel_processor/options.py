@@ -7,11 +7,12 @@ in :class:`Settings`, too.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
 
@@ -31,15 +32,31 @@ Limit = float | Literal["auto"]
 TokenAccounting = Literal["auto", "reserve", "usage"]
 """What a server's token limit charges; :class:`Options` explains each."""
 
+SYSTEM_STORE = "system"
+"""The value of ``ca_bundle`` for the authorities that the operating system trusts."""
 _LARGEST = 1e300
 _MOST_PROCESSES = 64
 _LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
 _SECRET_IN_URL = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)  # a login, a query
+_LOGIN = re.compile(r"//.*@", re.DOTALL)  # of a URL that can't be read, perhaps for its password
 
 
 def shown_url(url: str) -> str:
     """``url`` without its login and its query: both may hold a secret."""
     return _SECRET_IN_URL.sub("", url)
+
+
+def without_login(url: str) -> tuple[str, str | None]:
+    """``url`` without its login, and that login as ``user:password``; ``None`` if it has none."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, None
+    bare = parts._replace(netloc=host).geturl()
+    if login in ("", ":"):
+        return bare, None
+    user, _, password = login.partition(":")
+    return bare, f"{unquote(user)}:{unquote(password)}"
 
 
 def _check(ok: bool, name: str, value: object, want: str) -> None:
@@ -72,8 +89,11 @@ def _is_url(url: object) -> bool:
         return False
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port or the IPv6 address is malformed
+        host = parts.hostname or ""
+        if ":" not in host:  # no IPv6 address
+            host.encode("idna")
+        return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+    except ValueError:  # the port, the IPv6 address or a label is malformed
         return False
 
 
@@ -182,8 +202,13 @@ class Options:
     """The settings of a :class:`~parallel_processor.Processor`.
 
     Attributes:
-        request_url: where requests go, an ``http`` or ``https`` URL.
+        request_url: where requests go, an ``http`` or ``https`` URL. A login in it is taken out of it,
+            and becomes ``login``.
         api_key: the key that is sent with each request, printable ASCII; it is not in ``repr``.
+        login: ``user:password`` for Basic authentication, in place of a key or besides one that has
+            another header; it is not in ``repr``.
+        ca_bundle: whose certificates to trust: a file or directory of authorities, or ``"system"`` for
+            the operating system's. ``None`` leaves it to requests: its variables, else certifi.
         limits: what may be sent in a minute.
         limits_by_model: limits for models by pattern, such as ``"gpt-4o*"``. The first pattern that a model
             matches counts; its models share one limit. The numbers of ``limits`` hold for all models
@@ -218,6 +243,8 @@ class Options:
 
     request_url: str = DEFAULT_REQUEST_URL
     api_key: str | None = field(default=None, repr=False)
+    login: str | None = field(default=None, repr=False)
+    ca_bundle: str | os.PathLike[str] | None = None
     limits: Limits = field(default_factory=Limits)
     limits_by_model: Mapping[str, Limits] = field(default_factory=dict)
     account: str | None = None
@@ -240,8 +267,15 @@ class Options:
 
     def __post_init__(self) -> None:
         url: object = self.request_url
-        shown = shown_url(url) if isinstance(url, str) else url
+        shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
         _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
+        bare, login = without_login(self.request_url)
+        object.__setattr__(self, "request_url", bare)
+        object.__setattr__(self, "login", self.login or login)
+        ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)
+        _check(ok, "login", "…", "user:password")
+        ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
+        _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
         if self.api_key is not None and not _is_key(self.api_key):
             raise ConfigurationError("api_key must be printable ASCII without spaces around it")
         _check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
@@ -283,6 +317,8 @@ class Settings(TypedDict, total=False):
 
     request_url: str
     api_key: str | None
+    login: str | None
+    ca_bundle: str | os.PathLike[str] | None
     limits: Limits
     limits_by_model: Mapping[str, Limits]
     account: str | None

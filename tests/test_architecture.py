@@ -63,6 +63,7 @@ IMPORTERS = {
     "urllib3": {  # a dependency of requests
         *("transport.session", "transport.connections", "transport.exchange"),
         *("transport.failures", "transport.interception", "transport.tls"),
+        "transport.setup_faults",
     },
     "tenacity": {"engine.retry"},
     "tiktoken": {"tokens.encodings"},

@@ -212,6 +212,36 @@ def test_keys_that_cannot_be_sent_are_refused(key: Any) -> None:
     assert message == "api_key must be printable ASCII without spaces around it"
 
 
+@pytest.mark.parametrize(
+    ("url", "bare", "login"),
+    [
+        ("https://me:p%40ss@h:8443/v1?a=b", "https://h:8443/v1?a=b", "me:p@ss"),
+        ("https://token@h/v1", "https://h/v1", "token:"),
+        ("https://a@b:pass@[::1]/v1", "https://[::1]/v1", "a@b:pass"),
+        ("https://@h/v1", "https://h/v1", None),
+        ("https://h/v1/@me", "https://h/v1/@me", None),
+    ],
+)
+def test_a_login_is_taken_out_of_the_url(url: str, bare: str, login: str | None) -> None:
+    """So it can't get into a log, a record or a report; another copy of the options has it, too."""
+    options = dataclasses.replace(Options(request_url=url))
+    assert (options.request_url, options.login) == (bare, login)
+    assert "pass" not in repr(options) and "ss@" not in repr(options)
+
+
+def test_a_login_of_its_own_outranks_the_urls() -> None:
+    """A program may give it without quoting it for a URL."""
+    options = Options(request_url="https://a:b@h/v1", login="me:pass")
+    assert (options.request_url, options.login) == ("https://h/v1", "me:pass")
+
+
+def test_a_url_that_its_password_breaks_does_not_show_it() -> None:
+    """A slash must be written as %2F; the error shows no part of the password."""
+    with pytest.raises(ConfigurationError) as caught:
+        Options(request_url="https://me:se/cret@h/v1")
+    assert "cret" not in str(caught.value) and "me:se" not in str(caught.value)
+
+
 def test_a_key_is_not_in_the_repr() -> None:
     """Options can be logged."""
     assert "secret" not in repr(Options(api_key="secret-1234567890"))

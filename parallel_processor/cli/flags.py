@@ -37,7 +37,7 @@ exit codes:
   0    every request has an answer
   1    some requests failed, or the results could not be written
   2    wrong usage, or the run could not begin
-  3    stopped by an answer that concerns the whole account: wrong key, no money
+  3    stopped: wrong key, no money, or a set-up that can't work (certificate, proxy, URL)
   129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""
@@ -127,6 +127,9 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
         _Flag("api_key", "api_key", "KEY", "the key",
               default_text="$OPENAI_API_KEY; a key on the command line is visible to other users"),
         _Flag("api_key_file", "", "FILE", "a file with nothing but the key in it"),
+        _Flag("ca_bundle", "ca_bundle", "FILE",
+              "whose certificates to trust: a file or directory of authorities, or system for the "
+              "operating system's", default_text="$REQUESTS_CA_BUNDLE, $SSL_CERT_FILE, else certifi's"),
         _Flag("allow_plain_http", "allow_plain_http", "",
               "let the key go to another machine without encryption"),
     ),

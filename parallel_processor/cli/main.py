@@ -23,6 +23,7 @@ from parallel_processor.cli.flags import (
     settings,
     with_flag_names,
 )
+from parallel_processor.cli.keys import read_key, read_key_file
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -35,7 +36,7 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.requests_file import default_save_path
 from parallel_processor.files.verify import Verification, verify_results
-from parallel_processor.options import Options, Settings, shown_url
+from parallel_processor.options import SYSTEM_STORE, Options, Settings, shown_url, without_login
 from parallel_processor.processor import Processor
 from parallel_processor.providers.endpoints import needs_key
 from parallel_processor.report.advice import advice
@@ -58,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     raise_soft_limit(flags.max_workers)
     try:
         made: Settings = settings(flags)
-        Options(**made)  # a wrong setting is named before a missing key is
+        made["api_key"] = None  # a wrong setting is named before a missing key is
+        made["ca_bundle"] = _ca_bundle(flags)
+        Options(**made)
         made["api_key"] = _key(flags)
         return _process(flags, made)
     except (InputFileError, LimitsFileError) as error:
@@ -92,22 +95,39 @@ def _complete() -> None:
 
 
 def _key(flags: argparse.Namespace) -> str | None:
-    """The key from the flags, else from the environment; ``None`` if there is none and none is needed."""
+    """The key from the flags, else from the environment; ``None`` if there is none and none is needed.
+
+    A login in the URL was typed, so the variable, which nobody typed, gives way to it.
+    """
     if flags.api_key and flags.api_key_file:
         raise ConfigurationError("give --api_key or --api_key_file, not both")
-    key = flags.api_key or os.environ.get("OPENAI_API_KEY", "").strip() or None
+    has_login = without_login(flags.request_url)[1] is not None
     if flags.api_key_file:
-        try:
-            key = Path(flags.api_key_file).read_text("utf-8").strip()
-        except (OSError, ValueError) as error:
-            text = f"can't read the key in {flags.api_key_file}: "
-            raise ConfigurationError(f"{text}{getattr(error, 'strerror', None) or error}") from None
-        if not key:
-            raise ConfigurationError(f"there is no key in {flags.api_key_file}")
-    if key is None and needs_key(flags.request_url):
+        return read_key_file(flags.api_key_file)
+    key = read_key(flags.api_key or "", "--api_key") or None
+    if key is None and not has_login:
+        key = read_key(os.environ.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY") or None
+    if key is None and not has_login and needs_key(flags.request_url):
         what = "needs a key: set OPENAI_API_KEY, or give --api_key_file"
         raise ConfigurationError(f"{shown_url(flags.request_url)} {what}")
     return key
+
+
+def _ca_bundle(flags: argparse.Namespace) -> str | None:
+    """Whose certificates to trust; ``None`` leaves it to requests, which reads two variables itself.
+
+    If those are not set, OpenSSL's variables count, which name parts of the system's store.
+    """
+    typed: str | None = flags.ca_bundle
+    if typed is not None or any(map(os.environ.get, ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))):
+        return typed
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        paths = os.environ.get(name, "")
+        if any(map(os.path.exists, filter(None, paths.split(os.pathsep)))):
+            return SYSTEM_STORE
+        if paths:
+            _log.warning("%s is ignored: %s is not there", name, paths)
+    return None
 
 
 def _verify(words: Sequence[str]) -> int:

@@ -114,6 +114,8 @@ class Settlement:
     ) -> Settled:
         if attempt.response is not None:
             self._was_reached = True
+        elif attempt.stop_cause is StopCause.SETUP and self._has_answer:  # then it may go away
+            attempt = replace(attempt, status=AttemptStatus.UNREACHABLE)
         if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
             pending.bucket.sent(reservation, attempt.sent_at_s)
         release = self._charge(pending, reservation, attempt)
@@ -188,7 +190,7 @@ class Settlement:
         self._react(attempt, reservation, pending.bucket, judged)
         if attempt.status not in RETRIED:
             return None
-        if pending.bucket in self._left_out:
+        if pending.bucket in self._left_out or judged.verdict is Verdict.LOST:
             return 0.0
         delay_s = self._schedule.retry_in_s(retry_state, attempt)
         if delay_s is None or attempt.status is AttemptStatus.RETRY:
@@ -248,8 +250,11 @@ class Settlement:
         is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
         if is_unreachable and not self._was_reached and judged.round >= policy.max_attempts:
             host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
-            message = f"can't reach {host}: {attempt.error}"
+            is_proxys = attempt.kind == "proxy error"  # which its text names
+            message = attempt.error if is_proxys else f"can't reach {host}: {attempt.error}"
             self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
+        elif judged.verdict is Verdict.LOST and attempt.stop_cause is StopCause.SETUP:
+            self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
         elif judged.verdict is Verdict.LOST:
             waited_s = policy.rate_limit_deadline_s
             reason = f"the server was not ready for {waited_s:,.0f} s: {attempt.error}"

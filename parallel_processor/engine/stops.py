@@ -20,7 +20,6 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import (
     ResultsFileError,
@@ -28,8 +27,9 @@ from parallel_processor.exceptions import (
     StopCause,
     stop_cause_of,
 )
-from parallel_processor.models import Attempt, Endpoint, Request
+from parallel_processor.models import Attempt, Request
 from parallel_processor.options import Options, shown_url
+from parallel_processor.providers.endpoints import url_advice
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
 _MOST_REASONS = 50  # with more of them, the reasons are the requests' own
@@ -117,10 +117,7 @@ def _hint(bucket: TokenBucket, attempt: Attempt) -> str:
     url = shown_url(bucket.url)
     if _status(attempt) not in (404, 405, 410):
         return ""
-    if Endpoint.of_path(urlsplit(url).path) is Endpoint.UNKNOWN:
-        ends = "/chat/completions, /responses or /embeddings"
-        return f". The URL {url} must end in an endpoint, such as {ends}"
-    return f". Check the URL {url} and the model"
+    return f". {url_advice(url) or f'Check the URL {url} and the model'}"
 
 
 OnLeftOut = Callable[[Request, BaseException], None]

@@ -7,10 +7,10 @@ tokens used. ``jsontext`` takes JSON text apart without changing a byte of it.
 Names that cross the border (module, names):
 
     answers        UNKNOWN, Expected, count_inputs
-    endpoints      auth_headers, charges_reservation, check_key, endpoint_of, is_loopback,
-                   needs_key, resolve_url, streams_unasked
-    jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, read_answer,
-                   split_last, without
+    endpoints      auth_headers, basic_auth, charges_reservation, check_key, endpoint_of,
+                   is_loopback, needs_key, resolve_url, streams_unasked, url_advice
+    jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
+                   read_answer, split_last, without
     errors         read_error
     limit_headers  read_limits
     responses      classify

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import re
 from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
-from parallel_processor.options import Options, shown_url
+from parallel_processor.options import Options, shown_url, without_login
 
 _AZURE = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
 _GEMINI = "generativelanguage.googleapis.com"
+
+# The path of a base URL, to which a client library would add the endpoint.
+_BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 
 # Providers whose limits count the tokens that a response used. OpenAI and Azure count the most that it
 # may use. An unknown provider is taken for one of the latter: that never exceeds a limit.
@@ -38,17 +43,26 @@ def streams_unasked(url: str) -> bool:
     return urlsplit(url).path.rstrip("/").lower().endswith(("/api/chat", "/api/generate"))
 
 
-def auth_headers(url: str, api_key: str | None) -> dict[str, str]:
-    """The headers that carry ``api_key`` to ``url``. Without a key, no header holds one.
+def basic_auth(login: str) -> str:
+    """The ``Authorization`` header of ``login``, which is ``user:password`` (RFC 7617)."""
+    return "Basic " + base64.b64encode(login.encode()).decode()
+
+
+def auth_headers(url: str, api_key: str | None, login: str | None = None) -> dict[str, str]:
+    """The headers that carry ``api_key`` and ``login`` to ``url``. Without them, no header holds one.
 
     * Azure's hosts and deployments: ``api-key``.
     * Anthropic's host, and the Messages API on any host: ``x-api-key`` and ``anthropic-version``.
     * Gemini's native API: ``x-goog-api-key``.
     * All others: a bearer token.
+
+    A login is the ``Authorization`` header, unless a bearer token is.
     """
     parts, host = urlsplit(url), _host(url)
     anthropic = is_host(host, "anthropic.com") or endpoint_of(url) is Endpoint.MESSAGES
     headers = {"anthropic-version": "2023-06-01"} if anthropic else {}
+    if login:
+        headers["Authorization"] = basic_auth(login)
     if not api_key:
         return headers
     if "/deployments/" in parts.path or is_host(host, *_AZURE):
@@ -79,23 +93,46 @@ def needs_key(url: str) -> bool:
 
 
 def check_key(options: Options) -> None:
-    """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS."""
-    url = options.request_url
-    if not options.api_key:
+    """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS.
+
+    A login counts as a key. Both are refused if they are for the same header.
+    """
+    url, key, login = options.request_url, options.api_key, options.login
+    if not key and not login:
         if options.session_factory is None and needs_key(url):
             raise ConfigurationError(
                 f"{shown_url(url)} needs an api_key, or a session_factory that logs in"
             )
     elif urlsplit(url).scheme == "http" and not (is_loopback(url) or options.allow_plain_http):
+        what = "api_key" if key else "login"
         raise ConfigurationError(
-            f"{shown_url(url)} would get the api_key in plain text: use https, set"
+            f"{shown_url(url)} would get the {what} in plain text: use https, set"
             " allow_plain_http, or give no key"
+        )
+    if key and login and "Authorization" in auth_headers(url, key):
+        raise ConfigurationError(
+            f"{shown_url(url)} can't get both the login in the URL and the api_key: each is the"
+            " Authorization header; give one of them"
         )
 
 
 def charges_reservation(url: str) -> bool:
     """True if the provider charges the reserved maximum, whatever the response used."""
     return not is_host(_host(url), *_CHARGES_USE)
+
+
+def url_advice(url: str) -> str:
+    """How ``url`` should end, for a server that knows no such place; empty if it names an endpoint."""
+    shown, path = shown_url(url), urlsplit(url).path.rstrip("/").lower()
+    if _BASE.fullmatch(path):
+        return (
+            f"{shown} names no endpoint: a request URL ends in /chat/completions, /responses, "
+            "/embeddings or the like, mostly behind /v1"
+        )
+    endpoint = endpoint_of(url).value
+    if endpoint and path == endpoint:
+        return f"{shown} has a path that few servers know: most have /v1{endpoint}"
+    return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
 
 def resolve_url(request_url: str, relative: str | None) -> str:
@@ -109,11 +146,12 @@ def resolve_url(request_url: str, relative: str | None) -> str:
     """
     if not relative:
         return request_url
-    base, row = urlsplit(request_url), urlsplit(relative)
+    base, row = urlsplit(without_login(request_url)[0]), urlsplit(relative)
     if row.netloc or row.scheme:
-        target = urlsplit(urljoin(request_url, relative))
+        target = urlsplit(without_login(urljoin(request_url, relative))[0])
         if (target.scheme, target.netloc.lower()) != (base.scheme, base.netloc.lower()):
-            raise ValueError(f"its url {relative!r} is on another host than the request URL")
+            shown = without_login(relative)[0]
+            raise ValueError(f"its url {shown!r} is on another host than the request URL")
         return target.geturl()
     path, base_path = "/" + row.path.lstrip("/"), base.path.rstrip("/")
     endpoint = Endpoint.of_path(base_path)

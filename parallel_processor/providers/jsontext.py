@@ -153,6 +153,12 @@ def read_answer(body: bytes) -> tuple[Any, bytes]:
     return parse(text, strict=False), one_line(line)
 
 
+def parsed_bytes(body: bytes) -> int:
+    """About how much memory the value of the JSON text ``body`` takes, without its strings."""
+    values, lists, objects = body.count(b","), body.count(b"["), body.count(b"{")
+    return 32 * values + 80 * lists + 230 * objects
+
+
 def one_line(body: bytes) -> bytes:
     """JSON text without line breaks. It must be valid: then they occur between tokens only."""
     body = body.strip()

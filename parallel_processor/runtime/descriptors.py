@@ -11,6 +11,7 @@ except ImportError:  # not POSIX
 
 _log = logging.getLogger("parallel_processor")
 _OTHERS = 64  # descriptors for files, modules and the caller's own connections
+_LEAST_OTHERS = 20  # where they are few: what a run of the command needs itself
 
 
 def raise_soft_limit(max_workers: int) -> None:
@@ -36,7 +37,8 @@ def affordable_workers(max_workers: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= max_workers + _OTHERS:
         return max_workers
-    affordable = min(max(1, soft - _OTHERS), max_workers)
+    others = max(_LEAST_OTHERS, min(_OTHERS, soft // 4))
+    affordable = min(max(1, soft - others), max_workers)
     if affordable < max_workers:
         _log.warning(
             "max_workers is %d instead of %d: only %d files may be open; raise that with ulimit -n",

@@ -6,5 +6,5 @@ whole exchange has one deadline, another thread can cancel it, and nothing is se
 Names that cross the border (module, names):
 
     redact   Redactor
-    session  Transport
+    session  LONG_BYTES, Transport
 """

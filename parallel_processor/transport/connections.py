@@ -19,12 +19,12 @@ import weakref
 from types import SimpleNamespace
 from typing import Any
 
-import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util.proxy import connection_requires_http_tunnel
 
+from parallel_processor.options import SYSTEM_STORE
 from parallel_processor.transport.http1 import bound_by
 from parallel_processor.transport.interception import HTTPConnection, HTTPSConnection
 from parallel_processor.transport.tls import TLSContexts, TLSPolicy
@@ -121,11 +121,17 @@ class _FinalResponse(http.client.HTTPResponse):
     """Skips interim responses (102, 103 …), which ``http.client`` takes for the final one.
 
     The final response would then be read as the response to the next request on the connection.
+    A proxy that refuses a tunnel may reset the connection behind its status, so the headers that
+    follow are not read. Only the response to ``CONNECT`` has no method.
     """
+
+    _method: str | None
 
     def _read_status(self) -> tuple[str, int, str]:
         while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
+            if self._method is None and status >= http.HTTPStatus.MULTIPLE_CHOICES:
+                raise OSError(f"Tunnel connection failed: {status} {reason.strip()}")
             if status == http.HTTPStatus.SWITCHING_PROTOCOLS:
                 raise http.client.BadStatusLine(f"{version} {status} {reason}")
             if not http.HTTPStatus.CONTINUE < status < http.HTTPStatus.OK:
@@ -228,10 +234,15 @@ def bounded_pools(exchange_timeout_s: float, registry: ConnectionRegistry) -> di
 
 
 class BoundedAdapter(HTTPAdapter):
-    """The adapter for sessions without one of their own. Any number of threads may share it."""
+    """The adapter for sessions without one of their own. Any number of threads may share it.
 
-    def __init__(self, pools: dict[str, Any], max_connections: int) -> None:
-        self._pools = pools
+    ``trusts_system``: the operating system's authorities count, whatever a session says.
+    """
+
+    def __init__(
+        self, pools: dict[str, Any], max_connections: int, *, trusts_system: bool = False
+    ) -> None:
+        self._pools, self._trusts_system = pools, trusts_system
         self._contexts = TLSContexts()
         super().__init__(pool_connections=8, pool_maxsize=max_connections, max_retries=0)
 
@@ -256,10 +267,10 @@ class BoundedAdapter(HTTPAdapter):
             return
         settings = SimpleNamespace()
         read_settings(settings, url, verify, cert)
-        try:
-            context = self._contexts.get(TLSPolicy(**vars(settings)))
-        except OSError as error:
-            raise requests.exceptions.SSLError(error) from error
+        policy = TLSPolicy(**vars(settings))
+        if self._trusts_system:
+            policy = policy._replace(ca_certs=SYSTEM_STORE, ca_cert_dir=None)
+        context = self._contexts.get(policy)
         conn.cert_reqs = settings.cert_reqs
         # Each connection would read the files that are named here into the shared context again.
         conn.ca_certs = conn.ca_cert_dir = conn.cert_file = conn.key_file = None

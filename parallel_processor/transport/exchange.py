@@ -21,12 +21,16 @@ from urllib3.util.wait import wait_for_read
 
 from parallel_processor.exceptions import TransportError
 from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
+from parallel_processor.transport.failures import FAILURES, NotConnected
 from parallel_processor.transport.http1 import Incoming, ResponseHead, bound_by, parse_head
 
 _JOINED_BYTES = 64 * 1024  # up to this size, copying costs less than a second write
 _CHUNK_BYTES = 1024 * 1024
 _COMPRESSED_CHUNK_BYTES = 64 * 1024  # urllib3 before 2.6 inflates a whole chunk, to 64 MiB at most
-_GZIP = 16 + zlib.MAX_WBITS
+_MAX_STREAMS = 100  # in one body; each costs a copy of what follows it
+_GZIP = (16 + zlib.MAX_WBITS,)
+_DEFLATE = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # with zlib's frame, or without
+_ZLIB_KINDS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _DEFLATE}
 # The server has closed its receiving end; its response may still be there to be read.
 _STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPROTOTYPE)
 
@@ -64,13 +68,20 @@ class KeptConnection:
             was_sent = _send(sock, head, payload, deadline)
             incoming = Incoming(sock, deadline)
             response = _final_head(incoming)
-            body = _read_body(incoming, response, max_bytes)
+            try:
+                body = _read_body(incoming, response, max_bytes)
+                if body and "content-encoding" in response.headers:
+                    body = decoded(body, response.headers["content-encoding"], max_bytes)
+            except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError):
+                # The status of a failure says enough. Servers reset connections whose request they
+                # don't want to read.
+                if response.status < 400 or self._registry.is_cancelled:
+                    raise
+                return RawResponse(response.status, response.headers, b"")
             keeps = response.keeps_connection and was_sent and not incoming.rest
         finally:
             if not keeps:
                 self.close()
-        if body and "content-encoding" in response.headers:
-            body = _decoded(body, response.headers["content-encoding"], max_bytes)
         return RawResponse(response.status, response.headers, body)
 
     def _ready(self) -> socket.socket:
@@ -84,7 +95,10 @@ class KeptConnection:
             if not self._has_input():
                 return self._connection.sock  # type: ignore[no-any-return]
             self.close()
-        self._connection = self._pool.open(self._connect_s)
+        try:
+            self._connection = self._pool.open(self._connect_s)
+        except FAILURES as error:
+            raise NotConnected(error) from error
         sock: socket.socket = self._connection.sock
         self._has_input = _watch(sock)
         return sock
@@ -148,21 +162,43 @@ def _read_body(incoming: Incoming, head: ResponseHead, max_bytes: int) -> bytes:
     return body
 
 
-def _decoded(body: bytes, coding: str, max_bytes: int) -> bytes:
-    """``body`` decompressed: gzip, which nearly all servers send, by zlib; all else by urllib3."""
-    if coding in ("gzip", "x-gzip"):
-        inflater = zlib.decompressobj(_GZIP)
+def decoded(body: bytes, coding: str, max_bytes: int) -> bytes:
+    """``body`` decompressed: gzip and deflate by zlib, all else by urllib3.
+
+    urllib3 takes a gzip stream that was cut short for a whole one. Here it is a torn body.
+    """
+    kinds = _ZLIB_KINDS.get(coding.strip().lower())
+    for kind in kinds or ():
         try:
-            inflated = inflater.decompress(body, max_bytes + 1)
+            return _inflated(body, kind, max_bytes)
         except zlib.error:
-            inflated = b""
-        if len(inflated) > max_bytes:
-            raise _too_large(max_bytes)
-        if inflater.eof and not inflater.unused_data:  # one stream, and complete
-            return inflated
+            pass  # deflate has two forms; for what is neither, urllib3 has the words
     headers = {"content-encoding": coding}
     decoder = urllib3.HTTPResponse(io.BytesIO(body), headers=headers, preload_content=False)
     return read_bounded(decoder.read, max_bytes, _COMPRESSED_CHUNK_BYTES)
+
+
+def _inflated(body: bytes, kind: int, max_bytes: int) -> bytes:
+    """The streams in ``body``, one behind the other; what follows them and is none is left out."""
+    pieces: list[bytes] = []
+    size = 0
+    for _ in range(_MAX_STREAMS):
+        inflater = zlib.decompressobj(kind)
+        try:
+            piece = inflater.decompress(body, max_bytes + 1 - size)
+        except zlib.error:
+            if not pieces:
+                raise
+            break
+        pieces.append(piece)
+        size += len(piece)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        if not inflater.eof:
+            raise http.client.IncompleteRead(piece)
+        if not (body := inflater.unused_data):
+            break
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_bounded(

@@ -14,6 +14,7 @@ from urllib3.exceptions import (
     ConnectTimeoutError,
     DecodeError,
     HTTPError,
+    LocationValueError,
     NewConnectionError,
     ProxyError,
     ReadTimeoutError,
@@ -22,6 +23,8 @@ from urllib3.exceptions import (
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from parallel_processor.exceptions import TransportError
+from parallel_processor.transport.http1 import MalformedLength
+from parallel_processor.transport.setup_faults import Way, fault_of
 
 # What an exchange may raise. Every exception of requests is an OSError.
 FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError, TypeError)
@@ -33,43 +36,78 @@ _KINDS = {
 _TIMEOUTS = (requests.exceptions.Timeout, ReadTimeoutError)
 _BROKEN = (requests.exceptions.ConnectionError, HTTPError, http.client.HTTPException)
 _UNREADABLE = (requests.exceptions.InvalidHeader, requests.exceptions.ContentDecodingError)
-_NO_CONNECTION = (NewConnectionError, ConnectTimeoutError)
+_SILENT = (
+    *(ConnectionError, TimeoutError, ssl.SSLEOFError, ssl.SSLZeroReturnError),
+    ReadTimeoutError,
+)
+_NO_HOST = (LocationValueError, UnicodeError)  # a name that no host can have
+_TORN = (http.client.IncompleteRead, MalformedLength)
 _MAX_MESSAGE = 300
+_MAX_REMEDY = 600  # a message that says what to do
 _NOISE = re.compile(
     r"<[\w.]+ object at 0x[0-9a-f]+>:? ?|\w+\(host='[^']*', port=\d+\):? ?"
     r"|\(read timeout=[\d.]+\)|(?<=//)[^/\s]*@"  # the last part is a login in a URL
 )
 
 
-def transport_error(error: Exception, *, is_cancelled: bool, is_ready: bool) -> TransportError:
+class NotConnected(OSError):
+    """No connection was made, so that nothing was sent. Its argument says why."""
+
+
+_NO_CONNECTION = (
+    *(NewConnectionError, ConnectTimeoutError, NotConnected),
+    *_KINDS["proxy error"],  # which are raised before a proxy passes anything on
+)
+
+
+def transport_error(
+    error: Exception, way: Way, *, is_cancelled: bool, is_ready: bool
+) -> TransportError:
     """Say what went wrong, in the words of the innermost cause: the outer exceptions only wrap it.
 
     Args:
         error: one of :data:`FAILURES`.
+        way: where the request was to go.
         is_cancelled: the run cancelled its exchanges.
         is_ready: the request itself was valid, so that a ``ValueError`` is the response's fault.
     """
     causes = _causes_of(error)
     root = causes[-1]
-    kind, retryable = _kind_of(error, root, is_ready)
+    if fault := fault_of(causes, way):
+        kind, text = fault
+        message = " ".join(text.split())[:_MAX_REMEDY]
+        return TransportError(
+            f"{kind}: {message}", kind=kind, is_setup=True, is_cancelled=is_cancelled
+        )
+    kind, retryable = _kind_of(causes[isinstance(error, NotConnected)], root, is_ready)
     message = " ".join(_NOISE.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
+    if kind == "proxy error" and way.proxy:
+        hint = " (few proxies speak TLS: is it http://?)" if way.proxy.startswith("https") else ""
+        message = f"no connection through the proxy {way.proxy} of {way.variable}{hint}: {message}"
     return TransportError(
         f"{kind}: {message}",
         kind=kind,
         retryable=retryable,
         is_cancelled=is_cancelled,
-        unreachable=any(isinstance(cause, _NO_CONNECTION) for cause in causes),
+        unreachable=retryable and any(isinstance(cause, _NO_CONNECTION) for cause in causes),
     )
 
 
-def _kind_of(error: Exception, root: BaseException, is_ready: bool) -> tuple[str, bool]:
+def is_silent(error: Exception) -> bool:
+    """True if the other side took the connection, and ended it or waited without a word."""
+    return isinstance(_causes_of(error)[-1], _SILENT)
+
+
+def _kind_of(error: BaseException, root: BaseException, is_ready: bool) -> tuple[str, bool]:
     """A short label, and whether another attempt may succeed."""
+    if isinstance(root, _NO_HOST):
+        return "invalid request", False
     for kind, classes in _KINDS.items():
         if isinstance(error, classes) and not isinstance(error, NewConnectionError):
             return kind, True
     if isinstance(error, _TIMEOUTS) or isinstance(root, TimeoutError):
         return "timeout", True
-    if isinstance(error, DecodeError) or isinstance(root, http.client.IncompleteRead):
+    if isinstance(error, DecodeError) or isinstance(root, _TORN):
         return "torn body", True
     is_bare = isinstance(error, OSError) and not isinstance(error, requests.RequestException)
     if is_bare or isinstance(error, _BROKEN):

@@ -1,7 +1,8 @@
 """HTTP/1 messages on a socket: a request's head is written once per URL, a response is read as it comes in.
 
 ``http.client`` reads a response's head with the parser for e-mail, which costs more than the rest
-of an exchange. :func:`parse_head` accepts what ``http.client`` accepts, up to 64 KiB in all.
+of an exchange. :func:`parse_head` accepts what ``http.client`` accepts, but for malformed lengths: who
+doesn't know a body's length can't tell whether it is torn. A head may have 1 MiB in all.
 
 ``requests`` and urllib3 bound each single read of a socket, so a response that drips one byte a
 second never times out. Here each read may take what is left of the exchange's time.
@@ -17,15 +18,18 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-_MAX_HEADERS = 100
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9][0-9])(?:[ \t].*)?")
 _FOLD = re.compile(r"\r?\n[ \t]+")
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 1024 * 1024
 _RECEIVE_BYTES = 16 * 1024  # a TLS record holds no more; each waiting thread holds such a buffer
 _RECEIVE_BYTES_OF_LONG_BODY = 64 * 1024
 _SLACK = 1.01  # how much longer than the time that is left a socket's timeout may be
 _PROTOCOL = b"HTTP/"
 _HEAD_END = re.compile(rb"\n\r?\n")
+
+
+class MalformedLength(http.client.HTTPException):
+    """The length of a body is malformed, so that nobody knows where it ends."""
 
 
 class ResponseHead(NamedTuple):
@@ -65,23 +69,21 @@ def _read_status_line(line: str) -> tuple[bool, int]:
 def _read_headers(text: str) -> dict[str, str]:
     if "\n " in text or "\n\t" in text:  # obsolete folding: a value goes on in the next line
         text = _FOLD.sub(" ", text)
-    lines = text.split("\n")
-    if len(lines) > _MAX_HEADERS:
-        raise http.client.HTTPException(f"got more than {_MAX_HEADERS} headers")
     headers: dict[str, str] = {}
-    for line in lines:
+    for line in text.split("\n"):
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
-def _read_length(text: str) -> int | None:
-    """The number in ``text``; ``None`` if there is none. Several numbers that differ are an error."""
+def _read_length(text: str) -> int:
+    """The number in ``text``, which may stand there several times. Raises :class:`MalformedLength`."""
     first, *others = [value.strip() for value in text.split(",")]
-    if any(value != first for value in others):
-        raise http.client.HTTPException(f"the response has several lengths: {text[:100]}")
-    return int(first) if first.isdecimal() and first.isascii() and len(first) < 20 else None
+    is_number = first.isdecimal() and first.isascii() and len(first) < 20
+    if not is_number or any(value != first for value in others):
+        raise MalformedLength(f"the answer's Content-Length is no number of bytes: {text[:100]!r}")
+    return int(first)
 
 
 def request_head(

@@ -25,13 +25,28 @@ _PLACEHOLDER = "[redacted]"
 
 
 class Redactor:
-    """Replaces the API key of a run, parts of it, and anything else that looks like a key."""
+    """Replaces the secrets of a run, parts of them, and anything else that looks like a key.
 
-    def __init__(self, api_key: str | None) -> None:
-        key = api_key or ""
+    The secrets are the API key, or a password and the header that carries it; any may be missing.
+    """
+
+    def __init__(self, *secrets: str | None) -> None:
+        self._secrets = [_Secret(secret) for secret in secrets if secret]
+
+    def __call__(self, text: str) -> str:
+        """``text`` without secrets."""
+        for secret in self._secrets:
+            text = secret.cut_out(text)
+        return _LOOKS_LIKE_A_KEY.sub(_replace_random, text)
+
+
+class _Secret:
+    """Finds one secret, and parts of it."""
+
+    def __init__(self, key: str) -> None:
         escaped = json.dumps(key)[1:-1]
-        spellings = {key, escaped, key.replace("/", r"\/"), escaped.replace("/", r"\/")} - {""}
-        whole = "|".join(map(re.escape, sorted(spellings))) or _NOTHING
+        spellings = {key, escaped, key.replace("/", r"\/"), escaped.replace("/", r"\/")}
+        whole = "|".join(map(re.escape, sorted(spellings)))
         part = _NOTHING
         if len(key) >= _LEAST_SECRET:
             head, tail = re.escape(key[:_SHOWN]), re.escape(key[-_SHOWN:])
@@ -40,11 +55,9 @@ class Redactor:
             whole = rf"(?:(?<!\w)|{_ESCAPE})(?:{whole})(?!\w)"
         self._key, self._whole, self._part = key, re.compile(whole), re.compile(part)
 
-    def __call__(self, text: str) -> str:
-        """``text`` without keys."""
-        text = self._whole.sub(_PLACEHOLDER, text)
-        text = self._part.sub(self._replace_part, text)
-        return _LOOKS_LIKE_A_KEY.sub(_replace_random, text)
+    def cut_out(self, text: str) -> str:
+        """``text`` without the secret."""
+        return self._part.sub(self._replace_part, self._whole.sub(_PLACEHOLDER, text))
 
     def _replace_part(self, match: re.Match[str]) -> str:
         """Replace a part of the key if it is masked, or too long to be another word."""

@@ -22,35 +22,51 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import requests
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.hooks import dispatch_hook
+from requests.utils import select_proxy
 from urllib3.util import Timeout
 
 from parallel_processor.exceptions import ConfigurationError, TransportError
 from parallel_processor.models import Request, Response
-from parallel_processor.options import Options
+from parallel_processor.options import SYSTEM_STORE, Options, shown_url
 from parallel_processor.providers.endpoints import auth_headers, is_loopback
-from parallel_processor.providers.jsontext import read_answer
+from parallel_processor.providers.jsontext import parsed_bytes, read_answer
 from parallel_processor.transport.connections import (
     BoundedAdapter,
     BoundedPool,
     ConnectionRegistry,
     bounded_pools,
 )
-from parallel_processor.transport.exchange import KeptConnection, RawResponse, read_bounded
-from parallel_processor.transport.failures import FAILURES, transport_error
+from parallel_processor.transport.exchange import KeptConnection, RawResponse, decoded, read_bounded
+from parallel_processor.transport.failures import FAILURES, is_silent, transport_error
 from parallel_processor.transport.http1 import request_head
 from parallel_processor.transport.interception import is_intercepted, is_recorded
+from parallel_processor.transport.probe import speaks_other_scheme
+from parallel_processor.transport.setup_faults import (
+    Way,
+    check_proxy,
+    fault_in_response,
+    other_scheme,
+)
+from parallel_processor.transport.tls import system_store
 
 _dispatch: Any = dispatch_hook
 _MAX_PREPARED_URLS = 64
 _MAX_CONNECTIONS = 8
+_SILENT_BEFORE_PROBE = 3
+LONG_BYTES = 1024 * 1024  # of an answer whose parsed value is worth a thought
+_MOST_TIMES = 10  # the bytes of a parsed value, in those that an answer may have
+_WORST_TIMES = 80  # the bytes of a parsed value, in those of its text
+_LOGIN = re.compile("(?<=//).*@", re.DOTALL)
 
 
 class _PreparedRoute(NamedTuple):
@@ -89,7 +105,11 @@ class Transport:
         self._options = options
         self._registry = ConnectionRegistry()
         pools = bounded_pools(options.request_timeout_s, self._registry)
-        self._adapter = BoundedAdapter(pools, options.max_workers)
+        self._ca_bundle = None if options.ca_bundle is None else os.fspath(options.ca_bundle)
+        trusts_system = self._ca_bundle == SYSTEM_STORE
+        self._adapter = BoundedAdapter(pools, options.max_workers, trusts_system=trusts_system)
+        self._was_answered = False  # by a server, whatever it said
+        self._silent = 0  # exchanges that ended without a word before that
         self._timeout: Any = Timeout(
             connect=options.connect_timeout_s,
             read=options.request_timeout_s,
@@ -100,7 +120,8 @@ class Transport:
         self._is_recorded = is_recorded()
         self._turn = threading.Lock() if self._is_recorded else contextlib.nullcontext()
         self._threads = threading.local()
-        self._lock = threading.Lock()  # guards _workers and the workers' settings
+        self._parsing = threading.Lock()  # held while a long answer is parsed; guards nothing
+        self._lock = threading.Lock()  # guards _workers, the workers' settings, and _silent
         self._workers: list[_WorkerSession] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
@@ -124,13 +145,64 @@ class Transport:
                 max_bytes = self._options.max_response_bytes
                 raw = route.connection.exchange(route.head, request.payload, max_bytes)
         except FAILURES as error:
-            is_cancelled, is_ready = self._registry.is_cancelled, route is not None
-            raise transport_error(error, is_cancelled=is_cancelled, is_ready=is_ready) from error
+            raise self._failure(error, worker, url, is_ready=route is not None) from error
+        if raw.status >= 300:
+            self._check_failure(raw, worker, url)
+        self._was_answered = True
         try:
-            data, line = read_answer(raw.body)
+            is_long = len(raw.body) >= LONG_BYTES
+            data, line = self._parsed_alone(raw.body) if is_long else read_answer(raw.body)
         except ValueError:
             return Response(status=raw.status, headers=raw.headers, body=raw.body)
         return Response(status=raw.status, headers=raw.headers, body=line, data=data, is_json=True)
+
+    def _parsed_alone(self, body: bytes) -> tuple[Any, bytes]:
+        """What ``read_answer`` makes of a long ``body``, if that fits into memory, and of one at a time.
+
+        Lists and objects may take many times as much memory as their text.
+        """
+        most = self._options.max_response_bytes * _MOST_TIMES
+        if len(body) * _WORST_TIMES > most and parsed_bytes(body) > most:
+            raise TransportError(
+                f"the answer's JSON would take more than {most:,} bytes of memory: its lists and objects "
+                "are too many",
+                kind="answer too large",
+                retryable=False,
+            )
+        with self._parsing:
+            return read_answer(body)
+
+    def _failure(
+        self, error: Exception, worker: _WorkerSession, url: str, *, is_ready: bool
+    ) -> TransportError:
+        """What ``error`` means: the server's fault, the network's, or one of the set-up."""
+        way = self._way(worker, url)
+        found = transport_error(
+            error, way, is_cancelled=self._registry.is_cancelled, is_ready=is_ready
+        )
+        if found.is_setup or found.is_cancelled or self._was_answered:
+            return found
+        if found.kind == "invalid request" and url == self._options.request_url:
+            return _setup_error(found.kind, f"the request URL can't be used: {found}")
+        is_asked = is_silent(error) and self._is_reason_to_ask()
+        if is_asked and speaks_other_scheme(way.proxy or way.url):
+            return _setup_error("wrong scheme", other_scheme(way))
+        return found
+
+    def _is_reason_to_ask(self) -> bool:
+        """Count an exchange that ended without a word. True once, when they are no accident any more."""
+        with self._lock:
+            self._silent += 1
+            return self._silent == _SILENT_BEFORE_PROBE
+
+    def _check_failure(self, raw: RawResponse, worker: _WorkerSession, url: str) -> None:
+        """Raise :class:`TransportError` if the response is that of a proxy, or wants another scheme."""
+        if fault := fault_in_response(raw.status, raw.headers, raw.body, self._way(worker, url)):
+            raise _setup_error(*fault)
+
+    def _way(self, worker: _WorkerSession, url: str) -> Way:
+        way = _way_of(url, worker.settings.get(url, {}))
+        return way._replace(trusts_system=self._ca_bundle == SYSTEM_STORE)
 
     def _make_worker(self) -> _WorkerSession:
         factory = self._options.session_factory
@@ -194,8 +266,11 @@ class Transport:
             if response.status_code < 200:  # from a foreign adapter; ours skips interim responses
                 adapter.close()
                 raise TransportError("the server sent only an interim response", kind="torn body")
-            read = functools.partial(response.raw.read, decode_content=True)
-            body = read_bounded(read, self._options.max_response_bytes)
+            max_bytes = self._options.max_response_bytes
+            read = functools.partial(response.raw.read, decode_content=False)
+            body = read_bounded(read, max_bytes)
+            if body and (coding := response.headers.get("content-encoding")):
+                body = decoded(body, coding, max_bytes)
         except (ValueError, TypeError) as error:
             raise requests.exceptions.ContentDecodingError(error) from error
         finally:
@@ -223,7 +298,7 @@ class Transport:
     def _prepare_new(self, worker: _WorkerSession, url: str, payload: bytes) -> PreparedRequest:
         headers = {"Content-Type": "application/json"}
         if worker.session.auth is None:
-            headers |= auth_headers(url, self._options.api_key)
+            headers |= auth_headers(url, self._options.api_key, self._options.login)
         auth = worker.session.auth or _keep_headers
         request = requests.Request("POST", url, headers=headers, data=payload, auth=auth)
         return worker.session.prepare_request(request)
@@ -233,6 +308,11 @@ class Transport:
         settings = dict(worker.session.merge_environment_settings(url, {}, True, None, None))
         if is_loopback(url) and not worker.session.proxies:
             settings["proxies"] = {}  # a key for a server on this machine must not go to a proxy
+        if self._ca_bundle is not None:
+            is_system = self._ca_bundle == SYSTEM_STORE
+            settings["verify"] = system_store() if is_system else self._ca_bundle
+        if not worker.is_intercepted and worker.session.get_adapter(url) is self._adapter:
+            check_proxy(_way_of(url, settings))
         with self._lock:
             if len(worker.settings) >= _MAX_PREPARED_URLS:
                 worker.settings.clear()
@@ -268,6 +348,19 @@ def _made_by(factory: Callable[[], Any]) -> requests.Session:
         kind = type(session).__name__
         raise ConfigurationError(f"session_factory must return a requests.Session, not {kind}")
     return session
+
+
+def _way_of(url: str, settings: Mapping[str, Any]) -> Way:
+    """Where requests to ``url`` go with these merged ``settings``, and through which proxy."""
+    proxies = settings.get("proxies")
+    proxy = select_proxy(url, proxies) or "" if proxies else ""
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"  # as requests does
+    return Way(shown_url(url), _LOGIN.sub("", proxy))
+
+
+def _setup_error(kind: str, text: str) -> TransportError:
+    return TransportError(f"{kind}: {text}", kind=kind, is_setup=True)
 
 
 def _keep_headers(prepared: PreparedRequest) -> PreparedRequest:

@@ -14,6 +14,7 @@ from parallel_processor.exceptions import StopCause, TransportError
 from parallel_processor.models import Attempt, AttemptStatus, Request, Response
 from parallel_processor.options import Options
 from parallel_processor.providers.answers import UNKNOWN, Expected
+from parallel_processor.providers.endpoints import basic_auth
 from parallel_processor.providers.jsontext import parse
 from parallel_processor.providers.limit_headers import read_limits
 from parallel_processor.providers.responses import classify
@@ -28,7 +29,9 @@ class AttemptRunner:
 
     def __init__(self, options: Options, transport: Transport) -> None:
         self._transport = transport
-        self._redact = Redactor(options.api_key)
+        login = options.login or ""
+        header = basic_auth(login).partition(" ")[2] if login else None
+        self._redact = Redactor(options.api_key, login.partition(":")[2], header)
 
     def send_once(self, request: Request, host: str, expected: Expected = UNKNOWN) -> Attempt:
         """Send ``request`` once.

@@ -42,6 +42,10 @@ class Child:
         self._executor = ThreadPoolExecutor(
             options.max_workers, thread_name_prefix="parallel-processor-worker"
         )
+        self._executor.submit(int)  # so that one thread is there, whatever becomes of the others
+        self._pulse_s = pipe.pulse_s(options)
+        self._taken = self._returned = 0  # requests; each is changed by one thread
+        self._lacks_threads = False
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
 
@@ -54,12 +58,22 @@ class Child:
                 self._transport.cancel()
                 continue
             for item in message:
-                self._executor.submit(self._work, item)
+                self._taken += 1
+                self._start(item)
         self._transport.cancel()
         self._executor.shutdown()
         self._closing.set()
         self._ended.put(None)
         self._sender.join()
+
+    def _start(self, item: WorkItem) -> None:
+        """Have a thread send ``item``: a new one, or one of those that there are, which take turns."""
+        try:
+            self._executor.submit(self._work, item)
+        except RuntimeError as error:  # the executor has queued it before
+            if not self._lacks_threads:
+                self._lacks_threads = True
+                self._ended.put((None, f"a worker process goes on with fewer threads: {error}"))
 
     def _work(self, item: WorkItem) -> None:
         """Runs in a worker thread: make one attempt."""
@@ -73,22 +87,39 @@ class Child:
 
     def _send(self) -> None:
         """Runs in a thread: return attempts, all that have ended meanwhile in one message."""
-        ended = self._ended.get()
+        self._write([])  # it is up
+        ended = self._next()
         while ended is not None:
             batch = []
             try:
                 while ended is not None:
-                    batch.append(ended)
+                    if ended[0] is None:
+                        self._write(ended[1])
+                    else:
+                        batch.append(ended)
                     ended = self._ended.get_nowait()
             except queue.Empty:
                 pass
-            try:
-                pipe.write(self._results, batch)
-            except BaseException:  # the run's process is gone, or the message can't be pickled
-                os._exit(1)
+            self._write(batch)
+            self._returned += len(batch)
             if ended is not None:
                 self._closing.wait(_BATCH_DELAY_S)
-                ended = self._ended.get()
+                ended = self._next()
+
+    def _next(self) -> Any:
+        """What ends next; ``None`` at the end. Says meanwhile that the process works."""
+        while True:
+            try:
+                return self._ended.get(timeout=self._pulse_s)
+            except queue.Empty:
+                if self._taken != self._returned:
+                    self._write([])
+
+    def _write(self, message: Any) -> None:
+        try:
+            pipe.write(self._results, message)
+        except BaseException:  # the run's process is gone, or the message can't be pickled
+            os._exit(1)
 
 
 def _picklable(error: BaseException) -> ParallelProcessorError:

@@ -1,7 +1,8 @@
 """The messages between a run and its worker processes: requests to send, and finished attempts.
 
-A message is a pickled list behind its length. Both ends run the same program in the same version, and
-nobody else writes to the pipes. (A fork of the run's process may hold them open.)
+A message is a pickled list behind its length. A worker process also sends an empty list now and then,
+while it has no attempt to return, and a string that is to be logged. Both ends run the same program in the
+same version, and nobody else writes to the pipes. (A fork of the run's process may hold them open.)
 """
 
 from __future__ import annotations
@@ -11,12 +12,28 @@ import struct
 from typing import Any, BinaryIO, NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Response
+from parallel_processor.options import Options
 from parallel_processor.providers.answers import Expected
 from parallel_processor.providers.jsontext import parse
 
+_LEAST_SILENCE_S = 5.0  # a process that parses a huge answer says nothing for a while
+_PULSES = 4  # in the longest silence
 CANCEL = "cancel"  # in place of a list: cancel what is in flight
 SHUTDOWN = "shutdown"  # the same, and end the process
 _LENGTH = struct.Struct("<Q")
+
+
+def longest_silence_s(options: Options) -> float:
+    """For how long a worker process may say nothing while it has requests in flight.
+
+    No longer than one exchange may take, so that a frozen process holds nothing up for longer.
+    """
+    return max(options.request_timeout_s, _LEAST_SILENCE_S)
+
+
+def pulse_s(options: Options) -> float:
+    """How often a worker process that has requests in flight says that it works."""
+    return min(longest_silence_s(options) / _PULSES, _LEAST_SILENCE_S)
 
 
 class WorkItem(NamedTuple):

@@ -60,7 +60,9 @@ def make_pool(
     """
     if options.processes == 1 or _is_intercepted():
         make = load("parallel_processor.workers.threads").WorkerThreads
-        pool: WorkerPool = make(options, max_workers, settle=settle, stop=stop)
+        pool: WorkerPool = make(
+            options, max_workers, settle=settle, stop=stop, parses_answers=parses_answers
+        )
     else:
         make = load("parallel_processor.workers.processes").WorkerProcesses
         pool = make(options, settle=settle, stop=stop, parses_answers=parses_answers)

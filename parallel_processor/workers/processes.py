@@ -3,7 +3,7 @@
 All decisions are made here, in the run's process: reading, limits, retries, writing. The child processes
 (``child.py``) send requests and return the attempts. Each child has a thread here, which settles these
 attempts and sends the child as many new requests in one message: a request passes through no other thread.
-If a child dies, another one sends its requests again.
+If a child dies, another one sends its requests again; one that is frozen (SIGSTOP, say) is killed for that.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import io
 import itertools
 import logging
 import pickle
+import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _MAX_FRUITLESS = 3  # children in a row, for each process, that end without any 
 _JOIN_TIMEOUT_S = 15.0  # for the end of what was cancelled: connecting may take as long
 _MAX_BATCH = 16  # requests of one message: more would not be shared by all processes
 _WRITE_TIMEOUT_S = 2.0
+_START_TIMEOUT_S = 60.0  # until the first word of a new process
 _READ_BYTES = 1 << 16
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -42,10 +44,40 @@ _PROGRAM = (
 )
 
 
-class _Child:
-    """One child process, and the requests that it is sending."""
+class _Watched(io.RawIOBase):
+    """The pipe from a child. A read raises ``TimeoutError`` once ``left_s`` says that no time is left."""
 
-    def __init__(self, first_message: Any, listen: Callable[[_Child], None]) -> None:
+    def __init__(self, results: Any, silence_s: float, left_s: Callable[[float], float]) -> None:
+        self._results, self._silence_s, self._left_s = results, silence_s, left_s
+        self._poll = select.poll()
+        self._poll.register(results, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read as the pipe does, once there is something."""
+        since_s, wait_s = time.monotonic(), self._silence_s
+        while not self._poll.poll(wait_s * 1000):
+            if (wait_s := self._left_s(since_s)) <= 0:
+                raise TimeoutError
+        return self._results.readinto(buffer)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._results.close()
+        super().close()
+
+
+class _Child:
+    """One child process, and the requests that it is sending.
+
+    While it sends, it says so at intervals (``child.py``). If it says nothing for ``silence_s``, it is
+    frozen, and its requests are sent again by another.
+    """
+
+    def __init__(
+        self, first_message: Any, listen: Callable[[_Child], None], silence_s: float
+    ) -> None:
         root = str(Path(__file__).resolve().parents[2])
         self.process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, root],
@@ -58,20 +90,42 @@ class _Child:
         self.lock = threading.Lock()  # guards the fields below, and writing to the pipe
         self.in_flight: dict[int, AdmittedRequest] = {}
         self.is_lost = False
-        self.has_sent = False  # anything, since it was started
+        self.has_sent = False  # any attempt, since it was started
+        self._is_up = False
+        self._busy_since_s = 0.0
         name = "parallel-processor-child"
         self.thread = threading.Thread(target=listen, args=[self], name=name, daemon=True)
         assert self.process.stdin is not None and self.process.stdout is not None
         self._work: Any = self.process.stdin
         raw: Any = self.process.stdout
-        self.results = io.BufferedReader(raw, _READ_BYTES)
+        self._silence_s = silence_s
+        self.results = io.BufferedReader(_Watched(raw, silence_s, self._left_s), _READ_BYTES)
         self.tell(first_message)
+
+    def _left_s(self, since_s: float) -> float:
+        """How long it may still say nothing, if it has said nothing since then."""
+        if not self.in_flight:  # without the lock, which a writer to a full pipe may hold
+            return self._silence_s
+        most_s = self._silence_s if self._is_up else max(self._silence_s, _START_TIMEOUT_S)
+        return max(since_s, self._busy_since_s) + most_s - time.monotonic()
+
+    def messages(self) -> Iterator[Any]:
+        """What it says, until it ends, or is frozen and ended."""
+        try:
+            while (message := pipe.read(self.results)) is not None:
+                self._is_up = True
+                yield message
+        except TimeoutError:
+            _log.warning("a worker process has said nothing for %g s: it is ended", self._silence_s)
+            self.process.kill()
 
     def send(self, numbered: list[tuple[int, AdmittedRequest]], items: list[WorkItem]) -> bool:
         """Give it these requests to send; false if the process is known to be gone."""
         with self.lock:
             if self.is_lost:
                 return False
+            if not self.in_flight:
+                self._busy_since_s = time.monotonic()
             self.in_flight.update(numbered)
             try:
                 self._write(items)
@@ -152,6 +206,7 @@ class WorkerProcesses:
         self._numbers = itertools.count()
         self._started: list[AdmittedRequest] = []  # that no process has been given yet
         self._lock = threading.Lock()  # guards the fields below
+        self._silence_s = pipe.longest_silence_s(options)
         self._size = options.processes
         self._children: list[_Child] = []
         self._threads: list[threading.Thread] = []  # of all children, also of those that are gone
@@ -197,32 +252,45 @@ class WorkerProcesses:
     def _idlest(self) -> _Child:
         with self._lock:
             while len(self._children) < self._size:
-                self._children.append(self._new_child())
+                try:
+                    self._children.append(self._new_child())
+                except (OSError, RuntimeError) as error:  # no process or thread left
+                    if not self._children:
+                        raise WorkerProcessError(
+                            f"can't start a worker process: {error}"
+                        ) from error
+                    self._size = len(self._children)
+                    _log.warning("only %d worker processes can be had: %s", self._size, error)
             return min(self._children, key=lambda child: len(child.in_flight))
 
     def _new_child(self) -> _Child:
-        """Start a process. Caller holds ``_lock``."""
+        """Start a process. Caller holds ``_lock``. ``OSError`` or ``RuntimeError`` if there is none."""
         if self._is_closing:
             raise WorkerProcessError("the run is over")
         if self._fruitless >= _MAX_FRUITLESS * self._size:
             raise WorkerProcessError(
                 "the worker processes end before they have sent anything, one after the other"
             )
+        child = _Child(self._first_message, self._listen, self._silence_s)
         try:
-            child = _Child(self._first_message, self._listen)
-        except OSError as error:
-            raise WorkerProcessError(f"can't start a worker process: {error}") from error
+            child.thread.start()
+        except RuntimeError:
+            child.process.kill()
+            child.end()
+            raise
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads.append(child.thread)
-        child.thread.start()
         return child
 
     def _listen(self, child: _Child) -> None:
         """Runs in a thread for each child: settle what it returns, and give it as much again."""
         bug: BaseException | None = None
         try:
-            while (message := pipe.read(child.results)) is not None:
-                child.has_sent = True
+            for message in child.messages():
+                if isinstance(message, str):
+                    _log.warning("%s", message)
+                    continue
+                child.has_sent |= bool(message)
                 following = [self._receive(child, number, packed) for number, packed in message]
                 self._send(child, [admitted for admitted in following if admitted is not None])
         except BaseException as error:

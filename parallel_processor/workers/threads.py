@@ -7,6 +7,7 @@ If there is none, the thread is idle until it is started again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.runtime.threads import InterruptSafeThread
-from parallel_processor.transport.session import Transport
+from parallel_processor.transport.session import LONG_BYTES, Transport
 from parallel_processor.workers.attempt import AttemptRunner
 from parallel_processor.workers.outgoing import Outgoing
 from parallel_processor.workers.pending import AdmittedRequest
@@ -30,6 +31,8 @@ class WorkerThreads:
         settle: called with each attempt, or with the exception if a bug prevented it. It returns the next
             request to send; ``None`` if there is none.
         stop: once it is set, nothing more is sent.
+        parses_answers: false if only the answers' text will be used. Then the value of a long one, which
+            may take many times as much memory, is forgotten.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class WorkerThreads:
         *,
         settle: Callable[[AdmittedRequest, Attempt | BaseException], AdmittedRequest | None],
         stop: StopSignal,
+        parses_answers: bool = True,
     ) -> None:
         self._transport = Transport(options)
         self._attempts = AttemptRunner(options, self._transport)
         self._outgoing = Outgoing(options.request_url)
         self._settle = settle
         self._stop = stop
+        self._kept_bytes = math.inf if parses_answers else LONG_BYTES
         self._executor = ThreadPoolExecutor(
             max_workers, thread_name_prefix="parallel-processor-worker"
         )
@@ -76,7 +81,11 @@ class WorkerThreads:
             payload, expected = self._outgoing.payload(request), self._outgoing.expected(request)
             if payload is not request.payload:
                 request = replace(request, payload=payload)
-            return self._attempts.send_once(request, host, expected)
+            attempt = self._attempts.send_once(request, host, expected)
+            response = attempt.response
+            if response is not None and len(response.body) > self._kept_bytes:
+                attempt = replace(attempt, response=replace(response, data=None))
+            return attempt
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             return error
 

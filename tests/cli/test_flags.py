@@ -96,8 +96,8 @@ def values() -> dict[str, Any]:
 
 
 def test_every_setting_has_a_flag() -> None:
-    """The command can do what the library can, but for functions, and for processors beside its own."""
-    python_only = {"session_factory", "validate", "account"}
+    """The command can do what the library can, but for functions, other processors, and logins."""
+    python_only = {"session_factory", "validate", "account", "login"}
     assert {row.setting for row in ROWS if row.setting} == set(values()) - python_only
 
 
@@ -272,8 +272,8 @@ _USAGE_ERRORS = """
 --limits limits.json => limits.json: the limits of 'gpt-4o*': tokens_per_minute must be above 0
 --limits unknown.json => unknown.json: the limits of 'gpt-4o*' have the unknown name 'rpm'; known
 --api_key KEY --api_key_file empty => give --api_key or --api_key_file, not both
---api_key_file nowhere => can't read the key in nowhere: No such file or directory
---api_key_file empty => there is no key in empty
+--api_key_file nowhere => can't read --api_key_file nowhere: No such file or directory
+--api_key_file empty => there is no key in --api_key_file empty
 --api_key KEY --request_url http://h.example/v1 => http://h.example/v1 would get the --api_key in
 --request_url https://h.example/v1 => https://h.example/v1 needs a key: set OPENAI_API_KEY, or give
 """

@@ -444,6 +444,45 @@ def test_a_model_whose_server_stays_away_is_left_out_at_the_deadline() -> None:
     assert not bench.stop.is_set()
 
 
+SETUP = TransportError("TLS error: expired", kind="TLS error", is_setup=True)
+
+
+def test_a_fault_of_the_setup_ends_the_run_at_once() -> None:
+    """Nothing was answered yet, and no attempt can succeed: the request has no record."""
+    bench = Bench(SETUP)
+    outcome = bench.run()
+    assert outcome.unanswered and outcome.attempts == 1
+    assert isinstance(bench.stop.cause, RunStoppedError)
+    assert (bench.stop.cause.stop_cause, str(bench.stop.cause)) == ("setup", "TLS error: expired")
+
+
+def test_a_fault_of_the_setup_that_goes_away_is_an_outage() -> None:
+    """Once the server has answered, a certificate or a proxy that fails costs no attempt."""
+    retry = RetryPolicy(max_attempts=2, backoff_initial_s=1.0)
+    bench = Bench(reply(), SETUP, SETUP, SETUP, reply(), retry=retry)
+    assert bench.run().ok
+    assert bench.run().ok
+    assert not bench.stop.is_set()
+
+
+def test_a_fault_of_the_setup_that_stays_ends_the_run_in_the_end() -> None:
+    """After ``rate_limit_deadline_s`` the run stops with the remedy instead of failing line by line."""
+    retry = RetryPolicy(backoff_initial_s=1.0, backoff_max_s=60.0, rate_limit_deadline_s=100.0)
+    bench = Bench(reply(), SETUP, retry=retry)
+    assert bench.run().ok
+    assert bench.run().unanswered
+    assert isinstance(bench.stop.cause, RunStoppedError)
+    assert bench.stop.cause.stop_cause == "setup"
+
+
+def test_a_proxy_that_is_away_is_named_and_not_the_host() -> None:
+    """The text of such a failure says which proxy it is."""
+    gone = TransportError("proxy error: no proxy", kind="proxy error", unreachable=True)
+    bench = Bench(gone, retry=RetryPolicy(max_attempts=2, backoff_initial_s=1.0))
+    assert bench.run().unanswered
+    assert str(bench.stop.cause) == "proxy error: no proxy"
+
+
 @pytest.mark.parametrize("status", [200, 400, 401, 500])
 def test_no_part_of_a_key_survives_where_a_text_is_shortened(status: int) -> None:
     """Keys are cut out before anything else is, whatever they look like."""

@@ -122,7 +122,7 @@ def test_what_is_in_flight_may_still_be_answered() -> None:
 @pytest.mark.parametrize(
     ("url", "end"),
     [
-        ("https://host/v1", "The URL https://host/v1 must end in an endpoint, such as /chat/compl"),
+        ("https://host/v1", "https://host/v1 names no endpoint: a request URL ends in /chat/comp"),
         (
             "https://u:p@host/v1/embeddings?key=k",
             "Check the URL https://host/v1/embeddings and the",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
+from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import (
     auth_headers,
     charges_reservation,
+    check_key,
     endpoint_of,
     needs_key,
     resolve_url,
+    url_advice,
 )
 
 KEY = "sk-test-1234567890"
@@ -78,6 +84,60 @@ def test_the_key_goes_into_the_providers_header(url: str, headers: dict[str, str
     assert auth_headers(url, KEY) == headers
     without_key = {name: value for name, value in headers.items() if KEY not in value}
     assert auth_headers(url, None) == auth_headers(url, "") == without_key
+
+
+def test_a_login_is_the_authorization_header() -> None:
+    """Besides a key that has a header of its own, and in place of none."""
+    basic = {"Authorization": "Basic bWU6c8O2cGFzcw=="}
+    assert auth_headers(OPENAI, None, "me:söpass") == basic
+    assert auth_headers(AZURE, KEY, "me:söpass") == basic | {"api-key": KEY}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"request_url": "https://me:pass@h.example/v1/embeddings"}, None),
+        ({"request_url": AZURE, "login": "me:pass", "api_key": KEY}, None),
+        (
+            {"request_url": "https://me:pass@h.example/v1", "api_key": KEY},
+            "can't get both the login in the URL and the api_key",
+        ),
+        (
+            {"request_url": "http://me:pass@h.example/v1/embeddings"},
+            "would get the login in plain text",
+        ),
+    ],
+)
+def test_a_login_counts_as_a_key(settings: dict[str, str], words: str | None) -> None:
+    """It is guarded as a key is; both together are refused where they are for one header."""
+    options: Any = settings
+    if words is None:
+        check_key(Options(**options))
+        return
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        check_key(Options(**options))
+    assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (OPENAI, ""),
+        ("https://h.example/v1", "names no endpoint: a request URL ends in /chat/completions"),
+        ("https://h.example/", "names no endpoint"),
+        ("https://h.example", "names no endpoint"),
+        ("http://localhost:11434/api", "names no endpoint"),
+        ("https://h.example/openai/deployments/d?api-version=1", "names no endpoint"),
+        ("http://localhost:11434/api/chat", ""),
+        (f"{GEMINI}/models/g:generateContent", ""),
+        ("http://h.example/chat/completions", "most have /v1/chat/completions"),
+        ("http://h.example/v1/v1/embeddings", "has /v1 twice"),
+    ],
+)
+def test_a_url_that_no_server_knows_is_explained(url: str, words: str) -> None:
+    """A base URL and its kin are told; of a URL that may be right nothing is said."""
+    advice = url_advice(url)
+    assert words in advice if words else advice == ""
 
 
 LOOPBACK = ("localhost:8443", "api.localhost", "127.0.0.1", "[::1]:8443")

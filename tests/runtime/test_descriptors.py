@@ -39,7 +39,10 @@ def test_the_soft_limit_is_raised_to_what_is_needed(max_workers: int, limit: int
 
 @pytest.mark.parametrize(
     ("files", "max_workers", "affordable"),
-    [(256, 192, 192), (256, 1000, 192), (1024, 10**30, 960), (40, 1000, 1), (40, 1, 1)],
+    [
+        *((256, 192, 192), (256, 1000, 192), (1024, 10**30, 960), (128, 1000, 96)),
+        *((64, 1000, 44), (40, 1000, 20), (20, 1000, 1), (40, 1, 1)),
+    ],
 )
 def test_too_few_files_lower_the_workers_and_say_so(
     files: int, max_workers: int, affordable: int

@@ -10,7 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parallel_processor.transport.http1 import ResponseHead, parse_head, request_head
+from parallel_processor.transport.http1 import (
+    MalformedLength,
+    ResponseHead,
+    parse_head,
+    request_head,
+)
 
 TOKEN = st.text("abcdefXYZ0123456789-_.!", min_size=1, max_size=12)
 VALUE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)
@@ -88,7 +93,11 @@ def test_a_head_is_read_as_the_standard_library_does(
     if fold and pairs and pairs[-1][0].lower() not in FRAMING:
         lines[-1] += f"{fold}more"
     head = end.join([f"HTTP/{version} {status} {reason}", *lines])
-    ours, theirs = parse_head(head), by_http_client(head)
+    try:
+        ours = parse_head(head)
+    except MalformedLength:  # the standard library reads on until the connection ends
+        return
+    theirs = by_http_client(head)
     assert ours.status == theirs.status
     assert ours.is_chunked == bool(theirs.chunked)
     assert ours.length == theirs.length
@@ -128,19 +137,20 @@ def test_other_protocols_are_rejected(line: str) -> None:
         parse_head(line)
 
 
-def test_more_than_a_hundred_headers_are_rejected() -> None:
-    """A hundred are read, and not one more."""
-    lines = [f"x-{number}: y" for number in range(100)]
-    assert len(parse_head("\n".join(["HTTP/1.1 200 OK", *lines])).headers) == 100
-    with pytest.raises(http.client.HTTPException, match="more than 100"):
-        parse_head("\n".join(["HTTP/1.1 200 OK", *lines, "x: y"]))
+def test_a_thousand_headers_are_read() -> None:
+    """Gateways that trace and explain much are no trouble."""
+    lines = [f"x-{number}: y" for number in range(1000)]
+    assert len(parse_head("\n".join(["HTTP/1.1 200 OK", *lines])).headers) == 1000
 
 
-def test_lengths_that_differ_are_rejected() -> None:
-    """Two lengths that differ are an error; two equal ones are fine."""
+@pytest.mark.parametrize(
+    "length", ["", "-1", "+5", "5.0", "0x5", "five", "5, 6", "9" * 20, "5 5", "５"]
+)
+def test_a_malformed_length_is_an_error(length: str) -> None:
+    """Nobody knows whether such a body is whole. Two equal lengths are fine."""
     assert parse_head("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5").length == 5
-    with pytest.raises(http.client.HTTPException, match="several lengths"):
-        parse_head("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6")
+    with pytest.raises(MalformedLength, match="Content-Length"):
+        parse_head(f"HTTP/1.1 200 OK\r\nContent-Length: {length}")
 
 
 def test_chunks_outrank_a_length() -> None:

@@ -107,3 +107,10 @@ def test_a_megabyte_takes_no_time(text: str) -> None:
     redact("sk-" + text * (1_000_000 // len(text)))
     redact("bearer " + text * (1_000_000 // len(text)))
     assert time.process_time() - started_at < 3
+
+
+def test_every_secret_of_a_login_is_replaced() -> None:
+    """The password and the header that carries it, whole or masked; a missing one changes nothing."""
+    redact = Redactor(None, "hunter2-hunter2", "bWU6aHVudGVyMi1odW50ZXIy", "")
+    text = "got hunter2-hunter2, Basic bWU6aHVudGVyMi1odW50ZXIy and hunt...ter2"
+    assert redact(text) == "got [redacted], Basic [redacted] and [redacted]"

@@ -10,6 +10,7 @@ from raw_server import CERTIFICATE
 from transports import in_threads
 from urllib3.util.ssl_ import create_urllib3_context
 
+from parallel_processor.transport.setup_faults import SetupFault
 from parallel_processor.transport.tls import TLSContexts, TLSPolicy
 
 # The same key as the certificate's, with a password.
@@ -71,5 +72,5 @@ def test_an_encrypted_key_asks_nobody(tmp_path: Path) -> None:
     """A key with a password is an error, and not a question on the terminal."""
     path = tmp_path / "certificate.pem"
     path.write_text(ENCRYPTED_KEY + CERTIFICATE[CERTIFICATE.index("-----BEGIN CERTIFICATE") :])
-    with pytest.raises(ssl.SSLError, match="encrypted"):
+    with pytest.raises(SetupFault, match="encrypted"):
         TLSContexts().get(TLSPolicy("CERT_REQUIRED", cert_file=str(path)))

@@ -1,0 +1,57 @@
+"""The key as people keep it: in a file, in a variable, with quotes or ``Bearer`` around it.
+
+What is no key is explained by the name of the place that it came from.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+
+from parallel_processor.exceptions import ConfigurationError
+
+# What stands around a key in a file of settings, in a header, or in a shell's command.
+_AROUND = re.compile(
+    r"(?:export\s+)?(?:[A-Za-z_]\w*_KEY\s*[=:]\s*)?(?P<quote>['\"]?)"
+    r"(?:(?:authorization:\s*)?bearer\s+)?(?P<key>.*?)(?P=quote)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def read_key(text: str, place: str) -> str:
+    """The key in ``text``, which is at ``place``, without what stands around it; empty if there is none.
+
+    Raises :class:`ConfigurationError` for what can't be sent as a key.
+    """
+    text = text.strip().lstrip("\ufeff").strip()
+    match = _AROUND.fullmatch(text)
+    key = match["key"].strip() if match else text
+    lines = len(key.splitlines())
+    if lines > 1:
+        raise ConfigurationError(
+            f"{place} must hold one key and nothing else, but has {lines} lines"
+        )
+    for number, letter in enumerate(key, 1):
+        if not letter.isascii() or not letter.isprintable():
+            raise ConfigurationError(
+                f"the key of {place} has a character that no key has, at position {number}: "
+                f"{ascii(letter)}"
+            )
+    return key
+
+
+def read_key_file(path: str) -> str:
+    """The key in the file at ``path``. Raises :class:`ConfigurationError` if there is none."""
+    place = f"--api_key_file {path}"
+    try:
+        data = Path(path).read_bytes()
+        is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"can't read {place}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{place} is no text: {error}") from None
+    if not (key := read_key(text, place)):
+        raise ConfigurationError(f"there is no key in {place}")
+    return key
