@@ -30,7 +30,7 @@ from parallel_processor import (
     ResultsFileError,
     RunStoppedError,
 )
-from parallel_processor.models import Estimate
+from parallel_processor.models import Estimate, WaitCause
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 KEY = "sk-test-0123456789abcdef"
@@ -61,6 +61,32 @@ def held() -> Iterator[tuple[RawServer, Room]]:
             yield server, room
         finally:
             room.opened.set()
+
+
+# Limits
+
+
+def test_processors_of_one_account_share_their_limit() -> None:
+    """What one has sent another waits for, unless their accounts have different names."""
+    limits = Limits(requests_per_minute=1, tokens_per_minute=math.inf)
+    with (
+        RawServer(answer_all) as server,
+        processor(server.url, limits=limits) as first,
+        processor(server.url, limits=limits) as second,
+        processor(server.url, limits=limits, account="other") as other,
+    ):
+        (row,) = rows(1)
+        assert first.submit(row).result(40).ok
+        waiting = second.submit(row)
+        assert other.submit(row).result(40).ok
+        while second.stats().waiting_for != WaitCause.REQUESTS:
+            assert not waiting.done()
+            server.closing.wait(0.01)
+        second.cancel()
+        with pytest.raises(RunStoppedError):
+            waiting.result(40)
+        assert second.stats().requests_per_minute > 0
+    assert len(server.bodies) == 2
 
 
 # Files

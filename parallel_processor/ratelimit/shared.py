@@ -53,7 +53,7 @@ class SharedLimits:
         The numbers that the user set in ``under``, which is of the same account, are ceilings.
         """
         account = account or AccountLimits(clock)
-        self.limits = limits
+        self.limits, self._pattern = limits, pattern
         self.lock, self.waiting, self._tickets = account.lock, account.waiting, account.tickets
         self.opened_at = clock()
         self._own = [
@@ -97,6 +97,7 @@ class SharedLimits:
                 name=quota.name,
                 configured=quota.limit,
                 is_default=quota in self._own and quota.name in self.limits.defaults,
+                pattern=self._pattern if quota in self._own else None,
                 used=used,
                 used_share=used / (quota.limit * minutes),
             )

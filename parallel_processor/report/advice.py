@@ -121,13 +121,14 @@ def _too_high(summary: Summary) -> Iterator[str]:
         return
     none = BucketReport(url="", model="")
     bucket = max(summary.buckets, key=lambda b: b.rejections, default=none)
-    for cause, flag in _FLAGS.items():
+    for cause in _FLAGS:
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
             number = ""  # what was found by trying is no more than a guess
             if _allowed(bucket, cause) < math.inf:
                 number = f" or {count(allowed)}, which the server allows{_of(summary, bucket)},"
-            yield f"Set `{flag}` to `auto`{number} instead of {count(typed)}. {_rejections(summary)}."
+            place = _place(bucket, cause)
+            yield f"Set {place} to `auto`{number} instead of {count(typed)}. {_rejections(summary)}."
             return
 
 
@@ -147,22 +148,23 @@ def _too_low(summary: Summary) -> Iterator[str]:
 
     One that nobody set is named however short the run was.
     """
-    for cause, flag in _FLAGS.items():
+    for cause in _FLAGS:
         if not summary.buckets or held_share(summary, cause) < _SOME:
             continue
         bucket = max(summary.buckets, key=lambda b: b.waited_s.get(cause, 0.0))
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause)
         if not typed * _CLEARLY < allowed < math.inf:
             continue
+        place, of = _place(bucket, cause), _of(summary, bucket)
         if any(li.is_default and li.name == cause for li in bucket.limits):
             yield (
-                f"Set `{flag}` to {count(allowed)} or `auto`: no limit was set, so the default of "
-                f"{count(typed)} held, but the server allows that{_of(summary, bucket)}."
+                f"Set {place} to {count(allowed)} or `auto`: no limit was set, so the default of "
+                f"{count(typed)} held, but the server allows that{of}."
             )
         elif _share(summary, cause) >= _MUCH:
             yield (
-                f"Raise `{flag}` from {count(typed)} to {count(allowed)} or `auto`: the server "
-                f"allows that{_of(summary, bucket)}."
+                f"Raise {place} from {count(typed)} to {count(allowed)} or `auto`: the server "
+                f"allows that{of}."
             )
 
 
@@ -202,6 +204,15 @@ def _typed(bucket: BucketReport, cause: WaitCause) -> float:
     """The limit that the user set, a minute; infinite without one."""
     typed = [li.configured for li in bucket.limits if li.name == cause]
     return min((number for number in typed if number is not None), default=math.inf)
+
+
+def _place(bucket: BucketReport, cause: WaitCause) -> str:
+    """Where the lowest limit is set that the user set."""
+    typed = [li for li in bucket.limits if li.name == cause and li.configured is not None]
+    lowest = min(typed, key=lambda li: li.configured or 0.0)
+    if lowest.pattern is None:
+        return f"`{_FLAGS[cause]}`"
+    return f"the limit of `{lowest.pattern}` in `--limits`"
 
 
 def _allowed(bucket: BucketReport, cause: WaitCause, *, tried: bool = False) -> float:

@@ -83,6 +83,23 @@ def test_no_flags_are_the_defaults_of_the_library() -> None:
     assert Options(**settings(flags)) == Options()
 
 
+@pytest.mark.parametrize(
+    ("words", "defaults"),
+    [
+        ([], {"requests": 1500, "tokens": 125_000}),
+        (["--max_requests_per_minute", "1500"], {"tokens": 125_000}),
+        (["--max_requests_per_minute", "9", "--max_tokens_per_minute", "auto"], {}),
+        (["--headroom", "0.1"], {"requests": 1500, "tokens": 125_000}),
+    ],
+)
+def test_a_number_that_was_typed_is_no_default(
+    words: list[str], defaults: dict[str, float]
+) -> None:
+    """Not even if it is the same: it then holds over the limits by model."""
+    flags = build_parser().parse(["--requests_filepath", "in.jsonl", *words])
+    assert settings(flags)["limits"].defaults == defaults
+
+
 def values() -> dict[str, Any]:
     """The options by the path that a flag's setting has."""
     options = Options()

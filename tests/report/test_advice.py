@@ -39,6 +39,7 @@ def said(summary: Summary, **more: Any) -> str:
 
 TYPED = limit(configured=600.0, used_share=0.5)
 UNTYPED = limit(configured=1500.0, is_default=True)
+OF_PATTERN = limit(configured=300.0, pattern="gpt*")
 TYPED_TOKENS = limit("tokens", configured=90_000.0)
 WAITED = {REQUESTS: 90.0}
 WAITED_FOR_TOKENS = {TOKENS: 50.0}
@@ -97,6 +98,14 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
             run(UNTYPED, limit(found=3e4), waited_s={REQUESTS: 0.5}, elapsed_s=5.0),
             "Set `--max_requests_per_minute` to 30,000 or `auto`: no limit was set, so the default of "
             "1,500 held, but the server allows that.",
+        ),
+        (
+            run(TYPED, OF_PATTERN, limit(found=5000.0), waited_s=WAITED),
+            "Raise the limit of `gpt*` in `--limits` from 300 to 5,000 or `auto`: the server allows",
+        ),
+        (
+            run(OF_PATTERN, limit(found=100.0), rejections=60),
+            "Set the limit of `gpt*` in `--limits` to `auto` or 100, which the server allows, instead",
         ),
         (
             run(waited_s=WAITED_FOR_TOKENS, reserved_tokens=4500, used_tokens=1000),
