@@ -155,7 +155,12 @@ def _verify(words: Sequence[str]) -> int:
 def _verdict(found: Verification) -> str:
     if not found.ok:
         return "not every line has exactly one answer"
-    more = f"; {found.foreign:,} records are of requests that are not in the file"
+    records = (
+        "1 record is of a request"
+        if found.foreign == 1
+        else f"{found.foreign:,} records are of requests"
+    )
+    more = f"; {records} that the file does not have"
     return "every line has its answer" + (more if found.foreign else "")
 
 

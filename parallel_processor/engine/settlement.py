@@ -161,8 +161,11 @@ class Settlement:
         """Log, once a run, that a default which nobody set is below what the server allows."""
         defaults = bucket.shared_limits.limits.defaults
         for name, window_s, _, limit in release.limit_changes:
-            default, allowed = defaults.get(name, math.inf), limit * _MINUTE_S / window_s
-            if allowed <= default or window_s > _MINUTE_S or name in self._told_defaults:
+            default = defaults.get(name)
+            if default is None or window_s > _MINUTE_S or name in self._told_defaults:
+                continue
+            allowed = limit * _MINUTE_S / window_s
+            if allowed <= default:
                 continue
             self._told_defaults.add(name)
             _log.warning(

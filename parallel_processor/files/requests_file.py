@@ -110,13 +110,14 @@ def check_paths(
         try:
             if path.is_dir():
                 raise ConfigurationError(f"the {name} file {path} is a directory")
-            if name != "requests" and not path.parent.is_dir():
+            # A directory that should hold the requests, too, is missed when they are opened.
+            if path.parent != requests_path.parent and not path.parent.is_dir():
                 raise ConfigurationError(
                     f"the directory of the {name} file {path} does not exist: create it, or name another"
                 )
             other = seen.setdefault(_file_of(path), name)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or "a loop of symbolic links"
             raise ConfigurationError(f"can't use the {name} file {path}: {reason}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")

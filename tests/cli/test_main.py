@@ -23,6 +23,7 @@ from raw_server import OK, RawServer, Room, answer_all, header_of
 
 from parallel_processor import __version__
 from parallel_processor.cli.flags import FLAGS
+from parallel_processor.cli.main import main
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "api_request_parallel_processor.py"
@@ -421,6 +422,51 @@ def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
                 stderr = process.stderr_text()
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+def batch_row(custom_id: str, text: str = "text") -> dict[str, Any]:
+    """A row of a Batch file."""
+    return {"custom_id": custom_id, "body": {"model": "m", "input": text}}
+
+
+def good(custom_id: str) -> dict[str, Any]:
+    """The record of its answer."""
+    response = {"status_code": 200, "request_id": None, "body": OK}
+    return {"id": "r", "custom_id": custom_id, "response": response, "error": None}
+
+
+ROWS_XY, GOOD_XY = [batch_row("x"), batch_row("y")], [good("x"), good("y")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "records", "code", "words"),
+    [
+        (ROWS_XY, GOOD_XY, 0, ["every line has its answer"]),
+        (
+            *(ROWS_XY, [*GOOD_XY, good("z")], 0),
+            ["every line has its answer; 1 record is of a request that the file does not have"],
+        ),
+        (ROWS_XY, GOOD_XY[:1], 1, ["not every line has exactly one answer"]),
+        (
+            *([*ROWS_XY, batch_row("x", "other")], [*GOOD_XY, good("x")], 1),
+            ["lines 1 and 3 have the same custom_id but different requests"],
+        ),
+    ],
+)
+def test_the_check_says_what_it_found(
+    *,
+    rows: list[object],
+    records: list[object],
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Foreign records are merely more; rows that share an id are named by their lines."""
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    write_lines(tmp_path / "in_results.jsonl", records)
+    assert main(["verify", "--requests_filepath", str(source)]) == code
+    assert capsys.readouterr().err.splitlines()[: len(words)] == words
 
 
 # Entry points

@@ -146,6 +146,14 @@ def test_a_directory_has_a_default_too(path: str) -> None:
         check_paths(source, default_save_path(source), None)
 
 
+def test_the_requests_are_missed_before_the_results_beside_them(tmp_path: Path) -> None:
+    """A misspelt directory is that of the requests, though the results would go there, too."""
+    source = tmp_path / "none" / "in.jsonl"
+    check_paths(source, default_save_path(source), None)
+    with pytest.raises(InputFileError, match=r"can't read .*none/in\.jsonl: No such file"):
+        RequestsFile(source)
+
+
 def test_paths_that_work_pass(source: Path, tmp_path: Path) -> None:
     """Accepted are new files, existing files, and links to them."""
     there = tmp_path / "out.jsonl"
