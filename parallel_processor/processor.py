@@ -86,7 +86,7 @@ class Processor:
         reads the iterable, only as far ahead as the limits and ``max_workers`` allow. ``progress`` is as
         in :meth:`process_file`.
 
-        After a fatal answer, the outcomes of the requests in flight are yielded, and then
+        After a fatal answer or :meth:`stop`, the outcomes of the requests in flight are yielded, and then
         :class:`RunStoppedError` is raised. Closing the iterator early cancels the requests in flight.
 
         >>> with Processor(request_url=url) as processor:
@@ -150,8 +150,6 @@ class Processor:
                 outcomes.append(outcome)
                 if on_outcome is not None:
                     on_outcome(outcome)
-            if len(outcomes) < given.read or not given.is_over:
-                raise RunStoppedError("the run was stopped before every request had its outcome")
         except BaseException as error:
             # Any exception, KeyboardInterrupt too: the answers so far have been paid for.
             with contextlib.suppress(AttributeError, TypeError):  # a class may refuse attributes
@@ -254,7 +252,12 @@ class Processor:
                 run.displays.add(account.progress(run, given.fraction, progress))
             yield from run.outcomes(given)
             if run.stop_cause is not None:
-                _raise_cause(run.stop_cause, account.summary(run, started_at))
+                summary = account.summary(run, started_at, fraction=given.fraction())
+                cause = run.stop_cause
+                if isinstance(cause, StopRequested) and summary.left != 0:
+                    text = "the run was stopped before every request had its outcome"
+                    cause = RunStoppedError(f"{text}: {cause}")
+                _raise_cause(cause, summary)
 
     def stop(self, reason: str = "stopped by the caller") -> None:
         """End every run: nothing more is sent, and requests in flight may end (see ``drain_s``).

@@ -86,7 +86,7 @@ THREAD_MAKERS = {
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
-    *("engine.outage", "engine.stops"),
+    *("engine.outage", "engine.repeats", "engine.stops"),
     *("ratelimit.accounts", "ratelimit.registry"),
     *("report.counters", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.tls"),

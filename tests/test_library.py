@@ -543,7 +543,8 @@ def test_a_stop_leaves_duplicates_unanswered() -> None:
         with processor(server.url, dedupe=True, max_workers=4, drain_s=0.0) as made:
             stopper = threading.Thread(target=lambda: (gate.came.wait(60), made.cancel()))
             stopper.start()
-            assert list(made.imap_unordered([{"n": 1}] * 6)) == []
+            with pytest.raises(RunStoppedError, match="stopped before every request"):
+                assert next(made.imap_unordered([{"n": 1}] * 6), None)
             stopper.join()
             stats = made.stats()
     assert stats.unanswered == 6 and stats.in_flight == 0

@@ -382,14 +382,30 @@ def test_outcomes_come_as_they_are_answered() -> None:
     assert {header_of(head, "authorization") for head in server.heads} == {f"Bearer {KEY}"}
 
 
-def test_a_stop_from_the_consumers_loop_ends_it() -> None:
-    """The iterator ends as usual, with what was under way."""
+@pytest.mark.parametrize("way", ["imap", "imap_unordered"])
+def test_a_stop_from_the_consumers_loop_ends_it(way: str) -> None:
+    """What was under way comes, and then an exception says that it isn't all, and how many are left."""
+    got = []
     with Simulator() as simulator, processor(simulator.url, max_workers=3) as made:
-        got = []
-        for outcome in made.imap_unordered(rows(1000)):
-            got.append(outcome)
-            made.stop()
+        with pytest.raises(
+            RunStoppedError, match="before every request had its outcome: "
+        ) as caught:
+            for outcome in getattr(made, way)(list(rows(1000))):
+                got.append(outcome)
+                made.stop()
     assert 1 <= len(got) <= 6  # in flight, and read ahead of them: 3 each
+    summary = caught.value.summary
+    assert summary is not None and summary.left is not None
+    assert caught.value.stop_cause == "caller" and 900 < summary.left <= 999
+
+
+def test_a_stop_after_the_last_outcome_is_none() -> None:
+    """An iterator that has yielded everything ends as usual."""
+    with Simulator() as simulator, processor(simulator.url, max_workers=3) as made:
+        outcomes = made.imap_unordered(list(rows(3)))
+        got = [next(outcomes) for _ in range(3)]
+        made.stop()
+        assert [*got, *outcomes] == got
 
 
 def test_a_slow_consumer_holds_nobody_up() -> None:

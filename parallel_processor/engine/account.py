@@ -108,13 +108,18 @@ class Account:
             clock=self._clock,
         )
 
-    def summary(self, run: Run, started_at: float) -> Summary:
-        """What ``run``, which began at ``started_at`` of the clock, has done so far."""
+    def summary(self, run: Run, started_at: float, *, fraction: float | None = None) -> Summary:
+        """What ``run``, which began at ``started_at`` of the clock, has done so far.
+
+        ``fraction`` is the share of its input that has been read; ``None`` if unknown.
+        """
         now = self._clock()
         return run.counters.summary(
             now - started_at,
+            fraction=fraction,
             stop_reason=str(run.stop_cause) if run.stop_cause is not None else "",
             stop_cause=stop_cause_of(run.stop_cause),
+            stopped_models=getattr(run.stop_cause, "models", ()),
             waited_s=run.wait_times.overall(now),
             buckets=self.buckets.reports(started_at, run.wait_times.of_bucket),
         )

@@ -77,7 +77,10 @@ class FileRun:
                 finally:
                     if report is not None:
                         report.finish()
-                return self._account.summary(run, self._started_at), run.stop_cause
+                return self._summary(run, lines), run.stop_cause
+
+    def _summary(self, run: Run, lines: RequestsFile) -> Summary:
+        return self._account.summary(run, self._started_at, fraction=lines.fraction())
 
     def _process(
         self, run: Run, lines: RequestsFile, files: list[AppendFile], output: _Output
@@ -122,7 +125,7 @@ class FileRun:
     ) -> RunReport:
         job, options = self._job, self._options
         return RunReport(
-            summary=self._account.summary(run, self._started_at),
+            summary=self._summary(run, lines),
             started_at=self._started_at_s,
             written_at=time.time(),
             is_running=is_running,

@@ -391,7 +391,8 @@ class Run:
                     pass
         finally:
             steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
-            do_all((*steps, self._delivery.close, self.displays.close))
+            ends = (self._settlement.close, self._delivery.close, self.displays.close)
+            do_all((*steps, *ends))
 
     def _cancel_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk

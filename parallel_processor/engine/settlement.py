@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.engine.outage import Judgement, Outages, Verdict
+from parallel_processor.engine.repeats import RepeatedWarnings
 from parallel_processor.engine.retry import RETRIED, RetrySchedule
-from parallel_processor.engine.stops import EqualFailures, LeftOut
+from parallel_processor.engine.stops import EqualFailures, LeftOut, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import (
     INVALID_REQUEST,
@@ -91,6 +92,7 @@ class Settlement:
             answered_before=lambda: counters.counts().already_answered > 0,
         )
         self._told_defaults: set[str] = set()  # kinds of limits
+        self._warnings = RepeatedWarnings(clock)
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
     def settle(
@@ -284,13 +286,16 @@ class Settlement:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
         if self._stop.is_set() or attempt.status is AttemptStatus.LOST:
             return
-        number, error = retry_state.request.number, attempt.error
-        extra = {"request_number": number}
-        if attempt.status is not AttemptStatus.RETRY:
-            _log.warning("request %d waits to be sent again: %s", number, error, extra=extra)
-        else:
-            message = "request %d is tried again in %.1f s: %s"
-            _log.warning(message, number, seconds, error, extra=extra)
+        if not _log.isEnabledFor(logging.WARNING):
+            return
+        number, is_retry = retry_state.request.number, attempt.status is AttemptStatus.RETRY
+        when = f"is tried again in {seconds:.1f} s" if is_retry else "waits to be sent again"
+        text = f"request {number} {when}: {attempt.error}"
+        self._warnings.warn(reason_of(attempt), number, text)
+
+    def close(self) -> None:
+        """The run is over: tell how often its warnings came."""
+        self._warnings.close()
 
 
 def _log_limits(bucket: TokenBucket, release: Release) -> None:

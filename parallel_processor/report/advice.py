@@ -6,6 +6,7 @@ A rule is a function from a summary to sentences. It decides by values, never by
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 
 from parallel_processor.exceptions import StopCause
@@ -32,10 +33,12 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
     StopCause.SETUP: "Correct what the message names",
-    StopCause.EQUAL_FAILURES: "Correct what the message names",
+    StopCause.EQUAL_FAILURES: "Correct what the message names (or go on in spite of it with "
+    "`--stop_after_equal_failures 0`)",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
     StopCause.DISK: "Make room on the disk, or make the results file writable",
-    StopCause.PROCESSES: "Use fewer `--processes`",
+    StopCause.PROCESSES: "Use fewer `--processes`, or allow more processes and threads (`ulimit -u`, a "
+    "container's limit of pids)",
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
 _BY_WAIT: Mapping[WaitCause, str] = {
@@ -46,7 +49,12 @@ _BY_WAIT: Mapping[WaitCause, str] = {
     WaitCause.CONSUMER: "Read the outcomes faster: {} of the time they waited to be read.",
     WaitCause.LOOK_AHEAD: "Mix the models in the file: {} of the time one model blocked the others.",
 }
+# What fails in the same way each time, if neither the requests nor the command are changed.
+_LASTING = re.compile(
+    r"HTTP (?:3|4(?!08|09|25|29|98))\d\d|answer too large|unexpected stream|unreadable answer"
+)
 _BY_FAILURE: Mapping[str, str] = {
+    "answer too large": "Raise `--max_response_bytes`, or ask for shorter answers",
     "timeout": "Raise `--request_timeout`, or ask for shorter answers",
     "connect timeout": "Raise `--connect_timeout`, or lower `--max_workers`",
 }
@@ -60,7 +68,9 @@ def advice(
     ``again`` names the command that continues the run, ``resend`` the one that also sends failed requests
     again, if that is another one.
     """
-    found = [] if is_running else [*_stopped(summary, again), *_failed(summary, resend or again)]
+    found = []
+    if not is_running:
+        found = [*_stopped(summary, again, resend or again), *_failed(summary, resend or again)]
     for rule in (_too_high, _shared, _too_low, _reserved, _waits):
         found += rule(summary)
     return tuple(found)
@@ -80,21 +90,26 @@ def nothing_to_change(summary: Summary) -> str:
     return f"Nothing: the limit of {limit_text(found[1])} was used. {faster}."
 
 
-def _stopped(summary: Summary, again: str) -> Iterator[str]:
-    if summary.stop_cause is StopCause.NOTHING:
+def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
+    cause = summary.stop_cause
+    is_done = summary.left == 0 and summary.left_is_exact
+    if cause is StopCause.NOTHING or (is_done and cause is StopCause.CALLER):
         return
-    if summary.stop_cause is StopCause.READER_LEFT:
+    if cause is StopCause.READER_LEFT:
         yield (
             "Keep the program running that reads the results, or write them to a file: a pipe keeps no "
             "record of what was answered, so the next run sends everything again."
         )
         return
-    remedy = _REMEDIES.get(summary.stop_cause)
+    remedy = _REMEDIES.get(cause)
     start = f"{remedy}, then run" if remedy else "Run"
-    yield f"{start} {again} again: it continues where it stopped."
+    command = resend if cause is StopCause.EQUAL_FAILURES else again  # some of them are on record
+    yield f"{start} {command} again: it continues where it stopped."
 
 
 def _failed(summary: Summary, again: str) -> Iterator[str]:
+    if summary.stop_cause is StopCause.EQUAL_FAILURES:
+        return  # the failures are what stopped it
     kinds = summary.errors_by_kind
     lines = kinds.get(INVALID_REQUEST, 0)
     failed = summary.failed + summary.already_failed - lines
@@ -104,12 +119,13 @@ def _failed(summary: Summary, again: str) -> Iterator[str]:
         yield f"{step}." if failed > 0 else f"{step}, then {then}"
     if failed > 0:
         look = f"Look at the errors of the {_number(failed, 'failed request')}"
-        is_rejected = any(kind.startswith("HTTP 4") for kind in kinds)
-        yield (
-            f"{look}. Correct what the server rejects, then {then}"
-            if is_rejected
-            else f"{look}, then {then}"
-        )
+        lasting = [kind for kind in kinds if _LASTING.match(kind)]
+        if not lasting:
+            yield f"{look}, then {then}"
+        elif any(kind.startswith("HTTP 4") for kind in lasting):
+            yield f"{look}. Correct what the server rejects, then {then}"
+        else:
+            yield f"{look}. Correct what causes them, then {then}"
     for kind, remedy in _BY_FAILURE.items():
         if number := kinds.get(kind, 0):
             yield f"{remedy}: {_number(number, 'request')} failed with a {kind}."

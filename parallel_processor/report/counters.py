@@ -33,6 +33,19 @@ class Counts(RunCounts):
         """Requests that were started and have no outcome on record yet."""
         return self.started - self.answered - self.failed - self.unanswered
 
+    def total(self, fraction: float | None) -> int | None:
+        """The number of all requests, from those in the part that was read; ``None`` if that is unknown."""
+        seen = self.read + self.already_answered + self.already_failed
+        return max(seen, round(seen / fraction)) if fraction and seen else None
+
+    def left(self, fraction: float | None) -> int | None:
+        """How many requests have no record yet; ``None`` if unknown."""
+        if fraction == 1.0 and not self.read:
+            return 0
+        total = self.total(fraction)
+        before = self.already_answered + self.already_failed
+        return None if total is None else total - before - self.answered - self.failed
+
     def at_end(self) -> Counts:
         """The same for a run that is over: what has no outcome on record never will."""
         return dataclasses.replace(self, unanswered=self.unanswered + self.in_flight)
@@ -130,8 +143,11 @@ class Counters:
         numbers: dict[str, Any] = dict(self._numbers)
         return Counts(errors=dict(self._errors), latencies=tuple(self._latencies), **numbers)
 
-    def summary(self, elapsed_s: float, **more: Any) -> Summary:
-        """The run's summary; ``more`` are the fields that others know."""
+    def summary(self, elapsed_s: float, *, fraction: float | None = None, **more: Any) -> Summary:
+        """The run's summary; ``more`` are the fields that others know.
+
+        ``fraction`` is the share of the input that has been read; ``None`` if unknown.
+        """
         with self._lock:
             counts = self._counts()
             by_kind = sorted(self._errors_by_kind.items(), key=lambda item: -item[1])
@@ -139,6 +155,8 @@ class Counters:
             already_answered=counts.already_answered,
             already_failed=counts.already_failed,
             elapsed_s=elapsed_s,
+            left=counts.left(fraction),
+            left_is_exact=fraction == 1.0,
             errors_by_kind=dict(by_kind),
             **counters_of(counts),
             **more,

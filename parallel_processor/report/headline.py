@@ -10,6 +10,7 @@ from parallel_processor.report.samples import RunReport
 from parallel_processor.report.summary import Summary
 from parallel_processor.report.wording import (
     allowed_by,
+    bucket_name,
     cause_text,
     count,
     limit_text,
@@ -63,7 +64,21 @@ def binding_limit(summary: Summary, cause: WaitCause) -> tuple[str, LimitReport]
 
 
 def headline(report: RunReport) -> str:
-    """What sending waited for most, and for how long."""
+    """What stopped the run, and what sending waited for most, and for how long."""
+    return _stop(report) + _waits(report)
+
+
+def _stop(report: RunReport) -> str:
+    """That the run was stopped, for which model, and what is left; empty if it wasn't."""
+    summary = report.summary
+    if report.is_running or not summary.stop_cause:
+        return ""
+    models = ", ".join(filter(None, summary.stopped_models))
+    left = f" with {summary.left_text}" if summary.left else ""
+    return f"Stopped{f' because of {models}' if models else ''}{left}. "
+
+
+def _waits(report: RunReport) -> str:
     summary, so_far = report.summary, " so far" if report.is_running else ""
     if not summary.attempts:
         return "Nothing has been sent yet." if report.is_running else "Nothing was sent."
@@ -82,7 +97,7 @@ def _cause(report: RunReport, cause: WaitCause) -> str:
         return f"a free worker (max_workers is {count(report.max_workers)})"
     found = binding_limit(report.summary, cause)
     if found is None:
-        return cause_text(cause)
+        return cause_text(cause) + _sufferer(report, cause)
     model, limit = found
     allowed, tried = allowed_by(limit), limit.tried_per_minute
     words = f"the limit of {limit_text(limit)}"
@@ -93,3 +108,12 @@ def _cause(report: RunReport, cause: WaitCause) -> str:
     if limit.used_share is not None:
         words += f" ({share_text(min(limit.used_share, 1.0))} used)"
     return words
+
+
+def _sufferer(report: RunReport, cause: WaitCause) -> str:
+    """Of several models, the one that waited longest for what its server does."""
+    buckets = report.summary.buckets
+    if len(buckets) < 2 or cause not in (WaitCause.PAUSE, WaitCause.CONCURRENCY):
+        return ""
+    bucket = max(buckets, key=lambda each: each.waited_s.get(cause, 0.0))
+    return f", {bucket_name(bucket, buckets)}" if bucket.waited_s.get(cause) else ""

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counters, Counts
-from parallel_processor.report.wording import cause_text, share_text
+from parallel_processor.report.wording import cause_text, round_text, share_text
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.notebook import is_notebook
 from parallel_processor.runtime.stop import do_all
@@ -171,7 +171,7 @@ class Progress:
         elapsed_s = now - self._started_at
         done = counts.answered + counts.failed + counts.already_answered
         fraction = self._fraction()
-        total = _estimate(fraction, counts)
+        total = counts.total(fraction)
         words = [f"{done:,}/{_about(total, fraction)}"]
         if counts.failed:
             words.append(f"{counts.failed:,} failed")
@@ -230,18 +230,10 @@ def _size(file: TextIO) -> dict[str, int]:
     return {} if is_told else _FALLBACK_SIZE
 
 
-def _estimate(fraction: float | None, counts: Counts) -> int | None:
-    """The number of requests, from how many were found in the part that has been read."""
-    seen = counts.read + counts.already_answered
-    if not fraction or not seen:
-        return None
-    return max(seen, round(seen / fraction))
-
-
 def _about(total: int | None, fraction: float | None) -> str:
     if total is None:
         return "?"
-    return f"{total:,}" if fraction == 1.0 else f"~{float(f'{total:.2g}'):,.0f}"
+    return f"{total:,}" if fraction == 1.0 else f"~{round_text(total)}"
 
 
 def _rates(usage: Usage) -> list[str]:

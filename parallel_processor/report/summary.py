@@ -15,7 +15,7 @@ from typing import Any
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import BucketReport
-from parallel_processor.report.wording import bucket_text
+from parallel_processor.report.wording import bucket_text, round_text
 from parallel_processor.runtime.notebook import html_table
 
 _MAX_BUCKETS = 10  # in the text, the busiest
@@ -71,10 +71,13 @@ class Summary(RunCounts):
         reserved_tokens: the sum of what was charged to the token limit before sending.
         already_answered: requests that the results file had an answer for.
         already_failed: requests that the results file had a failure for, which was kept.
+        left: requests without a record, such as those that a stop left unsent; ``None`` if unknown.
+        left_is_exact: false if ``left`` is estimated from the part of the input that was read.
         elapsed_s: seconds from the start to the end.
         errors_by_kind: the failed requests by how their last attempt ended.
         stop_reason: why the run ended early, as text; empty if it did not.
         stop_cause: the same as a value that a program can compare.
+        stopped_models: the models that the stop is about; empty if it is about all.
         waited_s: the seconds for which sending waited, by cause.
         buckets: a report of the limits of each model.
 
@@ -85,10 +88,13 @@ class Summary(RunCounts):
 
     already_answered: int = 0
     already_failed: int = 0
+    left: int | None = None
+    left_is_exact: bool = False
     elapsed_s: float = 0.0
     errors_by_kind: Mapping[str, int] = field(default_factory=dict)
     stop_reason: str = ""
     stop_cause: StopCause = StopCause.NOTHING
+    stopped_models: tuple[str, ...] = ()
     waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     buckets: tuple[BucketReport, ...] = ()
 
@@ -116,7 +122,9 @@ class Summary(RunCounts):
         for kind, count in self.errors_by_kind.items():
             yield f"failed with {kind}", f"{count:,}"
         busiest = sorted(self.buckets, key=lambda bucket: -bucket.admitted)[:_MAX_BUCKETS]
-        yield from (bucket_text(each, self.elapsed_s) for each in busiest if each.admitted)
+        for bucket in busiest:
+            if bucket.admitted:
+                yield bucket_text(bucket, self.elapsed_s, busiest)
         if self.stop_reason and with_stop:
             yield "stopped", self.stop_reason
 
@@ -129,8 +137,18 @@ class Summary(RunCounts):
         }
         words = [f"{self.answered:,} answered", f"{self.failed:,} failed"]
         words += [f"{count:,} {name}" for name, count in counts.items() if count]
-        words += ["the rest not sent"] if self.stop_reason else []
+        if self.stop_reason or self.left:
+            words.append(self.left_text or "the rest not sent")
         return f"{', '.join(words)} in {self.elapsed_s:,.1f} s"
+
+    @property
+    def left_text(self) -> str:
+        """How many requests are left, in words; empty if that is unknown."""
+        if self.left is None:
+            return ""
+        return (
+            f"{self.left:,} left" if self.left_is_exact else f"about {round_text(self.left)} left"
+        )
 
     def _rate(self, count: int) -> str:
         """What ``count`` comes to a minute, for a run that is long enough to have a rate."""

@@ -18,7 +18,7 @@ _CAUSE_TEXTS: Mapping[WaitCause, str] = {
     WaitCause.TOKENS: "the token limit",
     WaitCause.INPUT_TOKENS: "the input token limit",
     WaitCause.OUTPUT_TOKENS: "the output token limit",
-    WaitCause.PAUSE: "a pause (429 or no connection)",
+    WaitCause.PAUSE: "a pause (429, or a server that is not ready)",
     WaitCause.CONCURRENCY: "the server's concurrency limit",
     WaitCause.MAX_WORKERS: "a free worker (max_workers)",
     WaitCause.DISK: "the disk",
@@ -50,6 +50,11 @@ def count(number: float) -> str:
     if not math.isfinite(number):
         return "no limit"
     return f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
+
+
+def round_text(number: float) -> str:
+    """``number`` with two digits that count."""
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def tick_text(number: float) -> str:
@@ -118,13 +123,18 @@ def limit_text(limit: LimitReport, number: float | None = None) -> str:
     return f"{count(number)} {kind_text(limit.name)}/{window_text(limit.window_s)}"
 
 
-def bucket_name(bucket: BucketReport) -> str:
-    """The model, or the endpoint where all models share their limits."""
-    return bucket.model or urlsplit(bucket.url).path or "all"
+def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str:
+    """The model, or the endpoint where it has no name; both if the model has several of ``among``."""
+    path = urlsplit(bucket.url).path
+    if bucket.model and any(o.model == bucket.model and o.url != bucket.url for o in among):
+        return f"{bucket.model} ({path or 'other URLs'})"
+    return bucket.model or path or "all"
 
 
-def bucket_text(bucket: BucketReport, elapsed_s: float) -> tuple[str, str]:
-    """A model's name, and in one line what its requests waited for and what its limits were."""
+def bucket_text(
+    bucket: BucketReport, elapsed_s: float, among: Sequence[BucketReport] = ()
+) -> tuple[str, str]:
+    """The bucket's name, and in one line what its requests waited for and what its limits were."""
     words = [f"waited for {waits_text(bucket.waited_s, elapsed_s)}"]
     words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
     if (
@@ -132,7 +142,7 @@ def bucket_text(bucket: BucketReport, elapsed_s: float) -> tuple[str, str]:
         and bucket.peak_in_flight >= bucket.in_flight_limit > 0 < bucket.answered
     ):
         words.append(f"concurrency limit found: {bucket.in_flight_limit:,.0f}")
-    return bucket_name(bucket), "; ".join(words)
+    return bucket_name(bucket, among), "; ".join(words)
 
 
 def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:

@@ -44,18 +44,23 @@ class _Adapter(HTTPAdapter):
         return self.build_response(request, raw)
 
 
-def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run:
-    """A run whose server is ``answer``."""
+def sessions_of(answer: Answer) -> Callable[[], requests.Session]:
+    """A factory of sessions whose server is ``answer``."""
 
     def session() -> requests.Session:
         made = requests.Session()
         made.mount("http://", _Adapter(answer))
         return made
 
+    return session
+
+
+def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run:
+    """A run whose server is ``answer``."""
     retry = settings.pop("retry", RetryPolicy(backoff_initial_s=0.0))
     parts = {name: settings.pop(name) for name in ("make_sink",) if name in settings}
     options = Options(
-        request_url=URL, limits=limits, retry=retry, session_factory=session, **settings
+        request_url=URL, limits=limits, retry=retry, session_factory=sessions_of(answer), **settings
     )
     return Run(options, buckets=TokenBuckets(options), estimator=CostEstimator(options), **parts)
 

@@ -53,7 +53,26 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         (run(stop_cause=StopCause.UNREACHABLE), "Check `--request_url`, the network, and whether"),
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
         (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results file writa"),
-        (run(stop_cause=StopCause.PROCESSES), "Use fewer `--processes`, then run the same command"),
+        (
+            run(stop_cause=StopCause.PROCESSES),
+            "Use fewer `--processes`, or allow more processes and",
+        ),
+        (
+            run(stop_cause=StopCause.SETUP),
+            "Correct what the message names, then run the same command",
+        ),
+        (
+            run(stop_cause=StopCause.EQUAL_FAILURES, failed=20, errors_by_kind={"HTTP 404": 20}),
+            "Correct what the message names (or go on in spite of it with `--stop_after_equal_failur",
+        ),
+        (
+            run(failed=5, errors_by_kind={"HTTP 429 rate_limit": 4}),  # nothing to correct
+            "Look at the errors of the 5 failed requests, then run the same command again: it sends",
+        ),
+        (
+            run(failed=5, errors_by_kind={"HTTP 302": 4, "timed out": 1}),  # the same each time
+            "Look at the errors of the 5 failed requests. Correct what causes them, then run the sa",
+        ),
         (run(stop_cause=StopCause.PROGRAM), "Correct the error that stopped the run, then run the"),
         (run(stop_cause=StopCause.CALLER), "Run the same command again: it continues where it"),
         (
@@ -132,6 +151,7 @@ def test_a_rule_speaks(summary: Summary, start: str) -> None:
     "summary",
     [
         run(TYPED),
+        run(stop_cause=StopCause.CALLER, left=0, left_is_exact=True),  # it was at its end
         run(TYPED, limit(tried_per_minute=300.0), rejections=40),
         run(TYPED, limit(tried_per_minute=590.0), rejections=60),
         run(TYPED, limit(found=300.0), rejections=2),
@@ -262,3 +282,29 @@ def test_the_headline_names_the_model_that_waited_longest() -> None:
     )
     assert "100,000 requests/day" in headline(report)
     assert f"of {slow.model} (10 % used)" in headline(report)
+
+
+@pytest.mark.parametrize(
+    ("more", "start"),
+    [
+        ({"left": 99_980}, "Stopped with about 100,000 left. Sending was busy"),
+        (
+            {"left": 5, "left_is_exact": True, "stopped_models": ("a", "b")},
+            "Stopped because of a, b with 5 left. Sending was busy",
+        ),
+        ({}, "Stopped. Sending was busy"),
+    ],
+)
+def test_the_headline_of_a_stop_names_what_suffered(more: dict[str, Any], start: str) -> None:
+    """The models, if it is not about all, and how many requests are left."""
+    summary = run(stop_cause=StopCause.QUOTA, stop_reason="no money", **more)
+    assert said(summary).startswith(start)
+    assert said(summary, is_running=True).startswith("Sending")
+
+
+def test_the_headline_names_the_model_that_waited_for_its_server() -> None:
+    """Of several models, the one that waited longest."""
+    waits = {WaitCause.PAUSE: 80.0}
+    models = [BucketReport(url=URL, model=m, waited_s=w) for m, w in (("a", {}), ("b", waits))]
+    summary = Summary(attempts=9, elapsed_s=100.0, waited_s=waits, buckets=tuple(models))
+    assert said(summary).endswith("for a pause (429, or a server that is not ready), b.")

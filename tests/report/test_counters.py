@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome
 from parallel_processor.report.counters import Counters, Counts
@@ -46,6 +48,24 @@ def test_the_summary_says_what_was_counted() -> None:
         errors_by_kind={"timeout": 2, "HTTP 500": 1},
         stop_reason="enough",
     )
+
+
+@pytest.mark.parametrize(
+    ("fraction", "left", "is_exact"), [(1.0, 4, True), (0.5, 14, False), (None, None, False)]
+)
+def test_what_is_left_has_no_record(
+    fraction: float | None, left: int | None, is_exact: bool
+) -> None:
+    """What was read and has no outcome, and what the unread part of the input should hold."""
+    counters = Counters()
+    for _ in range(7):
+        counters.read()
+    counters.skipped()
+    counters.skipped(failed=True)
+    counters.skipped()
+    counters.finished([outcome(True) for _ in range(3)])
+    summary = counters.summary(1.0, fraction=fraction)
+    assert (summary.left, summary.left_is_exact) == (left, is_exact)
 
 
 def test_errors_are_listed_most_frequent_first() -> None:

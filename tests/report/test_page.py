@@ -153,6 +153,15 @@ def test_a_stopped_run_says_why() -> None:
     assert "Given up 41 for the next run" in page.text
 
 
+def test_a_hundred_percent_is_of_all_requests() -> None:
+    """A run that was stopped when all was read says what is done, and what is left."""
+    report = reports.many_models()
+    summary = replace(report.summary, answered=399, failed=0, left=1, left_is_exact=True)
+    summary = replace(summary, already_answered=0, already_failed=0)
+    page = Page(page_text(replace(report, summary=summary, fraction=1.0)))
+    assert "Done 99 % 1 left for the next run" in page.text
+
+
 @pytest.mark.parametrize("timeline", [(), (Sample(at_s=0.0),)])
 @pytest.mark.parametrize("is_running", [False, True])
 def test_a_run_without_anything_has_a_page(timeline: tuple[Sample, ...], is_running: bool) -> None:

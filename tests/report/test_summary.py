@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from html_tables import table
 
@@ -57,6 +59,29 @@ def test_the_summary_names_everything() -> None:
         "failed with timeout: 1",
         "stopped: stopped by the caller",
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"left": 99_980}, "1 answered, 0 failed, about 100,000 left in 2.0 s"),
+        ({"left": 7, "left_is_exact": True}, "1 answered, 0 failed, 7 left in 2.0 s"),
+        ({}, "1 answered, 0 failed, the rest not sent in 2.0 s"),
+    ],
+)
+def test_a_stopped_run_says_how_many_are_left(more: dict[str, Any], text: str) -> None:
+    """A number that is estimated has two digits that count."""
+    summary = Summary(answered=1, elapsed_s=2.0, stop_reason="no money", **more)
+    assert rows(summary)[0] == f"requests: {text}"
+
+
+def test_a_model_on_several_endpoints_is_told_apart() -> None:
+    """Its rows have the path behind its name; a model on one has its name alone."""
+    urls = ("http://h/v1/chat/completions", "http://h/v1/responses")
+    models = [BucketReport(url=url, model="m", admitted=1) for url in urls]
+    models.append(BucketReport(url=urls[0], model="n", admitted=1))
+    names = [row.partition(":")[0] for row in rows(Summary(buckets=tuple(models)))]
+    assert names[-3:] == ["m (/v1/chat/completions)", "m (/v1/responses)", "n"]
 
 
 def test_a_summary_tells_what_became_of_each_limit() -> None:

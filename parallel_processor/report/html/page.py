@@ -6,6 +6,8 @@ run goes on, the browser loads the page again every 10 seconds.
 
 from __future__ import annotations
 
+import math
+
 from parallel_processor.report.advice import advice, nothing_to_change
 from parallel_processor.report.headline import headline
 from parallel_processor.report.html.charts import chart_figure
@@ -105,14 +107,27 @@ def _before(number: int) -> str:
 def _left_tiles(report: RunReport) -> list[Markup]:
     """How far the run is, what it gave up, and what it did not have to send."""
     tiles = []
-    if report.fraction is not None:
+    summary = report.summary
+    if report.is_running and report.fraction is not None:
         note = "of the file" if report.fraction < 1 else "all of the file"
         tiles.append(_tile("Read", share_text(report.fraction), note))
-    if report.summary.unanswered:
-        tiles.append(_tile("Given up", count(report.summary.unanswered), "for the next run"))
+    elif summary.left is not None:
+        tiles.append(_tile("Done", share_text(_done_share(summary)), _left_note(summary)))
+    if summary.unanswered:
+        tiles.append(_tile("Given up", count(summary.unanswered), "for the next run"))
     if report.summary.deduplicated:
         tiles.append(_tile("Not sent", count(report.summary.deduplicated), "equal to another"))
     return tiles
+
+
+def _done_share(summary: Summary) -> float:
+    done = summary.answered + summary.failed + summary.already_answered + summary.already_failed
+    total = done + (summary.left or 0)
+    return math.floor(100 * done / total) / 100 if total else 1.0  # 100 % is all of them
+
+
+def _left_note(summary: Summary) -> str:
+    return f"{summary.left_text} for the next run" if summary.left else "all of the file"
 
 
 def _rejections(summary: Summary) -> str:

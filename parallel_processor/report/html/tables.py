@@ -77,7 +77,7 @@ def _limits(report: RunReport, buckets: Sequence[BucketReport]) -> Markup | None
     for bucket in buckets:
         for i, limit in enumerate(bucket.limits):
             waits = waits_text(bucket.waited_s, report.summary.elapsed_s)
-            first = [bucket_name(bucket), waits] if i == 0 else ["", ""]
+            first = [bucket_name(bucket, buckets), waits] if i == 0 else ["", ""]
             rows.append([*first, *_limit_cells(limit)])
     return _table((*heads, "#Used", "#Share used", "#Used by others", "~Changes"), rows)
 
@@ -113,7 +113,7 @@ def _models(buckets: Sequence[BucketReport]) -> Markup | None:
     heads = ("Model", "#Attempts", "#Answered", "#Rejected (429)", "#Pauses", "#Tokens reserved")
     rows = [
         [
-            bucket_name(bucket),
+            bucket_name(bucket, buckets),
             *(count(n) for n in (bucket.admitted, bucket.answered, bucket.rejections)),
             *(count(n) for n in (bucket.pauses, bucket.reserved_tokens, bucket.used_tokens)),
             count(round(bucket.used_tokens / bucket.answered)) if bucket.answered else "",
