@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from parallel_processor.files.records import BOM, take_apart
+from parallel_processor.files.records import BOM, UNCLEAR, take_apart
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL
 from parallel_processor.providers.endpoints import resolve_url
@@ -305,7 +305,7 @@ class Record(NamedTuple):
     """What a line of a results file says: the request's :func:`identity`, and if it was answered."""
 
     identity: bytes
-    ok: bool
+    ok: bool | None  # None for another program's form, which may be an answer or a failure
 
 
 def read_record(line: bytes) -> Record | None:
@@ -313,9 +313,10 @@ def read_record(line: bytes) -> Record | None:
     parts = take_apart(line)
     if parts is None:
         return None
+    ok = None if parts.fault is UNCLEAR else parts.ok
     if parts.custom_id is not None:
-        return Record(_identity_of_id(parts.custom_id), parts.ok)
-    return Record(_identity(parts.request, parts.metadata), parts.ok)
+        return Record(_identity_of_id(parts.custom_id), ok)
+    return Record(_identity(parts.request, parts.metadata), ok)
 
 
 def identity(request: Request) -> bytes:

@@ -7,6 +7,7 @@ package, of the cookbook's script and of the Batch API.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
+from parallel_processor.providers.answers import (
+    POLLED,
+    Expected,
+    Fault,
+    count_inputs,
+    fault_of,
+    is_failure_list,
+)
+from parallel_processor.providers.claims import is_said
 from parallel_processor.providers.errors import read_error
 from parallel_processor.providers.jsontext import MAX_NESTING, dump, elements, members, parse
 from parallel_processor.providers.usage import used_tokens
@@ -23,6 +33,7 @@ _log = logging.getLogger("parallel_processor")
 BOM = b"\xef\xbb\xbf"
 _RECORD_NESTING = 2  # levels of a record around a request or a response
 _BUFFER_BYTES = 1024 * 1024
+_FRAME = {"status_code", "body"}  # what a Batch record's response has around the body
 
 
 class RecordParts(NamedTuple):
@@ -30,7 +41,7 @@ class RecordParts(NamedTuple):
 
     Attributes:
         text: the line.
-        ok: the request was answered.
+        fault: why the request was not answered; ``None`` if it was.
         response: the response, or the list of errors in its place.
         request: the request's body; a string if the line was invalid. Batch records have none.
         metadata: what came with the request.
@@ -39,19 +50,37 @@ class RecordParts(NamedTuple):
     """
 
     text: str
-    ok: bool
+    fault: Fault | None
     response: Any
     request: Any = None
     metadata: Any = None
     custom_id: str | None = None
     error: Any = None
 
+    @property
+    def ok(self) -> bool:
+        """True if the request was answered."""
+        return self.fault is None
+
+
+UNCLEAR = Fault("unclear", "a bare value, which may be an answer or an error")
+"""The fault of another program's record that can't be told to be an answer or a failure."""
+_FAILED = Fault("", "")  # the record says so itself
+# How the text of an exception begins, which some programs record as it is. An answer may begin nearly so:
+# where that is possible, the text is taken for neither.
+_ERROR_TEXT = re.compile(
+    r"\s*(?:(?:none|null|nan)?\s*$|[\w.]*(?:error|exception)\s*(?:[:(\[]|$)|error code: ?\d|traceback \("
+    r"|failed\s*(?:[:(]|after \d|to (?:fetch|connect|get|parse|decode)\b)|connection error\.?\s*$"
+    r"|(?:request )?time(?:d )?out\b\s*(?:[.:(]|$)|http[ /]?(?:1\.1 )?[45]\d\d\b"
+    r"|[45]\d\d [a-z ]+\s*(?::|$))",
+    re.IGNORECASE,
+)
+
 
 def take_apart(line: bytes) -> RecordParts | None:
     """The record in ``line``; ``None`` if there is none.
 
-    A list of strings in place of the response is a failure. (A response of that shape looks the
-    same, but no endpoint sends one.)
+    What stands in the response's place is judged as a response is that comes in (``answers.py``).
     """
     try:
         text = line.removeprefix(BOM).decode("utf-8")
@@ -60,26 +89,50 @@ def take_apart(line: bytes) -> RecordParts | None:
         return None
     if isinstance(value, list) and len(value) in (2, 3):
         request, response = value[:2]
-        failed = isinstance(response, list) and all(isinstance(error, str) for error in response)
         if isinstance(request, dict):
             metadata = value[2] if len(value) == 3 else None
-            ok = not failed and not _is_error(response)
-            return RecordParts(text, ok, response, request, metadata)
-        if isinstance(request, str) and failed:  # an invalid line
-            return RecordParts(text, False, response, request)
+            expected = Expected(inputs=count_inputs(request))
+            return RecordParts(text, _fault(response, expected), response, request, metadata)
+        if isinstance(request, str) and is_failure_list(response):  # an invalid line
+            return RecordParts(text, _FAILED, response, request)
     if isinstance(value, dict) and isinstance(value.get("custom_id"), str) and "response" in value:
         response, error = value["response"], value.get("error")
-        status = response.get("status_code") if isinstance(response, dict) else None
-        ok = isinstance(status, int) and 200 <= status < 300 and not error
-        return RecordParts(text, ok, response, custom_id=value["custom_id"], error=error)
+        fault = _FAILED if is_said(error) else _fault_of_row(response)
+        return RecordParts(text, fault, response, custom_id=value["custom_id"], error=error)
     return None
 
 
-def _is_error(response: Any) -> bool:
-    """True for an error body, which the cookbook's script may have recorded as a response."""
-    if isinstance(response, list) and len(response) == 1:
-        response = response[0]
-    return isinstance(response, dict) and bool(response.get("error"))
+def _fault(value: Any, expected: Expected) -> Fault | None:
+    """What is wrong with ``value``, which stands in the response's place; ``None`` for an answer."""
+    if is_failure_list(value) and not expected.is_batch_row:
+        return _FAILED
+    if isinstance(value, (str, int, float)) and not _ERROR_TEXT.match(str(value)):
+        return UNCLEAR
+    return fault_of(value, expected)
+
+
+def _fault_of_row(response: Any) -> Fault | None:
+    """What is wrong with the ``response`` of a Batch record that has no error."""
+    if response is None:
+        return _FAILED
+    body = _batch_body(response)
+    status = _batch_status(response)
+    if not 200 <= status < 300:
+        return _FAILED
+    if status == 202:
+        return Fault("not answered yet", POLLED)
+    return _fault(body, Expected(is_batch_row=True))
+
+
+def _batch_status(response: Any) -> int:
+    """The status of a Batch record's response; 200 if it is the bare body, as vLLM wrote it once."""
+    status = response.get("status_code", 200) if isinstance(response, dict) else 200
+    return int(status) if str(status).isascii() and str(status).isdigit() else 0
+
+
+def _batch_body(response: Any) -> Any:
+    is_framed = isinstance(response, dict) and not response.keys().isdisjoint(_FRAME)
+    return response.get("body") if is_framed else response
 
 
 def read_results(path: str | Path, errors_path: str | Path | None = None) -> Iterator[Outcome]:
@@ -134,7 +187,8 @@ def _outcomes(path: Path) -> Iterator[Outcome]:
 
 def _cookbook(parts: RecordParts, number: int) -> Outcome:
     texts = [text.encode() for text in elements(parts.text)]
-    data, is_invalid = parts.response, isinstance(parts.request, str) and bool(parts.response)
+    data, fault = parts.response, parts.fault
+    is_invalid = isinstance(parts.request, str) and bool(data)
     request = Request(
         body=parts.request,
         payload=texts[0],
@@ -143,12 +197,22 @@ def _cookbook(parts: RecordParts, number: int) -> Outcome:
         metadata_json=texts[2] if parts.metadata is not None else None,
         invalid_reason=data[-1] if is_invalid else None,
     )
-    if parts.ok:
+    if fault is None:
         response = Response(status=200, headers={}, body=texts[1], data=data, is_json=True)
         return _answer(request, response)
-    errors = (texts[1].decode(),) if _is_error(data) else tuple(data)
-    kind, attempts = (INVALID_REQUEST, 0) if is_invalid else ("", len(errors))
+    errors = _errors(data, texts[1].decode(), fault)
+    kind, attempts = (INVALID_REQUEST, 0) if is_invalid else (fault.kind, len(errors))
     return Outcome(request=request, ok=False, errors=errors, error_kind=kind, attempts=attempts)
+
+
+def _errors(data: Any, text: str, fault: Fault) -> tuple[str, ...]:
+    """The errors of a failed record, one for each attempt that it tells of."""
+    if is_failure_list(data):
+        each = zip(data, elements(text), strict=True)
+        return tuple(value if isinstance(value, str) else shown for value, shown in each)
+    if isinstance(data, str):
+        return (data,)
+    return (text if fault.error is not None else f"{fault.message}: {text}",)
 
 
 def _batch(parts: RecordParts, number: int) -> Outcome:
@@ -160,6 +224,8 @@ def _batch(parts: RecordParts, number: int) -> Outcome:
     error = parts.error
     if isinstance(error, Mapping):
         kind, error = str(error.get("code") or kind), error.get("message") or dump(error).decode()
+    elif not error and parts.fault not in (None, _FAILED):
+        kind, error = parts.fault.kind, f"{parts.fault.kind}: {parts.fault.message}"
     elif not error:
         error = f"{kind}: {read_error(response).message}" if response is not None else "no response"
     return Outcome(
@@ -174,15 +240,16 @@ def _batch(parts: RecordParts, number: int) -> Outcome:
 
 def _batch_response(parts: RecordParts) -> Response | None:
     found = parts.response
-    if not isinstance(found, dict) or not isinstance(found.get("status_code"), int):
+    if not isinstance(found, (dict, list)):
         return None
-    status, data = found["status_code"], found.get("body")
-    request_id = found.get("request_id")
+    status, data = _batch_status(found), _batch_body(found)
+    request_id = found.get("request_id") if isinstance(found, dict) else None
     headers = {"x-request-id": request_id} if isinstance(request_id, str) else {}
     if isinstance(data, str):  # the text of a response that wasn't JSON
         return Response(status=status, headers=headers, body=data.encode("utf-8", "replace"))
-    body = _last_member(_last_member(parts.text, "response"), "body").encode()
-    return Response(status=status, headers=headers, body=body, data=data, is_json=True)
+    text = _last_member(parts.text, "response")
+    body = _last_member(text, "body") if data is not found else text
+    return Response(status=status, headers=headers, body=body.encode(), data=data, is_json=True)
 
 
 def _last_member(text: str, key: str) -> str:

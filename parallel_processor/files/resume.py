@@ -94,16 +94,19 @@ class _Scan:
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
         self._records = self._foreign = 0
+        self.unclear_line = 0  # the first one; 0 if there is none
         self.failed = array("Q")  # where runs of failed records begin and end, alternately
         with path.open("rb", buffering=_BUFFER_BYTES) as file:
             for number, line in enumerate(file):
                 if number % _LINES_PER_CHECK == 0:
                     check()
-                self._add(line)
+                self._add(line, number + 1)
         self.is_foreign = self._foreign > 0 and self._records == 0  # lines, but no record
 
-    def _add(self, line: bytes) -> None:
+    def _add(self, line: bytes, number: int) -> None:
         record, start, end = read_record(line), self.end, self.end + len(line)
+        if record is not None and record.ok is None and not self.unclear_line:
+            self.unclear_line = number
         is_whole = line.endswith(b"\n")
         self._records += record is not None
         if record is not None and record.ok:
@@ -166,25 +169,46 @@ def prepare(
     record. No complete record is lost then.
     """
     answered = AnsweredRequests()
-    for file in files:
-        if not file.is_regular:
-            continue
-        if overwrite:
+    regular = [file for file in files if file.is_regular]
+    if overwrite:
+        for file in regular:
             file.truncate(0)
-        else:
-            _mend(file, answered, keep_failures, check)
+    else:  # nothing is changed before every file is understood
+        scans = [_scan(file, answered, keep_failures, check) for file in regular]
+        for file, scan in zip(regular, scans, strict=True):
+            _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
     return answered
 
 
-def _mend(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> None:
-    """Leave only whole lines and good records in ``file``, and add what it answers to ``answered``."""
+def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> _Scan:
+    """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
         scan = _Scan(file.path, answered, keep_failures, check)
-        if scan.is_foreign:
-            raise ResultsFileError(
-                f"{file.path} holds no records: name another results file, or start afresh with --overwrite"
-            )
+    except OSError as error:
+        raise _repair_error(file, error) from error
+    if scan.is_foreign:
+        raise ResultsFileError(
+            f"{file.path} holds no records: name another results file, or start afresh with --overwrite"
+        )
+    if scan.unclear_line:
+        raise ResultsFileError(
+            f"{file.path}: line {scan.unclear_line} has a bare value in the response's place, which may be"
+            " an answer or an error. Nothing was changed. Remove such lines if they are errors, name"
+            " another results file, or start afresh with --overwrite"
+        )
+    return scan
+
+
+def _repair_error(file: AppendFile, error: OSError) -> ResultsFileError:
+    return ResultsFileError(
+        f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
+    )
+
+
+def _mend(file: AppendFile, scan: _Scan) -> None:
+    """Leave only whole lines and good records in ``file``."""
+    try:
         if file.size != scan.end:
             _log.info("%s: a torn last line is cut off", file.path)
             file.truncate(scan.end)
@@ -196,9 +220,7 @@ def _mend(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, che
     except ResultsFileError:
         raise
     except OSError as error:
-        raise ResultsFileError(
-            f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
-        ) from error
+        raise _repair_error(file, error) from error
 
 
 def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:

@@ -25,7 +25,7 @@ class Verification:
         failed: requests that have only a failed record.
         missing: requests without a record.
         doubled: records beyond those that the lines need.
-        torn: lines that are no records.
+        torn: lines that are no records, or can't be told to be answers or failures.
         foreign: records that belong to no request. They do no harm.
         conflicts: pairs of lines whose requests differ but share a ``custom_id``, at most 100. Nobody can
             tell whose answer a record of it is.
@@ -120,7 +120,7 @@ class _Wanted:
             self.doubled += 1
         else:
             self._left[record.identity] = left - 1
-            self.answered += record.ok
+            self.answered += bool(record.ok)
             self.failed += not record.ok
 
 
@@ -130,4 +130,5 @@ def _records(paths: list[Path]) -> Iterator[Record | None]:
         with reading(path) as file:
             for line in file:
                 if line.strip():
-                    yield read_record(line) if line.endswith(b"\n") else None
+                    record = read_record(line) if line.endswith(b"\n") else None
+                    yield None if record is None or record.ok is None else record

@@ -6,7 +6,8 @@ tokens used. ``jsontext`` takes JSON text apart without changing a byte of it.
 
 Names that cross the border (module, names):
 
-    answers        UNKNOWN, Expected, count_inputs
+    answers        POLLED, UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
+    claims         is_said
     endpoints      auth_headers, basic_auth, charges_reservation, check_key, endpoint_of,
                    is_loopback, needs_key, resolve_url, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,

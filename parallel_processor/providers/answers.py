@@ -222,7 +222,7 @@ def _vectors(data: Mapping[str, Any], inputs: int | None) -> str | None:
         if type(index := row.get("index")) is int:
             indexes.add(index)
     count = len(rows)
-    if count != inputs and (inputs is not None or not count):
+    if not count or (inputs is not None and count != inputs):
         return _numbers(count, inputs)
     if indexes and (len(indexes) < count or max(indexes) - min(indexes) >= count):
         return "the indexes of the vectors don't count up: some are missing or there twice"
@@ -236,7 +236,8 @@ def _bare_vectors(data: Mapping[str, Any], inputs: int | None) -> str | None:
         if any(_is_empty(vector) for vector in vectors):
             return "a vector is empty"
         count = len(vectors)
-        return _numbers(count, inputs) if count != inputs and (inputs or not count) else None
+        is_wrong = not count or (inputs is not None and count != inputs)
+        return _numbers(count, inputs) if is_wrong else None
     if isinstance(vectors, dict) and any(vectors.values()):
         return None
     return "the answer has no vectors" if _is_empty(data.get("embedding")) else None
@@ -253,7 +254,7 @@ def _is_empty(vector: Any) -> bool:
 
 
 def _numbers(count: int, inputs: int | None) -> str:
-    return "the answer has no vectors" if inputs is None else f"{count} vectors for {inputs} inputs"
+    return "the answer has no vectors" if not inputs else f"{count} vectors for {inputs} inputs"
 
 
 def _results(data: Mapping[str, Any], inputs: int | None) -> str | None:
@@ -306,7 +307,10 @@ def _ollama(data: Mapping[str, Any], inputs: int | None = None) -> str | None:
         return STREAMED
     if data.get("done_reason") in ("load", "unload"):
         return f"the model did nothing but {data['done_reason']}: the request has no prompt"
-    if isinstance(data.get("message"), dict) or isinstance(data.get("response"), str):
+    message = data.get("message")
+    if isinstance(message, dict) and not message.keys().isdisjoint(("role", "content")):
+        return None
+    if isinstance(data.get("response"), str):
         return None
     return "the answer has neither message nor response"
 
@@ -314,11 +318,15 @@ def _ollama(data: Mapping[str, Any], inputs: int | None = None) -> str | None:
 def _by_shape(data: Mapping[str, Any], inputs: int | None) -> str | None:
     """An unknown endpoint: what the response's own shape promises, and no word of an error."""
     reasons = [check(data, inputs) for check in _shapes(data)]
-    if reasons:
-        return None if None in reasons else reasons[0]
-    if weak_claim(data) is not None:
-        return "the answer says that it is an error"
-    return POLLED if _is_pending(data) else None
+    if None in reasons:
+        return None
+    if not reasons and weak_claim(data) is not None:
+        reasons.append("the answer says that it is an error")
+    if not reasons and _is_pending(data):
+        reasons.append(POLLED)
+    if not reasons or any(check(data, inputs) is None for check in _PROMISES.values()):
+        return None
+    return reasons[0]
 
 
 def _shapes(data: Mapping[str, Any]) -> Iterable[_Check]:

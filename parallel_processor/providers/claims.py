@@ -15,7 +15,7 @@ from typing import Any
 
 _CODES = ("error_code", "errorCode", "err_code", "errcode", "errorcode", "errno")
 _MESSAGES = ("error_msg", "error_message", "errorMessage", "err_msg", "errmsg", "error_description")
-_STRONG = {"error", "base_resp", "success", "ok", *_CODES, *_MESSAGES}
+_STRONG = {"error", "base_resp", "success", "ok", "code", "statusCode", *_CODES, *_MESSAGES}
 _STATUSES = ("statusCode", "status_code", "http_code", "httpStatus", "status")
 _TEXTS = ("message", "msg", "status_msg", *_MESSAGES, "detail", "errors", "title")
 _FINE = {"", "0", "200", "ok", "success", "succeeded", "successful", "none", "null"}
@@ -45,11 +45,9 @@ _WORDS = [(status, re.compile(words, re.IGNORECASE)) for status, words in _STATU
 
 def strong_claim(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The error that ``data`` names, whatever else it has; ``None`` if it names none."""
-    if data.keys().isdisjoint(_STRONG):
+    if data.keys().isdisjoint(_STRONG) and "error" not in (data.get("object"), data.get("type")):
         return None
-    for error in _strong(data):
-        return error
-    return None
+    return next(_strong(data), None)
 
 
 def _strong(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -65,8 +63,13 @@ def _strong(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for name in _MESSAGES if not codes else ():
         if isinstance(text := data.get(name), str) and text.lower() not in _FINE:
             yield _coded(_code_of(data), text)
+    code, text = _code_of(data), _text(data)
+    if "error" in (data.get("object"), data.get("type")):
+        yield _coded(code, text)
+    if text and _http_status(data.get("code", data.get("statusCode"))) is not None:
+        yield _coded(code, text)
     if data.get("success") is False or data.get("ok") is False:
-        yield _coded(_code_of(data), _text(data))
+        yield _coded(code, text)
 
 
 def choice_claim(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -80,18 +83,15 @@ def choice_claim(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def weak_claim(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The error that ``data`` means by names which an answer may have, too, and for lack of a result."""
-    code, text = _code_of(data), _text(data)
-    if "error" in (data.get("object"), data.get("type")):
-        return _coded(code, text)
-    if text and _http_status(code) is not None:
-        return _coded(code, text)
     if not without_result(data):
         return None
+    code, text = _code_of(data), _text(data)
     states = (data.get("status"), data.get("state"), data.get("task_status"))
     is_bad_state = any(isinstance(state, str) and state.lower() in _BAD for state in states)
     is_bad = is_bad_state or is_said(data.get("errors")) or is_said(data.get("detail"))
     has_message = isinstance(data.get("message", data.get("msg")), str)
-    return _coded(code, text) if is_bad or (has_message and _is_bad_code(code)) else None
+    is_bad = is_bad or (has_message and _is_bad_code(code))
+    return _coded(code, text) if is_bad or (text and _http_status(code)) else None
 
 
 def without_result(data: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from parallel_processor.files.formats import (
     record,
 )
 from parallel_processor.models import Outcome, Request, Response
+from parallel_processor.providers.answers import Expected, count_inputs, fault_of
 from parallel_processor.providers.jsontext import MAX_NESTING, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -364,11 +365,11 @@ def test_a_failed_answer_that_was_cut_is_recorded_as_text(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("line", "ok"),
     [
-        (b'[{"a": 1}, {"choices": []}]', True),
-        (b'[{"a": 1}, {"choices": [], "error": null}, {"m": 1}]', True),
+        (b'[{"a": 1}, {"choices": [{"text": ""}]}]', True),
+        (b'[{"a": 1}, {"choices": [{"text": ""}], "error": null}, {"m": 1}]', True),
         (b'[{"a": 1}, {"n": NaN}]', True),
         (b'[{"a": 1}, [[0.1, 0.2]]]', True),
-        (b'[{"a": 1}, null]', True),
+        (b'[{"a": 1}, null]', False),
         (b'\xef\xbb\xbf[{"a": 1}, {}]\r\n', True),
         (b'[{"a": 1}, ["e"]]', False),
         (b'[{"a": 1}, ["e", "f"], null]', False),
@@ -381,7 +382,7 @@ def test_a_failed_answer_that_was_cut_is_recorded_as_text(body: bytes) -> None:
         (b'{"custom_id": "i", "response": {"status_code": 400, "body": null}}', False),
         (b'{"custom_id": "i", "response": {"status_code": 200}, "error": "text"}', False),
         (b'{"custom_id": "i", "response": null, "error": {"code": "batch_expired"}}', False),
-        (b'{"custom_id": "i", "response": {"body": {}}, "error": null}', False),
+        (b'{"custom_id": "i", "response": {"body": null}, "error": null}', False),
     ],
 )
 def test_a_record_tells_if_it_is_an_answer(line: bytes, ok: bool) -> None:
@@ -468,15 +469,8 @@ def test_cookbook_records_round_trip(
         found = read_record(line)
         assert found is not None
         assert found.identity == identity(request)
-        is_error = isinstance(response, list) and all(isinstance(e, str) for e in response)
-        assert found.ok is not (is_error or looks_failed(response))
-
-
-def looks_failed(answer: Any) -> bool:
-    """True for an answer that is never one, since it has an error."""
-    if isinstance(answer, list) and len(answer) == 1:
-        answer = answer[0]
-    return isinstance(answer, dict) and bool(answer.get("error"))
+        fault = fault_of(answer, Expected(inputs=count_inputs(body)))
+        assert bool(found.ok) is (outcome.ok and fault is None)
 
 
 @given(st.text(), BODIES, LAYOUTS, JSON, st.lists(st.text(), min_size=1), st.integers(200, 299))
@@ -501,7 +495,9 @@ def test_batch_records_round_trip(
             {"status_code": status, "request_id": "r1", "body": answer} if outcome.ok else None
         )
         assert (row["error"] or {"message": None})["message"] == outcome.error
-        assert read_record(line) == (identity(request), outcome.ok)
+        found, fault = read_record(line), fault_of(answer, Expected(is_batch_row=True))
+        assert found is not None and found.identity == identity(request)
+        assert bool(found.ok) is (outcome.ok and fault is None)
 
 
 @given(BODIES, st.sampled_from([None, *METADATA]) | JSON, LAYOUTS)

@@ -17,6 +17,7 @@ from raw_server import OK, RawServer, Visit, answer_all
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
 from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
 from parallel_processor.models import INVALID_REQUEST, Request, Response
+from parallel_processor.providers.answers import POLLED
 from parallel_processor.providers.jsontext import elements, read_answer
 
 URL = "https://api.openai.com/v1/chat/completions"
@@ -64,7 +65,13 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
         ([{"n": 1}, ["HTTP 500: a", "timeout: b"]], ("HTTP 500: a", "timeout: b")),
         ([{"n": 1}, ["no"], {"row": 7}], ("no",)),
         ([{"n": 1}, {"error": {"code": "x"}}], ('{"error": {"code": "x"}}',)),
-        ([{"n": 1}, [{"error": {"code": "x"}}]], ('[{"error": {"code": "x"}}]',)),
+        ([{"n": 1}, [{"error": {"code": "x"}}]], ('{"error": {"code": "x"}}',)),
+        ([{"n": 1}, [{"error": "a"}, {"error": "b"}]], ('{"error": "a"}', '{"error": "b"}')),
+        ([{"n": 1}, [{"error": "a"}, "b", None]], ('{"error": "a"}', "b", "null")),
+        ([{"n": 1}, None], ("the answer is null, not an object: null",)),
+        ([{"n": 1}, {"choices": None}], ('the answer has no choices: {"choices": null}',)),
+        ([{"n": 1}, "TimeoutError()"], ("TimeoutError()",)),
+        ([{"n": 1}, "Paris, perhaps"], ("Paris, perhaps",)),
     ],
 )
 def test_a_failure_has_its_errors(row: list[Any], errors: tuple[str, ...], tmp_path: Path) -> None:
@@ -123,7 +130,20 @@ def test_a_batch_row_comes_back(
         (None, {"odd": 1}, "", '{"odd": 1}'),
         (None, "odd", "", "odd"),
         (None, None, "", "no response"),
-        ({"body": {}}, None, "", "no response"),
+        ({"body": None}, None, "no answer", "no answer: the answer is null, not an object"),
+        (
+            {"status_code": 200, "body": {"choices": []}},
+            None,
+            "no answer",
+            "no answer: the answer has no choices",
+        ),
+        (
+            {"status_code": 202, "body": {"id": "p"}},
+            None,
+            "not answered yet",
+            f"not answered yet: {POLLED}",
+        ),
+        ({"error": {"message": "A"}}, None, "error", "error: A"),
     ],
 )
 def test_the_batch_apis_own_failures_are_read(
@@ -133,6 +153,35 @@ def test_the_batch_apis_own_failures_are_read(
     row = {"id": "b", "custom_id": "a", "response": response, "error": error}
     (outcome,) = read_results(write_lines(tmp_path / "out.jsonl", [row]))
     assert (outcome.ok, outcome.error_kind, outcome.error) == (False, kind, text)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {"choices": [{"message": {"content": "Hi"}}], "usage": {"total_tokens": 7}},
+        {"status_code": "200", "body": CHAT},
+        {"status_code": 200, "body": CHAT, "request_id": None},
+        {"body": CHAT},
+    ],
+)
+def test_answers_of_other_batch_runners_are_read(response: Any, tmp_path: Path) -> None:
+    """An older vLLM wrote the bare body; others lack the status, or have it as a text."""
+    row = {"id": "vllm-1", "custom_id": "a", "response": response, "error": None}
+    (outcome,) = read_results(write_lines(tmp_path / "out.jsonl", [row]))
+    assert outcome.ok and outcome.raw_response is not None
+    assert outcome.response == response.get("body", response)
+    assert json.loads(outcome.raw_response.body) == outcome.response
+    assert outcome.used_tokens == 7
+
+
+def test_a_list_is_an_answer_in_a_batch_row(tmp_path: Path) -> None:
+    """Its record tells an answer from an error, which that of a cookbook line doesn't."""
+    row = {"custom_id": "a", "response": {"status_code": 200, "body": ["a", "b"]}, "error": None}
+    path = write_lines(tmp_path / "out.jsonl", [row, [{"n": 1}, ["a", "b"]]])
+    assert [(outcome.ok, outcome.response) for outcome in read_results(path)] == [
+        (True, ["a", "b"]),
+        (False, None),
+    ]
 
 
 def test_what_reads_and_what_resumes_agree(tmp_path: Path) -> None:
@@ -149,6 +198,8 @@ def test_what_reads_and_what_resumes_agree(tmp_path: Path) -> None:
         b'{"custom_id": "a"}\n',
         b'{"custom_id": "a", "response": {"status_code": 200}}\n',
         b'{"custom_id": "a", "response": 5}\n',
+        b'{"custom_id": "a", "response": [1.5]}\n',
+        b'{"custom_id": "a", "response": {"choices": [{"text": "a"}]}}\n',
         b'{"custom_id": "a", "response": {"status_code": 200, "body": "text"}, "error": {"code": 1}}\n',
         b'{"custom_id": 1, "response": null}\n',
         b"\n",
@@ -162,10 +213,10 @@ def test_what_reads_and_what_resumes_agree(tmp_path: Path) -> None:
         expected, found = read_record(line), outcomes.get(number)
         assert (found is None) == (expected is None), line
         if found is not None and expected is not None:
-            assert found.ok == expected.ok, line
+            assert found.ok == bool(expected.ok), line
             if found.custom_id is None:
                 assert identity(found.request) == expected.identity, line
-    assert len(outcomes) == 9
+    assert len(outcomes) == 11
 
 
 def test_elements_are_cut_out_of_an_array() -> None:

@@ -114,6 +114,95 @@ def test_what_has_a_good_record_is_answered(path: Path) -> None:
     assert path.read_bytes() == good(1) + batch("i") + good(3)
 
 
+OVERLOADED = {"error": {"message": "overloaded", "type": "server_error", "code": None}}
+CHAT = {"choices": [{"message": {"content": "Hi."}, "finish_reason": "stop"}]}
+ANSWERS_OF_OTHERS: list[Any] = [
+    *(CHAT, {"text": "Hi."}, {"answer": None}, {}, {"data": {"embedding": [0.1]}}),
+    *([[0.1, 0.2]], [{"index": 0, "score": 0.5}], [{"text": "a"}, "b"]),
+]
+FAILURES_OF_OTHERS: list[Any] = [
+    *([OVERLOADED] * 5, [OVERLOADED], [OVERLOADED, "timeout"], [None], [None, "a"], []),
+    *(OVERLOADED, {"error": "Rate limit"}, {"choices": None}, {"detail": "Not Found"}, None),
+    *({"choices": [{"message": {"content": "Half"}, "finish_reason": "error"}]}, "", "null"),
+    *(
+        "TimeoutError()",
+        "openai.RateLimitError: Error code: 429",
+        "Error: no",
+        "Request timed out.",
+    ),
+    *("HTTP 500", "503 Service Unavailable", "Traceback (most recent call last): a", "Failed: no"),
+]
+UNCLEAR: list[Any] = ["Paris", "None of these", "Errors are human", 5, True, 0.5, "Failed states …"]
+
+
+@pytest.mark.parametrize(
+    ("response", "is_answer"),
+    [*((r, True) for r in ANSWERS_OF_OTHERS), *((r, False) for r in FAILURES_OF_OTHERS)],
+)
+def test_records_of_other_programs_are_judged_as_responses_are(
+    response: Any, is_answer: bool, path: Path
+) -> None:
+    """The cookbook's older script wrote lists of error objects, its forks nulls and exceptions as texts."""
+    line = json.dumps([json.loads(good(2))[0], response]).encode() + b"\n"
+    answered = prepared(path, good(1) + line)
+    assert answered.take(request(2)) == is_answer
+    assert path.read_bytes() == good(1) + line * is_answer
+
+
+@pytest.mark.parametrize("response", UNCLEAR)
+def test_what_may_be_an_answer_or_an_error_keeps_the_file_as_it_is(
+    response: Any, path: Path, errors: Path
+) -> None:
+    """The error names the line and what to do, whichever file it is in, before any is mended."""
+    rows = [good(1), bad(2), json.dumps([{"n": 1}, response]).encode() + b"\n", b"[torn"]
+    path.write_bytes(bad(3))
+    errors.write_bytes(b"".join(rows))
+    with pytest.raises(ResultsFileError, match=r"errors.jsonl: line 3 .*Remove such lines"):
+        mended(path, errors)
+    assert (path.read_bytes(), errors.read_bytes()) == (bad(3), b"".join(rows))
+    row = json.dumps({"custom_id": "a", "response": response, "error": None}).encode() + b"\n"
+    with pytest.raises(ResultsFileError, match="line 1"):
+        prepared(path, row)
+    assert path.read_bytes() == row
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "is_answer"),
+    [
+        (CHAT, None, True),
+        ({"status_code": 200, "body": CHAT}, None, True),
+        ({"status_code": "200", "body": CHAT}, {"code": None, "message": ""}, True),
+        ({"status_code": 200, "body": ["a", "b"]}, None, True),
+        ({"body": CHAT}, None, True),
+        ({"status_code": 200, "body": None}, None, False),
+        ({"status_code": 200, "body": {"error": {"code": 429}}}, None, False),
+        ({"status_code": 200, "body": {"choices": []}}, None, False),
+        ({"status_code": 202, "body": {"id": "p"}}, None, False),
+        ({"status_code": 200, "body": CHAT}, "failed", False),
+        ({"status_code": 400, "body": None}, {"error": {"message": "no"}}, False),
+        ({"object": "error", "message": "no", "code": 404}, None, False),
+        (None, {"code": "batch_expired"}, False),
+        (None, None, False),
+    ],
+)
+def test_rows_of_other_batch_runners_are_judged_by_their_body(
+    response: Any, error: Any, is_answer: bool, path: Path
+) -> None:
+    """An older vLLM wrote the bare body; a status of 200 alone is no answer."""
+    row = {"id": "b", "custom_id": "i", "response": response, "error": error}
+    answered = prepared(path, good(1) + json.dumps(row).encode() + b"\n")
+    assert answered.take(batch_request("i")) == is_answer
+
+
+def test_too_few_vectors_on_record_are_no_answer(path: Path) -> None:
+    """The record has its request, which says how many there must be."""
+    body = {"model": "m", "input": ["a", "b", "c"]}
+    rows = [{"object": "embedding", "index": n, "embedding": [0.5]} for n in range(2)]
+    answer = {"object": "list", "data": rows, "usage": {"prompt_tokens": 3}}
+    line = json.dumps([body, answer]).encode() + b"\n"
+    assert not prepared(path, line).take(parse_line(json.dumps(body).encode(), 1, URL))
+
+
 def test_a_line_that_cannot_be_sent_is_never_answered(path: Path) -> None:
     """Its record is a failure, which is dropped and made again."""
     answered = prepared(path, good(1) + b'["x", ["line 2: not JSON"]]\n')

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Response
-from parallel_processor.providers.answers import UNKNOWN, Expected, count_inputs, fault_of
+from parallel_processor.providers.answers import (
+    UNKNOWN,
+    Expected,
+    count_inputs,
+    fault_of,
+    is_failure_list,
+)
 from parallel_processor.providers.jsontext import read_answer
 from parallel_processor.providers.responses import classify
 
@@ -372,6 +381,47 @@ def test_a_web_page_names_the_url_that_leads_to_it(body: bytes, headers: dict[st
 def test_a_torn_text_is_tried_again(body: bytes) -> None:
     """What is no JSON, though it might have been, has not been bought."""
     assert judged(body, CHAT).status is RETRY
+
+
+NAMES = (
+    *("choices", "message", "content", "text", "delta", "finish_reason", "error", "code", "status"),
+    *("data", "object", "embedding", "embeddings", "index", "usage", "output", "results", "type"),
+    *("candidates", "promptFeedback", "blockReason", "parts", "response", "done", "detail", "msg"),
+    *("base_resp", "status_code", "error_code", "success", "errors", "state", "values"),
+)
+WORDS = ("list", "response", "message", "stop", "error", "completed", "queued", "429", "text", "")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.sampled_from([0, 1, 429, 1004, 0.5, math.nan, *WORDS]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/embed"),
+    *("/v1/moderations", "/v1/messages", "/m:generateContent", "/m:embedContent", "/api/chat"),
+    *("/api/generate", "/invoke", ""),
+)
+
+
+@settings(max_examples=200)
+@given(
+    path=st.sampled_from(PATHS),
+    data=VALUES,
+    mixed=st.sampled_from(ANSWERS),
+    inputs=st.none() | st.integers(0, 3),
+)
+def test_what_a_run_takes_for_an_answer_its_record_is(
+    path: str, data: Any, mixed: tuple[Expected, Any], inputs: int | None
+) -> None:
+    """Whatever comes: it is judged, and an answer isn't bought again for lack of its URL."""
+    merged = {**mixed[1], **data} if isinstance(mixed[1], dict) and isinstance(data, dict) else data
+    for each in (data, merged):
+        for is_batch_row in (False, True):
+            if fault_of(each, Expected(HOST + path, inputs, is_batch_row)) is None:
+                assert fault_of(each, Expected("", inputs, is_batch_row)) is None
+                assert fault_of(each, Expected("", None, True)) is None
+                assert is_batch_row or not is_failure_list(each)
 
 
 @pytest.mark.parametrize(
