@@ -150,10 +150,13 @@ class SharedLimits:
         Every state in ``waiting`` then says how long the head of its queue has to wait, and for what.
         """
         admitted: list[Reservation] = []
+        advanced: Sequence[ConfiguredQuota] = ()
         for state in self.waiting:
             state.advance(now)
-            for configured in state.configured:
-                configured.advance(now)
+            if state.configured is not advanced:  # mostly all have the same
+                advanced = state.configured
+                for configured in advanced:
+                    configured.advance(now)
         heads: list[_Head] = [(state.queue[0].ticket, state) for state in self.waiting]
         heapq.heapify(heads)  # the oldest head first
         while heads:
