@@ -107,7 +107,7 @@ class Limits:
 
     The first two limits are a number, ``math.inf`` for no limit, or ``"auto"``: start slowly, then follow
     the limits in the answers' headers, or probe for them. A number is a ceiling: if the server's
-    headers name less, less is sent.
+    headers name less, less is sent. A default that is left as it is gives way to limits by model.
 
     Attributes:
         requests_per_minute: requests, above 0, or ``"auto"``.

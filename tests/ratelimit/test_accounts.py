@@ -100,7 +100,7 @@ def test_a_number_that_was_set_bounds_all_models_together(
     """No minute holds more than the ceiling, nor of a pattern more than its limit; all of it is used."""
     clock = FakeClock()
     buckets = buckets_of(Accounts(clock), clock, limits=limits, limits_by_model=by_model)
-    senders = Senders(clock, [buckets.bucket(URL, model) for model in "abc"]).run(90.0)
+    senders = Senders(clock, [buckets.bucket(URL, model) for model in "abc"]).run(75.0)
     total, *each = senders.busiest()
     assert 0.97 * most[0] <= total <= most[0]
     assert all(found <= bound for found, bound in zip(each, most[1:], strict=True))
@@ -112,7 +112,7 @@ def test_a_model_that_waits_for_its_own_limit_leaves_the_rest_to_others() -> Non
     buckets = buckets_of(
         Accounts(clock), clock, limits=limited(600), limits_by_model={"a": limited(60)}
     )
-    senders = Senders(clock, [buckets.bucket(URL, model) for model in "ab"]).run(90.0)
+    senders = Senders(clock, [buckets.bucket(URL, model) for model in "ab"]).run(75.0)
     _, a, b = senders.busiest()
     assert 58 <= a <= 60
     assert 530 <= b <= 540
@@ -144,7 +144,7 @@ def test_processors_of_one_account_share_its_minute(
         buckets_of(accounts, clock, **{"limits": limited(70), **settings})
         for settings in (first, second)
     ]
-    senders = Senders(clock, [buckets.bucket(URL, "m") for buckets in made]).run(90.0)
+    senders = Senders(clock, [buckets.bucket(URL, "m") for buckets in made]).run(75.0)
     total, one, other = senders.busiest()
     assert 70 * factor * 0.97 - 1 <= total <= 70 * factor
     assert max(one, other) <= 70
@@ -208,16 +208,13 @@ def test_nothing_is_shared_without_a_limit_or_on_another_clock() -> None:
     assert not accounts._known
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_has_limits_of_its_own() -> None:
+def test_a_forked_child_has_limits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """It neither counts what its parent sent nor waits for a lock that stayed held."""
     clock = FakeClock()
     accounts = Accounts(clock)
     bucket = buckets_of(accounts, clock, limits=limited(7)).bucket(URL, "m")
     assert bucket.enqueue(Reservation(TOKENS))
+    monkeypatch.setattr(os, "getpid", lambda: 0)  # as in the child, whose copy of the lock is held
     with bucket.shared_limits.lock:
-        child = os.fork()
-        if child == 0:
-            made = buckets_of(accounts, clock, limits=limited(7)).bucket(URL, "m")
-            os._exit(0 if made.enqueue(Reservation(TOKENS)) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        made = buckets_of(accounts, clock, limits=limited(7)).bucket(URL, "m")
+        assert made.enqueue(Reservation(TOKENS))
