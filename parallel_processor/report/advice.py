@@ -104,6 +104,8 @@ def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
     remedy = _REMEDIES.get(cause)
     start = f"{remedy}, then run" if remedy else "Run"
     command = resend if cause is StopCause.EQUAL_FAILURES else again  # some of them are on record
+    if cause in (StopCause.SETUP, StopCause.EQUAL_FAILURES):
+        command = command.replace("the same command", "the command", 1)  # it may have to change
     yield f"{start} {command} again: it continues where it stopped."
 
 

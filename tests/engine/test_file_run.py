@@ -1,13 +1,18 @@
-"""Which requests of a file are still to be sent."""
+"""Which requests of a file are still to be sent, and the threads that recording them takes."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import runs
+from services import NO_LIMITS, in_background, threads
 
+from parallel_processor import Processor, WorkerProcessError
 from parallel_processor.engine.file_run import unanswered
 from parallel_processor.files.formats import parse_line
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
@@ -99,3 +104,36 @@ def test_what_is_left_out_is_said_once(caplog: pytest.LogCaptureFixture) -> None
     left = unanswered(requests, AnsweredRequests(), Counters(), lambda: False)
     assert len(list(left)) == 3
     assert caplog.messages == ["line 2: background, stream left out, here and below"]
+
+
+@pytest.mark.parametrize("most", range(7))
+def test_however_few_threads_there_are_no_paid_answer_is_lost(
+    most: int, save: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either nothing is sent, and the error says why, or everything is answered and recorded."""
+    start, sent = threading.Thread.start, []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("parallel-processor") and len(threads()) >= most:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        sent.append(body["n"])
+        return runs.ok(body)
+
+    source = tmp_path / "requests.jsonl"
+    source.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)))
+    processor = Processor(
+        request_url=runs.URL, session_factory=runs.sessions_of(answer), limits=NO_LIMITS
+    )
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    join = in_background(lambda: processor.process_file(source, save))
+    if most < 3:  # a writer, a worker and a dispatcher
+        with pytest.raises(WorkerProcessError, match="can't start new thread, so nothing was sent"):
+            join()
+        assert sent == [] and save.read_bytes() == b""
+    else:
+        assert join().answered == 100
+        assert save.read_bytes().count(b"\n") == 100
+    assert threads() == []

@@ -59,7 +59,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         ),
         (
             run(stop_cause=StopCause.SETUP),
-            "Correct what the message names, then run the same command",
+            "Correct what the message names, then run the command aga",
         ),
         (
             run(stop_cause=StopCause.EQUAL_FAILURES, failed=20, errors_by_kind={"HTTP 404": 20}),
