@@ -129,14 +129,16 @@ def _in_object(value: Mapping[str, Any], *, is_wrapped: bool, depth: int) -> Ite
         return
     yield ErrorLevel(value, (), is_wrapped)
     for key in (*_ERRORS, *_MESSAGES):
-        yield from _levels(value.get(key), is_wrapped=is_wrapped, depth=depth + 1)
+        if inner := value.get(key):
+            yield from _levels(inner, is_wrapped=is_wrapped, depth=depth + 1)
     if isinstance(details := value.get("details"), str):
         yield from _levels(details, is_wrapped=is_wrapped, depth=depth + 1)
     for key in _INNER:
-        inner = value.get(key)
+        if not (inner := value.get(key)):
+            continue
         found = list(_levels(inner, is_wrapped=key != "metadata", depth=depth + 1))
         yield from found
-        if key.startswith("inner") and inner and not any(level.messages for level in found):
+        if key.startswith("inner") and not any(level.messages for level in found):
             yield ErrorLevel({}, (_dumped(inner),), True)
 
 
@@ -220,8 +222,7 @@ def _detail_codes(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _labels(fields: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
-    labels = [_label(fields.get(key)) for key in keys]
-    return [label for label in labels if label]
+    return [label for key in keys if key in fields and (label := _label(fields[key]))]
 
 
 def _label(value: Any) -> str:

@@ -15,7 +15,7 @@ from parallel_processor.models import Attempt, AttemptStatus, Response
 from parallel_processor.providers.errors import ErrorInfo, read_error, unquoted
 from parallel_processor.providers.money import NO_ACCESS, NO_QUOTA_LEFT, Verdict, spent
 from parallel_processor.providers.rejections import rejection_of
-from parallel_processor.providers.texts import plain_line
+from parallel_processor.providers.texts import phrases, plain_line
 from parallel_processor.providers.waits import (
     RATE_LIMIT_STATUSES,
     WAIT_STATUSES,
@@ -45,14 +45,14 @@ _TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
 _LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? (\d+)\b.*\bRequested:? (\d+)\b", re.IGNORECASE)
 _NO_QUOTA = re.compile(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn't on the plan
 
-_LOADING = re.compile(
+_LOADING = phrases(
+    "load|initiali|start|ready|warming|waking|spinning|scaling|boot|cold|模型|启动|初始化|预热|加载",
     r"\b(?:loading|initiali[sz]ing|starting|downloading)\b(?: \w+){0,2} (?:models?|engine|weights)\b"
     r"|\bmodels?\b[^.;]{0,80}?\b(?:loading|downloading|being (?:loaded|downloaded)|to load|cold)\b"
     r"|\bnot (?:yet |fully )?(?:ready|loaded|initiali[sz]ed|started)\b"
     r"|\b(?:starting|warming|waking|spinning|scaling|booting) up\b|\bbooting\b|\bcold.?start"
     r"|\b(?:still|is|are|container|server) (?:starting|initiali[sz]ing)\b"
     r"|模型[^。；]{0,8}(?:加载|启动)|加载中|启动中|正在(?:加载|启动|初始化)|预热中",
-    re.IGNORECASE,
 )
 _BROKEN = re.compile(
     r"\b(?:error|fail(?:ed|ure)?|unable|cannot|could not|can't|exception|not found)\b",

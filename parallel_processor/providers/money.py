@@ -22,6 +22,7 @@ from typing import NamedTuple
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import AttemptStatus
 from parallel_processor.providers.errors import ErrorInfo, unquoted
+from parallel_processor.providers.texts import phrases
 
 _KEY, _QUOTA, _MODEL = "key", "quota", "model"
 
@@ -107,77 +108,62 @@ _CAP = (
     r"(?:(?:usage|spend(?:ing)?|hard|soft) )?(?:limit|cap|budget)s?\b"
 )
 # Words of which one is in the text, and how they stand in it where money is gone.
-_MONEY = tuple(
-    (hints, re.compile(pattern, re.IGNORECASE))
-    for hints, pattern in (
-        (
-            ("balance", "credit", "fund", "wallet", "allowance", "prepayment", "budget"),
-            rf"{_HOLD}(?:(?!tokens)[^.!?;:\n]){{0,40}}{_GONE}"
-            r"|\b(?:insufficient|not enough|no|r[au]n out of|out of|used all(?: of)?|exhausted|depleted"
-            r"|exceeded|over|crossed|reached|hit|lacks?|negative|(?:don.?t|doesn.?t|not) have"
-            rf"(?: any| enough| sufficient))\b(?: (?!rate|tokens?)\w+){{0,4}} ?{_HOLD}"
-            r"|\brequires? (?:more|a paid|paid) (?:credits?|balance)\b",
-        ),
-        (
-            ("spend", "billing", "credit", "cost", "monthly", "weekly"),
-            rf"{_CAP}[^.;\n]{{0,40}}\b(?:reached|exceeded|hit|used up|exhausted)\b"
-            rf"|\b(?:reached|reaching|exceeded|hit)\b[^.;\n]{{0,40}}{_CAP}"
-            r"|\bbilling\b[^.;\n]{0,20}\b(?:not (?:active|enabled)|inactive|disabled|suspended"
-            r"|required)\b",
-        ),
-        (
-            ("arrear", "overdue", "past due", "unpaid", "pay", "outstanding", "debt"),
-            r"\barrear(?:s|age)?\b|\b(?:overdue|unpaid|outstanding) (?:balance|payment|bill|invoice)"
-            r"|\b(?:balance|account|payment|bill|invoice)s?\b[^.;\n]{0,20}"
-            r"\b(?:overdue|past due|unpaid|debt)\b"
-            r"|\bfail(?:ure|ed) to pay\b|\bpayment required\b"
-            r"|\bpayment (?:method )?(?:has )?(?:failed|declined)",
-        ),
-        (("api usage limits",), r"\breached your specified api usage limits"),
-        (
-            ("quota",),
-            r"\binsufficient(?: \w+){0,2} quota\b|\b(?:user|token|account|remaining|key|plan)\b"
-            r"[^.;\n]{0,12}\bquota\b[^.;\n]{0,60}\b(?:not enough|insufficient)\b",
-        ),
-        (
-            (
-                "余额",
-                "额度",
-                "欠费",
-                "逾期",
-                "配额",
-                "资源包",
-                "点数",
-                "积分",
-                "套餐",
-                "预扣费",
-                "金",
-            ),
-            r"(?:余额|资金|金额|额度|配额|资源包|点数|积分|套餐)[^。；，,\n]{0,8}"
-            r"(?:不足|用完|耗尽|用尽|到期|过期|失败|为零|为负)|余额[:：]? ?[零负]"
-            r"|欠费|逾期|预扣费|(?:无|没有)可用(?:的)?(?:资源包|额度|余额)",
-        ),
-    )
+_MONEY = (
+    phrases(
+        "balance|credit|fund|wallet|allowance|prepayment|budget",
+        rf"{_HOLD}(?:(?!tokens)[^.!?;:\n]){{0,40}}{_GONE}"
+        r"|\b(?:insufficient|not enough|no|r[au]n out of|out of|used all(?: of)?|exhausted|depleted"
+        r"|exceeded|over|crossed|reached|hit|lacks?|negative|(?:don.?t|doesn.?t|not) have"
+        rf"(?: any| enough| sufficient))\b(?: (?!rate|tokens?)\w+){{0,4}} ?{_HOLD}"
+        r"|\brequires? (?:more|a paid|paid) (?:credits?|balance)\b",
+    ),
+    phrases(
+        "spend|billing|credit|cost|monthly|weekly",
+        rf"{_CAP}[^.;\n]{{0,40}}\b(?:reached|exceeded|hit|used up|exhausted)\b"
+        rf"|\b(?:reached|reaching|exceeded|hit)\b[^.;\n]{{0,40}}{_CAP}"
+        r"|\bbilling\b[^.;\n]{0,20}\b(?:not (?:active|enabled)|inactive|disabled|suspended"
+        r"|required)\b",
+    ),
+    phrases(
+        "arrear|overdue|past due|unpaid|pay|outstanding|debt",
+        r"\barrear(?:s|age)?\b|\b(?:overdue|unpaid|outstanding) (?:balance|payment|bill|invoice)"
+        r"|\b(?:balance|account|payment|bill|invoice)s?\b[^.;\n]{0,20}"
+        r"\b(?:overdue|past due|unpaid|debt)\b"
+        r"|\bfail(?:ure|ed) to pay\b|\bpayment required\b"
+        r"|\bpayment (?:method )?(?:has )?(?:failed|declined)",
+    ),
+    phrases("api usage limits", r"\breached your specified api usage limits"),
+    phrases(
+        "quota",
+        r"\binsufficient(?: \w+){0,2} quota\b|\b(?:user|token|account|remaining|key|plan)\b"
+        r"[^.;\n]{0,12}\bquota\b[^.;\n]{0,60}\b(?:not enough|insufficient)\b",
+    ),
+    phrases(
+        "余额|额度|欠费|逾期|配额|资源包|点数|积分|套餐|预扣费|金",
+        r"(?:余额|资金|金额|额度|配额|资源包|点数|积分|套餐)[^。；，,\n]{0,8}"
+        r"(?:不足|用完|耗尽|用尽|到期|过期|失败|为零|为负)|余额[:：]? ?[零负]"
+        r"|欠费|逾期|预扣费|(?:无|没有)可用(?:的)?(?:资源包|额度|余额)",
+    ),
 )
-_ACCOUNT_CLOSED = re.compile(
+_ACCOUNT_CLOSED = phrases(
+    "suspended|deactivated|disabled|active|locked|banned|terminated|blocked|账",
     r"\b(?:account|organization|subscription|api key|project)\b(?: (?!rate|may|might|will|can)\S+){0,4}? "
     r"(?:is|has been|was|currently)(?: \w+)? "
     r"(?:suspended|deactivated|disabled|inactive|not active|locked|banned|terminated|blocked)\b"
     r"|账[户号][^。；，,\n]{0,6}(?:停用|冻结|封禁|锁定|禁用)",
-    re.IGNORECASE,
 )
 _PLAN = (
     r"(?:quota|usage (?:limit|cap)s?|subscription|trial|package|(?:purchased|free|included) tokens"
     r"|plan(?: limits?)?|limit of (?:your|the|this) (?:plan|key|account)|key limits?)"
 )
-_QUOTA_GONE = re.compile(
+_QUOTA_GONE = phrases(
+    "quota|usage|plan|subscription|trial|package|key limit|month|used up|超|purchased|free|included",
     rf"\b{_PLAN}\b[^.;:\n]{{0,40}}\b(?:exceeded|exhausted|used up|not enough|depleted|reached|hit|ended"
     r"|expired|finished)\b"
     rf"|\b(?:exceeded|exhausted|reached|used up|hit|out of|no)\b(?: [\w'’]+){{0,5}} {_PLAN}\b"
     r"|\bused up your (?:daily|weekly|monthly)\b"
     r"|\bcalls? ?(?:/|per|a) ?month\b|\bmonthly (?:request|token|call|usage)"
     r"|超[出过][^。；，,\n]{0,4}(?:配额|额度|套餐)",
-    re.IGNORECASE,
 )
 # A limit of requests in a minute says "quota" as well.
 _NO_QUOTA = re.compile(
@@ -188,9 +174,9 @@ _NO_QUOTA = re.compile(
 _MINUTE = re.compile(
     r"per.?(?:min|sec)|(?:a|/) ?(?:minute|second|min|sec)\b|\b[rt]pm\b|每分钟|每秒", re.IGNORECASE
 )
-_DAY = re.compile(
+_DAY = phrases(
+    "day|daily|rpd|tpd|86400|每|当|今日",
     r"\bper.?day\b|\ba day\b|\bdaily\b|\b[rt]pd\b|\bper 86400 ?s|modelbyday|每[日天]|当[日天]|今日",
-    re.IGNORECASE,
 )
 _OF_LIMIT = re.compile(
     r"limit|quota|exceed|exhaust|reached|used up|too many|限|额|次数", re.IGNORECASE
@@ -214,15 +200,15 @@ _OWNER = re.compile(
 _OF_CONTENT = re.compile(
     r"\b(?:content|polic(?:y|ies)|safety|moderation|guardrails?|prompt)\b", re.IGNORECASE
 )
-_OF_ONE_MODEL = re.compile(
+_OF_ONE_MODEL = phrases(
+    "budget|quota",
     r"\bexceeded budget for (?:model|deployment)\b|\bcrossed budget\b|\bquota for the model\b"
     r"|\bquota (?:of|for) (?:this|the) model\b",
-    re.IGNORECASE,
 )
 # DashScope says so of its limit of tokens in a minute.
-_ALLOCATED = re.compile(
+_ALLOCATED = phrases(
+    "allocated quota|#token-limit",
     r"#token-limit|(?<!free )(?<!hour )(?<!week )(?<!month )(?<!day )allocated quota exceeded",
-    re.IGNORECASE,
 )
 # What follows these is the request's.
 _ECHO = re.compile(
@@ -294,8 +280,7 @@ def _own_words(http_status: int, info: ErrorInfo) -> str:
 
 
 def _is_money(text: str) -> bool:
-    lower = text.lower()
-    return any(any(hint in lower for hint in hints) and p.search(text) for hints, p in _MONEY)
+    return any(kind.search(text) for kind in _MONEY)
 
 
 def _by_words(http_status: int, info: ErrorInfo, text: str, wait_s: float | None) -> Verdict | None:

@@ -8,22 +8,23 @@ from collections.abc import Mapping
 from parallel_processor.models import Rejection
 from parallel_processor.providers.durations import number
 from parallel_processor.providers.errors import ErrorInfo
+from parallel_processor.providers.texts import phrases
 
 # The rate of requests rose too fast: OpenAI's word and Anthropic's.
 _RAMP_CODES = {"slow_down", "ramp_limit_exceeded"}
-_OVERLOADED = re.compile(
+_OVERLOADED = phrases(
+    "unable|demand|overload|busy|capacity|pending|queue|负载|过载|繁忙|访问量",
     r"temporarily unable to process|high demand|\boverload|server.{0,10}\bbusy\b|at capacity"
     r"|out of capacity|maximum pending requests|queue (?:is )?full|负载|过载|繁忙|访问量过大",
-    re.IGNORECASE,
 )
-_CONCURRENCY = re.compile(
+_CONCURRENCY = phrases(
+    "concurren|parallel|flight|simultaneous|open |slot|并发|同时",
     r"concurren(?:t|cy)|\bparallel[ _]requests?\b|max_parallel_requests|\bin[- ]flight\b|simultaneous"
     r"|\bopen (?:requests|connections)\b|\bslots?\b[^.;]{0,20}\b(?:busy|in use|available|free)\b"
     r"|并发|同时",
-    re.IGNORECASE,
 )
 # LiteLLM before 1.80 names all of its limits, and says by numbers which one was reached.
-_ALL_LIMITS = re.compile(r"crossed tpm / rpm / max parallel request limit", re.IGNORECASE)
+_ALL_LIMITS = phrases("crossed tpm", r"crossed tpm / rpm / max parallel request limit")
 _CURRENT = re.compile(
     r"current (rpm|tpm|max_parallel_requests): (\d+), (?:\1 limit|\1): (\d+)", re.IGNORECASE
 )
@@ -41,15 +42,15 @@ _IN_FLIGHT = tuple(
         rf"(?:并发|同时)[^\d。；]{{0,12}}{_N}",
     )
 )
-_OF_TOKENS = re.compile(
+_OF_TOKENS = phrases(
+    "token|tpm|每分钟",
     r"\btokens?(?: usage)? ?(?:per|a|/) ?min|\btoken rate limit|\bTPM\b|limit type: tokens"
     r"|每分钟[^。]{0,12}(?:token|令牌)",
-    re.IGNORECASE,
 )
-_OF_REQUESTS = re.compile(
+_OF_REQUESTS = phrases(
+    "request|call|rpm|每分钟",
     r"\brequests? ?(?:per|a|/) ?min|\b(?:request|call) rate limit|\bRPM\b|limit type: requests"
     r"|每分钟[^。]{0,12}(?:次|请求)",
-    re.IGNORECASE,
 )
 _A_MINUTE = {
     "requests": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from typing import NamedTuple
 
 _MAX_PAGE = 20_000  # characters of an HTML page that are looked at
 
@@ -29,6 +30,8 @@ _TAG = re.compile(r"<[^<>]*>?")
 
 def plain_line(text: str, most: int) -> str:
     """At most ``most`` characters of ``text`` in one line, without control characters."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text[:most].split())
     text = _ESCAPES.sub("", text[: 4 * most])
     text = _SURROGATES.sub("\ufffd", _INVISIBLE.sub("", text))
     return " ".join(text[:most].split())
@@ -48,3 +51,23 @@ def page_text(page: str) -> str:
     if not title or text.startswith(title):
         return text or title
     return f"{title}: {text}" if text else title
+
+
+class Phrases(NamedTuple):
+    """A pattern that is searched only in texts that have one of the ``hints``, which are in lower case.
+
+    A server may reject thousands of requests a second, and few of its texts have any of these words.
+    """
+
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """The first match, whose case is ignored."""
+        lower = text.lower()
+        return self.pattern.search(text) if any(hint in lower for hint in self.hints) else None
+
+
+def phrases(hints: str, pattern: str) -> Phrases:
+    """Phrases whose hints are separated by ``|``."""
+    return Phrases(tuple(hints.split("|")), re.compile(pattern, re.IGNORECASE))

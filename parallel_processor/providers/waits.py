@@ -140,7 +140,7 @@ def _members_s(info: ErrorInfo, now: float) -> Iterable[float | None]:
         for holder in (*mappings(fields.get("details")), fields, *_inner(fields)):
             delay = holder.get("retryDelay")
             yield duration_s(delay) if isinstance(delay, str) else None
-            yield from (_seconds_of(holder.get(key)) for key in _DELAYS)
+            yield from (_seconds_of(holder[key]) for key in _DELAYS if key in holder)
             milliseconds = holder.get("retry_after_ms")
             if isinstance(milliseconds, (int, float)) and not isinstance(milliseconds, bool):
                 yield milliseconds_s(str(milliseconds))

@@ -47,9 +47,10 @@ class AttemptRunner:
         sent_at_s = self._transport.sending_since_s
         latency_s = ended_at_s - max(began_at_s, sent_at_s)
         readings = read_limits(response.headers, host)
-        attempt = classify(response, readings, sent_at_s, latency_s, expected)
-        if attempt.status is AttemptStatus.ANSWERED:  # the user's own data: it stays as it came
-            return attempt
+        if response.status < 300:
+            attempt = classify(response, readings, sent_at_s, latency_s, expected)
+            if attempt.status is AttemptStatus.ANSWERED:  # the user's own data: it stays as it came
+                return attempt
         clean = self._without_keys(response)
         attempt = classify(clean, readings, sent_at_s, latency_s, expected)
         return replace(attempt, error=self._redact(attempt.error)) if attempt.error else attempt
