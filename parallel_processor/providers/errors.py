@@ -31,6 +31,12 @@ _TYPES = ("type", "status", "error_type", "errorType", "__type", "rate_limit_typ
 _ERRORS = ("error", "errors", "base_resp", "baseResp")
 _INNER = ("innererror", "inner_error", "raw", "metadata", "upstream_error", "cause")
 
+_SIMPLIFIED = str.maketrans(
+    "餘額費資點帳戶號請後鐘時載啟動併發過頻負試購儲達間",
+    "余额费资点账户号请后钟时载启动并发过频负试购储达间",
+)
+_NOTHING = ("none", "null")  # as LiteLLM writes a code that it doesn't have
+
 _HTTP_STATUS = re.compile("[45][0-9][0-9]")
 _STATUS_IN_TEXT = re.compile(
     r"\b(?:status|status code|http(?:/[0-9.]+)?|error code|code)\b[ :=(]{1,3}([45][0-9][0-9])\b"
@@ -66,7 +72,7 @@ class ErrorInfo:
     detail_codes: frozenset[str] = frozenset()  # further codes that it names
     labels: str = ""  # codes and types as the server wrote them
     message: str = ""  # at most 500 characters
-    text: str = ""  # the same, at most 2,000 characters; empty for an HTML page
+    text: str = ""  # the same, to be judged: at most 2,000 characters; empty for an HTML page
     status: int | None = None  # the HTTP status that the innermost error names
     wrapped_status: int | None = None  # the one that a wrapped error names
     levels: Sequence[ErrorLevel] = ()  # the errors in the body, the outermost first
@@ -96,7 +102,9 @@ def read_error(response: Response) -> ErrorInfo:
         detail_codes=frozenset(label.lower() for label in (*codes, *types, *details)),
         labels=" ".join(dict.fromkeys([*codes, *types, *details])),
         message=plain_line(text or body, _MAX_MESSAGE),
-        text=plain_line(text or ("" if is_page(_start(response)) else body), _MAX_TEXT),
+        text=plain_line(text or ("" if is_page(_start(response)) else body), _MAX_TEXT).translate(
+            _SIMPLIFIED
+        ),
         status=[*own[:1], *inner][-1] if own or inner else None,
         wrapped_status=inner[-1] if inner else None,
         levels=levels,
@@ -228,7 +236,8 @@ def _labels(fields: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
 def _label(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return ""
-    return plain_line(str(value)[:400], 100)
+    label = plain_line(str(value)[:400], 100)
+    return "" if label.lower() in _NOTHING else label
 
 
 def _telling(labels: list[str]) -> str:

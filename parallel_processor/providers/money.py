@@ -202,8 +202,8 @@ _OF_CONTENT = re.compile(
 )
 _OF_ONE_MODEL = phrases(
     "budget|quota",
-    r"\bexceeded budget for (?:model|deployment)\b|\bcrossed budget\b|\bquota for the model\b"
-    r"|\bquota (?:of|for) (?:this|the) model\b",
+    r"\bexceeded budget for (?:model|deployment)\b|\bcrossed budget\b"
+    r"|\bquota (?:of|for) (?:this |the |your )?model\b",
 )
 # DashScope says so of its limit of tokens in a minute.
 _ALLOCATED = phrases(
@@ -257,7 +257,7 @@ def spent(http_status: int, info: ErrorInfo, wait_s: float | None) -> Verdict | 
         return None
     labels = _words(info.labels.replace(".", " "))
     text = _own_words(http_status, info)
-    if _OF_ONE_MODEL.search(text):
+    if _is_models(http_status, info, text, wait_s):
         return _MODEL_SPENT
     if _is_money(labels) or _is_money(text):
         return NO_QUOTA_LEFT
@@ -292,6 +292,15 @@ def _by_words(http_status: int, info: ErrorInfo, text: str, wait_s: float | None
     if verdict := _of_a_day(info, text, wait_s):
         return verdict
     return NO_QUOTA_LEFT if is_gone and wait_s is None else None
+
+
+def _is_models(http_status: int, info: ErrorInfo, text: str, wait_s: float | None) -> bool:
+    """True for the budget, the quota or the day of a model that the error names."""
+    if http_status not in _WITH_QUOTAS or not _NAMES_MODEL.search(text):
+        return False
+    if wait_s is None and _OF_ONE_MODEL.search(text) and not _NO_QUOTA.search(text):
+        return True
+    return _of_a_day(info, text, wait_s) is _MODEL_SPENT
 
 
 def _of_a_day(info: ErrorInfo, text: str, wait_s: float | None) -> Verdict | None:

@@ -12,10 +12,15 @@ from parallel_processor.providers.texts import phrases
 
 # The rate of requests rose too fast: OpenAI's word and Anthropic's.
 _RAMP_CODES = {"slow_down", "ramp_limit_exceeded"}
+_LOAD_CODES = {
+    *("overloaded", "overloaded_error", "engine_overloaded_error", "server_is_overloaded"),
+    *("resource_unavailable", "capacity_exceeded", "service_tier_capacity_exceeded"),
+}
 _OVERLOADED = phrases(
     "unable|demand|overload|busy|capacity|pending|queue|负载|过载|繁忙|访问量",
     r"temporarily unable to process|high demand|\boverload|server.{0,10}\bbusy\b|at capacity"
-    r"|out of capacity|maximum pending requests|queue (?:is )?full|负载|过载|繁忙|访问量过大",
+    r"|out of capacity|capacity exceeded|maximum pending requests|queue (?:is )?full"
+    r"|负载|过载|繁忙|访问量过大",
 )
 _CONCURRENCY = phrases(
     "concurren|parallel|flight|simultaneous|open |slot|并发|同时",
@@ -105,6 +110,7 @@ def rejection_of(
     if named == "max_parallel_requests" or _CONCURRENCY.search(text):
         limit = _first(_IN_FLIGHT, text)
         return Rejection(concurrency=True, limit=limit, has_retry_after=has_retry_after)
+    is_load = is_load or bool(info.codes & _LOAD_CODES)
     if is_load or (http_status == 429 and _OVERLOADED.search(text)):
         return Rejection(overload=True, has_retry_after=has_retry_after)
     for kind, words in (("tokens", _OF_TOKENS), ("requests", _OF_REQUESTS)):

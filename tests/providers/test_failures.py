@@ -179,6 +179,7 @@ def test_a_wait_is_read_in_every_form(
         ("Please retry in PT20S", 20),
         ("try again in 1 hour, 5 minutes", 3900),
         ("请稍后 10 秒再试", 10),
+        ("請於 3 分鐘後重試", 180),
         ("20 requests per 60 seconds are allowed", None),
         ("Try again at 2099-01-01T00:00:00Z", None),
         ("it took 5 seconds", None),
@@ -401,6 +402,20 @@ LOAD: list[tuple[str, int, Any, dict[str, str], Rejection]] = [
         {},
         Rejection(overload=True),
     ),
+    (
+        "OpenAI's flex tier",
+        429,
+        said("Resource Unavailable", "resource_unavailable"),
+        {},
+        Rejection(overload=True),
+    ),
+    (
+        "Mistral",
+        429,
+        said("Service tier capacity exceeded for this model."),
+        {},
+        Rejection(overload=True),
+    ),
     ("nothing said", 429, "<html><h1>429 Too Many Requests</h1></html>", {}, Rejection()),
 ]
 
@@ -573,6 +588,7 @@ REASONS: list[tuple[str, int, Any, str]] = [
         {"timestamp": 1, "status": 404, "error": "Not Found", "path": "/v1"},
         "HTTP 404: Not Found",
     ),
+    ("LiteLLM's None", 429, said("slow", "429", "None"), "HTTP 429: slow"),
     ("a JSON text", 500, "upstream request timeout", "HTTP 500: upstream request timeout"),
     ("a page", 429, PAGE, "HTTP 429: 429 Too Many Requests: Slow down Your IP made > 5 requests"),
     ("nginx's page", 503, NGINX, "HTTP 503: 503 Service Temporarily Unavailable nginx"),

@@ -342,6 +342,7 @@ SPENT_WORDS = [
     (400, "Consumer invoice is unpaid"),
     (429, "Please pay your outstanding invoice"),
     (403, "您的账户余额已用完"),
+    (403, "帳戶餘額不足，請儲值"),
     (403, "当前账户资金不足"),
     (403, "余额为零"),
     (403, "您的免费额度已用完"),
@@ -387,6 +388,7 @@ HARMLESS = [
     (429, "Quota exceeded: 60 requests per minute per user"),
     (429, "quota exceeded, please try again in 10 seconds"),
     (429, "Request quota reached for this second"),
+    (429, "The quota for model m of 60 requests per minute is exceeded"),
     (429, "per-request token budget exhausted"),
     (500, "load balance failed: no healthy backend"),
     (503, "load balancer: backend pool exhausted"),
@@ -718,6 +720,8 @@ DAY: list[tuple[str, int, Any]] = [
         ),
     ),
     ("Chinese", 429, said("该模型今日调用次数已达上限")),
+    ("Chinese, a quota", 429, said("该模型今日免费额度已用完")),
+    ("a model's quota of a month", 403, said("The monthly quota for model m is exceeded")),
 ]
 
 
