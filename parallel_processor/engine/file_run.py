@@ -16,7 +16,7 @@ from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import with_checked_ids
-from parallel_processor.files.formats import notes, read_requests
+from parallel_processor.files.formats import read_requests, tell_notes
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.files.writer import ResultWriter
@@ -241,9 +241,7 @@ def unanswered(
             counters.skipped(failed=True)
             continue
         if request.dropped:
-            number = request.number
-            for note in notes(request, noted):
-                _log.warning("line %d: %s", number, note, extra={"request_number": number})
+            tell_notes(request, noted, "line")
         yield request
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from parallel_processor.files.formats import made_request, notes
+from parallel_processor.files.formats import made_request, tell_notes
 from parallel_processor.models import Outcome, Request
-
-_log = logging.getLogger("parallel_processor")
 
 
 class NumberedRequests:
@@ -35,9 +32,7 @@ class NumberedRequests:
             request = made_request(each, self.read + 1, self._request_url)
             self.read += 1
             if request.dropped:
-                number = request.number
-                for note in notes(request, noted):
-                    _log.warning("request %d: %s", number, note, extra={"request_number": number})
+                tell_notes(request, noted, "request")
             yield request
         self.is_over = True
 

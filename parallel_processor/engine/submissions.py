@@ -23,7 +23,7 @@ from parallel_processor.engine.delivery import Recorded
 from parallel_processor.engine.run import MakeSink, Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested
-from parallel_processor.files.formats import made_request
+from parallel_processor.files.formats import made_request, tell_notes
 from parallel_processor.models import Outcome, Request
 from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.threads import InterruptSafeThread
@@ -54,6 +54,7 @@ class Submissions:
         self._open_run, self._request_url, self._dedupe = open_run, request_url, dedupe
         self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
+        self._noted: set[str] = set()  # what was told of requests that had to be changed
         self._lock = threading.Lock()  # guards the fields below
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._thread: InterruptSafeThread | None = None
@@ -64,6 +65,8 @@ class Submissions:
         """Send a request; ``TypeError`` if it is none."""
         future: Future[Outcome] = Future()
         request = made_request(given, next(self._numbers), self._request_url)
+        if request.dropped:
+            tell_notes(request, self._noted, "request")
         with self._lock:
             self._inbox.put((request, future))
             if self._thread is None:

@@ -9,7 +9,7 @@ Names that cross the border (module, names):
 
     append_file    AppendFile, replace_file
     custom_ids     with_checked_ids
-    formats        content_key, made_request, notes, read_requests
+    formats        content_key, made_request, read_requests, tell_notes
     records        read_results
     requests_file  RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ from parallel_processor.providers.jsontext import (
     without,
 )
 
+_log = logging.getLogger("parallel_processor")
 _MAX_INVALID_CHARS = 2000  # how much of an invalid line is put into its record
 _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
@@ -126,15 +128,19 @@ def _request_with_nan(text: str, number: int) -> Request:
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
 
-def notes(request: Request, noted: set[str]) -> Iterator[str]:
-    """What was left out of ``request`` or changed in it, but for what is in ``noted``; adds it there."""
-    names = sorted(request.dropped - noted)
-    noted.update(names)
-    if NAN_IN_METADATA in names:
-        names.remove(NAN_IN_METADATA)
-        yield f"{NAN_IN_METADATA} is kept as null, here and below"
-    if names:
-        yield f"{', '.join(names)} left out, here and below"
+def tell_notes(request: Request, noted: set[str], name: str) -> None:
+    """Log what was left out of ``request`` or changed in it, but for what is in ``noted``; adds it there.
+
+    ``name`` is what the request's number counts.
+    """
+    new = request.dropped - noted
+    noted |= new
+    left_out = ", ".join(sorted(new - {NAN_IN_METADATA}))
+    notes = [f"{left_out} left out"] if left_out else []
+    notes += [f"{NAN_IN_METADATA} is kept as null"] if NAN_IN_METADATA in new else []
+    for note in notes:
+        extra = {"request_number": request.number}
+        _log.warning("%s %d: %s, here and below", name, request.number, note, extra=extra)
 
 
 def _null(match: re.Match[str]) -> str:

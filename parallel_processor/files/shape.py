@@ -76,7 +76,7 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
     elif first == b"[":
         command = _shell("jq -c '.[]' {}", path)
         return f"{path} holds a JSON array, not one JSON object a line: take it apart first ({command})"
-    if first == b"{" and _goes_on(head, lines[0]):
+    if first == b"{" and _goes_on(head, lines):
         command = _shell("jq -c . {}", path)
         return f"{path} holds JSON over several lines, not one object a line: join them first ({command})"
     if len(lines) < _LEAST_LINES or any(isinstance(_value(line), dict) for line in lines):
@@ -87,9 +87,9 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
     )
 
 
-def _goes_on(head: bytes, first_line: bytes) -> bool:
-    """True if the object that begins in ``first_line`` ends in a later one."""
-    if first_line.strip() == b"{":
+def _goes_on(head: bytes, lines: list[bytes]) -> bool:
+    """True if the object that begins in the first line ends in a later one."""
+    if len(lines) > 1 and lines[0].strip() == b"{" and not isinstance(_value(lines[1]), dict):
         return True
     text = head.decode("utf-8", "replace").lstrip()
     try:

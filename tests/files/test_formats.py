@@ -16,11 +16,11 @@ from parallel_processor.files.formats import (
     NAN_IN_METADATA,
     identity,
     made_request,
-    notes,
     parse_line,
     read_record,
     read_requests,
     record,
+    tell_notes,
 )
 from parallel_processor.models import Outcome, Request, Response
 from parallel_processor.providers.answers import Expected, count_inputs, fault_of
@@ -228,7 +228,9 @@ NAN_LINES = [
 
 
 @pytest.mark.parametrize(("line", "payload", "metadata"), NAN_LINES)
-def test_nan_in_metadata_is_kept_as_null(line: str, payload: str, metadata: str | None) -> None:
+def test_nan_in_metadata_is_kept_as_null(
+    line: str, payload: str, metadata: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """The metadata aren't sent, so what JSON doesn't know costs no request; a note says so."""
     request = line_of(line)
     assert request.invalid_reason is None
@@ -236,10 +238,11 @@ def test_nan_in_metadata_is_kept_as_null(line: str, payload: str, metadata: str 
     assert request.metadata_json == (None if metadata is None else metadata.encode())
     assert NAN_IN_METADATA in request.dropped
     noted: set[str] = set()
-    assert (
-        next(notes(request, noted)) == "NaN or Infinity in metadata is kept as null, here and below"
-    )
-    assert list(notes(request, noted)) == []
+    for _ in range(2):
+        tell_notes(request, noted, "line")
+    texts = [entry.getMessage() for entry in caplog.records]
+    assert texts[-1] == "line 7: NaN or Infinity in metadata is kept as null, here and below"
+    assert len(texts) == len(request.dropped)
     assert identity(request) == read_record(record(answered(request))).identity  # type: ignore[union-attr]
 
 

@@ -16,6 +16,7 @@ from services import NO_LIMITS
 from parallel_processor.api import process_file
 from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.shape import why_not_jsonl
 
 ROWS = [{"model": "m", "input": f"text {number}"} for number in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -92,6 +93,8 @@ def test_another_format_is_named_with_its_remedy(
         '{"a": 1}{"b": 2}\n' * 3,
         "\0" * 64 + "\n" + LINES,
         LINES + "[\n",
+        "{",
+        "{\n" + LINES,
     ],
 )
 def test_bad_lines_are_not_another_format(text: str, tmp_path: Path) -> None:
@@ -100,6 +103,12 @@ def test_bad_lines_are_not_another_format(text: str, tmp_path: Path) -> None:
     path.write_bytes(text.encode())
     with RequestsFile(path) as lines:
         assert b"".join(lines) == text.encode()
+
+
+@pytest.mark.parametrize("head", [b"", b"{", b'{"model": ', b'{"model"\n', b"\xef\xbb\xbf{"])
+def test_the_beginning_of_a_line_tells_nothing(head: bytes) -> None:
+    """A pipe may bring less than a line at first."""
+    assert why_not_jsonl(head, False, Path("/dev/stdin")) is None
 
 
 def test_a_pipe_is_looked_at_before_its_first_line(tmp_path: Path) -> None:
