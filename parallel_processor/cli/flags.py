@@ -37,7 +37,8 @@ exit codes:
   0    every request has an answer
   1    some requests failed, or the results could not be written
   2    wrong usage, or the run could not begin
-  3    stopped: wrong key, no money, or a set-up that can't work (certificate, proxy, URL)
+  3    stopped: wrong key, no money or quota, no server, equal failures, or a set-up
+       that can't work (certificate, proxy, URL)
   129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""

@@ -195,6 +195,7 @@ class RequestQueues:
     def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
         """Remove every request for ``bucket``, also those in a backoff, and return them."""
         queue, left = self._queues.pop(bucket, None), []
+        self._known.discard(bucket)
         if queue is not None:
             left = [*queue.pending, *queue.uncounted]
             if queue.reservation is not None and queue.first is not None:

@@ -94,6 +94,11 @@ class ConcurrencyLimit:
             self.limit = math.inf
         return True
 
+    @property
+    def is_confined(self) -> bool:
+        """True while a doubt bounds the number, rather than the server's load."""
+        return self._free_limit is not None
+
     def confine(self, more: int, now: float) -> None:
         """Let only ``more`` go than are in flight now, until one is answered."""
         if self._free_limit is None:

@@ -89,7 +89,8 @@ class ServerLimits:
             if quota_delay > delay:
                 delay, wait_cause = quota_delay, CAUSES[quota.kind]
         if not self.in_flight.has_room and delay < math.inf:
-            delay, wait_cause = math.inf, WaitCause.CONCURRENCY
+            is_confined = self.in_flight.is_confined
+            delay, wait_cause = math.inf, WaitCause.PAUSE if is_confined else WaitCause.CONCURRENCY
         return delay, wait_cause
 
     def observe(

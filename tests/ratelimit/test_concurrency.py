@@ -123,3 +123,37 @@ def test_rejections_that_half_the_load_doesnt_cure_are_tolerated() -> None:
         lowest = min(lowest, load.limit.limit)
     assert lowest < 60
     assert load.limit.limit > 80
+
+
+# While the server may be out of order
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_confined_number_falls_with_those_that_were_there(more: int) -> None:
+    """So many more may go as ``more`` says; then one at a time, until one is answered."""
+    limit = ConcurrencyLimit(now=0.0)
+    for _ in range(3):
+        limit.started(0.0)
+    limit.confine(more, 1.0)
+    assert limit.is_confined and limit.limit == 3 + more
+    for left in (2, 1, 0):
+        limit.ended(2.0, 0.0, answered=False)
+        assert limit.limit == max(1, left + more)
+    assert not limit.overloaded(2.0, 0.0)
+    limit.started(3.0)
+    assert not limit.has_room
+    assert limit.ended(4.0, 3.0, answered=False) and limit.limit == 1  # a probe that failed
+    limit.started(5.0)
+    assert limit.ended(6.0, 5.0, answered=True)
+    assert limit.limit == math.inf and not limit.is_confined
+
+
+def test_a_confinement_gives_back_the_limit_that_was_there() -> None:
+    """A second one in between changes nothing in that, and rate limits end the search behind it."""
+    limit = ConcurrencyLimit(now=0.0, climbs=True)
+    limit.confine(1, 0.0)
+    limit.confine(0, 1.0)
+    assert limit.free() and limit.limit == 32 and not limit.free()
+    limit.confine(1, 2.0)
+    assert limit.set_free() and limit.limit == 1
+    assert limit.free() and limit.limit == math.inf
