@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -252,7 +251,7 @@ class Outcome:
 
     @property
     def text(self) -> str | None:
-        """The response's text (chat, responses, completions, messages); ``None`` if it has none."""
+        """The response's text; ``None`` if it has none, or is of an endpoint that isn't known."""
         return response_text(self.response) if self.ok else None
 
     @property
@@ -319,13 +318,23 @@ def response_text(response: Any) -> str | None:
     if not isinstance(response, Mapping):
         return None
     for choice in mappings(response.get("choices"))[:1]:  # chat, completions
-        message = choice.get("message")
-        content = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-        return content if isinstance(content, str) else _joined(mappings(content))
+        return _text_of(choice.get("message"), choice.get("text"))
+    for candidate in mappings(response.get("candidates"))[:1]:  # Gemini
+        content = candidate.get("content")
+        parts = mappings(content.get("parts")) if isinstance(content, Mapping) else []
+        return _joined({"type": "text"} | dict(part) for part in parts if not part.get("thought"))
+    if "done" in response:  # Ollama
+        return _text_of(response.get("message"), response.get("response"))
     items = [item for item in mappings(response.get("output")) if "content" in item]  # responses
     if items:
         return _joined(part for item in items for part in mappings(item["content"]))
     return _joined(mappings(response.get("content")))  # messages
+
+
+def _text_of(message: Any, text: Any) -> str | None:
+    """The content of ``message``, and ``text`` if there is no message."""
+    content = message.get("content") if isinstance(message, Mapping) else text
+    return content if isinstance(content, str) else _joined(mappings(content))
 
 
 def _joined(parts: Iterable[Mapping[str, Any]]) -> str | None:
@@ -343,9 +352,13 @@ def response_embeddings(response: Any) -> list[list[float]] | None:
     >>> response_embeddings({"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]})
     [[1.0], [2.0]]
     """
-    data = mappings(response.get("data")) if isinstance(response, Mapping) else []
-    rows = sorted((row for row in data if "embedding" in row), key=_index)
-    vectors = [_vector(row["embedding"]) for row in rows]
+    found: Any = response
+    if isinstance(response, Mapping):  # OpenAI's, Ollama's and Gemini's names
+        found = response.get("data") or response.get("embeddings") or [response]
+    rows = [row for row in mappings(found) if "embedding" in row or "values" in row]
+    vectors = [_vector(row.get("embedding", row)) for row in sorted(rows, key=_index)]
+    if not rows and isinstance(found, list):  # bare vectors
+        vectors = [row if isinstance(row, list) else None for row in found]
     return [vector for vector in vectors if vector is not None] or None
 
 
@@ -354,12 +367,14 @@ def _index(row: Mapping[str, Any]) -> int:
 
 
 def _vector(value: Any) -> list[float] | None:
+    if isinstance(value, Mapping):
+        value = value.get("values")
     if not isinstance(value, str):
         return value if isinstance(value, list) else None
     try:
         packed = base64.b64decode(value, validate=True)
         return [number for (number,) in struct.iter_unpack("<f", packed)]
-    except (binascii.Error, struct.error):
+    except (ValueError, struct.error):
         return None
 
 

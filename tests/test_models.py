@@ -23,6 +23,8 @@ RESPONSES = {
         {"type": "message", "content": [{"type": "output_text", "text": "b"}, {"type": "refusal"}]},
     ]
 }
+GEMINI_PARTS = [{"text": "Hm.", "thought": True}, {"text": "a"}, {"text": "b"}, {"inlineData": {}}]
+GEMINI = {"candidates": [{"content": {"parts": GEMINI_PARTS}, "finishReason": "STOP"}]}
 MESSAGES = {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "ab"}]}
 
 
@@ -36,6 +38,11 @@ MESSAGES = {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", 
         (MESSAGES, "ab"),
         ({"choices": [{"message": {"content": ""}}]}, ""),
         ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, None),
+        (GEMINI, "ab"),
+        ({"message": {"role": "assistant", "content": "ab"}, "done": True}, "ab"),
+        ({"response": "ab", "done": True}, "ab"),
+        ({"promptFeedback": {"blockReason": "SAFETY"}}, None),
+        ({"candidates": [{"finishReason": "SAFETY"}]}, None),
         ({"choices": []}, None),
         ({"data": [{"embedding": [1.0]}]}, None),
         ({}, None),
@@ -53,6 +60,26 @@ def test_embeddings_have_the_order_of_their_inputs() -> None:
     packed = base64.b64encode(struct.pack("<2f", 0.5, -1.25)).decode()
     rows = [{"index": 1, "embedding": packed}, {"index": 0, "embedding": [1.0]}]
     assert response_embeddings({"data": rows}) == [[1.0], [0.5, -1.25]]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {"embeddings": [[0.5], [1.0]]},
+        {"embeddings": [{"values": [0.5]}, {"values": [1.0]}]},
+        [[0.5], [1.0]],
+        [{"index": 1, "embedding": [1.0]}, {"index": 0, "embedding": [0.5]}],
+    ],
+)
+def test_vectors_have_other_names_elsewhere(response: Any) -> None:
+    """Those of Ollama, Gemini, TEI and llama.cpp, in the order of the inputs."""
+    assert response_embeddings(response) == [[0.5], [1.0]]
+
+
+@pytest.mark.parametrize("response", [{"embedding": [0.5]}, {"embedding": {"values": [0.5]}}])
+def test_a_single_vector_may_stand_alone(response: Any) -> None:
+    """As Ollama's older endpoint and Gemini send it."""
+    assert response_embeddings(response) == [[0.5]]
 
 
 @pytest.mark.parametrize("broken", ["!", "AAA", "AAAA", 7, {}, None])

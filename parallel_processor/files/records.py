@@ -33,6 +33,7 @@ _log = logging.getLogger("parallel_processor")
 BOM = b"\xef\xbb\xbf"
 _RECORD_NESTING = 2  # levels of a record around a request or a response
 _BUFFER_BYTES = 1024 * 1024
+_ASKED = {"messages", "prompt", "input", "inputs", "contents"}  # a request has one of them
 _FRAME = {"status_code", "body"}  # what a Batch record's response has around the body
 
 
@@ -63,7 +64,7 @@ class RecordParts(NamedTuple):
         return self.fault is None
 
 
-UNCLEAR = Fault("unclear", "a bare value, which may be an answer or an error")
+UNCLEAR = Fault("unclear", "another program's form, which may be an answer or an error")
 """The fault of another program's record that can't be told to be an answer or a failure."""
 _FAILED = Fault("", "")  # the record says so itself
 # How the text of an exception begins, which some programs record as it is. An answer may begin nearly so:
@@ -91,6 +92,8 @@ def take_apart(line: bytes) -> RecordParts | None:
         request, response = value[:2]
         if isinstance(request, dict):
             metadata = value[2] if len(value) == 3 else None
+            if _is_request(response) and not _is_request(request):  # metadata, request, response
+                return RecordParts(text, UNCLEAR, response, request, metadata)
             expected = Expected(inputs=count_inputs(request))
             return RecordParts(text, _fault(response, expected), response, request, metadata)
         if isinstance(request, str) and is_failure_list(response):  # an invalid line
@@ -100,6 +103,10 @@ def take_apart(line: bytes) -> RecordParts | None:
         fault = _FAILED if is_said(error) else _fault_of_row(response)
         return RecordParts(text, fault, response, custom_id=value["custom_id"], error=error)
     return None
+
+
+def _is_request(value: Any) -> bool:
+    return isinstance(value, dict) and not value.keys().isdisjoint(_ASKED) and "model" in value
 
 
 def _fault(value: Any, expected: Expected) -> Fault | None:

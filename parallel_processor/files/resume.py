@@ -193,9 +193,9 @@ def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, che
         )
     if scan.unclear_line:
         raise ResultsFileError(
-            f"{file.path}: line {scan.unclear_line} has a bare value in the response's place, which may be"
-            " an answer or an error. Nothing was changed. Remove such lines if they are errors, name"
-            " another results file, or start afresh with --overwrite"
+            f"{file.path}: line {scan.unclear_line} is in another program's form: what is in the"
+            " response's place may be an answer or an error. Nothing was changed. Remove such lines if they"
+            " are errors, name another results file, or start afresh with --overwrite"
         )
     return scan
 

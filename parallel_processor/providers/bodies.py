@@ -8,7 +8,7 @@ from typing import Any
 
 from parallel_processor.models import Response
 from parallel_processor.options import shown_url
-from parallel_processor.providers.answers import STREAMED, Expected, Fault
+from parallel_processor.providers.answers import STREAMED, Expected, Fault, fault_of
 from parallel_processor.providers.claims import strong_claim
 from parallel_processor.providers.errors import body_text, read_error
 from parallel_processor.providers.jsontext import parse, read_answer
@@ -20,8 +20,8 @@ _HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b
 _TEXT = re.compile(r"|text/plain|.*\b(?:json|xml)\b.*|.*\+(?:json|xml)|application/x-www-form-.*")
 
 
-def whole_answer(response: Response) -> Response | None:
-    """The one JSON text that is framed as a stream, as if it had come without; ``None`` if there is none.
+def whole_answer(response: Response, expected: Expected) -> Response | None:
+    """The one answer that is framed as a stream, as if it had come without; ``None`` if there is none.
 
     Some gateways send a whole answer as an event, or put the end of a stream behind it.
     """
@@ -34,6 +34,8 @@ def whole_answer(response: Response) -> Response | None:
     try:
         data, line = read_answer(body)
     except ValueError:
+        return None
+    if fault_of(data, expected) is not None:
         return None
     return Response(
         status=response.status, headers=response.headers, body=line, data=data, is_json=True

@@ -86,9 +86,11 @@ def weak_claim(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not without_result(data):
         return None
     code, text = _code_of(data), _text(data)
+    if is_said(errors := data.get("errors")):
+        return _error(errors, data)
     states = (data.get("status"), data.get("state"), data.get("task_status"))
     is_bad_state = any(isinstance(state, str) and state.lower() in _BAD for state in states)
-    is_bad = is_bad_state or is_said(data.get("errors")) or is_said(data.get("detail"))
+    is_bad = is_bad_state or is_said(data.get("detail"))
     has_message = isinstance(data.get("message", data.get("msg")), str)
     is_bad = is_bad or (has_message and _is_bad_code(code))
     return _coded(code, text) if is_bad or (text and _http_status(code)) else None

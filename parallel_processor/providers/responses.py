@@ -33,7 +33,7 @@ def classify(
     """
     if not 200 <= response.status < 300:
         attempt = of_failure(response)
-    elif not response.is_json and (whole := whole_answer(response)) is not None:
+    elif not response.is_json and (whole := whole_answer(response, expected)) is not None:
         return classify(whole, readings, sent_at_s, latency_s, expected)
     elif (fault := _fault_of_success(response, expected)) is not None:
         attempt = _of_fault(fault, response)

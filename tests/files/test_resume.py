@@ -166,6 +166,14 @@ def test_what_may_be_an_answer_or_an_error_keeps_the_file_as_it_is(
     assert path.read_bytes() == row
 
 
+def test_records_in_another_order_keep_the_file_as_it_is(path: Path) -> None:
+    """A fork wrote the metadata before the request; the row of a request without them is fine."""
+    row = json.dumps([{"row": 1}, {"model": "m", "messages": []}, CHAT]).encode() + b"\n"
+    with pytest.raises(ResultsFileError, match="line 2"):
+        prepared(path, good(1) + row)
+    assert path.read_bytes() == good(1) + row
+
+
 @pytest.mark.parametrize(
     ("response", "error", "is_answer"),
     [
