@@ -30,6 +30,7 @@ from parallel_processor import (
     Outcome,
     Processor,
     RetryPolicy,
+    RunStoppedError,
     WorkerProcessError,
     verify_results,
 )
@@ -85,7 +86,9 @@ def outcomes_of_a_silent_server(end: Callable[[Processor], None]) -> list[Outcom
 
             thread = threading.Thread(target=end_it)
             thread.start()
-            outcomes = list(made.imap_unordered(rows(100)))
+            outcomes: list[Outcome] = []
+            with pytest.raises(RunStoppedError, match="enough"):
+                outcomes.extend(made.imap_unordered(rows(100)))
             thread.join()
     return outcomes
 
