@@ -15,5 +15,6 @@ Names that cross the border (module, names):
     errors         read_error
     limit_headers  read_limits
     responses      classify
+    texts          plain_line
     usage          read_usage, used_tokens
 """

@@ -16,6 +16,8 @@ import ssl
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,11 +31,66 @@ from parallel_processor.transport.http1 import bound_by
 from parallel_processor.transport.interception import HTTPConnection, HTTPSConnection
 from parallel_processor.transport.tls import TLSContexts, TLSPolicy
 
+_MOST_AT_FIRST = 16
+
+
+class FirstConnections:
+    """Until one connection stands, few threads connect at a time, and the others share their failure.
+
+    A run may have a thousand threads. A host that takes no connection, or lets each hang, gets a few.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()  # guards the fields below
+        self._connecting = self._failures = 0
+        self._last: BaseException = TimeoutError("timed out")
+        self._stands = False
+
+    @contextmanager
+    def turn(self, timeout_s: float | None) -> Iterator[None]:
+        """Connect in the block, after a wait for one's turn, which raises what others failed with."""
+        if self._stands:
+            yield
+            return
+        self._enter(timeout_s)
+        try:
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self.end()
+
+    def end(self) -> None:
+        """Let everybody connect: a connection stands, or the run was cancelled."""
+        with self._condition:
+            self._stands = True
+            self._condition.notify_all()
+
+    def _enter(self, timeout_s: float | None) -> None:
+        with self._condition:
+            seen = self._failures
+            self._condition.wait_for(
+                lambda: self._stands or self._connecting < _MOST_AT_FIRST or self._failures != seen,
+                timeout_s,
+            )
+            is_free = self._connecting < _MOST_AT_FIRST and self._failures == seen
+            if not self._stands and not is_free:
+                raise self._last.with_traceback(None)
+            self._connecting += 1
+
+    def _leave(self, error: BaseException) -> None:
+        with self._condition:
+            self._connecting -= 1
+            self._failures += 1
+            self._last = error
+            self._condition.notify_all()
+
 
 class ConnectionRegistry:
     """The open connections of a run, so that it can cancel them. Any thread may call it."""
 
     def __init__(self) -> None:
+        self.first = FirstConnections()
         self._lock = threading.Lock()  # guards _connections and is_cancelled
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self.is_cancelled = False
@@ -70,6 +127,7 @@ class ConnectionRegistry:
             return
         with self._lock:
             self.is_cancelled = True
+            self.first.end()
             sockets = [connection.sock for connection in self._connections]
         for sock in sockets:
             sock = getattr(
@@ -146,11 +204,13 @@ class _BoundedConnection(HTTPConnection):
 
     def connect(self) -> None:
         """Connect, unless the run was cancelled. The tunnel of a proxy is bounded in time as well."""
-        self.registry.check()
-        began_at = time.monotonic()
         connect_s = self.timeout if isinstance(self.timeout, (int, float)) else math.inf
-        self._deadline = began_at + min(connect_s, self.exchange_timeout_s)  # for a proxy's tunnel
-        super().connect()
+        connect_s = min(connect_s, self.exchange_timeout_s)
+        with self.registry.first.turn(connect_s):
+            self.registry.check()
+            began_at = time.monotonic()
+            self._deadline = began_at + connect_s  # for a proxy's tunnel
+            super().connect()
         self._deadline = began_at + self.exchange_timeout_s
         # Only now: a connection that is being made can't be cancelled. It takes connect_s at most.
         self.registry.add(self)

@@ -23,6 +23,7 @@ from urllib3.exceptions import (
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from parallel_processor.exceptions import TransportError
+from parallel_processor.providers.texts import plain_line
 from parallel_processor.transport.http1 import MalformedLength
 from parallel_processor.transport.setup_faults import Way, fault_of
 
@@ -75,12 +76,12 @@ def transport_error(
     root = causes[-1]
     if fault := fault_of(causes, way):
         kind, text = fault
-        message = " ".join(text.split())[:_MAX_REMEDY]
+        message = plain_line(text, _MAX_REMEDY)
         return TransportError(
             f"{kind}: {message}", kind=kind, is_setup=True, is_cancelled=is_cancelled
         )
     kind, retryable = _kind_of(causes[isinstance(error, NotConnected)], root, is_ready)
-    message = " ".join(_NOISE.sub("", str(root)).split())[:_MAX_MESSAGE] or type(root).__name__
+    message = plain_line(_NOISE.sub("", str(root)), _MAX_MESSAGE) or type(root).__name__
     if kind == "proxy error" and way.proxy:
         hint = " (few proxies speak TLS: is it http://?)" if way.proxy.startswith("https") else ""
         message = f"no connection through the proxy {way.proxy} of {way.variable}{hint}: {message}"

@@ -225,8 +225,8 @@ def check_proxy(way: Way) -> None:
     if scheme.startswith("socks") and importlib.util.find_spec("socks") is None:
         raise SetupFault(
             "proxy error",
-            f"the proxy {way.proxy} needs one more package: pip install 'requests[socks]', or unset "
-            f"{way.variable} and ALL_PROXY",
+            f"the proxy {way.proxy} needs the package PySocks: pip install 'requests[socks]', or "
+            f"unset {way.variable} and ALL_PROXY",
         )
 
 

@@ -36,7 +36,7 @@ _MAX_FRUITLESS = 3  # children in a row, for each process, that end without any 
 _JOIN_TIMEOUT_S = 15.0  # for the end of what was cancelled: connecting may take as long
 _MAX_BATCH = 16  # requests of one message: more would not be shared by all processes
 _WRITE_TIMEOUT_S = 2.0
-_START_TIMEOUT_S = 60.0  # until the first word of a new process
+_START_TIMEOUT_S = 30.0  # until the first word of a new process
 _READ_BYTES = 1 << 16
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 from raw_server import RawServer, Visit, answer_all
+from transports import in_threads
 
 from parallel_processor.transport.connections import (
+    _MOST_AT_FIRST,
     BoundedAdapter,
     ConnectionRegistry,
+    FirstConnections,
     _DeadlineReader,
     bounded_pools,
 )
@@ -148,3 +152,46 @@ def test_an_adapters_pools_are_bounded_through_a_proxy_too() -> None:
     assert direct.pool.maxsize == 7
     assert adapter.max_retries.total == 0
     adapter.close()
+
+
+def test_until_a_connection_stands_few_connect() -> None:
+    """The others fail with what one of those failed with, and nobody waits once one stands."""
+    first, failed = FirstConnections(), ConnectionRefusedError("no")
+    entered, release = threading.Semaphore(0), threading.Event()
+    ends: list[object] = []
+
+    def connect(error: BaseException | None) -> None:
+        try:
+            with first.turn(60):
+                entered.release()
+                release.wait(60)
+                if error is not None:
+                    raise error
+            ends.append("stands")
+        except ConnectionRefusedError as caught:
+            ends.append(caught)
+
+    threads = [threading.Thread(target=connect, args=[failed]) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for _ in range(_MOST_AT_FIRST):
+        assert entered.acquire(timeout=30)
+    assert first._connecting == _MOST_AT_FIRST
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert ends == [failed] * 40
+    in_threads(3, lambda: connect(None))
+    assert ends[40:] == ["stands"] * 3
+    assert first._stands
+
+
+def test_a_cancel_lets_nobody_wait_for_a_turn() -> None:
+    """A thread that waits while others connect goes on at once, and its connection is refused."""
+    registry = ConnectionRegistry()
+    registry.first._connecting = _MOST_AT_FIRST
+    waiting = threading.Thread(target=lambda: registry.first._enter(60))
+    waiting.start()
+    registry.cancel()
+    waiting.join(30)
+    assert not waiting.is_alive()

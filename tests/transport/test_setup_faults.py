@@ -201,6 +201,13 @@ def test_a_proxy_that_wants_a_login_is_named(
     assert "hidden" not in str(error)
 
 
+def test_a_proxys_words_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control characters of its status line reach no terminal."""
+    with proxied_by(answering(b"", "503 \x1b[31mAway\x07 now"), monkeypatch):
+        error = error_of("https://api.example.com/")
+    assert error.unreachable and str(error).isprintable() and "Away now" in str(error)
+
+
 def test_a_plain_proxys_refusal_needs_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that resets the connection behind the head of 407 has said enough."""
 

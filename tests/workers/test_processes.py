@@ -21,7 +21,7 @@ import pytest
 import requests
 import services
 from commands import command, environment, read_lines, simulator, write_lines
-from raw_server import RawServer, Visit
+from raw_server import RawServer, Visit, answer_all
 from services import rows, threads
 
 from parallel_processor import (
@@ -34,9 +34,14 @@ from parallel_processor import (
     WorkerProcessError,
     verify_results,
 )
+from parallel_processor.options import Options
+from parallel_processor.providers.answers import UNKNOWN
 from parallel_processor.simulator import Simulator, SimulatorOptions
+from parallel_processor.workers import pipe
+from parallel_processor.workers.child import Child
 
 HANGS_S = 60.0
+ANSWER = b'{"object": "list", "data": [{"index": 0, "embedding": [0.5]}]}'
 KEY = "sk-test-0123456789abcdef"
 
 
@@ -328,6 +333,95 @@ def test_a_process_that_does_not_go_on_is_ended_with_the_run(tmp_path: Path) -> 
 
     assert outcomes_of_a_silent_server(end) == []
     assert threads() == []
+
+
+def test_a_frozen_process_holds_the_run_no_longer_than_a_request(
+    importable: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that is stopped (SIGSTOP) is replaced, and what it had under way is answered."""
+    monkeypatch.setattr(pipe, "_LEAST_SILENCE_S", 2.0)
+    lock, frozen = threading.Lock(), []
+
+    def freeze_one(visit: Visit) -> None:
+        while visit.read():
+            with lock:
+                if not frozen:
+                    frozen.append(int((visit.header("x-made-by") or "").split()[-1]))
+                    os.kill(frozen[0], signal.SIGSTOP)
+            visit.answer(ANSWER)
+
+    settings = {"session_factory": importable("factory"), "request_timeout_s": 2.0}
+    with (
+        caplog.at_level(logging.WARNING),
+        RawServer(freeze_one) as server,
+        processor(server.url, max_workers=4, **settings) as made,
+    ):
+        outcomes = list(made.imap_unordered(rows(20)))
+    assert len(outcomes) == 20 and all(outcome.ok for outcome in outcomes)
+    assert "has said nothing for 2 s: it is ended" in caplog.text
+    assert not is_alive(frozen[0])
+
+
+def test_a_process_that_lacks_threads_goes_on_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that it began with sends everything, and it says so once."""
+    start = threading.Thread.start
+
+    def start_no_worker(thread: threading.Thread) -> None:
+        if thread.name.startswith("parallel-processor-worker"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    (work, tell), (hear, results) = os.pipe(), os.pipe()
+    with (
+        RawServer(answer_all) as server,
+        os.fdopen(work, "rb") as requests_in,
+        os.fdopen(tell, "wb", 0) as requests_out,
+        os.fdopen(hear, "rb") as attempts_in,
+        os.fdopen(results, "wb", 0) as attempts_out,
+    ):
+        child = Child(Options(request_url=f"{server.url}/v1", max_workers=8), attempts_out)
+        monkeypatch.setattr(threading.Thread, "start", start_no_worker)
+        runner = threading.Thread(target=child.run, args=[requests_in])
+        runner.start()
+        pipe.write(requests_out, [pipe.WorkItem(n, None, b"{}", "h", UNKNOWN) for n in range(6)])
+        said: list[Any] = []
+        numbers: list[int] = []
+        while len(numbers) < 6:
+            message = pipe.read(attempts_in)
+            if isinstance(message, str):
+                said.append(message)
+            else:
+                numbers += [number for number, _ in message]
+        pipe.write(requests_out, pipe.SHUTDOWN)
+        runner.join()
+        child._transport.close()
+    assert said == ["a worker process goes on with fewer threads: can't start new thread"]
+    assert sorted(numbers) == list(range(6))
+
+
+def test_fewer_processes_do_where_the_system_has_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of processes that is reached costs speed, not the run."""
+    real, made_processes = subprocess.Popen, []
+
+    def popen(*words: Any, **settings: Any) -> Any:
+        if made_processes:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        made_processes.append(real(*words, **settings))
+        return made_processes[0]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with (
+        caplog.at_level(logging.WARNING),
+        Simulator() as server,
+        processor(server.url, max_workers=4, processes=3) as made,
+    ):
+        outcomes = list(made.imap_unordered(rows(10)))
+    assert all(outcome.ok for outcome in outcomes)
+    assert "only 1 worker processes can be had" in caplog.text
 
 
 # Ends
