@@ -123,11 +123,11 @@ class LimitReading:
     ``None`` stands for what the headers don't say.
     """
 
-    name: str  # requests, tokens, input_tokens or output_tokens
+    name: str  # requests, tokens, input_tokens or output_tokens; in_flight for requests at once
     limit: float  # how many the server allows in window_s
     remaining: float | None  # how many are left. It may be rounded and, rarely, above the limit
     reset_s: float | None  # seconds until a bucket is full, or a fixed window ends
-    window_s: float  # the length of the window in seconds
+    window_s: float  # the length of the window in seconds; 0 for in_flight, which has none
 
 
 def refill_s(limit: float, remaining: float, window_s: float) -> float:

@@ -329,6 +329,12 @@ def test_a_thousand_headers_are_fine() -> None:
     assert response_to(answering(headers=headers)).data == {"ok": True}
 
 
+def test_a_servers_words_move_no_cursor() -> None:
+    """What stands in a broken status line is on record and in the log, as plain text."""
+    error = error_from(sending("HTTP/1.1 2\x1b[2J00 \u202eok\r\n\r\n".encode()))
+    assert str(error) == "connection error: HTTP/1.1 200 â®ok"
+
+
 @pytest.mark.parametrize("length", ["9" * 20, "-5", "ten", "5, 6"])
 def test_a_malformed_length_is_a_torn_answer(length: str) -> None:
     """Nothing tells where such a body ends, so that it is asked for again."""
