@@ -175,7 +175,8 @@ class RetryPolicy:
         max_attempts: failed attempts after which a request fails, at least 1. 429s don't count.
         backoff_initial_s: longest wait before the first retry, in seconds.
         backoff_max_s: longest wait before any retry, in seconds.
-        pause_s: seconds for which everything pauses after a 429 that doesn't say how long.
+        pause_s: seconds for which everything pauses after a 429 that doesn't say how long. ``None``: 1 s
+            at first, and up to 15 s while nothing is answered.
         rate_limit_deadline_s: seconds of 429s after which a request fails.
 
     >>> retry = RetryPolicy(max_attempts=2, backoff_initial_s=0)
@@ -187,13 +188,15 @@ class RetryPolicy:
     max_attempts: int = 5
     backoff_initial_s: float = 1.0
     backoff_max_s: float = 60.0
-    pause_s: float = 15.0
+    pause_s: float | None = None
     rate_limit_deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
         _check_whole("max_attempts", self.max_attempts, 1)
-        for name in ("backoff_initial_s", "backoff_max_s", "pause_s"):
+        for name in ("backoff_initial_s", "backoff_max_s"):
             _check_seconds(name, getattr(self, name), above=False)
+        if self.pause_s is not None:
+            _check_seconds("pause_s", self.pause_s, above=False)
         _check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
 
 

@@ -18,6 +18,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from parallel_processor.engine.rejections import is_timeout
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.runtime.forks import load
@@ -34,6 +35,7 @@ RETRIED = (
     AttemptStatus.LOST,
 )
 _MAX_LOST = 3
+_TIMEOUT_BACKOFFS = 8  # after a timeout, wait for so many backoffs at most
 
 
 class RetrySchedule:
@@ -97,11 +99,22 @@ def _call(state: tenacity.RetryCallState) -> tuple[RetryState, Attempt]:
 
 
 def backoff_s(policy: RetryPolicy, retry_state: RetryState, attempt: Attempt) -> float:
-    """Seconds before the next attempt, at least as long as the server asked for."""
-    if attempt.status is not AttemptStatus.RETRY:
-        return 0.0
+    """Seconds before the next attempt, at least as long as the server asked for.
+
+    After a timeout the server may be busy for long: the wait is about as long as the attempt took, unless
+    the policy's backoffs are much shorter. A refusal for load pauses nobody else, so its request backs off.
+    """
     asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
-    return max(asked, random.uniform(0.0, longest_backoff_s(policy, retry_state.failures)))
+    if attempt.status is AttemptStatus.RETRY:
+        longest = longest_backoff_s(policy, retry_state.failures)
+        backoff = random.uniform(0.0, longest)
+        if is_timeout(attempt):
+            again = min(attempt.latency_s or 0.0, _TIMEOUT_BACKOFFS * longest)
+            backoff = max(backoff, random.uniform(again / 2, again))
+        return max(asked, backoff)
+    if attempt.rejection is not None and attempt.rejection.overload:
+        return random.uniform(0.0, longest_backoff_s(policy, max(1, retry_state.own_refusals)))
+    return 0.0
 
 
 def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:

@@ -18,18 +18,12 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.engine.outage import Judgement, Outages, Verdict
+from parallel_processor.engine.rejections import Rejections
 from parallel_processor.engine.repeats import RepeatedWarnings
 from parallel_processor.engine.retry import RETRIED, RetrySchedule
 from parallel_processor.engine.stops import EqualFailures, LeftOut, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
-from parallel_processor.models import (
-    INVALID_REQUEST,
-    Attempt,
-    AttemptStatus,
-    Outcome,
-    Rejection,
-    Request,
-)
+from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
@@ -43,7 +37,6 @@ _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the w
 _MAX_ERROR_CHARS = 1000
 _UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
 _MINUTE_S = 60.0
-_MIN_PAUSE_S = 0.1  # for a server that rejects and asks to wait 0 seconds
 
 
 class Settled(NamedTuple):
@@ -86,6 +79,7 @@ class Settlement:
         self._was_reached = False  # by any attempt of this run
         self._has_answer = False  # to any request of this run
         self._outages = Outages(options.retry, clock)
+        self._rejections = Rejections(options.retry, counters, stop)
         self._equal_failures = EqualFailures(
             options.stop_after_equal_failures,
             validates=options.validate is not None,
@@ -153,6 +147,7 @@ class Settlement:
             reservation,
             attempt.readings,
             answered=attempt.status is AttemptStatus.ANSWERED,
+            rejected=attempt.rejection is not None,
             used_tokens=used,
             output_tokens=output or 0,
             answer_tokens=attempt.used_tokens or 0,
@@ -188,11 +183,12 @@ class Settlement:
         number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt)
         attempt = self._without_charge(attempt, judged, retry_state)
+        attempt = self._rejections.judged(attempt, pending.bucket, retry_state)
         retry_state.note(attempt, self._clock())
         if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:
             # An earlier rejection has ended: the outage has its own deadline.
             retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
-        self._react(attempt, reservation, pending.bucket, judged)
+        self._react(attempt, reservation, pending, judged)
         if attempt.status not in RETRIED:
             return None
         if pending.bucket in self._left_out or judged.verdict is Verdict.LOST:
@@ -216,34 +212,20 @@ class Settlement:
         return attempt
 
     def _react(
-        self, attempt: Attempt, reservation: Reservation, bucket: TokenBucket, judged: Judgement
+        self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
+        bucket = pending.bucket
         # What looks like a wrong set-up is none where it worked before.
         is_setup = attempt.stop_cause is StopCause.SETUP and not self._has_answer
         if attempt.status is AttemptStatus.FATAL or is_setup:
             self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
         elif attempt.status is AttemptStatus.MODEL_SPENT:
             self._leave_out(bucket, attempt.error, StopCause.QUOTA)
-        elif attempt.status is AttemptStatus.RATE_LIMITED:
-            self._pause(attempt, reservation, bucket)
         elif attempt.status in (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY):
             self._wait_for_server(attempt, reservation, bucket, judged)
-        elif attempt.rejection is not None:
-            bucket.refuse(reservation, attempt.rejection, None)
-
-    def _pause(self, attempt: Attempt, rejected: Reservation, bucket: TokenBucket) -> None:
-        """Pause the bucket as long as the server says; end the run if that is too long for the user."""
-        self._counters.refused()
-        policy = self._options.retry
-        seconds = policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
-        seconds = max(seconds, _MIN_PAUSE_S)
-        if seconds > policy.rate_limit_deadline_s:
-            message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
-            self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT, models=(bucket.model,)))
-        elif bucket.refuse(rejected, attempt.rejection or Rejection(), seconds):
-            self._counters.paused()
-            _log.info("pausing for %.3g s after a rate limit%s", seconds, _of(bucket))
+        else:
+            self._rejections.follow(attempt, reservation, pending)
 
     def _wait_for_server(
         self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement

@@ -12,5 +12,5 @@ Names that cross the border (module, names):
     reports       BucketReport, LimitReport, Usage
     shared        SharedLimits
     state         Reservation
-    token_bucket  Release, TokenBucket
+    token_bucket  Release, Tally, TokenBucket
 """

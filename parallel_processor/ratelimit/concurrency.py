@@ -16,11 +16,7 @@ A round is as many answers as there are requests in flight. It begins when the n
 reached the limit, and only requests that were sent in it count. If the number isn't used, nothing is
 learned, and it isn't changed.
 
-**Overload.** A rejection for overload (503, 529) cuts the number once per burst. The cut is proportional
-to the share of attempts that were rejected lately, as in DCTCP (RFC 8257), and at most 30 %. If halving
-the number doesn't lower the share of rejections, load isn't their cause: the cuts are taken back, and
-that share is tolerated from then on. If nothing else bounds the number, it grows back by a twentieth a
-round.
+**Bounds.** Refusals and slowness bound the number besides (``ceiling.py``), and what headers name.
 
 **Doubt.** While a server may be out of order, the number is confined: only so many more may go than were in
 flight when the doubt arose. Nothing is learned meanwhile. The first answer frees it again.
@@ -30,20 +26,17 @@ from __future__ import annotations
 
 import math
 
+from parallel_processor.ratelimit.ceiling import Ceiling, Slowness
+
 _FIRST = 32  # the number at the begin of the search
 _GENTLE = 4  # the same for a server that may name rate limits in its first answers
 _STEP = 1.1  # of the climbing
 _WORTH = 0.1  # a step pays off if throughput grows by this share of the growth in number
 _LEAP_WORTH = 0.3  # the same for a doubling: if in doubt, the small steps decide
-_LARGEST_CUT = 0.3
-_CUT_PER_SHARE = 1.5  # the cut, as a multiple of the share of rejections
-_MUCH = 0.25  # with more rejections than this share, even half the number may be too high
-_SAME = 0.6  # halving should bring the share to nothing; it didn't help if this much of it is left
-_TOLERATED = 1.5  # this multiple of the share that halving didn't lower is tolerated
-_LEAST_ENDS = 50  # a share counts only if it is taken over so many attempts
-_GROWTH = 1.05  # a round, after a cut
 _FULL = 0.7  # a round counts only if this share of the limit was in flight
 _LEAST_ANSWERS = 8  # of a round
+_FAR = 1.5  # a number that is higher by this factor explains a timeout
+_LATENCY_WEIGHT = 0.2  # of one answer in the mean latency
 
 
 class ConcurrencyLimit:
@@ -54,26 +47,37 @@ class ConcurrencyLimit:
         count: how many are in flight.
         peak: the largest ``count`` so far.
         total: how many were started in all.
+        latency_s: the mean time that answers take; infinite while that isn't known.
     """
 
     def __init__(
-        self, *, now: float, climbs: bool = False, gentle: bool = False, most: float = math.inf
+        self,
+        *,
+        now: float,
+        climbs: bool = False,
+        gentle: bool = False,
+        most: float = math.inf,
+        longest_s: float = math.inf,
     ) -> None:
-        """Search for the best number if ``climbs``, beginning low if ``gentle``, up to ``most``."""
+        """Search for the best number if ``climbs``, beginning low if ``gentle``, up to ``most``.
+
+        An answer may take ``longest_s``.
+        """
         self.count = self.peak = self.total = 0
-        self.limit = min(float(_GENTLE if gentle else _FIRST), most) if climbs else math.inf
+        self.latency_s = math.inf
+        self._sought = min(float(_GENTLE if gentle else _FIRST), most) if climbs else math.inf
+        self._told = math.inf  # by headers
+        self._ceiling, self._slowness = Ceiling(), Slowness(longest_s)
+        self._slow_s = self._slowness.slow_s
+        self.limit = self._sought
         self._most = most
         self._climbs = climbs
         self._leaps = 0  # taken so far; -1 once they are over
         self._factor = 2.0  # of the next leap or step
-        self._ended = self._rejected = 0  # attempts since the cuts were last assessed
-        # The limit and the share of rejections before the cuts.
-        self._before: tuple[float, float] | None = None
-        self._tolerated = 0.0  # the share of rejections that is tolerated
+        self._ended = 0
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
-        self._cut_at = -math.inf
         self._settles = True  # the number in flight still has to reach the limit
-        self._free_limit: float | None = None  # the limit before it was confined
+        self._confined = math.inf  # the limit while the server may be out of order
         self._confined_at = -math.inf
         self._stamp = now
         self._begin_round(now)
@@ -83,34 +87,59 @@ class ConcurrencyLimit:
         """True if one more may go."""
         return self.count < self.limit
 
+    @property
+    def is_certain(self) -> bool:
+        """True if only the number in flight explains the refusals."""
+        return self._ceiling.is_certain
+
+    @property
+    def borne(self) -> float:
+        """How many the server bears, as far as refusals have shown; else infinite."""
+        return self._ceiling.number
+
+    def restore(self, borne: float) -> None:
+        """Take back what refusals have shown since :attr:`borne` was this."""
+        self._ceiling.number = borne
+        self._bound()
+
+    def _bound(self) -> bool:
+        """Compute the limit anew; true if it is higher than before."""
+        before = self.limit
+        bounds = self._sought, self._told, self._ceiling.number, self._slowness.number
+        self.limit = max(1.0, min(*bounds, self._confined))
+        if self.limit != before:
+            self._settles = True
+        return self.limit > before
+
     def set_free(self) -> bool:
         """End the search, since rate limits bound the number in flight; true if it went on so far."""
         if not self._climbs:
             return False
-        self._climbs = False
-        if self._free_limit is not None:
-            self._free_limit = math.inf
-        else:
-            self.limit = math.inf
+        self._climbs, self._sought = False, math.inf
+        self._bound()
         return True
+
+    def told(self, number: float) -> bool:
+        """Follow headers that name the number; true if more may be in flight than before."""
+        self._told = max(1.0, number)
+        return self._bound()
 
     @property
     def is_confined(self) -> bool:
         """True while a doubt bounds the number, rather than the server's load."""
-        return self._free_limit is not None
+        return self._confined < math.inf
 
     def confine(self, more: int, now: float) -> None:
         """Let only ``more`` go than are in flight now, until one is answered."""
-        if self._free_limit is None:
-            self._free_limit = self.limit
-        self.limit, self._confined_at = max(1.0, float(self.count + more)), now
+        self._confined, self._confined_at = float(self.count + more), now
+        self._bound()
 
     def free(self) -> bool:
         """End the confinement; true if there was one."""
-        if self._free_limit is None:
+        if self._confined == math.inf:
             return False
-        self.limit, self._free_limit = self._free_limit, None
-        self._settles = True
+        self._confined = math.inf
+        self._bound()
         return True
 
     def _ended_confined(self, admitted_at: float, *, answered: bool) -> bool:
@@ -118,7 +147,8 @@ class ConcurrencyLimit:
         if answered:
             return self.free()
         if admitted_at <= self._confined_at:  # one that was in flight when it began
-            self.limit = max(1.0, self.limit - 1)
+            self._confined -= 1
+            self._bound()
         return self.has_room
 
     def _begin_round(self, now: float) -> None:
@@ -138,8 +168,8 @@ class ConcurrencyLimit:
             self._area += self.count * (now - self._stamp)
             self._stamp = now
 
-    def started(self, now: float) -> None:
-        """Count one more in flight."""
+    def started(self, now: float) -> int:
+        """Count one more in flight, and return how many that makes."""
         if now > self._stamp:
             self._area += self.count * (now - self._stamp)
             self._stamp = now
@@ -149,19 +179,29 @@ class ConcurrencyLimit:
             self.peak = count
         if self._settles:
             self._settle(now)
+        return count
 
-    def ended(self, now: float, admitted_at: float, *, answered: bool) -> bool:
-        """Count one less in flight; true if a request may go now that waited for this."""
+    def ended(self, now: float, admitted_at: float, *, answered: bool, place: int = 1) -> bool:
+        """Count one less in flight; true if a request may go now that waited for this.
+
+        ``place`` is what :meth:`started` returned for it.
+        """
         was_full = not self.has_room
         self._pass_time(now)
         self.count -= 1
         self._ended += 1
+        if answered and now - admitted_at > self._slow_s:
+            latency_s = now - admitted_at
+            self._slowness.answered(latency_s, place, self.count, self._ended, now)
+            self._bound()
         if self.limit == math.inf:
             return False
-        if self._free_limit is not None:
+        if self._confined < math.inf:
             return self._ended_confined(admitted_at, answered=answered)
         if self._settles:
             self._settle(now)
+            if answered:
+                self._note_latency(now - admitted_at)
         elif answered and admitted_at > self._round_at:
             self._answers += 1
             self._latency += now - admitted_at
@@ -174,20 +214,28 @@ class ConcurrencyLimit:
         self.ended(now, admitted_at, answered=False)
         self.total -= 1
 
+    def _note_latency(self, latency_s: float) -> None:
+        known = self.latency_s < math.inf
+        self.latency_s += _LATENCY_WEIGHT * (latency_s - self.latency_s) if known else 0.0
+        self.latency_s = self.latency_s if known else latency_s
+
     def _end_round(self, now: float) -> None:
-        latency = self._latency / self._answers
+        answers, latency = self._answers, self._latency / self._answers
+        self._note_latency(latency)
         self._settles = True
         number = self._area / max(now - self._round_at, 1e-9)
         self._begin_round(now)
-        is_full = number >= _FULL * min(self.limit, self._most)
-        if not self._climbs:
-            # Grow back after a cut. A limit that isn't reached isn't needed.
-            self.limit = self.limit * _GROWTH + 1.0 if is_full else math.inf
+        if number < _FULL * min(self.limit, self._most):
             return
-        if not is_full or latency <= 0:
-            return
-        self._climb((math.log(number), math.log(number / latency)))
-        self.limit = max(1.0, min(self.limit, self._most))
+        if self.limit < self._sought:  # refusals or slowness bound it
+            if self.limit == self._ceiling.number:
+                self._ceiling.end_round(answers)
+            elif self.limit == self._slowness.number:
+                self._slowness.end_round(latency)
+        elif self._climbs and latency > 0:
+            self._climb((math.log(number), math.log(number / latency)))
+            self._sought = max(1.0, min(self._sought, self._most))
+        self._bound()
 
     def _climb(self, here: tuple[float, float]) -> None:
         """Choose the next number by comparing the throughput ``here`` with the last round's."""
@@ -198,52 +246,40 @@ class ConcurrencyLimit:
             return
         if last is not None and gained < _WORTH * grown:
             self._factor = 1 / self._factor
-        step = self.limit * self._factor
-        if abs(step - self.limit) < 1:
-            step = self.limit + math.copysign(1.0, self._factor - 1)
-        self.limit = max(1.0, step)
+        step = self._sought * self._factor
+        if abs(step - self._sought) < 1:
+            step = self._sought + math.copysign(1.0, self._factor - 1)
+        self._sought = max(1.0, step)
 
     def _leap(self, last: tuple[float, float] | None, is_worse: bool) -> None:
         """Double or halve. If the last leap made it worse, go back, and turn round or begin to climb."""
         self._leaps += 1
         if last is not None and is_worse:
-            self.limit, self._last = math.exp(last[0]), last
+            self._sought, self._last = math.exp(last[0]), last
             if self._leaps > 2 or self._factor < 1:
                 self._leaps, self._factor, self._last = -1, 1 / _STEP, None
                 return
             self._factor = 0.5
-        self.limit = max(1.0, self.limit * self._factor)
+        self._sought = max(1.0, self._sought * self._factor)
 
-    def overloaded(self, now: float, admitted_at: float) -> bool:
-        """Follow a rejection for overload; true if it cut the number.
+    def refused(self, now: float, admitted_at: float, named: float | None = None) -> bool:
+        """Follow a refusal; false if the number in flight can't be its reason.
 
-        A request that was in flight at the last cut belongs to the same burst.
+        To be called after :meth:`ended`. ``named`` is how many may be in flight, if the server said that.
         """
-        self._rejected += 1
-        if admitted_at <= self._cut_at or self._free_limit is not None:
-            return False
-        share = self._rejected / max(self._ended, 1)
-        number = self.limit if self.limit < math.inf else max(self.peak, 1)
-        is_known = self._ended >= _LEAST_ENDS
-        if is_known and (share <= self._tolerated or self._is_futile(number, share)):
-            return False
-        if self._before is None:
-            self._before = (number, share)
-        self._cut_at = now
-        cut = min(_LARGEST_CUT, _CUT_PER_SHARE * share)
-        self._leaps, self._factor, self._last = -1, _STEP, None
-        self.limit = max(1.0, (1.0 - cut) * number)
-        self._settles = True
-        return True
+        if self._confined < math.inf:
+            return True
+        explains = self._ceiling.refused(self.count, self._ended, now, admitted_at, named)
+        self._bound()
+        return explains
 
-    def _is_futile(self, number: float, share: float) -> bool:
-        """Take the cuts back, and return true, if halving the number didn't lower the share."""
-        if self._before is None or number > self._before[0] / 2:
-            return False
-        (before, share_before), self._before = self._before, None
-        self._ended = self._rejected = 0
-        if share >= _MUCH or share < _SAME * share_before:
-            return False  # it helped, or the number is still far too high
-        self.limit, self._tolerated = before, _TOLERATED * max(share, share_before)
-        self._settles = True
-        return True
+    def timed_out(self, now: float, admitted_at: float, place: int) -> bool:
+        """Follow an attempt without an answer in time, as :meth:`refused`.
+
+        If the number is lower by now than it was then, because answers became slow, that explains it.
+        """
+        self._slowness.may_take(now - admitted_at)
+        self._slow_s = self._slowness.slow_s
+        if place > _FAR * self._slowness.number:
+            return True
+        return self.refused(now, admitted_at)

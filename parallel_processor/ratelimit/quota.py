@@ -24,6 +24,8 @@ from parallel_processor.models import WaitCause
 MINUTE_S = 60.0
 KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
 """What a limit may count. A request costs 1, input plus output tokens, input tokens, output tokens."""
+IN_FLIGHT = "in_flight"
+"""The name of a reading that bounds the number of requests in flight."""
 TOKENS = KINDS.index("tokens")
 CAUSES = tuple(WaitCause(kind) for kind in KINDS)  # what a request waits for, by kind
 

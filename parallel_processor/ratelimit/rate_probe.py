@@ -3,11 +3,11 @@
 For servers without useful headers: vLLM behind a gateway, Gemini, proxies.
 
 **Growth.** The rate begins low and doubles every four seconds of use (slow start) until the first
-rejection. From then on, each burst of rejections cuts the rate once. It comes back along the curve of
-TCP CUBIC (RFC 9438, section 4.2): quickly at first, slowly around the rate that was rejected last, then
-faster again, in case the limit has risen. The curve depends on time, not on the number of answers, so
-slow answers don't make it slow. Only time counts in which a request had to wait for the rate, because a
-rate that isn't used was not tried.
+rejection; sooner where answers come in a fraction of a second. From then on, each burst of rejections
+cuts the rate once. It comes back along the curve of TCP CUBIC (RFC 9438, section 4.2): quickly at first,
+slowly around the rate that was rejected last, then faster again, in case the limit has risen. The curve
+depends on time, not on the number of answers, so slow answers don't make it slow. Only time counts in
+which a request had to wait for the rate, because a rate that isn't used was not tried.
 
 **Cuts.** The first cut halves the rate, and so do cuts that follow shortly. The reason is a server that
 keeps a whole minute's worth for bursts: it rejects only when that is used up, and by then a doubling
@@ -18,7 +18,7 @@ rate is far above what it refills. Three rules limit a cut:
 * A rejection of the first request after a pause cuts nothing. The server still has nothing left, and
   the rate was not tried.
 * If rejections stay few and don't become fewer, the rate isn't their cause. It isn't cut below a
-  quarter.
+  quarter. More than a few show that it is.
 
 **Ramp.** A server may complain that the traffic rose too fast (``slow_down``). Then the rate follows
 what OpenAI asks for: it goes back below the former rate, and grows by half in a quarter of an hour.
@@ -29,7 +29,11 @@ from __future__ import annotations
 import math
 
 GENTLE_PER_S = 2.0  # the rate at the begin of the search
-_DOUBLING_S = 4.0  # seconds of use in which the rate doubles, before the first cut
+_DOUBLING_S = (
+    0.5,
+    4.0,
+)  # least and most seconds of use in which the rate doubles, before the first cut
+_DOUBLING_ANSWERS = 8.0  # the rate doubles in so many times the latency
 _EARLY_S = 30.0  # a rejection sooner than this after the last cut means that the rate was far off
 _CUTS = (0.85, 0.7, 0.5)  # the first cut in a row, the second, and all further ones
 _RETURN_S = (200.0, 100.0, 60.0)  # seconds from such a cut back to the rate that was rejected
@@ -39,7 +43,7 @@ _PEAK = 0.95  # if a lower rate than the last peak is rejected, the limit is bel
 _RAMP_S = 900.0  # in this time the rate may grow by half after a "slow down"
 _RAMP_CUT = 0.8  # the cut after a "slow down"
 _FLOOR = 1 / 4  # of the first rejected rate; the rate falls below only while many are rejected
-_MUCH = 0.2  # from this share of rejections on, the floor doesn't hold
+_MUCH = 0.025  # from this share of rejections on, the floor doesn't hold
 _FEW = 0.05  # below this share, rejections that name a time to wait count as the first in a row
 _TOLERATED = 0.01  # up to this share, rejections that name a time to wait cut nothing
 
@@ -51,10 +55,12 @@ class RateProbe:
         rate: how much may be sent per second; infinite while nothing is known that bounds it.
         sent: how many requests were sent since the last cut.
         rejections: how many of them were rejected.
+        latency_s: the mean time that answers take; infinite while that isn't known.
     """
 
     def __init__(self, rate: float = math.inf) -> None:
         self.rate = rate
+        self.latency_s = math.inf
         self.sent = self.rejections = 0
         self._slow_start = rate < math.inf
         self._peak = math.inf  # the rate that the curve leads back to
@@ -68,6 +74,15 @@ class RateProbe:
         self._ramp_limited = False
         self._floor = 0.0
 
+    @property
+    def is_found(self) -> bool:
+        """True if rejections have shown about which rate the server allows."""
+        return self.rate < math.inf and not self._slow_start
+
+    def search_from(self, rate: float) -> None:
+        """Begin the search again at ``rate``."""
+        self.rate, self._slow_start = rate, rate < math.inf
+
     def set_free(self) -> None:
         """End the search, since the server named a limit. A rejection begins it again."""
         if self._slow_start:
@@ -78,7 +93,9 @@ class RateProbe:
         if self.rate == math.inf:
             return
         if self._slow_start:
-            self.rate *= 2.0 ** (seconds / _DOUBLING_S)
+            least, most = _DOUBLING_S
+            doubling_s = max(least, min(_DOUBLING_ANSWERS * self.latency_s, most))
+            self.rate *= 2.0 ** (seconds / doubling_s)
             return
         self._since_s += seconds
         if self._ramp_limited:
@@ -123,7 +140,8 @@ class RateProbe:
         peak = max(least, self.rate if tried else min(self.rate, sent_per_s))
         self._count_cut(mild or (has_retry_after and rejections < _FEW * (accepted + rejections)))
         cut = min(_CUTS[self._cuts_in_a_row], _RAMP_CUT if ramp_too_fast else 1.0)
-        self._floor = self._floor or peak * _FLOOR
+        if not 0 < self._floor <= peak:  # none yet, or a lower rate is rejected
+            self._floor = peak * _FLOOR
         if rejections < _MUCH * (accepted + rejections) and not ramp_too_fast:
             least = max(least, self._floor)
         if now - self._cut_at >= _LEAST_SPAN_S:

@@ -78,6 +78,7 @@ class TokenBuckets:
             clock=self._clock,
             shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
+            longest_s=self._options.request_timeout_s,
             url=url,
             model=model,
         )

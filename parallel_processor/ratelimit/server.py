@@ -9,12 +9,15 @@ from typing import NamedTuple
 from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
-from parallel_processor.ratelimit.quota import CAUSES, KINDS, MINUTE_S
+from parallel_processor.ratelimit.quota import CAUSES, IN_FLIGHT, KINDS, MINUTE_S
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
 from parallel_processor.ratelimit.server_quota import Sent, ServerQuota
 
 _MARK_S = 1.5  # a rate is measured over this time to twice this time
 _LEAST_S = 0.2  # and never over less than this
+_FIRST_PAUSE_S = 1.0  # that nobody named: for a server that counts per second
+_LONGEST_PAUSE_S = 15.0  # it doubles up to this while nothing is answered
+_SAME = 0.01  # two rejections name the same limit if they differ by no more than this share
 
 
 class LimitChange(NamedTuple):
@@ -33,6 +36,14 @@ class LimitChange(NamedTuple):
     limit: float
 
 
+class _Named(NamedTuple):
+    """A limit that the headers of rejections alone named."""
+
+    per_minute: float
+    times: int
+    named_at: float
+
+
 class ServerLimits:
     """The limits of one model and endpoint. Not thread-safe: the lock of the bucket guards it.
 
@@ -42,6 +53,8 @@ class ServerLimits:
         paused_until: nothing is admitted before this time.
         pauses: how many pauses began or grew longer.
         rejections: how many attempts a limit rejected.
+        refusals: how many attempts were refused for any reason, or timed out.
+        heard_from: when the newest request was admitted that was answered, as of the last refusal.
     """
 
     def __init__(self, limits: Limits, now: float, in_flight: ConcurrencyLimit) -> None:
@@ -52,7 +65,12 @@ class ServerLimits:
             self._quota("requests", MINUTE_S, now, is_sought=True)
         self._pause_began = -math.inf
         self.paused_until = -math.inf
-        self.pauses = self.rejections = 0
+        self.pauses = self.rejections = self.refusals = 0
+        self.heard_from = -math.inf
+        self._own_pause_s = 0.0  # the last pause whose length nobody named
+        self._binding = WaitCause.NOTHING  # what held the head of the queue last
+        self._named: dict[str, _Named] = {}  # by what they count
+        self._timed_out: tuple[int, float] = (-1, 0.0)  # answers so far, and the pause for timeouts
         nothing = (0.0,) * len(KINDS)
         # The last two marks: a time, and what had been charged by then.
         self._marks = [(-math.inf, nothing), (-math.inf, nothing)]
@@ -75,6 +93,26 @@ class ServerLimits:
         elif now - newer[0] >= _MARK_S:
             self._marks = [newer, (now, tuple(totals))]
 
+    def advance(self, now: float) -> None:
+        """Refill the quotas."""
+        for quota in self.quotas:
+            quota.probe.latency_s = self.in_flight.latency_s
+            quota.advance(now)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The rate and the number in flight that refusals have shown."""
+        rates = (q.probe.rate for q in self.quotas if q.name == "requests")
+        return min(rates, default=math.inf), self.in_flight.borne
+
+    def restore(self, bounds: tuple[float, float]) -> None:
+        """Take back what refusals have shown since :attr:`bounds` was this."""
+        rate, borne = bounds
+        self.in_flight.restore(borne)
+        for quota in self.quotas:
+            if quota.name == "requests" and quota.probe.rate < rate:
+                quota.probe.search_from(rate)
+
     def _sent(self, now: float, totals: Sequence[float]) -> Sent:
         when, before = self._marks[0]
         seconds = max(now - when, _LEAST_S)
@@ -91,12 +129,15 @@ class ServerLimits:
         if not self.in_flight.has_room and delay < math.inf:
             is_confined = self.in_flight.is_confined
             delay, wait_cause = math.inf, WaitCause.PAUSE if is_confined else WaitCause.CONCURRENCY
+        if delay > 0 and wait_cause is not WaitCause.PAUSE:
+            self._binding = wait_cause
         return delay, wait_cause
 
     def observe(
         self,
         readings: Sequence[LimitReading],
         *,
+        rejected: bool,
         sent_at: float,
         totals: Sequence[float],
         now: float,
@@ -106,15 +147,25 @@ class ServerLimits:
 
         Args:
             readings: the limits that the headers show.
+            rejected: whether the request was turned away.
             sent_at: when the request was admitted.
             totals: what had been charged by then, by kind, that request included.
             now: the time.
             totals_now: what has been charged by now, by kind.
         """
         is_quicker, limit_changes = False, []
-        readings = [reading for reading in readings if reading.window_s]  # rates
+        numbers = [reading.limit for reading in readings if reading.name == IN_FLIGHT]
+        if numbers:
+            is_quicker = self.in_flight.told(min(numbers))
+        if numbers or rejected:
+            readings = [
+                reading
+                for reading in readings
+                if reading.name != IN_FLIGHT
+                and not (rejected and self._is_hearsay(reading, now, sent_at))
+            ]
         if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
-            is_quicker = self.in_flight.set_free()
+            is_quicker |= self.in_flight.set_free()
             for quota in self.quotas:
                 quota.probe.set_free()
         for reading in _tightest(readings):
@@ -131,6 +182,18 @@ class ServerLimits:
                 change = LimitChange(quota.name, quota.window_s, before, quota.limit)
                 limit_changes.append(change)
         return is_quicker, limit_changes
+
+    def _is_hearsay(self, reading: LimitReading, now: float, sent_at: float) -> bool:
+        """Whether a rejection is the first to name this limit, and no answer has named any."""
+        if any(q.name == reading.name and q.limit < math.inf for q in self.quotas):
+            return False
+        per_minute = reading.limit * MINUTE_S / reading.window_s
+        last, times = self._named.get(reading.name), 1
+        if last is not None and abs(last.per_minute - per_minute) <= _SAME * per_minute:
+            times = last.times + (sent_at > last.named_at)  # a burst counts once
+            now = now if sent_at > last.named_at else last.named_at
+        self._named[reading.name] = _Named(per_minute, times, now)
+        return reading.window_s <= LONGEST_PACED_S and times == 1
 
     def _window_s(self, reading: LimitReading) -> float:
         """The window of the reading. A limit that was once a day's stays one, whatever its reset says."""
@@ -165,20 +228,63 @@ class ServerLimits:
         rejection: Rejection,
         costs: Sequence[float],
         totals: Sequence[float],
+        pause_s: float | None,
+        now: float,
+        *,
+        admitted_at: float,
+    ) -> float:
+        """Cut what explains the rejection; for how long everything pauses for it, or 0.
+
+        Without ``pause_s`` the pause is short at first, and grows while nothing is answered.
+        """
+        self.refusals += 1
+        self.rejections += not rejection.overload
+        is_old = self._is_old(admitted_at)
+        if self._is_rate(rejection, now, admitted_at):
+            if pause_s is None:
+                pause_s = 0.0 if is_old else self._next_pause_s()
+            if not is_old and not rejection.concurrency:
+                self._cut_rate(rejection, costs, totals, pause_s, now)
+        elif rejection.concurrency or (rejection.overload and not rejection.has_retry_after):
+            return 0.0
+        return self._begin_pause(pause_s or 0.0, now, admitted_at)
+
+    def _is_rate(self, rejection: Rejection, now: float, admitted_at: float) -> bool:
+        """False if the number in flight explains the rejection. It is cut if it may be the reason."""
+        if rejection.kind or rejection.ramp_too_fast:
+            return True
+        if rejection.concurrency:
+            return not self.in_flight.refused(now, admitted_at, rejection.limit)
+        quota = self._quota("requests", MINUTE_S, now)
+        if quota.probe.is_found and self._binding in CAUSES and not self.in_flight.is_certain:
+            self.in_flight.refused(now, admitted_at)
+            return True  # the rate was tried higher, and not the number
+        is_known = self.in_flight.borne < math.inf
+        explains = self.in_flight.refused(now, admitted_at)
+        return not (explains and (is_known or rejection.overload))
+
+    def _next_pause_s(self) -> float:
+        """The length of a pause that nobody named."""
+        is_first = self.heard_from >= self.paused_until
+        self._own_pause_s = (
+            _FIRST_PAUSE_S if is_first else min(2 * self._own_pause_s, _LONGEST_PAUSE_S)
+        )
+        return self._own_pause_s
+
+    def _begin_pause(self, seconds: float, now: float, admitted_at: float) -> float:
+        return seconds if self.pause(seconds, now, admitted_at) else 0.0
+
+    def _cut_rate(
+        self,
+        rejection: Rejection,
+        costs: Sequence[float],
+        totals: Sequence[float],
         pause_s: float,
         now: float,
-        admitted_at: float,
     ) -> None:
-        """Cut the limit that the rejection names, once per burst. To be called before the pause for it."""
-        if rejection.overload:
-            self.in_flight.overloaded(now, admitted_at)
-            return
-        self.rejections += 1
         limited = [quota for quota in self.quotas if quota.limit < math.inf]
         requests = self._quota(rejection.kind or "requests", MINUTE_S, now)
         requests.probe.rejections += 1
-        if self._is_old(admitted_at):
-            return
         if rejection.kind or rejection.ramp_too_fast or not limited:
             cost, named = costs[requests.kind], requests.limit < math.inf
         elif any(quota.remaining.lacks(costs[quota.kind]) for quota in limited):
@@ -187,6 +293,26 @@ class ServerLimits:
             cost, named = 1.0, True
         sent = self._sent(now, totals)
         requests.refused(cost, rejection, sent=sent, pause_s=pause_s, named=named)
+        hearsay = self._named.get(requests.name)
+        if hearsay is not None and hearsay.times == 1 and requests.limit == math.inf:
+            requests.hear_of(hearsay.per_minute)
+
+    def time_out(self, now: float, admitted_at: float, place: int, answers: int) -> float:
+        """Cut the number in flight after an attempt without an answer in time; how long to pause, or 0.
+
+        Where nothing is answered any more, what was given up may still keep the server busy.
+        """
+        self.refusals += 1
+        if self.in_flight.timed_out(now, admitted_at, place):
+            self._timed_out = answers, 0.0
+            return 0.0
+        before, pause_s = self._timed_out
+        if before != answers:
+            self._timed_out = answers, 0.0
+            return 0.0
+        pause_s = min(max(2 * pause_s, now - admitted_at), MINUTE_S)
+        self._timed_out = answers, pause_s
+        return self._begin_pause(pause_s, now, admitted_at)
 
 
 def _tightest(readings: Sequence[LimitReading]) -> Sequence[LimitReading]:

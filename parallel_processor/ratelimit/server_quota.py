@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from parallel_processor.models import LimitReading, Rejection
 from parallel_processor.options import Limits
-from parallel_processor.ratelimit.quota import KINDS
+from parallel_processor.ratelimit.quota import KINDS, MINUTE_S
 from parallel_processor.ratelimit.rate_probe import GENTLE_PER_S, RateProbe
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S, Remaining
 from parallel_processor.ratelimit.reports import LimitReport
@@ -210,6 +210,12 @@ class ServerQuota:
             ramp_too_fast=rejection.ramp_too_fast,
             mild=named,
         )
+
+    def hear_of(self, per_minute: float) -> None:
+        """Begin the search at a limit that one rejection named, and no answer."""
+        rate = per_minute / MINUTE_S
+        if rate < self.probe.rate:
+            self.probe.search_from(rate)
 
     def report(self, since_s: float) -> LimitReport:
         """How the limit turned out; times count from ``since_s``."""

@@ -41,9 +41,10 @@ class Reservation:
         ended: true once its attempt is over.
         charges: the quotas that were charged for it.
         totals: what the bucket had charged when it was admitted, by kind, this reservation included.
+        place: how many were in flight when it was admitted, itself included.
     """
 
-    __slots__ = ("admitted_at", "charges", "costs", "ended", "ticket", "totals", "wake")
+    __slots__ = ("admitted_at", "charges", "costs", "ended", "place", "ticket", "totals", "wake")
 
     def __init__(
         self, tokens: float, wake: Settable = _UNUSED, *, output_tokens: float = 0.0
@@ -56,6 +57,7 @@ class Reservation:
         self.ended = False
         self.charges = _NOT_CHARGED  # shared until it is admitted: saves a list each
         self.totals: tuple[float, ...] = ()
+        self.place = 0
 
 
 class BucketState:
@@ -80,14 +82,16 @@ class BucketState:
         now: float,
         climbs: bool = False,
         most_in_flight: float = math.inf,
+        longest_s: float = math.inf,
     ) -> None:
         """Charge the quotas ``configured``, which other buckets may share.
 
         With ``climbs``, the number in flight that suits the server is searched for, up to
-        ``most_in_flight``.
+        ``most_in_flight``. An answer may take ``longest_s``.
         """
-        gentle = limits.is_auto
-        in_flight = ConcurrencyLimit(now=now, climbs=climbs, gentle=gentle, most=most_in_flight)
+        in_flight = ConcurrencyLimit(
+            now=now, climbs=climbs, gentle=limits.is_auto, most=most_in_flight, longest_s=longest_s
+        )
         self.server = ServerLimits(limits, now, in_flight)
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
@@ -106,8 +110,7 @@ class BucketState:
 
     def advance(self, now: float) -> None:
         """Refill the quotas of the server."""
-        for quota in self.server.quotas:
-            quota.advance(now)
+        self.server.advance(now)
 
     def wait_for_server(self, now: float) -> bool:
         """Set ``delay`` and ``wait_cause`` by the server's limits; true if the head needn't wait."""
@@ -147,7 +150,7 @@ class BucketState:
         first.totals = self._totals = (totals[0] + a, totals[1] + b, totals[2] + c, totals[3] + d)
         first.admitted_at = now
         self.server.mark(now, self._totals)
-        self.server.in_flight.started(now)
+        first.place = self.server.in_flight.started(now)
         self.delay, self.wait_cause = math.inf, WaitCause.NOTHING
         return first
 
@@ -197,15 +200,22 @@ class BucketState:
         reservation.ended, sent_at = True, reservation.admitted_at or now
         if answered and sent_at > self.newest_answered_at:
             self.newest_answered_at = sent_at
-        return self.server.in_flight.ended(now, sent_at, answered=answered)
+        place = reservation.place
+        return self.server.in_flight.ended(now, sent_at, answered=answered, place=place)
 
     def observe(
-        self, reservation: Reservation, readings: Sequence[LimitReading], now: float
+        self,
+        reservation: Reservation,
+        readings: Sequence[LimitReading],
+        now: float,
+        *,
+        rejected: bool,
     ) -> tuple[bool, Sequence[LimitChange]]:
         """Follow the headers of an answer; see :meth:`ServerLimits.observe`."""
         self.advance(now)
         return self.server.observe(
             readings,
+            rejected=rejected,
             sent_at=reservation.admitted_at or now,
             totals=reservation.totals,
             now=now,
@@ -214,12 +224,19 @@ class BucketState:
 
     def refuse(
         self, reservation: Reservation, rejection: Rejection, pause_s: float | None, now: float
-    ) -> bool:
-        """Follow a rejection; true if a pause of ``pause_s`` began or grew longer."""
+    ) -> float:
+        """Follow a rejection; for how long everything pauses for it, or 0."""
         sent_at = reservation.admitted_at or 0.0
         self.advance(now)
-        self.server.refuse(rejection, reservation.costs, self._totals, pause_s or 0.0, now, sent_at)
-        return pause_s is not None and self.server.pause(pause_s, now, sent_at)
+        self.server.heard_from = self.newest_answered_at
+        return self.server.refuse(
+            rejection, reservation.costs, self._totals, pause_s, now, admitted_at=sent_at
+        )
+
+    def time_out(self, reservation: Reservation, now: float) -> float:
+        """Follow an attempt without an answer in time; for how long everything pauses, or 0."""
+        sent_at, place = reservation.admitted_at or 0.0, reservation.place
+        return self.server.time_out(now, sent_at, place, self.answered)
 
     def report(self, now: float, since_s: float) -> BucketReport:
         """How the limits of the server turned out; times count from ``since_s``."""

@@ -48,6 +48,24 @@ class Release(NamedTuple):
     made_room: bool
 
 
+class Tally(NamedTuple):
+    """What became of the attempts of a bucket by one moment.
+
+    Attributes:
+        now_s: the moment, in seconds of the bucket's clock.
+        refusals: how many attempts were refused, or timed out.
+        answers: how many were answered.
+        answered_until_s: when the newest request was admitted that was answered.
+        bounds: the rate and the number in flight that refusals have shown.
+    """
+
+    now_s: float
+    refusals: int
+    answers: int
+    answered_until_s: float
+    bounds: tuple[float, float]
+
+
 class TokenBucket:
     """Admits requests so that no 60 seconds hold more than the limits. Any thread may call it.
 
@@ -65,13 +83,15 @@ class TokenBucket:
         clock: Callable[[], float] = time.monotonic,
         shared_limits: SharedLimits | None = None,
         most_in_flight: int | None = None,
+        longest_s: float = math.inf,
         url: str = "",
         model: str = "",
     ) -> None:
         """Make a bucket under ``shared_limits``; by default under one of its own, made from ``limits``.
 
         ``clock`` returns seconds and never goes back. With ``most_in_flight``, and without configured
-        limits, the bucket searches for the number in flight that suits the server, up to that many.
+        limits, the bucket searches for the number in flight that suits the server, up to that many. An
+        answer may take ``longest_s``.
         """
         self.url, self.model = url, model
         self.host = urlsplit(url).hostname or ""
@@ -84,6 +104,7 @@ class TokenBucket:
             now=clock(),
             climbs=self.shared_limits.is_open and most_in_flight is not None,
             most_in_flight=most_in_flight or math.inf,
+            longest_s=longest_s,
         )
 
     # Before an attempt.
@@ -143,6 +164,7 @@ class TokenBucket:
         readings: Sequence[LimitReading] = (),
         *,
         answered: bool = False,
+        rejected: bool = False,
         used_tokens: float | None = None,
         output_tokens: float = 0.0,
         answer_tokens: int = 0,
@@ -154,6 +176,7 @@ class TokenBucket:
             reservation: the reservation of the attempt.
             readings: what the headers of its answer say of the limits.
             answered: whether it was answered.
+            rejected: whether it was turned away, so that :meth:`refuse` follows.
             used_tokens: what to charge instead of what was reserved; ``None`` leaves the charge.
             output_tokens: the answer's part of ``used_tokens``.
             answer_tokens: what the answer says was used, for the report.
@@ -169,7 +192,7 @@ class TokenBucket:
                 state.settle(reservation, used_tokens, output_tokens, now)
             has_room = state.end(reservation, now, answered=answered, answer_tokens=answer_tokens)
             if readings:
-                is_quicker, changes = state.observe(reservation, readings, now)
+                is_quicker, changes = state.observe(reservation, readings, now, rejected=rejected)
                 has_room |= is_quicker
             if refunds:  # the configured limits have room, for any bucket
                 woken = self.shared_limits.firsts()
@@ -181,17 +204,30 @@ class TokenBucket:
         wake(others)
         return Release(changes, len(others) < len(woken))
 
-    def refuse(self, reservation: Reservation, rejection: Rejection, pause_s: float | None) -> bool:
-        """Follow a rejection; true if a pause of ``pause_s`` began or grew longer.
+    def refuse(
+        self, reservation: Reservation, rejection: Rejection, pause_s: float | None = None
+    ) -> float:
+        """Follow a rejection; for how long everything pauses for it, or 0 if no pause began or grew.
 
-        One burst of rejections cuts a rate, or the number in flight, once: a rejection of what was
-        admitted before the last cut changes nothing. Without ``pause_s`` nothing pauses.
+        Call :meth:`ended` before. One burst of rejections cuts a rate once: a rejection of what was
+        admitted before the last cut changes nothing. Without ``pause_s`` the bucket chooses the pause.
         """
         with self._lock:
-            began = self._state.refuse(reservation, rejection, pause_s, self._clock())
+            seconds = self._state.refuse(reservation, rejection, pause_s, self._clock())
             woken = self.shared_limits.firsts()  # they may have waited behind this bucket's head
         wake(woken)
-        return began
+        return seconds
+
+    def timed_out(self, reservation: Reservation) -> float:
+        """Follow an attempt without an answer in time; for how long everything pauses, or 0.
+
+        Call :meth:`ended` before.
+        """
+        with self._lock:
+            seconds = self._state.time_out(reservation, self._clock())
+            woken = self.shared_limits.firsts()
+        wake(woken)
+        return seconds
 
     def pause(self, seconds: float, refused: Reservation | None = None) -> bool:
         """Admit nothing for ``seconds`` from now; true if a pause began or grew longer.
@@ -265,6 +301,21 @@ class TokenBucket:
     def server(self) -> ServerLimits:
         """What the server allows, as far as it is known."""
         return self._state.server
+
+    def tally(self) -> Tally:
+        """How many attempts were refused and answered so far."""
+        state = self._state
+        server = state.server
+        return Tally(
+            self._clock(), server.refusals, state.answered, state.newest_answered_at, server.bounds
+        )
+
+    def take_back(self, since: Tally) -> None:
+        """Undo what refusals have slowed down since then: they were not about the bucket."""
+        with self._lock:
+            self._state.server.restore(since.bounds)
+            woken = self.shared_limits.firsts()
+        wake(woken)
 
     def report(self, since_s: float) -> BucketReport:
         """How its limits turned out; times count from ``since_s`` of the clock."""

@@ -9,7 +9,7 @@ from parallel_processor.models import Attempt, AttemptStatus, Estimate, Request
 
 if TYPE_CHECKING:  # a child process sends without loading the limits
     from parallel_processor.ratelimit.state import Reservation
-    from parallel_processor.ratelimit.token_bucket import TokenBucket
+    from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
 
 _MAX_ERRORS = 1000  # a rate limit may reject a request much more often
 _UNCOUNTED = (AttemptStatus.RATE_LIMITED, AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
@@ -26,6 +26,10 @@ class RetryState:
         lost: how many of them were lost with a worker process.
         rejected_since_s: when an attempt was first rejected by a rate limit, or the server wasn't ready or
             reached, in seconds of the run's clock.
+        answers_at_refusal: how many requests of its bucket had been answered at its last refusal.
+        first_refusal: how its bucket stood at the first refusal that others may not share.
+        own_refusals: how many refusals there were since, that one included.
+        is_refused_alone: others are answered, so that the refusals are about the request itself.
         errors: the error texts of the attempts, for the record.
         state: the request's ``tenacity.RetryCallState``; ``Any``, as only ``retry.py`` imports tenacity.
     """
@@ -35,6 +39,10 @@ class RetryState:
     failures: int = 0
     lost: int = 0
     rejected_since_s: float | None = None
+    answers_at_refusal: int = 0
+    first_refusal: Tally | None = None
+    own_refusals: int = 0
+    is_refused_alone: bool = False
     errors: list[str] = field(default_factory=list)
     state: Any = None
 

@@ -129,7 +129,8 @@ def test_a_flag_becomes_its_setting(row: Any) -> None:
     value: Any = "0.25" if isinstance(before, float) else "7"
     if row.setting == "request_url":
         value = "http://h/v1/responses"
-    wanted = value if before is None or isinstance(before, str) else type(before)(value)
+    kind = float if row.setting == "retry.pause_s" else str if before is None else type(before)
+    wanted = kind(value)
     words = [f"--{row.name}={value}"]
     if row.choices:
         words, wanted = [f"--{row.name}={row.choices[-1]}"], row.choices[-1]

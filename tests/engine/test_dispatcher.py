@@ -977,7 +977,9 @@ class ModelRun:
         )
         retry_in_s = 0.0
         if kind < 0.05:
-            bucket.refuse(reservation, Rejection(overload=True), None)
+            bucket.refuse(
+                reservation, Rejection(concurrency=True)
+            )  # cuts no rate, which would grow
             retry_in_s = luck.uniform(0.0, 10.0)
         elif kind < 0.1:
             bucket.pause(luck.uniform(0.1, 20.0), reservation)

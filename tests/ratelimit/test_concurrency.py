@@ -36,7 +36,7 @@ class Load:
         """The newest request is turned away."""
         _, admitted = self._due.pop()
         self.limit.ended(self.now_s, admitted, answered=False)
-        return self.limit.overloaded(self.now_s, admitted)
+        return self.limit.refused(self.now_s, admitted)
 
 
 def test_without_a_reason_there_is_no_limit() -> None:
@@ -82,25 +82,39 @@ def test_rate_limits_end_the_search() -> None:
     assert not load.limit.set_free()
 
 
-def test_one_burst_of_overload_is_one_cut() -> None:
-    """A rejection of what was in flight at the cut changes nothing; one of what was sent since does."""
+def test_a_burst_of_refusals_leaves_what_the_server_bears() -> None:
+    """Of 100 in flight, 40 are refused: each takes its own place away, and 60 are left."""
     load = Load(lambda n: 1.0, climbs=False)
     load.answer(20, most=100)
-    assert load.refuse()
-    first = load.limit.limit
-    assert first < 99
-    assert not load.refuse()
-    assert load.limit.limit == first
-    load.answer(60, most=100)
-    assert load.refuse()
+    for left in range(98, 58, -1):
+        assert load.refuse()
+        assert load.limit.limit == left
 
 
-def test_a_cut_is_in_proportion_to_the_rejections() -> None:
-    """One rejection in two hundred costs less than a hundredth of the number."""
-    load = Load(lambda n: 1.0, climbs=False)
-    load.answer(200, most=100)
-    load.refuse()
-    assert load.limit.limit == pytest.approx(100 * (1 - 1.5 / 201), abs=0.1)
+def test_a_refusal_of_the_only_request_is_not_for_the_number() -> None:
+    """With nothing else in flight it can't be the reason, but a number that the server named holds."""
+    limit = ConcurrencyLimit(now=0.0)
+    limit.started(0.0)
+    limit.ended(1.0, 0.0, answered=False)
+    assert not limit.refused(1.0, 0.0)
+    assert limit.limit == math.inf
+    assert not limit.refused(1.0, 0.0, named=5.0)
+    assert limit.limit == 5.0
+
+
+def test_a_number_that_is_refused_twice_is_tried_rarely() -> None:
+    """It doubles once after the first burst. After the second, one in a hundred is refused at most."""
+    slots, load, refused = 5, Load(lambda n: 1.0, climbs=False), 0
+    sent_before = 0
+    for answers in range(2000):
+        load.answer(1, most=50)
+        while load.limit.count > slots:
+            load.refuse()
+            refused += 1
+        if answers == 100:
+            sent_before, refused = load.limit.total, 0
+    assert 4 <= load.limit.limit <= 7
+    assert refused <= 0.012 * (load.limit.total - sent_before)
 
 
 def test_after_a_cut_it_grows_back() -> None:
@@ -139,7 +153,8 @@ def test_a_confined_number_falls_with_those_that_were_there(more: int) -> None:
     for left in (2, 1, 0):
         limit.ended(2.0, 0.0, answered=False)
         assert limit.limit == max(1, left + more)
-    assert not limit.overloaded(2.0, 0.0)
+    before = limit.limit
+    assert limit.refused(2.0, 0.0) and limit.limit == before  # nothing is learned
     limit.started(3.0)
     assert not limit.has_room
     assert limit.ended(4.0, 3.0, answered=False) and limit.limit == 1  # a probe that failed
