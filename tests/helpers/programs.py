@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,23 +137,32 @@ def tinyproxy(folder: Path, login: str = "") -> Iterator[int]:
 
 
 @contextmanager
-def squid(folder: Path, rules: str) -> Iterator[int]:
-    """squid with these lines of its configuration; its port."""
+def squid(rules: str) -> Iterator[int]:
+    """squid with these lines of its configuration; its port.
+
+    In them, ``{folder}`` stands for its own, where ``logins`` has me with the password secret. It
+    knows api.example.invalid as this machine.
+    """
     port = unused_port()
-    folder.chmod(0o777)  # it gives up its rights
-    (folder / "squid.conf").write_text(
-        f"""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)  # it gives up root's rights
+        (folder / "hosts").write_text("127.0.0.1 api.example.invalid\n", "utf-8")
+        (folder / "logins").write_text("me:$apr1$saltsalt$LrttParrLPdxvgutaSXWJ0\n", "utf-8")
+        (folder / "squid.conf").write_text(
+            f"""
 http_port 127.0.0.1:{port}
 pid_filename {folder}/squid.pid
 cache_log {folder}/cache.log
+hosts_file {folder}/hosts
 access_log none
 cache deny all
 shutdown_lifetime 0 seconds
 visible_hostname test
-{rules}
+{rules.format(folder=folder)}
 """,
-        "utf-8",
-    )
-    words = ("squid", "-N", "-f", folder / "squid.conf")
-    with program(words, port, folder / "squid.out"):
-        yield port
+            "utf-8",
+        )
+        words = ("squid", "-N", "-f", folder / "squid.conf")
+        with program(words, port, folder / "squid.out"):
+            yield port

@@ -20,6 +20,7 @@ from commands import read_lines, run, write_lines
 from parallel_processor import (
     Limits,
     Outcome,
+    ParallelProcessorError,
     Processor,
     RetryPolicy,
     RunStoppedError,
@@ -143,6 +144,33 @@ def test_a_non_answer_is_tried_again(case: dict[str, Any], tmp_path: Path) -> No
     assert verified(source, save) == (2, 1)
 
 
+@cases("again", "not")
+def test_a_non_answer_on_record_is_no_answer(case: dict[str, Any], tmp_path: Path) -> None:
+    """``verify`` judges the body as the run does, so that a resume sends the request again."""
+    body = case["body"]
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except ValueError:
+            pytest.skip("no record can hold it")
+    if "needs_url" in case["right"]:
+        pytest.skip("no record says which endpoint it was")
+    request = request_of(case, "a")
+    source = write_lines(tmp_path / "in.jsonl", [request])
+    row = {"custom_id": "a", "method": "POST", "url": case.get("path", CHAT), "body": request}
+    batch = write_lines(tmp_path / "rows.jsonl", [row])
+    response = {"status_code": 200, "request_id": None, "body": body}
+    saved = write_lines(
+        tmp_path / "rows.out",
+        [{"id": "batch_req_1", "custom_id": "a", "response": response, "error": None}],
+    )
+    if "needs_request" not in case["right"]:  # which a Batch record doesn't hold
+        assert verify_results(batch, saved).answered == 0
+    if isinstance(body, dict):
+        save = write_lines(tmp_path / "in.out", [[request, body]])
+        assert verify_results(source, save).answered == 0
+
+
 @cases("fails")
 def test_what_no_attempt_would_mend_fails_after_one(case: dict[str, Any], tmp_path: Path) -> None:
     """It fails with the server's own reason, and the requests beside it are answered."""
@@ -258,6 +286,68 @@ def test_a_server_that_is_not_ready_is_waited_for(case: dict[str, Any], tmp_path
     result, save = process(rules, source, retry=retry, max_workers=1)
     assert result.stop == ""
     assert verified(source, save) == (8, 0)
+
+
+# Results files of others
+
+REQUESTS = [{"model": "m", "input": f"text {number}", "user": str(number)} for number in range(3)]
+VECTOR = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}], "model": "m"}
+BAD = {"message": "overloaded", "type": "server_error", "param": None, "code": None}
+
+
+def batch_row(number: int) -> dict[str, Any]:
+    """A row of the Batch API."""
+    request = REQUESTS[number]
+    return {"custom_id": str(number), "method": "POST", "url": "/v1/embeddings", "body": request}
+
+
+FILES: dict[
+    str, tuple[list[Any], list[Any]]
+] = {  # requests, records: the first request is answered
+    "error objects in the response's place": (
+        REQUESTS,
+        [[REQUESTS[0], VECTOR], [REQUESTS[1], [{"error": BAD}, {"error": BAD}]]],
+    ),
+    "one error object in the response's place": (
+        REQUESTS,
+        [[REQUESTS[0], VECTOR], [REQUESTS[1], {"error": BAD}]],
+    ),
+    "the body directly in the response": (
+        [batch_row(number) for number in range(3)],
+        [
+            {"id": "vllm-0", "custom_id": "0", "response": VECTOR, "error": None},
+            {"id": "vllm-1", "custom_id": "1", "response": None, "error": "no such model"},
+        ],
+    ),
+    "no status beside the body": (
+        [batch_row(number) for number in range(3)],
+        [{"custom_id": "0", "response": {"body": VECTOR}}],
+    ),
+    "metadata first": (REQUESTS, [[{"row": 1}, REQUESTS[0], VECTOR]]),
+    "names instead of places": (REQUESTS, [{"request": REQUESTS[0], "response": VECTOR}]),
+    "an answer's text in its place": (REQUESTS, [[REQUESTS[0], "the answer as a text"]]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_results_file_of_others_is_understood_or_left_alone(name: str, tmp_path: Path) -> None:
+    """Either the answered request is not sent again and keeps its record, or nothing is sent or touched."""
+    requests, records = FILES[name]
+    source = write_lines(tmp_path / "in.jsonl", requests)
+    save = write_lines(tmp_path / "out.jsonl", records)
+    before = save.read_bytes()
+    with Simulator() as simulator:
+        processor = Processor(request_url=f"{simulator.url}/v1/embeddings", limits=NO_LIMITS)
+        try:
+            processor.process_file(source, save, progress=False)
+        except ParallelProcessorError:
+            assert save.read_bytes() == before
+            assert simulator.stats()["requests_received"] == 0
+            return
+        sent = simulator.stats()["requests_received"]
+    assert records[0] in read_lines(save)
+    assert sent == 2
+    assert verified(source, save) == (3, 0)
 
 
 def test_the_command_ends_with_3(tmp_path: Path) -> None:
