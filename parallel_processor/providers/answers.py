@@ -107,9 +107,9 @@ def _fault_of_claim(claim: Mapping[str, Any]) -> Fault:
 
 
 def _fault_of_list(data: list[Any], check: _Check, expected: Expected) -> Fault | None:
-    errors = [strong_claim(e) or weak_claim(e) for e in data if isinstance(e, dict)]
-    if errors and len(errors) == len(data) and None not in errors:
-        return _fault_of_claim(errors[-1] or {})
+    is_failure = is_failure_list(data)
+    if is_failure and data and (claim := _claim(data[-1])) is not None:
+        return _fault_of_claim(claim)
     if check is _vectors and data and all(isinstance(row, dict) for row in data):
         reason = _vectors({"data": data}, expected.inputs)  # llama.cpp's own endpoint
         return None if reason is None else Fault("no answer", reason)
@@ -117,7 +117,7 @@ def _fault_of_list(data: list[Any], check: _Check, expected: Expected) -> Fault 
         return Fault("no answer", "the answer is a list, not an object")
     if not data or all(element is None or element == [] for element in data):
         return Fault("no answer", "the answer is an empty list")
-    if is_failure_list(data) and not expected.is_batch_row:
+    if is_failure and not expected.is_batch_row:
         text = (
             "the answer is a list of strings, which a results file can't tell from the errors of a"
             " failure: send the request as a Batch row"
@@ -129,11 +129,14 @@ def _fault_of_list(data: list[Any], check: _Check, expected: Expected) -> Fault 
 def is_failure_list(data: Any) -> bool:
     """True for what stands for a failure in the cookbook's files: a list of texts, nulls and errors."""
     return isinstance(data, list) and all(
-        element is None
-        or isinstance(element, str)
-        or (isinstance(element, dict) and (strong_claim(element) or weak_claim(element)))
+        element is None or isinstance(element, str) or _claim(element) is not None
         for element in data
     )
+
+
+def _claim(element: Any) -> Mapping[str, Any] | None:
+    """The error that an element of a list is; ``None`` if it is none."""
+    return strong_claim(element) or weak_claim(element) if isinstance(element, dict) else None
 
 
 _PENDING = {

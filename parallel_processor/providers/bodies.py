@@ -10,6 +10,7 @@ from parallel_processor.models import Response
 from parallel_processor.options import shown_url
 from parallel_processor.providers.answers import STREAMED, Expected, Fault, fault_of
 from parallel_processor.providers.claims import strong_claim
+from parallel_processor.providers.endpoints import url_advice
 from parallel_processor.providers.errors import body_text, read_error
 from parallel_processor.providers.jsontext import parse, read_answer
 
@@ -46,11 +47,12 @@ def fault_of_body(response: Response, expected: Expected) -> Fault:
     """Why ``response``, which is no JSON, is no answer."""
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if "html" in content_type or _HTML.match(response.body[:2000]):
-        where = f" {shown_url(expected.url)}" if expected.url else ""
+        where = shown_url(expected.url) if expected.url else "the URL"
+        advice = url_advice(expected.url) or "the API is on another host, port or path"
         return Fault(
             "HTML page",
-            f"the URL{where} leads to a web page, a login or a front end, instead of an API; that of an"
-            f" API ends like /v1/chat/completions. The page: {read_error(response).message[:200]}",
+            f"{where} answers with a web page, as a login, a front end or a proxy does. Give the API's own"
+            f" URL: {advice}. The page: {read_error(response).message[:200]}",
             is_setup=True,
         )
     if _is_stream(response):

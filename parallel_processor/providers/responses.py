@@ -17,6 +17,7 @@ from parallel_processor.providers.answers import POLLED, UNKNOWN, Expected, Faul
 from parallel_processor.providers.bodies import fault_of_body, whole_answer
 from parallel_processor.providers.errors import body_text
 from parallel_processor.providers.failures import failed, of_failure
+from parallel_processor.providers.texts import plain_line
 from parallel_processor.providers.usage import read_usage
 
 
@@ -65,7 +66,7 @@ def _of_fault(fault: Fault, response: Response) -> Attempt:
     if fault.error is None:
         status = AttemptStatus.FAILED if fault.is_final else AttemptStatus.RETRY
         start = f": {body_text(response)[:200]}" if fault.kind == "no answer" else ""
-        attempt = failed(status, response, fault.kind, f"{fault.message}{start}")
+        attempt = failed(status, response, fault.kind, plain_line(fault.message + start, 700))
         cause = StopCause.SETUP if fault.is_setup else StopCause.NOTHING
         used, _ = read_usage(response.data)  # half an answer has been charged, too
         return replace(attempt, stop_cause=cause, used_tokens=used)

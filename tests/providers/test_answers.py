@@ -364,6 +364,32 @@ def test_an_inner_limit_is_a_rejection_with_its_wait() -> None:
     assert attempt.rejection is not None and attempt.rejection.kind == "tokens"
 
 
+def test_a_servers_control_characters_reach_no_terminal() -> None:
+    """Neither by a header nor by what stands in the answer's place."""
+    for body, headers in (
+        (b"\0", {"content-type": "audio/\x1b[31mx"}),
+        ({"choices": [{"text": "", "finish_reason": "error\x1b[2J"}]}, {}),
+        ({"error": {"message": "a\x1b[2Jb"}}, {}),
+        (b"<html>\x1b]0;title\x07", {}),
+    ):
+        attempt = judged(body, CHAT, headers=headers)
+        assert attempt.status is not ANSWERED and attempt.error.isprintable(), attempt
+
+
+def test_a_long_list_of_objects_is_judged_by_few_of_them() -> None:
+    """A thousand scores cost little more than one."""
+    rows = [{"index": number, "score": 0.5} for number in range(1000)]
+    looked: list[str] = []
+
+    class Watched(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            looked.append(name)
+            return super().get(name, default)
+
+    assert fault_of([Watched(row) for row in rows]) is None
+    assert len(looked) < 100
+
+
 @pytest.mark.parametrize(
     ("body", "headers"),
     [
