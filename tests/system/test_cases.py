@@ -277,6 +277,21 @@ def test_what_streams_by_default_is_asked_not_to(case: dict[str, Any], tmp_path:
     assert verified(source, save) == (1, 0)
 
 
+@cases("load")
+def test_load_is_found_whatever_says_it(case: dict[str, Any], tmp_path: Path) -> None:
+    """Five at once are answered: all requests are, and few are refused on the way to that number."""
+    rows = [request_of(case, str(number)) for number in range(100)]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    rules = (Rule(answer=canned(case), in_flight=SLOTS),)
+    result, save = process(
+        rules, source, retry=RetryPolicy(), max_workers=1000, server={"latency_s": 0.02}
+    )
+    assert result.stop == ""
+    assert verified(source, save) == (len(rows), 0)
+    assert result.sent <= 2 * len(rows)
+    assert max(outcome.attempts for outcome in result.outcomes.values()) <= 5
+
+
 @cases("ready_after")
 def test_a_server_that_is_not_ready_is_waited_for(case: dict[str, Any], tmp_path: Path) -> None:
     """What came while it was not ready costs no attempt, or not the last where a gateway says so."""
