@@ -6,6 +6,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from parallel_processor.engine.outage import Outages, Verdict
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Response
+from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Rejection, Response
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -38,7 +39,7 @@ def reply(status: int, meaning: AttemptStatus, text: str = "no") -> Attempt:
 GOOD = reply(200, AttemptStatus.ANSWERED)
 LOADING = reply(503, AttemptStatus.NOT_READY, "loading the model")
 BAD_GATEWAY = reply(502, AttemptStatus.RETRY)
-UNAVAILABLE = reply(503, AttemptStatus.RETRY)
+UNAVAILABLE = replace(reply(503, AttemptStatus.RETRY), rejection=Rejection(overload=True))
 FAULTY = reply(500, AttemptStatus.RETRY)
 REFUSED = Attempt(status=AttemptStatus.UNREACHABLE, kind="connection error", error="refused")
 RESET = Attempt(status=AttemptStatus.RETRY, kind="connection error", error="reset")
@@ -172,6 +173,11 @@ OUTAGES: dict[str, tuple[float, float, Attempt, dict[str, Any]]] = {
     "one worker": (5.0, 30.0, BAD_GATEWAY, {"workers": 1, "count": 100}),
     "within a rate limit": (5.0, 30.0, BAD_GATEWAY, {"limits": TEN_A_SECOND, "count": 200}),
     "two attempts are all that the user wants": (5.0, 30.0, UNAVAILABLE, {"max_attempts": 2}),
+    "slow answers, without which 60 in flight would be too few": (
+        *(10.0, 30.0, UNAVAILABLE),
+        {"limits": Limits(requests_per_minute=1200, tokens_per_minute=math.inf), "count": 800}
+        | {"workers": 200, "latency_s": 3.0},
+    ),
     "nine minutes": (5.0, 540.0, BAD_GATEWAY, {}),
 }
 
@@ -181,8 +187,9 @@ def test_an_outage_is_waited_for(case: str) -> None:
     """Everything is answered in at most 1.3 times the time of a client that knows, with single probes."""
     begins_s, lasts_s, attempt, parts = OUTAGES[case]
     parts = {"count": 2000} | parts
-    crowd = Crowd(out(begins_s, lasts_s, attempt), **parts)
-    knows = Crowd(out(0.0, 0.0, attempt), **parts)
+    latency_s = parts.pop("latency_s", 0.2)
+    crowd = Crowd(out(begins_s, lasts_s, attempt, latency_s), **parts)
+    knows = Crowd(out(0.0, 0.0, attempt, latency_s), **parts)
     assert crowd.answered == parts["count"]
     assert crowd.ended_s <= 1.3 * (knows.ended_s + lasts_s)
     assert crowd.sent_between(begins_s + 4, begins_s + lasts_s) <= 1 + lasts_s / 2
