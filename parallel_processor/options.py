@@ -273,6 +273,10 @@ class Options:
         shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
         _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
         bare, login = without_login(self.request_url)
+        if login and "@" in urlsplit(bare).path:  # the login may have ended at a slash within it
+            raise ConfigurationError(
+                "request_url has an @ behind its login: write / in a password as %2F, and @ as %40"
+            )
         object.__setattr__(self, "request_url", bare)
         object.__setattr__(self, "login", self.login or login)
         ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)

@@ -31,7 +31,7 @@ _FLAGS = {
 _REMEDIES: Mapping[StopCause, str] = {
     StopCause.KEY: "Set or correct the key (`--api_key`, `--api_key_file`, or `OPENAI_API_KEY`)",
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
-    StopCause.UNREACHABLE: "Check `--request_url`, the network, and whether the server runs",
+    StopCause.UNREACHABLE: "Check `--request_url`, the network and its proxy, and whether the server runs",
     StopCause.SETUP: "Correct what the message names",
     StopCause.EQUAL_FAILURES: "Correct what the message names (or go on in spite of it with "
     "`--stop_after_equal_failures 0`)",

@@ -25,7 +25,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 from parallel_processor.exceptions import TransportError
 from parallel_processor.providers.texts import plain_line
 from parallel_processor.transport.http1 import MalformedLength
-from parallel_processor.transport.setup_faults import Way, fault_of
+from parallel_processor.transport.setup_faults import Way, fault_of, is_refused_tunnel
 
 # What an exchange may raise. Every exception of requests is an OSError.
 FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError, TypeError)
@@ -84,7 +84,9 @@ def transport_error(
     message = plain_line(_NOISE.sub("", str(root)), _MAX_MESSAGE) or type(root).__name__
     if kind == "proxy error" and way.proxy:
         hint = " (few proxies speak TLS: is it http://?)" if way.proxy.startswith("https") else ""
-        message = f"no connection through the proxy {way.proxy} of {way.variable}{hint}: {message}"
+        to = f" to {way.host}" if is_refused_tunnel(root) else ""  # then the proxy itself lives
+        proxy = f"the proxy {way.proxy} of {way.variable}{hint}"
+        message = f"no connection{to} through {proxy}: {message}"
     return TransportError(
         f"{kind}: {message}",
         kind=kind,

@@ -95,6 +95,11 @@ def fault_of(causes: Sequence[BaseException], way: Way) -> tuple[str, str] | Non
     return None
 
 
+def is_refused_tunnel(root: BaseException) -> bool:
+    """True if a proxy answered that it can't or won't connect to the host."""
+    return _REFUSED_TUNNEL.search(str(root)) is not None
+
+
 def _of_tls(root: BaseException, way: Way, who: str, of_proxy: bool) -> str | None:
     """What is wrong with the TLS of ``who``; ``None`` if it may go away."""
     if isinstance(root, CertificateError):

@@ -50,7 +50,10 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
     [
         (run(stop_cause=StopCause.KEY), "Set or correct the key (`--api_key`, `--api_key_file`"),
         (run(stop_cause=StopCause.QUOTA), "Add credit to the account, raise its spending limit"),
-        (run(stop_cause=StopCause.UNREACHABLE), "Check `--request_url`, the network, and whether"),
+        (
+            run(stop_cause=StopCause.UNREACHABLE),
+            "Check `--request_url`, the network and its proxy, and",
+        ),
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
         (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results file writa"),
         (

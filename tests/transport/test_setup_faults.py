@@ -206,6 +206,7 @@ def test_a_proxys_words_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     with proxied_by(answering(b"", "503 \x1b[31mAway\x07 now"), monkeypatch):
         error = error_of("https://api.example.com/")
     assert error.unreachable and str(error).isprintable() and "Away now" in str(error)
+    assert "no connection to api.example.com through the proxy" in str(error)
 
 
 def test_a_plain_proxys_refusal_needs_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
