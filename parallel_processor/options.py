@@ -272,15 +272,7 @@ class Options:
         url: object = self.request_url
         shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
         _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
-        bare, login = without_login(self.request_url)
-        if login and "@" in urlsplit(bare).path:  # the login may have ended at a slash within it
-            raise ConfigurationError(
-                "request_url has an @ behind its login: write / in a password as %2F, and @ as %40"
-            )
-        object.__setattr__(self, "request_url", bare)
-        object.__setattr__(self, "login", self.login or login)
-        ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)
-        _check(ok, "login", "…", "user:password")
+        self._take_login_out()
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
         _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
         if self.api_key is not None and not _is_key(self.api_key):
@@ -309,6 +301,18 @@ class Options:
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             _check(function is None or callable(function), name, function, "a function")
+
+    def _take_login_out(self) -> None:
+        """Make the login of ``request_url`` that of the options."""
+        bare, login = without_login(self.request_url)
+        if login and "@" in urlsplit(bare).path:  # the login may have ended at a slash within it
+            raise ConfigurationError(
+                "request_url has an @ behind its login: write / in a password as %2F, and @ as %40"
+            )
+        object.__setattr__(self, "request_url", bare)
+        object.__setattr__(self, "login", self.login or login)
+        ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)
+        _check(ok, "login", "…", "user:password")
 
 
 class Settings(TypedDict, total=False):
