@@ -71,7 +71,7 @@ class ConcurrencyLimit:
         self._slow_s = self._slowness.slow_s
         self.limit = self._sought
         self._most = most
-        self._climbs = climbs
+        self._climbs, self._is_gentle = climbs, gentle
         self._leaps = 0  # taken so far; -1 once they are over
         self._factor = 2.0  # of the next leap or step
         self._ended = 0
@@ -200,7 +200,7 @@ class ConcurrencyLimit:
             return self._ended_confined(admitted_at, answered=answered)
         if self._settles:
             self._settle(now)
-            if answered:
+            if answered and self._is_gentle:
                 self._note_latency(now - admitted_at)
         elif answered and admitted_at > self._round_at:
             self._answers += 1

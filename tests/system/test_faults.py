@@ -236,7 +236,7 @@ FAULTS = {
     "500 wait": retried(error("500 Oops", SOON), "HTTP 500", wait_s=SOON_S),
     "500 for good": final(error("500 Oops", "x-should-retry: false\r\n"), "HTTP 500"),
     "502": retried(sends("502 Bad Gateway", HTML), "HTTP 502"),
-    "503": retried(error("503 Unavailable"), "HTTP 503"),
+    "503": refused(error("503 Unavailable"), "HTTP 503"),  # others are answered
     "503 wait": refused(error("503 Unavailable", SOON), "HTTP 503", wait_s=SOON_S),
     "504": retried(sends("504 Gateway Timeout", HTML), "HTTP 504"),
     "529": refused(error("529 Overloaded", type="overloaded_error"), "HTTP 529 overloaded_error"),
