@@ -343,6 +343,8 @@ def _shapes(data: Mapping[str, Any]) -> Iterable[_Check]:
         yield _output
     if data.get("type") == "message" and "content" in data:
         yield _content
+    if "results" in data and str(data.get("id")).startswith("modr"):
+        yield _results
     if "done" in data and ("message" in data or "response" in data):
         yield _ollama
     first = rows[0] if isinstance(rows, list) and rows else None

@@ -216,6 +216,7 @@ NO_ANSWERS = [
     (UNKNOWN, chat("Half", "error"), "'error'"),
     (Expected("", 3), vectors(0, 1), "2 vectors for 3 inputs"),
     (UNKNOWN, vectors(0, 0), "indexes"),
+    (UNKNOWN, {"id": "modr-1", "model": "m", "results": []}, "no results"),
     *((UNKNOWN, body, "empty list") for body in ([], [None, None], [[]])),
 ]
 

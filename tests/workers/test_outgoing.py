@@ -11,7 +11,7 @@ import pytest
 from commands import write_lines
 from raw_server import RawServer, Visit
 
-from parallel_processor import process_file
+from parallel_processor import Processor, RetryPolicy, process_file
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Request
 from parallel_processor.providers.answers import Expected
@@ -50,6 +50,22 @@ def test_the_url_the_inputs_and_the_form_of_the_record_are_known() -> None:
     assert outgoing.expected(row) == Expected("https://a/v1/moderations", 2, True)
     line = made_request({"input": "a"}, 1)
     assert outgoing.expected(line) == Expected("https://a/v1/embeddings", 1, False)
+
+
+def test_a_worker_process_knows_how_many_vectors_there_must_be() -> None:
+    """The number of inputs travels with the request."""
+
+    def serve(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(b'{"data": [{"embedding": [1]}, {"embedding": [2]}]}')
+
+    retry = RetryPolicy(max_attempts=1)
+    with RawServer(serve) as server:
+        url = f"{server.url}/v1/embeddings"
+        with Processor(request_url=url, processes=2, retry=retry) as processor:
+            few, right = processor.map([{"input": ["a", "b", "c"]}, {"input": ["a", "b"]}])
+    assert (few.ok, right.ok) == (False, True)
+    assert "2 vectors for 3 inputs" in str(few.error)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
