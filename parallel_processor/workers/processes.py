@@ -224,10 +224,11 @@ class WorkerProcesses:
             self.flush()
 
     def flush(self) -> None:
-        """Give what was started to the process with the fewest requests in flight."""
+        """Give what was started to the processes: to each a share, to the idlest first."""
         started, self._started = self._started, []
-        if started:
-            self._send(None, started)
+        share = -(-len(started) // self._size)
+        for place in range(0, len(started), share or 1):
+            self._send(None, started[place : place + share])
 
     def _send(self, child: _Child | None, batch: list[AdmittedRequest]) -> None:
         """Give ``batch`` to ``child`` if it lives, else to another; a failure ends the run."""
