@@ -47,11 +47,12 @@ _NO_QUOTA = re.compile(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn'
 
 _LOADING = phrases(
     "load|initiali|start|ready|warming|waking|spinning|scaling|boot|cold|模型|启动|初始化|预热|加载",
-    r"\b(?:loading|initiali[sz]ing|starting|downloading)\b(?: \w+){0,2} (?:models?|engine|weights)\b"
-    r"|\bmodels?\b[^.;]{0,80}?\b(?:loading|downloading|being (?:loaded|downloaded)|to load|cold)\b"
+    r"\b(?:loading|initiali[sz]ing|starting|downloading)\b(?: \w+){0,5} (?:models?|engine|weights)\b"
+    r"|\bmodels?\b[^.;]{0,80}?\b(?:loading|downloading|to load|cold)\b"
+    r"|\bmodels?\b[^.;]{0,80}?\bbeing (?:loaded|downloaded|initiali[sz]ed)\b"
     r"|\bnot (?:yet |fully )?(?:ready|loaded|initiali[sz]ed|started)\b"
     r"|\b(?:starting|warming|waking|spinning|scaling|booting) up\b|\bbooting\b|\bcold.?start"
-    r"|\b(?:still|is|are|container|server) (?:starting|initiali[sz]ing)\b"
+    r"|\b(?:still|is|are|container|server|engine|service) (?:starting|initiali[sz]ing)\b"
     r"|模型[^。；]{0,8}(?:加载|启动)|加载中|启动中|正在(?:加载|启动|初始化)|预热中",
 )
 _BROKEN = re.compile(

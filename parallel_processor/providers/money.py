@@ -101,7 +101,7 @@ _HOLD = (
 )
 _GONE = (
     r"\b(?:insufficient|not (?:sufficient|enough)|too low|exhausted|used up|depleted|empty|negative"
-    r"|overdue|expired|r[au]n out|spent|zero|reached|exceeded|past due|unpaid|in debt)\b"
+    r"|overdue|expired|r[au]n out|spent|zero|reached|exceeded|hit|gone|past due|unpaid|in debt)\b"
 )
 _CAP = (
     r"\b(?:spend(?:ing)?|billing|credits?|cost|monthly|weekly) "
@@ -111,8 +111,8 @@ _CAP = (
 _MONEY = (
     phrases(
         "balance|credit|fund|wallet|allowance|prepayment|budget",
-        rf"{_HOLD}(?:(?!tokens)[^.!?;:\n]){{0,40}}{_GONE}"
-        r"|\b(?:insufficient|not enough|no|r[au]n out of|out of|used all(?: of)?|exhausted|depleted"
+        rf"{_HOLD}(?:(?!tokens|rate)[^.!?;:\n]){{0,40}}{_GONE}"
+        r"|\b(?:insufficient|not enough|no|r[au]n out of|out of|used(?: up)? all(?: of)?|exhausted|depleted"
         r"|exceeded|over|crossed|reached|hit|lacks?|negative|(?:don.?t|doesn.?t|not) have"
         rf"(?: any| enough| sufficient))\b(?: (?!rate|tokens?)\w+){{0,4}} ?{_HOLD}"
         r"|\brequires? (?:more|a paid|paid) (?:credits?|balance)\b",
@@ -153,11 +153,12 @@ _ACCOUNT_CLOSED = phrases(
     r"|账[户号][^。；，,\n]{0,6}(?:停用|冻结|封禁|锁定|禁用)",
 )
 _PLAN = (
-    r"(?:quota|usage (?:limit|cap)s?|subscription|trial|package|(?:purchased|free|included) tokens"
-    r"|plan(?: limits?)?|limit of (?:your|the|this) (?:plan|key|account)|key limits?)"
+    r"(?:quota|usage (?:limit|cap)s?|subscription|trial|free tier|package"
+    r"|(?:purchased|free|included) tokens|plan(?: limits?)?"
+    r"|limit of (?:your|the|this) (?:plan|key|account)|key limits?)"
 )
 _QUOTA_GONE = phrases(
-    "quota|usage|plan|subscription|trial|package|key limit|month|used up|超|purchased|free|included",
+    "quota|usage|plan|subscription|trial|free|package|key limit|month|used up|超|purchased|included",
     rf"\b{_PLAN}\b[^.;:\n]{{0,40}}\b(?:exceeded|exhausted|used up|not enough|depleted|reached|hit|ended"
     r"|expired|finished)\b"
     rf"|\b(?:exceeded|exhausted|reached|used up|hit|out of|no)\b(?: [\w'’]+){{0,5}} {_PLAN}\b"
@@ -167,7 +168,8 @@ _QUOTA_GONE = phrases(
 )
 # A limit of requests in a minute says "quota" as well.
 _NO_QUOTA = re.compile(
-    r"per.?(?:minute|second|request)|\b[rt]pm\b|rate.?limits?\b|\b(?:minute|second)\b|concurren|parallel"
+    r"per.?(?:minute|second|request)|request rate|slow down|\b[rt]pm\b|rate.?limits?\b"
+    r"|\b(?:minute|second)\b|concurren|parallel"
     r"|/ ?(?:min|sec)|resource.?exhausted|throttl|tokens? quota exceeded|每分钟|每秒|频率|速率|并发",
     re.IGNORECASE,
 )

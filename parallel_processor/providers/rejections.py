@@ -25,6 +25,7 @@ _OVERLOADED = phrases(
 _CONCURRENCY = phrases(
     "concurren|parallel|flight|simultaneous|open |slot|并发|同时",
     r"concurren(?:t|cy)|\bparallel[ _]requests?\b|max_parallel_requests|\bin[- ]flight\b|simultaneous"
+    r"|\bin parallel\b"
     r"|\bopen (?:requests|connections)\b|\bslots?\b[^.;]{0,20}\b(?:busy|in use|available|free)\b"
     r"|并发|同时",
 )

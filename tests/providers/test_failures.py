@@ -195,6 +195,7 @@ def test_a_wait_is_read_in_other_words(text: str, seconds: float | None) -> None
     [
         *("The model is being downloaded", "Waiting for model to load", "warming up", "启动中"),
         *("The inference server is booting", "instance is waking up", "Container starting"),
+        *("loading checkpoint shards of the model", "the model is still being initialized"),
         *("vLLM engine is not ready", "Service is starting up, please try again later"),
     ],
 )

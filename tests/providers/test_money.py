@@ -319,6 +319,10 @@ def test_what_is_used_up_stops_the_run(status: int, body: Any, cause: StopCause)
 
 SPENT_WORDS = [
     (403, "Out of credits"),
+    (429, "You've used up all your credits for this month"),
+    (403, "Your trial credits are gone"),
+    (403, "Your free tier has been exhausted"),
+    (422, "Budget limit hit for team data-science"),
     (403, "Your account has run out of credits"),
     (429, "You have no credits left. Please add credits to your account."),
     (400, "You have insufficient credits to make this request"),
@@ -388,6 +392,8 @@ HARMLESS = [
     (429, "Quota exceeded: 60 requests per minute per user"),
     (429, "quota exceeded, please try again in 10 seconds"),
     (429, "Request quota reached for this second"),
+    (429, "Request rate exceeded for your subscription tier, slow down"),
+    (429, "Buy credits to raise the rate, a limit was hit"),
     (429, "The quota for model m of 60 requests per minute is exceeded"),
     (429, "per-request token budget exhausted"),
     (500, "load balance failed: no healthy backend"),
