@@ -374,3 +374,8 @@ def _check_of(url: str) -> _Check:
     path = urlsplit(url).path.rstrip("/").lower()
     ends = (check for end, check in _PROMISES.items() if path.endswith(end))
     return next(ends, _by_shape)
+
+
+def is_known(url: str) -> bool:
+    """True if what the endpoint at ``url`` promises is known."""
+    return _check_of(url) is not _by_shape

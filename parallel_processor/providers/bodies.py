@@ -8,8 +8,8 @@ from typing import Any
 
 from parallel_processor.models import Response
 from parallel_processor.options import shown_url
-from parallel_processor.providers.answers import STREAMED, Expected, Fault, fault_of
-from parallel_processor.providers.claims import strong_claim
+from parallel_processor.providers.answers import STREAMED, Expected, Fault, fault_of, is_known
+from parallel_processor.providers.claims import status_of, strong_claim
 from parallel_processor.providers.endpoints import url_advice
 from parallel_processor.providers.errors import body_text, read_error
 from parallel_processor.providers.jsontext import parse, read_answer
@@ -63,7 +63,16 @@ def fault_of_body(response: Response, expected: Expected) -> Fault:
     if response.body and not _TEXT.fullmatch(content_type):
         message = f"the answer is {content_type}, which can't be recorded: it has to be JSON"
         return Fault("not JSON", message, is_final=True)
-    return Fault("not JSON", f"the answer is not JSON: {body_text(response)[:80]!r}")
+    text = body_text(response)
+    # A text that an unknown endpoint calls plain may be what was paid for, unless it tells of a failure.
+    is_plain = content_type == "text/plain" and response.body.strip()[:1] not in (
+        b"",
+        b"{",
+        b"[",
+        b"<",
+    )
+    is_final = is_plain and not is_known(expected.url) and status_of(text) is None
+    return Fault("not JSON", f"the answer is not JSON: {text[:80]!r}", is_final)
 
 
 def _is_stream(response: Response) -> bool:

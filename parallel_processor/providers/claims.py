@@ -138,11 +138,11 @@ def _coded(
     number = int(code) if re.fullmatch("[0-9]{1,9}", str(code)) else -1
     status = (statuses or {}).get(number) or _http_status(code)
     if status is None:
-        status = _status_of(" ".join(names)) if any(names) else _status_of(text)
+        status = status_of(" ".join(names)) if any(names) else status_of(text)
     return {"code": code, "message": text, "http_status": status}
 
 
-def _status_of(words: str) -> int | None:
+def status_of(words: str) -> int | None:
     """The status that a code, a type or, where there is neither, a message stands for."""
     matches = (status for status, pattern in _WORDS if pattern.search(words[:500]))
     return next(matches, None)

@@ -245,6 +245,7 @@ ONCE = [
     (UNKNOWN, 200, b"ID3\x04", {"content-type": "audio/mpeg"}, "audio/mpeg"),
     (UNKNOWN, 200, b"\x89PNG", {"content-type": "image/png"}, "image/png"),
     (UNKNOWN, 200, b"WEBVTT", {"content-type": "text/vtt; charset=utf-8"}, "text/vtt"),
+    (UNKNOWN, 200, b"A spoken text", {"content-type": "text/plain; charset=utf-8"}, "spoken"),
     (UNKNOWN, 200, b"\0", {"content-type": "application/octet-stream"}, "octet-stream"),
     (CHAT, 200, b'data: {"choices": [{"delta": {}}]}\n\ndata: {"choices": []}\n\n', {}, STREAM),
     (CHAT, 200, b"event: message_start\ndata: {}\n\nevent: x\ndata: {}\n\n", {}, STREAM),
@@ -411,6 +412,7 @@ def test_a_web_page_names_the_url_that_leads_to_it(body: bytes, headers: dict[st
 def test_a_torn_text_is_tried_again(body: bytes) -> None:
     """What is no JSON, though it might have been, has not been bought."""
     assert judged(body, CHAT).status is RETRY
+    assert judged(body, UNKNOWN, headers={"content-type": "text/plain"}).status is RETRY
 
 
 NAMES = (
