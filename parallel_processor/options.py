@@ -36,6 +36,13 @@ SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""
 _LARGEST = 1e300
 _MOST_PROCESSES = 64
+_LEAST = {  # of the settings that are whole numbers
+    "max_workers": 1,
+    "processes": 1,
+    "max_response_bytes": 1,
+    "stop_after_equal_failures": 0,
+    "default_output_tokens": 0,
+}
 _LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
 _SECRET_IN_URL = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)  # a login, a query
 _LOGIN = re.compile(r"//.*@", re.DOTALL)  # of a URL that can't be read, perhaps for its password
@@ -288,16 +295,13 @@ class Options:
         ok = self.token_accounting in get_args(TokenAccounting)
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
-        _check_whole("max_workers", self.max_workers, 1)
-        _check_whole("processes", self.processes, 1)
+        for name, least in _LEAST.items():
+            _check_whole(name, getattr(self, name), least)
         _check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
         _check_seconds("request_timeout_s", self.request_timeout_s)
         _check_seconds("connect_timeout_s", self.connect_timeout_s)
-        _check_whole("max_response_bytes", self.max_response_bytes, 1)
-        _check_whole("stop_after_equal_failures", self.stop_after_equal_failures, 0)
         _check_number("drain_s", self.drain_s, above=False)
         _check_number("write_retry_s", self.write_retry_s, above=False)
-        _check_whole("default_output_tokens", self.default_output_tokens, 0)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             _check(function is None or callable(function), name, function, "a function")

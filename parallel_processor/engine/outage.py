@@ -12,7 +12,8 @@ a streak. An answer to a request that was sent after the streak began ends it: t
 
 In an outage no attempt counts, and the model's requests pause. After each pause a single request is sent,
 each time another one: a request that is itself to blame can't keep the outage alive. The pauses grow to
-5 seconds, whatever the server asks for: a single request is cheap, and too long a wait is not.
+5 seconds, whatever the server asks for: a single request is cheap, and too long a wait is not. The first
+failures may have been taken for load. In the third round, what they have slowed down is taken back.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import NamedTuple
 from parallel_processor.engine.retry import longest_backoff_s
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
-from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
 
 _STATUSES = {502, 503, 504, *range(520, 525), 530}  # gateways, Cloudflare's included
 _BROKEN = "connection error"
@@ -36,6 +37,8 @@ _LEAST_S = 2.0
 _LEAST_REQUESTS = 3
 _LEAST_FAILURES = 5
 _LONGEST_PAUSE_S = 5.0
+_BURST_S = 10.0  # in which the failures of a server that ends may be between its last answers
+_ROUNDS = 3  # from so many on, load was not the reason
 
 
 class Verdict(enum.Enum):
@@ -69,6 +72,7 @@ class _Streak:
 
     sent_at: float  # when the first of them was admitted
     began_s: float  # when it came back
+    before: Tally  # of the bucket, then
     failures: int = 0
     requests: set[int] = field(default_factory=set)  # some of their numbers
     rounds: int = 0  # pauses so far
@@ -92,14 +96,20 @@ class Outages:
         """
         with self._lock:
             streak = self._streaks.get(bucket)
-            if _is_outage_like(attempt, streak):
-                return self._judge(bucket, streak, number, admitted_at, attempt)
-            if attempt.response is None or attempt.response.status >= 500:
+            is_outage_like = _is_outage_like(attempt, streak)
+            if is_outage_like:
+                judgement = self._judge(bucket, streak, number, admitted_at, attempt)
+                streak = self._streaks[bucket]
+            elif attempt.response is None or attempt.response.status >= 500:
                 return Judgement(Verdict.SERVES)
-            self._streaks.pop(bucket, None)
-        if streak is not None and streak.rounds:
+            else:
+                judgement = Judgement(Verdict.SERVES)
+                self._streaks.pop(bucket, None)
+        if judgement.round == _ROUNDS and streak is not None:
+            bucket.take_back(streak.before)
+        elif not is_outage_like and streak is not None and streak.rounds:
             bucket.free()
-        return Judgement(Verdict.SERVES)
+        return judgement
 
     def _judge(
         self,
@@ -113,7 +123,10 @@ class Outages:
         now, answered_at = self._clock(), bucket.newest_answered_at
         serves = answered_at > (admitted_at if streak is None else streak.sent_at)
         if streak is None or serves:
-            streak = self._streaks[bucket] = _Streak(admitted_at, now)
+            before = bucket.tally()
+            if streak is not None and now - streak.began_s < _BURST_S:
+                before = streak.before  # its failures may be the first ones of this outage
+            streak = self._streaks[bucket] = _Streak(admitted_at, now, before)
         streak.failures += 1
         if len(streak.requests) < _LEAST_REQUESTS:
             streak.requests.add(number)

@@ -148,14 +148,17 @@ class Crowd:
 
 
 def out(
-    begins_s: float, lasts_s: float, attempt: Attempt, latency_s: float = 0.2, fails_s: float = 0.01
+    begins_s: float, lasts_s: float, attempt: Attempt, latency_s: float = 0.2, drains: bool = False
 ) -> Serve:
-    """A server that is out of order for a while; what is under way then fails at that moment."""
+    """A server that is out of order for a while.
+
+    What is under way then fails at that moment, or is answered if it ``drains``.
+    """
 
     def serve(at_s: float, number: int) -> tuple[float, Attempt]:
         if begins_s <= at_s < begins_s + lasts_s:
-            return fails_s, attempt
-        if at_s < begins_s < at_s + latency_s:
+            return 0.01, attempt
+        if at_s < begins_s < at_s + latency_s and not drains:
             return begins_s - at_s, RESET
         return latency_s, GOOD
 
@@ -178,6 +181,11 @@ OUTAGES: dict[str, tuple[float, float, Attempt, dict[str, Any]]] = {
         {"limits": Limits(requests_per_minute=1200, tokens_per_minute=math.inf), "count": 800}
         | {"workers": 200, "latency_s": 3.0},
     ),
+    "slow answers, and it ends in order": (
+        *(10.0, 30.0, UNAVAILABLE),
+        {"limits": Limits(requests_per_minute=1200, tokens_per_minute=math.inf), "count": 800}
+        | {"workers": 200, "latency_s": 3.0, "drains": True},
+    ),
     "nine minutes": (5.0, 540.0, BAD_GATEWAY, {}),
 }
 
@@ -187,8 +195,8 @@ def test_an_outage_is_waited_for(case: str) -> None:
     """Everything is answered in at most 1.3 times the time of a client that knows, with single probes."""
     begins_s, lasts_s, attempt, parts = OUTAGES[case]
     parts = {"count": 2000} | parts
-    latency_s = parts.pop("latency_s", 0.2)
-    crowd = Crowd(out(begins_s, lasts_s, attempt, latency_s), **parts)
+    latency_s, drains = parts.pop("latency_s", 0.2), parts.pop("drains", False)
+    crowd = Crowd(out(begins_s, lasts_s, attempt, latency_s, drains), **parts)
     knows = Crowd(out(0.0, 0.0, attempt, latency_s), **parts)
     assert crowd.answered == parts["count"]
     assert crowd.ended_s <= 1.3 * (knows.ended_s + lasts_s)
