@@ -30,6 +30,8 @@ from parallel_processor import (
 from parallel_processor.files.verify import verify_results
 from parallel_processor.simulator import CannedAnswer, Rule, Simulator, SimulatorOptions
 
+pytestmark = pytest.mark.acceptance
+
 CHAT = "/v1/chat/completions"
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
 MAX_ATTEMPTS = 3
