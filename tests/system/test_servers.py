@@ -204,15 +204,14 @@ http_access deny all
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
-    ("rules", "login", "says"),
+    ("scheme", "rules", "login", "says"),
     [
-        ("http_access allow all", "", ""),
-        ("http_access deny all", "", "403"),
-        (SQUID_LOGIN, "me:secret@", ""),
-        (SQUID_LOGIN, "me:wrong@", "407"),
-        (SQUID_LOGIN, "", "407"),
+        ("http", "http_access allow all", "", ""),
+        ("https", "http_access deny all", "", "403"),
+        ("https", SQUID_LOGIN, "me:secret@", ""),
+        ("http", SQUID_LOGIN, "me:wrong@", "407"),
+        ("https", SQUID_LOGIN, "", "407"),
     ],
     ids=["open", "closed", "right login", "wrong login", "no login"],
 )
