@@ -36,7 +36,7 @@ _AT_ONCE = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 _LEAST_S = 2.0
 _LEAST_REQUESTS = 3
 _LEAST_FAILURES = 5
-_LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 5.0, 0.1
 _BURST_S = 10.0  # in which the failures of a server that ends may be between its last answers
 _ROUNDS = 3  # from so many on, load was not the reason
 
@@ -145,7 +145,8 @@ class Outages:
         return Judgement(verdict, self._pause_s(streak.rounds), round_, streak.began_s)
 
     def _pause_s(self, rounds: int) -> float:
-        return min(longest_backoff_s(self._policy, max(rounds, 1)), _LONGEST_PAUSE_S)
+        backoff_s = longest_backoff_s(self._policy, max(rounds, 1))  # the user may have set 0
+        return min(max(backoff_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
 def _is_outage_like(attempt: Attempt, streak: _Streak | None) -> bool:

@@ -232,13 +232,14 @@ class Settlement:
     ) -> None:
         """Pause while the server can't be reached, or isn't ready, and try it with single requests.
 
-        If it never was reached, ``max_attempts`` rounds end the run.
+        If no response ever came, ``max_attempts`` rounds end the run.
         """
         is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
-        if is_unreachable and not self._was_reached and judged.round >= policy.max_attempts:
+        if not self._was_reached and judged.round >= policy.max_attempts:
             host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
-            message = attempt.error if is_proxys else f"can't reach {host}: {attempt.error}"
+            message = attempt.error if is_proxys else what + attempt.error
             self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
         elif judged.verdict is Verdict.LOST and attempt.stop_cause is StopCause.SETUP:
             self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
