@@ -179,12 +179,14 @@ class RetryPolicy:
     "Exponential Backoff And Jitter").
 
     Attributes:
-        max_attempts: failed attempts after which a request fails, at least 1. 429s don't count.
+        max_attempts: failed attempts after which a request fails, at least 1. 429s and outages don't
+            count.
         backoff_initial_s: longest wait before the first retry, in seconds.
         backoff_max_s: longest wait before any retry, in seconds.
         pause_s: seconds for which everything pauses after a 429 that doesn't say how long. ``None``: 1 s
             at first, and up to 15 s while nothing is answered.
-        rate_limit_deadline_s: seconds of 429s after which a request fails.
+        rate_limit_deadline_s: seconds of 429s after which a request fails, and of an outage after which its
+            model is left out. If the server asks for a longer wait, the run stops.
 
     >>> retry = RetryPolicy(max_attempts=2, backoff_initial_s=0)
     >>> with Processor(request_url=url, retry=retry) as processor:
@@ -223,7 +225,7 @@ class Options:
         limits_by_model: limits for models by pattern, such as ``"gpt-4o*"``. The first pattern that a model
             matches counts; its models share one limit. The numbers of ``limits`` hold for all models
             together, those of a pattern besides; defaults that nobody set hold for the other models.
-        account: the name of the account. Processors of one name share each limit that they set alike.
+        account: the name of the account. Processors of one name share each limit of the same number.
             ``None``: so do those with the same host in ``request_url`` and the same ``api_key``.
         token_accounting: what the server's token limit charges. ``"reserve"``: the most that a request
             may use. ``"usage"``: what its answer used. ``"auto"``: what is known of the host.

@@ -86,8 +86,9 @@ class Processor:
         reads the iterable, only as far ahead as the limits and ``max_workers`` allow. ``progress`` is as
         in :meth:`process_file`.
 
-        After a fatal answer or :meth:`stop`, the outcomes of the requests in flight are yielded, and then
-        :class:`RunStoppedError` is raised. Closing the iterator early cancels the requests in flight.
+        After a fatal answer or :meth:`stop`, the outcomes of the requests in flight are yielded. Then
+        :class:`RunStoppedError` is raised, after :meth:`stop` only if requests are left without an outcome.
+        Closing the iterator early cancels the requests in flight.
 
         >>> with Processor(request_url=url) as processor:
         ...     for outcome in processor.imap_unordered([{"model": "m", "input": "text"}]):
@@ -135,8 +136,8 @@ class Processor:
     ) -> list[Outcome]:
         """The outcomes of all ``requests``, in their order, failed ones included.
 
-        This thread calls ``on_outcome`` with each outcome as it comes. If the run ends early, also by
-        :meth:`stop`, an exception is raised. Its attribute ``outcomes`` has the outcomes so far.
+        This thread calls ``on_outcome`` with each outcome as it comes. If the run ends early, an
+        exception is raised, as by :meth:`imap_unordered`. Its attribute ``outcomes`` has those so far.
 
         >>> with Processor(request_url=url) as processor:
         ...     outcomes = processor.map([{"model": "m", "input": "one"}, {"model": "m", "input": "two"}])
@@ -263,7 +264,7 @@ class Processor:
         """End every run: nothing more is sent, and requests in flight may end (see ``drain_s``).
 
         Any thread may call it, but no signal handler. :meth:`process_file` returns as usual; its summary
-        has the ``reason`` as ``stop_reason``.
+        has the ``reason`` as ``stop_reason``. :meth:`imap_unordered` says what it raises.
         """
         self._account.stop(reason)
 
@@ -282,7 +283,7 @@ class Processor:
     ) -> None:
         """Wait for submitted requests, unless the block raised. In both cases stop every run.
 
-        A run is cancelled if nobody takes its outcomes any more.
+        A run is cancelled if the block raised, or if nobody takes its outcomes any more.
         """
         account, is_clean = self._account, kind is None
         try:
@@ -304,7 +305,7 @@ def _number(outcome: Outcome) -> int:
 
 
 def _raise_cause(cause: BaseException | None, summary: Summary) -> None:
-    """Raise what ended the run, if the server or the disk did. A run that :meth:`stop` ended returns."""
+    """Raise what ended the run, but no ``StopRequested``: after that, ``process_file`` returns as usual."""
     if cause is None or isinstance(cause, StopRequested):
         return
     if isinstance(cause, ParallelProcessorError):

@@ -1,7 +1,7 @@
 """What a refusal or a timeout means: for its own request, and for all others of its bucket.
 
 * **Who pays.** A refusal for limits costs the request no attempt. Nor does one for load (503 without
-  ``Retry-After``), while others are answered.
+  ``Retry-After``), while others are answered. The next point has the exception.
 * **Whose matter it is.** A request that is refused again and again, while requests that were sent after it
   are answered, is refused for itself: its prompt is too long for the plan, for example. It pauses nobody
   any more, and each further refusal is a failed attempt.

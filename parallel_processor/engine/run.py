@@ -6,28 +6,25 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 
 * The *reader* is the thread that iterates over :meth:`Run.outcomes`: the caller's, or that of
   ``submissions``. It waits only for ``_waker``, which is set for credits, an outcome and the stop.
-* The *dispatcher* is a thread of its own. It waits until a bucket admits the head of its queue, or a
-  backoff is over, and starts a worker for that request.
 * *Workers* send. A worker that has settled an attempt takes the next admitted request from the dispatcher's
   queues itself. No request that waits occupies a worker.
+* The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
+  worker for an admitted request that no worker asks for. It and the workers also count the tokens that the
+  reader has not counted (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
 * The *writer*, behind the sink of a file run, appends records.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
-it early. Its first cause counts. Then nothing more is sent, what is queued is dropped without a record, and
-requests in flight get some time to end:
+it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
+table of stops says how long requests in flight have to end. Three places see to it:
 
-==========================================  ==========================================================
-cause of the stop                           requests in flight
-==========================================  ==========================================================
-a fatal answer, equal failures              end, however long that takes
-a failing disk                              have ``drain_s``, or ``write_retry_s`` if that is longer
-:meth:`Run.stop`, Ctrl-C in a file run      have ``drain_s``; half a second in a notebook's cell
-Ctrl-C while the program takes outcomes     are cancelled at once: nobody takes their outcomes
-:meth:`Run.cancel`                          are cancelled at once
-==========================================  ==========================================================
+* :func:`~parallel_processor.engine.stops.drain_s`, by the cause, for most stops;
+* the handlers in :meth:`Run.outcomes`, for exceptions in the thread of the reader;
+* :meth:`Run._finish`, which cancels what is left, at once if nobody takes the outcomes any more.
 
-What is cancelled has no record, and the next run sends it again. No thread, socket or file is left.
-A model that is left out (``stops.py``) stops its own requests alone. The end tells of it as of a stop.
+What is dropped or cancelled is unanswered: it has no record, and the next run sends it. If it was sent
+before, it has an ``unanswered`` outcome, which is neither written nor yielded. It gives the credit back.
+No thread, socket or file is left. A model that is left out (``stops.py``) stops its own requests alone.
+The end tells of it as of a stop.
 """
 
 from __future__ import annotations
@@ -212,7 +209,7 @@ class Run:
                     raise self._dispatcher.error
                 if (left_out := self._left_out.error()) is not None and not self._left_out.is_told:
                     self._stop.set(left_out)
-            except Exception as error:  # in the input: requests in flight still get their outcomes
+            except Exception as error:  # of the input, say; what can go at once is still sent
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
                 self._stop.set(error)
@@ -343,7 +340,8 @@ class Run:
     ) -> AdmittedRequest | None:
         """Deliver the outcome, or queue the request again. Returns the next request to send, if any.
 
-        The workers call this with each attempt. A bug ends the run instead of hanging it.
+        The workers call this with each attempt. ``made_room``: another queue's head may go, too.
+        A bug ends the run instead of hanging it.
         """
         try:
             outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)

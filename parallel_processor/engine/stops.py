@@ -171,8 +171,9 @@ class LeftOut:
 def drain_s(cause: BaseException | None, options: Options) -> float:
     """How many seconds requests in flight may take after a stop.
 
-    The docstring of ``run.py`` has the table. A failing disk has ``write_retry_s``, because failed writes
-    are tried again for so long. A pipe without a reader takes no record any more.
+    The README has the table. After a :class:`RunStoppedError` they may end: ``request_timeout_s`` bounds
+    each. A failing disk has ``write_retry_s``, because failed writes are tried again for so long. A pipe
+    without a reader takes no record any more.
     """
     if isinstance(cause, RunStoppedError):
         return math.inf

@@ -79,7 +79,7 @@ class WorkerThreads:
         request, host = admitted.pending.request, admitted.pending.bucket.host
         try:
             payload, expected = self._outgoing.payload(request), self._outgoing.expected(request)
-            if payload is not request.payload:
+            if payload is not request.payload:  # else no copy is needed
                 request = replace(request, payload=payload)
             attempt = self._attempts.send_once(request, host, expected)
             response = attempt.response
