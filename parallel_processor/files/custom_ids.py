@@ -88,5 +88,5 @@ def conflict_text(earlier_line: int, request: Request) -> str:
     return (
         f"lines {earlier_line} and {request.number} of the requests file have the same custom_id "
         f"{str(request.custom_id)[:100]!r} but different requests: their answers could not be told apart. "
-        "Give each row an id of its own"
+        f"Give line {request.number} another id: line {earlier_line} may have its answer under this one"
     )

@@ -29,7 +29,8 @@ _FLAGS = {
     WaitCause.TOKENS: "--max_tokens_per_minute",
 }
 _REMEDIES: Mapping[StopCause, str] = {
-    StopCause.KEY: "Set or correct the key (`--api_key`, `--api_key_file`, or `OPENAI_API_KEY`)",
+    StopCause.KEY: "Set or correct the key (`--api_key`, `--api_key_file`, or `OPENAI_API_KEY`) or the "
+    "login in the URL, or clear up what the message says of the account",
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network and its proxy, and whether the server runs",
     StopCause.SETUP: "Correct what the message names",
@@ -215,7 +216,7 @@ def _is_often(summary: Summary) -> bool:
 
 def _rejections(summary: Summary) -> str:
     share = summary.rate_limited / max(summary.attempts, 1)
-    return f"{share_text(share)} of the attempts were rejected (429)"
+    return f"{share_text(share)} of the attempts were rejected (429 or 503)"
 
 
 def _typed(bucket: BucketReport, cause: WaitCause) -> float:

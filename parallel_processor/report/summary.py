@@ -112,7 +112,7 @@ class Summary(RunCounts):
         yield (
             "attempts",
             f"{self.attempts:,}{self._rate(self.attempts)}, {self.retries:,} of them retries, "
-            f"{self.rate_limited:,} rejected (429); pauses: {self.pauses:,}",
+            f"{self.rate_limited:,} rejected (429 or 503); pauses: {self.pauses:,}",
         )
         yield (
             "tokens",

@@ -19,7 +19,7 @@ _CAUSE_TEXTS: Mapping[WaitCause, str] = {
     WaitCause.INPUT_TOKENS: "the input token limit",
     WaitCause.OUTPUT_TOKENS: "the output token limit",
     WaitCause.PAUSE: "a pause (429, or a server that is not ready)",
-    WaitCause.CONCURRENCY: "the server's concurrency limit",
+    WaitCause.CONCURRENCY: "the limit of requests in flight",
     WaitCause.MAX_WORKERS: "a free worker (max_workers)",
     WaitCause.DISK: "the disk",
     WaitCause.CONSUMER: "the program that reads the outcomes",
@@ -141,7 +141,7 @@ def bucket_text(
         bucket.in_flight_limit is not None
         and bucket.peak_in_flight >= bucket.in_flight_limit > 0 < bucket.answered
     ):
-        words.append(f"concurrency limit found: {bucket.in_flight_limit:,.0f}")
+        words.append(f"limited to {bucket.in_flight_limit:,.0f} requests in flight")
     return bucket_name(bucket, among), "; ".join(words)
 
 

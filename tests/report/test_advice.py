@@ -94,7 +94,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         (
             run(TYPED, limit(tried_per_minute=300.4), rejections=60),
             "Set `--max_requests_per_minute` to `auto` instead of 600. 6 % of the attempts were "
-            "rejected (429).",
+            "rejected (429 or 503).",
         ),
         (
             run(TYPED, limit(found=300.0), rejections=3),  # few are enough where a header says so

@@ -53,7 +53,7 @@ def test_the_summary_names_everything() -> None:
     assert rows(summary) == [
         "requests: 2,000 answered, 3 failed, 1,000 answered before, 5 failed before, "
         "6 not sent because an equal one was, 4 given up, the rest not sent in 120.0 s",
-        "attempts: 3,000 (1,500 a minute), 990 of them retries, 7 rejected (429); pauses: 2",
+        "attempts: 3,000 (1,500 a minute), 990 of them retries, 7 rejected (429 or 503); pauses: 2",
         "tokens: 60,000 reserved (30,000 a minute), 50,000 used by the answers",
         "failed with HTTP 500 <b>: 2",
         "failed with timeout: 1",
@@ -131,7 +131,7 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
         "900 tokens/min found, reduced to 480 after rejections (429)",
         "small: waited for 80 % the request limit, 10 % the disk; "
         "300 requests/min found (95 % used, changed 1 time); 1,000 requests/day found (10 % used)",
-        "sun: waited for nothing; concurrency limit found: 62",
+        "sun: waited for nothing; limited to 62 requests in flight",
         "few: waited for nothing; no limit of requests met up to 480/min",
         "open: waited for nothing; no limit of tokens",
     ]
