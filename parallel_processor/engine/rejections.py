@@ -28,6 +28,7 @@ _MIN_PAUSE_S = 0.1  # for a server that rejects and asks to wait 0 seconds
 _OWN_REFUSALS = 3  # after so many that others didn't share, a request is refused for itself
 _SHARED = 0.2  # others share the refusals if so many of theirs come for each of their answers
 _TIMEOUT_STATUSES = (408, 504, 524)  # a gateway's own timeout
+_LEAST_TIMEOUT_S = 3.0  # sooner than this, such a status is a fault, and no sign of load
 
 
 class Rejections:
@@ -88,7 +89,8 @@ def is_timeout(attempt: Attempt) -> bool:
     """True if the answer did not come in time, by our clock or by a gateway's."""
     if attempt.response is None:
         return attempt.kind == "timeout"
-    return attempt.response.status in _TIMEOUT_STATUSES
+    waited_s = attempt.latency_s or 0.0
+    return attempt.response.status in _TIMEOUT_STATUSES and waited_s >= _LEAST_TIMEOUT_S
 
 
 def _is_own(rejection: Rejection, bucket: TokenBucket, retry_state: RetryState) -> bool:

@@ -39,10 +39,7 @@ _EXPONENT = 0.6  # a queue's latency grows with this power of the number at leas
 _LEAST_MORE = 1.4  # numbers are compared that differ by this factor
 _LEAST_ANSWERS = 2  # a mean latency counts only if it is taken over so many answers
 _MOST_ANSWERS = 16  # older answers fade
-_LEAST_SLOW = 3  # slow answers after which the pace of all answers is measured
-_DANGER = (
-    0.8  # of the longest time: where the last of those in flight will take longer, it is high time
-)
+_DANGER = 0.8  # of the longest time: with answers that take longer, it is high time
 _GROWTH = 1.05  # a round
 _FAR = 0.25  # of the longest time: with quicker answers the number doubles instead
 
@@ -150,8 +147,6 @@ class Slowness:
         self._longest_s = math.inf
         # By octave of the number: how many answers, and the means of their latencies and numbers.
         self._means: dict[int, tuple[int, float, float]] = {}
-        self._mark = (-math.inf, 0)  # a time, and how many had ended by then
-        self._slow_answers = _LEAST_SLOW - 1  # since the mark
         self.may_take(longest_s)
 
     def may_take(self, longest_s: float) -> None:
@@ -159,10 +154,10 @@ class Slowness:
         if longest_s < self._longest_s:
             self._longest_s, self.slow_s = longest_s, _SLOW * longest_s
 
-    def answered(self, latency_s: float, place: int, count: int, ended: int, now: float) -> None:
+    def answered(self, latency_s: float, place: int, count: int) -> None:
         """Follow a slow answer to a request that was sent as number ``place`` of those in flight.
 
-        ``count`` are in flight now, and ``ended`` have ended.
+        ``count`` are in flight now.
         """
         octave = place.bit_length()
         answers, mean_s, mean_place = self._means.get(octave, (0, 0.0, 0.0))
@@ -172,19 +167,17 @@ class Slowness:
         self._means[octave] = answers, mean_s, mean_place
         if answers >= _LEAST_ANSWERS and self._queues(octave, mean_s, mean_place):
             self.number = max(1.0, place * _BEARABLE * self._longest_s / latency_s)
-        self._predict(count, ended, now)
+        self._predict(max(place, count), latency_s)
 
-    def _predict(self, count: int, ended: int, now: float) -> None:
-        """Bound the number if those in flight will time out at the pace of the last answers."""
-        self._slow_answers += 1
-        if self._slow_answers < _LEAST_SLOW:
-            return
-        (then, before), self._mark, self._slow_answers = self._mark, (now, ended), 0
-        if then == -math.inf or now <= then:
-            return
-        per_s = (ended - before) / (now - then)
-        if count > _DANGER * self._longest_s * per_s:
-            self.number = min(self.number, max(1.0, per_s * _BEARABLE * self._longest_s))
+    def _predict(self, number: int, latency_s: float) -> None:
+        """Bound the number if those in flight will time out at the pace of the last answers.
+
+        By Little's law the pace is the number in flight divided by the latency.
+        """
+        if latency_s > _DANGER * self._longest_s:
+            self.number = min(
+                self.number, max(1.0, number * _BEARABLE * self._longest_s / latency_s)
+            )
 
     def _queues(self, octave: int, mean_s: float, mean_place: float) -> bool:
         """Whether requests that were sent as one of fewer took less long by about as much."""

@@ -192,7 +192,7 @@ class ConcurrencyLimit:
         self._ended += 1
         if answered and now - admitted_at > self._slow_s:
             latency_s = now - admitted_at
-            self._slowness.answered(latency_s, place, self.count, self._ended, now)
+            self._slowness.answered(latency_s, place, self.count)
             self._bound()
         if self.limit == math.inf:
             return False
@@ -262,14 +262,20 @@ class ConcurrencyLimit:
             self._factor = 0.5
         self._sought = max(1.0, self._sought * self._factor)
 
-    def refused(self, now: float, admitted_at: float, named: float | None = None) -> bool:
+    def refused(
+        self, now: float, admitted_at: float, named: float | None = None, *, place: int = 0
+    ) -> bool:
         """Follow a refusal; false if the number in flight can't be its reason.
 
         To be called after :meth:`ended`. ``named`` is how many may be in flight, if the server said that.
+        ``place`` is what :meth:`started` returned: if few are in flight only because there is nothing to
+        send, or because a run was stopped, they are not what the server bears.
         """
         if self._confined < math.inf:
             return True
-        explains = self._ceiling.refused(self.count, self._ended, now, admitted_at, named)
+        explains = self._ceiling.refused(
+            max(self.count, place // 2), self._ended, now, admitted_at, named
+        )
         self._bound()
         return explains
 
@@ -278,8 +284,11 @@ class ConcurrencyLimit:
 
         If the number is lower by now than it was then, because answers became slow, that explains it.
         """
-        self._slowness.may_take(now - admitted_at)
+        waited_s = now - admitted_at
+        if waited_s < self.latency_s < math.inf:
+            return True  # sooner than an answer: no sign of load
+        self._slowness.may_take(waited_s)
         self._slow_s = self._slowness.slow_s
         if place > _FAR * self._slowness.number:
             return True
-        return self.refused(now, admitted_at)
+        return self.refused(now, admitted_at, place=place)

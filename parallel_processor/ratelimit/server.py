@@ -232,6 +232,7 @@ class ServerLimits:
         now: float,
         *,
         admitted_at: float,
+        place: int,
     ) -> float:
         """Cut what explains the rejection; for how long everything pauses for it, or 0.
 
@@ -240,7 +241,7 @@ class ServerLimits:
         self.refusals += 1
         self.rejections += not rejection.overload
         is_old = self._is_old(admitted_at)
-        if self._is_rate(rejection, now, admitted_at):
+        if self._is_rate(rejection, now, admitted_at, place):
             if pause_s is None:
                 pause_s = 0.0 if is_old else self._next_pause_s()
             if not is_old and not rejection.concurrency:
@@ -249,18 +250,18 @@ class ServerLimits:
             return 0.0
         return self._begin_pause(pause_s or 0.0, now, admitted_at)
 
-    def _is_rate(self, rejection: Rejection, now: float, admitted_at: float) -> bool:
+    def _is_rate(self, rejection: Rejection, now: float, admitted_at: float, place: int) -> bool:
         """False if the number in flight explains the rejection. It is cut if it may be the reason."""
         if rejection.kind or rejection.ramp_too_fast:
             return True
         if rejection.concurrency:
-            return not self.in_flight.refused(now, admitted_at, rejection.limit)
+            return not self.in_flight.refused(now, admitted_at, rejection.limit, place=place)
         quota = self._quota("requests", MINUTE_S, now)
         if quota.probe.is_found and self._binding in CAUSES and not self.in_flight.is_certain:
-            self.in_flight.refused(now, admitted_at)
+            self.in_flight.refused(now, admitted_at, place=place)
             return True  # the rate was tried higher, and not the number
         is_known = self.in_flight.borne < math.inf
-        explains = self.in_flight.refused(now, admitted_at)
+        explains = self.in_flight.refused(now, admitted_at, place=place)
         return not (explains and (is_known or rejection.overload))
 
     def _next_pause_s(self) -> float:

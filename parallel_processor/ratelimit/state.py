@@ -230,7 +230,13 @@ class BucketState:
         self.advance(now)
         self.server.heard_from = self.newest_answered_at
         return self.server.refuse(
-            rejection, reservation.costs, self._totals, pause_s, now, admitted_at=sent_at
+            rejection,
+            reservation.costs,
+            self._totals,
+            pause_s,
+            now,
+            admitted_at=sent_at,
+            place=reservation.place,
         )
 
     def time_out(self, reservation: Reservation, now: float) -> float:
