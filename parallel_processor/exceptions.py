@@ -12,6 +12,7 @@ the caller's mistakes, for files that can't be used, and for an account that the
     ├── RunStoppedError                   the server refuses the whole account; has the summary
     ├── RequestFailedError                raised by :meth:`Outcome.raise_for_error`; has the outcome
     ├── StopRequested                     why a run was told to stop; never raised
+    │   └── InterpreterEnds               the same, at the end of the program
     └── TransportError                    one attempt got no whole answer; stays in the package
 """
 
@@ -183,6 +184,10 @@ class StopRequested(ParallelProcessorError):
     """The caller stopped the run; the message says who, or why. It is a cause, never raised."""
 
     stop_cause = StopCause.CALLER
+
+
+class InterpreterEnds(StopRequested):
+    """The interpreter ends, and with it every thread that could be told."""
 
 
 class TransportError(ParallelProcessorError):

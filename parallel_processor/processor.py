@@ -23,6 +23,7 @@ from parallel_processor.engine.file_run import FileJob, FileRun
 from parallel_processor.engine.iterables import NumberedRequests, ReorderBuffer
 from parallel_processor.exceptions import (
     ConfigurationError,
+    InterpreterEnds,
     ParallelProcessorError,
     RunStoppedError,
     StopRequested,
@@ -255,6 +256,8 @@ class Processor:
             if run.stop_cause is not None:
                 summary = account.summary(run, started_at, fraction=given.fraction())
                 cause = run.stop_cause
+                if isinstance(cause, InterpreterEnds):
+                    return  # a traceback of a daemon thread would tell nobody anything
                 if isinstance(cause, StopRequested) and summary.left != 0:
                     text = "the run was stopped before every request had its outcome"
                     cause = RunStoppedError(f"{text}: {cause}")

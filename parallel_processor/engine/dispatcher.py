@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from parallel_processor.engine.credits import Credits
 from parallel_processor.engine.queues import RequestQueues
-from parallel_processor.exceptions import StopRequested
+from parallel_processor.exceptions import InterpreterEnds
 from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
@@ -171,7 +171,7 @@ class Dispatcher:
 
     def abort(self) -> None:
         """End the thread: the interpreter ends, and no worker can be started any more."""
-        self._stop.set(StopRequested("the interpreter ends"))
+        self._stop.set(InterpreterEnds("the interpreter ends"))
         self.join(_JOIN_TIMEOUT_S)
 
     # For workers, and for the one that records outcomes.
