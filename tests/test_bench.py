@@ -58,6 +58,7 @@ def test_speed_has_a_row_for_each_client() -> None:
     assert len(rows(table, "from an outcome to its line")) == 1
 
 
+@pytest.mark.slow
 def test_latency_shares_are_printed() -> None:
     """Our command, and the cookbook's way where aiohttp is there."""
     table = bench("latency", "--size", "tiny")
@@ -65,6 +66,7 @@ def test_latency_shares_are_printed() -> None:
         assert len(rows(table, name)) == 1, name
 
 
+@pytest.mark.slow
 def test_start_measures_all_sizes() -> None:
     """Imports, first requests, memory, and large bodies."""
     table = bench("start", "--size", "tiny")

@@ -28,6 +28,8 @@ from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits, RetryPolicy
 from parallel_processor.ratelimit.state import Reservation
 
+pytestmark = pytest.mark.acceptance  # virtual time: the same in every Python
+
 LIMITS = {
     "defaults": Limits(),
     "auto": AUTO,
