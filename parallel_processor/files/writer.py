@@ -71,9 +71,13 @@ class ResultWriter:
 
     def start(self) -> None:
         """Start the thread; ``RuntimeError`` if the system has none left."""
-        with self._lock:
-            self._thread.start()
-        self._is_started = True
+        self._is_started = True  # first: an interrupt in between must leave a thread that is joined
+        try:
+            with self._lock:
+                self._thread.start()
+        except RuntimeError:
+            self._is_started = False
+            raise
 
     def put(self, outcome: Outcome) -> None:
         """Queue ``outcome`` for writing."""
