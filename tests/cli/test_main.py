@@ -199,8 +199,7 @@ def test_a_wrong_key_ends_with_one_clear_line(source: Path) -> None:
     assert len(lines) == 1
     assert "ERROR stopped: HTTP 401" in lines[0]
     assert (
-        "\nSet or correct the key (--api_key, --api_key_file, or OPENAI_API_KEY) or "
-        in done.stderr
+        "\nSet or correct the key (--api_key, --api_key_file, or OPENAI_API_KEY) or " in done.stderr
     )
     for secret in (KEY, KEY[:8], KEY[-4:]):
         assert secret not in done.stderr
