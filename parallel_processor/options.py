@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import unquote, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.runtime.forks import FORK_LOCK
 
 DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
 
@@ -98,7 +99,8 @@ def _is_url(url: object) -> bool:
         parts = urlsplit(url)
         host = parts.hostname or ""
         if ":" not in host:  # no IPv6 address
-            host.encode("idna")
+            with FORK_LOCK:  # the first time, this imports a module
+                host.encode("idna")
         return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:  # the port, the IPv6 address or a label is malformed
         return False
