@@ -154,7 +154,10 @@ class Dispatcher:
             self._credits.unrecorded += 1
 
     def close(self, *, hurry: bool = False) -> None:
-        """Nothing more will be put. In a ``hurry``, what is admitted now is sent, and the rest dropped."""
+        """Nothing more will be put. In a ``hurry``, what is admitted now is sent, and the rest dropped.
+
+        A request whose tokens are being counted may be admitted right after.
+        """
         with self._lock:
             self._closed, self._hurries = True, hurry
             self._wake()
@@ -255,6 +258,8 @@ class Dispatcher:
         finally:
             with self._lock:
                 was_added = self._queues.add_counted(pending)
+                if self._hurries:
+                    self._wake()  # it has waited for this one
             if not was_added:
                 self._drop(pending)
 
@@ -334,7 +339,8 @@ class Dispatcher:
             admitted, uncounted = self._choose()
             wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
-                if self._closed and (self._hurries or self._credits.is_idle):
+                hurries = self._hurries and not self._queues.is_counting
+                if self._closed and (hurries or self._credits.is_idle):
                     return False
                 delay = math.inf if self._credits.is_full else self._queues.take_places()
                 if self._credits.is_careful:

@@ -70,6 +70,11 @@ class RequestQueues:
         """How many requests are in a backoff."""
         return len(self._later)
 
+    @property
+    def is_counting(self) -> bool:
+        """True while any thread counts a request."""
+        return any(queue.counting for queue in self._queues.values())
+
     def __len__(self) -> int:
         return len(self._queues)
 

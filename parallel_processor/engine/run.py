@@ -22,9 +22,8 @@ table of stops says how long requests in flight have to end. Three places see to
 * :meth:`Run._finish`, which cancels what is left, at once if nobody takes the outcomes any more.
 
 What is dropped or cancelled is unanswered: it has no record, and the next run sends it. If it was sent
-before, it has an ``unanswered`` outcome, which is neither written nor yielded. It gives the credit back.
-No thread, socket or file is left. A model that is left out (``stops.py``) stops its own requests alone.
-The end tells of it as of a stop.
+before, it has an ``unanswered`` outcome, neither written nor yielded. No thread, socket or file is left.
+A model that is left out (``stops.py``) stops its own requests alone. The end tells of it as of a stop.
 """
 
 from __future__ import annotations
@@ -212,8 +211,11 @@ class Run:
             except Exception as error:  # of the input, say; what can go at once is still sent
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
-                self._stop.set(error)
-                yield from self._drain()
+                self._begin_to_stop(self._stop.cause or error)
+                try:
+                    yield from self._drain()
+                finally:
+                    self._stop.set(error)  # not before: a worker that is about to send would not
                 raise
             except BaseException as error:
                 self._stop.set(error)
@@ -340,8 +342,7 @@ class Run:
     ) -> AdmittedRequest | None:
         """Deliver the outcome, or queue the request again. Returns the next request to send, if any.
 
-        The workers call this with each attempt. ``made_room``: another queue's head may go, too.
-        A bug ends the run instead of hanging it.
+        The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
         try:
             outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
@@ -368,16 +369,19 @@ class Run:
             yield from self._ready()
             if not self._dispatcher.is_busy():
                 return
-            if self._stop.is_set() and not self._is_stopping:
-                self._is_stopping = True
-                drain_until = self._clock() + drain_s(self._stop.cause, self._options)
-                self._give_up_at = min(self._give_up_at, drain_until)
-                _log.info("stopping; requests in flight: %d", self._dispatcher.in_flight)
+            self._begin_to_stop(self._stop.cause)
             left = self._give_up_at - self._clock()
             if left <= 0:
                 return
             if not self._delivery:
                 self._wait(left)
+
+    def _begin_to_stop(self, cause: BaseException | None) -> None:
+        """If there is a cause, requests in flight have ``drain_s`` from now on."""
+        if cause is not None and not self._is_stopping:
+            self._is_stopping = True
+            self._give_up_at = min(self._give_up_at, self._clock() + drain_s(cause, self._options))
+            _log.info("stopping; requests in flight: %d", self._dispatcher.in_flight)
 
     def _finish(self) -> None:
         """Let requests in flight end, or cancel them; then end threads and processes."""
@@ -385,8 +389,7 @@ class Run:
             return
         try:
             if not self.yields_outcomes:  # otherwise nobody takes what still comes
-                for _ in self._drain():
-                    pass
+                list(self._drain())  # yields none
         finally:
             steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)

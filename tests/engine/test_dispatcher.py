@@ -1131,6 +1131,24 @@ def test_the_end_drops_what_is_not_sent(
     play(f"record {len(sent)}", "busy False")
 
 
+@pytest.mark.parametrize(("name", "sent"), [("free", [0, 1]), ("paused", [0])])
+def test_a_hurry_waits_for_a_worker_that_counts(name: str, sent: list[int]) -> None:
+    """The request isn't dropped only because its tokens were just being counted."""
+
+    def count(pending: PendingRequest) -> None:
+        pending.estimate = Estimate(input_tokens=1, output_cap=0)
+        play("hurry, turn, left False")
+
+    play = Play(count=count)
+    play("put free 1, turn")
+    play.pending[1] = request_of(1, play.buckets[name])
+    play.pending[1].estimate = None
+    play.dispatcher.put(play.pending[1])
+    play.done(0)
+    play("turn, left True")
+    assert (play.sent, play.forgotten) == (sent, [n for n in (1,) if n not in sent])
+
+
 def test_what_was_collected_for_a_worker_process_is_settled_after_a_stop() -> None:
     """Requests that wait for a message when a stop comes count as in flight: they end unsent."""
     ends: list[object] = []

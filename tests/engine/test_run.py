@@ -316,6 +316,27 @@ def test_an_exception_of_the_input_comes_after_what_is_under_way() -> None:
     assert threads() == []
 
 
+def test_what_could_go_before_an_exception_is_sent_though_its_thread_begins_late() -> None:
+    """Whether a request's thread began before the exception is chance; that it is sent isn't."""
+    run = run_with(ok, max_workers=10)
+    held: list[Any] = []
+    start, wait = run._pool.start, run._wait
+
+    def wait_and_start(seconds: float) -> None:
+        while held:
+            start(held.pop())
+        wait(seconds)
+
+    run._pool.start, run._wait = held.append, wait_and_start
+    taken: list[Outcome] = []
+    source = failing_after(5, Broken("line 6"))
+    with pytest.raises(Broken, match="line 6"):
+        in_background(lambda: taken.extend(run.outcomes(source)))()
+    assert numbers(taken) == [1, 2, 3, 4, 5]
+    assert isinstance(run.stop_cause, Broken)
+    assert threads() == []
+
+
 @pytest.mark.parametrize("error", [Broken("x"), KeyboardInterrupt()])
 def test_what_is_under_way_is_recorded_before_an_exception_leaves(error: BaseException) -> None:
     """With a sink, answers to what was sent are kept though the reader was interrupted."""
