@@ -57,8 +57,10 @@ class Submissions:
         self._noted: set[str] = set()  # what was told of requests that had to be changed
         self._lock = threading.Lock()  # guards the fields below
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
-        self._thread: InterruptSafeThread | None = None
-        self._is_closing = False
+        self._has_feeder = self._is_closing = False
+        self._threads: list[
+            InterruptSafeThread
+        ] = []  # the feeder, and those before it that may live
         self._here = threading.local()  # has `resolves` in a thread that runs callbacks
 
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
@@ -69,7 +71,7 @@ class Submissions:
             tell_notes(request, self._noted, "request")
         with self._lock:
             self._inbox.put((request, future))
-            if self._thread is None:
+            if not self._has_feeder:
                 self._is_closing = False
                 try:
                     self._start()
@@ -82,26 +84,29 @@ class Submissions:
         """Caller holds ``_lock``."""
         thread = InterruptSafeThread(self._feed, "parallel-processor-submissions")
         thread.start()
-        self._thread = thread
+        self._threads = [*(each for each in self._threads if each.is_alive), thread]
+        self._has_feeder = True
 
     def close(self) -> None:
-        """Wait until every submitted request has its outcome, and the thread has ended.
+        """Wait until every future is resolved, and the thread has ended.
 
         A callback of a future can't wait for that: the thread waits for the callback.
         """
         while True:
             with self._lock:
-                self._is_closing, thread = True, self._thread
-            if thread is None:
-                return
-            self._inbox.put(None)
+                self._is_closing, has_feeder, threads = True, self._has_feeder, self._threads
+            if has_feeder:
+                self._inbox.put(None)
             if getattr(self._here, "resolves", False):
                 return
-            thread.join()
+            for thread in threads:
+                thread.join()
+            if not has_feeder:
+                return
 
     def _join(self) -> None:
         """The interpreter ends, and the run was stopped: its futures get their exceptions."""
-        if (thread := self._thread) is not None:
+        for thread in self._threads:
             thread.join(_JOIN_TIMEOUT_S)
 
     def _tell(self) -> None:
@@ -203,7 +208,9 @@ class Submissions:
                 received = self._inbox.get()
                 if received is not None:
                     pending.append(received[1])
-            self._thread = None
+            self._has_feeder = (
+                False  # a callback may wait for what it submits: that needs a new one
+            )
             if not self._inbox.empty():
                 self._start()
         error = cause or StopRequested("the run has ended")

@@ -32,7 +32,9 @@ def at_exit(end: Callable[[], object]) -> None:
     """
     thread = threading.current_thread()
     if thread.daemon or thread is threading.main_thread():
-        _ENDS[weakref.WeakMethod(end, _forget)] = os.getpid()
+        reference = weakref.WeakMethod(end, _forget)
+        _ENDS.pop(reference, None)  # registered before, it would keep its old place
+        _ENDS[reference] = os.getpid()
 
 
 def _forget(reference: Any) -> None:

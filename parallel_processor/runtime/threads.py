@@ -22,8 +22,9 @@ class InterruptSafeThread:
     """Runs ``target`` once, in a daemon thread."""
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
-        self._target = target
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(target,), name=name, daemon=True
+        )  # which forgets them at its end
         self._is_tried = False
         self._error: BaseException | None = None
         self._begun, self._ended = WakeEvent(_MAX_WAITERS), WakeEvent(_MAX_WAITERS)
@@ -54,10 +55,15 @@ class InterruptSafeThread:
             self._error = error
             self._begun.set()
 
-    def _run(self) -> None:
+    @property
+    def is_alive(self) -> bool:
+        """True from the start to the end."""
+        return self._thread.is_alive()
+
+    def _run(self, target: Callable[[], object]) -> None:
         self._begun.set()
         try:
-            self._target()
+            target()
         finally:
             self._ended.set()
 

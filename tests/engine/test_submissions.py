@@ -15,6 +15,7 @@ from services import in_background, threads
 from parallel_processor import Outcome, Processor, RunStoppedError
 from parallel_processor.models import AttemptStatus
 from parallel_processor.providers import responses
+from parallel_processor.runtime.threads import InterruptSafeThread
 
 
 def body_of(number: int, model: str = "m") -> dict[str, Any]:
@@ -62,6 +63,39 @@ def test_a_future_of_a_model_that_is_left_out_has_its_reason_at_once(
                 processor.submit(body_of(number, "spent")).result(20)
             assert processor.submit(body_of(number)).result(20).ok
         assert processor.stats().attempts == 4
+    assert threads() == []
+
+
+@pytest.mark.parametrize("way", ["close", "_join"])
+def test_whoever_waits_for_the_thread_waits_for_its_callbacks(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it feeds nothing any more: at the end of the block, and at the interpreter's."""
+    entered, may_end = threading.Event(), threading.Event()
+    told: list[object] = []
+    join = InterruptSafeThread.join
+
+    def let_go_and_join(thread: InterruptSafeThread, timeout_s: float | None = None) -> None:
+        if entered.is_set():
+            may_end.set()
+        join(thread, timeout_s)
+
+    def tell(future: Future[Outcome]) -> None:
+        entered.set()
+        may_end.wait(20)
+        told.append(type(future.exception()))
+
+    def refuse(body: dict[str, Any]) -> tuple[int, Any]:
+        return 401, {"error": {"message": "a wrong key"}}
+
+    monkeypatch.setattr(InterruptSafeThread, "join", let_go_and_join)
+    processor = Processor(request_url=URL, session_factory=sessions_of(refuse))
+    processor.submit(body_of(1)).add_done_callback(tell)
+    assert entered.wait(20)
+    getattr(processor._account.submissions, way)()
+    assert told == [RunStoppedError]
+    may_end.set()
+    processor._account.submissions.close()
     assert threads() == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import environment, simulator
 
+from parallel_processor.runtime import exits
 from parallel_processor.simulator import Simulator
 
 _PREAMBLE = """
@@ -39,6 +40,25 @@ def run(script: str, url: str, directory: Path, processes: int = 1) -> str:
     )
     assert ran.returncode == 0 and not ran.stderr, ran.stderr
     return ran.stdout
+
+
+def test_what_registers_again_is_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor's second run is told of the exit in the same order as its first."""
+    monkeypatch.setattr(exits, "_ENDS", {})
+    calls: list[str] = []
+
+    class Owner:
+        def tell(self) -> None:
+            calls.append("tell")
+
+        def end(self) -> None:
+            calls.append("end")
+
+    first, second = Owner(), Owner()
+    for end in (first.tell, second.end, first.tell):
+        exits.at_exit(end)
+    exits._end_all()
+    assert calls == ["tell", "end"]
 
 
 _IN_A_LOOP = """
