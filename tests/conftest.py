@@ -18,6 +18,7 @@ import parallel_processor
 PACKAGE = Path(parallel_processor.__file__).resolve().parent
 # The timeouts of tests with these markers, instead of setup.cfg's.
 TIMEOUTS_S = {"alone": 480, "acceptance": 480}
+ALONE = "test_acceptance.py"  # the file whose tests scripts/test runs when nothing else runs
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
@@ -55,6 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, seconds in TIMEOUTS_S.items():
             if item.get_closest_marker(name) and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(seconds))
+        if item.get_closest_marker("alone") and item.path.name != ALONE:
+            raise pytest.UsageError(
+                f"{item.nodeid}: scripts/test looks for `alone` in {ALONE} only"
+            )
     items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
 
 

@@ -1,7 +1,7 @@
 """Measure the processor against the simulated server, and print what came out beside what is wanted.
 
     scripts/bench adaptive                  each case for some minutes, all side by side
-    scripts/bench adaptive --size small     the same cases in 80 s, as CI runs them
+    scripts/bench adaptive --size small     the same cases in 80 s; CI runs some of them
     scripts/bench adaptive --cases halves,doubles
 
 ``adaptive``: does the processor find the server's limit by itself, hold it, and follow it? Both sides are

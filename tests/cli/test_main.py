@@ -50,8 +50,7 @@ def urls(server: Any) -> tuple[str, str]:
 # The cookbook's flags
 
 
-@pytest.mark.parametrize("mark", ["_", "-"])
-@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize(("mark", "equals"), [("_", False), ("-", True)])
 def test_the_cookbooks_command_works(mark: str, equals: bool, source: Path, tmp_path: Path) -> None:
     """All nine flags at once, with either mark and either way to give a value."""
     save = tmp_path / "my-own_results-file.jsonl"

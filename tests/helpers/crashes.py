@@ -77,9 +77,20 @@ def crash(
 
 def _run_and_kill(words: list[str], server: Server, rng: random.Random, share: float) -> bool:
     """Start the command, kill it after some more requests have arrived; false if it ended before."""
-    kill_at = server.stats()["requests_received"] + rng.uniform(0, share)
+    received = begun_at = server.stats()["requests_received"]
+    kill_at = begun_at + rng.uniform(0, share)
     with subprocess.Popen(words, env=environment(), stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            if server.stats()["requests_received"] >= kill_at:
+        while not _ends_within(process, 0.05 if received == begun_at else 0.005):
+            received = server.stats()["requests_received"]
+            if received >= kill_at:
                 process.kill()
         return process.returncode != 0
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """True once the process has ended, false if that takes longer."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

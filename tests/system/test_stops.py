@@ -37,9 +37,10 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Return once ``condition`` holds."""
-    give_up_at = time.monotonic() + HANGS_S
+    give_up_at, pause = time.monotonic() + HANGS_S, threading.Event()
     while not condition():
         assert time.monotonic() < give_up_at, "it never happens"
+        pause.wait(0.02)
 
 
 class Command:

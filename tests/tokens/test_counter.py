@@ -449,7 +449,7 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(BODIES | st.dictionaries(st.text(), JSON), st.sampled_from([None, "o200k_base"]))
 @hypothesis_example(
     {"model": "gpt-4o", "input": "¸"}, None
