@@ -59,7 +59,7 @@ class Stopper:
     def work(self) -> None:
         """Go on until :meth:`end`."""
         stop_at = 0
-        while not self._is_over.is_set():
+        while not self._is_over.wait(0.005):
             received = self._server.stats()["requests_received"]
             self._hold_against_limit(received)
             if received >= stop_at:
