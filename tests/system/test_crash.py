@@ -11,7 +11,7 @@ pytestmark = pytest.mark.acceptance
 
 
 @pytest.mark.parametrize(
-    ("kills", "error_rate", "processes"), [(8, 0.0, 1), (7, 0.2, 1), (5, 0.1, 2)]
+    ("kills", "error_rate", "processes"), [(5, 0.0, 1), (5, 0.2, 1), (3, 0.1, 2)]
 )
 def test_a_job_survives_being_killed(
     tmp_path: Path, kills: int, error_rate: float, processes: int
