@@ -39,6 +39,7 @@ _LEAST_FAILURES = 5
 _LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 5.0, 0.1
 _BURST_S = 10.0  # in which the failures of a server that ends may be between its last answers
 _ROUNDS = 3  # from so many on, load was not the reason
+_SELDOM_S = 300.0  # outages that follow each other sooner may be a limit
 
 
 class Verdict(enum.Enum):
@@ -84,7 +85,8 @@ class Outages:
 
     def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._policy, self._clock = policy, clock
-        self._lock = threading.Lock()  # guards _streaks
+        self._lock = threading.Lock()  # guards _streaks and _taken_back_s
+        self._taken_back_s: dict[TokenBucket, float] = {}
         self._streaks: dict[TokenBucket, _Streak] = {}
 
     def judge(
@@ -105,11 +107,18 @@ class Outages:
             else:
                 judgement = Judgement(Verdict.SERVES)
                 self._streaks.pop(bucket, None)
-        if judgement.round == _ROUNDS and streak is not None:
+            is_load = judgement.round != _ROUNDS or self._was_taken_back(bucket)
+        if not is_load and streak is not None:
             bucket.take_back(streak.before)
         elif not is_outage_like and streak is not None and streak.rounds:
             bucket.free()
         return judgement
+
+    def _was_taken_back(self, bucket: TokenBucket) -> bool:
+        """Whether an outage of late was already taken for none of load. Caller holds ``_lock``."""
+        now = self._clock()
+        before, self._taken_back_s[bucket] = self._taken_back_s.get(bucket, -math.inf), now
+        return now - before < _SELDOM_S
 
     def _judge(
         self,

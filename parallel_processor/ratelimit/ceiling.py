@@ -7,8 +7,8 @@ after the burst exactly the admitted ones are left. Whether the number was the r
 * It doubles each round of answers. If it is refused again at about the same number, it was the reason.
   Then it is raised by one or two in a hundred, after so many answers that hardly one in 100 is refused.
 * If nothing is refused, it rises until it binds no more.
-* If half the number didn't lower the share of refusals, load isn't their reason. The number is restored,
-  and that share is tolerated from then on.
+* If fewer in flight didn't lower the share of refusals, the number isn't their reason (``evidence.py``),
+  and binds no more.
 
 A request that times out counts as refused: the server had more to do than it could.
 
@@ -21,6 +21,9 @@ in flight will not all be answered in time at the pace of the last answers.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+from parallel_processor.ratelimit.evidence import RefusalShares
 
 _SAME_NUMBER = (0.7, 1.5)  # a number within these shares of the last one was refused again
 _CERTAIN = 2  # after so many more bursts that left the same number it is certain
@@ -28,17 +31,16 @@ _LEAST_EQUAL = 3  # smaller numbers are the same by chance
 _STEP = 0.02  # by this share, or by one, a number is raised that was refused twice
 _ANSWERS_A_STEP = 100  # and one in so many may be refused for it
 _SUCCESSES = 3  # after so many steps without a refusal the number doubles again
-_MUCH = 0.25  # with more refusals than this share, even half the number may be too high
-_SAME_SHARE = 0.6  # halving should bring the share to nothing; it didn't help if this much is left
-_TOLERATED = 1.5  # this multiple of the share that halving didn't lower is tolerated
-_LEAST_ENDS = 50  # a share counts only if it is taken over so many attempts
 
 _SLOW = 1 / 16  # of the longest time: answers that are quicker say nothing of a queue
 _BEARABLE = 0.4  # of the longest time: what an answer of a server that queues may take
 _EXPONENT = 0.6  # a queue's latency grows with this power of the number at least
 _LEAST_MORE = 1.4  # numbers are compared that differ by this factor
-_LEAST_ANSWERS = 2  # a mean latency counts only if it is taken over so many answers
-_MOST_ANSWERS = 16  # older answers fade
+_LEAST_ANSWERS = 6  # a mean latency counts only if it is taken over so many answers
+_MOST_ANSWERS = 32.0  # older answers fade
+_SPREAD = 0.1  # the variance of the logarithm of a latency, as long as it isn't known
+_SPREAD_ANSWERS = 4.0  # this assumption counts as so many answers
+_SURE, _SURER = 2.5, 2.0  # standard errors: to find a queue, and to find that there is none
 _DANGER = 0.8  # of the longest time: with answers that take longer, it is high time
 _GROWTH = 1.05  # a round
 _FAR = 0.25  # of the longest time: with quicker answers the number doubles instead
@@ -49,6 +51,8 @@ class Ceiling:
 
     Attributes:
         number: how many the server bears; infinite while nothing was refused for it.
+        shares: the attempts by how many were in flight.
+        answered_until: when one was admitted that was answered while the number was bounded.
     """
 
     def __init__(self) -> None:
@@ -59,10 +63,8 @@ class Ceiling:
         self._takes_places = False  # further refusals of the burst lower the number
         self._cut_at = -math.inf
         self._answers = self._successes = 0  # since the number was last changed
-        self._refused = self._ended = 0  # since the share of refusals was last assessed
-        # The number and the share of refusals before the cuts.
-        self._before: tuple[float, float] | None = None
-        self._tolerated = 0.0  # the share of refusals that is tolerated
+        self.shares = RefusalShares()
+        self.answered_until = -math.inf
 
     @property
     def is_certain(self) -> bool:
@@ -70,29 +72,38 @@ class Ceiling:
         return self._is_named or self._equal >= _CERTAIN
 
     def refused(
-        self, count: int, ended: int, now: float, admitted_at: float, named: float | None
+        self,
+        count: int,
+        number: int,
+        now: float,
+        admitted_at: float,
+        named: float | None = None,
+        *,
+        is_timeout: bool = False,
     ) -> bool:
         """Follow a refusal that left ``count`` in flight; false if the number can't be its reason.
 
-        ``ended`` is how many attempts have ended so far. ``named`` is the number that the server named.
+        ``number`` were in flight when it came. ``named`` is the number that the server named.
         """
-        self._refused += 1
+        step = number.bit_length()
+        self.shares.refused(step)
         if admitted_at <= self._cut_at:  # it was in flight at the last cut
             if self._takes_places:
                 self.number = self._borne = max(1.0, self._borne - 1.0)
             return True
+        # The server may still work at what was given up.
+        is_backlog = is_timeout and -math.inf < self._cut_at >= self.answered_until
         if count <= 0:  # others have all the places, or there is another reason
             self._equal = 0
-            self.number = min(self.number, math.inf if named is None else max(1.0, named))
+            if named is not None:
+                self.number = max(1.0, named)
+            elif not is_backlog:
+                self.number *= 2.0
             return False
-        ends = ended - self._ended
-        share = self._refused / max(ends, 1)
-        if ends >= _LEAST_ENDS and (share <= self._tolerated or self._is_futile(share, ended)):
-            self._takes_places = False
-            return True
-        if self._before is None:
-            self._before = (min(self.number, count + 1.0), share)
-            self._refused, self._ended = 0, ended
+        if named is None and not is_backlog and self.shares.explain(step) is False:
+            self.number = self._borne = self._last_borne = math.inf
+            self._equal, self._takes_places = 0, False
+            return False
         explains = count >= _SAME_NUMBER[0] * self._borne or self._borne == math.inf
         self._cut(max(1.0, float(count)), now, named)
         return explains or named is not None
@@ -106,17 +117,6 @@ class Ceiling:
         self.number = self._borne = borne if named is None else max(1.0, min(borne, named))
         self._answers = self._successes = 0
         self._cut_at = now
-
-    def _is_futile(self, share: float, ended: int) -> bool:
-        """Restore the number, and return true, if halving it didn't lower the share of refusals."""
-        if self._before is None or self.number > self._before[0] / 2:
-            return False
-        (before, share_before), self._before = self._before, None
-        self._refused, self._ended = 0, ended
-        if share >= _MUCH or share < _SAME_SHARE * share_before:
-            return False  # it helped, or the number is still far too high
-        self.number, self._tolerated = before, _TOLERATED * max(share, share_before)
-        return True
 
     def end_round(self, answers: int) -> None:
         """Raise the number: so many answers came while as many as it were in flight."""
@@ -132,6 +132,34 @@ class Ceiling:
             self._answers, self._successes = 0, self._successes + 1
 
 
+class _Latencies(NamedTuple):
+    """The answers to requests that were sent as one of about as many."""
+
+    answers: float = 0.0
+    place: float = 0.0  # means
+    seconds: float = 0.0
+    log: float = 0.0  # of the seconds
+    square: float = 0.0  # of the distance from that
+
+    def with_one(self, place: int, seconds: float) -> _Latencies:
+        answers = min(self.answers + 1.0, _MOST_ANSWERS)
+        log, off = self.log, math.log(seconds) - self.log
+        log += off / answers
+        return _Latencies(
+            answers,
+            self.place + (place - self.place) / answers,
+            self.seconds + (seconds - self.seconds) / answers,
+            log,
+            self.square + (off * (math.log(seconds) - log) - self.square) / answers,
+        )
+
+    @property
+    def error(self) -> float:
+        """The square of the standard error of ``log``."""
+        known = self.answers / (self.answers + _SPREAD_ANSWERS)
+        return (self.square * known + _SPREAD * (1.0 - known)) / self.answers
+
+
 class Slowness:
     """The number in flight of a server that queues. Not thread-safe: the lock of the bucket guards it.
 
@@ -145,8 +173,7 @@ class Slowness:
         self.number = math.inf
         self.slow_s = math.inf
         self._longest_s = math.inf
-        # By octave of the number: how many answers, and the means of their latencies and numbers.
-        self._means: dict[int, tuple[int, float, float]] = {}
+        self._latencies: dict[int, _Latencies] = {}  # by octave of the number
         self.may_take(longest_s)
 
     def may_take(self, longest_s: float) -> None:
@@ -160,33 +187,35 @@ class Slowness:
         ``count`` are in flight now.
         """
         octave = place.bit_length()
-        answers, mean_s, mean_place = self._means.get(octave, (0, 0.0, 0.0))
-        answers = min(answers + 1, _MOST_ANSWERS)
-        mean_s += (latency_s - mean_s) / answers
-        mean_place += (place - mean_place) / answers
-        self._means[octave] = answers, mean_s, mean_place
-        if answers >= _LEAST_ANSWERS and self._queues(octave, mean_s, mean_place):
-            self.number = max(1.0, place * _BEARABLE * self._longest_s / latency_s)
-        self._predict(max(place, count), latency_s)
+        here = self._latencies.get(octave, _Latencies()).with_one(place, latency_s)
+        self._latencies[octave] = here
+        queues = self._queues(octave)
+        if queues:
+            self.number = max(1.0, here.place * _BEARABLE * self._longest_s / here.seconds)
+        elif queues is False:
+            self.number = math.inf
+        elif here.answers >= _LEAST_ANSWERS and here.seconds > _DANGER * self._longest_s:
+            bearable = max(here.place, count) * _BEARABLE * self._longest_s / here.seconds
+            self.number = min(self.number, max(1.0, bearable))
 
-    def _predict(self, number: int, latency_s: float) -> None:
-        """Bound the number if those in flight will time out at the pace of the last answers.
+    def _queues(self, octave: int) -> bool | None:
+        """Whether requests that were sent as one of fewer took less long by about as much.
 
-        By Little's law the pace is the number in flight divided by the latency.
+        ``None`` while that isn't known.
         """
-        if latency_s > _DANGER * self._longest_s:
-            self.number = min(
-                self.number, max(1.0, number * _BEARABLE * self._longest_s / latency_s)
-            )
-
-    def _queues(self, octave: int, mean_s: float, mean_place: float) -> bool:
-        """Whether requests that were sent as one of fewer took less long by about as much."""
-        for lower in sorted(self._means, reverse=True):
-            answers, lower_s, lower_place = self._means[lower]
-            more = mean_place / lower_place
-            if lower < octave and answers >= _LEAST_ANSWERS and more >= _LEAST_MORE:
-                return bool(mean_s >= lower_s * more**_EXPONENT)
-        return False
+        here = self._latencies[octave]
+        for below in sorted(self._latencies, reverse=True):
+            there = self._latencies[below]
+            if below >= octave or here.place < _LEAST_MORE * there.place:
+                continue
+            error = math.sqrt(here.error + there.error)
+            longer, more = here.log - there.log, math.log(here.place / there.place)
+            if longer >= _EXPONENT * more and longer >= _SURE * error:
+                return True
+            few = min(here.answers, there.answers) < _LEAST_ANSWERS
+            if not few and longer + _SURER * error < _EXPONENT * more:
+                return False
+        return None
 
     def end_round(self, latency_s: float) -> None:
         """Raise the number: as many as it were in flight, and took ``latency_s``."""

@@ -69,12 +69,13 @@ class ConcurrencyLimit:
         self._told = math.inf  # by headers
         self._ceiling, self._slowness = Ceiling(), Slowness(longest_s)
         self._slow_s = self._slowness.slow_s
+        self._worked_off_at = -math.inf  # until then the server may work at what was given up
         self.limit = self._sought
         self._most = most
         self._climbs, self._is_gentle = climbs, gentle
         self._leaps = 0  # taken so far; -1 once they are over
         self._factor = 2.0  # of the next leap or step
-        self._ended = 0
+        self._ends = self._ceiling.shares.ended
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._settles = True  # the number in flight still has to reach the limit
         self._confined = math.inf  # the limit while the server may be out of order
@@ -188,14 +189,16 @@ class ConcurrencyLimit:
         """
         was_full = not self.has_room
         self._pass_time(now)
+        self._ends[max(self.count, place).bit_length()] += 1.0
         self.count -= 1
-        self._ended += 1
-        if answered and now - admitted_at > self._slow_s:
+        if answered and now - admitted_at > self._slow_s and admitted_at > self._worked_off_at:
             latency_s = now - admitted_at
             self._slowness.answered(latency_s, place, self.count)
             self._bound()
         if self.limit == math.inf:
             return False
+        if answered:
+            self._ceiling.answered_until = admitted_at
         if self._confined < math.inf:
             return self._ended_confined(admitted_at, answered=answered)
         if self._settles:
@@ -263,7 +266,13 @@ class ConcurrencyLimit:
         self._sought = max(1.0, self._sought * self._factor)
 
     def refused(
-        self, now: float, admitted_at: float, named: float | None = None, *, place: int = 0
+        self,
+        now: float,
+        admitted_at: float,
+        named: float | None = None,
+        *,
+        place: int = 1,
+        is_timeout: bool = False,
     ) -> bool:
         """Follow a refusal; false if the number in flight can't be its reason.
 
@@ -274,7 +283,12 @@ class ConcurrencyLimit:
         if self._confined < math.inf:
             return True
         explains = self._ceiling.refused(
-            max(self.count, place // 2), self._ended, now, admitted_at, named
+            max(self.count, place // 2),
+            max(self.count + 1, place),
+            now,
+            admitted_at,
+            named,
+            is_timeout=is_timeout,
         )
         self._bound()
         return explains
@@ -289,6 +303,9 @@ class ConcurrencyLimit:
             return True  # sooner than an answer: no sign of load
         self._slowness.may_take(waited_s)
         self._slow_s = self._slowness.slow_s
+        self._worked_off_at = now + waited_s
         if place > _FAR * self._slowness.number:
+            if self._confined == math.inf:  # the server still works at what was given up
+                self.confine(1, now)
             return True
-        return self.refused(now, admitted_at, place=place)
+        return self.refused(now, admitted_at, place=place, is_timeout=True)

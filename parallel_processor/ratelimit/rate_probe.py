@@ -11,14 +11,15 @@ which a request had to wait for the rate, because a rate that isn't used was not
 
 **Cuts.** The first cut halves the rate, and so do cuts that follow shortly. The reason is a server that
 keeps a whole minute's worth for bursts: it rejects only when that is used up, and by then a doubling
-rate is far above what it refills. Three rules limit a cut:
+rate is far above what it refills. Four rules limit a cut:
 
 * The rate isn't cut below what the server accepted between two rejections, pauses included, because
   the server refilled that much.
 * A rejection of the first request after a pause cuts nothing. The server still has nothing left, and
   the rate was not tried.
-* If rejections stay few and don't become fewer, the rate isn't their cause. It isn't cut below a
-  quarter. More than a few show that it is.
+* Few rejections don't bring the rate below a quarter of the rate that was rejected first.
+* If lower rates didn't lower the share of rejections, the rate isn't their reason (``evidence.py``). The
+  search begins again at the rate before the cuts.
 
 **Ramp.** A server may complain that the traffic rose too fast (``slow_down``). Then the rate follows
 what OpenAI asks for: it goes back below the former rate, and grows by half in a quarter of an hour.
@@ -73,11 +74,17 @@ class RateProbe:
         self._charged = 0.0  # what had been sent in all at the last cut
         self._ramp_limited = False
         self._floor = 0.0
+        self._highest = 0.0  # the rate before the cuts
 
     @property
     def is_found(self) -> bool:
         """True if rejections have shown about which rate the server allows."""
         return self.rate < math.inf and not self._slow_start
+
+    @property
+    def is_growing(self) -> bool:
+        """True until the first cut."""
+        return self._slow_start
 
     def search_from(self, rate: float) -> None:
         """Begin the search again at ``rate``."""
@@ -147,6 +154,8 @@ class RateProbe:
         if now - self._cut_at >= _LEAST_SPAN_S:
             let_through = (charged - self._charged - rejections * cost) / (now - self._cut_at)
             least = max(least, min(let_through, peak))
+        if self._slow_start or self.rate == math.inf:
+            self._highest = self.rate
         self._base = self.rate = max(peak * cut, least)
         self._peak = max(peak * _PEAK if peak < self._peak < math.inf else peak, self.rate)
         self._cut = self.rate / self._peak
@@ -154,6 +163,14 @@ class RateProbe:
         self._ramp_limited = self._ramp_limited or ramp_too_fast
         self._slow_start = False
         self._since_s, self._cut_at, self._charged = 0.0, now, charged
+
+    def give_up(self) -> None:
+        """Take back all cuts: the rate isn't the reason of the rejections."""
+        if not self.is_found:
+            return
+        self.rate, self._slow_start = self._highest, self._highest < math.inf
+        self._peak = self._since_s = math.inf
+        self._floor, self._cuts_in_a_row = 0.0, 0
 
     def _count_cut(self, mild: bool) -> None:
         """Count how many cuts followed each other shortly; more in a row cut deeper."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
+from parallel_processor.ratelimit.evidence import RateEvidence
 from parallel_processor.ratelimit.quota import CAUSES, IN_FLIGHT, KINDS, MINUTE_S
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
 from parallel_processor.ratelimit.server_quota import Sent, ServerQuota
@@ -70,6 +71,8 @@ class ServerLimits:
         self._own_pause_s = 0.0  # the last pause whose length nobody named
         self._binding = WaitCause.NOTHING  # what held the head of the queue last
         self._named: dict[str, _Named] = {}  # by what they count
+        self._evidence = RateEvidence()
+        self._paused_s = 0.0  # by :attr:`paused_until`, in all
         self._timed_out: tuple[int, float] = (-1, 0.0)  # answers so far, and the pause for timeouts
         nothing = (0.0,) * len(KINDS)
         # The last two marks: a time, and what had been charged by then.
@@ -90,8 +93,11 @@ class ServerLimits:
         newer = self._marks[1]
         if newer[0] == -math.inf:  # the first call
             self._marks = [(now, newer[1]), (now, newer[1])]
+            self._evidence.note_sent(0.0, 0.0, now)
         elif now - newer[0] >= _MARK_S:
             self._marks = [newer, (now, tuple(totals))]
+            paused_s = self._paused_s - max(0.0, self.paused_until - now)
+            self._evidence.note_sent(totals[0], paused_s, now)
 
     def advance(self, now: float) -> None:
         """Refill the quotas."""
@@ -216,6 +222,7 @@ class ServerLimits:
         self._pause_began = now
         if now + seconds <= self.paused_until:
             return False
+        self._paused_s += now + seconds - max(now, self.paused_until)
         self.paused_until = now + seconds
         self.pauses += 1
         return True
@@ -239,13 +246,19 @@ class ServerLimits:
         Without ``pause_s`` the pause is short at first, and grows while nothing is answered.
         """
         self.refusals += 1
+        self._evidence.note_refusal(admitted_at, self.heard_from, self.in_flight.total, now)
         self.rejections += not rejection.overload
         is_old = self._is_old(admitted_at)
         if self._is_rate(rejection, now, admitted_at, place):
-            if pause_s is None:
-                pause_s = 0.0 if is_old else self._next_pause_s()
+            is_load = rejection.overload and not rejection.has_retry_after
+            per_s = self._sent(now, totals).per_s[0]
+            explains = self._evidence.explain(per_s)
+            if is_load and self._is_in_doubt(explains, per_s):
+                return 0.0
+            if pause_s is None and not (is_old or (is_load and explains is None)):
+                pause_s = self._next_pause_s()
             if not is_old and not rejection.concurrency:
-                self._cut_rate(rejection, costs, totals, pause_s, now)
+                self._cut_rate(rejection, costs, totals, pause_s or 0.0, now)
         elif rejection.concurrency or (rejection.overload and not rejection.has_retry_after):
             return 0.0
         return self._begin_pause(pause_s or 0.0, now, admitted_at)
@@ -264,6 +277,18 @@ class ServerLimits:
         explains = self.in_flight.refused(now, admitted_at, place=place)
         return not (explains and (is_known or rejection.overload))
 
+    def _is_in_doubt(self, explains: bool | None, per_s: float) -> bool:
+        """True if the rate isn't the reason of refusals, or must show first whether it is."""
+        growing = False
+        for quota in self.quotas:
+            if quota.name == "requests":
+                if explains is False:
+                    quota.probe.give_up()
+                growing = quota.probe.is_growing
+        return explains is False or (
+            explains is None and (growing or not self._evidence.is_measured(per_s))
+        )
+
     def _next_pause_s(self) -> float:
         """The length of a pause that nobody named."""
         is_first = self.heard_from >= self.paused_until
@@ -273,7 +298,9 @@ class ServerLimits:
         return self._own_pause_s
 
     def _begin_pause(self, seconds: float, now: float, admitted_at: float) -> float:
-        return seconds if self.pause(seconds, now, admitted_at) else 0.0
+        if not seconds and not self._is_old(admitted_at):
+            self._pause_began = now  # the burst began
+        return seconds if seconds and self.pause(seconds, now, admitted_at) else 0.0
 
     def _cut_rate(
         self,

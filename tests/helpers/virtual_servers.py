@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -118,7 +118,8 @@ class Window:
 class VirtualServer:
     """Admits by ``rule``, answers what it admits, and goes on with it when nobody waits any more.
 
-    With ``slots``, only so many are worked at. The others queue, for ever.
+    With ``slots``, only so many are worked at. The others queue, for ever. Of what arrives, the share
+    of each of ``faults`` is responded to with its status, at random; or never, if that is ``None``.
     """
 
     def __init__(
@@ -132,7 +133,9 @@ class VirtualServer:
         slots: float = math.inf,
         refusal: Response | None = None,
         refused_for_ever: Collection[int] = (),
+        faults: Mapping[int | None, float] | None = None,
     ) -> None:
+        self._faults = faults or {}
         self._world, self._rule = world, rule
         self._latency_s, self._jitter, self._wire_s = latency_s, jitter, wire_s
         self._free = slots
@@ -150,6 +153,13 @@ class VirtualServer:
 
     def _arrive(self, number: int, respond: Respond) -> None:
         self.arrived += 1
+        chance = self._world.random.random() if self._faults else 1.0
+        for status, share in self._faults.items():
+            chance -= share
+            if chance < 0.0:
+                if status is not None:
+                    self._world.after(self._wire(), partial(respond, response(status, NGINX)))
+                return
         if number in self._refused_for_ever:
             self._world.after(self._wire(), partial(respond, response(429, ITSELF)))
         elif self._rule is not None and not self._rule.admits(self._world.clock()):

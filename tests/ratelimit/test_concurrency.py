@@ -127,7 +127,7 @@ def test_after_a_cut_it_grows_back() -> None:
     assert load.limit.limit > 100
 
 
-def test_rejections_that_half_the_load_doesnt_cure_are_tolerated() -> None:
+def test_rejections_that_less_load_doesnt_cure_are_tolerated() -> None:
     """If one in twenty is rejected whatever the number is, the number isn't kept low."""
     load = Load(lambda n: 1.0, climbs=False)
     lowest = math.inf
@@ -135,8 +135,8 @@ def test_rejections_that_half_the_load_doesnt_cure_are_tolerated() -> None:
         load.answer(19, most=100)
         load.refuse()
         lowest = min(lowest, load.limit.limit)
-    assert lowest < 60
-    assert load.limit.limit > 80
+    assert lowest < 80
+    assert load.limit.limit == math.inf
 
 
 # While the server may be out of order
