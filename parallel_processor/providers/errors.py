@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from parallel_processor.models import Response, mappings
+from parallel_processor.providers.patterns import Pattern
 from parallel_processor.providers.texts import is_page, page_text, plain_line
 
 _MAX_MESSAGE = 500
@@ -37,19 +38,19 @@ _SIMPLIFIED = str.maketrans(
 )
 _NOTHING = ("none", "null")  # as LiteLLM writes a code that it doesn't have
 
-_HTTP_STATUS = re.compile("[45][0-9][0-9]")
-_STATUS_IN_TEXT = re.compile(
+_HTTP_STATUS = Pattern("[45][0-9][0-9]")
+_STATUS_IN_TEXT = Pattern(
     r"\b(?:status|status code|http(?:/[0-9.]+)?|error code|code)\b[ :=(]{1,3}([45][0-9][0-9])\b"
     r"|^\W*([45][0-9][0-9])(?=\W*\Z|\s*[:{-]|\s+(?-i:[A-Z]))",
     re.IGNORECASE,
 )
 # The last word before an error that is wrapped in a text. Any other JSON in a text is the user's.
-_WRAPS = re.compile(
+_WRAPS = Pattern(
     r"(?:error|exception|failed|failure|response|body|upstream|provider|status|reason"
     r"|forbidden|requests|unavailable|gateway|[A-Z]+_[A-Z_]+|[45][0-9][0-9])['\")\]]?[\s:.,=-]*\Z",
     re.IGNORECASE,
 )
-_PAIR = re.compile(
+_PAIR = Pattern(
     r"['\"](message|msg|code|type|status|reason|quotaId|retryDelay|error_code)['\"]\s*:\s*"
     r"(?:'((?:[^'\\]|\\.)*)'?|\"((?:[^\"\\]|\\.)*)\"?|([0-9]+))"
 )
@@ -256,7 +257,7 @@ def _statuses_in(messages: tuple[str, ...]) -> list[int]:
     return [int(match[1] or match[2]) for match in found if match]
 
 
-_QUOTED = re.compile(
+_QUOTED = Pattern(
     r"\"[^\"]*(?:\"|\Z)|`[^`]*`|\u201c[^\u201d]*(?:\u201d|\Z)|\u300c[^\u300d]*\u300d"
     r"|(?<!\w)'[^']*'(?!\w)"
 )

@@ -14,6 +14,7 @@ from parallel_processor.exceptions import StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Response
 from parallel_processor.providers.errors import ErrorInfo, read_error, unquoted
 from parallel_processor.providers.money import NO_ACCESS, NO_QUOTA_LEFT, Verdict, spent
+from parallel_processor.providers.patterns import Pattern
 from parallel_processor.providers.rejections import rejection_of
 from parallel_processor.providers.texts import phrases, plain_line
 from parallel_processor.providers.waits import (
@@ -41,9 +42,9 @@ _OF_THIS_MODEL_CODES = {  # LiteLLM: the key is good, but not for this request's
     *("org_model_access_denied", "project_model_access_denied"),
 }
 
-_TOO_LARGE = re.compile(r"^request too large", re.IGNORECASE)
-_LIMIT_AND_REQUESTED = re.compile(r"\bLimit:? (\d+)\b.*\bRequested:? (\d+)\b", re.IGNORECASE)
-_NO_QUOTA = re.compile(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn't on the plan
+_TOO_LARGE = Pattern(r"^request too large", re.IGNORECASE)
+_LIMIT_AND_REQUESTED = Pattern(r"\bLimit:? (\d+)\b.*\bRequested:? (\d+)\b", re.IGNORECASE)
+_NO_QUOTA = Pattern(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn't on the plan
 
 _LOADING = phrases(
     "load|initiali|start|ready|warming|waking|spinning|scaling|boot|cold|模型|启动|初始化|预热|加载",
@@ -55,7 +56,7 @@ _LOADING = phrases(
     r"|\b(?:still|is|are|container|server|engine|service) (?:starting|initiali[sz]ing)\b"
     r"|模型[^。；]{0,8}(?:加载|启动)|加载中|启动中|正在(?:加载|启动|初始化)|预热中",
 )
-_BROKEN = re.compile(
+_BROKEN = Pattern(
     r"\b(?:error|fail(?:ed|ure)?|unable|cannot|could not|can't|exception|not found)\b",
     re.IGNORECASE,
 )

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import AttemptStatus
 from parallel_processor.providers.errors import ErrorInfo, unquoted
+from parallel_processor.providers.patterns import Pattern
 from parallel_processor.providers.texts import phrases
 
 _KEY, _QUOTA, _MODEL = "key", "quota", "model"
@@ -167,39 +168,39 @@ _QUOTA_GONE = phrases(
     r"|超[出过][^。；，,\n]{0,4}(?:配额|额度|套餐)",
 )
 # A limit of requests in a minute says "quota" as well.
-_NO_QUOTA = re.compile(
+_NO_QUOTA = Pattern(
     r"per.?(?:minute|second|request)|request rate|slow down|\b[rt]pm\b|rate.?limits?\b"
     r"|\b(?:minute|second)\b|concurren|parallel"
     r"|/ ?(?:min|sec)|resource.?exhausted|throttl|tokens? quota exceeded|每分钟|每秒|频率|速率|并发",
     re.IGNORECASE,
 )
-_MINUTE = re.compile(
+_MINUTE = Pattern(
     r"per.?(?:min|sec)|(?:a|/) ?(?:minute|second|min|sec)\b|\b[rt]pm\b|每分钟|每秒", re.IGNORECASE
 )
 _DAY = phrases(
     "day|daily|rpd|tpd|86400|每|当|今日",
     r"\bper.?day\b|\ba day\b|\bdaily\b|\b[rt]pd\b|\bper 86400 ?s|modelbyday|每[日天]|当[日天]|今日",
 )
-_OF_LIMIT = re.compile(
+_OF_LIMIT = Pattern(
     r"limit|quota|exceed|exhaust|reached|used up|too many|限|额|次数", re.IGNORECASE
 )
-_NAMES_MODEL = re.compile(
+_NAMES_MODEL = Pattern(
     r"\bmodels?\b(?!-)|\bfor \S+ in organization\b|bymodel|permodel|模型", re.IGNORECASE
 )
-_NAMES_ACCOUNT = re.compile(
+_NAMES_ACCOUNT = Pattern(
     r"\byour account\b|\baccount'?s?\b|\borganization\b|\bproject\b|\bteam\b|\bapi key\b|\bthis key\b"
     r"|\bplan\b|\bfree.tier\b|\bfree-models|perproject|allocat|账[户号]|用户",
     re.IGNORECASE,
 )
-_OF_ALL_FREE_MODELS = re.compile(r"\bfree-models-per-day", re.IGNORECASE)  # OpenRouter
-_OWNER = re.compile(
+_OF_ALL_FREE_MODELS = Pattern(r"\bfree-models-per-day", re.IGNORECASE)  # OpenRouter
+_OWNER = Pattern(
     r"\b(?:your|account|user|team|organization|key|customer|billing|wallet|top up|recharge|overdue"
     r"|insufficient(?: \w+)? (?:balance|credits?|funds)|requires? more credits|arrears?|invoice|budget has"
     r"|exceeded budget)\b|[\u4e00-\u9fff]",
     re.IGNORECASE,
 )
 # Somebody's text was judged, not an account.
-_OF_CONTENT = re.compile(
+_OF_CONTENT = Pattern(
     r"\b(?:content|polic(?:y|ies)|safety|moderation|guardrails?|prompt)\b", re.IGNORECASE
 )
 _OF_ONE_MODEL = phrases(
@@ -213,7 +214,7 @@ _ALLOCATED = phrases(
     r"#token-limit|(?<!free )(?<!hour )(?<!week )(?<!month )(?<!day )allocated quota exceeded",
 )
 # What follows these is the request's.
-_ECHO = re.compile(
+_ECHO = Pattern(
     r"\b(?:prompt|input|content|text|value|got|received|returned|instructions?|query|messages)\b"
     r"[^.:=\n]{0,20}"
     r"(?:[:=]|\bwas\b).*",
@@ -223,7 +224,7 @@ _REQUESTS_FAULT = (400, 404, 405, 413, 415, 422)
 _WITH_ACCOUNTS = (400, 401, 403, 404, 412, 429)
 _WITH_QUOTAS = (400, 401, 402, 403, 412, 422, 429)
 _SHORT_WAIT_S = 600.0
-_WORD_ENDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[_-]+")
+_WORD_ENDS = Pattern(r"(?<=[a-z])(?=[A-Z])|[_-]+")
 
 
 class Verdict(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from parallel_processor.models import Rejection
 from parallel_processor.providers.durations import number
 from parallel_processor.providers.errors import ErrorInfo
+from parallel_processor.providers.patterns import Pattern
 from parallel_processor.providers.texts import phrases
 
 # The rate of requests rose too fast: OpenAI's word and Anthropic's.
@@ -31,14 +32,14 @@ _CONCURRENCY = phrases(
 )
 # LiteLLM before 1.80 names all of its limits, and says by numbers which one was reached.
 _ALL_LIMITS = phrases("crossed tpm", r"crossed tpm / rpm / max parallel request limit")
-_CURRENT = re.compile(
+_CURRENT = Pattern(
     r"current (rpm|tpm|max_parallel_requests): (\d+), (?:\1 limit|\1): (\d+)", re.IGNORECASE
 )
 _KINDS = {"rpm": "requests", "tpm": "tokens"}
 
 _N = r"(\d[\d,]*)"
 _IN_FLIGHT = tuple(
-    re.compile(pattern, re.IGNORECASE)
+    Pattern(pattern, re.IGNORECASE)
     for pattern in (
         rf"\bcurrent limit: {_N}",
         rf"\bmax_parallel_requests:? {_N}",
@@ -78,7 +79,7 @@ _A_MINUTE = {
     ),
 }
 _LIMITS = {
-    kind: tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+    kind: tuple(Pattern(pattern, re.IGNORECASE) for pattern in patterns)
     for kind, patterns in _A_MINUTE.items()
 }
 
@@ -123,7 +124,8 @@ def rejection_of(
 
 def _of_all_limits(text: str, has_retry_after: bool) -> Rejection:
     """The limit whose number was reached, in LiteLLM's older text."""
-    for name, current, limit in _CURRENT.findall(text):
+    for match in _CURRENT.finditer(text):
+        name, current, limit = match.groups()
         if number(current) >= number(limit):
             kind = _KINDS.get(name.lower(), "")
             return Rejection(
@@ -135,7 +137,7 @@ def _of_all_limits(text: str, has_retry_after: bool) -> Rejection:
     return Rejection(has_retry_after=has_retry_after)
 
 
-def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> float | None:
+def _first(patterns: tuple[Pattern, ...], text: str) -> float | None:
     """The first number that a pattern finds; ``None`` for none, and for a limit of nothing."""
     found = next((match for pattern in patterns if (match := pattern.search(text))), None)
     return None if found is None else number(found[1].replace(",", "")) or None

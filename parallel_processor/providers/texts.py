@@ -6,26 +6,28 @@ import html
 import re
 from typing import NamedTuple
 
+from parallel_processor.providers.patterns import Pattern
+
 _MAX_PAGE = 20_000  # characters of an HTML page that are looked at
 
 # Terminal sequences: colours and cursor moves, titles, and the two-character ones.
-_ESCAPES = re.compile(
+_ESCAPES = Pattern(
     "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?"
     "|\x1b[ -/]*[0-~]?"
 )
 # What else moves the cursor, is invisible, or turns the direction of writing.
-_INVISIBLE = re.compile(
+_INVISIBLE = Pattern(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
-_SURROGATES = re.compile("[\ud800-\udfff]")  # no terminal and no file takes them
+_SURROGATES = Pattern("[\ud800-\udfff]")  # no terminal and no file takes them
 
-_PAGE = re.compile(r"\s*(?:<\?xml|<!doctype|<!--|<[a-z][a-z0-9]*[\s>/])", re.IGNORECASE)
-_TITLE = re.compile(r"<title\b[^>]*>([^<]*)", re.IGNORECASE)
-_UNSEEN = re.compile(
+_PAGE = Pattern(r"\s*(?:<\?xml|<!doctype|<!--|<[a-z][a-z0-9]*[\s>/])", re.IGNORECASE)
+_TITLE = Pattern(r"<title\b[^>]*>([^<]*)", re.IGNORECASE)
+_UNSEEN = Pattern(
     r"<!--.*?(?:-->|\Z)|<(script|style|head|noscript|svg)\b.*?(?:</\1\s*>|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
-_TAG = re.compile(r"<[^<>]*>?")
+_TAG = Pattern(r"<[^<>]*>?")
 
 
 def plain_line(text: str, most: int) -> str:
@@ -60,7 +62,7 @@ class Phrases(NamedTuple):
     """
 
     hints: tuple[str, ...]
-    pattern: re.Pattern[str]
+    pattern: Pattern
 
     def search(self, text: str) -> re.Match[str] | None:
         """The first match, whose case is ignored."""
@@ -70,4 +72,4 @@ class Phrases(NamedTuple):
 
 def phrases(hints: str, pattern: str) -> Phrases:
     """Phrases whose hints are separated by ``|``."""
-    return Phrases(tuple(hints.split("|")), re.compile(pattern, re.IGNORECASE))
+    return Phrases(tuple(hints.split("|")), Pattern(pattern, re.IGNORECASE))

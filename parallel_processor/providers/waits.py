@@ -16,6 +16,7 @@ from parallel_processor.providers.durations import (
     wait_s,
 )
 from parallel_processor.providers.errors import ErrorInfo, read_error, unquoted
+from parallel_processor.providers.patterns import Pattern
 
 RATE_LIMIT_STATUSES = (429, 529)
 WAIT_STATUSES = (402, 403, 503)
@@ -35,7 +36,7 @@ _UNITS = {
     "d": r"d|days?|天|日",
 }
 _UNIT_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = re.compile(
+_PART = Pattern(
     r"(?<![\d.,])(\d{1,12}(?:[.,]\d{1,15})?)[ -]?(?:"
     + "|".join(f"(?P<{name}>{unit})" for name, unit in _UNITS.items())
     + r")(?![a-z])",
@@ -44,7 +45,7 @@ _PART = re.compile(
 _AMOUNT = r"\d{1,12}(?:[.,]\d{1,15})?[ -]?(?:" + "|".join(_UNITS.values()) + r")(?![a-z])"
 _SPAN = rf"{_AMOUNT}(?:(?:,? and |, ?| )?{_AMOUNT}){{0,4}}"
 _CLOCK = r"(?:\d{1,4}\.)?\d{1,3}:\d{2}:\d{2}(?:\.\d+)?"  # of .NET: days.hours:minutes:seconds
-_HINT = re.compile(
+_HINT = Pattern(
     r"(?:\b(?:try(?: it)? again|retry(?:ing)?|re-?send|wait|come back|available(?: again)?|resets?(?: in)?"
     r"|replenish(?:ed|es)?|refill(?:ed|s)?|renew(?:ed|s)?|refresh(?:ed|es)?|unblocked|lifted|back ?off"
     r"|cool(?:ing)?[ -]?down|request(?: again)?|allowed)\b[^.;!?0-9\n]{0,40}?)"
