@@ -32,6 +32,7 @@ def is_host(host: str, *names: str) -> bool:
     return any(host == name or host.endswith("." + name) for name in names)
 
 
+@lru_cache(maxsize=256)
 def endpoint_of(url: str) -> Endpoint:
     """The kind of endpoint, by the end of the URL's path on any host; ``UNKNOWN`` for any other end."""
     return Endpoint.of_path(urlsplit(url).path)

@@ -25,6 +25,8 @@ _INPUT_FIELDS = (
 )
 _OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
 
+_MOST = 1e15  # larger numbers are none
+
 
 def used_tokens(data: Any) -> int | None:
     """The tokens that a response used, input and output together; ``None`` if it doesn't say.
@@ -36,6 +38,10 @@ def used_tokens(data: Any) -> int | None:
 
 def read_usage(data: Any) -> tuple[int | None, int | None]:
     """All tokens that a response used, and the output's part; ``None`` for what it doesn't say."""
+    if type(data) is dict and type(usage := data.get("usage")) is dict and "tokens" not in usage:
+        total, given = usage.get("total_tokens"), usage.get("prompt_tokens")
+        if type(total) is type(given) is int and 0 <= given <= total < _MOST:
+            return total, total - given  # as nearly every answer says it
     if not isinstance(data, Mapping):
         return None, None
     usage = data.get("usage") or data.get("usageMetadata")
@@ -63,4 +69,4 @@ def _output(usage: Mapping[str, Any], total: int) -> int | None:
 
 
 def _is_count(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST
