@@ -63,7 +63,7 @@ class Rejections:
         elif attempt.rejection is not None and not is_alone:
             self._tell(bucket.refuse(reservation, attempt.rejection, self._policy.pause_s), bucket)
         elif is_timeout(attempt):
-            self._tell(bucket.timed_out(reservation), bucket)
+            self._tell(bucket.timed_out(reservation), bucket, "timeouts")
 
     def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
         """Pause the bucket as long as the server says; end the run if that is too long for the user."""
@@ -78,11 +78,11 @@ class Rejections:
                 return
         self._tell(bucket.refuse(refused, attempt.rejection or Rejection(), seconds), bucket)
 
-    def _tell(self, seconds: float, bucket: TokenBucket) -> None:
+    def _tell(self, seconds: float, bucket: TokenBucket, after: str = "a rate limit") -> None:
         if seconds:
             self._counters.paused()
             of = f" of {bucket.model}" if bucket.model else ""
-            _log.info("pausing for %.3g s after a rate limit%s", seconds, of)
+            _log.info("pausing for %.3g s after %s%s", seconds, after, of)
 
 
 def is_timeout(attempt: Attempt) -> bool:

@@ -141,7 +141,8 @@ class RateProbe:
         self.sent = self.rejections = 0
         if self._since_s < math.inf and accepted <= 0:
             return  # the first after a pause: the rate was not tried
-        tried = self._slow_start or 0.0 < self._since_s < math.inf
+        is_new = now - self._cut_at < _LEAST_SPAN_S  # little was sent, because of the cut's pause
+        tried = is_new or self._slow_start or 0.0 < self._since_s < math.inf
         cost = max(cost, 1.0)
         least = cost / gap_s
         peak = max(least, self.rate if tried else min(self.rate, sent_per_s))
@@ -160,8 +161,7 @@ class RateProbe:
         self._peak = max(peak * _PEAK if peak < self._peak < math.inf else peak, self.rate)
         self._cut = self.rate / self._peak
         self._return_s = _MILD_RETURN_S if mild else _RETURN_S[self._cuts_in_a_row]
-        self._ramp_limited = self._ramp_limited or ramp_too_fast
-        self._slow_start = False
+        self._ramp_limited, self._slow_start = self._ramp_limited or ramp_too_fast, False
         self._since_s, self._cut_at, self._charged = 0.0, now, charged
 
     def give_up(self) -> None:

@@ -328,7 +328,8 @@ class ServerLimits:
     def time_out(self, now: float, admitted_at: float, place: int, answers: int) -> float:
         """Cut the number in flight after an attempt without an answer in time; how long to pause, or 0.
 
-        Where nothing is answered any more, what was given up may still keep the server busy.
+        Where nothing is answered any more, what was given up may still keep the server busy. Where nothing
+        ever was, the time may be too short, and the requests are to fail soon.
         """
         self.refusals += 1
         if self.in_flight.timed_out(now, admitted_at, place):
@@ -338,7 +339,9 @@ class ServerLimits:
         if before != answers:
             self._timed_out = answers, 0.0
             return 0.0
-        pause_s = min(max(2 * pause_s, now - admitted_at), MINUTE_S)
+        waited_s = now - admitted_at
+        most_s = MINUTE_S if answers else max(waited_s, _FIRST_PAUSE_S)
+        pause_s = min(max(2 * pause_s, waited_s), most_s)
         self._timed_out = answers, pause_s
         return self._begin_pause(pause_s, now, admitted_at)
 

@@ -18,7 +18,7 @@ _CAUSE_TEXTS: Mapping[WaitCause, str] = {
     WaitCause.TOKENS: "the token limit",
     WaitCause.INPUT_TOKENS: "the input token limit",
     WaitCause.OUTPUT_TOKENS: "the output token limit",
-    WaitCause.PAUSE: "a pause (429, or a server that is not ready)",
+    WaitCause.PAUSE: "a pause (429, timeouts, or a server that is not ready)",
     WaitCause.CONCURRENCY: "the limit of requests in flight",
     WaitCause.MAX_WORKERS: "a free worker (max_workers)",
     WaitCause.DISK: "the disk",

@@ -310,4 +310,4 @@ def test_the_headline_names_the_model_that_waited_for_its_server() -> None:
     waits = {WaitCause.PAUSE: 80.0}
     models = [BucketReport(url=URL, model=m, waited_s=w) for m, w in (("a", {}), ("b", waits))]
     summary = Summary(attempts=9, elapsed_s=100.0, waited_s=waits, buckets=tuple(models))
-    assert said(summary).endswith("for a pause (429, or a server that is not ready), b.")
+    assert said(summary).endswith("for a pause (429, timeouts, or a server that is not ready), b.")
