@@ -225,7 +225,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     summary = caught.value.summary
     assert summary is not None
     assert summary.answered == 0
-    assert 1 <= summary.unanswered <= 10
+    assert 1 <= summary.unanswered < 100  # the others were not sent
     assert used_by_us()[0] == []
 
 
