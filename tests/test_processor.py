@@ -215,17 +215,19 @@ def test_a_spent_account_keeps_what_it_paid_for(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
-    """A results file that takes nothing is an error with a summary, and nothing hangs."""
-    source = write_lines(tmp_path / "in.jsonl", rows(100))
+    """A results file that takes nothing is an error with a summary; no more is sent than may wait."""
+    source = write_lines(tmp_path / "in.jsonl", rows(2000))
     with Simulator() as simulator:
         with processor(simulator.url, max_workers=5, write_retry_s=0.0) as made:
             join = in_background(lambda: made.process_file(source, FULL))
             with pytest.raises(ResultsFileError, match="No space left on device") as caught:
                 join()
+        received = simulator.stats()["requests_received"]
     summary = caught.value.summary
     assert summary is not None
     assert summary.answered == 0
-    assert 1 <= summary.unanswered < 100  # the others were not sent
+    # In flight, read ahead, and waiting for the writer, who may notice as late as the system likes.
+    assert 1 <= received <= summary.unanswered <= 5 + 5 + 256
     assert used_by_us()[0] == []
 
 
