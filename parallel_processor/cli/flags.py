@@ -52,6 +52,7 @@ def _reader(convert: Callable[[str], object], what: str) -> Callable[[str], obje
     """Makes a value from text with ``convert``; the error says that the text is not ``what``."""
 
     def read(text: str) -> object:
+        """The value; ``ArgumentTypeError`` if there is none."""
         try:
             return convert(text)
         except ValueError:

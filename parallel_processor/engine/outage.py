@@ -85,8 +85,8 @@ class Outages:
 
     def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._policy, self._clock = policy, clock
-        self._lock = threading.Lock()  # guards _streaks and _taken_back_s
-        self._taken_back_s: dict[TokenBucket, float] = {}
+        self._lock = threading.Lock()  # guards the fields below
+        self._outage_at_s: dict[TokenBucket, float] = {}  # when the last one was in its third round
         self._streaks: dict[TokenBucket, _Streak] = {}
 
     def judge(
@@ -107,18 +107,18 @@ class Outages:
             else:
                 judgement = Judgement(Verdict.SERVES)
                 self._streaks.pop(bucket, None)
-            is_load = judgement.round != _ROUNDS or self._was_taken_back(bucket)
-        if not is_load and streak is not None:
+            takes_back = judgement.round == _ROUNDS and self._may_take_back(bucket)
+        if takes_back and streak is not None:
             bucket.take_back(streak.before)
         elif not is_outage_like and streak is not None and streak.rounds:
             bucket.free()
         return judgement
 
-    def _was_taken_back(self, bucket: TokenBucket) -> bool:
-        """Whether an outage of late was already taken for none of load. Caller holds ``_lock``."""
+    def _may_take_back(self, bucket: TokenBucket) -> bool:
+        """Note an outage; false if the one before it is too recent. Caller holds ``_lock``."""
         now = self._clock()
-        before, self._taken_back_s[bucket] = self._taken_back_s.get(bucket, -math.inf), now
-        return now - before < _SELDOM_S
+        before, self._outage_at_s[bucket] = self._outage_at_s.get(bucket, -math.inf), now
+        return now - before >= _SELDOM_S
 
     def _judge(
         self,

@@ -58,9 +58,8 @@ class Submissions:
         self._lock = threading.Lock()  # guards the fields below
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._has_feeder = self._is_closing = False
-        self._threads: list[
-            InterruptSafeThread
-        ] = []  # the feeder, and those before it that may live
+        # The feeder, and those before it that may still run callbacks.
+        self._threads: list[InterruptSafeThread] = []
         self._here = threading.local()  # has `resolves` in a thread that runs callbacks
 
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
@@ -208,9 +207,7 @@ class Submissions:
                 received = self._inbox.get()
                 if received is not None:
                     pending.append(received[1])
-            self._has_feeder = (
-                False  # a callback may wait for what it submits: that needs a new one
-            )
+            self._has_feeder = False  # what a callback submits, and waits for, needs a new one
             if not self._inbox.empty():
                 self._start()
         error = cause or StopRequested("the run has ended")

@@ -13,9 +13,9 @@ after the burst exactly the admitted ones are left. Whether the number was the r
 A request that times out counts as refused: the server had more to do than it could.
 
 **Slowness.** A server that queues refuses nothing. Each request waits for those before it, until all time
-out. Such a server is known by this: requests that were sent as one of twice as many took twice as long.
-Then the number is bounded so that an answer takes two fifths of the time that there is. So it is if those
-in flight will not all be answered in time at the pace of the last answers.
+out. Such a server is known by this: requests that were sent as one of twice as many took twice as long, by
+more than chance explains. Then the number is bounded so that an answer takes two fifths of the time that
+there is. Where the number was never lower, it is bounded once answers take four fifths of that time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LEAST_ANSWERS = 6  # a mean latency counts only if it is taken over so many ans
 _MOST_ANSWERS = 32.0  # older answers fade
 _SPREAD = 0.1  # the variance of the logarithm of a latency, as long as it isn't known
 _SPREAD_ANSWERS = 4.0  # this assumption counts as so many answers
-_SURE, _SURER = 2.5, 2.0  # standard errors: to find a queue, and to find that there is none
+_SURE_OF_QUEUE, _SURE_OF_NONE = 2.5, 2.0  # standard errors
 _DANGER = 0.8  # of the longest time: with answers that take longer, it is high time
 _GROWTH = 1.05  # a round
 _FAR = 0.25  # of the longest time: with quicker answers the number doubles instead
@@ -74,7 +74,7 @@ class Ceiling:
     def refused(
         self,
         count: int,
-        number: int,
+        load: int,
         now: float,
         admitted_at: float,
         named: float | None = None,
@@ -83,15 +83,15 @@ class Ceiling:
     ) -> bool:
         """Follow a refusal that left ``count`` in flight; false if the number can't be its reason.
 
-        ``number`` were in flight when it came. ``named`` is the number that the server named.
+        ``load`` were in flight while it was. ``named`` is the number that the server named. After a timeout
+        the server may still work at what was given up.
         """
-        step = number.bit_length()
+        step = load.bit_length()
         self.shares.refused(step)
         if admitted_at <= self._cut_at:  # it was in flight at the last cut
             if self._takes_places:
                 self.number = self._borne = max(1.0, self._borne - 1.0)
             return True
-        # The server may still work at what was given up.
         is_backlog = is_timeout and -math.inf < self._cut_at >= self.answered_until
         if count <= 0:  # others have all the places, or there is another reason
             self._equal = 0
@@ -138,10 +138,11 @@ class _Latencies(NamedTuple):
     answers: float = 0.0
     place: float = 0.0  # means
     seconds: float = 0.0
-    log: float = 0.0  # of the seconds
-    square: float = 0.0  # of the distance from that
+    log: float = 0.0  # of the seconds' logarithms
+    variance: float = 0.0  # of the logarithms
 
     def with_one(self, place: int, seconds: float) -> _Latencies:
+        """These answers, and one that took ``seconds``."""
         answers = min(self.answers + 1.0, _MOST_ANSWERS)
         log, off = self.log, math.log(seconds) - self.log
         log += off / answers
@@ -150,14 +151,14 @@ class _Latencies(NamedTuple):
             self.place + (place - self.place) / answers,
             self.seconds + (seconds - self.seconds) / answers,
             log,
-            self.square + (off * (math.log(seconds) - log) - self.square) / answers,
+            self.variance + (off * (math.log(seconds) - log) - self.variance) / answers,
         )
 
     @property
-    def error(self) -> float:
+    def variance_of_mean(self) -> float:
         """The square of the standard error of ``log``."""
         known = self.answers / (self.answers + _SPREAD_ANSWERS)
-        return (self.square * known + _SPREAD * (1.0 - known)) / self.answers
+        return (self.variance * known + _SPREAD * (1.0 - known)) / self.answers
 
 
 class Slowness:
@@ -208,12 +209,12 @@ class Slowness:
             there = self._latencies[below]
             if below >= octave or here.place < _LEAST_MORE * there.place:
                 continue
-            error = math.sqrt(here.error + there.error)
+            error = math.sqrt(here.variance_of_mean + there.variance_of_mean)
             longer, more = here.log - there.log, math.log(here.place / there.place)
-            if longer >= _EXPONENT * more and longer >= _SURE * error:
+            if longer >= _EXPONENT * more and longer >= _SURE_OF_QUEUE * error:
                 return True
             few = min(here.answers, there.answers) < _LEAST_ANSWERS
-            if not few and longer + _SURER * error < _EXPONENT * more:
+            if not few and longer + _SURE_OF_NONE * error < _EXPONENT * more:
                 return False
         return None
 

@@ -11,6 +11,7 @@ There are two loads: the number in flight, and the rate. Both are judged by the 
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 _STEPS = 160
 _MOST = 256.0  # older attempts of a step fade
@@ -54,14 +55,18 @@ class RefusalShares:
 
     def explain(self, step: int) -> bool | None:
         """Whether load may be the reason of a refusal in this step; ``None`` while that isn't known."""
-        if self._share(step, step + 1) >= _MUCH:
+        if self._refused[step] >= _MUCH * (self.ended[step] + _FIRST):
             return True
+        ended, refused = _sums(self.ended), _sums(self._refused)  # below each step
+        ended_above, refused_above = _sums(self.ended[::-1]), _sums(self._refused[::-1])
         verdict = None
         for split in range(step, _STEPS):
-            if sum(self._refused[split:]) < _FEW:
+            above = _STEPS - split  # so many steps
+            if refused_above[above] < _FEW:
                 break
             end = max(0, split - self._apart + 1)
-            found = self._compare(end, split)
+            share = refused_above[above] / (ended_above[above] + _FIRST)
+            found = _compare(share, ended[end], refused[end])
             if found is False:
                 for below in range(end):
                     self.ended[below] *= _WEAR
@@ -70,21 +75,21 @@ class RefusalShares:
             verdict = verdict or found
         return verdict
 
-    def _share(self, first: int, end: int) -> float:
-        """The share of refusals in these steps, as far as it isn't by chance."""
-        return sum(self._refused[first:end]) / (sum(self.ended[first:end]) + _FIRST)
 
-    def _compare(self, end: int, split: int) -> bool | None:
-        """Whether a clearly smaller share was refused below step ``end`` than from ``split`` on.
+def _sums(counts: list[float]) -> list[float]:
+    """The sums of the first 0, 1, 2 ... counts."""
+    return list(accumulate(counts, initial=0.0))
 
-        The number of refusals follows Poisson's law, whose likelihoods are compared.
-        """
-        ended, refused = sum(self.ended[:end]), sum(self._refused[:end])
-        if refused >= _MUCH * ended:
-            return True if ended >= _FIRST else None
-        expected = self._share(split, _STEPS) * ended
-        ratio = -refused * math.log(_LESS) - expected * (1.0 - _LESS)
-        return False if ratio > _UNLIKELY else True if ratio < _LIKELY else None
+
+def _compare(share: float, ended: float, refused: float) -> bool | None:
+    """Whether clearly fewer than ``share`` were ``refused`` of those that ``ended`` under less load.
+
+    The number of refusals follows Poisson's law, whose likelihoods are compared.
+    """
+    if refused >= _MUCH * ended:
+        return True if ended >= _FIRST else None
+    ratio = -refused * math.log(_LESS) - share * ended * (1.0 - _LESS)
+    return False if ratio > _UNLIKELY else True if ratio < _LIKELY else None
 
 
 class RateEvidence:

@@ -166,11 +166,10 @@ class RateProbe:
 
     def give_up(self) -> None:
         """Take back all cuts: the rate isn't the reason of the rejections."""
-        if not self.is_found:
-            return
-        self.rate, self._slow_start = self._highest, self._highest < math.inf
-        self._peak = self._since_s = math.inf
-        self._floor, self._cuts_in_a_row = 0.0, 0
+        if self.is_found:
+            self.search_from(self._highest)
+            self._peak = self._since_s = math.inf
+            self._floor, self._cuts_in_a_row = 0.0, 0
 
     def _count_cut(self, mild: bool) -> None:
         """Count how many cuts followed each other shortly; more in a row cut deeper."""

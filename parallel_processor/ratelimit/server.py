@@ -243,23 +243,25 @@ class ServerLimits:
     ) -> float:
         """Cut what explains the rejection; for how long everything pauses for it, or 0.
 
-        Without ``pause_s`` the pause is short at first, and grows while nothing is answered.
+        Without ``pause_s`` the pause is short at first, and grows while nothing is answered. ``place`` is
+        what :meth:`ConcurrencyLimit.started` returned. A refusal for load (503 or 529, and no wait) cuts
+        the rate only if that makes refusals rarer, or to find that out.
         """
         self.refusals += 1
         self._evidence.note_refusal(admitted_at, self.heard_from, self.in_flight.total, now)
         self.rejections += not rejection.overload
         is_old = self._is_old(admitted_at)
+        is_load = rejection.overload and not rejection.has_retry_after
         if self._is_rate(rejection, now, admitted_at, place):
-            is_load = rejection.overload and not rejection.has_retry_after
             per_s = self._sent(now, totals).per_s[0]
             explains = self._evidence.explain(per_s)
-            if is_load and self._is_in_doubt(explains, per_s):
+            if is_load and self._spares_rate(explains, per_s):
                 return 0.0
             if pause_s is None and not (is_old or (is_load and explains is None)):
                 pause_s = self._next_pause_s()
             if not is_old and not rejection.concurrency:
                 self._cut_rate(rejection, costs, totals, pause_s or 0.0, now)
-        elif rejection.concurrency or (rejection.overload and not rejection.has_retry_after):
+        elif rejection.concurrency or is_load:
             return 0.0
         return self._begin_pause(pause_s or 0.0, now, admitted_at)
 
@@ -277,17 +279,15 @@ class ServerLimits:
         explains = self.in_flight.refused(now, admitted_at, place=place)
         return not (explains and (is_known or rejection.overload))
 
-    def _is_in_doubt(self, explains: bool | None, per_s: float) -> bool:
-        """True if the rate isn't the reason of refusals, or must show first whether it is."""
-        growing = False
-        for quota in self.quotas:
-            if quota.name == "requests":
-                if explains is False:
-                    quota.probe.give_up()
-                growing = quota.probe.is_growing
-        return explains is False or (
-            explains is None and (growing or not self._evidence.is_measured(per_s))
-        )
+    def _spares_rate(self, explains: bool | None, per_s: float) -> bool:
+        """True if the rate isn't the reason, and take its cuts back; or if it must show that first."""
+        probes = [quota.probe for quota in self.quotas if quota.name == "requests"]
+        if explains is False:
+            for probe in probes:
+                probe.give_up()
+            return True
+        is_growing = any(probe.is_growing for probe in probes)
+        return explains is None and (is_growing or not self._evidence.is_measured(per_s))
 
     def _next_pause_s(self) -> float:
         """The length of a pause that nobody named."""

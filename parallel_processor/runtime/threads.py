@@ -22,9 +22,8 @@ class InterruptSafeThread:
     """Runs ``target`` once, in a daemon thread."""
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
-        self._thread = threading.Thread(
-            target=self._run, args=(target,), name=name, daemon=True
-        )  # which forgets them at its end
+        # A thread forgets its arguments at its end, so that ``target`` isn't kept alive.
+        self._thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
         self._is_tried = False
         self._error: BaseException | None = None
         self._begun, self._ended = WakeEvent(_MAX_WAITERS), WakeEvent(_MAX_WAITERS)

@@ -146,6 +146,10 @@ class _State:
     def is_fulfilled(
         self, body: bytes, now_s: float, in_flight: int, draw: Callable[[], float]
     ) -> bool:
+        """Count a request with this ``body``; true if it gets the rule's answer.
+
+        ``draw`` returns a random number below 1.
+        """
         rule = self.rule
         if self._pattern not in body or not rule.from_s <= now_s < rule.until_s:
             return False

@@ -247,6 +247,7 @@ def _load_by_tiktoken(name: str, timeout_s: float) -> tiktoken.Encoding:
     future: Future[tiktoken.Encoding] = Future()
 
     def load() -> None:
+        """Resolve ``future``."""
         try:
             future.set_result(tiktoken.Encoding(**constructor()))
         except Exception as error:
