@@ -89,7 +89,7 @@ class Estimate(NamedTuple):
     input_tokens: int  # the tokens of its prompt
     output_cap: int | None = None  # the most output that it may get; None if it names no cap
     output_tokens: int = 0  # the output to reserve as long as nothing was learned from responses
-    kind: tuple[Endpoint, str] = (Endpoint.UNKNOWN, "")  # endpoint, model: similar lengths
+    kind: Any = None  # a RequestKind: what was learned of similar requests; None if nothing will be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

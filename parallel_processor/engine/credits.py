@@ -22,13 +22,17 @@ _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
 class Credits:
     """The counts of one run, and how many more requests they permit to read.
 
-    Not thread-safe: the dispatcher's lock guards every change. Any thread may read the attributes.
+    A request that was read holds a credit until its outcome is on record, or it will have none. Not
+    thread-safe: the dispatcher's lock guards every change, but for the fields of the reader's thread.
+    Any thread may read the attributes.
 
     Attributes:
         max_workers: how many requests may be in flight now.
+        is_careful: true until :meth:`open` is called, if that makes a difference.
         in_flight: how many requests are in flight.
-        unrecorded: how many outcomes are not on record.
-        reader_waits: true if the reader waits to be woken.
+        returned: the credits that were given back by other threads than the reader's.
+        taken: the credits that the reader took, less those that it gave back itself. It alone changes it.
+        reader_waits: true if the reader waits to be woken. The reader sets it.
     """
 
     def __init__(self, queues: RequestQueues, max_workers: int, writer_slack: int) -> None:
@@ -37,35 +41,40 @@ class Credits:
         self._writer_slack = writer_slack
         self._most_workers = max_workers
         self.max_workers = min(max_workers, _CAREFUL)
-        self.in_flight = self.unrecorded = 0
+        self.is_careful = self.max_workers < max_workers
+        self.in_flight = self.returned = self.taken = 0
         self.reader_waits = False
 
-    @property
-    def is_careful(self) -> bool:
-        """True until :meth:`open` is called, if that makes a difference."""
-        return self.max_workers < self._most_workers
+    def skip(self) -> None:
+        """The reader read a request that has an outcome already, which is not on record yet."""
+        self.taken += 1
+
+    def yielded(self, count: int) -> None:
+        """The program has taken so many outcomes, in the reader's thread."""
+        self.taken -= count
 
     def open(self) -> None:
         """The start is over: all workers may be used."""
-        self.max_workers = self._most_workers
+        self.max_workers, self.is_careful = self._most_workers, False
 
     def lower(self, max_workers: int) -> None:
         """No more than ``max_workers`` threads can be had."""
-        self.max_workers = self._most_workers = max_workers
+        self._most_workers = max_workers
+        self.open()
 
     def available(self, *, all_wait: bool) -> int:
         """How many more requests may be read.
 
-        ``all_wait``: the dispatcher sleeps, so that every queue waits for its bucket.
+        ``all_wait``: every queue waits for its bucket, and the next request may be for another one.
         """
-        pending = self._queues.count
-        if pending and self._queues.size_bytes >= _LOOK_AHEAD_BYTES:
+        waiting = self._queues.count
+        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES:
             return 0
         left = self._most_workers + self._read_ahead + self._writer_slack
-        left -= self.in_flight + self.unrecorded + self._queues.later
-        if all_wait and not self.is_full and self._queues.may_be_passed:
-            return max(0, min(LOOK_AHEAD - pending, left))
-        return max(0, min(self._read_ahead, left) - pending)
+        left -= self.taken - self.returned
+        if all_wait and self.in_flight < self.max_workers:
+            return max(0, min(LOOK_AHEAD - waiting, left + waiting))
+        return max(0, min(self._read_ahead - waiting, left))
 
     @property
     def is_full(self) -> bool:
@@ -80,17 +89,18 @@ class Credits:
     @property
     def is_empty(self) -> bool:
         """True if, besides, every outcome is on record."""
-        return self.is_idle and self.unrecorded <= 0
+        return self.taken <= self.returned
+
+    @property
+    def unrecorded(self) -> int:
+        """How many outcomes are not on record."""
+        under_way = self._queues.count + self._queues.later + self.in_flight
+        return self.taken - self.returned - under_way
 
     @property
     def waits_for_records(self) -> bool:
         """True if outcomes that are not on record hold the run back, rather than requests in flight."""
         return self.unrecorded > self.in_flight + self._writer_slack / 2
-
-    def take_back(self, *, has_outcome: bool) -> None:
-        """A request is not in flight any more; its outcome, if it has one, is not on record yet."""
-        self.in_flight -= 1
-        self.unrecorded += has_outcome
 
     def wakes_reader(self, *, all_wait: bool) -> bool:
         """True, once, if the waiting reader is to be woken.

@@ -35,9 +35,13 @@ class Delivery:
     Args:
         counters: count the outcomes once they are on record.
         waker: set for each outcome that the reader is to yield.
-        on_record: called with the number of outcomes that are on record, or never will be.
+        on_record: called with the number of outcomes that are on record, or never will be; without a sink
+            by the reader alone.
         make_sink: makes the sink, given :meth:`recorded`; ``None`` if the reader yields the outcomes.
         duplicates: knows which requests share an outcome.
+
+    Attributes:
+        ready: the outcomes to yield.
     """
 
     def __init__(
@@ -51,12 +55,8 @@ class Delivery:
     ) -> None:
         self._counters, self._waker = counters, waker
         self._on_record, self._duplicates = on_record, duplicates
-        self._ready: deque[Outcome] = deque()
+        self.ready: deque[Outcome] = deque()
         self._sink = make_sink(self.recorded) if make_sink is not None else None
-
-    def __bool__(self) -> bool:
-        """True if there is an outcome to yield."""
-        return bool(self._ready)
 
     def deliver(self, outcome: Outcome) -> None:
         """Deliver ``outcome``, and those of the equal requests that waited for it."""
@@ -86,7 +86,7 @@ class Delivery:
             what = f"request {request.number} failed: " if request.invalid_reason is None else ""
             _log.error("%s%s", what, outcome.error, extra=extra)
         if self._sink is None:
-            self._ready.append(outcome)
+            self.ready.append(outcome)
             self._waker.set()
         elif outcome.unanswered:
             self.recorded([outcome])
@@ -95,8 +95,8 @@ class Delivery:
 
     def taken(self) -> Iterator[Outcome]:
         """The outcomes to yield. Asking for the next one gives back the credit of the one before."""
-        while self._ready:
-            outcome = self._ready.popleft()
+        while self.ready:
+            outcome = self.ready.popleft()
             if not outcome.unanswered:
                 yield outcome
             self.recorded([outcome])

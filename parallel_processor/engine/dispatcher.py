@@ -9,9 +9,10 @@ The dispatcher thread starts a worker for an admitted request that no worker ask
 every queue's head waits for its bucket and no backoff has expired. A call that changes either wakes it.
 Tokens are counted by the worker that will send the request, right before, or by the dispatcher thread.
 
-**Locks.** ``_lock`` guards every field. A bucket's lock is taken within it, never the other way round.
-The thread lives from the first request to the last one or to a stop. It is not the caller's thread, so
-that no KeyboardInterrupt comes in the middle of an admission.
+**Locks.** ``_lock`` guards every field; a bucket's lock is taken within it. The reader takes none: an
+interrupt in the caller's thread must not leave one taken. Each side changes its own state, then looks at
+the other's, so that neither sleeps while the other waits for it. The thread lives from the first request
+to the last one or to a stop. It is not the caller's thread, which a KeyboardInterrupt may hit.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Dispatcher:
     Attributes:
         error: a bug, or a failure of the system, that ended the thread.
         waker: the event that the buckets set.
+        credits: how many requests are under way.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Dispatcher:
         self._stop, self._clock = stop, clock
         self._lock = threading.Lock()  # guards the fields below
         self._queues = RequestQueues(cost, self.waker)
-        self._credits = Credits(self._queues, max_workers, writer_slack)
+        self.credits = Credits(self._queues, max_workers, writer_slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._open_at = math.inf  # when the careful start is over
@@ -99,35 +101,39 @@ class Dispatcher:
         self._closed = self._hurries = self._has_left = self._has_started = False
         self._thread = InterruptSafeThread(self._run, "parallel-processor-dispatcher")
 
-    @property
-    def in_flight(self) -> int:
-        """How many requests are in flight."""
-        return self._credits.in_flight
-
-    @property
-    def waits_for_records(self) -> bool:
-        """True if outcomes that are not on record hold the run back."""
-        return self._credits.waits_for_records
-
-    # For the reader.
+    # For the reader. None of these methods takes the lock.
 
     def room(self) -> int:
         """How many more requests may be read; if 0, ``on_room`` is called when that changes."""
-        with self._lock:
-            count = self._credits.available(all_wait=self._is_asleep)
-            self._credits.reader_waits = not count
-            return count
+        credits = self.credits
+        credits.reader_waits = True  # first: what comes back from now on is told
+        if (count := credits.available(all_wait=self._all_wait)) > 0:
+            credits.reader_waits = False
+        return count
 
     def put(self, pending: PendingRequest) -> None:
         """Queue a request that was read. After a stop it is dropped."""
-        with self._lock:
-            is_late = self._has_left
-            if not is_late and self._queues.add(pending) and not self._credits.is_full:
-                self._wake()
-        if is_late:
-            self._drop(pending)
-        else:
+        self.credits.taken += 1
+        is_new = self._queues.put(pending)
+        while self._has_left and (late := self._queues.take_out()) is not None:
+            self.credits.taken -= 1
+            self._drop(late)
+        if is_new and self._is_asleep and not self.credits.is_full:
+            self.waker.set()
+        if not self._has_left:
             self.start()
+
+    def close(self, *, hurry: bool = False) -> None:
+        """Nothing more will be put. In a ``hurry``, what is admitted or being counted is sent, no more."""
+        self._hurries, self._closed = hurry, True
+        self.waker.set()
+
+    def is_busy(self) -> bool:
+        """True while anything is queued, in flight or not on record; ``on_room`` is called at its end."""
+        self.credits.reader_waits = True
+        return not self.credits.is_empty
+
+    # For any thread.
 
     def start(self) -> None:
         """Start the thread, unless it was; ``RuntimeError`` if the system has none left."""
@@ -136,41 +142,21 @@ class Dispatcher:
     def open(self) -> None:
         """A request was answered: the careful start is over."""
         with self._lock:
-            if self._credits.is_careful:
-                self._credits.open()
+            if self.credits.is_careful:
+                self.credits.open()
                 self._wake()
 
     def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
         """Take every request for ``bucket`` out of the queues."""
         with self._lock:
             removed = self._queues.remove(bucket)
-            self._credits.unrecorded += sum(each.retry_state is not None for each in removed)
+            self.credits.returned += sum(each.retry_state is None for each in removed)
             self._wake()
         return removed
-
-    def skip(self) -> None:
-        """A request was read that has an outcome already, which is not on record yet."""
-        with self._lock:
-            self._credits.unrecorded += 1
-
-    def close(self, *, hurry: bool = False) -> None:
-        """Nothing more will be put. In a ``hurry``, what is admitted now is sent, and the rest dropped.
-
-        A request whose tokens are being counted may be admitted right after.
-        """
-        with self._lock:
-            self._closed, self._hurries = True, hurry
-            self._wake()
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended, after a stop or :meth:`close`."""
         self._thread.join(timeout_s)
-
-    def is_busy(self) -> bool:
-        """True while anything is queued, in flight or not on record; ``on_room`` is called at its end."""
-        with self._lock:
-            self._credits.reader_waits = True
-            return not self._credits.is_empty
 
     def abort(self) -> None:
         """End the thread: the interpreter ends, and no worker can be started any more."""
@@ -193,16 +179,18 @@ class Dispatcher:
             retry_in_s: seconds until then.
             made_room: its bucket may admit more than it did.
         """
+        credits, comes_back = self.credits, False
         with self._lock:
-            comes_back = again is not None and not self._has_left
-            self._credits.take_back(has_outcome=not comes_back)
-            if again is not None and comes_back:
+            self._queues.take_in()
+            credits.in_flight -= 1
+            if again is not None and not self._has_left:
+                comes_back = True
                 due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf
                 self._queues.add_again(again, due_at)
                 if retry_in_s > 0:
                     self._wake(due_at)
             admitted, uncounted = self._next(made_room)
-            wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
+            wakes_reader = credits.reader_waits and credits.wakes_reader(all_wait=self._all_wait)
         if again is not None and not comes_back:
             self._drop(again)
         while uncounted is not None or (admitted is not None and not self._hand_out(admitted)):
@@ -210,7 +198,7 @@ class Dispatcher:
                 self._do_count(uncounted)
             with self._lock:
                 admitted, uncounted = self._next(made_room=False)
-                wakes_reader |= self._credits.wakes_reader(all_wait=self._is_asleep)
+                wakes_reader |= credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
             self._on_room()
         return admitted
@@ -218,38 +206,32 @@ class Dispatcher:
     def recorded(self, count: int) -> None:
         """So many outcomes are on record, or never will be."""
         with self._lock:
-            self._credits.unrecorded -= count
-            wakes_reader = self._credits.wakes_reader(all_wait=self._is_asleep)
+            self.credits.returned += count
+            wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
             self._on_room()
 
     def _hand_out(self, admitted: AdmittedRequest) -> bool:
         """Count the attempt that begins now; false if it must not begin: then the request is dropped."""
         pending, reservation = admitted
+        is_first = pending.retry_state is None
         try:
-            if self._may_be_sent(pending):
-                if pending.retry_state is None:
-                    self._counters.started()
-                self._counters.sent(int(reservation.costs[1]), first=pending.retry_state is None)
+            is_wanted = not is_first or self._is_wanted is None or self._is_wanted(pending.request)
+            if is_wanted and self._stop.cause is None:
+                if _log.isEnabledFor(logging.DEBUG):
+                    number, attempt = pending.request.number, pending.failed_attempts + 1
+                    text, extra = "request %d: attempt %d", {"request_number": number}
+                    _log.debug(text, number, attempt, extra=extra)
+                self._counters.sent(int(reservation.costs[1]), first=is_first)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             self._stop.set(error)
         pending.bucket.cancel(reservation)
         with self._lock:
-            self._credits.take_back(has_outcome=pending.retry_state is not None)
+            self.credits.in_flight -= 1
+            self.credits.returned += is_first
         self._drop(pending)
         return False
-
-    def _may_be_sent(self, pending: PendingRequest) -> bool:
-        request, retry_state = pending.request, pending.retry_state
-        if self._stop.is_set():
-            return False
-        if retry_state is None and self._is_wanted is not None and not self._is_wanted(request):
-            return False
-        if _log.isEnabledFor(logging.DEBUG):
-            number, attempt = request.number, pending.failed_attempts + 1
-            _log.debug("request %d: attempt %d", number, attempt, extra={"request_number": number})
-        return True
 
     def _do_count(self, pending: PendingRequest) -> None:
         """Count the tokens of a request that was taken for that."""
@@ -258,6 +240,7 @@ class Dispatcher:
         finally:
             with self._lock:
                 was_added = self._queues.add_counted(pending)
+                self.credits.returned += not was_added
                 if self._hurries:
                     self._wake()  # it has waited for this one
             if not was_added:
@@ -267,7 +250,7 @@ class Dispatcher:
 
     def _next(self, made_room: bool) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request for the calling worker to send, or else one to count. Wakes the thread for others."""
-        if self._has_left or self._stop.is_set():
+        if self._has_left or self._stop.cause is not None:
             return None, None
         admitted, uncounted = self._choose()
         if self._is_asleep:  # otherwise it looks at the queues anyway
@@ -276,27 +259,38 @@ class Dispatcher:
 
     def _look_after_others(self, made_room: bool) -> None:
         """Wake the thread if a request may go that no worker asks for."""
-        if self._closed and self._credits.is_idle:  # this was the last request
+        queues, is_full = self._queues, self.credits.is_full
+        if (
+            queues.inbox
+        ):  # the reader has put it just now, and may have seen no reason to wake the thread
             self._wake()
-        elif self._queues and not self._credits.is_full:
-            if made_room and len(self._queues) > 1:
+        elif self._closed and self.credits.is_idle:  # this was the last request
+            self._wake()
+        elif not is_full and queues:
+            if made_room and len(queues) > 1:
                 self._wake()  # the room may be for another queue
             else:
-                self._wake(self._clock() + self._queues.take_places())
-        if self._is_asleep and self._waits_as != (self._credits.is_full, len(self._queues) > 0):
+                self._wake(self._clock() + queues.take_places())
+        if self._is_asleep and self._waits_as != (is_full, len(queues) > 0):
             self._begin_wait(self._clock())
 
     def _choose(self) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request to send, which is in flight from now on, or else one to count."""
-        if not self._queues or self._credits.is_full:
+        queues, credits = self._queues, self.credits
+        if credits.in_flight >= credits.max_workers or not queues:
             return None, None
-        admitted = self._queues.admit()
+        admitted = queues.admit()
         if admitted is None:
-            return None, self._queues.take_uncounted()
-        self._credits.in_flight += 1
-        if self._credits.is_full:
-            self._queues.give_places_back()
+            return None, queues.take_uncounted()
+        credits.in_flight += 1
+        if credits.in_flight >= credits.max_workers:
+            queues.give_places_back()
         return admitted, None
+
+    @property
+    def _all_wait(self) -> bool:
+        """True if the thread sleeps because every queue waits for its bucket."""
+        return self._is_asleep and self._queues.all_wait and not self.waker.is_set
 
     def _wake(self, due_at: float = -math.inf) -> None:
         """Have the thread look at the queues by ``due_at``."""
@@ -306,7 +300,7 @@ class Dispatcher:
 
     def _begin_wait(self, now: float) -> None:
         """Note what the run waits for from now on."""
-        is_full, has_queues = self._waits_as = self._credits.is_full, len(self._queues) > 0
+        is_full, has_queues = self._waits_as = self.credits.is_full, len(self._queues) > 0
         idle = self._activity(is_full)
         cause = self._queues.wait_cause if has_queues and not is_full else idle
         self._wait_times.begin(now, cause, self._queues.causes(idle, is_full))
@@ -327,28 +321,32 @@ class Dispatcher:
     def _turn(self) -> bool:
         """Start one admitted request, or wait until there may be one; false at the end."""
         self.waker.clear()
-        if self._stop.is_set():
+        if self._stop.cause is not None:
             return False
         with self._lock:
             self._is_asleep = False
+            self._queues.take_in()
             now = self._clock()
             self._wait_times.end(now)
             due_at = self._queues.release_due(now)
             if now >= self._open_at:
-                self._credits.open()
+                self.credits.open()
             admitted, uncounted = self._choose()
             wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
                 hurries = self._hurries and not self._queues.is_counting
-                if self._closed and (hurries or self._credits.is_idle):
+                if self._closed and (hurries or self.credits.is_idle):
                     return False
-                delay = math.inf if self._credits.is_full else self._queues.take_places()
-                if self._credits.is_careful:
+                delay = math.inf if self.credits.is_full else self._queues.take_places()
+                if self.credits.is_careful:
                     due_at = min(due_at, self._open_at)
                 delay = max(0.0, min(delay, due_at - now))
                 self._is_asleep, self._due_at = True, now + delay
+                if self._queues.inbox:  # the reader has put it since, while this thread was awake
+                    self._is_asleep = False
+                    return True
                 self._begin_wait(now)
-                wakes_reader = self._credits.wakes_reader(all_wait=True)
+                wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if admitted is not None:
             self._open_at = min(self._open_at, now + _CAREFUL_S)
             if self._hand_out(admitted):
@@ -378,13 +376,13 @@ class Dispatcher:
             if not self._has_started or "can't start new thread" not in str(error):
                 admitted.pending.bucket.cancel(admitted.reservation)
                 with self._lock:
-                    self._credits.take_back(has_outcome=False)
+                    self.credits.in_flight -= 1
                     self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
-                self._credits.lower(max(1, self._credits.in_flight - 1))
+                self.credits.lower(max(1, self.credits.in_flight - 1))
                 self._queues.give_places_back()
-                max_workers = self._credits.max_workers
+                max_workers = self.credits.max_workers
             _log.warning("only %d requests can be in flight: %s", max_workers, error)
 
     def _leave(self) -> None:
@@ -392,7 +390,7 @@ class Dispatcher:
         with self._lock:
             self._wait_times.end(self._clock())
             self._has_left, dropped = True, self._queues.clear()
-            self._credits.unrecorded += sum(each.retry_state is not None for each in dropped)
+            self.credits.returned += sum(each.retry_state is None for each in dropped)
         for pending in dropped:
             self._drop(pending)
         self._flush()  # what was started counts as in flight: it is sent, or settled as stopped

@@ -231,15 +231,17 @@ def unanswered(
 ) -> Iterator[Request]:
     """The requests that have no answer yet. Logs once what had to be left out of some."""
     noted: set[str] = set()
+    has_records = not answered.is_empty or not answered.kept_failures.is_empty
     for request in requests:
-        if is_over():
-            return
-        if answered.take(request):
-            counters.skipped()
-            continue
-        if answered.kept_failures.take(request):
-            counters.skipped(failed=True)
-            continue
+        if has_records:
+            if is_over():
+                return
+            if answered.take(request):
+                counters.skipped()
+                continue
+            if answered.kept_failures.take(request):
+                counters.skipped(failed=True)
+                continue
         if request.dropped:
             tell_notes(request, noted, "line")
         yield request

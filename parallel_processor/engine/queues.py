@@ -47,13 +47,17 @@ class _BucketQueue:
 class RequestQueues:
     """The waiting requests of one run. Not thread-safe: the dispatcher's lock guards it.
 
+    Only :meth:`put` takes no lock. What the reader has put is queued by the next :meth:`take_in`.
+
     Args:
         cost: what an attempt is expected to be charged if it is sent now.
         wake: the event that a bucket sets when the head of its queue should be polled.
 
     Attributes:
-        count: how many requests are queued.
-        size_bytes: the payload of these, and of those in a backoff.
+        inbox: what the reader has put, and is not in its queue yet.
+        all_wait: true if, at the last :meth:`take_places`, every queue waited for its bucket, so that
+            requests for another bucket may be read. False if all requests so far were for one bucket,
+            which waits for the server's load: it is not worth it to look further.
     """
 
     def __init__(self, cost: Callable[[Estimate], Cost], wake: Settable) -> None:
@@ -63,7 +67,20 @@ class RequestQueues:
         self._known: set[TokenBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
-        self.count = self.size_bytes = 0
+        self.inbox: deque[PendingRequest] = deque()
+        self.all_wait = False
+        # The reader alone changes the first two, and all others the last two.
+        self._put = self._put_bytes = self._gone = self._gone_bytes = 0
+
+    @property
+    def count(self) -> int:
+        """How many requests are queued, those in the inbox included."""
+        return self._put - self._gone
+
+    @property
+    def size_bytes(self) -> int:
+        """The payload of these, and of those in a backoff."""
+        return self._put_bytes - self._gone_bytes
 
     @property
     def later(self) -> int:
@@ -78,14 +95,30 @@ class RequestQueues:
     def __len__(self) -> int:
         return len(self._queues)
 
-    def add(self, pending: PendingRequest) -> bool:
-        """Put ``pending`` at the end of its queue; true if that was empty."""
-        is_new = pending.bucket not in self._queues
-        queue = self._queue_of(pending.bucket)
-        (queue.uncounted if pending.estimate is None else queue.pending).append(pending)
-        self.count += 1
-        self.size_bytes += len(pending.request.payload)
-        return is_new
+    def put(self, pending: PendingRequest) -> bool:
+        """Put ``pending`` into the inbox; true if its queue is empty. For the reader, without the lock."""
+        self._put_bytes += len(pending.request.payload)
+        self._put += 1
+        self.inbox.append(pending)
+        return pending.bucket not in self._queues
+
+    def take_out(self) -> PendingRequest | None:
+        """Take a request out of the inbox again, if there is one. For the reader, without the lock."""
+        try:
+            pending = self.inbox.popleft()
+        except IndexError:
+            return None
+        self._put_bytes -= len(pending.request.payload)
+        self._put -= 1
+        return pending
+
+    def take_in(self) -> None:
+        """Put what is in the inbox at the end of its queue."""
+        inbox = self.inbox
+        while inbox:
+            pending = inbox.popleft()
+            queue = self._queue_of(pending.bucket)
+            (queue.uncounted if pending.estimate is None else queue.pending).append(pending)
 
     def take_uncounted(self) -> PendingRequest | None:
         """A request whose queue can't go on before it is counted; give it to :meth:`add_counted`."""
@@ -99,7 +132,7 @@ class RequestQueues:
         """Put back a request that was counted; false if its queue was removed meanwhile."""
         queue = self._queues.get(pending.bucket)
         if queue is None or not queue.counting:
-            self.size_bytes -= len(pending.request.payload)
+            self._gone_bytes += len(pending.request.payload)
             return False
         queue.counting -= 1
         queue.pending.append(pending)
@@ -107,7 +140,7 @@ class RequestQueues:
 
     def add_again(self, pending: PendingRequest, due_at: float) -> None:
         """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
-        self.size_bytes += len(pending.request.payload)
+        self._gone_bytes -= len(pending.request.payload)
         if due_at == -math.inf:
             self._put_first(pending)
         else:
@@ -124,51 +157,60 @@ class RequestQueues:
 
     def _put_first(self, pending: PendingRequest) -> None:
         self._queue_of(pending.bucket).pending.appendleft(pending)
-        self.count += 1
+        self._gone -= 1
 
     def _queue_of(self, bucket: TokenBucket) -> _BucketQueue:
         queue = self._queues.get(bucket)
         if queue is None:
             queue = self._queues[bucket] = _BucketQueue()
             self._known.add(bucket)
+            self.all_wait = False
         return queue
 
     def admit(self) -> AdmittedRequest | None:
         """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
-        asked: set[SharedLimits] = set()  # one poll is enough for all buckets that share limits
-        for bucket in tuple(self._queues):
-            queue = self._queues[bucket]
-            if queue.reservation is None:
+        asked: set[SharedLimits] | None = (
+            None  # one poll is enough for all buckets that share limits
+        )
+        for bucket, queue in self._queues.items():
+            reservation = queue.reservation
+            if reservation is None:
                 if not queue.pending:
                     continue
-                self._take_place(bucket, queue)
-            elif queue.reservation.admitted_at is None and bucket.shared_limits not in asked:
-                asked.add(bucket.shared_limits)
-                bucket.poll(queue.reservation)
-            if queue.reservation is not None and queue.reservation.admitted_at is not None:
-                return self._leave(bucket, queue, queue.reservation)
+                reservation = self._take_place(bucket, queue)
+            elif reservation.admitted_at is None:
+                asked = set() if asked is None else asked
+                if bucket.shared_limits not in asked:
+                    asked.add(bucket.shared_limits)
+                    bucket.poll(reservation)
+            if reservation.admitted_at is not None:
+                return self._leave(bucket, queue, reservation)
         return None
 
-    def _take_place(self, bucket: TokenBucket, queue: _BucketQueue) -> None:
+    def _take_place(self, bucket: TokenBucket, queue: _BucketQueue) -> Reservation:
         estimate = queue.pending[0].estimate
         assert estimate is not None
         tokens, output_tokens = self._cost(estimate)
-        queue.reservation = Reservation(tokens, self._wake, output_tokens=output_tokens)
+        queue.reservation = reservation = Reservation(
+            tokens, self._wake, output_tokens=output_tokens
+        )
         queue.first = queue.pending.popleft()
-        bucket.enqueue(queue.reservation)
+        bucket.enqueue(reservation)
+        return reservation
 
     def _leave(
         self, bucket: TokenBucket, queue: _BucketQueue, reservation: Reservation
     ) -> AdmittedRequest:
         pending, queue.reservation, queue.first = queue.first, None, None
         assert pending is not None
-        del self._queues[bucket]
-        if (
-            queue.pending or queue.uncounted or queue.counting
-        ):  # its next turn is behind the others'
-            self._queues[bucket] = queue
-        self.count -= 1
-        self.size_bytes -= len(pending.request.payload)
+        is_empty = not (queue.pending or queue.uncounted or queue.counting)
+        if is_empty or len(self._queues) > 1:
+            del self._queues[bucket]
+            if not is_empty:  # its next turn is behind the others'
+                self._queues[bucket] = queue
+        self.all_wait = False
+        self._gone += 1
+        self._gone_bytes += len(pending.request.payload)
         return AdmittedRequest(pending, reservation)
 
     def take_places(self) -> float:
@@ -176,18 +218,27 @@ class RequestQueues:
 
         0 if one is admitted already, or if one has to be counted first.
         """
-        delay = math.inf
+        delay, all_wait = math.inf, len(self._queues) > 0
         for bucket, queue in self._queues.items():
-            if queue.reservation is None:
+            reservation = queue.reservation
+            if reservation is None:
                 if not queue.pending:
+                    all_wait = False
                     if not queue.counting and bucket.has_room:
-                        return 0.0
+                        break
                     continue
-                self._take_place(bucket, queue)
-            if queue.reservation is not None and queue.reservation.admitted_at is not None:
-                return 0.0
+                reservation = self._take_place(bucket, queue)
+            if reservation.admitted_at is not None:
+                break
             delay = min(delay, bucket.delay)
-        return delay
+        else:
+            is_worth_it = len(self._known) > 1 or (
+                all_wait and self.wait_cause is not WaitCause.CONCURRENCY
+            )
+            self.all_wait = all_wait and is_worth_it
+            return delay
+        self.all_wait = False
+        return 0.0
 
     def give_places_back(self) -> None:
         """Give up every place: nothing more can be sent for now, and other runs may go first."""
@@ -196,9 +247,11 @@ class RequestQueues:
                 bucket.cancel(queue.reservation)
                 queue.pending.appendleft(queue.first)
                 queue.reservation = queue.first = None
+                self.all_wait = False
 
     def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
         """Remove every request for ``bucket``, also those in a backoff, and return them."""
+        self.take_in()
         queue, left = self._queues.pop(bucket, None), []
         self._known.discard(bucket)
         if queue is not None:
@@ -206,37 +259,27 @@ class RequestQueues:
             if queue.reservation is not None and queue.first is not None:
                 bucket.cancel(queue.reservation)
                 left.append(queue.first)
-            self.count -= len(left) + queue.counting
+            self._gone += len(left) + queue.counting
         left += [pending for _, _, pending in self._later if pending.bucket is bucket]
         self._later = [each for each in self._later if each[2].bucket is not bucket]
         heapq.heapify(self._later)
-        self.size_bytes -= sum(len(pending.request.payload) for pending in left)
+        self._gone_bytes += sum(len(pending.request.payload) for pending in left)
         return left
 
     def clear(self) -> list[PendingRequest]:
         """Remove every request, also those in a backoff, and return them."""
+        self.take_in()
         self.give_places_back()
         queues = self._queues.values()
         left = [each for queue in queues for each in (*queue.pending, *queue.uncounted)]
+        self._gone += len(left) + sum(queue.counting for queue in queues)
         left += [pending for _, _, pending in self._later]
+        self._gone_bytes += sum(len(pending.request.payload) for pending in left)
         self._queues.clear()
         self._later.clear()
-        self.count = self.size_bytes = 0
         return left
 
     # What the queues wait for.
-
-    @property
-    def may_be_passed(self) -> bool:
-        """True if every queue waits for its bucket, so that requests for another bucket may be read.
-
-        False if all requests so far were for one bucket, which waits for the server's load: it is not
-        worth it to look further.
-        """
-        places = [queue.reservation for queue in self._queues.values()]
-        if not places or any(place is None or place.admitted_at is not None for place in places):
-            return False
-        return len(self._known) > 1 or self.wait_cause is not WaitCause.CONCURRENCY
 
     @property
     def wait_cause(self) -> WaitCause:

@@ -5,12 +5,12 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 **Threads.**
 
 * The *reader* is the thread that iterates over :meth:`Run.outcomes`: the caller's, or that of
-  ``submissions``. It waits only for ``_waker``, which is set for credits, an outcome and the stop.
+  ``submissions``. It waits only for ``_waker``, set for credits, an outcome and the stop.
 * *Workers* send. A worker that has settled an attempt takes the next admitted request from the dispatcher's
   queues itself. No request that waits occupies a worker.
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
-  worker for an admitted request that no worker asks for. It and the workers also count the tokens that the
-  reader has not counted (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
+  worker for an admitted request that no worker asks for. It and the workers also count tokens
+  (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
 * The *writer*, behind the sink of a file run, appends records.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
@@ -21,9 +21,8 @@ table of stops says how long requests in flight have to end. Three places see to
 * the handlers in :meth:`Run.outcomes`, for exceptions in the thread of the reader;
 * :meth:`Run._finish`, which cancels what is left, at once if nobody takes the outcomes any more.
 
-What is dropped or cancelled is unanswered: it has no record, and the next run sends it. If it was sent
-before, it has an ``unanswered`` outcome, neither written nor yielded. No thread, socket or file is left.
-A model that is left out (``stops.py``) stops its own requests alone. The end tells of it as of a stop.
+What is dropped or cancelled is unanswered: it has no record, and the next run sends it. No thread, socket
+or file is left. A model that is left out (``stops.py``) stops its own requests alone.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class Run:
         self._buckets, self._estimator = buckets, estimator
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._stop, self._is_careful = StopSignal(), True
+        self._stop = StopSignal()
         self._has_begun = self._is_stopping = False
         self._give_up_at = math.inf  # set by a stop
         self._waker = WakeEvent()  # for the reader
@@ -163,10 +162,11 @@ class Run:
         )
 
     def _make_delivery(self, make_sink: MakeSink | None) -> Delivery:
+        dispatcher = self._dispatcher
         return Delivery(
             counters=self.counters,
             waker=self._waker,
-            on_record=self._dispatcher.recorded,
+            on_record=dispatcher.recorded if make_sink else dispatcher.credits.yielded,
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
         )
@@ -179,7 +179,7 @@ class Run:
     @property
     def in_flight(self) -> int:
         """How many requests are in flight at this moment."""
-        return self._dispatcher.in_flight
+        return self._dispatcher.credits.in_flight
 
     def waking(self, event: Settable) -> AbstractContextManager[None]:
         """While the block runs, a stop sets ``event``."""
@@ -228,10 +228,11 @@ class Run:
 
     def _feed(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Read as far as there are credits, and yield the outcomes at hand before each wait."""
-        iterator = iter(requests)
+        iterator, ready = iter(requests), self._delivery.ready
         while True:
-            yield from self._ready()
-            if self._stop.is_set():
+            if ready:
+                yield from self._ready()
+            if self._stop.cause is not None:
                 return
             for _ in range(self._room()):
                 self._activity = WaitCause.INPUT
@@ -239,46 +240,46 @@ class Run:
                 if request is None:
                     return
                 self._take_in(request)
-                if self._delivery or self._stop.is_set():
+                if ready or self._stop.cause is not None:
                     break
 
     def _take_in(self, request: Request) -> None:
         self.counters.read()
-        claim = self._claim(request)
-        if claim is True:
+        if (claim := self._claim(request)) is True:
             self._put(request)
         else:
+            self._dispatcher.credits.skip()  # its outcome holds a credit, too
             if isinstance(claim, Outcome):
                 self._delivery.deliver(claim)
-            self._dispatcher.skip()  # its outcome holds a credit, too
         self.displays.show()
 
     def _claim(self, request: Request) -> Outcome | bool:
-        """True if ``request`` is to be sent.
+        """True to send it; its outcome if it is invalid, or if an equal one was answered.
 
-        An outcome if it has one already: it is invalid, or an equal one was answered. False if an equal
-        one is under way: then it gets a copy of that outcome later.
+        False if an equal one is under way: it gets a copy of that outcome later.
         """
         if request.invalid_reason is not None:
             return invalid(request)
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        bucket = self._buckets.bucket(request.url or self._options.request_url, request.model)
+        url, model = request.url or self._options.request_url, request.model
+        bucket = self._buckets.bucket(url, model)
         pending = PendingRequest(request=request, bucket=bucket)
-        if self._options.processes > 1 or pending.bucket not in self._seen:
-            self._seen.add(pending.bucket)
+        if not bucket.counts_tokens:
+            pending.estimate = self._estimator.guess(request, model)
+        if pending.estimate is None and (self._options.processes > 1 or bucket not in self._seen):
+            self._seen.add(bucket)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between
         if bucket in self._left_out:
             self._leave(pending)
-        else:
+            return
+        if not self._has_begun:
             self._begin()
-            self._dispatcher.put(pending)
+        self._dispatcher.put(pending)
 
     def _begin(self) -> None:
         """Start a writer, a worker and the dispatcher: without them, nothing may be sent."""
-        if self._has_begun:
-            return
         try:
             if self._on_begin is not None:
                 self._on_begin()
@@ -309,7 +310,7 @@ class Run:
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""
         self._waker.clear()
-        if self._delivery or self._stop.is_set():
+        if self._delivery.ready or self._stop.cause is not None:
             return 0
         room: float = self._dispatcher.room()
         count = int(room if self._ahead is None else min(room, self._ahead()))
@@ -320,7 +321,7 @@ class Run:
 
     def _idle_cause(self, is_full: bool) -> WaitCause:
         """What the run waits for, if it waits for no bucket."""
-        if self._dispatcher.waits_for_records:
+        if self._dispatcher.credits.waits_for_records:
             return WaitCause.CONSUMER if self.yields_outcomes else WaitCause.DISK
         return WaitCause.MAX_WORKERS if is_full else self._activity
 
@@ -347,8 +348,7 @@ class Run:
         try:
             outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
             if outcome is not None:
-                if self._is_careful and outcome.ok:
-                    self._is_careful = False
+                if outcome.ok and self._dispatcher.credits.is_careful:
                     self._dispatcher.open()
                 if outcome.unanswered:
                     self._left_out.tell(outcome.request, admitted.pending.bucket)
@@ -373,7 +373,7 @@ class Run:
             left = self._give_up_at - self._clock()
             if left <= 0:
                 return
-            if not self._delivery:
+            if not self._delivery.ready:
                 self._wait(left)
 
     def _begin_to_stop(self, cause: BaseException | None) -> None:
@@ -381,7 +381,7 @@ class Run:
         if cause is not None and not self._is_stopping:
             self._is_stopping = True
             self._give_up_at = min(self._give_up_at, self._clock() + drain_s(cause, self._options))
-            _log.info("stopping; requests in flight: %d", self._dispatcher.in_flight)
+            _log.info("stopping; requests in flight: %d", self._dispatcher.credits.in_flight)
 
     def _finish(self) -> None:
         """Let requests in flight end, or cancel them; then end threads and processes."""

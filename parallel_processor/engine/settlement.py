@@ -122,35 +122,36 @@ class Settlement:
             attempt = _validated(attempt, self._options.validate)
             if attempt.status is AttemptStatus.ANSWERED:
                 self._equal_failures.works(pending.bucket)
-        if attempt.status is not AttemptStatus.ANSWERED:
+        if attempt.status is AttemptStatus.ANSWERED:
+            self._has_answer = True
+        else:
             delay_s = self._fail(pending, reservation, attempt)
             if delay_s is not None:
-                if self._stop.is_set() or pending.bucket in self._left_out:
+                if self._stop.cause is not None or pending.bucket in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
             if attempt.status not in _UNANSWERED:
                 self._look_for_equal_failures(pending.bucket, attempt)
-        else:
-            self._has_answer = True
         return Settled(_outcome(pending, attempt), 0.0, release.made_room)
 
     def _charge(
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Release:
         """Charge what was used. Only some providers give back what was reserved and not used."""
-        used, output = attempt.used_tokens, attempt.output_tokens
-        if output is not None and pending.estimate is not None:
-            self._estimator.learn(pending.estimate, output)
+        used, output, estimate = attempt.used_tokens, attempt.output_tokens, pending.estimate
+        if output is not None and estimate is not None and estimate.kind is not None:
+            estimate.kind.answered(output)
+        charged = used
         if used is not None and used < reservation.costs[1] and not self._estimator.charges_use:
-            used = None
+            charged = None
         return pending.bucket.ended(
             reservation,
             attempt.readings,
             answered=attempt.status is AttemptStatus.ANSWERED,
             rejected=attempt.rejection is not None,
-            used_tokens=used,
+            used_tokens=charged,
             output_tokens=output or 0,
-            answer_tokens=attempt.used_tokens or 0,
+            answer_tokens=used or 0,
             waker=self._waker,
         )
 
@@ -267,7 +268,7 @@ class Settlement:
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
-        if self._stop.is_set() or attempt.status is AttemptStatus.LOST:
+        if self._stop.cause is not None or attempt.status is AttemptStatus.LOST:
             return
         if not _log.isEnabledFor(logging.WARNING):
             return
@@ -306,17 +307,17 @@ def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
 
 def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
-    ok = attempt.status is AttemptStatus.ANSWERED
+    ok, failed_before = attempt.status is AttemptStatus.ANSWERED, pending.retry_state is not None
     return Outcome(
         request=pending.request,
         ok=ok,
         raw_response=attempt.response,
-        errors=pending.errors,
+        errors=pending.errors if failed_before else (),
         error_kind=attempt.kind,
-        attempts=ok + pending.failed_attempts,
+        attempts=ok + (pending.failed_attempts if failed_before else 0),
         used_tokens=attempt.used_tokens,
         latency_s=attempt.latency_s,
-        unanswered=attempt.status in _UNANSWERED,
+        unanswered=not ok and attempt.status in _UNANSWERED,
     )
 
 

@@ -51,6 +51,11 @@ class AnsweredRequests:
         """The requests whose failed record stays; empty if they are sent again."""
         return AnsweredRequests()
 
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing was ever added."""
+        return not self._buckets
+
     def add(self, key: bytes) -> None:
         """Add an answer for the requests of identity ``key``."""
         self._buckets = self._buckets or [None] * _BUCKETS

@@ -106,6 +106,12 @@ class ServerLimits:
             quota.advance(now)
 
     @property
+    def limits_tokens(self) -> bool:
+        """True if any quota counts tokens."""
+        quotas = self.quotas
+        return bool(quotas) and any(quota.name != "requests" for quota in quotas)
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The rate and the number in flight that refusals have shown."""
         rates = (q.probe.rate for q in self.quotas if q.name == "requests")

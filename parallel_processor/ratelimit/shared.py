@@ -36,6 +36,7 @@ class SharedLimits:
         opened_at: when it was made, in seconds of its clock.
         quotas: the arithmetic of each limit, its own first, then the ceilings above it.
         tokens_per_minute: the limit of all tokens; infinite if there is none.
+        limits_tokens: true if any limit counts tokens.
         waiting: the states of the account's buckets whose queue isn't empty.
     """
 
@@ -65,6 +66,7 @@ class SharedLimits:
         self._charged_before = [quota.charged for quota in self.quotas]
         tokens = (quota.limit for quota in self.quotas if quota.name == "tokens")
         self.tokens_per_minute = min(tokens)
+        self.limits_tokens = any(q.limit < math.inf for q in self.quotas if q.name != "requests")
         account.users.add(self)
 
     @property

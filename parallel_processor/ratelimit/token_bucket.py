@@ -283,6 +283,12 @@ class TokenBucket:
         return self._state.wait_cause
 
     @property
+    def counts_tokens(self) -> bool:
+        """False if nothing limits tokens, as far as the server's answers tell; they are guessed then."""
+        state = self._state
+        return self.shared_limits.limits_tokens or not state.answered or state.server.limits_tokens
+
+    @property
     def has_room(self) -> bool:
         """False while as many requests are in flight as the server takes."""
         return self._state.server.in_flight.has_room

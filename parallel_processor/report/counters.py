@@ -93,11 +93,11 @@ class Counters:
             self._numbers["started"] += 1
 
     def sent(self, tokens: int, *, first: bool) -> None:
-        """An attempt that reserved ``tokens`` is sent."""
+        """An attempt that reserved ``tokens`` is sent. With the ``first`` one, the request is started."""
         with self._lock:
             numbers = self._numbers
             numbers["attempts"] += 1
-            numbers["retries"] += not first
+            numbers["started" if first else "retries"] += 1
             numbers["reserved_tokens"] += tokens
 
     def erred(self, kind: str, *, used_tokens: int = 0) -> None:
@@ -118,19 +118,21 @@ class Counters:
 
     def finished(self, outcomes: Iterable[Outcome], *, recorded: bool = True) -> None:
         """Outcomes are on record, or ``recorded`` is false and they never will be."""
+        numbers, latencies = self._numbers, self._latencies
         with self._lock:
             for outcome in outcomes:
                 if outcome.unanswered or not recorded:
-                    self._numbers["unanswered"] += 1
+                    numbers["unanswered"] += 1
                     continue
-                self._numbers["deduplicated"] += outcome.deduplicated
+                if outcome.deduplicated:
+                    numbers["deduplicated"] += 1
                 if outcome.ok:
-                    self._numbers["answered"] += 1
-                    self._numbers["used_tokens"] += outcome.used_tokens or 0
+                    numbers["answered"] += 1
+                    numbers["used_tokens"] += outcome.used_tokens or 0
                     if outcome.latency_s is not None:
-                        self._latencies[bin_of(outcome.latency_s)] += 1
+                        latencies[bin_of(outcome.latency_s)] += 1
                 else:
-                    self._numbers["failed"] += 1
+                    numbers["failed"] += 1
                     _count(self._errors_by_kind, outcome.error_kind)
 
     def counts(self) -> Counts:

@@ -34,6 +34,11 @@ class WakeEvent:
         self._is_set = False
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
 
+    @property
+    def is_set(self) -> bool:
+        """True from :meth:`set` to :meth:`clear`."""
+        return self._is_set
+
     def set(self) -> None:
         """End the waits that are under way, and those to come until :meth:`clear`."""
         self._is_set = True
@@ -65,29 +70,27 @@ class StopSignal:
 
     Any thread may call any method, but a signal handler may not: the thread that it interrupts may hold
     the lock.
+
+    Attributes:
+        cause: why the run stops; the first cause stays. ``None`` while it doesn't.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _cause and _subscribers
-        self._cause: BaseException | None = None
+        self._lock = threading.Lock()  # guards every change of cause, and _subscribers
+        self.cause: BaseException | None = None
         self._subscribers: set[Settable] = set()
         self._event = WakeEvent(max_waiters=8)
 
-    @property
-    def cause(self) -> BaseException | None:
-        """Why the run stops; the first cause stays. ``None`` while it doesn't."""
-        return self._cause
-
     def is_set(self) -> bool:
         """True once the run is to stop."""
-        return self._cause is not None
+        return self.cause is not None
 
     def set(self, cause: BaseException) -> None:
         """Stop the run: nothing more is sent, and every wait ends now."""
         with self._lock:
-            if self._cause is not None:
+            if self.cause is not None:
                 return
-            self._cause = cause
+            self.cause = cause
             subscribers = tuple(self._subscribers)
         do_all(event.set for event in (self._event, *subscribers))
 
@@ -100,7 +103,7 @@ class StopSignal:
         """While the block runs, a stop sets ``event`` too; at once if it has come already."""
         with self._lock:
             self._subscribers.add(event)
-        if self._cause is not None:
+        if self.cause is not None:
             event.set()
         try:
             yield

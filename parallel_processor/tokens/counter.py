@@ -85,8 +85,12 @@ class TokenCounter:
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
         """The tokens to reserve for the response, with all its choices."""
         cap = self.output_cap(body, endpoint)
-        if cap is not None or endpoint is Endpoint.UNKNOWN:
-            return cap or 0
+        return self.usual_output(body, endpoint) if cap is None else cap
+
+    def usual_output(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
+        """The tokens to reserve for a response that the request doesn't bound, with all its choices."""
+        if endpoint is Endpoint.UNKNOWN:
+            return 0
         choices = _choices(body, "n") if endpoint is Endpoint.CHAT else 1
         return choices * self._default_output_tokens
 
@@ -178,7 +182,7 @@ def _largest_cap(body: Mapping[str, Any], names: Iterable[str]) -> int | None:
     """
     usable = [
         min(value, MAX_OUTPUT_TOKENS)
-        for value in map(body.get, names)
+        for value in [body[name] for name in names if name in body]
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
     ]
     return math.ceil(max(usable)) if usable else None

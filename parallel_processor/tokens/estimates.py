@@ -9,16 +9,18 @@ Servers differ:
   the same model and endpoint used.
 
 A request without a cap is estimated by recent responses everywhere.
+
+To count a prompt takes longer than all else that is done for a request. So while nothing limits tokens, a
+prompt is guessed by its size, once 100 of its model and endpoint were counted.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable
 from typing import NamedTuple
 
-from parallel_processor.models import Estimate, Request
+from parallel_processor.models import Endpoint, Estimate, Request
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import charges_reservation, endpoint_of
 from parallel_processor.tokens.counter import TokenCounter
@@ -26,7 +28,8 @@ from parallel_processor.tokens.counter import TokenCounter
 _KEPT = 200
 _QUANTILE = 0.9
 _EVERY = 10  # after so many responses the quantile is computed again; fewer say nothing
-_MAX_KEYS = 256
+_MAX_KINDS = 256
+_COUNTED = 100  # prompts, after which others can be guessed
 
 
 class Cost(NamedTuple):
@@ -34,6 +37,49 @@ class Cost(NamedTuple):
 
     tokens: int
     output_tokens: int = 0
+
+
+class RequestKind:
+    """What was learned of the requests of one model and endpoint. Any thread may call it.
+
+    Attributes:
+        endpoint: the endpoint.
+        expected_output: the tokens that nine of ten recent responses stayed within; ``None`` before ten
+            have come.
+        tokens_per_byte: input tokens per byte of a request's JSON; ``None`` before 100 were counted.
+    """
+
+    __slots__ = (
+        *("_bytes", "_counted", "_fresh", "_lock", "_sizes", "_tokens"),
+        *("endpoint", "expected_output", "tokens_per_byte"),
+    )
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.expected_output: int | None = None
+        self.tokens_per_byte: float | None = None
+        self._lock = threading.Lock()  # guards all that follows, and every change
+        self._sizes: deque[int] = deque(maxlen=_KEPT)
+        self._fresh = self._counted = self._tokens = self._bytes = 0
+
+    def counted(self, input_tokens: int, size_bytes: int) -> None:
+        """Note that the JSON of a request has ``size_bytes``, and its prompt ``input_tokens``."""
+        with self._lock:
+            self._counted += 1
+            self._tokens += input_tokens
+            self._bytes += size_bytes
+            if self._counted >= _COUNTED and self._bytes:
+                self.tokens_per_byte = self._tokens / self._bytes
+
+    def answered(self, output_tokens: int) -> None:
+        """Note the length of a response; compute ``expected_output`` after each ten."""
+        with self._lock:
+            self._sizes.append(output_tokens)
+            self._fresh += 1
+            if self._fresh == _EVERY:
+                self._fresh = 0
+                ordered = sorted(self._sizes)
+                self.expected_output = ordered[int(_QUANTILE * (len(ordered) - 1))]
 
 
 class CostEstimator:
@@ -45,72 +91,48 @@ class CostEstimator:
             encoding_name=options.token_encoding_name,
             default_output_tokens=options.default_output_tokens,
         )
-        self._sizes = OutputLengths()
+        self._kinds: dict[tuple[str, str], RequestKind] = {}
         self.charges_use = options.token_accounting == "usage"
         if options.token_accounting == "auto":
             self.charges_use = not charges_reservation(options.request_url)
 
     def estimate(self, request: Request) -> Estimate:
         """What ``request`` may use. Its tokens are counted here, once."""
-        endpoint, counter = endpoint_of(request.url or self._request_url), self._counter
-        return Estimate(
-            input_tokens=counter.input_tokens(request.body, endpoint),
-            output_cap=counter.output_cap(request.body, endpoint),
-            output_tokens=counter.output_tokens(request.body, endpoint),
-            kind=(endpoint, request.model),
-        )
+        kind = self._kind_of(request, request.model)
+        tokens = self._counter.input_tokens(request.body, kind.endpoint)
+        kind.counted(tokens, len(request.payload))
+        return self._estimate(request, kind, tokens)
+
+    def guess(self, request: Request, model: str) -> Estimate | None:
+        """The same with a guess of its prompt; ``None`` before enough of its kind were counted.
+
+        ``model`` is the request's.
+        """
+        kind = self._kind_of(request, model)
+        if kind.tokens_per_byte is None:
+            return None
+        return self._estimate(request, kind, int(len(request.payload) * kind.tokens_per_byte))
+
+    def _estimate(self, request: Request, kind: RequestKind, input_tokens: int) -> Estimate:
+        cap = self._counter.output_cap(request.body, kind.endpoint)
+        output = self._counter.usual_output(request.body, kind.endpoint) if cap is None else cap
+        return Estimate(input_tokens, cap, output, kind)
+
+    def _kind_of(self, request: Request, model: str) -> RequestKind:
+        """What was learned of similar requests. Beyond 256 kinds, nothing is learned of new ones."""
+        key = (request.url or self._request_url, model)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = RequestKind(endpoint_of(key[0]))
+            if len(self._kinds) < _MAX_KINDS:
+                kind = self._kinds.setdefault(key, kind)
+        return kind
 
     def cost(self, estimate: Estimate) -> Cost:
         """What an attempt that is sent now is expected to be charged."""
-        output, cap = estimate.output_tokens, estimate.output_cap
-        if cap is None or (self.charges_use and cap):
-            expected = self._sizes.expected(estimate.kind)
+        output, cap, kind = estimate.output_tokens, estimate.output_cap, estimate.kind
+        if kind is not None and (cap is None or (cap and self.charges_use)):
+            expected = kind.expected_output
             if expected is not None:
                 output = expected if cap is None else min(cap, expected)
         return Cost(estimate.input_tokens + output, output)
-
-    def learn(self, estimate: Estimate, output_tokens: int) -> None:
-        """Note that the response to such a request had ``output_tokens``."""
-        self._sizes.note(estimate.kind, output_tokens)
-
-
-class _Recent:
-    """The newest responses of one model and endpoint."""
-
-    def __init__(self) -> None:
-        self.sizes: deque[int] = deque(maxlen=_KEPT)
-        self.fresh = 0
-        self.expected: int | None = None
-
-    def add(self, tokens: int) -> None:
-        """Add a response; compute ``expected`` after each ten."""
-        self.sizes.append(tokens)
-        self.fresh += 1
-        if self.fresh == _EVERY:
-            self.fresh = 0
-            ordered = sorted(self.sizes)
-            self.expected = ordered[int(_QUANTILE * (len(ordered) - 1))]
-
-
-class OutputLengths:
-    """The output tokens of recent responses, by endpoint and model. Any thread may call it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _recent and what it holds
-        self._recent: dict[Hashable, _Recent] = {}
-
-    def note(self, key: Hashable, tokens: int) -> None:
-        """Note that a response had ``tokens`` of output. Beyond 256 keys, new ones are ignored."""
-        with self._lock:
-            recent = self._recent.get(key)
-            if recent is None:
-                if len(self._recent) >= _MAX_KEYS:
-                    return
-                recent = self._recent[key] = _Recent()
-            recent.add(tokens)
-
-    def expected(self, key: Hashable) -> int | None:
-        """What nine of ten recent responses stayed within; ``None`` before ten have come."""
-        with self._lock:
-            recent = self._recent.get(key)
-            return None if recent is None else recent.expected

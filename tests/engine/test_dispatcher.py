@@ -177,7 +177,7 @@ class Room:
     @property
     def unrecorded(self) -> int:
         """How many outcomes aren't on record."""
-        return int(self.dispatcher._credits.unrecorded)
+        return int(self.dispatcher.credits.unrecorded)
 
     def _tell_activity(self, is_full: bool) -> WaitCause:
         told: WaitCause = self._activity(is_full)
@@ -233,7 +233,7 @@ class Room:
 
     def end_what_is_in_flight(self) -> None:
         """Everything that was sent has its outcome on record; then nothing is under way."""
-        for _ in range(self.dispatcher.in_flight):
+        for _ in range(self.dispatcher.credits.in_flight):
             self.dispatcher.done()
             self.dispatcher.recorded(1)
         assert not self.dispatcher.is_busy()
@@ -300,7 +300,7 @@ class Play(Room):
         self.facts: dict[str, Callable[[], object]] = {
             "sent": lambda: " ".join(map(str, self.sent)),
             "last": lambda: self.sent[-1],
-            "flying": lambda: self.dispatcher.in_flight,
+            "flying": lambda: self.dispatcher.credits.in_flight,
             "unrecorded": lambda: self.unrecorded,
             "room": self.dispatcher.room,
             "rings": lambda: self.rings,
@@ -332,7 +332,7 @@ class Play(Room):
 
     def _do_skip(self, count: str) -> None:
         for _ in range(int(count)):
-            self.dispatcher.skip()
+            self.dispatcher.credits.skip()
 
     def _do_record(self, count: str) -> None:
         self.dispatcher.recorded(int(count))
@@ -554,7 +554,7 @@ def test_who_is_not_wanted_is_not_sent(is_bug: bool) -> None:
     assert hand.sent == ([1] if is_bug else [1, 3000])
     assert isinstance(hand.stop.cause, ZeroDivisionError) == is_bug
     assert admitted_by(bucket)["requests"] == len(hand.sent)
-    assert (hand.dispatcher.in_flight, hand.unrecorded) == (len(hand.sent), 0)
+    assert (hand.dispatcher.credits.in_flight, hand.unrecorded) == (len(hand.sent), 0)
     assert hand.counters.counts().started == len(hand.sent)
     assert len(hand.forgotten) == 3001 - len(hand.sent)
 
@@ -591,7 +591,7 @@ def test_a_stop_while_a_request_is_admitted_keeps_it_from_being_sent(hand: Room)
     assert hand.done(0, again=True) is None
     assert (hand.sent, hand.dropped) == ([0], [0])
     assert admitted_by(bucket)["requests"] == 1
-    assert (hand.dispatcher.in_flight, hand.unrecorded) == (0, 1)
+    assert (hand.dispatcher.credits.in_flight, hand.unrecorded) == (0, 1)
 
 
 def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> None:
@@ -616,7 +616,7 @@ def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> 
     assert not hand.dispatcher.is_asleep
     hand.dispatcher.turn()
     assert len(hand.sent) == 2
-    assert hand.dispatcher.in_flight == 2
+    assert hand.dispatcher.credits.in_flight == 2
 
 
 @pytest.mark.parametrize("max_workers", [1, 2, 63, 64, 65, 1000])
@@ -763,7 +763,7 @@ class Load:
                 assert room.bell.wait(REAL_TIMEOUT_S), "the reader sleeps for ever"
             for _ in range(min(places, count - number)):
                 if self.random.random() < 0.05:
-                    dispatcher.skip()
+                    dispatcher.credits.skip()
                     with self.lock:
                         self.done.append(number)
                     self.unwritten.put(1)
@@ -792,7 +792,7 @@ class Load:
                 self.unwritten.put(0)
                 self.writer.join(REAL_TIMEOUT_S)
         assert self.room.dispatcher.error is None
-        assert self.room.dispatcher.in_flight == self.room.unrecorded == 0
+        assert self.room.dispatcher.credits.in_flight == self.room.unrecorded == 0
         assert not any(bucket.queue for bucket in self.buckets)
         assert not any(bucket.server.in_flight.count for bucket in self.buckets)
 
@@ -961,7 +961,7 @@ class ModelRun:
             if self.world.random.random() < 0.03:
                 self.outcomes.append(pending.request.number)
                 self.unrecorded += 1
-                self.dispatcher.skip()
+                self.dispatcher.credits.skip()
             else:
                 self.dispatcher.put(pending)
 
@@ -1010,11 +1010,15 @@ class ModelRun:
     def check(self) -> None:
         """Whoever may be admitted has somebody who will admit it, in time."""
         dispatcher, now = self.dispatcher, self.world.clock()
-        assert dispatcher.in_flight == len(self.in_flight) + len(self.ended) <= self.max_workers
-        assert dispatcher._credits.unrecorded == self.unrecorded
+        assert (
+            dispatcher.credits.in_flight
+            == len(self.in_flight) + len(self.ended)
+            <= self.max_workers
+        )
+        assert dispatcher.credits.unrecorded == self.unrecorded
         if self.due_at <= now or dispatcher._has_left:
             return
-        if dispatcher.in_flight == self.max_workers:
+        if dispatcher.credits.in_flight == self.max_workers:
             assert not any(line.reservation for line in dispatcher._queues._queues.values())
             return
         assert all(due_at >= self.due_at for due_at, _, _ in dispatcher._queues._later)
@@ -1125,7 +1129,7 @@ def test_the_end_drops_what_is_not_sent(
     assert play.sent == sent
     assert (sorted(play.dropped), sorted(play.forgotten)) == (dropped, forgotten)
     assert play.rings > 0  # the reader hears of it
-    assert (play.dispatcher.in_flight, play.unrecorded) == (0, len(sent))
+    assert (play.dispatcher.credits.in_flight, play.unrecorded) == (0, len(sent))
     assert not any(bucket.queue for bucket in play.buckets.values())
     assert play.dispatcher.is_busy() == bool(sent)
     play(f"record {len(sent)}", "busy False")
@@ -1214,7 +1218,7 @@ def test_a_fault_in_a_thread_that_sends_is_its_own() -> None:
     room.dispatcher.turn()
     with pytest.raises(ZeroDivisionError):
         room.done(0)
-    assert (room.dispatcher.in_flight, room.unrecorded) == (1, 1)
+    assert (room.dispatcher.credits.in_flight, room.unrecorded) == (1, 1)
     assert room.done(1) == 2
     room.stop.set(ENDED)
     room.dispatcher.turn()
@@ -1239,7 +1243,7 @@ def test_without_threads_the_run_ends(threads: int, message: str) -> None:
         room.end()
         assert message in str(room.dispatcher.error)
         assert room.stop.cause is room.dispatcher.error
-        assert room.dispatcher.in_flight == bucket.server.in_flight.count == threads
+        assert room.dispatcher.credits.in_flight == bucket.server.in_flight.count == threads
         assert admitted_by(bucket)["requests"] == threads
         room.end_what_is_in_flight()
 
@@ -1251,7 +1255,7 @@ def test_what_was_tried_and_nobody_sends_again_is_dropped() -> None:
     with stopped_at_the_end(room):
         bucket = bucket_of()
         room.put(0, bucket)
-        room.until(lambda: room.dispatcher.in_flight == 1 and room.dispatcher._is_asleep)
+        room.until(lambda: room.dispatcher.credits.in_flight == 1 and room.dispatcher._is_asleep)
         assert room.dispatcher.done(tried(room.pending[0]), retry_in_s=1.0) is None
         room.clock.now_s += 2.0
         room.dispatcher.waker.set()
@@ -1272,12 +1276,12 @@ def test_where_threads_run_out_fewer_are_in_flight(caplog: pytest.LogCaptureFixt
         room.dispatcher.turn()
     assert caplog.messages == ["only 3 requests can be in flight: can't start new thread"]
     assert [pending.request.number for pending in start.queued] == [0, 1, 2, 3]
-    assert room.dispatcher.in_flight == 4
+    assert room.dispatcher.credits.in_flight == 4
     assert room.dispatcher.done() is None
     admitted = room.dispatcher.done()
     assert admitted is not None
     assert admitted.pending.request.number == 4
-    assert room.dispatcher.in_flight == 3
+    assert room.dispatcher.credits.in_flight == 3
     room.dispatcher.turn()
     assert len(start.queued) == 4
     assert room.dispatcher.error is None

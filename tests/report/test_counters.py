@@ -101,7 +101,6 @@ def test_threads_lose_no_count() -> None:
 
     def count() -> None:
         for _ in range(1000):
-            counters.started()
             counters.sent(3, first=True)
             counters.finished([outcome(True, used=2)])
 

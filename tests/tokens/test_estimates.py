@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from parallel_processor.files.formats import made_request
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import Options
 from parallel_processor.tokens.counter import TokenCounter
-from parallel_processor.tokens.estimates import Cost, CostEstimator, OutputLengths
+from parallel_processor.tokens.estimates import Cost, CostEstimator, RequestKind
 
 OPENAI = "https://api.openai.com/v1/chat/completions"
 AZURE = "https://r.openai.azure.com/openai/v1/chat/completions"
@@ -43,7 +44,7 @@ def learn(prices: CostEstimator, request: Request, *sizes: int) -> None:
     """Ten answers of each size."""
     for size in sizes:
         for _ in range(10):
-            prices.learn(prices.estimate(request), size)
+            prices.estimate(request).kind.answered(size)
 
 
 def test_the_cost_is_the_prompt_and_the_answers_part() -> None:
@@ -182,10 +183,10 @@ def test_the_model_is_read_from_any_body(body: Any, model: str) -> None:
 
 def learned(sizes: list[int]) -> int | None:
     """What is expected after answers of these sizes."""
-    found = OutputLengths()
+    found = RequestKind(Endpoint.CHAT)
     for size in sizes:
-        found.note("m", size)
-    return found.expected("m")
+        found.answered(size)
+    return found.expected_output
 
 
 @pytest.mark.parametrize(
@@ -216,39 +217,78 @@ def test_nine_of_ten_recent_answers_stay_within_it(sizes: list[int]) -> None:
     assert sum(size < expected for size in recent) < 0.9 * len(recent)
 
 
+def kinds(prices: CostEstimator, *models: str) -> list[RequestKind]:
+    """What was learned of chat requests to these models."""
+    return [prices.estimate(chat(model=model)).kind for model in models]
+
+
 def test_models_are_told_apart() -> None:
-    """Each key has its own expectation."""
-    found = OutputLengths()
+    """Each has its own expectation, at each of its endpoints."""
+    prices = estimator()
+    a, b = kinds(prices, "a", "b")
+    c = prices.estimate(replace(chat(model="a"), url=ANTHROPIC)).kind
     for _ in range(10):
-        found.note(("chat", "a"), 5)
-        found.note(("chat", "b"), 500)
-        found.note(("responses", "a"), 50)
-    keys = [("chat", "a"), ("chat", "b"), ("responses", "a"), ("responses", "b")]
-    assert [found.expected(key) for key in keys] == [5, 500, 50, None]
+        a.answered(5)
+        b.answered(500)
+        c.answered(50)
+    assert kinds(prices, "a", "b") == [a, b]
+    assert [each.expected_output for each in (a, b, c)] == [5, 500, 50]
 
 
 def test_no_more_than_256_models_are_learned() -> None:
     """A file that names a new model in each line takes no memory; known models go on learning."""
-    found = OutputLengths()
-    for model in range(300):
+    prices, models = estimator(), [str(number) for number in range(300)]
+    for kind in kinds(prices, *models):
         for _ in range(10):
-            found.note(model, model)
-    assert [found.expected(model) for model in (0, 255, 256, 299)] == [0, 255, None, None]
+            kind.answered(7)
+    found = kinds(prices, "0", "255", "256", "299")
+    assert [each.expected_output for each in found] == [7, 7, None, None]
     for _ in range(200):
-        found.note(0, 7)
-    assert found.expected(0) == 7
+        found[0].answered(9)
+    assert kinds(prices, "0")[0].expected_output == 9
 
 
 def test_threads_lose_no_answer() -> None:
     """Ten threads that note one answer each make an expectation."""
-    found, start = OutputLengths(), threading.Barrier(10)
+    found, start = [RequestKind(Endpoint.CHAT) for _ in range(200)], threading.Barrier(10)
 
     def note(size: int) -> None:
         start.wait(REAL_TIMEOUT_S)
-        for model in range(200):
-            found.note(model, size)
+        for kind in found:
+            kind.answered(size)
 
     with ThreadPoolExecutor(10) as pool:
         for noted in [pool.submit(note, size) for size in range(10)]:
             noted.result(REAL_TIMEOUT_S)
-    assert {found.expected(model) for model in range(200)} == {8}
+    assert {kind.expected_output for kind in found} == {8}
+
+
+# Prompts that nothing limits.
+
+
+def test_prompts_are_guessed_once_a_hundred_were_counted() -> None:
+    """The guess is the share of tokens in the bytes so far; what the request names of output is exact."""
+    prices = estimator(default_output_tokens=40)
+    requests = [chat(messages=[{"role": "user", "content": "word " * n}]) for n in range(1, 101)]
+    assert prices.guess(requests[0], "gpt-4o") is None
+    counted = [prices.estimate(request).input_tokens for request in requests]
+    assert prices.guess(requests[0], "gpt-4o-mini") is None
+    guesses = [prices.guess(request, "gpt-4o") for request in requests]
+    assert all(guess is not None and guess.output_tokens == 40 for guess in guesses)
+    guessed = sum(guess.input_tokens for guess in guesses if guess is not None)
+    assert guessed == pytest.approx(sum(counted), rel=0.02)
+    capped = prices.guess(chat(max_tokens=9), "gpt-4o")
+    assert capped is not None
+    assert (capped.output_cap, prices.cost(capped).output_tokens) == (9, 9)
+
+
+def test_what_is_guessed_and_counted_learns_from_the_same_answers() -> None:
+    """Both are of one kind."""
+    prices = estimator(LOCAL)
+    counted = [prices.estimate(chat()) for _ in range(100)]
+    guess = prices.guess(chat(), "gpt-4o")
+    assert guess is not None
+    assert guess.kind is counted[0].kind
+    for _ in range(10):
+        guess.kind.answered(77)
+    assert prices.cost(counted[0]).output_tokens == prices.cost(guess).output_tokens == 77
