@@ -30,28 +30,37 @@ class Credits:
         max_workers: how many requests may be in flight now.
         is_careful: true until :meth:`open` is called, if that makes a difference.
         in_flight: how many requests are in flight.
-        returned: the credits that were given back by other threads than the reader's.
-        taken: the credits that the reader took, less those that it gave back itself. It alone changes it.
+        read_ahead: how many requests may be read that wait for a worker.
+        held: the credits of the requests that were taken out of the inbox.
         reader_waits: true if the reader waits to be woken. The reader sets it.
     """
 
     def __init__(self, queues: RequestQueues, max_workers: int, writer_slack: int) -> None:
         self._queues = queues
-        self._read_ahead = min(max_workers, READ_AHEAD)
+        self.read_ahead = min(max_workers, READ_AHEAD)
         self._writer_slack = writer_slack
         self._most_workers = max_workers
         self.max_workers = min(max_workers, _CAREFUL)
         self.is_careful = self.max_workers < max_workers
-        self.in_flight = self.returned = self.taken = 0
+        self.in_flight = self.held = 0
+        self._skipped = (
+            0  # what the reader added itself, less what the program took; for the reader alone
+        )
         self.reader_waits = False
+
+    def take_in(self) -> None:
+        """Queue what the reader has put into the inbox, unless the run is over: then the reader drops it."""
+        if (count := len(self._queues.inbox)) and not self._queues.is_closed:
+            self.held += count  # first: the reader may look at any moment
+            self._queues.take_in(count)
 
     def skip(self) -> None:
         """The reader read a request that has an outcome already, which is not on record yet."""
-        self.taken += 1
+        self._skipped += 1
 
     def yielded(self, count: int) -> None:
         """The program has taken so many outcomes, in the reader's thread."""
-        self.taken -= count
+        self._skipped -= count
 
     def open(self) -> None:
         """The start is over: all workers may be used."""
@@ -70,11 +79,16 @@ class Credits:
         waiting = self._queues.count
         if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES:
             return 0
-        left = self._most_workers + self._read_ahead + self._writer_slack
-        left -= self.taken - self.returned
+        left = self._most_workers + self.read_ahead + self._writer_slack
+        left -= self.under_way
         if all_wait and self.in_flight < self.max_workers:
             return max(0, min(LOOK_AHEAD - waiting, left + waiting))
-        return max(0, min(self._read_ahead - waiting, left))
+        return max(0, min(self.read_ahead - waiting, left))
+
+    @property
+    def under_way(self) -> int:
+        """How many credits are taken: one for each request that is read and not on record."""
+        return len(self._queues.inbox) + self.held + self._skipped
 
     @property
     def is_full(self) -> bool:
@@ -89,13 +103,12 @@ class Credits:
     @property
     def is_empty(self) -> bool:
         """True if, besides, every outcome is on record."""
-        return self.taken <= self.returned
+        return self.under_way <= 0
 
     @property
     def unrecorded(self) -> int:
         """How many outcomes are not on record."""
-        under_way = self._queues.count + self._queues.later + self.in_flight
-        return self.taken - self.returned - under_way
+        return self.under_way - self._queues.count - self._queues.later - self.in_flight
 
     @property
     def waits_for_records(self) -> bool:
@@ -109,7 +122,7 @@ class Credits:
         """
         if not self.reader_waits:
             return False
-        if self.is_empty or self.available(all_wait=all_wait) > self._read_ahead // 2:
+        if self.is_empty or self.available(all_wait=all_wait) > self.read_ahead // 2:
             self.reader_waits = False
             return True
         return False

@@ -105,23 +105,24 @@ class Dispatcher:
 
     def room(self) -> int:
         """How many more requests may be read; if 0, ``on_room`` is called when that changes."""
-        credits = self.credits
-        credits.reader_waits = True  # first: what comes back from now on is told
-        if (count := credits.available(all_wait=self._all_wait)) > 0:
-            credits.reader_waits = False
+        self.credits.reader_waits = True  # first: what comes back from now on is told
+        if count := self.credits.available(all_wait=self._all_wait):
+            self.credits.reader_waits = False
         return count
 
     def put(self, pending: PendingRequest) -> None:
         """Queue a request that was read. After a stop it is dropped."""
-        self.credits.taken += 1
         is_new = self._queues.put(pending)
-        while self._has_left and (late := self._queues.take_out()) is not None:
-            self.credits.taken -= 1
-            self._drop(late)
+        if self._has_left:
+            self._drop_inbox()
+            return
         if is_new and self._is_asleep and not self.credits.is_full:
             self.waker.set()
-        if not self._has_left:
-            self.start()
+        self.start()
+
+    def _drop_inbox(self) -> None:
+        while (late := self._queues.take_out()) is not None:
+            self._drop(late)
 
     def close(self, *, hurry: bool = False) -> None:
         """Nothing more will be put. In a ``hurry``, what is admitted or being counted is sent, no more."""
@@ -142,15 +143,15 @@ class Dispatcher:
     def open(self) -> None:
         """A request was answered: the careful start is over."""
         with self._lock:
-            if self.credits.is_careful:
-                self.credits.open()
-                self._wake()
+            self.credits.open()
+            self._wake()
 
     def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
         """Take every request for ``bucket`` out of the queues."""
         with self._lock:
+            self.credits.take_in()
             removed = self._queues.remove(bucket)
-            self.credits.returned += sum(each.retry_state is None for each in removed)
+            self.credits.held -= sum(each.retry_state is None for each in removed)
             self._wake()
         return removed
 
@@ -181,7 +182,7 @@ class Dispatcher:
         """
         credits, comes_back = self.credits, False
         with self._lock:
-            self._queues.take_in()
+            self.credits.take_in()
             credits.in_flight -= 1
             if again is not None and not self._has_left:
                 comes_back = True
@@ -206,7 +207,7 @@ class Dispatcher:
     def recorded(self, count: int) -> None:
         """So many outcomes are on record, or never will be."""
         with self._lock:
-            self.credits.returned += count
+            self.credits.held -= count
             wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
             self._on_room()
@@ -229,7 +230,7 @@ class Dispatcher:
         pending.bucket.cancel(reservation)
         with self._lock:
             self.credits.in_flight -= 1
-            self.credits.returned += is_first
+            self.credits.held -= is_first
         self._drop(pending)
         return False
 
@@ -240,7 +241,7 @@ class Dispatcher:
         finally:
             with self._lock:
                 was_added = self._queues.add_counted(pending)
-                self.credits.returned += not was_added
+                self.credits.held -= not was_added
                 if self._hurries:
                     self._wake()  # it has waited for this one
             if not was_added:
@@ -325,7 +326,7 @@ class Dispatcher:
             return False
         with self._lock:
             self._is_asleep = False
-            self._queues.take_in()
+            self.credits.take_in()
             now = self._clock()
             self._wait_times.end(now)
             due_at = self._queues.release_due(now)
@@ -334,7 +335,7 @@ class Dispatcher:
             admitted, uncounted = self._choose()
             wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
-                hurries = self._hurries and not self._queues.is_counting
+                hurries = self._hurries and not (self._queues.is_counting or self._queues.inbox)
                 if self._closed and (hurries or self.credits.is_idle):
                     return False
                 delay = math.inf if self.credits.is_full else self._queues.take_places()
@@ -389,9 +390,11 @@ class Dispatcher:
         """Drop what is queued: the next run sends it."""
         with self._lock:
             self._wait_times.end(self._clock())
+            self.credits.take_in()
             self._has_left, dropped = True, self._queues.clear()
-            self.credits.returned += sum(each.retry_state is None for each in dropped)
+            self.credits.held -= sum(each.retry_state is None for each in dropped)
         for pending in dropped:
             self._drop(pending)
+        self._drop_inbox()
         self._flush()  # what was started counts as in flight: it is sent, or settled as stopped
         self._on_room()

@@ -55,6 +55,7 @@ class RequestQueues:
 
     Attributes:
         inbox: what the reader has put, and is not in its queue yet.
+        is_closed: true after :meth:`clear`: nothing is taken in any more.
         all_wait: true if, at the last :meth:`take_places`, every queue waited for its bucket, so that
             requests for another bucket may be read. False if all requests so far were for one bucket,
             which waits for the server's load: it is not worth it to look further.
@@ -68,14 +69,14 @@ class RequestQueues:
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
         self.inbox: deque[PendingRequest] = deque()
-        self.all_wait = False
-        # The reader alone changes the first two, and all others the last two.
-        self._put = self._put_bytes = self._gone = self._gone_bytes = 0
+        self.all_wait = self.is_closed = False
+        self._queued = self._gone_bytes = 0
+        self._put_bytes = 0  # the reader alone changes this one
 
     @property
     def count(self) -> int:
         """How many requests are queued, those in the inbox included."""
-        return self._put - self._gone
+        return len(self.inbox) + self._queued  # what moves meanwhile counts twice, not never
 
     @property
     def size_bytes(self) -> int:
@@ -98,7 +99,6 @@ class RequestQueues:
     def put(self, pending: PendingRequest) -> bool:
         """Put ``pending`` into the inbox; true if its queue is empty. For the reader, without the lock."""
         self._put_bytes += len(pending.request.payload)
-        self._put += 1
         self.inbox.append(pending)
         return pending.bucket not in self._queues
 
@@ -109,14 +109,13 @@ class RequestQueues:
         except IndexError:
             return None
         self._put_bytes -= len(pending.request.payload)
-        self._put -= 1
         return pending
 
-    def take_in(self) -> None:
-        """Put what is in the inbox at the end of its queue."""
-        inbox = self.inbox
-        while inbox:
-            pending = inbox.popleft()
+    def take_in(self, count: int) -> None:
+        """Put so many requests from the inbox at the end of their queues."""
+        self._queued += count  # first: the reader may look at any moment
+        for _ in range(count):
+            pending = self.inbox.popleft()
             queue = self._queue_of(pending.bucket)
             (queue.uncounted if pending.estimate is None else queue.pending).append(pending)
 
@@ -157,7 +156,7 @@ class RequestQueues:
 
     def _put_first(self, pending: PendingRequest) -> None:
         self._queue_of(pending.bucket).pending.appendleft(pending)
-        self._gone -= 1
+        self._queued += 1
 
     def _queue_of(self, bucket: TokenBucket) -> _BucketQueue:
         queue = self._queues.get(bucket)
@@ -209,7 +208,7 @@ class RequestQueues:
             if not is_empty:  # its next turn is behind the others'
                 self._queues[bucket] = queue
         self.all_wait = False
-        self._gone += 1
+        self._queued -= 1
         self._gone_bytes += len(pending.request.payload)
         return AdmittedRequest(pending, reservation)
 
@@ -251,7 +250,6 @@ class RequestQueues:
 
     def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
         """Remove every request for ``bucket``, also those in a backoff, and return them."""
-        self.take_in()
         queue, left = self._queues.pop(bucket, None), []
         self._known.discard(bucket)
         if queue is not None:
@@ -259,7 +257,7 @@ class RequestQueues:
             if queue.reservation is not None and queue.first is not None:
                 bucket.cancel(queue.reservation)
                 left.append(queue.first)
-            self._gone += len(left) + queue.counting
+            self._queued -= len(left) + queue.counting
         left += [pending for _, _, pending in self._later if pending.bucket is bucket]
         self._later = [each for each in self._later if each[2].bucket is not bucket]
         heapq.heapify(self._later)
@@ -267,12 +265,12 @@ class RequestQueues:
         return left
 
     def clear(self) -> list[PendingRequest]:
-        """Remove every request, also those in a backoff, and return them."""
-        self.take_in()
+        """Remove every request, also those in a backoff, and return them. Take in no others."""
+        self.is_closed = True
         self.give_places_back()
         queues = self._queues.values()
         left = [each for queue in queues for each in (*queue.pending, *queue.uncounted)]
-        self._gone += len(left) + sum(queue.counting for queue in queues)
+        self._queued = 0
         left += [pending for _, _, pending in self._later]
         self._gone_bytes += sum(len(pending.request.payload) for pending in left)
         self._queues.clear()

@@ -234,7 +234,7 @@ class Run:
                 yield from self._ready()
             if self._stop.cause is not None:
                 return
-            for _ in range(self._room()):
+            for _ in range(min(self._room(), self._dispatcher.credits.read_ahead)):
                 self._activity = WaitCause.INPUT
                 request = next(iterator, None)
                 if request is None:
@@ -248,9 +248,9 @@ class Run:
         if (claim := self._claim(request)) is True:
             self._put(request)
         else:
-            self._dispatcher.credits.skip()  # its outcome holds a credit, too
             if isinstance(claim, Outcome):
                 self._delivery.deliver(claim)
+            self._dispatcher.credits.skip()  # its outcome holds a credit, too
         self.displays.show()
 
     def _claim(self, request: Request) -> Outcome | bool:

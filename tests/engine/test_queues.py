@@ -65,7 +65,7 @@ def paused_bucket(seconds: float = 300.0) -> TokenBucket:
 def added(queues: RequestQueues, pending: PendingRequest) -> bool:
     """The reader puts a request, and somebody with the lock queues it; true if its queue was empty."""
     is_new = queues.put(pending)
-    queues.take_in()
+    queues.take_in(len(queues.inbox))
     return is_new
 
 
