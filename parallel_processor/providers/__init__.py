@@ -13,7 +13,7 @@ Names that cross the border (module, names):
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
     errors         read_error
-    limit_headers  read_limits
+    limit_headers  IN_EVERY_LIMIT, read_limits
     responses      classify
     texts          plain_line
     usage          read_usage, used_tokens

@@ -52,7 +52,11 @@ def parse(text: str, *, strict: bool = True, max_nesting: int = MAX_NESTING) -> 
     decoder, fallback = (_STRICT, _STRICT_ANY_INT) if strict else (_LENIENT, _LENIENT_ANY_INT)
     try:
         try:
-            value = decoder.decode(text)
+            value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+            if end < len(text):
+                value = decoder.decode(text)  # white space, or more than one value
+        except StopIteration:
+            value = decoder.decode(text)  # white space, or no JSON
         except json.JSONDecodeError:
             raise
         except ValueError:  # an integer of too many digits, or a constant
@@ -143,7 +147,10 @@ def read_answer(body: bytes) -> tuple[Any, bytes]:
     Raises ``ValueError`` if it is not JSON. Accepts other encodings of Unicode, a byte-order mark
     and NaN, and replaces invalid bytes: the response has been paid for.
     """
-    encoding = json.detect_encoding(body)
+    is_plain = (
+        body[:1].isascii() and b"\0" not in body[:4]
+    )  # no byte-order mark, and bytes of UTF-8
+    encoding = "utf-8" if is_plain else json.detect_encoding(body)
     try:
         text = body.decode(encoding)
         is_exact = encoding == "utf-8"

@@ -48,6 +48,8 @@ _LONGEST_DEBT_S = 600.0
 _LONGEST_RESET_S = 2 * _DAY_S  # a daily bucket in debt; a longer time is no reset
 _SHORTEST_TELLING_S = 0.1  # below this, a bucket's own rounding could look like a day's refill
 
+IN_EVERY_LIMIT = "limit"
+"""Is in the name, in lower case, of every header that :func:`read_limits` looks at for a limit."""
 _GREATEST_LIMIT = 1e15  # servers without a limit show 2**63 - 1
 
 _ANY = r"(requests|req|(?:input-|output-)?tokens)"

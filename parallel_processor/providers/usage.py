@@ -38,7 +38,8 @@ def used_tokens(data: Any) -> int | None:
 
 def read_usage(data: Any) -> tuple[int | None, int | None]:
     """All tokens that a response used, and the output's part; ``None`` for what it doesn't say."""
-    if type(data) is dict and type(usage := data.get("usage")) is dict and "tokens" not in usage:
+    usage = data.get("usage") if type(data) is dict else None
+    if type(usage) is dict and "tokens" not in usage:
         total, given = usage.get("total_tokens"), usage.get("prompt_tokens")
         if type(total) is int and type(given) is int and 0 <= given <= total < _MOST:
             return total, total - given  # as nearly every answer says it

@@ -86,8 +86,17 @@ class FirstConnections:
             self._condition.notify_all()
 
 
+class _Sending(threading.local):
+    """When this thread's last request went out, on the monotonic clock; 0 before the first."""
+
+    since_s = 0.0
+
+
 class ConnectionRegistry:
-    """The open connections of a run, so that it can cancel them. Any thread may call it."""
+    """The open connections of a run, so that it can cancel them. Any thread may call it.
+
+    ``sending.since_s`` is when the calling thread's last request went out.
+    """
 
     def __init__(self) -> None:
         self.first = FirstConnections()
@@ -95,7 +104,7 @@ class ConnectionRegistry:
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self.is_cancelled = False
         self._process = os.getpid()
-        self._sending = threading.local()
+        self.sending = _Sending()
 
     def add(self, connection: HTTPConnection) -> None:
         """Remember ``connection``. Raises as :meth:`check` does."""
@@ -110,13 +119,8 @@ class ConnectionRegistry:
 
     def note_sending(self) -> float:
         """Note that this thread's request goes out now, on an open connection. Return the time."""
-        self._sending.since_s = now = time.monotonic()
+        self.sending.since_s = now = time.monotonic()
         return now
-
-    @property
-    def sending_since_s(self) -> float:
-        """When this thread's last request went out, on the monotonic clock; 0 before the first."""
-        return float(getattr(self._sending, "since_s", 0.0))
 
     def cancel(self) -> None:
         """Cancel every exchange under way: its reads and writes fail at once.

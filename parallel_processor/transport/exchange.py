@@ -13,7 +13,7 @@ import io
 import select
 import socket
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import urllib3
@@ -39,7 +39,7 @@ class RawResponse(NamedTuple):
     """A complete response. The names in ``headers`` are in lower case."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
 
 
@@ -70,8 +70,9 @@ class KeptConnection:
             response = _final_head(incoming)
             try:
                 body = _read_body(incoming, response, max_bytes)
-                if body and "content-encoding" in response.headers:
-                    body = decoded(body, response.headers["content-encoding"], max_bytes)
+                if body and response.headers.mention("content-encoding"):
+                    coding = response.headers.get("content-encoding")
+                    body = decoded(body, coding, max_bytes) if coding is not None else body
             except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError):
                 # The status of a failure says enough. Servers reset connections whose request they
                 # don't want to read.
@@ -148,17 +149,18 @@ def _final_head(incoming: Incoming) -> ResponseHead:
 
 
 def _read_body(incoming: Incoming, head: ResponseHead, max_bytes: int) -> bytes:
-    if head.is_chunked and head.length is None:
+    length = head.length
+    if length is None:
+        if not head.is_chunked:
+            return read_bounded(incoming.read, max_bytes)
         chunked: Any = http.client.HTTPResponse(incoming)  # type: ignore[arg-type]
         chunked.chunked, chunked.chunk_left, chunked.length = True, None, None
         return read_bounded(chunked.read, max_bytes)
-    if head.length is None:
-        return read_bounded(incoming.read, max_bytes)
-    if head.length > max_bytes:
+    if length > max_bytes:
         raise _too_large(max_bytes)
-    body = incoming.read(head.length)
-    if len(body) < head.length:
-        raise http.client.IncompleteRead(body, head.length - len(body))
+    body = incoming.read(length)
+    if len(body) < length:
+        raise http.client.IncompleteRead(body, length - len(body))
     return body
 
 

@@ -11,11 +11,12 @@ second never times out. Here each read may take what is left of the exchange's t
 from __future__ import annotations
 
 import functools
+import http
 import http.client
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9])[ \t]+([1-9][0-9][0-9])(?:[ \t].*)?")
@@ -32,11 +33,47 @@ class MalformedLength(http.client.HTTPException):
     """The length of a body is malformed, so that nobody knows where it ends."""
 
 
+class Headers(Mapping[str, str]):
+    """The headers of a response, by their names in lower case; several values are joined by ``", "``.
+
+    They are parsed when somebody looks at them, which few do. Any thread may.
+    """
+
+    __slots__ = ("_parsed", "_text")
+
+    def __init__(self, text: str) -> None:
+        """Take the lines of a head but for the first."""
+        self._text = text
+        self._parsed: dict[str, str] | None = None
+
+    def mention(self, word: str) -> bool:
+        """False if ``word``, in lower case, is nowhere in them."""
+        return word in self._text.lower()
+
+    def _get(self) -> dict[str, str]:
+        parsed = self._parsed
+        if parsed is None:
+            parsed = self._parsed = _read_headers(self._text) if self._text else {}
+        return parsed
+
+    def __getitem__(self, name: str) -> str:
+        return self._get()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._get())
+
+    def __len__(self) -> int:
+        return len(self._get())
+
+    def __reduce__(self) -> tuple[type[Headers], tuple[str]]:
+        return Headers, (self._text,)
+
+
 class ResponseHead(NamedTuple):
-    """The head of a response. Several values of one header are joined by ``", "``."""
+    """The head of a response."""
 
     status: int
-    headers: dict[str, str]  # the names are in lower case
+    headers: Headers
     length: int | None  # of the body in bytes; None if it is chunked or ends with the connection
     is_chunked: bool
     keeps_connection: bool  # the connection may be used again
@@ -46,7 +83,26 @@ def parse_head(text: str) -> ResponseHead:
     """Parse the lines of a head. Raises an ``http.client.HTTPException`` if they are not HTTP/1."""
     first, _, rest = text.partition("\n")
     is_old, status = _read_status_line(first)
-    headers = _read_headers(rest) if rest else {}
+    headers, lower = Headers(rest), text.lower()
+    if status == http.HTTPStatus.OK and not is_old and _is_usual(lower):
+        digits = lower.partition("\ncontent-length:")[2].partition("\n")[0].strip()
+        if digits.isdecimal() and digits.isascii() and len(digits) < 20:
+            return ResponseHead(status, headers, int(digits), False, True)
+    return _parse_head(is_old, status, headers)
+
+
+def _is_usual(lower: str) -> bool:
+    """True if, as in nearly every answer, a length alone says where the body ends."""
+    return (
+        lower.count("content-length") == 1
+        and "transfer-encoding" not in lower
+        and "close" not in lower
+        and "\n " not in lower  # a folded line
+        and "\n\t" not in lower
+    )
+
+
+def _parse_head(is_old: bool, status: int, headers: Headers) -> ResponseHead:
     is_chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
     length = 0 if status in (204, 304) else None
     if length is None and not is_chunked and "content-length" in headers:
@@ -136,6 +192,8 @@ class Incoming:
 
     def head(self) -> str:
         """The lines before the body, which end with CRLF or LF. The CR of the last line is left in."""
+        if not self.rest:
+            self._receive()
         while (end := _HEAD_END.search(self.rest)) is None:
             if not self.rest.startswith(_PROTOCOL[: len(self.rest)]):
                 raise http.client.BadStatusLine(repr(self.rest[:100]))
@@ -147,13 +205,17 @@ class Incoming:
                 raise http.client.RemoteDisconnected(
                     "Remote end closed connection without response"
                 )
-        if end.end() > MAX_HEAD_BYTES:
+        start, after = end.span()
+        if after > MAX_HEAD_BYTES:
             raise http.client.LineTooLong("header line")
-        head, self.rest = self.rest[: end.start()], self.rest[end.end() :]
+        head, self.rest = self.rest[:start], self.rest[after:]
         return head.decode("latin-1")
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes; fewer only at the end of the connection."""
+        if len(self.rest) == size:  # the usual end of an answer
+            body, self.rest = self.rest, b""
+            return body
         body, self.rest = self.rest[:size], self.rest[size:]
         if len(body) == size:
             return body
@@ -190,5 +252,5 @@ class Incoming:
         """Receive more bytes into ``rest``. False at the end of the connection."""
         bound_by(self._sock, self._deadline)
         piece = self._sock.recv(_RECEIVE_BYTES)
-        self.rest += piece
+        self.rest = self.rest + piece if self.rest else piece
         return bool(piece)

@@ -98,6 +98,12 @@ class _WorkerSession:
         self.routes.clear()
 
 
+class _Thread(threading.local):
+    """What the calling thread sends with; ``None`` before its first request."""
+
+    worker: _WorkerSession | None = None
+
+
 class Transport:
     """Sends the requests of a run. Any thread may call :meth:`send`; each has a session of its own."""
 
@@ -119,7 +125,8 @@ class Transport:
         # and take it from the cassette twice.
         self._is_recorded = is_recorded()
         self._turn = threading.Lock() if self._is_recorded else contextlib.nullcontext()
-        self._threads = threading.local()
+        self._threads = _Thread()
+        self._max_bytes = options.max_response_bytes
         self._parsing = threading.Lock()  # held while a long answer is parsed; guards nothing
         self._lock = threading.Lock()  # guards _workers, the workers' settings, and _silent
         self._workers: list[_WorkerSession] = []
@@ -133,35 +140,32 @@ class Transport:
         """
         url = request.url or self._options.request_url
         route: _PreparedRoute | None = None
-        worker: _WorkerSession | None = getattr(self._threads, "worker", None)
-        if worker is None:
-            worker = self._make_worker()
+        worker = self._threads.worker or self._make_worker()
         try:
-            route = worker.routes[url] if url in worker.routes else self._make_route(worker, url)
+            route = worker.routes.get(url) or self._make_route(worker, url)
             if route is None:
                 with self._turn:
                     raw = self._send_by_adapter(worker, url, request.payload)
             else:
-                max_bytes = self._options.max_response_bytes
-                raw = route.connection.exchange(route.head, request.payload, max_bytes)
+                raw = route.connection.exchange(route.head, request.payload, self._max_bytes)
         except FAILURES as error:
             raise self._failure(error, worker, url, is_ready=route is not None) from error
-        if raw.status >= 300:
+        status, headers, body = raw
+        if status >= 300:
             self._check_failure(raw, worker, url)
         self._was_answered = True
         try:
-            is_long = len(raw.body) >= LONG_BYTES
-            data, line = self._parsed_alone(raw.body) if is_long else read_answer(raw.body)
+            data, line = read_answer(body) if len(body) < LONG_BYTES else self._parsed_alone(body)
         except ValueError:
-            return Response(status=raw.status, headers=raw.headers, body=raw.body)
-        return Response(status=raw.status, headers=raw.headers, body=line, data=data, is_json=True)
+            return Response(status=status, headers=headers, body=body)
+        return Response(status=status, headers=headers, body=line, data=data, is_json=True)
 
     def _parsed_alone(self, body: bytes) -> tuple[Any, bytes]:
         """What ``read_answer`` makes of a long ``body``, if that fits into memory, and of one at a time.
 
         Lists and objects may take many times as much memory as their text.
         """
-        most = self._options.max_response_bytes * _MOST_TIMES
+        most = self._max_bytes * _MOST_TIMES
         if len(body) * _WORST_TIMES > most and parsed_bytes(body) > most:
             raise TransportError(
                 f"the answer's JSON would take more than {most:,} bytes of memory: its lists and objects "
@@ -220,6 +224,8 @@ class Transport:
         return worker
 
     def _make_route(self, worker: _WorkerSession, url: str) -> _PreparedRoute | None:
+        if url in worker.routes:  # the session's adapter sends
+            return None
         if len(worker.routes) >= _MAX_PREPARED_URLS:
             worker.routes.clear()
         route = worker.routes[url] = self._find_route(worker, url)
@@ -266,7 +272,7 @@ class Transport:
             if response.status_code < 200:  # from a foreign adapter; ours skips interim responses
                 adapter.close()
                 raise TransportError("the server sent only an interim response", kind="torn body")
-            max_bytes = self._options.max_response_bytes
+            max_bytes = self._max_bytes
             read = functools.partial(response.raw.read, decode_content=False)
             body = read_bounded(read, max_bytes)
             if body and (coding := response.headers.get("content-encoding")):
@@ -321,7 +327,7 @@ class Transport:
     @property
     def sending_since_s(self) -> float:
         """When this thread's last request went out, on the monotonic clock; 0 before the first."""
-        return self._registry.sending_since_s
+        return self._registry.sending.since_s
 
     def cancel(self) -> None:
         """Cancel every exchange under way. Each fails as if its connection had broken."""

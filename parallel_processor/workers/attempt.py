@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from parallel_processor.exceptions import StopCause, TransportError
-from parallel_processor.models import Attempt, AttemptStatus, Request, Response
+from parallel_processor.models import Attempt, AttemptStatus, LimitReading, Request, Response
 from parallel_processor.options import Options
 from parallel_processor.providers.answers import UNKNOWN, Expected
 from parallel_processor.providers.endpoints import basic_auth
 from parallel_processor.providers.jsontext import parse
-from parallel_processor.providers.limit_headers import read_limits
+from parallel_processor.providers.limit_headers import IN_EVERY_LIMIT, read_limits
 from parallel_processor.providers.responses import classify
+from parallel_processor.transport.http1 import Headers
 from parallel_processor.transport.redact import Redactor
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ class AttemptRunner:
         ended_at_s = time.monotonic()
         sent_at_s = self._transport.sending_since_s
         latency_s = ended_at_s - max(began_at_s, sent_at_s)
-        readings = read_limits(response.headers, host)
+        headers = response.headers
+        if isinstance(headers, Headers) and not headers.mention(IN_EVERY_LIMIT):
+            readings: tuple[LimitReading, ...] = ()
+        else:
+            readings = read_limits(headers, host)
         if response.status < 300:
             attempt = classify(response, readings, sent_at_s, latency_s, expected)
             if attempt.status is AttemptStatus.ANSWERED:  # the user's own data: it stays as it came

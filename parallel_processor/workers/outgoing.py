@@ -28,8 +28,8 @@ class Outgoing:
 
     def expected(self, request: Request) -> Expected:
         """What is known of the answer to ``request``."""
-        url, is_batch_row = request.url or self._url, request.custom_id is not None
-        return Expected(url, count_inputs(request.body), is_batch_row)
+        url, inputs = request.url or self._url, count_inputs(request.body)
+        return Expected(url, inputs, request.custom_id is not None)
 
     def payload(self, request: Request) -> bytes:
         """The bytes to send."""
