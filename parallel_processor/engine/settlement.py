@@ -35,6 +35,7 @@ from parallel_processor.workers.pending import PendingRequest, RetryState
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
 _MAX_ERROR_CHARS = 1000
+_ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 _UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
 _MINUTE_S = 60.0
 
@@ -118,11 +119,11 @@ class Settlement:
         if release.limit_changes:
             _log_limits(pending.bucket, release)
             self._tell_low_defaults(pending.bucket, release)
-        if attempt.status is AttemptStatus.ANSWERED and self._options.validate is not None:
+        if attempt.status is _ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
-            if attempt.status is AttemptStatus.ANSWERED:
+            if attempt.status is _ANSWERED:
                 self._equal_failures.works(pending.bucket)
-        if attempt.status is AttemptStatus.ANSWERED:
+        if attempt.status is _ANSWERED:
             self._has_answer = True
         else:
             delay_s = self._fail(pending, reservation, attempt)
@@ -147,7 +148,7 @@ class Settlement:
         return pending.bucket.ended(
             reservation,
             attempt.readings,
-            answered=attempt.status is AttemptStatus.ANSWERED,
+            answered=attempt.status is _ANSWERED,
             rejected=attempt.rejection is not None,
             used_tokens=charged,
             output_tokens=output or 0,
@@ -307,7 +308,7 @@ def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
 
 def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
     """The outcome of a request whose last attempt this was."""
-    ok, failed_before = attempt.status is AttemptStatus.ANSWERED, pending.retry_state is not None
+    ok, failed_before = attempt.status is _ANSWERED, pending.retry_state is not None
     return Outcome(
         request=pending.request,
         ok=ok,

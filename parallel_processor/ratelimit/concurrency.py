@@ -35,6 +35,7 @@ _WORTH = 0.1  # a step pays off if throughput grows by this share of the growth 
 _LEAP_WORTH = 0.3  # the same for a doubling: if in doubt, the small steps decide
 _FULL = 0.7  # a round counts only if this share of the limit was in flight
 _LEAST_ANSWERS = 8  # of a round
+_LEAST_ROUND_S = 0.1  # of a shorter round, chance decides: a server that answers at once ends many
 _FAR = 1.5  # a number that is higher by this factor explains a timeout
 _LATENCY_WEIGHT = 0.2  # of one answer in the mean latency
 
@@ -164,11 +165,6 @@ class ConcurrencyLimit:
             self._settles = False
             self._begin_round(now)
 
-    def _pass_time(self, now: float) -> None:
-        if now > self._stamp:
-            self._area += self.count * (now - self._stamp)
-            self._stamp = now
-
     def started(self, now: float) -> int:
         """Count one more in flight, and return how many that makes."""
         if now > self._stamp:
@@ -187,10 +183,13 @@ class ConcurrencyLimit:
 
         ``place`` is what :meth:`started` returned for it.
         """
-        was_full = not self.has_room
-        self._pass_time(now)
-        self._ends[max(self.count, place).bit_length()] += 1.0
-        self.count -= 1
+        count = self.count
+        was_full = count >= self.limit
+        if now > self._stamp:
+            self._area += count * (now - self._stamp)
+            self._stamp = now
+        self._ends[(place if place > count else count).bit_length()] += 1.0
+        self.count = count - 1
         if answered and now - admitted_at > self._slow_s and admitted_at > self._worked_off_at:
             latency_s = now - admitted_at
             self._slowness.answered(latency_s, place, self.count)
@@ -208,7 +207,8 @@ class ConcurrencyLimit:
         elif answered and admitted_at > self._round_at:
             self._answers += 1
             self._latency += now - admitted_at
-            if self._answers >= max(self.limit, _LEAST_ANSWERS):
+            is_long = now - self._round_at >= _LEAST_ROUND_S
+            if is_long and self._answers >= max(self.limit, _LEAST_ANSWERS):
                 self._end_round(now)
         return was_full
 

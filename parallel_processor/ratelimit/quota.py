@@ -99,17 +99,16 @@ class ConfiguredQuota:
 
     def charge(self, cost: float, now: float) -> list[float]:
         """Take ``cost``, which may leave a debt. Returns the slot of the window that counts it."""
+        window = self.window
+        if not window or now - window[-1][2] >= _SLOT_S:
+            self.advance(now)  # nobody asks a quota without a limit, which would remember for ever
+            window.append([now, 0.0, now])
+        slot = window[-1]
+        slot[0] = now
+        slot[1] += cost
         self.level -= cost
         self.charged += cost
         self.in_window += cost
-        if self.window:
-            slot = self.window[-1]
-            if now - slot[2] < _SLOT_S:
-                slot[0] = now
-                slot[1] += cost
-                return slot
-        slot = [now, cost, now]
-        self.window.append(slot)
         return slot
 
     def postpone(self, amount: float, slot: list[float], sent_at: float) -> list[float]:

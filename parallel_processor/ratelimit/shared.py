@@ -127,13 +127,8 @@ class SharedLimits:
             woken = self.admit(clock())
             return woken + [first for first in self.firsts() if first not in before]
         # No other request waits: the short way, which most requests of most runs take.
-        now, costs, has_room = clock(), reservation.costs, True
-        for quota in self.quotas:
-            quota.advance(now)
-            cost = costs[quota.kind]
-            if cost > quota.level or quota.in_window + cost > quota.limit:
-                has_room = False
-        if has_room and state.is_unlimited_by_server(now):
+        now = clock()
+        if state.is_unlimited_by_server(now) and state.is_within_limits(reservation.costs, now):
             state.take(now)
             return []
         self.waiting.append(state)
@@ -151,14 +146,16 @@ class SharedLimits:
 
         Every state in ``waiting`` then says how long the head of its queue has to wait, and for what.
         """
+        if len(self.waiting) == 1:
+            return self._admit_of(self.waiting[0], now)
         admitted: list[Reservation] = []
         advanced: Sequence[ConfiguredQuota] = ()
         for state in self.waiting:
             state.advance(now)
-            if state.configured is not advanced:  # mostly all have the same
-                advanced = state.configured
-                for configured in advanced:
-                    configured.advance(now)
+            if state.limits is not advanced:  # mostly all have the same
+                advanced = state.limits
+                for limit in advanced:
+                    limit.advance(now)
         heads: list[_Head] = [(state.queue[0].ticket, state) for state in self.waiting]
         heapq.heapify(heads)  # the oldest head first
         while heads:
@@ -176,6 +173,18 @@ class SharedLimits:
             heapq.heappop(heads)
         return admitted
 
+    def _admit_of(self, state: BucketState, now: float) -> list[Reservation]:
+        """Admit all that may be sent of ``state``, the only one that waits."""
+        admitted: list[Reservation] = []
+        state.advance(now)
+        for limit in state.limits:
+            limit.advance(now)
+        while state.queue and state.wait_for_server(now) and state.wait_for_configured(now) is None:
+            admitted.append(state.take(now))
+        if not state.queue:
+            self.waiting.remove(state)
+        return admitted
+
 
 def _not_behind(
     first: BucketState, quota: ConfiguredQuota, heads: list[_Head], now: float
@@ -183,7 +192,7 @@ def _not_behind(
     """The heap ``heads`` without ``first``, and without those that wait behind it for ``quota``."""
     others = []
     for head in heads[1:]:
-        if quota in head[1].configured:
+        if quota in head[1].limits:
             head[1].wait_behind(first, now)
         else:
             others.append(head)

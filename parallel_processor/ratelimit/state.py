@@ -72,6 +72,7 @@ class BucketState:
         newest_answered_at: when the newest of them was admitted.
         answer_tokens: how many tokens the answers say they used.
         configured: the quotas that the user configured for it, which other buckets may share.
+        limits: those of them that limit anything; the others only count.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class BucketState:
         self.answered = self.answer_tokens = 0
         self.newest_answered_at = -math.inf
         self.configured = configured
+        self.limits = [quota for quota in configured if quota.limit < math.inf]
         self._totals: tuple[float, ...] = _NOTHING  # charged so far, by kind
 
     # Before an attempt.
@@ -106,7 +108,19 @@ class BucketState:
     def is_unlimited_by_server(self, now: float) -> bool:
         """True if the server has said nothing that could delay the head of the queue."""
         server = self.server
-        return not server.quotas and now >= server.paused_until and server.in_flight.has_room
+        in_flight = server.in_flight
+        return (
+            not server.quotas and now >= server.paused_until and in_flight.count < in_flight.limit
+        )
+
+    def is_within_limits(self, costs: Sequence[float], now: float) -> bool:
+        """True if the configured limits have room for ``costs``, without a debt."""
+        for limit in self.limits:
+            limit.advance(now)
+            cost = costs[limit.kind]
+            if cost > limit.level or limit.in_window + cost > limit.limit:
+                return False
+        return True
 
     def advance(self, now: float) -> None:
         """Refill the quotas of the server."""
@@ -114,13 +128,16 @@ class BucketState:
 
     def wait_for_server(self, now: float) -> bool:
         """Set ``delay`` and ``wait_cause`` by the server's limits; true if the head needn't wait."""
+        if self.is_unlimited_by_server(now):
+            self.delay, self.wait_cause = 0.0, WaitCause.NOTHING
+            return True
         self.delay, self.wait_cause = self.server.obstacle(self.queue[0].costs, now)
         return self.delay <= INSTANT_S
 
     def wait_for_configured(self, now: float) -> ConfiguredQuota | None:
         """Add the configured limits to ``delay`` and ``wait_cause``; the one that the head waits for."""
         costs, longest = self.queue[0].costs, None
-        for quota in self.configured:
+        for quota in self.limits:
             cost = costs[quota.kind]
             if not cost and quota.kind > TOKENS:
                 continue  # an embedding has no output, so a debt of output tokens doesn't delay it
@@ -137,20 +154,20 @@ class BucketState:
 
     def take(self, now: float) -> Reservation:
         """Admit and charge the head of the queue."""
-        first = self.queue.popleft()
-        costs = first.costs
+        first, server = self.queue.popleft(), self.server
+        costs = a, b, c, d = first.costs
         charges: list[_Charge] = []
         for configured in self.configured:
             charges.append((configured, configured.charge(costs[configured.kind], now)))
-        for quota in self.server.quotas:
+        for quota in server.quotas:
             quota.charge(costs[quota.kind], now)
             charges.append((quota, []))
         first.charges = charges
-        totals, (a, b, c, d) = self._totals, costs
-        first.totals = self._totals = (totals[0] + a, totals[1] + b, totals[2] + c, totals[3] + d)
+        w, x, y, z = self._totals
+        first.totals = self._totals = totals = (w + a, x + b, y + c, z + d)
         first.admitted_at = now
-        self.server.mark(now, self._totals)
-        first.place = self.server.in_flight.started(now)
+        server.mark(now, totals)
+        first.place = server.in_flight.started(now)
         self.delay, self.wait_cause = math.inf, WaitCause.NOTHING
         return first
 
@@ -181,13 +198,14 @@ class BucketState:
         for quota, slot in reservation.charges:
             extra = costs[quota.kind] - before[quota.kind]
             if extra:
-                quota.advance(now)
+                if quota.limit < math.inf:
+                    quota.advance(now)
                 if extra > 0:
                     quota.charge(extra, now)
                 else:
                     quota.refund(-extra, slot, now)
-        parts = zip(self._totals, costs, before, strict=True)
-        self._totals = tuple(total + cost - charged for total, cost, charged in parts)
+        (w, x, y, z), (a, b, c, d), (e, f, g, h) = self._totals, costs, before
+        self._totals = (w + a - e, x + b - f, y + c - g, z + d - h)
 
     def end(
         self, reservation: Reservation, now: float, *, answered: bool, answer_tokens: int
