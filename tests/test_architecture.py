@@ -91,7 +91,7 @@ LOCK_MAKERS = {
     *("report.counters", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.tls"),
     "tokens.estimates",
-    *("files.writer", "workers.processes", "runtime.forks", "runtime.stop"),
+    *("files.writer", "workers.cores", "workers.processes", "runtime.forks", "runtime.stop"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli.main"}

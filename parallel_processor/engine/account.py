@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from parallel_processor.engine.run import MakeSink, Run
+from parallel_processor.engine.delivery import MakeSink
+from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of

@@ -49,7 +49,7 @@ class Credits:
         self.reader_waits = False
 
     def take_in(self) -> None:
-        """Queue what the reader has put into the inbox, unless the run is over: then the reader drops it."""
+        """Queue what the reader has put into the inbox. When the run is over, the reader drops it."""
         if (count := len(self._queues.inbox)) and not self._queues.is_closed:
             self.held += count  # first: the reader may look at any moment
             self._queues.take_in(count)

@@ -27,6 +27,9 @@ _log = logging.getLogger("parallel_processor")
 
 Sink = Callable[[Outcome], None]
 Recorded = Callable[[list[Outcome], bool], None]
+MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
+"""Makes the sink of a run. It is given two functions: one to call once outcomes are on record, which gives
+their credits back, and one that stops the run."""
 
 
 class Delivery:

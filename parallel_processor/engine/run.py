@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
-from parallel_processor.engine.delivery import Delivery, Recorded, Sink, make_duplicates
+from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.settlement import Settlement, invalid
 from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
@@ -56,10 +56,6 @@ from parallel_processor.workers.pool import WorkerPool, make_pool
 
 _log = logging.getLogger("parallel_processor")
 _WRITER_SLACK = 256  # outcomes that may wait for a writer, which writes many at once
-
-MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
-"""Makes the sink of a run. It is given two functions: one to call once outcomes are on record, which gives
-their credits back, and one that stops the run."""
 
 
 class Run:
@@ -114,7 +110,7 @@ class Run:
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
         self._dispatcher = self._make_dispatcher(is_wanted)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
-        self._pool = self._make_pool(parses_answers)
+        self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
@@ -140,13 +136,14 @@ class Run:
             clock=self._clock,
         )
 
-    def _make_pool(self, parses_answers: bool) -> WorkerPool:
+    def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
         return make_pool(
             self._options,
             self._max_workers,
             settle=self._settle,
             stop=self._stop,
             parses_answers=parses_answers or self._options.validate is not None,
+            shares_core=shares_core,
         )
 
     def _make_settlement(self) -> Settlement:
@@ -312,6 +309,8 @@ class Run:
         self._waker.clear()
         if self._delivery.ready or self._stop.cause is not None:
             return 0
+        if not self.yields_outcomes:  # else the thread is the program's between two outcomes
+            self._pool.follow()
         room: float = self._dispatcher.room()
         count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:

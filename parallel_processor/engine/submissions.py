@@ -19,8 +19,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from parallel_processor.engine.delivery import Recorded
-from parallel_processor.engine.run import MakeSink, Run
+from parallel_processor.engine.delivery import MakeSink, Recorded
+from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request, tell_notes

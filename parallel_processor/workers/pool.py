@@ -35,6 +35,9 @@ class WorkerPool(Protocol):
     def flush(self) -> None:
         """Send everything that was started: nothing more is started for now."""
 
+    def follow(self) -> None:
+        """Have the calling thread, which reads for the run, share the workers' core until :meth:`close`."""
+
     def cancel(self) -> None:
         """Cancel every exchange in flight. Any thread may call it."""
 
@@ -52,16 +55,24 @@ def make_pool(
     settle: Callable[[AdmittedRequest, Attempt | BaseException], AdmittedRequest | None],
     stop: StopSignal,
     parses_answers: bool,
+    shares_core: bool,
 ) -> WorkerPool:
     """Threads of this process, or the processes that ``options`` ask for.
 
-    ``parses_answers``: false if only the answers' text will be used. If requests are intercepted in this
-    process (by a mock, say), its threads send them: other processes would evade the interception.
+    ``parses_answers``: false if only the answers' text will be used. ``shares_core``: the threads may share
+    one core (``cores.py``), unless they call code of the program, which could start threads there.
+    If requests are intercepted in this process (by a mock, say), its threads send them: other processes
+    would evade the interception.
     """
     if options.processes == 1 or _is_intercepted():
         make = load("parallel_processor.workers.threads").WorkerThreads
         pool: WorkerPool = make(
-            options, max_workers, settle=settle, stop=stop, parses_answers=parses_answers
+            options,
+            max_workers,
+            settle=settle,
+            stop=stop,
+            parses_answers=parses_answers,
+            shares_core=shares_core and not (options.validate or options.session_factory),
         )
     else:
         make = load("parallel_processor.workers.processes").WorkerProcesses

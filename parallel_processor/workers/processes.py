@@ -327,6 +327,9 @@ class WorkerProcesses:
             if following is not None:
                 self._send(None, [following])
 
+    def follow(self) -> None:
+        """Do nothing: the workers are elsewhere."""
+
     def cancel(self) -> None:
         """Cancel every exchange in flight; each fails like a broken connection."""
         with self._lock:
