@@ -19,8 +19,12 @@ from commands import environment
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench"
 CLIENTS = ["requests.post threads", "session.post threads", "session, prepared once"]
 CLIENTS += ["urllib3 pool threads", "http.client threads"]
+RIVALS = {"lm_deluge": "lm-deluge", "pyreqwest": "pyreqwest (Rust) threads"}
+CLIENTS += [name for module, name in RIVALS.items() if find_spec(module)]
 PROCESSOR = ["16 workers", "default workers", "600,000 requests/min", "limits in headers"]
 WITH_AIOHTTP = ["aiohttp, one loop", "cookbook's way"] if find_spec("aiohttp") else []
+HELD = ["http.client threads", "processor, 16 workers", *WITH_AIOHTTP[:1]]
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 LAST_S = 120
 
 pytestmark = [
@@ -53,9 +57,11 @@ def test_speed_has_a_row_for_each_client() -> None:
     """Every client sends each request exactly once, by the server's own count, and has its row."""
     table = bench("speed", "--size", "tiny")
     names = [*CLIENTS, *WITH_AIOHTTP, *(f"processor, {name}" for name in PROCESSOR)]
+    names += [f"{name}, one core" for name in HELD if len(CORES) > 1]
     for name in names:
-        assert len(rows(table, name)) == 1, name
+        assert len(rows(table, f"{name}  ")) == 1, name
     assert len(rows(table, "from an outcome to its line")) == 1
+    assert len(rows(table, "lock acquisitions a request, processor, 16 workers: ")) == 1
 
 
 @pytest.mark.slow

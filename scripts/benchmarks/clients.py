@@ -1,13 +1,14 @@
 """The clients to compare with: ``python -m benchmarks.clients NAME URL BODY COUNT --threads N``.
 
 Each sends the first line of the file ``BODY`` ``COUNT`` times, reads each answer, looks at nothing but its
-status, and writes nothing. All check the server's certificate against the file that SSL_CERT_FILE and
-REQUESTS_CA_BUNDLE name.
+status, and writes nothing. ``lm_deluge`` sends that line's prompt, and does what it does for its users. All
+check the server's certificate against the file that SSL_CERT_FILE and REQUESTS_CA_BUNDLE name.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import ssl
 import sys
@@ -21,7 +22,7 @@ HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench
 Work = Callable[[Iterator[int]], None]
 
 
-def check(status: int) -> None:
+def check(status: int | None) -> None:
     """Anything but 200 ends the run."""
     if status != 200:
         raise RuntimeError(f"HTTP status {status}")
@@ -107,8 +108,49 @@ def http_client(url: str, body: bytes, threads: int) -> Work:
     return work
 
 
-async def aiohttp_tasks(url: str, body: bytes, count: int, tasks: int) -> None:
+def pyreqwest_client(url: str, body: bytes, threads: int) -> Work:
+    """One blocking client of ``pyreqwest`` for all threads: Rust's ``reqwest`` and ``rustls``."""
+    from datetime import timedelta
+
+    from pyreqwest.client import SyncClientBuilder
+
+    builder = SyncClientBuilder().default_headers(HEADERS).timeout(timedelta(seconds=600))
+    builder = builder.add_root_certificate_pem(Path(os.environ["SSL_CERT_FILE"]).read_bytes())
+    client = builder.http1_only().no_proxy().build()
+
+    def work(numbers: Iterator[int]) -> None:
+        for _ in numbers:
+            response = client.post(url).body_bytes(body).build().send()
+            response.bytes()
+            check(response.status)
+
+    return work
+
+
+def lm_deluge(url: str, body: bytes, count: int, tasks: int) -> None:
+    """``lm_deluge``: a list of prompts, so many in flight, limits that never bind, one attempt."""
+    from lm_deluge import LLMClient
+    from lm_deluge.models import register_model
+
+    base, key = url.removesuffix("/chat/completions"), "OPENAI_API_KEY"
+    request = json.loads(body)
+    register_model(id="benchmark", name=request["model"], api_base=base, api_key_env_var=key)
+    limits = {"max_requests_per_minute": 10**9, "max_tokens_per_minute": 10**12}
+    once = {"max_attempts": 1, "request_timeout": 600}
+    client = LLMClient("benchmark", max_concurrent_requests=tasks, **limits, **once)
+    prompts = [request["messages"][0]["content"]] * count
+    for response in client.process_prompts_sync(prompts, show_progress=False):
+        check(response.status_code)
+
+
+def aiohttp_tasks(url: str, body: bytes, count: int, tasks: int) -> None:
     """``aiohttp``: so many tasks in one event loop."""
+    import asyncio
+
+    asyncio.run(_aiohttp_tasks(url, body, count, tasks))
+
+
+async def _aiohttp_tasks(url: str, body: bytes, count: int, tasks: int) -> None:
     import asyncio
 
     import aiohttp
@@ -132,13 +174,18 @@ THREADED: dict[str, Callable[[str, bytes, int], Work]] = {
     "prepared_once": prepared_once,
     "urllib3_pool": urllib3_pool,
     "http_client": http_client,
+    "pyreqwest": pyreqwest_client,
+}
+WHOLE: dict[str, Callable[[str, bytes, int, int], None]] = {
+    "aiohttp": aiohttp_tasks,
+    "lm_deluge": lm_deluge,
 }
 
 
 def main() -> int:
     """Run one of the clients."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=[*THREADED, "aiohttp"])
+    parser.add_argument("name", choices=[*THREADED, *WHOLE])
     parser.add_argument("url")
     parser.add_argument("body", type=Path)
     parser.add_argument("count", type=int)
@@ -146,10 +193,8 @@ def main() -> int:
     flags = parser.parse_args()
     with flags.body.open("rb") as file:
         body = file.readline().rstrip()
-    if flags.name == "aiohttp":
-        import asyncio
-
-        asyncio.run(aiohttp_tasks(flags.url, body, flags.count, flags.threads))
+    if flags.name in WHOLE:
+        WHOLE[flags.name](flags.url, body, flags.count, flags.threads)
     else:
         work = THREADED[flags.name](flags.url, body, flags.threads)
         run_threads(work, flags.count, flags.threads)

@@ -135,12 +135,12 @@ def our_flags() -> str:
     return subprocess.check_output(command, env=bench_environment(), text=True)
 
 
-def has_aiohttp(*, quiet: bool = False) -> bool:
-    """True if aiohttp is there; says so if it isn't."""
-    if find_spec("aiohttp") is not None:
+def has(module: str, *, quiet: bool = False) -> bool:
+    """True if ``module`` of the extra ``bench`` is there; says so if it isn't."""
+    if find_spec(module) is not None:
         return True
     if not quiet:
-        print("note: aiohttp is missing (pip install '.[bench]'): rows are skipped")
+        print(f"note: {module} is missing (pip install '.[bench]'): its rows are skipped")
     return False
 
 

@@ -132,7 +132,7 @@ def latency(arguments: list[str]) -> int:
     workers, each, slow_s, rounds = SIZES[asked.size]
     workers, rounds = asked.workers or workers, asked.rounds or rounds
     clients = {SESSION: workers, PROCESSOR: workers, UNLIMITED: workers}
-    if jobs.has_aiohttp():
+    if jobs.has("aiohttp"):
         clients[COOKBOOK] = COOKBOOK_CONNECTIONS
     if asked.rows:
         clients = {name: most for name, most in clients.items() if name in asked.rows.split(",")}

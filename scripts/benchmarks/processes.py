@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,12 +33,14 @@ class BenchmarkError(Exception):
 class Usage:
     """What a process took, from its start to its end, its own children included.
 
-    ``switches`` are voluntary context switches. ``peak_mib`` is that of the largest process.
+    ``switches`` are voluntary context switches, ``preempted`` the others. ``peak_mib`` is that of the
+    largest process.
     """
 
     wall_s: float
     cpu_s: float
     switches: int
+    preempted: int
     peak_mib: float
 
 
@@ -71,23 +74,26 @@ def measured(
     *,
     watch: Callable[[], None] | None = None,
     interval_s: float = 0.02,
+    core: int | None = None,
     **variables: str,
 ) -> Usage:
     """Run ``command`` in ``folder`` to its end, and tell what it took.
 
-    ``watch`` is called every ``interval_s`` seconds meanwhile. :class:`BenchmarkError` if it fails.
+    ``watch`` is called every ``interval_s`` seconds meanwhile. With ``core`` the command may run on
+    that one alone. :class:`BenchmarkError` if it fails.
     """
     log = folder / "stderr.log"
     with log.open("wb") as stderr:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=bench_environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-        )
+        with held_on(core):
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=bench_environment(**variables),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
         try:
             status, usage = _wait(process.pid, watch, interval_s)
         except BaseException:
@@ -103,8 +109,31 @@ def measured(
         wall_s=wall_s,
         cpu_s=usage.ru_utime + usage.ru_stime,
         switches=usage.ru_nvcsw,
+        preempted=usage.ru_nivcsw,
         peak_mib=usage.ru_maxrss / 1024 / (1024 if sys.platform == "darwin" else 1),
     )
+
+
+def one_core() -> int | None:
+    """A core that a command can be held on while a server has another; ``None`` if there is none."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    permitted = os.sched_getaffinity(0)
+    return max(permitted) if len(permitted) > 1 else None
+
+
+@contextmanager
+def held_on(core: int | None) -> Iterator[None]:
+    """Hold this thread on ``core``, which is what a process started in the block inherits."""
+    if core is None:
+        yield
+        return
+    permitted = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, permitted)
 
 
 def _wait(

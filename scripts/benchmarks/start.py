@@ -104,7 +104,7 @@ def first_commands(where: Place, source: Path) -> dict[str, Callable[[str], list
         "processor": lambda url: jobs.our_command(source, results, url, *one),
         "o200k, processor": lambda url: jobs.our_command(source, results, url, *one, *_O200K),
     }
-    if jobs.has_aiohttp(quiet=True):
+    if jobs.has("aiohttp", quiet=True):
         commands["cookbook's way"] = lambda url: jobs.cookbook_command(where, source, results, url)
     return commands
 
