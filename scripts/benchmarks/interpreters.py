@@ -7,7 +7,7 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import ROOT, SCRIPTS
+from benchmarks.processes import ROOT, SCRIPTS, environment
 
 _VERSION = (
     "import sys, sysconfig as s; "
@@ -54,13 +54,18 @@ def _environment(base: Path) -> Interpreter | None:
     try:
         version = _version(base)
         folder = ROOT / f".venv-bench-{version}"
-        command = [SCRIPTS / "venv", folder, base, *_requirements()]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        python = folder / "bin" / "python"
+        for command in (
+            [str(SCRIPTS / "venv"), str(folder), str(base), *_requirements()],
+            [str(python), "-c", "import parallel_processor.cli.main"],
+        ):
+            variables = environment(PYTHONPATH=str(ROOT))
+            subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         print(f"note: {base} has no environment, its rows are skipped: {said[-1]}", flush=True)
         return None
-    return Interpreter(version=version, path=folder / "bin" / "python")
+    return Interpreter(version=version, path=python)
 
 
 def _requirements() -> list[str]:

@@ -160,10 +160,10 @@ def files(where: Place, count: int) -> tuple[Path, Path]:
 def once(where: Place, row: Row, count: int) -> Usage:
     """One run of ``count`` requests, checked."""
     requests, results = files(where, count)
-    command, options = row.command(requests, results, count), {"core": row.core}
+    command, variables = row.command(requests, results, count), {}
     if row.python is not None:
-        command[0], options = str(row.python), options | {"PYTHONPATH": str(ROOT)}
-    usage = jobs.run(where, command, count, **options)
+        command[0], variables = str(row.python), {"PYTHONPATH": str(ROOT)}
+    usage = jobs.run(where, command, count, core=row.core, **variables)
     if row.saves:
         jobs.check_results(requests, results)
     return usage
@@ -206,13 +206,14 @@ def acquisitions(where: Place, rows: list[Row]) -> None:
     """Print how often each of ``rows``, all of ours, takes a lock for each request."""
     shorter, longer = locks.LENGTHS
     for row in rows:
-        counts = []
+        counts: dict[int, dict[str, int]] = {}
         for count in (shorter, longer):
             requests, results = files(where, count)
             command = row.command(requests, results, count)
-            counts.append(locks.acquisitions(where, command, count))
+            counts[count] = locks.acquisitions(where, command, count)
             jobs.check_results(requests, results)
-        print(locks.line(row.name, locks.per_request(*counts, longer - shorter)), flush=True)
+        rates = locks.per_request(counts[shorter], counts[longer], longer - shorter)
+        print(locks.line(row.name, rates), flush=True)
 
 
 def delays(where: Place, count: int, threads: int) -> None:
