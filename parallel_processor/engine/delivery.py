@@ -102,7 +102,8 @@ class Delivery:
             outcome = self.ready.popleft()
             if not outcome.unanswered:
                 yield outcome
-            self.recorded([outcome])
+            self._counters.yielded(outcome)
+            self._on_record(1)
 
     def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
         """Give back the credits of ``outcomes``, which are on record or, if not, never will be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -108,10 +109,10 @@ def check_paths(
                 f"the {name} file {path} has an ending that is kept for temporary files: rename it"
             )
         try:
-            if path.is_dir():
+            if _is_directory(path):
                 raise ConfigurationError(f"the {name} file {path} is a directory")
             # A directory that should hold the requests, too, is missed when they are opened.
-            if path.parent != requests_path.parent and not path.parent.is_dir():
+            if path.parent != requests_path.parent and not _is_directory(path.parent):
                 raise ConfigurationError(
                     f"the directory of the {name} file {path} does not exist: create it, or name another"
                 )
@@ -121,6 +122,18 @@ def check_paths(
             raise ConfigurationError(f"can't use the {name} file {path}: {reason}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")
+
+
+def _is_directory(path: Path) -> bool:
+    """True for a directory; ``OSError`` if that can't be told, which ``is_dir`` hides since Python 3.14."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP):
+            raise
+        return False
 
 
 def _file_of(path: Path) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,21 +72,31 @@ class Counters:
     """Counts for one run. Any thread may call any method."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards every field below
+        self._yielded: deque[Outcome] = (
+            deque()
+        )  # what the reader has counted, and nobody added up yet
+        self._lock = (
+            threading.Lock()
+        )  # guards every field below, but for the numbers that the reader counts
         self._numbers = dict.fromkeys(_NUMBERS, 0)
         self._errors: dict[str, int] = {}
         self._errors_by_kind: dict[str, int] = {}
         self._latencies = [0] * BINS
 
     def skipped(self, *, failed: bool = False) -> None:
-        """A request is not sent: the results file has its answer, or a failure that is kept."""
-        with self._lock:
-            self._numbers["already_failed" if failed else "already_answered"] += 1
+        """A request is not sent: the results file has its answer, or a failure that is kept.
+
+        For the reader, as are :meth:`read` and :meth:`yielded`. They take no lock: an interrupt may come.
+        """
+        self._numbers["already_failed" if failed else "already_answered"] += 1
 
     def read(self) -> None:
         """A request was read that is to be sent."""
-        with self._lock:
-            self._numbers["read"] += 1
+        self._numbers["read"] += 1
+
+    def yielded(self, outcome: Outcome) -> None:
+        """The program has taken an outcome, or it never will."""
+        self._yielded.append(outcome)
 
     def started(self) -> None:
         """A request is in flight until its outcome is on record."""
@@ -99,6 +110,8 @@ class Counters:
             numbers["attempts"] += 1
             numbers["started" if first else "retries"] += 1
             numbers["reserved_tokens"] += tokens
+            if self._yielded:
+                self._add_yielded()
 
     def erred(self, kind: str, *, used_tokens: int = 0) -> None:
         """An attempt failed; the server charged ``used_tokens`` for it."""
@@ -118,22 +131,33 @@ class Counters:
 
     def finished(self, outcomes: Iterable[Outcome], *, recorded: bool = True) -> None:
         """Outcomes are on record, or ``recorded`` is false and they never will be."""
-        numbers, latencies = self._numbers, self._latencies
         with self._lock:
-            for outcome in outcomes:
-                if outcome.unanswered or not recorded:
-                    numbers["unanswered"] += 1
-                    continue
-                if outcome.deduplicated:
-                    numbers["deduplicated"] += 1
-                if outcome.ok:
-                    numbers["answered"] += 1
-                    numbers["used_tokens"] += outcome.used_tokens or 0
-                    if outcome.latency_s is not None:
-                        latencies[bin_of(outcome.latency_s)] += 1
-                else:
-                    numbers["failed"] += 1
-                    _count(self._errors_by_kind, outcome.error_kind)
+            self._add(outcomes, recorded)
+
+    # Caller holds ``_lock``.
+
+    def _add(self, outcomes: Iterable[Outcome], recorded: bool) -> None:
+        numbers, latencies = self._numbers, self._latencies
+        for outcome in outcomes:
+            if outcome.unanswered or not recorded:
+                numbers["unanswered"] += 1
+                continue
+            if outcome.deduplicated:
+                numbers["deduplicated"] += 1
+            if outcome.ok:
+                numbers["answered"] += 1
+                numbers["used_tokens"] += outcome.used_tokens or 0
+                if outcome.latency_s is not None:
+                    latencies[bin_of(outcome.latency_s)] += 1
+            else:
+                numbers["failed"] += 1
+                _count(self._errors_by_kind, outcome.error_kind)
+
+    def _add_yielded(self) -> None:
+        while self._yielded:
+            self._add([self._yielded.popleft()], recorded=True)
+
+    # For any thread.
 
     def counts(self) -> Counts:
         """Where the run stands."""
@@ -142,6 +166,7 @@ class Counters:
 
     def _counts(self) -> Counts:
         """Caller holds ``_lock``."""
+        self._add_yielded()
         numbers: dict[str, Any] = dict(self._numbers)
         return Counts(errors=dict(self._errors), latencies=tuple(self._latencies), **numbers)
 

@@ -10,6 +10,7 @@ import queue
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from parallel_processor.files.formats import made_request, parse_line
 from parallel_processor.models import Estimate, Outcome, Request
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.registry import TokenBuckets
+from parallel_processor.tokens.counter import TokenCounter
 from parallel_processor.tokens.estimates import CostEstimator
 
 ONE_A_MINUTE = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
@@ -616,3 +618,72 @@ def test_a_run_that_outlives_the_main_thread_ends_with_an_error() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(("RuntimeError: can", "6"))  # not schedule, or register
+
+
+# What a request costs.
+
+
+@pytest.mark.parametrize(
+    ("limits", "counted"),
+    [(NO_LIMITS, 100), (Limits(requests_per_minute=6e6, tokens_per_minute=math.inf), 100)],
+)
+def test_prompts_are_not_counted_while_nothing_limits_tokens(
+    limits: Limits, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a hundred were, and the server has answered without a word of such a limit."""
+    calls = spied_counts(monkeypatch)
+    run = run_with(ok, limits, max_workers=4)
+    assert len(list(run.outcomes(bodies(500)))) == 500
+    assert counted <= len(calls) <= counted + 20
+    reserved = run.counters.counts().reserved_tokens
+    assert reserved == pytest.approx(5 * sum(calls) * 100 / len(calls), rel=0.2)
+
+
+def test_every_prompt_is_counted_under_a_limit_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However high it is."""
+    calls = spied_counts(monkeypatch)
+    run = run_with(ok, Limits(requests_per_minute=math.inf, tokens_per_minute=1e12), max_workers=4)
+    assert len(list(run.outcomes(bodies(300)))) == 300
+    assert len(calls) == 300
+
+
+def spied_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each prompt that is counted from now on."""
+    found: list[int] = []
+    count = TokenCounter.input_tokens
+
+    def spy(self: TokenCounter, *args: Any) -> int:
+        found.append(count(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(TokenCounter, "input_tokens", spy)
+    return found
+
+
+class ForeignLock:
+    """A lock that a certain thread must not take."""
+
+    def __init__(self, thread: threading.Thread, taken: list[str]) -> None:
+        self._thread, self._taken, self._lock = thread, taken, threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if threading.current_thread() is self._thread:
+            self._taken.append("".join(traceback.format_stack(limit=3)))
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_the_callers_thread_takes_no_lock_while_requests_go_through() -> None:
+    """An interrupt just after a lock was taken would leave it taken for ever (CPython's gh-148874)."""
+    taken: list[str] = []
+    run = run_with(ok, max_workers=8)
+    outcomes = run.outcomes(bodies(400))
+    first = next(outcomes)  # what is made once, is made
+    run._dispatcher._lock = ForeignLock(threading.current_thread(), taken)  # type: ignore[assignment]
+    run.counters._lock = ForeignLock(threading.current_thread(), taken)  # type: ignore[assignment]
+    rest = list(itertools.islice(outcomes, 398))
+    assert taken == []
+    assert numbers([first, *rest, *outcomes]) == list(range(1, 401))
+    assert run.counters.counts().answered == 400

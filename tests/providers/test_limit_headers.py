@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from parallel_processor.models import LimitReading
-from parallel_processor.providers.limit_headers import read_limits
+from parallel_processor.providers import limit_headers
+from parallel_processor.providers.limit_headers import IN_EVERY_LIMIT
 from parallel_processor.ratelimit.remaining import looks_refilled
 
 MINUTE, DAY = 60.0, 86_400.0
@@ -22,6 +24,13 @@ DATE = "Thu, 21 Aug 2025 12:40:00 GMT"
 
 def now() -> float:
     return NOW
+
+
+def read_limits(headers: Mapping[str, str], *args: Any, **more: Any) -> tuple[LimitReading, ...]:
+    """What they show; whatever shows a limit has the word for which a head is searched before."""
+    readings = limit_headers.read_limits(headers, *args, **more)
+    assert not readings or any(IN_EVERY_LIMIT in name.lower() for name in headers)
+    return readings
 
 
 def reading(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -193,3 +194,34 @@ def test_a_header_that_would_be_two_is_rejected(value: str) -> None:
     """Nothing is smuggled in by a line break."""
     with pytest.raises(ValueError, match="Invalid header"):
         request_head("api.example.com", 80, 80, "/", {"A": value})
+
+
+def test_headers_are_a_mapping_that_is_parsed_when_it_is_looked_at() -> None:
+    """They equal a dict, travel between processes, and tell cheaply whether a word is in them."""
+    text = "Server: x\r\nX-Ratelimit-Limit: 5\r\nx-ratelimit-limit: 6"
+    headers = parse_head(f"HTTP/1.1 200 OK\r\n{text}").headers
+    assert headers.mention("ratelimit")
+    assert not headers.mention("retry-after")
+    parsed = {"server": "x", "x-ratelimit-limit": "5, 6"}
+    assert headers == parsed
+    assert dict(pickle.loads(pickle.dumps(headers))) == parsed
+    assert dict(parse_head("HTTP/1.1 200 OK").headers) == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "length", "keeps"),
+    [
+        ("Connection: close", 5, False),
+        ("X-Note: it is close", 5, True),
+        ("Access-Control-Expose-Headers: Content-Length", 5, True),
+        ("X: a\r\n Content-Length: 7", 5, True),
+        ("X-Content-Length: 7", 5, True),
+        ("Content-Length: 5", 5, True),
+        ("Transfer-Encoding: chunked", None, True),
+    ],
+)
+def test_what_is_unusual_in_a_head_is_looked_at(more: str, length: int | None, keeps: bool) -> None:
+    """The quick way is for heads in which nothing could mean anything else."""
+    for lines in (["Content-Length: 5", more], [more, "Content-Length: 5"]):
+        head = parse_head("\r\n".join(["HTTP/1.1 200 OK", *lines]))
+        assert (head.length, head.keeps_connection) == (length, keeps)
