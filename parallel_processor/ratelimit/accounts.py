@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from parallel_processor.options import Limits, Options
+from parallel_processor.ratelimit.minute_count import MinuteCount
 from parallel_processor.ratelimit.quota import ConfiguredQuota
 from parallel_processor.runtime.forks import FORK_LOCK
 
@@ -37,10 +38,13 @@ _SALT = os.urandom(16)  # so that a hash of a key says nothing outside this proc
 
 
 class QuotaUser(Protocol):
-    """Whatever keeps quotas of an account from being forgotten."""
+    """Whatever keeps quotas and counts of an account from being forgotten."""
 
     @property
     def quotas(self) -> Sequence[ConfiguredQuota]: ...
+
+    @property
+    def minute_count(self) -> MinuteCount | None: ...
 
 
 class AccountLimits:
@@ -61,6 +65,7 @@ class AccountLimits:
         self.opened_at = clock()
         self.users: WeakSet[QuotaUser] = WeakSet()
         self._quotas: dict[tuple[str | None, str, float, float], ConfiguredQuota] = {}
+        self._minute_counts: dict[tuple[str | None, Sequence[str], float], MinuteCount] = {}
 
     def quota(
         self, pattern: str | None, name: str, limit: float, burst_seconds: float, now: float
@@ -72,14 +77,26 @@ class AccountLimits:
                 self._quotas[key] = ConfiguredQuota(name, limit, burst_seconds, now)
             return self._quotas[key]
 
+    def minute_count(
+        self, pattern: str | None, unlimited: Sequence[str], burst_seconds: float
+    ) -> MinuteCount:
+        """The count for the models of ``pattern`` of what is ``unlimited`` for them."""
+        with self.lock:
+            key = (pattern, unlimited, burst_seconds)
+            return self._minute_counts.setdefault(key, MinuteCount())
+
     def forget_unused(self, now: float) -> bool:
-        """Drop the quotas that nobody has and that are as good as new; true if none is left."""
+        """Drop the quotas and counts that nobody has and that are as good as new; true if none is left."""
         with self.lock:
             in_use = {quota for user in self.users for quota in user.quotas}
+            counts = {user.minute_count for user in self.users}
             for key, quota in tuple(self._quotas.items()):
                 if quota not in in_use and quota.is_full(now):
                     del self._quotas[key]
-            return not self._quotas
+            for name, count in tuple(self._minute_counts.items()):
+                if count not in counts and count.is_empty(now):
+                    del self._minute_counts[name]
+            return not self._quotas and not self._minute_counts
 
 
 class Accounts:

@@ -79,6 +79,7 @@ class ConcurrencyLimit:
         self._ends = self._ceiling.shares.ended
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
         self._settles = True  # the number in flight still has to reach the limit
+        self._least = _least_of_round(self.limit)
         self._confined = math.inf  # the limit while the server may be out of order
         self._confined_at = -math.inf
         self._stamp = now
@@ -110,7 +111,7 @@ class ConcurrencyLimit:
         bounds = self._sought, self._told, self._ceiling.number, self._slowness.number
         self.limit = max(1.0, min(*bounds, self._confined))
         if self.limit != before:
-            self._settles = True
+            self._settles, self._least = True, _least_of_round(self.limit)
         return self.limit > before
 
     def set_free(self) -> bool:
@@ -154,27 +155,31 @@ class ConcurrencyLimit:
         return self.has_room
 
     def _begin_round(self, now: float) -> None:
-        self._round_at = now
+        self._round_at = self._stamp = now
         self._answers = 0
         self._latency = 0.0  # the sum over the answers of the round
         self._area = 0.0  # the number in flight, integrated over the time of the round
 
     def _settle(self, now: float) -> None:
         """Begin a round once the number in flight has reached the limit, from above or below."""
-        if self.limit - 1 - self.limit / 20 <= self.count <= self.limit:
+        if self._least <= self.count <= self.limit:
             self._settles = False
             self._begin_round(now)
 
+    def _pass_time(self, now: float) -> None:
+        """Measure the number in flight up to now, before it changes in a round."""
+        self._area += self.count * (now - self._stamp)
+        self._stamp = now
+
     def started(self, now: float) -> int:
         """Count one more in flight, and return how many that makes."""
-        if now > self._stamp:
-            self._area += self.count * (now - self._stamp)
-            self._stamp = now
+        if not self._settles:
+            self._pass_time(now)
         self.count = count = self.count + 1
         self.total += 1
         if count > self.peak:
             self.peak = count
-        if self._settles:
+        if self._settles and count >= self._least:
             self._settle(now)
         return count
 
@@ -183,12 +188,10 @@ class ConcurrencyLimit:
 
         ``place`` is what :meth:`started` returned for it.
         """
-        count = self.count
-        was_full = count >= self.limit
-        if now > self._stamp:
-            self._area += count * (now - self._stamp)
-            self._stamp = now
-        self._ends[(place if place > count else count).bit_length()] += 1.0
+        count, limit = self.count, self.limit
+        if not self._settles:
+            self._pass_time(now)
+        self._ends[(count if count > place else place).bit_length()] += 1.0
         self.count = count - 1
         if answered and now - admitted_at > self._slow_s and admitted_at > self._worked_off_at:
             latency_s = now - admitted_at
@@ -201,7 +204,8 @@ class ConcurrencyLimit:
         if self._confined < math.inf:
             return self._ended_confined(admitted_at, answered=answered)
         if self._settles:
-            self._settle(now)
+            if self.count >= self._least:
+                self._settle(now)
             if answered and self._is_gentle:
                 self._note_latency(now - admitted_at)
         elif answered and admitted_at > self._round_at:
@@ -210,7 +214,7 @@ class ConcurrencyLimit:
             is_long = now - self._round_at >= _LEAST_ROUND_S
             if is_long and self._answers >= max(self.limit, _LEAST_ANSWERS):
                 self._end_round(now)
-        return was_full
+        return count >= limit
 
     def cancelled(self, now: float, admitted_at: float) -> None:
         """Count one less in flight that was never sent."""
@@ -309,3 +313,8 @@ class ConcurrencyLimit:
                 self.confine(1, now)
             return True
         return self.refused(now, admitted_at, place=place, is_timeout=True)
+
+
+def _least_of_round(limit: float) -> float:
+    """From how many in flight on a number counts as having reached ``limit``."""
+    return limit - 1 - limit / 20 if limit < math.inf else math.inf

@@ -17,6 +17,7 @@ sent much later than it was admitted, because connecting took long, is counted w
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from parallel_processor.models import WaitCause
@@ -24,14 +25,18 @@ from parallel_processor.models import WaitCause
 MINUTE_S = 60.0
 KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
 """What a limit may count. A request costs 1, input plus output tokens, input tokens, output tokens."""
+Costs = tuple[float, float, float, float]
+"""Amounts in the order of ``KINDS``."""
 IN_FLIGHT = "in_flight"
 """The name of a reading that bounds the number of requests in flight."""
 TOKENS = KINDS.index("tokens")
 CAUSES = tuple(WaitCause(kind) for kind in KINDS)  # what a request waits for, by kind
 
-_WINDOW_S = MINUTE_S + 0.25
+WINDOW_S = MINUTE_S + 0.25
 _PACE_MARGIN_S = 0.5  # the refill leaves out this many seconds' worth of each minute
-_SLOT_S = _WINDOW_S / 1024  # admissions of one slot leave the window together, to bound the memory
+SLOT_S = WINDOW_S / 1024  # admissions of one slot leave the window together, to bound the memory
+Slot = list[float]
+"""What was admitted at about the same time: last admission, amount, first admission."""
 _EPSILON = 1e-6  # a shortage below this is rounding
 
 
@@ -44,12 +49,11 @@ class ConfiguredQuota:
         name: what it counts, one of ``KINDS``.
         kind: the index of ``name`` in ``KINDS``.
         limit: how many are allowed in a minute.
-        charged: how many were charged in all, less refunds.
         capacity: how many the bucket holds.
         refill: how many come back per second.
         level: how many the bucket holds now; negative for a debt.
         stamp: the time of the last refill.
-        window: slots of [last admission, amount, first admission], oldest first.
+        window: the slots of the last minute, oldest first.
         in_window: the sum of the amounts in ``window``.
     """
 
@@ -57,23 +61,36 @@ class ConfiguredQuota:
         self.name = name
         self.kind = KINDS.index(name)
         self.limit = limit
-        self.charged = 0.0
         self.capacity = limit * burst_seconds / MINUTE_S
         self.refill = limit / MINUTE_S * (1.0 - _PACE_MARGIN_S / MINUTE_S)
         self.level = self.capacity
         self.stamp = now
-        self.window: deque[list[float]] = deque()
+        self.window: deque[Slot] = deque()
         self.in_window = 0.0
+        self._newest: Slot = [-math.inf, 0.0, -math.inf]
+        self._left = 0.0  # what has left the window so far
 
-    def advance(self, now: float) -> None:
-        """Refill, and drop what left the window."""
+    @property
+    def charged(self) -> float:
+        """How many were charged in all, less refunds."""
+        return self._left + self.in_window
+
+    def refilled(self, now: float) -> float:
+        """Refill, and return how many the bucket holds now."""
         if now > self.stamp:
             level = self.level + (now - self.stamp) * self.refill
             self.level = level if level < self.capacity else self.capacity
             self.stamp = now
-        window, horizon = self.window, now - _WINDOW_S
+        return self.level
+
+    def advance(self, now: float) -> None:
+        """Refill, and drop what left the window."""
+        self.refilled(now)
+        window, horizon = self.window, now - WINDOW_S
         while window and window[0][0] <= horizon:
-            self.in_window -= window.popleft()[1]
+            amount = window.popleft()[1]
+            self.in_window -= amount
+            self._left += amount
         if not window:
             self.in_window = 0.0  # forget the rounding
 
@@ -90,28 +107,34 @@ class ConfiguredQuota:
         if over > _EPSILON:
             leaves = now
             for slot in self.window:
-                leaves = slot[0] + _WINDOW_S
+                leaves = slot[0] + WINDOW_S
                 over -= slot[1]
                 if over <= _EPSILON:
                     break
             delay = max(delay, leaves - now)
         return delay
 
-    def charge(self, cost: float, now: float) -> list[float]:
-        """Take ``cost``, which may leave a debt. Returns the slot of the window that counts it."""
-        window = self.window
-        if not window or now - window[-1][2] >= _SLOT_S:
-            self.advance(now)  # nobody asks a quota without a limit, which would remember for ever
-            window.append([now, 0.0, now])
-        slot = window[-1]
+    def charge(self, cost: float, now: float) -> Slot:
+        """Take ``cost``, which may leave a debt. Returns the slot of the window that counts it.
+
+        Call :meth:`advance` or :meth:`refilled` before.
+        """
+        slot = self._newest
+        if now - slot[2] >= SLOT_S:
+            slot = self._begin_slot(now)
         slot[0] = now
         slot[1] += cost
         self.level -= cost
-        self.charged += cost
         self.in_window += cost
         return slot
 
-    def postpone(self, amount: float, slot: list[float], sent_at: float) -> list[float]:
+    def _begin_slot(self, now: float) -> Slot:
+        self.advance(now)
+        self._newest = slot = [now, 0.0, now]
+        self.window.append(slot)
+        return slot
+
+    def postpone(self, amount: float, slot: Slot, sent_at: float) -> Slot:
         """Move ``amount`` from ``slot`` to the slot of ``sent_at``, and return that slot.
 
         ``sent_at`` is later than the time of ``slot``, and not in the future.
@@ -124,10 +147,12 @@ class ConfiguredQuota:
         later[0] = max(later[0], sent_at)
         return later
 
-    def refund(self, amount: float, slot: list[float], now: float) -> None:
-        """Give back ``amount``, which ``slot`` counts."""
-        self.level = min(self.capacity, self.level + amount)
-        self.charged -= amount
-        if slot[0] > now - _WINDOW_S:
+    def refund(self, amount: float, slot: Slot, now: float) -> None:
+        """Give back ``amount``, which ``slot`` counts. It needs no :meth:`advance` before."""
+        level = self.level + amount
+        self.level = level if level < self.capacity else self.capacity
+        if slot[0] > now - WINDOW_S:
             slot[1] -= amount
             self.in_window -= amount
+        else:
+            self._left -= amount

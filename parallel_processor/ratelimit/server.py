@@ -56,6 +56,7 @@ class ServerLimits:
         rejections: how many attempts a limit rejected.
         refusals: how many attempts were refused for any reason, or timed out.
         heard_from: when the newest request was admitted that was answered, as of the last refusal.
+        next_mark_at: before this time, :meth:`mark` needn't be called.
     """
 
     def __init__(self, limits: Limits, now: float, in_flight: ConcurrencyLimit) -> None:
@@ -75,6 +76,7 @@ class ServerLimits:
         self._paused_s = 0.0  # by :attr:`paused_until`, in all
         self._timed_out: tuple[int, float] = (-1, 0.0)  # answers so far, and the pause for timeouts
         nothing = (0.0,) * len(KINDS)
+        self.next_mark_at = -math.inf
         # The last two marks: a time, and what had been charged by then.
         self._marks = [(-math.inf, nothing), (-math.inf, nothing)]
 
@@ -89,15 +91,19 @@ class ServerLimits:
         return quota
 
     def mark(self, now: float, totals: Sequence[float]) -> None:
-        """Note what was charged by now. :meth:`_sent` takes the rate of the last seconds from it."""
+        """Note what was charged by now. :meth:`_sent` takes the rate of the last seconds from it.
+
+        To be called with each charge from :attr:`next_mark_at` on.
+        """
         newer = self._marks[1]
         if newer[0] == -math.inf:  # the first call
             self._marks = [(now, newer[1]), (now, newer[1])]
             self._evidence.note_sent(0.0, 0.0, now)
-        elif now - newer[0] >= _MARK_S:
+        else:
             self._marks = [newer, (now, tuple(totals))]
             paused_s = self._paused_s - max(0.0, self.paused_until - now)
             self._evidence.note_sent(totals[0], paused_s, now)
+        self.next_mark_at = now + _MARK_S
 
     def advance(self, now: float) -> None:
         """Refill the quotas."""

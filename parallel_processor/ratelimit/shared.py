@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
+from parallel_processor.ratelimit.minute_count import MinuteCount
 from parallel_processor.ratelimit.quota import MINUTE_S, ConfiguredQuota
 from parallel_processor.ratelimit.reports import LimitReport
 from parallel_processor.ratelimit.state import BucketState, Reservation
@@ -35,6 +36,7 @@ class SharedLimits:
         lock: the account's.
         opened_at: when it was made, in seconds of its clock.
         quotas: the arithmetic of each limit, its own first, then the ceilings above it.
+        minute_count: what was admitted of requests and tokens, unless both are limited.
         tokens_per_minute: the limit of all tokens; infinite if there is none.
         limits_tokens: true if any limit counts tokens.
         waiting: the states of the account's buckets whose queue isn't empty.
@@ -60,40 +62,52 @@ class SharedLimits:
         self._own = [
             account.quota(pattern, name, limit, limits.burst_seconds, self.opened_at)
             for name, limit in limits.by_kind.items()
-            if limit < math.inf or name in ("requests", "tokens")
+            if limit < math.inf
         ]
+        self._unlimited = tuple(
+            name for name in ("requests", "tokens") if limits.by_kind[name] == math.inf
+        )
+        self.minute_count: MinuteCount | None = None
+        if self._unlimited:
+            burst_seconds = limits.burst_seconds
+            self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
         self.quotas = [*self._own, *(under.ceilings if under is not None else ())]
         self._charged_before = [quota.charged for quota in self.quotas]
         tokens = (quota.limit for quota in self.quotas if quota.name == "tokens")
-        self.tokens_per_minute = min(tokens)
-        self.limits_tokens = any(q.limit < math.inf for q in self.quotas if q.name != "requests")
+        self.tokens_per_minute = min(tokens, default=math.inf)
+        self.limits_tokens = any(quota.name != "requests" for quota in self.quotas)
         account.users.add(self)
 
     @property
     def ceilings(self) -> Sequence[ConfiguredQuota]:
         """The quotas of its own whose number the user set."""
         kinds = self.limits.defaults
-        return [quota for quota in self._own if quota.limit < math.inf and quota.name not in kinds]
+        return [quota for quota in self._own if quota.name not in kinds]
 
     @property
     def is_open(self) -> bool:
         """True if nothing is limited."""
-        return all(quota.limit == math.inf for quota in self.quotas)
+        return not self.quotas
 
     def levels(self, now: float) -> tuple[dict[str, float], dict[str, float]]:
-        """What was admitted of each of its own limits in the last 60 seconds, and the limits."""
+        """What was admitted in the last 60 seconds, and its own limits.
+
+        Both are by kind: of requests, of tokens, and of whatever else is limited.
+        """
+        used: dict[str, float] = {}
+        limits = dict.fromkeys(self._unlimited, math.inf)
+        if self.minute_count is not None:
+            used.update(self.minute_count.in_window(now))
         for quota in self._own:
             quota.advance(now)
-        used = {quota.name: quota.in_window for quota in self._own}
-        return used, {quota.name: quota.limit for quota in self._own}
+            used[quota.name], limits[quota.name] = quota.in_window, quota.limit
+        return used, limits
 
     def report(self, now: float) -> list[LimitReport]:
         """How much of each limit was used."""
         minutes = (now - self.opened_at + self.limits.burst_seconds) / MINUTE_S
         found = []
         for quota, before in zip(self.quotas, self._charged_before, strict=True):
-            if quota.limit == math.inf:
-                continue
             used = max(quota.charged - before, 0.0)
             report = LimitReport(
                 name=quota.name,
@@ -110,9 +124,7 @@ class SharedLimits:
         """The head of each queue."""
         return [state.queue[0] for state in self.waiting]
 
-    def join(
-        self, state: BucketState, reservation: Reservation, clock: Callable[[], float]
-    ) -> list[Reservation]:
+    def join(self, state: BucketState, reservation: Reservation, now: float) -> list[Reservation]:
         """Append ``reservation`` to the queue of ``state``, and admit all that may be sent.
 
         Returns the reservations that must be woken. ``reservation`` may be among them.
@@ -124,13 +136,8 @@ class SharedLimits:
         if self.waiting:
             before = set(self.firsts())
             self.waiting.append(state)
-            woken = self.admit(clock())
+            woken = self.admit(now)
             return woken + [first for first in self.firsts() if first not in before]
-        # No other request waits: the short way, which most requests of most runs take.
-        now = clock()
-        if state.is_unlimited_by_server(now) and state.is_within_limits(reservation.costs, now):
-            state.take(now)
-            return []
         self.waiting.append(state)
         return self.admit(now)
 
@@ -139,6 +146,7 @@ class SharedLimits:
         if reservation in state.queue:
             state.queue.remove(reservation)
             if not state.queue:
+                state.wait_for_nothing()
                 self.waiting.remove(state)
 
     def admit(self, now: float) -> list[Reservation]:
@@ -152,10 +160,10 @@ class SharedLimits:
         advanced: Sequence[ConfiguredQuota] = ()
         for state in self.waiting:
             state.advance(now)
-            if state.limits is not advanced:  # mostly all have the same
-                advanced = state.limits
-                for limit in advanced:
-                    limit.advance(now)
+            if state.configured is not advanced:  # mostly all have the same
+                advanced = state.configured
+                for configured in advanced:
+                    configured.advance(now)
         heads: list[_Head] = [(state.queue[0].ticket, state) for state in self.waiting]
         heapq.heapify(heads)  # the oldest head first
         while heads:
@@ -177,8 +185,8 @@ class SharedLimits:
         """Admit all that may be sent of ``state``, the only one that waits."""
         admitted: list[Reservation] = []
         state.advance(now)
-        for limit in state.limits:
-            limit.advance(now)
+        for quota in state.configured:
+            quota.advance(now)
         while state.queue and state.wait_for_server(now) and state.wait_for_configured(now) is None:
             admitted.append(state.take(now))
         if not state.queue:
@@ -192,7 +200,7 @@ def _not_behind(
     """The heap ``heads`` without ``first``, and without those that wait behind it for ``quota``."""
     others = []
     for head in heads[1:]:
-        if quota in head[1].limits:
+        if quota in head[1].configured:
             head[1].wait_behind(first, now)
         else:
             others.append(head)

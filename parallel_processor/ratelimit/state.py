@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
-from parallel_processor.ratelimit.quota import CAUSES, KINDS, TOKENS, ConfiguredQuota
+from parallel_processor.ratelimit.minute_count import CountedSlot, MinuteCount
+from parallel_processor.ratelimit.quota import CAUSES, TOKENS, ConfiguredQuota, Costs, Slot
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import LimitChange, ServerLimits
 from parallel_processor.ratelimit.server_quota import ServerQuota
@@ -22,10 +23,11 @@ from parallel_processor.runtime.stop import Settable, WakeEvent
 
 INSTANT_S = 1e-9  # a wait below this is rounding
 
-_Charge = tuple[ConfiguredQuota | ServerQuota, list[float]]  # the quota, and the slot of its window
+_Charge = tuple[ConfiguredQuota | ServerQuota, Slot]  # the quota, and the slot of its window
 _NOT_CHARGED: list[_Charge] = []
+_NO_SLOT: list[float] = []  # of a quota without a window, or of what isn't counted
 _UNUSED = WakeEvent()  # the default of ``wake``: nothing waits for it
-_NOTHING = (0.0,) * len(KINDS)
+_NOTHING: Costs = (0.0, 0.0, 0.0, 0.0)
 
 
 class Reservation:
@@ -40,23 +42,35 @@ class Reservation:
         admitted_at: when it was admitted, in seconds of the bucket's clock; ``None`` before.
         ended: true once its attempt is over.
         charges: the quotas that were charged for it.
+        counted: the slot of the minute's count that counts it, if there is one.
         totals: what the bucket had charged when it was admitted, by kind, this reservation included.
         place: how many were in flight when it was admitted, itself included.
     """
 
-    __slots__ = ("admitted_at", "charges", "costs", "ended", "place", "ticket", "totals", "wake")
+    __slots__ = (
+        "admitted_at",
+        "charges",
+        "costs",
+        "counted",
+        "ended",
+        "place",
+        "ticket",
+        "totals",
+        "wake",
+    )
 
     def __init__(
         self, tokens: float, wake: Settable = _UNUSED, *, output_tokens: float = 0.0
     ) -> None:
         """Ask for ``tokens``, of which the answer is expected to use ``output_tokens``."""
-        self.costs: tuple[float, ...] = (1.0, tokens, tokens - output_tokens, output_tokens)
+        self.costs: Costs = (1.0, tokens, tokens - output_tokens, output_tokens)
         self.wake = wake
         self.ticket = 0
         self.admitted_at: float | None = None
         self.ended = False
-        self.charges = _NOT_CHARGED  # shared until it is admitted: saves a list each
-        self.totals: tuple[float, ...] = ()
+        self.charges = _NOT_CHARGED  # shared until it is charged: saves a list each
+        self.counted: CountedSlot = _NO_SLOT
+        self.totals: Costs = _NOTHING
         self.place = 0
 
 
@@ -72,20 +86,20 @@ class BucketState:
         newest_answered_at: when the newest of them was admitted.
         answer_tokens: how many tokens the answers say they used.
         configured: the quotas that the user configured for it, which other buckets may share.
-        limits: those of them that limit anything; the others only count.
     """
 
     def __init__(
         self,
         limits: Limits,
         configured: Sequence[ConfiguredQuota],
+        minute_count: MinuteCount | None = None,
         *,
         now: float,
         climbs: bool = False,
         most_in_flight: float = math.inf,
         longest_s: float = math.inf,
     ) -> None:
-        """Charge the quotas ``configured``, which other buckets may share.
+        """Charge the quotas ``configured`` and ``minute_count``, which other buckets may share.
 
         With ``climbs``, the number in flight that suits the server is searched for, up to
         ``most_in_flight``. An answer may take ``longest_s``.
@@ -100,26 +114,30 @@ class BucketState:
         self.answered = self.answer_tokens = 0
         self.newest_answered_at = -math.inf
         self.configured = configured
-        self.limits = [quota for quota in configured if quota.limit < math.inf]
-        self._totals: tuple[float, ...] = _NOTHING  # charged so far, by kind
+        self._minute_count = minute_count
+        self._in_flight = in_flight
+        self._totals: Costs = _NOTHING  # charged so far, by kind
 
     # Before an attempt.
 
-    def is_unlimited_by_server(self, now: float) -> bool:
-        """True if the server has said nothing that could delay the head of the queue."""
-        server = self.server
-        in_flight = server.in_flight
-        return (
-            not server.quotas and now >= server.paused_until and in_flight.count < in_flight.limit
-        )
+    def admit_at_once(self, reservation: Reservation, now: float) -> bool:
+        """Admit and charge ``reservation`` if nothing delays it, past the queue; true if it was admitted.
 
-    def is_within_limits(self, costs: Sequence[float], now: float) -> bool:
-        """True if the configured limits have room for ``costs``, without a debt."""
-        for limit in self.limits:
-            limit.advance(now)
-            cost = costs[limit.kind]
-            if cost > limit.level or limit.in_window + cost > limit.limit:
+        To be called while no reservation of the account waits. It leaves to the queue what is admitted
+        for its size, or within the rounding.
+        """
+        server, in_flight, costs = self.server, self._in_flight, reservation.costs
+        if now < server.paused_until or in_flight.count >= in_flight.limit:
+            return False
+        for quota in self.configured:
+            cost = costs[quota.kind]
+            if cost > quota.refilled(now) or quota.in_window + cost > quota.limit:
                 return False
+        if server.quotas:
+            server.advance(now)
+            if server.obstacle(costs, now)[0] > INSTANT_S:
+                return False
+        self._charge(reservation, now)
         return True
 
     def advance(self, now: float) -> None:
@@ -128,16 +146,13 @@ class BucketState:
 
     def wait_for_server(self, now: float) -> bool:
         """Set ``delay`` and ``wait_cause`` by the server's limits; true if the head needn't wait."""
-        if self.is_unlimited_by_server(now):
-            self.delay, self.wait_cause = 0.0, WaitCause.NOTHING
-            return True
         self.delay, self.wait_cause = self.server.obstacle(self.queue[0].costs, now)
         return self.delay <= INSTANT_S
 
     def wait_for_configured(self, now: float) -> ConfiguredQuota | None:
         """Add the configured limits to ``delay`` and ``wait_cause``; the one that the head waits for."""
         costs, longest = self.queue[0].costs, None
-        for quota in self.limits:
+        for quota in self.configured:
             cost = costs[quota.kind]
             if not cost and quota.kind > TOKENS:
                 continue  # an embedding has no output, so a debt of output tokens doesn't delay it
@@ -154,31 +169,48 @@ class BucketState:
 
     def take(self, now: float) -> Reservation:
         """Admit and charge the head of the queue."""
-        first, server = self.queue.popleft(), self.server
-        costs = a, b, c, d = first.costs
-        charges: list[_Charge] = []
-        for configured in self.configured:
-            charges.append((configured, configured.charge(costs[configured.kind], now)))
-        for quota in server.quotas:
-            quota.charge(costs[quota.kind], now)
-            charges.append((quota, []))
-        first.charges = charges
-        w, x, y, z = self._totals
-        first.totals = self._totals = totals = (w + a, x + b, y + c, z + d)
-        first.admitted_at = now
-        server.mark(now, totals)
-        first.place = server.in_flight.started(now)
-        self.delay, self.wait_cause = math.inf, WaitCause.NOTHING
+        first = self.queue.popleft()
+        self._charge(first, now)
+        self.wait_for_nothing()
         return first
+
+    def wait_for_nothing(self) -> None:
+        """Note that no head of the queue is known to wait."""
+        self.delay, self.wait_cause = math.inf, WaitCause.NOTHING
+
+    def _charge(self, reservation: Reservation, now: float) -> None:
+        server, costs = self.server, reservation.costs
+        if self.configured or server.quotas:
+            charges: list[_Charge] = []
+            reservation.charges = charges
+            for configured in self.configured:
+                charges.append((configured, configured.charge(costs[configured.kind], now)))
+            for quota in server.quotas:
+                quota.charge(costs[quota.kind], now)
+                charges.append((quota, _NO_SLOT))
+        if self._minute_count is not None:
+            reservation.counted = self._minute_count.add(1.0, costs[TOKENS], now)
+        requests, tokens, inputs, outputs = self._totals
+        _, more, more_inputs, more_outputs = costs
+        reservation.totals = self._totals = totals = (
+            requests + 1.0,
+            tokens + more,
+            inputs + more_inputs,
+            outputs + more_outputs,
+        )
+        if now >= server.next_mark_at:
+            server.mark(now, totals)
+        reservation.admitted_at = now
+        reservation.place = self._in_flight.started(now)
 
     # After it.
 
     def cancel(self, reservation: Reservation, now: float) -> None:
         """Give back the whole charge of an admitted reservation that was never sent."""
-        self._correct(reservation, _NOTHING, now)
+        self.correct(reservation, _NOTHING, now)
         if not reservation.ended:
             reservation.ended = True
-            self.server.in_flight.cancelled(now, reservation.admitted_at or now)
+            self._in_flight.cancelled(now, reservation.admitted_at or now)
 
     def postpone(self, reservation: Reservation, sent_at: float, now: float) -> None:
         """Count an admitted reservation in the configured windows as of ``sent_at``."""
@@ -187,25 +219,27 @@ class BucketState:
                 quota.advance(now)
                 cost = reservation.costs[quota.kind]
                 reservation.charges[i] = (quota, quota.postpone(cost, slot, min(sent_at, now)))
+        if self._minute_count is not None and reservation.counted:
+            reservation.counted = self._minute_count.postpone(
+                reservation.costs, reservation.counted, min(sent_at, now)
+            )
 
-    def settle(self, reservation: Reservation, used: float, output: float, now: float) -> None:
-        """Charge the tokens ``used`` instead of the reserved ones; the answer used ``output`` of them."""
-        self._correct(reservation, (reservation.costs[0], used, used - output, output), now)
-
-    def _correct(self, reservation: Reservation, costs: tuple[float, ...], now: float) -> None:
+    def correct(self, reservation: Reservation, costs: Costs, now: float) -> None:
         """Charge ``costs`` instead of what was charged."""
         before, reservation.costs = reservation.costs, costs
         for quota, slot in reservation.charges:
             extra = costs[quota.kind] - before[quota.kind]
-            if extra:
-                if quota.limit < math.inf:
-                    quota.advance(now)
-                if extra > 0:
-                    quota.charge(extra, now)
-                else:
-                    quota.refund(-extra, slot, now)
-        (w, x, y, z), (a, b, c, d), (e, f, g, h) = self._totals, costs, before
-        self._totals = (w + a - e, x + b - f, y + c - g, z + d - h)
+            if extra < 0:
+                quota.refund(-extra, slot, now)
+            elif extra > 0:
+                quota.advance(now)
+                quota.charge(extra, now)
+        if self._minute_count is not None:
+            self._minute_count.correct(before, costs, reservation.counted, now)
+        requests, tokens, inputs, outputs = self._totals
+        a, b, c, d = costs
+        e, f, g, h = before
+        self._totals = (requests + a - e, tokens + b - f, inputs + c - g, outputs + d - h)
 
     def end(
         self, reservation: Reservation, now: float, *, answered: bool, answer_tokens: int
@@ -219,7 +253,7 @@ class BucketState:
         if answered and sent_at > self.newest_answered_at:
             self.newest_answered_at = sent_at
         place = reservation.place
-        return self.server.in_flight.ended(now, sent_at, answered=answered, place=place)
+        return self._in_flight.ended(now, sent_at, answered=answered, place=place)
 
     def observe(
         self,

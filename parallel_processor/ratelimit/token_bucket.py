@@ -48,6 +48,9 @@ class Release(NamedTuple):
     made_room: bool
 
 
+_NOTHING_FOLLOWS = Release((), False)
+
+
 class Tally(NamedTuple):
     """What became of the attempts of a bucket by one moment.
 
@@ -97,10 +100,12 @@ class TokenBucket:
         self.host = urlsplit(url).hostname or ""
         self.shared_limits = shared_limits or SharedLimits(limits, clock)
         self._clock = clock
-        self._lock = self.shared_limits.lock  # guards _state
+        self._lock = self.shared_limits.lock  # guards _state and _waiting
+        self._waiting = self.shared_limits.waiting
         self._state = BucketState(
             limits,
             self.shared_limits.quotas,
+            self.shared_limits.minute_count,
             now=clock(),
             climbs=self.shared_limits.is_open and most_in_flight is not None,
             most_in_flight=most_in_flight or math.inf,
@@ -115,7 +120,10 @@ class TokenBucket:
         Call :meth:`cancel` for a reservation that isn't wanted any more.
         """
         with self._lock:
-            woken = self.shared_limits.join(self._state, reservation, self._clock)
+            now = self._clock()
+            if not self._waiting and self._state.admit_at_once(reservation, now):
+                return True  # the short way, which most requests of most runs take
+            woken = self.shared_limits.join(self._state, reservation, now)
             admitted = reservation.admitted_at is not None
         if woken:
             wake(woken, reservation)
@@ -185,21 +193,26 @@ class TokenBucket:
         """
         state = self._state
         changes: Sequence[LimitChange] = ()
+        refunds = False
+        woken: Sequence[Reservation] = ()
         with self._lock:
             now = self._clock()
-            refunds = used_tokens is not None and used_tokens < reservation.costs[1]
             if used_tokens is not None:
-                state.settle(reservation, used_tokens, output_tokens, now)
+                requests, tokens, _, _ = reservation.costs
+                refunds = used_tokens < tokens
+                costs = (requests, used_tokens, used_tokens - output_tokens, output_tokens)
+                state.correct(reservation, costs, now)
             has_room = state.end(reservation, now, answered=answered, answer_tokens=answer_tokens)
             if readings:
                 is_quicker, changes = state.observe(reservation, readings, now, rejected=rejected)
                 has_room |= is_quicker
-            if refunds:  # the configured limits have room, for any bucket
-                woken = self.shared_limits.firsts()
-            else:
-                woken = [state.queue[0]] if has_room and state.queue else []
+            if self._waiting:
+                if refunds:  # the configured limits have room, for any bucket
+                    woken = self.shared_limits.firsts()
+                elif has_room and state.queue:
+                    woken = [state.queue[0]]
         if not woken:
-            return Release(changes, False)
+            return Release(changes, False) if changes else _NOTHING_FOLLOWS
         others = [first for first in woken if first.wake is not waker]
         wake(others)
         return Release(changes, len(others) < len(woken))
