@@ -40,6 +40,7 @@ class SharedLimits:
         tokens_per_minute: the limit of all tokens; infinite if there is none.
         limits_tokens: true if any limit counts tokens.
         waiting: the states of the account's buckets whose queue isn't empty.
+        tickets: numbers the reservations in the order of arrival.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class SharedLimits:
         """
         account = account or AccountLimits(clock)
         self.limits, self._pattern = limits, pattern
-        self.lock, self.waiting, self._tickets = account.lock, account.waiting, account.tickets
+        self.lock, self.waiting, self.tickets = account.lock, account.waiting, account.tickets
         self.opened_at = clock()
         self._own = [
             account.quota(pattern, name, limit, limits.burst_seconds, self.opened_at)
@@ -129,7 +130,6 @@ class SharedLimits:
 
         Returns the reservations that must be woken. ``reservation`` may be among them.
         """
-        reservation.ticket = next(self._tickets)
         state.queue.append(reservation)
         if state.queue[0] is not reservation:
             return []  # only the head of a queue is ever looked at

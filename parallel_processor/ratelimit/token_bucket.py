@@ -121,6 +121,7 @@ class TokenBucket:
         """
         with self._lock:
             now = self._clock()
+            reservation.ticket = next(self.shared_limits.tickets)
             if not self._waiting and self._state.admit_at_once(reservation, now):
                 return True  # the short way, which most requests of most runs take
             woken = self.shared_limits.join(self._state, reservation, now)
