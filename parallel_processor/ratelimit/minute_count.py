@@ -53,11 +53,12 @@ class MinuteCount:
             slot[_TOKENS] += more
             slot[_REQUESTS] += costs[0] - before[0]
 
-    def postpone(self, costs: Costs, slot: CountedSlot, sent_at: float) -> CountedSlot:
+    def postpone(self, costs: Costs, slot: CountedSlot, sent_at: float, now: float) -> CountedSlot:
         """Move a request of ``costs`` from ``slot`` to the slot of ``sent_at``, and return that slot.
 
         ``sent_at`` is later than the time of ``slot``, and not in the future.
         """
+        self._forget(now)
         if not self._slots or slot[_LAST] < self._slots[0][_LAST]:
             return slot  # it has left the window already
         later = next(later for later in reversed(self._slots) if later[_FIRST] <= sent_at)

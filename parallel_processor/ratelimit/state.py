@@ -221,7 +221,7 @@ class BucketState:
                 reservation.charges[i] = (quota, quota.postpone(cost, slot, min(sent_at, now)))
         if self._minute_count is not None and reservation.counted:
             reservation.counted = self._minute_count.postpone(
-                reservation.costs, reservation.counted, min(sent_at, now)
+                reservation.costs, reservation.counted, min(sent_at, now), now
             )
 
     def correct(self, reservation: Reservation, costs: Costs, now: float) -> None:

@@ -55,10 +55,15 @@ def test_a_request_that_left_late_counts_from_then_on() -> None:
     count = MinuteCount()
     slot = count.add(1.0, 100.0, 0.0)
     count.add(1.0, 10.0, 20.0)
-    moved = count.postpone(costs(100.0), slot, 20.0)
+    moved = count.postpone(costs(100.0), slot, 20.0, 21.0)
     assert moved is not slot
     assert count.in_window(WINDOW_S + 1.0) == {"requests": 2.0, "tokens": 110.0}
-    assert count.postpone(costs(100.0), slot, WINDOW_S + 50.0) is slot
+    gone = count.add(1.0, 7.0, WINDOW_S + 2.0)
+    late_s = 3 * WINDOW_S
+    assert (
+        count.postpone(costs(7.0), gone, late_s - 1.0, late_s) is gone
+    )  # nothing counts it any more
+    assert count.is_empty(late_s)
 
 
 def test_its_memory_is_bounded() -> None:
