@@ -43,9 +43,8 @@ class Credits:
         self.max_workers = min(max_workers, _CAREFUL)
         self.is_careful = self.max_workers < max_workers
         self.in_flight = self.held = 0
-        self._skipped = (
-            0  # what the reader added itself, less what the program took; for the reader alone
-        )
+        # Credits for outcomes that were never queued, less those that the program took. For the reader.
+        self._skipped = 0
         self.reader_waits = False
 
     def take_in(self) -> None:

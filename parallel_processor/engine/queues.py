@@ -168,9 +168,7 @@ class RequestQueues:
 
     def admit(self) -> AdmittedRequest | None:
         """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
-        asked: set[SharedLimits] | None = (
-            None  # one poll is enough for all buckets that share limits
-        )
+        asked: set[SharedLimits] | None = None  # a poll is for all buckets that share limits
         for bucket, queue in self._queues.items():
             reservation = queue.reservation
             if reservation is None:
