@@ -22,7 +22,8 @@ from urllib3.util.wait import wait_for_read
 from parallel_processor.exceptions import TransportError
 from parallel_processor.transport.connections import BoundedPool, ConnectionRegistry
 from parallel_processor.transport.failures import FAILURES, NotConnected
-from parallel_processor.transport.http1 import Incoming, ResponseHead, bound_by, parse_head
+from parallel_processor.transport.http1 import Incoming, ResponseHead, parse_head
+from parallel_processor.transport.timeouts import SocketTimer, Timeouts
 
 _JOINED_BYTES = 64 * 1024  # up to this size, copying costs less than a second write
 _CHUNK_BYTES = 1024 * 1024
@@ -31,6 +32,10 @@ _MAX_STREAMS = 100  # in one body; each costs a copy of what follows it
 _GZIP = (16 + zlib.MAX_WBITS,)
 _DEFLATE = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # with zlib's frame, or without
 _ZLIB_KINDS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _DEFLATE}
+# Linux, <linux/tcp.h> and <linux/sock_diag.h>: the first byte of TCP_INFO is the connection's state, the
+# first number of SO_MEMINFO how much waits to be read.
+_TCP_INFO, _ESTABLISHED = 11, b"\x01"
+_MEMINFO, _EMPTY = (socket.SOL_SOCKET, 55, 4), bytes(4)
 # The server has closed its receiving end; its response may still be there to be read.
 _STILL_READABLE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.EPROTOTYPE)
 
@@ -47,13 +52,14 @@ class KeptConnection:
     """One thread's connection to a host. It is made when it is first needed, and kept while it works."""
 
     def __init__(
-        self, pool: BoundedPool, registry: ConnectionRegistry, connect_s: float, timeout_s: float
+        self, pool: BoundedPool, registry: ConnectionRegistry, connect_s: float, timeouts: Timeouts
     ) -> None:
         self._pool = pool
         self._registry = registry
-        self._connect_s = min(connect_s, timeout_s)
-        self._timeout_s = timeout_s
+        self._connect_s = min(connect_s, timeouts.timeout_s)
+        self._timeouts = timeouts
         self._connection: Any = None
+        self._timer: SocketTimer | None = None  # of the connection's socket
         self._has_input: Callable[[], object] = bool
 
     def exchange(self, head: bytes, payload: bytes, max_bytes: int) -> RawResponse:
@@ -61,15 +67,17 @@ class KeptConnection:
 
         Raises :class:`TransportError` for a body of more than ``max_bytes``, compressed or not.
         """
-        sock = self._ready()
-        keeps = False
+        timer = self._ready()
+        sock, keeps = timer.sock, False
+        timer.begin(self._registry.note_sending() + self._timeouts.timeout_s)
         try:
-            deadline = self._registry.note_sending() + self._timeout_s
-            was_sent = _send(sock, head, payload, deadline)
-            incoming = Incoming(sock, deadline)
+            was_sent = _send(sock, head, payload)
+            incoming = Incoming(sock)
             response = _final_head(incoming)
             try:
                 body = _read_body(incoming, response, max_bytes)
+                if response.length is None:  # then it may have been cut here
+                    self._check(timer)
                 if body and response.headers.mention("content-encoding"):
                     coding = response.headers.get("content-encoding")
                     body = decoded(body, coding, max_bytes) if coding is not None else body
@@ -80,32 +88,44 @@ class KeptConnection:
                     raise
                 return RawResponse(response.status, response.headers, b"")
             keeps = response.keeps_connection and was_sent and not incoming.rest
+        except (OSError, http.client.HTTPException) as error:
+            self._check(timer, error)
+            raise
         finally:
-            if not keeps:
+            if not timer.end() or not keeps:
                 self.close()
         return RawResponse(response.status, response.headers, body)
 
-    def _ready(self) -> socket.socket:
+    def _check(self, timer: SocketTimer, error: Exception | None = None) -> None:
+        """Raise what ended the exchange from outside, if something has: a cancelled run, or its timeout."""
+        self._registry.check()
+        if timer.is_late:
+            raise TimeoutError("timed out") from error
+
+    def _ready(self) -> SocketTimer:
         """The socket to send on: the last one, unless something has come in on it since.
 
         That is the connection's end, or a response without a request, which must not be taken for
-        the response to the next request. The check is one cheap system call.
+        the response to the next request. The check is cheap.
         """
         self._registry.check()
-        if self._connection is not None:
+        if self._timer is not None:
             if not self._has_input():
-                return self._connection.sock  # type: ignore[no-any-return]
+                return self._timer
             self.close()
         try:
             self._connection = self._pool.open(self._connect_s)
         except FAILURES as error:
             raise NotConnected(error) from error
         sock: socket.socket = self._connection.sock
-        self._has_input = _watch(sock)
-        return sock
+        self._timer, self._has_input = self._timeouts.timer(sock), _watch(sock)
+        return self._timer
 
     def close(self) -> None:
         """Close the connection, if there is one."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -117,19 +137,28 @@ def _watch(sock: socket.socket) -> Callable[[], object]:
         return functools.partial(wait_for_read, sock, 0.0)
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return functools.partial(poll.poll, 0)
+    has_input = functools.partial(poll.poll, 0)
+
+    # Linux can say that nothing has, without handing the interpreter's lock to another thread as poll() does.
+    def is_silent() -> bool:
+        state = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)
+        return state == _ESTABLISHED and sock.getsockopt(*_MEMINFO) == _EMPTY
+
+    try:
+        is_silent()
+    except OSError:
+        return has_input
+    return lambda: not is_silent() and has_input()
 
 
-def _send(sock: socket.socket, head: bytes, payload: bytes, deadline: float) -> bool:
+def _send(sock: socket.socket, head: bytes, payload: bytes) -> bool:
     """Send a request. False if the server stopped reading; it may have responded all the same."""
     head = b"%b%d\r\n\r\n" % (head, len(payload))
     pieces = [head + payload] if len(payload) <= _JOINED_BYTES else [head, payload]
     try:
         for piece in pieces:
-            bound_by(sock, deadline)
             sent = sock.send(piece)
             if sent < len(piece):
-                bound_by(sock, deadline)
                 sock.sendall(memoryview(piece)[sent:])
     except OSError as error:
         if error.errno not in _STILL_READABLE:

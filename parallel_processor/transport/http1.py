@@ -180,14 +180,13 @@ def bound_by(sock: socket.socket, deadline: float) -> None:
 class Incoming:
     """The bytes that come in on ``sock``, as a file that ``http.client`` can read from.
 
-    Its methods raise ``TimeoutError`` after ``deadline``. Closing it leaves the socket open.
+    Closing it leaves the socket open.
     """
 
-    __slots__ = ("_deadline", "_sock", "rest")
+    __slots__ = ("_sock", "rest")
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._deadline = deadline
         self.rest = b""  # received, but not read yet
 
     def head(self) -> str:
@@ -221,7 +220,6 @@ class Incoming:
             return body
         pieces, missing = [body], size - len(body)
         while missing:
-            bound_by(self._sock, self._deadline)
             piece = self._sock.recv(min(missing, _RECEIVE_BYTES_OF_LONG_BODY))
             if not piece:
                 break
@@ -250,7 +248,6 @@ class Incoming:
 
     def _receive(self) -> bool:
         """Receive more bytes into ``rest``. False at the end of the connection."""
-        bound_by(self._sock, self._deadline)
         piece = self._sock.recv(_RECEIVE_BYTES)
         self.rest = self.rest + piece if self.rest else piece
         return bool(piece)

@@ -57,6 +57,7 @@ from parallel_processor.transport.setup_faults import (
     fault_in_response,
     other_scheme,
 )
+from parallel_processor.transport.timeouts import Timeouts
 from parallel_processor.transport.tls import system_store
 
 _dispatch: Any = dispatch_hook
@@ -110,6 +111,7 @@ class Transport:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._registry = ConnectionRegistry()
+        self._timeouts = Timeouts(options.request_timeout_s)
         pools = bounded_pools(options.request_timeout_s, self._registry)
         self._ca_bundle = None if options.ca_bundle is None else os.fspath(options.ca_bundle)
         trusts_system = self._ca_bundle == SYSTEM_STORE
@@ -251,8 +253,9 @@ class Transport:
         if pool not in worker.connections:
             if len(worker.connections) >= _MAX_CONNECTIONS:
                 worker.close()
-            times = self._options.connect_timeout_s, self._options.request_timeout_s
-            worker.connections[pool] = KeptConnection(pool, self._registry, *times)
+            worker.connections[pool] = KeptConnection(
+                pool, self._registry, self._options.connect_timeout_s, self._timeouts
+            )
         return _PreparedRoute(head, worker.connections[pool])
 
     def _send_by_adapter(self, worker: _WorkerSession, url: str, payload: bytes) -> RawResponse:
@@ -342,6 +345,7 @@ class Transport:
             worker.session.close()
         self._adapter.close()
         self._registry.close()
+        self._timeouts.close()
 
 
 def _made_by(factory: Callable[[], Any]) -> requests.Session:

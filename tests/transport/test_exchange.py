@@ -34,6 +34,7 @@ from parallel_processor.transport.connections import BoundedPool, ConnectionRegi
 from parallel_processor.transport.exchange import KeptConnection, RawResponse
 from parallel_processor.transport.http1 import Incoming, bound_by
 from parallel_processor.transport.session import Transport
+from parallel_processor.transport.timeouts import Timeouts
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -83,9 +84,11 @@ def connected_to(
         sock.settimeout(50.0)
         sock.calls.clear()
         pool: Any = OneConnection(sock)
-        kept = KeptConnection(pool, ConnectionRegistry(), 10.0, 50.0)
+        timeouts = Timeouts(50.0)
+        kept = KeptConnection(pool, ConnectionRegistry(), 10.0, timeouts)
         yield kept, sock
         kept.close()
+        timeouts.close()
 
 
 # What it costs
@@ -98,7 +101,8 @@ def test_an_exchange_is_one_write_and_one_read() -> None:
             assert kept.exchange(HEAD, b"{}", 100) == RawResponse(
                 200, {"content-length": str(len(ANSWER))}, ANSWER
             )
-        assert sock.calls == ["send", "recv"] * 3
+        assert sock.calls == ["settimeout"] + ["send", "recv"] * 3
+        assert sock.gettimeout() is None  # a call with a timeout would be several of the system
 
 
 def test_a_long_request_is_written_in_two() -> None:
@@ -111,8 +115,8 @@ def test_a_long_request_is_written_in_two() -> None:
 
     with connected_to(measure) as (kept, sock):
         assert kept.exchange(HEAD, payload, 100).body == b"3000000"
-        assert sock.calls[:2] == ["send", "send"]
-        assert set(sock.calls[2:]) <= {"sendall", "recv"}
+        assert sock.calls[:3] == ["settimeout", "send", "send"]
+        assert set(sock.calls[3:]) <= {"sendall", "recv"}
 
 
 def test_a_timeout_that_is_about_right_stays() -> None:
@@ -138,7 +142,8 @@ def incoming(data: bytes, *, ends: bool = True) -> Iterator[Incoming]:
         other.sendall(data)
         if ends:
             other.shutdown(socket.SHUT_WR)
-        yield Incoming(one, time.monotonic() + 10.0)
+        one.settimeout(10.0)
+        yield Incoming(one)
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n"])
