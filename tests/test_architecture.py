@@ -92,7 +92,7 @@ LOCK_MAKERS = {
     *("transport.connections", "transport.session", "transport.timeouts"),
     "transport.tls",
     "tokens.estimates",
-    *("files.writer", "workers.cores", "workers.processes", "runtime.forks", "runtime.stop"),
+    *("files.writer", "workers.processes", "runtime.cores", "runtime.forks", "runtime.stop"),
     "simulator",
 }
 ENVIRONMENT_READERS = {"cli.main"}

@@ -197,6 +197,8 @@ class Run:
         """Send ``requests``. Without a sink, yield their outcomes as they come."""
         with self._stop.waking(self._waker):
             try:
+                if not self.yields_outcomes:  # else the thread is the program's, too
+                    self._pool.core.join()
                 yield from self._feed(requests)
                 self._activity = WaitCause.ANSWERS
                 self._dispatcher.close()
@@ -309,8 +311,6 @@ class Run:
         self._waker.clear()
         if self._delivery.ready or self._stop.cause is not None:
             return 0
-        if not self.yields_outcomes:  # else the thread is the program's between two outcomes
-            self._pool.follow()
         room: float = self._dispatcher.room()
         count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:
@@ -392,7 +392,7 @@ class Run:
         finally:
             steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
-            do_all((*steps, *ends))
+            do_all((*steps, *ends, self._pool.core.leave))
 
     def _cancel_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk

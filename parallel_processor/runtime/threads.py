@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from parallel_processor.runtime.cores import SharedCore, joined
 from parallel_processor.runtime.stop import WakeEvent
 
 _BEGINNING_S = 0.2  # the longest that a thread takes to begin, if there is one
@@ -19,13 +20,14 @@ _MAX_WAITERS = 8
 
 
 class InterruptSafeThread:
-    """Runs ``target`` once, in a daemon thread."""
+    """Runs ``target`` once, in a daemon thread, which joins the core that its starter has joined."""
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
         # A thread forgets its arguments at its end, so that ``target`` isn't kept alive.
         self._thread = threading.Thread(target=self._run, args=(target,), name=name, daemon=True)
         self._is_tried = False
         self._error: BaseException | None = None
+        self._core: SharedCore | None = None
         self._begun, self._ended = WakeEvent(_MAX_WAITERS), WakeEvent(_MAX_WAITERS)
 
     def start(self) -> None:
@@ -38,6 +40,7 @@ class InterruptSafeThread:
         if sys.is_finalizing():  # it would be made, and never run
             raise RuntimeError("can't start new thread at the interpreter's end")
         self._is_tried = True
+        self._core = joined()
         try:
             _thread.start_new_thread(self._start, ())
         except RuntimeError:  # the system has none left
@@ -61,9 +64,14 @@ class InterruptSafeThread:
 
     def _run(self, target: Callable[[], object]) -> None:
         self._begun.set()
+        core = self._core
         try:
+            if core is not None:
+                core.join()
             target()
         finally:
+            if core is not None:
+                core.leave()
             self._ended.set()
 
     def join(self, timeout_s: float | None = None) -> None:

@@ -139,7 +139,7 @@ def _watch(sock: socket.socket) -> Callable[[], object]:
     poll.register(sock, select.POLLIN)
     has_input = functools.partial(poll.poll, 0)
 
-    # Linux can say that nothing has, without handing the interpreter's lock to another thread as poll() does.
+    # Linux can say that nothing has, and doesn't hand the interpreter's lock to another thread for it.
     def is_silent() -> bool:
         state = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)
         return state == _ESTABLISHED and sock.getsockopt(*_MEMINFO) == _EMPTY

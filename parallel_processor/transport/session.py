@@ -335,6 +335,7 @@ class Transport:
     def cancel(self) -> None:
         """Cancel every exchange under way. Each fails as if its connection had broken."""
         self._registry.cancel()
+        self._timeouts.close()  # no exchange is left, and at the interpreter's end the thread would be lost
 
     def close(self) -> None:
         """Close all sessions and connections. No other thread may be sending."""

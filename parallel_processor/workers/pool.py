@@ -15,13 +15,20 @@ from typing import Protocol
 
 from parallel_processor.models import Attempt
 from parallel_processor.options import Options
+from parallel_processor.runtime.cores import SharedCore
 from parallel_processor.runtime.forks import load
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.workers.pending import AdmittedRequest
 
 
 class WorkerPool(Protocol):
-    """What sends a run's requests."""
+    """What sends a run's requests.
+
+    Attributes:
+        core: what its threads have joined; the thread that reads for the run may join it, too.
+    """
+
+    core: SharedCore
 
     def prepare(self) -> None:
         """Start what the first request needs; ``RuntimeError`` if no thread can be had."""
@@ -34,9 +41,6 @@ class WorkerPool(Protocol):
 
     def flush(self) -> None:
         """Send everything that was started: nothing more is started for now."""
-
-    def follow(self) -> None:
-        """Have the calling thread, which reads for the run, share the workers' core until :meth:`close`."""
 
     def cancel(self) -> None:
         """Cancel every exchange in flight. Any thread may call it."""
@@ -60,7 +64,7 @@ def make_pool(
     """Threads of this process, or the processes that ``options`` ask for.
 
     ``parses_answers``: false if only the answers' text will be used. ``shares_core``: the threads may share
-    one core (``cores.py``), unless they call code of the program, which could start threads there.
+    one core, unless they call code of the program, which could start threads there.
     If requests are intercepted in this process (by a mock, say), its threads send them: other processes
     would evade the interception.
     """

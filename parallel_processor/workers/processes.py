@@ -25,6 +25,7 @@ from typing import Any
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
+from parallel_processor.runtime.cores import Cores, SharedCore
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.workers import pipe
 from parallel_processor.workers.outgoing import Outgoing
@@ -200,6 +201,7 @@ class WorkerProcesses:
         stop: StopSignal,
         parses_answers: bool,
     ) -> None:
+        self.core = SharedCore(cores=Cores())  # the workers are elsewhere
         self._settle, self._stop, self._parses_answers = settle, stop, parses_answers
         self._outgoing = Outgoing(options.request_url)
         self._first_message = (sys.path, _pickled(options))
@@ -326,9 +328,6 @@ class WorkerProcesses:
             following = self._settle(admitted, lost if bug is None else bug)
             if following is not None:
                 self._send(None, [following])
-
-    def follow(self) -> None:
-        """Do nothing: the workers are elsewhere."""
 
     def cancel(self) -> None:
         """Cancel every exchange in flight; each fails like a broken connection."""

@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
+from parallel_processor.runtime.cores import Cores, SharedCore
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.runtime.threads import InterruptSafeThread
 from parallel_processor.transport.session import LONG_BYTES, Transport
 from parallel_processor.workers.attempt import AttemptRunner
-from parallel_processor.workers.cores import Cores, WorkerCores
 from parallel_processor.workers.outgoing import Outgoing
 from parallel_processor.workers.pending import AdmittedRequest
 
@@ -34,7 +34,7 @@ class WorkerThreads:
         stop: once it is set, nothing more is sent.
         parses_answers: false if only the answers' text will be used. Then the value of a long one, which
             may take many times as much memory, is forgotten.
-        shares_core: the threads may share one core (``cores.py``).
+        shares_core: the threads may share one core (``runtime/cores.py``).
     """
 
     def __init__(
@@ -52,11 +52,10 @@ class WorkerThreads:
         self._outgoing = Outgoing(options.request_url)
         self._settle = settle
         self._stop = stop
-        self._cores = WorkerCores(cores=None if shares_core else Cores())
-        self._readers_cores, self._reader_follows = self._cores.all, False
+        self.core = SharedCore(cores=None if shares_core else Cores())
         self._kept_bytes = math.inf if parses_answers else LONG_BYTES
         self._executor = ThreadPoolExecutor(
-            max_workers, thread_name_prefix="parallel-processor-worker"
+            max_workers, "parallel-processor-worker", initializer=self.core.join
         )
         # Ctrl-C must not interrupt executor.shutdown(): it would forget threads that still run. So that is
         # called in a thread of its own, which gets no Ctrl-C.
@@ -70,25 +69,14 @@ class WorkerThreads:
         """Send ``admitted`` from an idle thread, or from a new one."""
         self._executor.submit(self._work, admitted)
 
-    def follow(self) -> None:
-        """Have the calling thread, which reads for the run, share the workers' core until :meth:`close`."""
-        if self._readers_cores is not self._cores.wanted:
-            self._reader_follows = True  # first: an interrupt may come in between
-            self._readers_cores = self._cores.follow()
-
     def flush(self) -> None:
         """Do nothing: :meth:`start` keeps nothing back."""
 
     def _work(self, admitted: AdmittedRequest | None) -> None:
         """Runs in a worker thread: send a request, settle the attempt, go on with the next request."""
-        cores, own = self._cores, self._cores.all
         while admitted is not None:
-            if own is not cores.wanted:
-                own = cores.follow()
             admitted = self._settle(admitted, self._send(admitted))
-            cores.ended()
-        if own is not cores.all:
-            cores.leave()
+            self.core.ended()
 
     def _send(self, admitted: AdmittedRequest) -> Attempt | BaseException:
         if self._stop.cause is not None:
@@ -116,8 +104,6 @@ class WorkerThreads:
 
     def close(self) -> None:
         """Wait until the threads have ended, and close the sessions."""
-        if self._reader_follows:
-            self._cores.leave()
         try:
             self._closing.start()
         except RuntimeError:  # the system has no thread left, or the interpreter ends

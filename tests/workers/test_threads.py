@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,6 @@ from parallel_processor.models import Attempt, AttemptStatus, Response
 from parallel_processor.options import Options
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.transport.session import LONG_BYTES
-from parallel_processor.workers.cores import Cores
 from parallel_processor.workers.threads import WorkerThreads
 
 
@@ -41,19 +39,3 @@ def test_the_value_of_a_long_answer_is_kept_only_where_it_is_used(
     assert isinstance(attempt, Attempt) and attempt.response is not None
     assert attempt.response.data == ([1] if is_kept else None)
     assert attempt.response.body == response.body
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads can't choose their cores")
-def test_the_reader_has_its_cores_back_at_the_end() -> None:
-    """It follows the workers only while the run goes on; a pool that shares no core moves nobody."""
-    own = os.sched_getaffinity(0)
-    for shares_core in (True, False):
-        pool = WorkerThreads(
-            Options(), 1, settle=lambda *_: None, stop=StopSignal(), shares_core=shares_core
-        )
-        if shares_core and len(own) > 1:
-            pool._cores.wanted = Cores({min(own)})
-        pool.follow()
-        assert (os.sched_getaffinity(0) == own) == (not shares_core or len(own) == 1)
-        pool.close()
-        assert os.sched_getaffinity(0) == own
