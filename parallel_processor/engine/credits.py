@@ -2,7 +2,8 @@
 
 * At most ``max_workers`` requests are in flight, and at most 50 until one is answered, or for a second: a
   mistake that fails them all should not cost thousands.
-* ``max_workers`` more, but at most ``READ_AHEAD``, are read ahead of them.
+* ``max_workers`` more are read ahead of them; where they are many, four times as many, up to ``READ_AHEAD``.
+  The reader has its turn behind all workers that are ready to run, and each of them takes a request.
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
@@ -14,9 +15,16 @@ from __future__ import annotations
 from parallel_processor.engine.queues import RequestQueues
 
 LOOK_AHEAD = 4096
-READ_AHEAD = 64
+READ_AHEAD = 256
+READ_AT_ONCE = 64  # before it is asked again whether they are too long
+_MANY_WORKERS = 16
 _CAREFUL = 50
 _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
+
+
+def ahead_of(max_workers: int) -> int:
+    """How many requests may be read that wait for one of so many workers."""
+    return min(4 * max_workers if max_workers >= _MANY_WORKERS else max_workers, READ_AHEAD)
 
 
 class Credits:
@@ -37,7 +45,7 @@ class Credits:
 
     def __init__(self, queues: RequestQueues, max_workers: int, writer_slack: int) -> None:
         self._queues = queues
-        self.read_ahead = min(max_workers, READ_AHEAD)
+        self.read_ahead = ahead_of(max_workers)
         self._writer_slack = writer_slack
         self._most_workers = max_workers
         self.max_workers = min(max_workers, _CAREFUL)

@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
+from parallel_processor.engine.credits import READ_AT_ONCE
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.settlement import Settlement, invalid
@@ -233,7 +234,7 @@ class Run:
                 yield from self._ready()
             if self._stop.cause is not None:
                 return
-            for _ in range(min(self._room(), self._dispatcher.credits.read_ahead)):
+            for _ in range(min(self._room(), READ_AT_ONCE)):
                 self._activity = WaitCause.INPUT
                 request = next(iterator, None)
                 if request is None:

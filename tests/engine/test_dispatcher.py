@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from clocks import FakeClock, admitted_by
 
-from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD
+from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD, ahead_of
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import AttemptStatus, Estimate, Rejection, Request, WaitCause
@@ -446,7 +446,7 @@ PLAYS = {
         "done 3, room 2"
     ),
     "no waiting reader is no ring: one for each record would cost more than the record": (
-        "100: put free 20, turn, room 64, rings 0, "
+        f"100: put free 20, turn, room {READ_AHEAD}, rings 0, "
         + each(range(20), "done {n}", "record 1")
         + ", rings 0"
     ),
@@ -619,11 +619,12 @@ def test_room_that_was_made_wakes_the_thread_for_the_other_lines(hand: Room) -> 
     assert hand.dispatcher.credits.in_flight == 2
 
 
-@pytest.mark.parametrize("max_workers", [1, 2, 63, 64, 65, 1000])
+@pytest.mark.parametrize("max_workers", [1, 2, 15, 16, 63, 64, 65, 1000])
 def test_so_many_may_be_read(max_workers: int) -> None:
     """At first the read-ahead is all that may be, and behind those in flight it is there again."""
     room = Room(ByHand, max_workers=max_workers)
-    ahead = min(max_workers, READ_AHEAD)
+    ahead = ahead_of(max_workers)
+    assert min(max_workers, READ_AHEAD) <= ahead <= READ_AHEAD
     bucket, number = bucket_of(), 0
     room.dispatcher.open()
     while count := room.dispatcher.room():
