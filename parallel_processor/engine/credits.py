@@ -2,7 +2,7 @@
 
 * At most ``max_workers`` requests are in flight, and at most 50 until one is answered, or for a second: a
   mistake that fails them all should not cost thousands.
-* ``max_workers`` more are read ahead of them; where they are many, four times as many, up to ``READ_AHEAD``.
+* ``max_workers`` more are read ahead of them. If they are many, it is four times as many, up to ``READ_AHEAD``.
   The reader has its turn behind all workers that are ready to run, and each of them takes a request.
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.

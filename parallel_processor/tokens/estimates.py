@@ -11,14 +11,16 @@ Servers differ:
 A request without a cap is estimated by recent responses everywhere.
 
 To count a prompt takes longer than all else that is done for a request. So while nothing limits tokens, a
-prompt is guessed by its size, once 100 of its model and endpoint were counted.
+prompt is guessed by its size, once 100 of its model and endpoint were counted, and its output by recent
+responses alone.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from parallel_processor.models import Endpoint, Estimate, Request
 from parallel_processor.options import Options
@@ -44,6 +46,8 @@ class RequestKind:
 
     Attributes:
         endpoint: the endpoint.
+        plain_cap: the most output that a request may get which names no cap; ``None`` if it isn't bounded.
+        plain_output: the output to reserve for such a request before responses have come.
         expected_output: the tokens that nine of ten recent responses stayed within; ``None`` before ten
             have come.
         tokens_per_byte: input tokens per byte of a request's JSON; ``None`` before 100 were counted.
@@ -51,11 +55,11 @@ class RequestKind:
 
     __slots__ = (
         *("_bytes", "_counted", "_fresh", "_lock", "_sizes", "_tokens"),
-        *("endpoint", "expected_output", "tokens_per_byte"),
+        *("endpoint", "expected_output", "plain_cap", "plain_output", "tokens_per_byte"),
     )
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: Endpoint, plain_cap: int | None, plain_output: int) -> None:
+        self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
         self.expected_output: int | None = None
         self.tokens_per_byte: float | None = None
         self._lock = threading.Lock()  # guards all that follows, and every change
@@ -101,29 +105,31 @@ class CostEstimator:
         kind = self._kind_of(request, request.model)
         tokens = self._counter.input_tokens(request.body, kind.endpoint)
         kind.counted(tokens, len(request.payload))
-        return self._estimate(request, kind, tokens)
+        return Estimate(tokens, *self._output(request.body, kind.endpoint), kind)
 
     def guess(self, request: Request, model: str) -> Estimate | None:
-        """The same with a guess of its prompt; ``None`` before enough of its kind were counted.
+        """A guess that reads nothing of its body; ``None`` before enough of its kind were counted.
 
         ``model`` is the request's.
         """
         kind = self._kind_of(request, model)
         if kind.tokens_per_byte is None:
             return None
-        return self._estimate(request, kind, int(len(request.payload) * kind.tokens_per_byte))
+        input_tokens = int(len(request.payload) * kind.tokens_per_byte)
+        return Estimate(input_tokens, kind.plain_cap, kind.plain_output, kind)
 
-    def _estimate(self, request: Request, kind: RequestKind, input_tokens: int) -> Estimate:
-        cap = self._counter.output_cap(request.body, kind.endpoint)
-        output = self._counter.usual_output(request.body, kind.endpoint) if cap is None else cap
-        return Estimate(input_tokens, cap, output, kind)
+    def _output(self, body: Mapping[str, Any], endpoint: Endpoint) -> tuple[int | None, int]:
+        """The most output that a request may get, and the output to reserve."""
+        cap = self._counter.output_cap(body, endpoint)
+        return cap, self._counter.usual_output(body, endpoint) if cap is None else cap
 
     def _kind_of(self, request: Request, model: str) -> RequestKind:
         """What was learned of similar requests. Beyond 256 kinds, nothing is learned of new ones."""
         key = (request.url or self._request_url, model)
         kind = self._kinds.get(key)
         if kind is None:
-            kind = RequestKind(endpoint_of(key[0]))
+            endpoint = endpoint_of(key[0])
+            kind = RequestKind(endpoint, *self._output({}, endpoint))
             if len(self._kinds) < _MAX_KINDS:
                 kind = self._kinds.setdefault(key, kind)
         return kind

@@ -183,7 +183,7 @@ def test_the_model_is_read_from_any_body(body: Any, model: str) -> None:
 
 def learned(sizes: list[int]) -> int | None:
     """What is expected after answers of these sizes."""
-    found = RequestKind(Endpoint.CHAT)
+    found = RequestKind(Endpoint.CHAT, None, 16)
     for size in sizes:
         found.answered(size)
     return found.expected_output
@@ -250,7 +250,7 @@ def test_no_more_than_256_models_are_learned() -> None:
 
 def test_threads_lose_no_answer() -> None:
     """Ten threads that note one answer each make an expectation."""
-    found, start = [RequestKind(Endpoint.CHAT) for _ in range(200)], threading.Barrier(10)
+    found, start = [RequestKind(Endpoint.CHAT, None, 16) for _ in range(200)], threading.Barrier(10)
 
     def note(size: int) -> None:
         start.wait(REAL_TIMEOUT_S)
@@ -267,7 +267,7 @@ def test_threads_lose_no_answer() -> None:
 
 
 def test_prompts_are_guessed_once_a_hundred_were_counted() -> None:
-    """The guess is the share of tokens in the bytes so far; what the request names of output is exact."""
+    """The guess is the share of tokens in the bytes so far; of the output it is what is usual."""
     prices = estimator(default_output_tokens=40)
     requests = [chat(messages=[{"role": "user", "content": "word " * n}]) for n in range(1, 101)]
     assert prices.guess(requests[0], "gpt-4o") is None
@@ -277,9 +277,14 @@ def test_prompts_are_guessed_once_a_hundred_were_counted() -> None:
     assert all(guess is not None and guess.output_tokens == 40 for guess in guesses)
     guessed = sum(guess.input_tokens for guess in guesses if guess is not None)
     assert guessed == pytest.approx(sum(counted), rel=0.02)
-    capped = prices.guess(chat(max_tokens=9), "gpt-4o")
-    assert capped is not None
-    assert (capped.output_cap, prices.cost(capped).output_tokens) == (9, 9)
+    embeddings = Request(
+        body={"input": "x"}, payload=b"{}", url="https://api.openai.com/v1/embeddings"
+    )
+    for _ in range(100):
+        prices.estimate(embeddings)
+    guess = prices.guess(embeddings, "")
+    assert guess is not None
+    assert prices.cost(guess).output_tokens == 0
 
 
 def test_what_is_guessed_and_counted_learns_from_the_same_answers() -> None:
