@@ -2,8 +2,9 @@
 
 * At most ``max_workers`` requests are in flight, and at most 50 until one is answered, or for a second: a
   mistake that fails them all should not cost thousands.
-* ``max_workers`` more are read ahead of them. If they are many, it is four times as many, up to ``READ_AHEAD``.
-  The reader has its turn behind all workers that are ready to run, and each of them takes a request.
+* ``max_workers`` more are read ahead of them. If they are many, four times as many are, up to
+  ``READ_AHEAD``: the reader has its turn behind all workers that are ready to run, and each of them takes a
+  request.
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
@@ -11,6 +12,8 @@
 """
 
 from __future__ import annotations
+
+import math
 
 from parallel_processor.engine.queues import RequestQueues
 
@@ -101,6 +104,10 @@ class Credits:
     def is_full(self) -> bool:
         """True if as many requests are in flight as may be."""
         return self.in_flight >= self.max_workers
+
+    def take_places(self) -> float:
+        """Give the heads of the queues a place; seconds until one may be admitted and sent."""
+        return math.inf if self.is_full else self._queues.take_places(self.in_flight)
 
     @property
     def is_idle(self) -> bool:

@@ -182,7 +182,7 @@ class Dispatcher:
         """
         credits, comes_back = self.credits, False
         with self._lock:
-            self.credits.take_in()
+            credits.take_in()
             credits.in_flight -= 1
             if again is not None and not self._has_left:
                 comes_back = True
@@ -261,17 +261,14 @@ class Dispatcher:
     def _look_after_others(self, made_room: bool) -> None:
         """Wake the thread if a request may go that no worker asks for."""
         queues, is_full = self._queues, self.credits.is_full
-        if (
-            queues.inbox
-        ):  # the reader has put it just now, and may have seen no reason to wake the thread
-            self._wake()
-        elif self._closed and self.credits.is_idle:  # this was the last request
+        # The reader may have put one just now and seen no reason to wake the thread; or it was the last one.
+        if queues.inbox or (self._closed and self.credits.is_idle):
             self._wake()
         elif not is_full and queues:
             if made_room and len(queues) > 1:
                 self._wake()  # the room may be for another queue
             else:
-                self._wake(self._clock() + queues.take_places())
+                self._wake(self._clock() + self.credits.take_places())
         if self._is_asleep and self._waits_as != (is_full, len(queues) > 0):
             self._begin_wait(self._clock())
 
@@ -338,7 +335,7 @@ class Dispatcher:
                 hurries = self._hurries and not (self._queues.is_counting or self._queues.inbox)
                 if self._closed and (hurries or self.credits.is_idle):
                     return False
-                delay = math.inf if self.credits.is_full else self._queues.take_places()
+                delay = self.credits.take_places()
                 if self.credits.is_careful:
                     due_at = min(due_at, self._open_at)
                 delay = max(0.0, min(delay, due_at - now))

@@ -210,12 +210,18 @@ class RequestQueues:
         self._gone_bytes += len(pending.request.payload)
         return AdmittedRequest(pending, reservation)
 
-    def take_places(self) -> float:
+    def take_places(self, in_flight: int = 0) -> float:
         """Give each queue's head a place; seconds until one may be admitted.
 
-        0 if one is admitted already, or if one has to be counted first.
+        0 if one is admitted already, or if one has to be counted first. No place is taken where only the
+        end of one of this run's ``in_flight`` requests can make room: :meth:`admit` is called then.
         """
         delay, all_wait = math.inf, len(self._queues) > 0
+        if in_flight and len(self._known) == 1:
+            (bucket,) = self._known
+            if bucket.is_full_of(in_flight):
+                self.all_wait = False
+                return delay
         for bucket, queue in self._queues.items():
             reservation = queue.reservation
             if reservation is None:

@@ -307,6 +307,11 @@ class TokenBucket:
         """False while as many requests are in flight as the server takes."""
         return self._state.server.in_flight.has_room
 
+    def is_full_of(self, in_flight: int) -> bool:
+        """True if ``in_flight`` requests are all that are, and only the end of one makes room."""
+        found = self._state.server.in_flight
+        return found.count == in_flight and not found.has_room and not found.is_confined
+
     @property
     def in_flight(self) -> int:
         """How many requests are in flight."""
