@@ -1,7 +1,8 @@
 """Credits bound how much of a run is under way: read, queued, in flight, and not yet on record.
 
-* At most ``max_workers`` requests are in flight, and at most 50 until one is answered, or for a second: a
-  mistake that fails them all should not cost thousands.
+* At most ``max_workers`` requests are in flight. Until one is answered, it is at most 16 for a twentieth of
+  a second: where that is enough for an answer, few suffice. Then it is at most 50 for a second: a mistake
+  that fails them all should not cost thousands.
 * ``max_workers`` more are read ahead of them. If they are many, four times as many are, up to
   ``READ_AHEAD``: the reader has its turn behind all workers that are ready to run, and each of them takes a
   request.
@@ -21,7 +22,8 @@ LOOK_AHEAD = 4096
 READ_AHEAD = 256
 READ_AT_ONCE = 64  # before it is asked again whether they are too long
 _MANY_WORKERS = 16
-_CAREFUL = 50
+_FIRST, _CAREFUL = 16, 50  # in flight before the first answer
+_FIRST_S, _CAREFUL_S = 0.05, 0.95  # for so long
 _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
 
 
@@ -51,7 +53,7 @@ class Credits:
         self.read_ahead = ahead_of(max_workers)
         self._writer_slack = writer_slack
         self._most_workers = max_workers
-        self.max_workers = min(max_workers, _CAREFUL)
+        self.max_workers = min(max_workers, _FIRST)
         self.is_careful = self.max_workers < max_workers
         self.in_flight = self.held = 0
         # Credits for outcomes that were never queued, less those that the program took. For the reader.
@@ -71,6 +73,23 @@ class Credits:
     def yielded(self, count: int) -> None:
         """The program has taken so many outcomes, in the reader's thread."""
         self._skipped -= count
+
+    @property
+    def careful_s(self) -> float:
+        """For how long so few may be in flight while none is answered."""
+        if not self.is_careful:
+            return math.inf
+        return _FIRST_S if self.max_workers <= _FIRST else _CAREFUL_S
+
+    def widen(self, widen_at: float, now: float) -> float:
+        """From ``widen_at`` on, let more be in flight, though none was answered; when to do so again."""
+        if now >= widen_at and self.is_careful:
+            if self.max_workers < min(_CAREFUL, self._most_workers):
+                self.max_workers = min(_CAREFUL, self._most_workers)
+            else:
+                self.open()
+            return now + self.careful_s
+        return widen_at if self.is_careful else math.inf
 
     def open(self) -> None:
         """The start is over: all workers may be used."""

@@ -37,7 +37,6 @@ from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 _log = logging.getLogger("parallel_processor")
 _JOIN_TIMEOUT_S = 10.0  # for the thread at the interpreter's end
 _BATCH_DELAY_S = 0.001  # how long the thread waits for others to wake it as well
-_CAREFUL_S = 1.0  # after which a server that has not answered yet is sent more requests
 
 
 class Dispatcher:
@@ -96,7 +95,7 @@ class Dispatcher:
         self.credits = Credits(self._queues, max_workers, writer_slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
-        self._open_at = math.inf  # when the careful start is over
+        self._widen_at = math.inf  # when more may be in flight though none was answered
         self._waits_as = (False, False)  # the state that _wait_times was told last
         self._closed = self._hurries = self._has_left = self._has_started = False
         self._thread = InterruptSafeThread(self._run, "parallel-processor-dispatcher")
@@ -261,7 +260,7 @@ class Dispatcher:
     def _look_after_others(self, made_room: bool) -> None:
         """Wake the thread if a request may go that no worker asks for."""
         queues, is_full = self._queues, self.credits.is_full
-        # The reader may have put one just now and seen no reason to wake the thread; or it was the last one.
+        # The reader may have put one just now and seen no reason to wake the thread. Or it was the last.
         if queues.inbox or (self._closed and self.credits.is_idle):
             self._wake()
         elif not is_full and queues:
@@ -327,8 +326,7 @@ class Dispatcher:
             now = self._clock()
             self._wait_times.end(now)
             due_at = self._queues.release_due(now)
-            if now >= self._open_at:
-                self.credits.open()
+            self._widen_at = self.credits.widen(self._widen_at, now)
             admitted, uncounted = self._choose()
             wakes_reader, delay = False, 0.0
             if admitted is None and uncounted is None:
@@ -336,9 +334,7 @@ class Dispatcher:
                 if self._closed and (hurries or self.credits.is_idle):
                     return False
                 delay = self.credits.take_places()
-                if self.credits.is_careful:
-                    due_at = min(due_at, self._open_at)
-                delay = max(0.0, min(delay, due_at - now))
+                delay = max(0.0, min(delay, due_at - now, self._widen_at - now))
                 self._is_asleep, self._due_at = True, now + delay
                 if self._queues.inbox:  # the reader has put it since, while this thread was awake
                     self._is_asleep = False
@@ -346,7 +342,7 @@ class Dispatcher:
                 self._begin_wait(now)
                 wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if admitted is not None:
-            self._open_at = min(self._open_at, now + _CAREFUL_S)
+            self._widen_at = min(self._widen_at, now + self.credits.careful_s)
             if self._hand_out(admitted):
                 self._submit(admitted)
         elif uncounted is not None:

@@ -12,6 +12,9 @@ phases:
 * Climbing: the number changes by a tenth a round, and turns round when the last step made it worse. So
   it goes back and forth around the best number.
 
+A server that answers at once gives no sign in which a few more would differ. There it begins with 16, and
+doesn't go below: what bounds the throughput is then this process.
+
 A round is as many answers as there are requests in flight. It begins when the number in flight has
 reached the limit, and only requests that were sent in it count. If the number isn't used, nothing is
 learned, and it isn't changed.
@@ -29,6 +32,10 @@ import math
 from parallel_processor.ratelimit.ceiling import Ceiling, Slowness
 
 _FIRST = 32  # the number at the begin of the search
+_FEW, _QUICK_S = (
+    16,
+    0.05,
+)  # the same if the first answer comes so soon: they suffice, or soon are more
 _GENTLE = 4  # the same for a server that may name rate limits in its first answers
 _STEP = 1.1  # of the climbing
 _WORTH = 0.1  # a step pays off if throughput grows by this share of the growth in number
@@ -78,6 +85,7 @@ class ConcurrencyLimit:
         self._factor = 2.0  # of the next leap or step
         self._ends = self._ceiling.shares.ended
         self._last: tuple[float, float] | None = None  # logarithms of number and throughput
+        self._is_new = True  # nothing was answered
         self._settles = True  # the number in flight still has to reach the limit
         self._least = _least_of_round(self.limit)
         self._confined = math.inf  # the limit while the server may be out of order
@@ -204,6 +212,9 @@ class ConcurrencyLimit:
         if self._confined < math.inf:
             return self._ended_confined(admitted_at, answered=answered)
         if self._settles:
+            if answered and self._is_new:
+                self._is_new = False
+                self._begin_low(now - admitted_at)
             if self.count >= self._least:
                 self._settle(now)
             if answered and self._is_gentle:
@@ -220,6 +231,12 @@ class ConcurrencyLimit:
         """Count one less in flight that was never sent."""
         self.ended(now, admitted_at, answered=False)
         self.total -= 1
+
+    def _begin_low(self, latency_s: float) -> None:
+        """Begin the search with few if the first answer took no longer than it takes to connect."""
+        if latency_s < _QUICK_S and self._climbs:
+            self._sought = min(self._sought, _FEW)
+            self._bound()
 
     def _note_latency(self, latency_s: float) -> None:
         known = self.latency_s < math.inf
@@ -240,8 +257,9 @@ class ConcurrencyLimit:
             elif self.limit == self._slowness.number:
                 self._slowness.end_round(latency)
         elif self._climbs and latency > 0:
+            least = min(self._sought, _FEW) if latency < _QUICK_S else 1.0
             self._climb((math.log(number), math.log(number / latency)))
-            self._sought = max(1.0, min(self._sought, self._most))
+            self._sought = max(least, min(self._sought, self._most))
         self._bound()
 
     def _climb(self, here: tuple[float, float]) -> None:

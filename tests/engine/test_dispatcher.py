@@ -446,8 +446,8 @@ PLAYS = {
         "done 3, room 2"
     ),
     "no waiting reader is no ring: one for each record would cost more than the record": (
-        f"100: put free 20, turn, room {READ_AHEAD}, rings 0, "
-        + each(range(20), "done {n}", "record 1")
+        f"100: put free 16, turn, room {READ_AHEAD}, rings 0, "
+        + each(range(16), "done {n}", "record 1")
         + ", rings 0"
     ),
     "the reader is woken when half of the read-ahead is free, and not again": (
@@ -637,26 +637,39 @@ def test_so_many_may_be_read(max_workers: int) -> None:
     assert len(room.sent) == max_workers
 
 
-@pytest.mark.parametrize(("end", "sent"), [("nothing", 50), ("an answer", 100), ("a second", 100)])
-def test_the_start_is_careful(end: str, sent: int) -> None:
-    """At most 50 are in flight until one is answered, or for a second."""
+@pytest.mark.parametrize(
+    ("waits_s", "is_answered", "sent"),
+    [
+        ([], False, 16),
+        ([], True, 100),
+        ([0.04], False, 16),
+        ([0.05], False, 50),
+        ([0.05], True, 100),
+        ([0.05, 0.94], False, 50),
+        ([0.05, 0.95], False, 100),
+    ],
+)
+def test_the_start_is_careful(waits_s: list[float], is_answered: bool, sent: int) -> None:
+    """Until one is answered, at most 16 are in flight for a moment, and at most 50 for a second."""
     room, bucket = Room(ByHand, max_workers=100), bucket_of()
     number = 0
-    for _ in range(120):
-        if room.dispatcher.room():
-            room.put(number, bucket)
-            number += 1
-        room.dispatcher.turn()
-    assert len(room.sent) == 50
-    if end == "an answer":
+
+    def fill() -> None:
+        nonlocal number
+        for _ in range(120):
+            if room.dispatcher.room():
+                room.put(number, bucket)
+                number += 1
+            room.dispatcher.turn()
+
+    fill()
+    assert len(room.sent) == 16
+    for wait_s in waits_s:
+        room.clock.now_s += wait_s
+        fill()
+    if is_answered:
         room.dispatcher.open()
-    elif end == "a second":
-        room.clock.now_s += 1.0
-    for _ in range(120):
-        if room.dispatcher.room():
-            room.put(number, bucket)
-            number += 1
-        room.dispatcher.turn()
+        fill()
     assert len(room.sent) == sent
 
 
