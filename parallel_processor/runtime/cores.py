@@ -5,7 +5,8 @@ and each hand-over may cost as much as a short request does. On one core there i
 what needs no lock (encrypting, parsing or counting long texts) would lose the other cores. The requests
 don't tell which is more. So it is tried: busy threads move to one core for a moment, and stay there if more
 requests end than before. From time to time, and when the rate falls, the other way is tried again. Threads
-whose requests take little time begin on one core: that is nearly always better.
+whose requests take little time begin on one core: that is nearly always better. Until a few have ended, a
+server that answers at once stands for that.
 
 Linux lets the cores of a thread be chosen. Elsewhere, on a single core, and where there is no such lock,
 nothing is done. Only the package's threads move, and the one that waits in ``process_file``, until that
@@ -31,11 +32,12 @@ _FIRST_WINDOW_S = 0.05  # for a first impression
 _BUSY = (
     0.7  # the cores that a process uses, at least, whose threads wait for the interpreter's lock
 )
+_AT_ONCE_S = 0.05  # from the last thread's start to the first answer, if the server answers at once
 _SHORT_S = 0.001  # the time of a core for a request, below which one core is tried first
 _GAIN = 1.05  # how much more must end after a move
 _FALL = 0.7  # of the best rate, below which the other way is tried soon
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0  # from one trial to the next
-_LOOK_EVERY = 50  # requests
+_LOOK_EVERY, _LOOK_FIRST = 50, 10  # requests
 
 
 class _Joined(threading.local):
@@ -87,12 +89,14 @@ class SharedCore:
             True  # until requests have ended that were sent after a move
         )
         self._pause_s, self._tried_at = _SHORTEST_PAUSE_S, -math.inf
-        self._begin(clock(), 0.0)
+        self._joined_at = clock()  # the last one that did
+        self._begin(self._joined_at, 0.0)
 
     def join(self) -> None:
         """Have the calling thread be on the ``wanted`` cores from now on."""
         _joined.core = self
         if self.all:
+            self._joined_at = self._clock()
             self._threads[threading.get_native_id()] = None  # first: _go() may move it meanwhile
             self._move(0)
 
@@ -109,7 +113,7 @@ class SharedCore:
         self._count += 1
         if self._count >= self._look_at and self._lock.acquire(blocking=False):
             try:
-                self._look_at = self._count + _LOOK_EVERY
+                self._look_at = self._count + (_LOOK_FIRST if self._is_first else _LOOK_EVERY)
                 self._look(self._clock())
             finally:
                 self._lock.release()
@@ -138,6 +142,8 @@ class SharedCore:
         cpu_s = self._cpu_clock() - self._cpu_since
         if self._settles:
             self._settles = False
+            if self._is_first and now - self._joined_at < _AT_ONCE_S:
+                self._go(self._one)
             self._begin(now, _FIRST_WINDOW_S if self._is_first else _WINDOW_S)
             return
         if self._before is not None:
@@ -145,9 +151,11 @@ class SharedCore:
         elif cpu_s < _BUSY * seconds:
             self._go(self.all)
             self._pause_s = _SHORTEST_PAUSE_S
+        elif self._is_first and cpu_s < _SHORT_S * count:
+            self._tried_at = now
+            self._go(self._one)
         elif self._is_first:
-            if cpu_s < _SHORT_S * count:
-                self._change(now)
+            self._go(self.all)
         else:
             self._compare(count / seconds, now)
         self._is_first = False
