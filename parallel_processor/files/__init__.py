@@ -11,7 +11,7 @@ Names that cross the border (module, names):
     custom_ids     with_checked_ids
     formats        content_key, made_request, read_requests, tell_notes
     records        read_results
-    requests_file  RequestsFile, check_paths, default_save_path
+    requests_file  RequestLines, RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare
     verify         Verification, verify_results
     writer         ResultWriter

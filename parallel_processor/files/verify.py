@@ -102,7 +102,7 @@ class _Wanted:
         self._left: dict[bytes, int] = {}
         ids = CustomIds()
         with RequestsFile(path) as lines:
-            for request in read_requests(lines, request_url):
+            for request in read_requests(lines.numbered(), request_url):
                 key = identity(request)
                 self._left[key] = self._left.get(key, 0) + 1
                 self.lines += 1

@@ -13,6 +13,7 @@ Names that cross the border (module, names):
     prometheus   serve_metrics
     report_file  Highlights, LiveReport
     samples      RunReport, Sample
+    snapshot     Snapshot, added
     summary      Stats, Summary, counters_of, summary_text
     wait_times   WaitTimes
 """
