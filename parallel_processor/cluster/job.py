@@ -1,0 +1,103 @@
+"""What a driver and its workers tell each other. All of it can be pickled, and none of it holds a key."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parallel_processor.cluster.blocks import Block
+from parallel_processor.exceptions import ConfigurationError, StopCause
+from parallel_processor.options import Settings
+from parallel_processor.report.samples import RequestNote
+from parallel_processor.report.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySource:
+    """Where each worker finds the key: in a variable of its environment, or in a file. Empty for no key."""
+
+    variable: str = ""
+    file: str = ""
+
+    def read(self) -> str | None:
+        """The key. Raises :class:`ConfigurationError` if it is not there."""
+        if self.variable:
+            key = os.environ.get(self.variable, "").strip()
+            if not key:
+                raise ConfigurationError(
+                    f"the variable {self.variable} is not set where a worker runs"
+                )
+            return key
+        if self.file:
+            try:
+                return Path(self.file).read_text("utf-8-sig").strip()
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(
+                    f"a worker can't read the key file {self.file}: {error}"
+                ) from None
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What all workers need to know. ``settings`` have no key and no login."""
+
+    source: str  # the requests file, a path or a URL
+    folder: str  # of the output, a path or a URL
+    run: str  # hexadecimal digits that no other run has
+    settings: Settings
+    key: KeySource = KeySource()
+    upload_s: float = 5.0  # between two pieces of a journal on an object store
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a block. ``number`` is unique in the run."""
+
+    block: Block
+    number: int
+
+
+class End(enum.Enum):
+    """How an attempt at a block ended."""
+
+    DONE = "done"  # its part is there
+    STOPPED = "stopped"  # the driver stopped it; its journal is there
+    FAILED = "failed"  # an error that may be gone at the next attempt
+    LEFT_OUT = "left out"  # the server refuses a model for good: some lines have no record
+    FATAL = "fatal"  # no attempt at any block can succeed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockReport:
+    """What became of an attempt."""
+
+    attempt: Attempt
+    end: End
+    lines: int = 0  # of the part
+    failed: int = 0  # of these, failures
+    already: int = 0  # records that were there before this run began
+    errors_by_kind: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of the failures of this attempt
+    notes: tuple[RequestNote, ...] = ()  # some of the failures
+    error: str = ""  # what went wrong with the attempt, if anything did
+    error_class: str = ""  # the name of its class in ``exceptions``
+    stop_cause: StopCause = StopCause.NOTHING
+    models: tuple[str, ...] = ()  # that were left out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a worker is doing."""
+
+    incarnation: str  # a worker that was started again has another one
+    snapshot: Snapshot
+    read_bytes: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of each attempt under way, by number
+    reading: frozenset[int] = frozenset()  # the attempts whose block is not read to its end
+    log: tuple[tuple[int, str], ...] = ()  # what it logged since the last time: level and text
