@@ -21,6 +21,7 @@ class KeySource:
 
     variable: str = ""
     file: str = ""
+    login_variable: str = ""  # where the login of the URL is, if it has one
 
     def read(self) -> str | None:
         """The key. Raises :class:`ConfigurationError` if it is not there."""
@@ -39,6 +40,10 @@ class KeySource:
                     f"a worker can't read the key file {self.file}: {error}"
                 ) from None
         return None
+
+    def read_login(self) -> str | None:
+        """The login for basic authentication; ``None`` if there is none."""
+        return os.environ.get(self.login_variable) if self.login_variable else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

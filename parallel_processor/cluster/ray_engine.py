@@ -155,7 +155,7 @@ def connected(address: str | None, cpus: int = 1) -> Iterator[Any]:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Any]:
-    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         ray = load_ray()
         try:
             _connect(ray, address=address)
@@ -171,7 +171,7 @@ def _cluster(address: str) -> Iterator[Any]:
 @contextmanager
 def _embedded(cpus: int) -> Iterator[Any]:
     settings = _SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with _folder() as folder, _environment(settings):
+    with _folder() as folder, environment(settings):
         ray = load_ray()
         try:
             _connect(
@@ -200,7 +200,7 @@ def _connect(ray: Any, **settings: Any) -> None:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Set variables for Ray and its processes; what the user has set stays."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)

@@ -50,7 +50,6 @@ class ClusterJob:
         workers: how many to use; fewer if there are fewer blocks.
         key: where the workers find the key.
         block_bytes: the size of new blocks; ``None`` takes a size that suits the file and the workers.
-        shares_limits: false if the workers have one limiter together: then each gets the whole limits.
     """
 
     requests_path: str
@@ -87,9 +86,12 @@ class ClusterRun:
         if self._driver is not None:
             self._driver.stop(reason, cancels=cancels)
 
-    def process(self, make_engine: MakeEngine) -> ClusterSummary:
-        """Send what has no record yet. Raises as ``Processor.process_file`` does."""
-        job = self._job
+    def process(self, make_engine: MakeEngine, workers: int | None = None) -> ClusterSummary:
+        """Send what has no record yet. Raises as ``Processor.process_file`` does.
+
+        ``workers`` is used in the place of the job's, if it is given.
+        """
+        job = self._job if workers is None else dataclasses.replace(self._job, workers=workers)
         check_folder(job.folder)
         size = input_size(job.requests_path)
         is_compressed = look_at_input(job.requests_path, size)
@@ -109,7 +111,7 @@ class ClusterRun:
                 is_compressed=is_compressed,
             )
             tally = Tally(plan.total_bytes)
-            driver = self._drive(make_engine, plan, tally) if plan.count else None
+            driver = self._drive(make_engine, job.workers, plan, tally) if plan.count else None
             clean(folder, read_state(folder))
         summary = self._summary(tally, driver)
         if driver is not None and driver.fatal is not None:
@@ -125,9 +127,8 @@ class ClusterRun:
             stack.callback(lock.close)
             stack.callback(path.unlink, missing_ok=True)
 
-    def _drive(self, make_engine: MakeEngine, plan: Plan, tally: Tally) -> Driver:
-        job = self._job
-        workers = min(job.workers, plan.count)
+    def _drive(self, make_engine: MakeEngine, most: int, plan: Plan, tally: Tally) -> Driver:
+        job, workers = self._job, min(most, plan.count)
         made = Job(
             source=job.requests_path,
             folder=job.folder,

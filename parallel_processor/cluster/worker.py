@@ -60,7 +60,11 @@ class BlockWorker:
         self._job = job
         self._folder = open_folder(job.folder)
         self._url = job.settings.get("request_url", DEFAULT_REQUEST_URL)
-        settings: Settings = {**job.settings, "api_key": job.key.read()}
+        settings: Settings = {
+            **job.settings,
+            "api_key": job.key.read(),
+            "login": job.key.read_login(),
+        }
         self._processor = Processor(**settings)
         self._incarnation = f"{uuid.uuid4().hex}-{os.getpid()}"
         self._lock = threading.Lock()  # guards the fields below

@@ -29,10 +29,8 @@ def record(number: int, *, ok: bool, mark: int) -> bytes:
 def test_each_line_gets_a_record_of_its_own(
     wanted: list[int], journals: list[list[tuple[int, bool]]], data: st.DataObject
 ) -> None:
-    """A line's record is of its request, and no record serves two lines; good ones are preferred.
-
-    Each journal begins with a copy of the one before it, and may end in the middle of a line.
-    """
+    """A line's record is of its request, and no record serves two lines; good ones are preferred."""
+    # Each journal begins with a copy of the one before it, and may end in the middle of a line.
     text = b"".join(json.dumps({"input": number}).encode() + b"\n" for number in wanted)
     records, earlier, mark = Records(), b"", 0
     good: dict[int, int] = {}
