@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel_processor.cluster.job import KeySource
-from parallel_processor.cluster.ray_engine import connected, environment, load_ray, on_ray
+from parallel_processor.cluster.ray_engine import check_ray, connected, environment, on_ray
 from parallel_processor.cluster.run import ClusterJob, ClusterRun
 from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.exceptions import ConfigurationError
@@ -77,7 +77,7 @@ class OnRay:
 
     def process(self) -> ClusterSummary:
         """Send what has no record yet."""
-        load_ray()  # if it is missing, that is said before anything else
+        check_ray()  # if it is missing, that is said before anything else
         with ExitStack() as stack:
             stack.enter_context(environment(self._secrets))
             workers = self._num_workers

@@ -13,6 +13,7 @@ Ray is imported when it is used. It reads its settings from the environment when
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -22,13 +23,14 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Engine, Event, Lost
 from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing
 from parallel_processor.cluster.worker import BlockWorker
-from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
 
 _LOOPBACK = "127.0.0.1"
 _STORE_BYTES = 80 * 1024 * 1024  # Ray refuses less than 75 MB; only small messages go through it
@@ -38,20 +40,22 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning
     "RAY_worker_niceness": "0",  # Ray's 15 costs a third of the throughput
-    "RAY_AUTH_MODE": "token",
 }
 _CALLS = 8  # of one actor at once: two blocks, a question, a stop
 
 
+def check_ray() -> None:
+    """Raise :class:`ConfigurationError` if Ray is not installed. Imports nothing of it."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigurationError("Ray is missing: pip install 'parallel-api-processor[ray]'")
+
+
 def load_ray() -> Any:
     """The package ``ray``. Raises :class:`ConfigurationError` if it is not installed."""
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ConfigurationError(
-            f"Ray is missing ({error}): pip install 'parallel-api-processor[ray]'"
-        ) from None
+    check_ray()
+    import ray
+    import ray.exceptions
+
     return ray
 
 
@@ -170,8 +174,7 @@ def _cluster(address: str) -> Iterator[Any]:
 
 @contextmanager
 def _embedded(cpus: int) -> Iterator[Any]:
-    settings = _SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with _folder() as folder, environment(settings):
+    with _folder() as folder, environment(_SETTINGS | _token()):
         ray = load_ray()
         try:
             _connect(
@@ -182,9 +185,24 @@ def _embedded(cpus: int) -> Iterator[Any]:
                 _node_ip_address=_LOOPBACK,
                 _temp_dir=str(folder),
             )
+        except (RuntimeError, OSError, ValueError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise WorkerProcessError(f"Ray can't be started: {lines[0]}") from error
+        try:
             yield ray
         finally:
             ray.shutdown()
+
+
+@lru_cache(maxsize=1)
+def _token() -> dict[str, str]:
+    """What makes Ray ask for a token that nobody else knows. Ray reads it once in a process.
+
+    A program that has imported Ray itself decides that itself.
+    """
+    if "ray" in sys.modules:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _connect(ray: Any, **settings: Any) -> None:
