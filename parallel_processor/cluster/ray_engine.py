@@ -32,7 +32,6 @@ from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing
 from parallel_processor.cluster.worker import BlockWorker
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
 
-_LOOPBACK = "127.0.0.1"
 _STORE_BYTES = 80 * 1024 * 1024  # Ray refuses less than 75 MB; only small messages go through it
 _PREFIX = "pp-ray-"
 _MOST_FOLDER_CHARS = 40  # the names of Ray's sockets are longer by 62, and have at most 107
@@ -177,14 +176,14 @@ def _embedded(cpus: int) -> Iterator[Any]:
     with _folder() as folder, environment(_SETTINGS | _token()):
         ray = load_ray()
         try:
-            _connect(
-                ray,
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=_STORE_BYTES,
-                _node_ip_address=_LOOPBACK,
-                _temp_dir=str(folder),
-            )
+            with _on_loopback(ray):
+                _connect(
+                    ray,
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=_STORE_BYTES,
+                    _temp_dir=str(folder),
+                )
         except (RuntimeError, OSError, ValueError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise WorkerProcessError(f"Ray can't be started: {lines[0]}") from error
@@ -192,6 +191,21 @@ def _embedded(cpus: int) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _on_loopback(ray: Any) -> Iterator[None]:
+    """Have a Ray that is started listen on the loopback interface alone.
+
+    Ray does so where it can't be a cluster, on macOS and Windows. Elsewhere it takes another address even
+    if it is given 127.0.0.1, and then listens on all interfaces.
+    """
+    constants = ray._private.ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,230 @@
+"""Jobs on an embedded Ray, with the real command: sockets, keys, leftovers, and kills."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cluster_jobs import parts, write_requests
+from commands import command, environment, run
+from listeners import descendants, listening_addresses
+from raw_server import RawServer, Room, Visit, answer_all
+from services import NO_LIMITS, rows
+
+from parallel_processor.cluster.on_ray import OnRay
+from parallel_processor.exceptions import ConfigurationError
+
+pytest.importorskip("ray")
+KEY = "sk-of-this-test-alone"
+IN_FLIGHT = 8
+
+
+def words(folder: Path, server: RawServer, *more: object) -> list[str]:
+    """The command for the requests of the folder."""
+    return command(
+        *(
+            "run-on-ray",
+            "--requests_filepath",
+            folder / "in.jsonl",
+            "--save_filepath",
+            folder / "out",
+        ),
+        *("--request_url", f"{server.url}/v1/embeddings", "--max_workers", IN_FLIGHT),
+        *("--max_requests_per_minute", "inf", "--max_tokens_per_minute", "inf", "--no_progress"),
+        *("--num_workers", 2, "--block_bytes", 2000, *more),
+    )
+
+
+@contextmanager
+def started(line: list[str], **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process; it is killed at the end, if it still runs."""
+    with subprocess.Popen(
+        line, env=environment(**variables), stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def actors(pid: int) -> list[int]:
+    """The processes of the workers below a driver."""
+    found = []
+    for each in descendants(pid):
+        name = Path(f"/proc/{each}/cmdline").read_bytes()
+        if name.startswith(b"ray::BlockActor"):
+            found.append(each)
+    return found
+
+
+def sent_again(server: RawServer) -> int:
+    """How many requests came more than once."""
+    return sum(count - 1 for count in Counter(server.bodies).values())
+
+
+def folders_of_ray(home: Path) -> list[str]:
+    return [path.name for path in home.glob("pp-ray-*")]
+
+
+def test_the_embedded_ray_is_quiet_and_leaves_nothing(tmp_path: Path) -> None:
+    """It listens on loopback alone; no key is in its files or arguments; its folder is gone at the end."""
+    write_requests(tmp_path, rows(200))
+    home = tmp_path / "t"
+    home.mkdir()
+    room = Room(50)
+    with RawServer(room) as server:
+        # The folder of a process that is gone, as kill -9 leaves it.
+        dead = subprocess.run(
+            [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+        )
+        stale = Path("/tmp") / f"pp-ray-{int(dead.stdout)}-stale"
+        stale.mkdir()
+        with started(words(tmp_path, server), OPENAI_API_KEY=KEY) as process:
+            room.wait_for(2 * IN_FLIGHT)
+            pids = descendants(process.pid)
+            assert len(actors(process.pid)) == 2
+            addresses = listening_addresses(pids)
+            (folder,) = Path("/tmp").glob(f"pp-ray-{process.pid}-*")
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            leaks = [path for path in files if KEY.encode() in path.read_bytes()]
+            lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+            niceness = {os.getpriority(os.PRIO_PROCESS, pid) for pid in actors(process.pid)}
+            room.opened.set()
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert addresses == {"127.0.0.1"}
+        assert len(files) > 5 and leaks == []
+        assert not any(KEY.encode() in line for line in lines)
+        assert niceness == {os.getpriority(os.PRIO_PROCESS, os.getpid())}
+        assert all(f"Bearer {KEY}" in head for head in server.heads)
+    assert not folder.exists() and not stale.exists()
+    assert [record[0] for record in parts(tmp_path)] == rows(200)
+    assert sent_again(server) == 0
+    assert all(" INFO " in line or not line.startswith(("[", "20")) for line in errors.splitlines())
+    assert "results are in the parts of" in errors and "200 answered" in errors
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    """``kill -9`` of an actor: 0 lines lost, 0 doubled; sent twice is what was in flight."""
+    write_requests(tmp_path, rows(600))
+    room = Room(300)
+    with RawServer(room) as server:
+        with started(words(tmp_path, server)) as process:
+            room.wait_for(2 * IN_FLIGHT)
+            os.kill(actors(process.pid)[0], signal.SIGKILL)
+            room.opened.set()
+            _, errors = process.communicate(timeout=90)
+        assert process.returncode == 0, errors
+        assert sent_again(server) <= 2 * IN_FLIGHT + 32
+    assert [record[0] for record in parts(tmp_path)] == rows(600)
+    assert "600 answered, 0 failed" in errors and "workers lost: 1" in errors
+
+
+def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path) -> None:
+    """``kill -9`` of the driver, and the command again: 0 lost, 0 doubled, the folder of Ray is removed."""
+    write_requests(tmp_path, rows(600))
+    room = Room(300)
+    with RawServer(room) as server:
+        with started(words(tmp_path, server)) as process:
+            room.wait_for(2 * IN_FLIGHT)
+            workers = actors(process.pid)
+            process.kill()
+            process.wait()
+            room.opened.set()
+        left = Path("/tmp").glob(f"pp-ray-{process.pid}-*")
+        again = run(*words(tmp_path, server)[3:])
+        assert again.returncode == 0, again.stderr
+        assert sent_again(server) <= 2 * 2 * IN_FLIGHT + 32
+        assert list(left) == []
+    assert len(workers) == 2
+    assert [record[0] for record in parts(tmp_path)] == rows(600)
+    checked = run("verify", *words(tmp_path, server)[4:10])
+    assert checked.returncode == 0, checked.stdout
+    assert re.search(r"answered 600\n", checked.stdout)
+
+
+def test_sigterm_ends_the_command_in_order(tmp_path: Path) -> None:
+    """Ray's own handler of SIGTERM is not in its way (ray#17308): exit code 143, and nothing is lost."""
+    write_requests(tmp_path, rows(300))
+    room = Room(100)
+    with RawServer(room) as server:
+        with started(words(tmp_path, server)) as process:
+            room.wait_for(2 * IN_FLIGHT)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "waiting for requests in flight" in line:
+                    break
+            room.opened.set()
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 143, errors
+        assert "stopped: interrupted by SIGTERM" in errors
+        again = run(*words(tmp_path, server, "--logging_level", 30)[3:])
+        assert (again.returncode, again.stderr) == (0, "")
+        assert sent_again(server) == 0
+    assert [record[0] for record in parts(tmp_path)] == rows(300)
+
+
+def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:
+    """The names of Ray's sockets stay short enough (ray#7724), and a wrong key has exit code 3."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(b'{"error": {"message": "bad key"}}', status="401 Unauthorized")
+
+    home = tmp_path / ("a" * 50) / ("b" * 50)
+    home.mkdir(parents=True)
+    write_requests(tmp_path, rows(100))
+    with RawServer(script) as server:
+        found = run(*words(tmp_path, server)[3:], TMPDIR=str(home))
+    assert found.returncode == 3, found.stderr
+    assert "stopped: HTTP 401" in found.stderr
+
+
+def test_without_ray_the_command_says_what_to_install(tmp_path: Path) -> None:
+    """It is one line, with exit code 2, and the command itself needs no Ray."""
+    write_requests(tmp_path, rows(1))
+    with RawServer(answer_all) as server:
+        program = (
+            "import sys; sys.modules['ray'] = None; from parallel_processor.cli.main import main; "
+        )
+        line = [sys.executable, "-c", program + "sys.exit(main())", *words(tmp_path, server)[3:]]
+        found = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert found.stderr == (
+        "parallel-processor: error: Ray is missing: pip install 'parallel-api-processor[ray]'\n"
+    )
+
+
+def test_a_cluster_gets_no_key() -> None:
+    """With an address, a key or a login must be named by where the nodes find it."""
+    url = "https://user:secret@api.example.com/v1/embeddings"
+    for settings in ({"api_key": KEY}, {"request_url": url}):
+        with pytest.raises(ConfigurationError, match="name a variable") as caught:
+            OnRay("in.jsonl", address="auto", **settings)  # type: ignore[arg-type]
+        assert KEY not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_no_secret_is_pickled() -> None:
+    """What the driver sends to its workers has neither key nor login, but where they are."""
+    url = "http://user:secret@127.0.0.1:1/v1/embeddings"
+    job = OnRay("in.jsonl", request_url=url, limits=NO_LIMITS)._job
+    assert b"secret" not in pickle.dumps((job.settings, job.key)) and job.key.login_variable
+    job = OnRay("in.jsonl", api_key=KEY, request_url="http://127.0.0.1:1/")._job
+    assert KEY.encode() not in pickle.dumps((job.settings, job.key)) and job.key.variable
+
+
+def test_values_that_cannot_work() -> None:
+    """A number of workers or bytes must be above 0."""
+    for name in ("num_workers", "block_bytes"):
+        with pytest.raises(ConfigurationError, match=f"{name} must be a whole number above 0"):
+            OnRay("in.jsonl", request_url="http://127.0.0.1:1/", **{name: 0})  # type: ignore[arg-type]
