@@ -28,6 +28,7 @@ from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
+    LimiterError,
     LimitsFileError,
     ParallelProcessorError,
     ResultsFileError,
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Options(**made)
         made["api_key"] = _key(flags)
         return _process(flags, made)
-    except (InputFileError, LimitsFileError) as error:
+    except (InputFileError, LimiterError, LimitsFileError) as error:
         return _usage_error(str(error))
     except ConfigurationError as error:
         return _usage_error(with_flag_names(str(error)))
