@@ -39,6 +39,7 @@ def leased_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets
 def connector(options: Options) -> Callable[[], Limiter]:
     """What makes a connection to the holder that ``options`` name."""
     limiter = options.limiter
+    assert limiter is not None
     return partial(RedisLimiter, limiter) if isinstance(limiter, str) else limiter
 
 

@@ -10,8 +10,8 @@
                                              Stock.receive (lock) <──────────────  granted, delay
     poll: the head waits for ``delay``  <─── wake the heads
 
-**Owners.** The lock of the account guards the stock, as it guards the buckets. The connection is the thread's
-alone. ``_lock`` guards only whether there is a thread.
+**Owners.** The lock of the account guards the stock, as it guards the buckets. The connection is the
+thread's alone. The lock of :class:`LeasingThread` guards only whether there is a thread.
 
 **The end.** The thread ends a second after the last head waited for it: it gives back what is left of the
 lease, closes the connection and is gone. It needs no stop: when a run ends, nothing waits any more. At the
@@ -27,14 +27,14 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakSet
 
 from parallel_processor.limiter.leases import Ask, Lease, Limiter, Terms
 from parallel_processor.limiter.stock import Stock
 from parallel_processor.ratelimit.quota import ConfiguredQuota
 from parallel_processor.ratelimit.state import BucketState, Reservation
-from parallel_processor.runtime.stop import WakeEvent
+from parallel_processor.runtime.stop import Settable, WakeEvent
 from parallel_processor.runtime.threads import InterruptSafeThread
 
 _log = logging.getLogger("parallel_processor")
@@ -44,7 +44,7 @@ _SAME_PAUSE_S = 0.05  # a pause that ends later by less is the same
 
 
 class Leasing:
-    """Keeps the stock of some buckets. Any thread may call :meth:`set`.
+    """Keeps the stock of some buckets. One thread calls :meth:`step`.
 
     Attributes:
         stock: what is leased; the lock of the account guards it.
@@ -56,143 +56,120 @@ class Leasing:
         limiter: Limiter,
         account: str,
         terms: tuple[Terms, ...],
-        counted: list[ConfiguredQuota],
+        counted: Sequence[ConfiguredQuota],
         *,
         lock: threading.Lock,
-        waiting: list[BucketState],
+        waiting: Sequence[BucketState],
         clock: Callable[[], float],
+        run: Callable[[Leasing], Settable],
     ) -> None:
-        """Lease from ``limiter`` under the limits ``terms`` of ``account``, for the states in ``waiting``."""
-        self.stock = Stock(terms, counted, self)
+        """Lease from ``limiter`` under the limits ``terms`` of ``account``, for the states in ``waiting``.
+
+        ``counted`` count what this process uses of them. What ``run`` returns is set when a step is due.
+        """
+        self.stock = Stock(terms, counted, run(self))
         self.states: dict[str, WeakSet[BucketState]] = {}
         self._limiter, self._account = limiter, account
-        self._account_lock, self._waiting, self._clock = lock, waiting, clock
-        self._event = WakeEvent()
-        self._lock = threading.Lock()  # guards the field below
-        self._thread: InterruptSafeThread | None = None
+        self._lock, self._waiting, self._clock = lock, waiting, clock
         self._away_since = math.inf
         self._told_limits: tuple[float, ...] = ()
-
-    def set(self) -> None:
-        """Have a lease fetched. The thread is started if there is none."""
-        with self._lock:
-            self._event.set()
-            if self._thread is None:
-                thread = InterruptSafeThread(self._run, "parallel-processor-limiter")
-                thread.start()
-                self._thread = thread
 
     def check(self) -> None:
         """Ask for nothing, so that a holder that can't be used is found; the connection is closed again.
 
         To be called before anything is sent. Raises :class:`LimiterError`.
         """
-        with self._account_lock:
-            ask = self.stock.check(self._clock())
+        with self._lock:
+            ask = self.stock.tell(self._clock())
         try:
-            self._limiter.lease(self._account, ask)
+            self._tell_limits(self._limiter.lease(self._account, ask))
         finally:
             self._limiter.close()
 
-    # The thread.
-
-    def _run(self) -> None:
+    def step(self) -> float:
+        """Make the call that is due, if one is; the seconds until the next one may be, or infinite."""
+        with self._lock:
+            now, stock = self._clock(), self.stock
+            heads_wait = any(True for _ in self._own())
+            if not heads_wait:
+                stock.is_asking = stock.is_short = False
+            is_due = heads_wait and now >= stock.confirm_at
+            if stock.is_asking and stock.confirm_at == math.inf:
+                ask = stock.ask([each.costs for state in self._own() for each in state.queue], now)
+            elif is_due or stock.pauses:
+                ask = stock.tell(now)
+            else:
+                return min(stock.confirm_at - now, _IDLE_S) if heads_wait else math.inf
         try:
-            while self._event.wait(_IDLE_S) or not self._ends():
-                self._event.clear()
-                while self._fetch():
-                    pass
-        finally:
-            self._limiter.close()
+            lease = self._limiter.lease(self._account, ask)
+        except Exception as error:  # a limiter of the caller's may raise anything
+            return self._wait_for_holder(error, now)
+        if self._away_since < math.inf:
+            _log.info("the limiter is back after %.3g s", self._clock() - self._away_since)
+            self._away_since = math.inf
+        self._receive(ask, lease, now, confirms=is_due)
+        return 0.0
 
-    def _ends(self) -> bool:
-        """End the thread, unless it was woken just now."""
+    def close(self) -> None:
+        """Give back what is left of the lease, and close the connection."""
         try:
-            self._call(lambda now: self.stock.ask((), now))
+            with self._lock:
+                now = self._clock()
+                ask = self.stock.rest(now)
+            if ask is not None:
+                self._receive(ask, self._limiter.lease(self._account, ask), now, confirms=False)
         except Exception as error:
             _log.debug("what is left of a lease is lost: %s", error)
+        finally:
+            self._limiter.close()
+
+    def _receive(self, ask: Ask, lease: Lease, asked_at: float, *, confirms: bool) -> None:
         with self._lock:
-            if self._event.is_set:
-                return False
-            self._thread = None
-            return True
-
-    def _fetch(self) -> bool:
-        """Fetch a lease for the requests that wait; true if that must be done again."""
-        try:
-            is_done = self._call(lambda now: self.stock.ask(self._queued(), now))
-            if self._away_since < math.inf:
-                self._is_back()
-            return not (is_done and self._confirm())
-        except (
-            Exception
-        ) as error:  # a limiter of the caller's may raise anything; the heads go on waiting
-            return self._wait_for_holder(error)
-
-    def _call(self, make: Callable[[float], Ask | None]) -> bool:
-        """Send what ``make`` returns, if anything; false if the holder wants to be asked again."""
-        with self._account_lock:
-            asked_at = self._clock()
-            ask = make(asked_at)
-            if ask is None:
-                self.stock.is_asking = self.stock.is_short = False
-                return True
-        lease = self._limiter.lease(self._account, ask)
-        with self._account_lock:
-            is_done = self.stock.receive(ask, lease, asked_at, self._clock())
-            self._follow_pauses(lease)
-            if is_done:
-                self.stock.is_short = False
-                self.stock.is_asking = self.stock.confirm_at < math.inf
+            now, stock = self._clock(), self.stock
+            stock.is_away = False
+            if stock.receive(ask, lease, asked_at, now):
+                if confirms:
+                    stock.confirm()
+                if confirms or any(ask.amounts):
+                    stock.is_short = False
+                    stock.is_asking = stock.confirm_at < math.inf
+            self._follow_pauses(lease, now)
             heads = self._heads()
         self._tell_limits(lease)
         for head in heads:
             head.wake.set()
-        return is_done
 
-    def _queued(self) -> Iterator[tuple[float, float, float, float]]:
-        """What the reservations cost that wait for the stock."""
-        for state in self._own():
-            for reservation in state.queue:
-                yield reservation.costs
+    def _wait_for_holder(self, error: Exception, asked_at: float) -> float:
+        """Note that the holder is away; the seconds until the next call."""
+        with self._lock:
+            is_first, self.stock.is_away = self._away_since == math.inf, True
+            heads = self._heads() if is_first else []
+        if is_first:
+            self._away_since = asked_at
+            _log.warning("%s; requests wait until it is back", error)
+        for head in heads:
+            head.wake.set()  # what they wait for has changed
+        away_s = self._clock() - self._away_since
+        return min(max(away_s / 4, _LEAST_RETRY_S), _MOST_RETRY_S)
+
+    # Caller holds the lock.
 
     def _own(self) -> Iterator[BucketState]:
-        quotas = self.stock.quotas
-        return (state for state in self._waiting if quotas[0] in state.configured)
+        """The states that wait, and take from the stock."""
+        quota = self.stock.quotas[0]
+        return (state for state in self._waiting if quota in state.configured)
 
     def _heads(self) -> list[Reservation]:
         return [state.queue[0] for state in self._waiting]
 
-    def _confirm(self) -> bool:
-        """Wait until a lease that begins late is due; false if the holder has forgotten it."""
-        while True:
-            with self._account_lock:
-                now = self._clock()
-                left_s = self.stock.confirm_at - now
-                if left_s == math.inf or not any(True for _ in self._own()):
-                    self.stock.is_asking = False
-                    return True
-            if left_s <= 0:
-                break
-            self._event.wait(min(left_s, _IDLE_S))
-            self._event.clear()
-        if not self._call(self.stock.check):
-            return False
-        with self._account_lock:
-            self.stock.confirm()
-            self.stock.is_asking = False
-            heads = self._heads()
-        for head in heads:
-            head.wake.set()
-        return True
-
-    def _follow_pauses(self, lease: Lease) -> None:
+    def _follow_pauses(self, lease: Lease, now: float) -> None:
         """Pause the buckets of which another process was told to."""
-        now = self._clock()
         for name, seconds in lease.pauses:
             for state in self.states.get(name, ()):
                 if now + seconds > state.server.paused_until + _SAME_PAUSE_S:
                     state.server.pause(seconds, now, None)
+
+    # Without it.
 
     def _tell_limits(self, lease: Lease) -> None:
         """Log that another process holds a lower limit, once for each."""
@@ -201,32 +178,43 @@ class Leasing:
         self._told_limits = lease.limits
         for quota, limit in zip(self.stock.quotas, lease.limits, strict=True):
             if limit < quota.terms.limit:
-                text = "another process of the account has a limit of %g %s a minute, not %g: it holds for all"
+                text = (
+                    "another process limits the account to %g %s a minute: that holds here, not %g"
+                )
                 _log.warning(text, limit, quota.name, quota.terms.limit)
 
-    # The holder is away.
 
-    def _wait_for_holder(self, error: Exception) -> bool:
-        """Wait a moment; false if no request waits any more."""
-        now = self._clock()
-        with self._account_lock:
-            is_first, self.stock.is_away = not self.stock.is_away, True
-            heads = self._heads()
-            waits = any(True for _ in self._own())
-            if not waits:
-                self.stock.is_asking = self.stock.is_short = False
-        if is_first:
-            self._away_since = now
-            _log.warning("%s; requests wait until it is back", error)
-        for head in heads if is_first else ():
-            head.wake.set()  # what they wait for has changed
-        away_s = now - self._away_since
-        self._event.wait(min(max(away_s / 4, _LEAST_RETRY_S), _MOST_RETRY_S))
-        self._event.clear()
-        return waits
+class LeasingThread:
+    """Calls :meth:`Leasing.step`, in a thread that lives while there is something to do."""
 
-    def _is_back(self) -> None:
-        with self._account_lock:
-            self.stock.is_away = False
-        _log.info("the limiter is back after %.3g s", self._clock() - self._away_since)
-        self._away_since = math.inf
+    def __init__(self, leasing: Leasing) -> None:
+        self._leasing = leasing
+        self._event = WakeEvent()
+        self._lock = threading.Lock()  # guards the field below
+        self._thread: InterruptSafeThread | None = None
+
+    def set(self) -> None:
+        """Have a step made soon. Any thread may call it, without the lock of the account."""
+        with self._lock:
+            self._event.set()
+            if self._thread is None:
+                thread = InterruptSafeThread(self._run, "parallel-processor-limiter")
+                thread.start()
+                self._thread = thread
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._event.clear()
+                wait_s = self._leasing.step()
+                if wait_s <= 0 or self._event.wait(min(wait_s, _IDLE_S)) or wait_s < math.inf:
+                    continue
+                self._leasing.close()
+                with self._lock:
+                    if not self._event.is_set:
+                        self._thread = None
+                        return
+        except BaseException:
+            with self._lock:
+                self._thread = None
+            raise

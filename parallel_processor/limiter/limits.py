@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
 from parallel_processor.limiter.leases import Limiter, Terms
-from parallel_processor.limiter.leasing import Leasing
+from parallel_processor.limiter.leasing import Leasing, LeasingThread
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import BucketState, Reservation
+from parallel_processor.runtime.stop import Settable
 
 # By account and limits. ``Accounts.held`` guards it. A forked child has other accounts.
 _LEASINGS: WeakKeyDictionary[AccountLimits, dict[tuple[Terms, ...], Leasing]] = WeakKeyDictionary()
@@ -31,11 +31,15 @@ class LeasedLimits(SharedLimits):
         *,
         limiter: Callable[[], Limiter],
         name: str,
+        run: Callable[[Leasing], Settable] = LeasingThread,
         account: AccountLimits,
         pattern: str | None = None,
         under: SharedLimits | None = None,
     ) -> None:
-        """``limiter`` connects to the holder, where the account has the ``name``; see ``SharedLimits``."""
+        """``limiter`` connects to the holder, where the account has the ``name``.
+
+        ``run`` is that of :class:`Leasing`, the rest as in ``SharedLimits``.
+        """
         super().__init__(limits, clock, account=account, pattern=pattern, under=under)
         own = len(self._own)
         terms = tuple(
@@ -58,6 +62,7 @@ class LeasedLimits(SharedLimits):
                     lock=self.lock,
                     waiting=self.waiting,
                     clock=clock,
+                    run=run,
                 )
             self.leasing = known[terms]
             self.charged = [*self.quotas, *self.leasing.stock.quotas]

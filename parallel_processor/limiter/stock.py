@@ -5,19 +5,19 @@ it as it takes from the configured quotas: :class:`LeasedQuota` is one more of t
 suffice for the head of a queue, it asks: the head waits, and the thread of ``leasing.py`` fetches a lease.
 What is left of the old lease goes back with the same call, so that no two leases ever add up.
 
-**How much.** A lease is for what is queued, and as many requests more as were used up of late before they
-were void. Their number grows by a hundredth of a second's worth while leases come at once, and shrinks while
-they come late. So processes that wait for the same limit come to equal shares, by few calls.
+**How much.** A lease is for what is queued, and for as many requests more as were used up of late before
+they were void. Their number grows by a hundredth of a second's worth while leases come at once, and shrinks
+while they come late. So processes that wait for the same limit come to equal shares, by few calls.
 
-**When.** A lease counts from after the call that fetched it, and is void ``ttl_s`` after what the holder said,
-counted from before that call. So no clock but this process's own matters, and none of the holder's.
+**When.** A lease begins when the holder said, counted from after the call that fetched it. It is void
+``ttl_s`` after that, counted from before the call. So only this process's own clock matters here.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from parallel_processor.limiter.leases import CONFIRM_S, Ask, Lease, Terms
 from parallel_processor.models import WaitCause
@@ -163,38 +163,31 @@ class Stock:
 
     # Around the call of the thread.
 
-    def ask(self, queued: Iterable[Costs], now: float) -> Ask | None:
-        """What to tell the holder, and to ask for the requests of ``queued``; ``None`` if it is nothing.
+    def ask(self, queued: Sequence[Costs], now: float) -> Ask:
+        """What to ask the holder for the requests of ``queued``, one or more. The lease goes back."""
+        self._learn(now)
+        self._give_all_back()
+        return self._make(self._amounts(queued), now)
 
-        The rest of the lease goes back.
-        """
-        wanted = list(queued)
-        if wanted:
-            self._learn(now)
+    def tell(self, now: float) -> Ask:
+        """An ask for nothing. Its answer shows whether the holder still knows the lease."""
+        return self._make((0.0,) * len(self.quotas), now)
+
+    def rest(self, now: float) -> Ask | None:
+        """The last ask for now, which gives the lease back; ``None`` if there is nothing to tell."""
+        self._give_all_back()
+        has_news = self._returned or any(quota.overused for quota in self.quotas)
+        return self.tell(now) if has_news else None
+
+    def _give_all_back(self) -> None:
         for index, quota in enumerate(self.quotas):
             if quota.amount:
                 self.give_back(index, quota.slot, quota.amount)
                 quota.amount = 0.0
         self._void_at = -math.inf
-        amounts = self._amounts(wanted) if wanted else (0.0,) * len(self.quotas)
-        overused = tuple(quota.overused for quota in self.quotas)
-        pauses = tuple((name, until - now) for name, until in self.pauses.items() if until > now)
-        if not (wanted or self._returned or any(overused) or pauses):
-            return None
-        return self._make(amounts, overused=overused, pauses=pauses, now=now)
+        self._is_confirmed = True
 
-    def check(self, now: float) -> Ask:
-        """An ask for nothing: what it is answered shows whether the holder still knows the lease."""
-        return self._make((0.0,) * len(self.quotas), now=now)
-
-    def _make(
-        self,
-        amounts: tuple[float, ...],
-        *,
-        overused: tuple[float, ...] = (),
-        pauses: tuple[tuple[str, float], ...] = (),
-        now: float,
-    ) -> Ask:
+    def _make(self, amounts: tuple[float, ...], now: float) -> Ask:
         return Ask(
             terms=tuple(quota.terms for quota in self.quotas),
             amounts=amounts,
@@ -202,13 +195,13 @@ class Stock:
             epochs=self._epochs,
             serials=self._serials,
             returned=tuple((*key, amount) for key, amount in self._returned.items()),
-            overused=overused,
+            overused=tuple(quota.overused for quota in self.quotas),
             history=tuple(
                 (index, age_s, amount)
                 for index in self._forgotten
                 for age_s, amount in _last_minute(self.quotas[index].counted, now)
             ),
-            pauses=pauses,
+            pauses=tuple((name, until - now) for name, until in self.pauses.items()),
         )
 
     def _learn(self, now: float) -> None:
@@ -278,6 +271,7 @@ class Stock:
         for quota in self.quotas:
             quota.amount = 0.0
         self._void_at = -math.inf
+        self._is_confirmed = True
 
     def _hold(self, ask: Ask, lease: Lease, asked_at: float, now: float) -> None:
         for index, quota in enumerate(self.quotas):

@@ -85,7 +85,7 @@ class SharedLimits:
         """Know ``state`` as that of the bucket of ``model`` at ``url``. Only a subclass needs it."""
 
     def tell_pause(self, url: str, model: str, seconds: float, now: float) -> Sequence[Reservation]:
-        """Tell others of a pause of a bucket that begins at ``now``. Returns what must be woken for that."""
+        """Tell others of a pause of a bucket that begins at ``now``; what must be woken for that."""
         return ()
 
     @property
