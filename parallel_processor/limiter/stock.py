@@ -27,8 +27,8 @@ from parallel_processor.runtime.stop import Settable
 
 _TTL_S = 0.5
 _LONGEST_TTL_S = 8.0
-_SOON_S = 0.25  # leases that come sooner may be larger
-_LATE_S = 0.5  # leases that come later are made smaller
+_LATE_S = 0.4  # leases that come later are made smaller, and larger if they come sooner
+_SMALLER = 0.8
 _STEP_S = 0.01  # by how many seconds' worth of the limit a lease grows
 _LEARN = 0.3  # the weight of the newest lease in the mean cost
 _EPSILON = 1e-6
@@ -214,8 +214,8 @@ class Stock:
         if now >= self._void_at:  # it was not used up in time
             self._batch = max(1.0, min(self._batch, float(self.charges)))
         elif self._delay_s > _LATE_S:
-            self._batch = max(1.0, self._batch * 0.7)
-        elif self._delay_s <= _SOON_S:
+            self._batch = max(1.0, self._batch * _SMALLER)
+        else:
             per_s = (q.terms.rate(self.ttl_s) / q.mean for q in self.quotas if q.mean > 0)
             self._batch += max(1.0, min(per_s, default=0.0) * _STEP_S)
         self.charges = 0
