@@ -57,7 +57,7 @@ class _Bucket:
     def advance(self, now: float, terms: Terms, ttl_s: float, serial: int) -> None:
         """Refill, drop what left the window, and take the lowest of the limits."""
         if not self.epoch or serial > self.serial or now < self.at - _STEP_S:
-            self.epoch = max(self.epoch + 1, round(now * 1e6))
+            self.epoch = max(self.epoch + 1, math.floor(now * 1e6 + 0.5))
             self.serial = max(self.serial, serial)
             self.slots, self.in_window = {}, 0.0
             self._name(now, terms, ttl_s)

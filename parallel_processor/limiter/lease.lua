@@ -1,5 +1,5 @@
 -- The arithmetic of buckets.py, with the clock of the server. One call is one step: nothing comes in between.
--- KEYS: the pauses of the account, then its buckets. ARGV: the ask as JSON, then the time, if a test sets it.
+-- KEYS: the pauses of the account, then for each quota its bucket and the slots of the bucket in order. ARGV: the ask as JSON, then the time, if a test sets it.
 local SLOT_S, WINDOW_S, NAMED_S, HOLD_S, STEP_S, EPSILON = 0.0625, 60.25, 120, 1.5, 1, 1e-6
 local KEPT_MS = 86400000 -- a bucket that nobody used for a day is forgotten
 
@@ -16,10 +16,10 @@ local function value(bucket, slot) return tonumber(redis.call('HGET', bucket.key
 
 local function add(bucket, slot, amount)
   if amount == 0 then return end
-  redis.call('HSET', bucket.key, slot, text(value(bucket, slot) + amount))
+  local there = redis.call('HGET', bucket.key, slot)
+  if not there then redis.call('ZADD', bucket.slots, slot, slot) end
+  redis.call('HSET', bucket.key, slot, text((tonumber(there) or 0) + amount))
   bucket.sum = bucket.sum + amount
-  if not bucket.oldest or slot < bucket.oldest then bucket.oldest = slot end
-  if not bucket.newest or slot > bucket.newest then bucket.newest = slot end
 end
 
 local function count(bucket, moment, amount) add(bucket, math.floor(moment / SLOT_S), amount) end
@@ -30,18 +30,19 @@ local function name(bucket, quota, time)
   bucket.level = math.min(bucket.level, bucket.capacity)
 end
 
-local FIELDS = { 'epoch', 'serial', 'at', 'level', 'sum', 'oldest', 'newest', 'limit', 'rate', 'capacity', 'named' }
+local FIELDS = { 'epoch', 'serial', 'at', 'level', 'sum', 'limit', 'rate', 'capacity', 'named' }
 
-local function advance(key, quota)
-  local bucket = { key = key }
+local function advance(key, slots, quota)
+  local bucket = { key = key, slots = slots }
   for i, found in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do
     if found then bucket[FIELDS[i]] = tonumber(found) end
   end
-  if not bucket.epoch or quota.serial > bucket.serial or now < bucket.at - STEP_S then
-    redis.call('DEL', key)
+  local is_new = not bucket.epoch or quota.serial > bucket.serial or now < bucket.at - STEP_S
+  if is_new or (bucket.sum ~= 0 and redis.call('EXISTS', slots) == 0) then -- the slots were evicted
+    redis.call('DEL', key, slots)
     local epoch, serial = (bucket.epoch or 0) + 1, bucket.serial or 0
     bucket = {
-      key = key, sum = 0, level = 0, at = now,
+      key = key, slots = slots, sum = 0, level = 0, at = now,
       epoch = math.max(epoch, math.floor(now * 1000000 + 0.5)),
       serial = math.max(serial, quota.serial),
     }
@@ -52,14 +53,14 @@ local function advance(key, quota)
   bucket.level = math.min(bucket.capacity, bucket.level + (time - bucket.at) * bucket.rate)
   bucket.at = time
   if quota.rate <= bucket.rate or time - bucket.named > NAMED_S then name(bucket, quota, time) end
-  while bucket.oldest and leaves(bucket.oldest) <= time do
-    bucket.sum = bucket.sum - value(bucket, bucket.oldest)
-    redis.call('HDEL', key, bucket.oldest)
-    bucket.oldest = bucket.oldest + 1
-    if bucket.oldest > bucket.newest then
-      bucket.oldest, bucket.newest, bucket.sum = nil, nil, 0
-    end
+  local last = math.floor((time - WINDOW_S) / SLOT_S) - 1 -- the last slot that has left
+  local gone = redis.call('ZRANGEBYSCORE', slots, '-inf', last)
+  for _, slot in ipairs(gone) do
+    bucket.sum = bucket.sum - value(bucket, slot)
+    redis.call('HDEL', key, slot)
   end
+  if #gone > 0 then redis.call('ZREMRANGEBYSCORE', slots, '-inf', last) end
+  if redis.call('ZCARD', slots) == 0 then bucket.sum = 0 end
   return bucket
 end
 
@@ -71,33 +72,31 @@ local function save(bucket)
       fields[#fields + 1] = text(bucket[field])
     end
   end
-  if not bucket.oldest then redis.call('HDEL', bucket.key, 'oldest', 'newest') end
   redis.call('HSET', bucket.key, unpack(fields))
   redis.call('PEXPIRE', bucket.key, KEPT_MS)
+  redis.call('PEXPIRE', bucket.slots, KEPT_MS)
 end
 
 local function delay_of(bucket, amount)
   local delay = math.max(0, (math.min(amount, bucket.capacity) - bucket.level) / bucket.rate)
   local over = bucket.sum + math.min(amount, bucket.limit) - bucket.limit
-  local slot, left_at = bucket.oldest, bucket.at
-  while slot and over > EPSILON and slot <= bucket.newest do
-    local some = {}
-    for next_slot = slot, math.min(slot + 199, bucket.newest) do some[#some + 1] = next_slot end
-    for _, there in ipairs(redis.call('HMGET', bucket.key, unpack(some))) do
-      there = tonumber(there or 0)
-      if there > 0 and over > EPSILON then
-        over = over - there
-        left_at = leaves(slot)
-      end
-      slot = slot + 1
+  local first, left_at = 0, bucket.at
+  while over > EPSILON do
+    local some = redis.call('ZRANGE', bucket.slots, first, first + 199)
+    if #some == 0 then break end
+    for i, there in ipairs(redis.call('HMGET', bucket.key, unpack(some))) do
+      if over <= EPSILON then break end
+      over = over - tonumber(there)
+      left_at = leaves(tonumber(some[i]))
     end
+    first = first + 200
   end
   return math.max(delay, left_at - bucket.at)
 end
 
 local buckets, is_known = {}, true
 for i, quota in ipairs(ask.quotas) do
-  buckets[i] = advance(KEYS[i + 1], quota)
+  buckets[i] = advance(KEYS[2 * i], KEYS[2 * i + 1], quota)
   if quota.epoch ~= 0 and quota.epoch ~= buckets[i].epoch then is_known = false end
 end
 for _, bucket in ipairs(buckets) do now = math.max(now, bucket.at) end
@@ -124,9 +123,7 @@ if is_known then
   for _, back in ipairs(ask.returned) do
     local bucket = buckets[back[1] + 1]
     bucket.level = math.min(bucket.capacity, bucket.level + back[3])
-    if bucket.oldest and back[2] >= bucket.oldest then
-      add(bucket, back[2], -math.min(value(bucket, back[2]), back[3]))
-    end
+    add(bucket, back[2], -math.min(value(bucket, back[2]), back[3]))
   end
   for i, bucket in ipairs(buckets) do
     local quota = ask.quotas[i]

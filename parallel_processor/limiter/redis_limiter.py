@@ -59,7 +59,9 @@ class RedisLimiter:
         Raises :class:`LimiterError`.
         """
         prefix = f"{_PREFIX}:{{{account}}}:"
-        keys = [f"{prefix}pauses", *(prefix + terms.key for terms in ask.terms)]
+        keys = [f"{prefix}pauses"]
+        for terms in ask.terms:
+            keys += [prefix + terms.key, f"{prefix}{terms.key}:slots"]
         values = [*keys, _encode(ask), "" if now is None else repr(now)]
         try:
             return _decode(self._run(len(keys), values))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from parallel_processor.runtime.forks import load
 class RedisServer:
     """A server without a memory on disk. It can be stopped, and started again on the same port."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, login: str = "") -> None:
         self.port = unused_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
         self._folder, self._flags = folder, flags
+        self._process_id = 0
 
     @contextmanager
     def running(self) -> Iterator[RedisServer]:
@@ -27,6 +29,7 @@ class RedisServer:
         words = ["redis-server", "--port", self.port, "--bind", "127.0.0.1", "--save", ""]
         words += ["--dir", self._folder, *self._flags]
         with program(words, self.port, self._folder / "redis.log"):
+            self._process_id = int(self.ask("INFO", "server")["process_id"])
             yield self
 
     def ask(self, *words: str | int) -> Any:
@@ -34,6 +37,10 @@ class RedisServer:
         redis: Any = load("redis")
         with redis.Redis.from_url(self.url, decode_responses=True) as client:
             return client.execute_command(*words)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the server a signal."""
+        os.kill(self._process_id, number)
 
     def calls(self) -> int:
         """How many leases were asked for."""
@@ -46,13 +53,7 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(folder: Path, *flags: str) -> Iterator[RedisServer]:
+def redis_server(folder: Path, *flags: str, login: str = "") -> Iterator[RedisServer]:
     """A server that runs until the block ends."""
-    with RedisServer(folder, *flags).running() as server:
+    with RedisServer(folder, *flags, login=login).running() as server:
         yield server
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """The exit code and the log of a process."""
-    _, log = process.communicate(timeout=120)
-    return process.returncode, log
