@@ -149,6 +149,12 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
               "limit on output tokens alone, for accounts that have one", default_text="none"),
         _Flag("limits", "limits_by_model", "FILE",
               'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}'),
+        _Flag("limiter", "limiter", "URL",
+              "the Redis or Valkey server that holds these limits for all processes and hosts that name "
+              "it (redis://HOST:PORT/DB, rediss://, unix://)", default_text="they hold for this process"),
+        _Flag("account", "account", "NAME",
+              "what the account is called there: who names it alike shares the limits",
+              default_text="the host of the URL and a hash of the key"),
         _Flag("headroom", "limits.headroom", "SHARE",
               "share of every limit, 0 to 0.9, that is left to other programs"),
         _Flag("burst_seconds", "limits.burst_seconds", _S,

@@ -31,6 +31,7 @@ from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
+    LimiterError,
     LimitsFileError,
     ParallelProcessorError,
     ResultsFileError,
@@ -72,7 +73,7 @@ def _run(flags: argparse.Namespace, process: Callable[[argparse.Namespace, Setti
         made["ca_bundle"] = find_ca_bundle(flags)
         Options(**made)
         return process(flags, made)
-    except (InputFileError, LimitsFileError) as error:
+    except (InputFileError, LimiterError, LimitsFileError) as error:
         return _usage_error(str(error))
     except ConfigurationError as error:
         return _usage_error(with_flag_names(str(error)))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel_processor.cluster.job import KeySource
-from parallel_processor.cluster.ray_engine import check_ray, connected, environment, on_ray
+from parallel_processor.cluster.load import check_ray
+from parallel_processor.cluster.ray_engine import connected, environment, on_ray
 from parallel_processor.cluster.run import ClusterJob, ClusterRun
 from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.exceptions import ConfigurationError

@@ -8,6 +8,7 @@ end of the socket, and end at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -15,13 +16,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Event, Lost
 from parallel_processor.cluster.job import Attempt, Job
+from parallel_processor.cluster.shares import share
 from parallel_processor.cluster.worker import BlockWorker
 
 _PROGRAM = (
@@ -122,6 +125,17 @@ class ProcessEngine:
         """End all processes at once."""
         for each in self._processes:
             each.end()
+
+
+@contextmanager
+def on_processes(job: Job, workers: int) -> Iterator[ProcessEngine]:
+    """An engine of processes, each with its equal share of the limits, unless a limiter holds them."""
+    settings = share(job.settings, workers)
+    engine = ProcessEngine(dataclasses.replace(job, settings=settings), workers)
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 class _Server:

@@ -13,7 +13,7 @@ Ray is imported when it is used. It reads its settings from the environment when
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import os
 import secrets
 import shutil
@@ -29,8 +29,12 @@ from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Engine, Event, Lost
 from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing
+from parallel_processor.cluster.load import load_ray
+from parallel_processor.cluster.ray_limiter import RayLimiter, start_limiter
+from parallel_processor.cluster.shares import has_numbers
 from parallel_processor.cluster.worker import BlockWorker
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
+from parallel_processor.options import Settings
 
 _STORE_BYTES = 80 * 1024 * 1024  # Ray refuses less than 75 MB; only small messages go through it
 _PREFIX = "pp-ray-"
@@ -41,21 +45,6 @@ _SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's 15 costs a third of the throughput
 }
 _CALLS = 8  # of one actor at once: two blocks, a question, a stop
-
-
-def check_ray() -> None:
-    """Raise :class:`ConfigurationError` if Ray is not installed. Imports nothing of it."""
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigurationError("Ray is missing: pip install 'parallel-api-processor[ray]'")
-
-
-def load_ray() -> Any:
-    """The package ``ray``. Raises :class:`ConfigurationError` if it is not installed."""
-    check_ray()
-    import ray
-    import ray.exceptions
-
-    return ray
 
 
 class BlockActor:
@@ -139,6 +128,10 @@ def _reason(error: Exception) -> str:
 def on_ray(job: Job, workers: int, *, address: str | None = None) -> Iterator[Engine]:
     """An engine on the Ray at ``address``; on an embedded one without an address."""
     with connected(address, workers * job.settings.get("processes", 1)):
+        if job.settings.get("limiter") is None and has_numbers(job.settings):
+            start_limiter()
+            settings: Settings = {**job.settings, "limiter": RayLimiter}
+            job = dataclasses.replace(job, settings=settings)
         engine = RayEngine(job, workers)
         try:
             yield engine

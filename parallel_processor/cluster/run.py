@@ -28,7 +28,7 @@ from parallel_processor.cluster.plan import (
 from parallel_processor.cluster.tally import ClusterSummary, Tally
 from parallel_processor.exceptions import ParallelProcessorError, RunStoppedError, StopCause
 from parallel_processor.files.append_file import AppendFile
-from parallel_processor.options import DefaultLimit, Limits, Options, Settings, shown_url
+from parallel_processor.options import Options, Settings, shown_url
 from parallel_processor.report.progress import Displays, Progress
 from parallel_processor.report.report_file import LiveReport
 from parallel_processor.report.samples import RunReport, Sample
@@ -37,12 +37,14 @@ _log = logging.getLogger("parallel_processor")
 _LOCK = "driver.lock"
 
 MakeEngine = Callable[[Job, int], AbstractContextManager[Engine]]
-"""Makes an engine with so many workers for a job; at the end of the ``with`` block they are gone."""
+"""Makes an engine with so many workers for a job, which have the limits of the job together.
+
+At the end of the ``with`` block the workers are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterJob:
-    """What to do with a file. ``settings`` are those of each worker, whose share of the limits is equal.
+    """What to do with a file. ``settings`` are those of each worker, but for the limits.
 
     Attributes:
         requests_path: the requests, a path or a URL of an object store.
@@ -133,7 +135,7 @@ class ClusterRun:
             source=job.requests_path,
             folder=job.folder,
             run=uuid.uuid4().hex[:12],
-            settings=_share(job.settings, workers),
+            settings=job.settings,
             key=job.key,
             upload_s=job.upload_s,
         )
@@ -213,30 +215,6 @@ class ClusterRun:
             stop_cause=fatal.stop_cause if fatal else cause,
             models=fatal.models if fatal else (),
         )
-
-
-def _share(settings: Settings, workers: int) -> Settings:
-    """The settings of one of ``workers``: its equal share of each limit that is a number."""
-
-    def of(limits: Limits) -> Limits:
-        names = [
-            each.name for each in dataclasses.fields(limits) if each.name.endswith("_per_minute")
-        ]
-        found = {name: getattr(limits, name) for name in names}
-        shares = {
-            name: (DefaultLimit if isinstance(n, DefaultLimit) else float)(n / workers)
-            for name, n in found.items()
-            if not isinstance(n, str)
-        }
-        return dataclasses.replace(limits, **shares)
-
-    if workers == 1:
-        return settings
-    shared: Settings = {**settings, "limits": of(settings.get("limits") or Limits())}
-    shared["limits_by_model"] = {
-        pattern: of(limits) for pattern, limits in settings.get("limits_by_model", {}).items()
-    }
-    return shared
 
 
 def _exception(fatal: Fatal, summary: ClusterSummary) -> ParallelProcessorError:

@@ -20,7 +20,16 @@ from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.progress import Progress
 from parallel_processor.report.snapshot import Snapshot, added
 from parallel_processor.report.summary import Stats, Summary, counters_of
+from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.tokens.estimates import CostEstimator
+
+
+def _make_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets:
+    if options.limiter is None:
+        return TokenBuckets(options, clock, ACCOUNTS)
+    with FORK_LOCK:
+        from parallel_processor.limiter.accounts import leased_buckets
+    return leased_buckets(options, clock)
 
 
 class Account:
@@ -28,7 +37,7 @@ class Account:
 
     def __init__(self, options: Options, clock: Callable[[], float]) -> None:
         self._options, self._clock, self._made_at = options, clock, clock()
-        self.buckets = TokenBuckets(options, clock, ACCOUNTS)
+        self.buckets = _make_buckets(options, clock)
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards the fields below

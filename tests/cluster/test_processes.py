@@ -19,8 +19,9 @@ from raw_server import RawServer, Room, Visit, answer_all
 from services import in_background, rows
 
 from parallel_processor.cluster.job import Job, KeySource
-from parallel_processor.cluster.processes import ProcessEngine
+from parallel_processor.cluster.processes import ProcessEngine, on_processes
 from parallel_processor.cluster.run import ClusterJob, ClusterRun
+from parallel_processor.cluster.shares import share
 from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.cluster.verify import verify_parts
 from parallel_processor.exceptions import (
@@ -31,7 +32,7 @@ from parallel_processor.exceptions import (
     StopCause,
     WorkerProcessError,
 )
-from parallel_processor.options import Limits
+from parallel_processor.options import Limits, Settings
 
 IN_FLIGHT = 8  # of one run
 SLACK = 32  # answers of some milliseconds, which the writer has not got to
@@ -47,13 +48,10 @@ class Engines:
 
     @contextmanager
     def __call__(self, job: Job, workers: int) -> Iterator[ProcessEngine]:
-        self.engine = ProcessEngine(job, workers)
-        try:
+        with on_processes(job, workers) as self.engine:
             for call in self._begun:
                 call(self.engine)
             yield self.engine
-        finally:
-            self.engine.close()
 
 
 def job(folder: Path, server: RawServer, workers: int = 2, **more: Any) -> ClusterJob:
@@ -212,19 +210,15 @@ def test_limits_are_shared_equally(tmp_path: Path, server: RawServer) -> None:
     limits = Limits(
         requests_per_minute=60_000, tokens_per_minute="auto", output_tokens_per_minute=8e9
     )
-    seen: list[Job] = []
-    engines = Engines()
-
-    @contextmanager
-    def noted(made: Job, workers: int) -> Iterator[ProcessEngine]:
-        seen.append(made)
-        with engines(made, workers) as engine:
-            yield engine
-
-    ClusterRun(job(tmp_path, server, settings={"limits": limits}, block_bytes=300)).process(noted)
-    share = seen[0].settings["limits"]
-    assert (share.requests_per_minute, share.tokens_per_minute) == (30_000, "auto")
-    assert share.output_tokens_per_minute == 4e9
+    settings: Settings = {"limits": limits, "limits_by_model": {"m*": limits}}
+    for part in (share(settings, 2)["limits"], share(settings, 2)["limits_by_model"]["m*"]):
+        assert (part.requests_per_minute, part.tokens_per_minute) == (30_000, "auto")
+        assert part.output_tokens_per_minute == 4e9
+    assert share(settings, 1) is settings
+    assert share({**settings, "limiter": "redis://host"}, 2)["limits"] is limits
+    given = job(tmp_path, server, settings={"limits": limits}, block_bytes=300)
+    found = process(given).buckets[0].limits
+    assert [limit.configured for limit in found if limit.name == "requests"] == [60_000]
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
