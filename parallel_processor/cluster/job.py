@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from parallel_processor.cluster.blocks import Block
 from parallel_processor.exceptions import ConfigurationError, StopCause
-from parallel_processor.options import Settings
+from parallel_processor.options import DefaultLimit, Limits, Settings
 from parallel_processor.report.samples import RequestNote
 from parallel_processor.report.snapshot import Snapshot
 
@@ -106,3 +108,30 @@ class Standing:
     )  # of each attempt under way, by number
     reading: frozenset[int] = frozenset()  # the attempts whose block is not read to its end
     log: tuple[tuple[int, str], ...] = ()  # what it logged since the last time: level and text
+
+
+def has_numbers(settings: Settings) -> bool:
+    """True if a limit is a number, which all workers together must keep."""
+    given = (settings.get("limits") or Limits(), *settings.get("limits_by_model", {}).values())
+    return any(limit < math.inf for limits in given for limit in limits.by_kind.values())
+
+
+def share(settings: Settings, workers: int) -> Settings:
+    """The settings of one of ``workers``: its equal share of each limit, unless a limiter holds them."""
+    if workers == 1 or settings.get("limiter") is not None:
+        return settings
+    limits = _part(settings.get("limits") or Limits(), workers)
+    by_model = settings.get("limits_by_model", {})
+    by_model = {pattern: _part(each, workers) for pattern, each in by_model.items()}
+    return {**settings, "limits": limits, "limits_by_model": by_model}
+
+
+def _part(limits: Limits, workers: int) -> Limits:
+    names = [each.name for each in dataclasses.fields(limits) if each.name.endswith("_per_minute")]
+    found = {name: getattr(limits, name) for name in names}
+    parts = {
+        name: (DefaultLimit if isinstance(limit, DefaultLimit) else float)(limit / workers)
+        for name, limit in found.items()
+        if not isinstance(limit, str)
+    }
+    return dataclasses.replace(limits, **parts)

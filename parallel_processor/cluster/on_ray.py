@@ -85,7 +85,8 @@ class OnRay:
             if self._address is not None:
                 ray = stack.enter_context(connected(self._address))
                 workers = workers or int(ray.cluster_resources().get("CPU", 1))
-            return self._run.process(partial(on_ray, address=self._address), workers)
+            make_engine = partial(on_ray, address=self._address)
+            return self._run.process(make_engine, workers=workers, shares_limits=True)
 
 
 def _without_secrets(

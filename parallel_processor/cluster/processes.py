@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Event, Lost
-from parallel_processor.cluster.job import Attempt, Job
-from parallel_processor.cluster.shares import share
+from parallel_processor.cluster.job import Attempt, Job, share
 from parallel_processor.cluster.worker import BlockWorker
 
 _PROGRAM = (

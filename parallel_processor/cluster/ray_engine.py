@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Engine, Event, Lost
-from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing
+from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing, has_numbers
 from parallel_processor.cluster.load import load_ray
 from parallel_processor.cluster.ray_limiter import RayLimiter, start_limiter
-from parallel_processor.cluster.shares import has_numbers
 from parallel_processor.cluster.worker import BlockWorker
 from parallel_processor.exceptions import ConfigurationError, WorkerProcessError
 from parallel_processor.options import Settings

@@ -23,11 +23,16 @@ class BucketActor:
     """The buckets. Ray calls one method at a time."""
 
     def __init__(self) -> None:
-        self._buckets = SharedBuckets()
+        self._buckets, self._calls = SharedBuckets(), 0
 
     def lease(self, account: str, ask: Ask) -> Lease:
         """Grant a lease."""
+        self._calls += 1
         return self._buckets.lease(account, ask)
+
+    def calls(self) -> int:
+        """How often it was asked since it was started."""
+        return self._calls
 
 
 def start_limiter() -> None:

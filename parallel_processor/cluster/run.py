@@ -88,10 +88,13 @@ class ClusterRun:
         if self._driver is not None:
             self._driver.stop(reason, cancels=cancels)
 
-    def process(self, make_engine: MakeEngine, workers: int | None = None) -> ClusterSummary:
+    def process(
+        self, make_engine: MakeEngine, *, workers: int | None = None, shares_limits: bool = False
+    ) -> ClusterSummary:
         """Send what has no record yet. Raises as ``Processor.process_file`` does.
 
-        ``workers`` is used in the place of the job's, if it is given.
+        ``workers`` is used in the place of the job's, if it is given. ``shares_limits`` says that the
+        engine's workers have one limiter.
         """
         job = self._job if workers is None else dataclasses.replace(self._job, workers=workers)
         check_folder(job.folder)
@@ -112,7 +115,8 @@ class ClusterRun:
                 keep_failures=job.keep_failures,
                 is_compressed=is_compressed,
             )
-            tally = Tally(plan.total_bytes)
+            has_limiter = shares_limits or job.settings.get("limiter") is not None
+            tally = Tally(plan.total_bytes, shares_limits=has_limiter)
             driver = self._drive(make_engine, job.workers, plan, tally) if plan.count else None
             clean(folder, read_state(folder))
         summary = self._summary(tally, driver)

@@ -64,9 +64,13 @@ class ClusterSummary(Summary):
 
 
 class Tally:
-    """Adds up. For the thread of the driver."""
+    """Adds up. For the thread of the driver.
 
-    def __init__(self, total_bytes: int) -> None:
+    ``shares_limits`` says that all workers have the same limits together, not each a part of them.
+    """
+
+    def __init__(self, total_bytes: int, *, shares_limits: bool = False) -> None:
+        self._shares_limits = shares_limits
         self._total_bytes = total_bytes  # of the blocks that this run is to send
         self._standings: dict[int, Standing] = {}  # by worker
         self._lost = Snapshot()  # what incarnations did that are gone
@@ -92,7 +96,7 @@ class Tally:
     def _bury(self, standing: Standing) -> None:
         idle = Snapshot()
         kept = dataclasses.replace(standing.snapshot, in_flight=0, usage=idle.usage)
-        self._lost = self._lost + kept
+        self._lost = self._lost.plus(kept, shares_limits=self._shares_limits)
 
     def finished(self, block: Block, report: BlockReport) -> None:
         """A block has its part."""
@@ -116,7 +120,7 @@ class Tally:
         """All workers together, those included that were lost."""
         found = self._lost
         for standing in self._standings.values():
-            found = found + standing.snapshot
+            found = found.plus(standing.snapshot, shares_limits=self._shares_limits)
         return found
 
     def counts(self) -> Counts:

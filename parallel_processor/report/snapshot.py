@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from parallel_processor.models import WaitCause
-from parallel_processor.ratelimit.reports import BucketReport, Usage
+from parallel_processor.ratelimit.reports import BucketReport, LimitReport, Usage
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.samples import Sample
 from parallel_processor.report.summary import counters_of
 
+_Join = Callable[[float, float], float]
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -38,14 +39,15 @@ class Snapshot:
     )
     buckets: tuple[BucketReport, ...] = ()  # a report of the limits of each model
 
-    def __add__(self, other: Snapshot) -> Snapshot:
-        """Both together. Each processor's limits count."""
+    def plus(self, other: Snapshot, *, shares_limits: bool = False) -> Snapshot:
+        """Both together. ``shares_limits`` says that their limits are the same ones, not two parts."""
+        join = max if shares_limits else operator.add
         return Snapshot(
             counts=self.counts + other.counts,
             in_flight=self.in_flight + other.in_flight,
             waited_s=added(self.waited_s, other.waited_s),
-            usage=_usage(self.usage, other.usage),
-            buckets=_buckets(self.buckets, other.buckets),
+            usage=_usage(self.usage, other.usage, join),
+            buckets=_buckets(self.buckets, other.buckets, join),
         )
 
     def sample(self, at_s: float) -> Sample:
@@ -61,7 +63,7 @@ class Snapshot:
         )
 
 
-def _usage(one: Usage, other: Usage) -> Usage:
+def _usage(one: Usage, other: Usage, join: _Join) -> Usage:
     """Both together, as rates over the longer of their times."""
     span_s = max(one.span_s, other.span_s) if one.admitted and other.admitted else 0.0
     if not span_s:
@@ -71,7 +73,10 @@ def _usage(one: Usage, other: Usage) -> Usage:
         scaled = {name: n * span_s / usage.span_s for name, n in usage.admitted.items()}
         admitted = added(admitted, scaled if usage.span_s else usage.admitted)
     waiting_for = one.waiting_for or other.waiting_for
-    limits = added(one.limits, other.limits)
+    names = dict.fromkeys((*one.limits, *other.limits))
+    limits = {
+        name: _both(join, one.limits.get(name), other.limits.get(name)) or 0.0 for name in names
+    }
     return Usage(admitted=admitted, limits=limits, waiting_for=waiting_for, span_s=span_s)
 
 
@@ -79,31 +84,21 @@ _SUMS = ("admitted", "rejections", "pauses", "answered", "reserved_tokens", "use
 
 
 def _buckets(
-    one: tuple[BucketReport, ...], other: tuple[BucketReport, ...]
+    one: tuple[BucketReport, ...], other: tuple[BucketReport, ...], join: _Join
 ) -> tuple[BucketReport, ...]:
     """The reports of both, those of one model and endpoint together."""
     found = {(each.url, each.model): each for each in one}
     for each in other:
         key = (each.url, each.model)
-        found[key] = _bucket(found[key], each) if key in found else each
+        found[key] = _bucket(found[key], each, join) if key in found else each
     return tuple(found.values())
 
 
-def _bucket(one: BucketReport, other: BucketReport) -> BucketReport:
+def _bucket(one: BucketReport, other: BucketReport, join: _Join) -> BucketReport:
     sums = {name: getattr(one, name) + getattr(other, name) for name in _SUMS}
     theirs = {limit.name: limit for limit in other.limits}
     limits = tuple(
-        dataclasses.replace(
-            limit,
-            used=limit.used + theirs[limit.name].used,
-            configured=_both(operator.add, limit.configured, theirs[limit.name].configured),
-            tried_per_minute=_both(
-                operator.add, limit.tried_per_minute, theirs[limit.name].tried_per_minute
-            ),
-            used_share=_both(_mean, limit.used_share, theirs[limit.name].used_share),
-        )
-        if limit.name in theirs
-        else limit
+        _limit(limit, theirs[limit.name], join) if limit.name in theirs else limit
         for limit in one.limits
     )
     return dataclasses.replace(
@@ -116,13 +111,22 @@ def _bucket(one: BucketReport, other: BucketReport) -> BucketReport:
     )
 
 
+def _limit(one: LimitReport, other: LimitReport, join: _Join) -> LimitReport:
+    join_shares = _mean if join is operator.add else operator.add
+    return dataclasses.replace(
+        one,
+        used=one.used + other.used,
+        configured=_both(join, one.configured, other.configured),
+        tried_per_minute=_both(operator.add, one.tried_per_minute, other.tried_per_minute),
+        used_share=_both(join_shares, one.used_share, other.used_share),
+    )
+
+
 def _mean(one: float, other: float) -> float:
     return (one + other) / 2
 
 
-def _both(
-    join: Callable[[float, float], float], one: float | None, other: float | None
-) -> float | None:
+def _both(join: _Join, one: float | None, other: float | None) -> float | None:
     """Both joined; the one that is there, if the other is ``None``."""
     if one is None or other is None:
         return other if one is None else one

@@ -18,10 +18,9 @@ from commands import write_lines
 from raw_server import RawServer, Room, Visit, answer_all
 from services import in_background, rows
 
-from parallel_processor.cluster.job import Job, KeySource
+from parallel_processor.cluster.job import Job, KeySource, share
 from parallel_processor.cluster.processes import ProcessEngine, on_processes
 from parallel_processor.cluster.run import ClusterJob, ClusterRun
-from parallel_processor.cluster.shares import share
 from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.cluster.verify import verify_parts
 from parallel_processor.exceptions import (
