@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,12 +58,11 @@ def started(line: list[str], **variables: str) -> Iterator[subprocess.Popen[str]
             process.kill()
 
 
-def actors(pid: int) -> list[int]:
-    """The processes of the workers below a driver."""
+def actors(pid: int, name: bytes = b"BlockActor") -> list[int]:
+    """The processes of the workers below a driver, or of other actors."""
     found = []
     for each in descendants(pid):
-        name = Path(f"/proc/{each}/cmdline").read_bytes()
-        if name.startswith(b"ray::BlockActor"):
+        if Path(f"/proc/{each}/cmdline").read_bytes().startswith(b"ray::" + name):
             found.append(each)
     return found
 
@@ -69,10 +70,6 @@ def actors(pid: int) -> list[int]:
 def sent_again(server: RawServer) -> int:
     """How many requests came more than once."""
     return sum(count - 1 for count in Counter(server.bodies).values())
-
-
-def folders_of_ray(home: Path) -> list[str]:
-    return [path.name for path in home.glob("pp-ray-*")]
 
 
 def test_the_embedded_ray_is_quiet_and_leaves_nothing(tmp_path: Path) -> None:
@@ -172,6 +169,88 @@ def test_sigterm_ends_the_command_in_order(tmp_path: Path) -> None:
         assert (again.returncode, again.stderr) == (0, "")
         assert sent_again(server) == 0
     assert [record[0] for record in parts(tmp_path)] == rows(300)
+
+
+def test_all_workers_keep_one_limit_also_when_its_actor_is_killed(tmp_path: Path) -> None:
+    """Two workers send no more together than the limit permits, and go on after ``kill -9`` of the actor."""
+    write_requests(tmp_path, rows(300))
+    came_at: list[float] = []
+    enough = threading.Event()
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            came_at.append(time.monotonic())
+            if len(came_at) >= 60:
+                enough.set()
+            visit.answer()
+
+    with RawServer(script) as server:
+        with started(words(tmp_path, server, "--max_requests_per_minute", 3000)) as process:
+            assert enough.wait(60)
+            (limiter,) = actors(process.pid, b"BucketActor")
+            os.kill(limiter, signal.SIGKILL)
+            _, errors = process.communicate(timeout=90)
+        assert process.returncode == 0, errors
+        assert sent_again(server) == 0
+    assert "300 answered" in errors and "3,000 requests/min" in errors
+    # 50 a second, what may go out at once (0.5 s), and what is leased and used late (0.5 s).
+    for first, at in enumerate(came_at):
+        assert sum(at <= other < at + 3.0 for other in came_at[first:]) <= 50 * (3.0 + 0.5 + 0.5)
+    assert [record[0] for record in parts(tmp_path)] == rows(300)
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_what_was_in_flight(tmp_path: Path) -> None:
+    """``kill -9`` of one of two nodes: its blocks go to workers of the other, and no line is lost."""
+    write_requests(tmp_path, rows(600))
+    program = tmp_path / "nodes.py"
+    program.write_text(NODES, "utf-8")
+    room = Room(300)
+    with RawServer(room) as server:
+        line = [sys.executable, str(program), str(tmp_path), f"{server.url}/v1/embeddings"]
+        with started(
+            line, RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3"
+        ) as process:
+            room.wait_for(2 * IN_FLIGHT)
+            room.opened.set()
+            _, errors = process.communicate(timeout=110)
+        assert process.returncode == 0, errors
+        assert sent_again(server) <= 2 * 2 * IN_FLIGHT + 32
+    assert [record[0] for record in parts(tmp_path)] == rows(600)
+
+
+# Two nodes on this machine; one of them is killed once the workers are at work.
+NODES = """
+import math, os, signal, sys, threading
+import ray
+from ray._private import ray_constants
+from ray.cluster_utils import Cluster
+from parallel_processor import Limits
+from parallel_processor.cluster import run
+from parallel_processor.cluster.on_ray import process_on_ray
+
+ray_constants.ENABLE_RAY_CLUSTER = False
+node = {"object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1, **node) for _ in range(2)]
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, log_to_driver=False)
+
+
+def kill():
+    os.kill(nodes[1].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+
+threading.Timer(8.0, kill).start()
+limits = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+summary = process_on_ray(
+    sys.argv[1] + "/in.jsonl", sys.argv[1] + "/out", request_url=sys.argv[2], limits=limits,
+    num_workers=2, max_workers=8, block_bytes=2000,
+)
+print(summary, file=sys.stderr)
+ray.shutdown()
+cluster.shutdown()
+"""
 
 
 def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:

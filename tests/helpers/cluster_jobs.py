@@ -15,7 +15,7 @@ from parallel_processor.cluster.job import Job
 from parallel_processor.options import Settings
 
 
-def made_job(folder: Path, server: RawServer | str, run: str = "aa", **more: Any) -> Job:
+def made_job(home: Path, server: RawServer | str, run: str = "aa", **more: Any) -> Job:
     """A job whose requests are in ``in.jsonl``, and whose output goes to ``out``."""
     url = server if isinstance(server, str) else server.url
     settings: Settings = {
@@ -25,7 +25,7 @@ def made_job(folder: Path, server: RawServer | str, run: str = "aa", **more: Any
         "max_workers": 8,
         **more.pop("settings", {}),
     }
-    made: dict[str, Any] = {"source": str(folder / "in.jsonl"), "folder": str(folder / "out")}
+    made: dict[str, Any] = {"source": str(home / "in.jsonl"), "folder": str(home / "out")}
     return Job(**made | more, run=run, settings=settings)
 
 
