@@ -49,8 +49,9 @@ class RedisLimiter:
                 retry_on_error=[],
                 max_connections=1,
             )
-        except ValueError as error:
-            raise ConfigurationError(f"limiter must be a URL of Redis: {error}") from None
+        except ValueError:  # its text may hold a part of the password
+            text = "limiter must be a URL such as redis://HOST:PORT/DB, with / in a password as %2F"
+            raise ConfigurationError(text) from None
         self._sha = hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
 
     def lease(self, account: str, ask: Ask, now: float | None = None) -> Lease:

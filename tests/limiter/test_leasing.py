@@ -88,10 +88,7 @@ def test_no_minute_holds_more_than_the_limits(
 def test_no_minute_holds_more_after_the_holder_lost_its_memory(
     requests: float, shares: list[float], steps: list[tuple[Any, ...]], count: int
 ) -> None:
-    """A holder that was restarted, or came back from an old snapshot, admits nothing too much.
-
-    That is promised for requests up to what may go out at once, half a second's worth.
-    """
+    """A holder that was restarted, or came back old, admits nothing too much, for sizes up to a burst."""
     fleet = fleet_of(count, requests, 10_000.0)
     for process in fleet.processes:
         process.queued.extend(share * 10_000.0 for share in shares * 400)

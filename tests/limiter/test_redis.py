@@ -1,10 +1,14 @@
 """Processes under one limit in a real Redis: runs, stops, outages, forks, and what is wrong from the start.
 
-Several cases are what users of other limiters met: clocks that differ (spring-cloud-gateway 1688), a server
-that restarted and lost the script (bottleneck 118), a connection that fell silent (ldp 464), keys in several
-slots of a cluster (litellm 11961, in ``test_buckets.py``), a call that is sent twice after an outage (OpenWA
-932), a connection that a forked child inherited (sidekiq 5535), and requests that are larger than a second's
-worth, or wait for requests and tokens apart (openlimit 10).
+Several cases are what users of other limiters met:
+
+* hosts whose clocks differ (spring-cloud-gateway 1688; each process of ``test_leasing.py`` has its own);
+* a server that restarted and lost the script (bottleneck 118);
+* a connection that fell silent (ldp 464);
+* keys in several slots of a cluster (litellm 11961; in ``test_buckets.py``);
+* a call that is sent again after an outage, and counts twice (OpenWA 932);
+* a connection that a forked child inherited (sidekiq 5535);
+* requests larger than a second's worth, and locks of requests and tokens apart (openlimit 10).
 """
 
 from __future__ import annotations
@@ -402,7 +406,7 @@ def test_a_connection_may_be_encrypted(tmp_path: Path) -> None:
 
 
 def test_a_limiter_of_the_callers_own(caplog: pytest.LogCaptureFixture) -> None:
-    """A function may make any object that leases, such as one in front of an actor; an error makes it wait."""
+    """A function may make any object that leases, one in front of an actor say; errors make it wait."""
     caplog.set_level(logging.INFO, "parallel_processor")
     buckets, lock, fails = SharedBuckets(), threading.Lock(), iter([False, True, True])
 
