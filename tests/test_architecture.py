@@ -71,6 +71,7 @@ IMPORTERS = {
     "tqdm": {"report.progress"},
     "prometheus_client": {"report.prometheus"},  # an extra
     "argcomplete": {"cli.main"},  # an extra
+    "redis": {"limiter.redis_limiter"},  # an extra
     "typing_extensions": {"api", "processor"},  # for type checkers alone
 }
 
