@@ -249,10 +249,7 @@ class Stock:
             self._forget(ask)
             return False
         self._forgotten = []
-        for index, slot, amount in ask.returned:
-            self._returned[index, slot] -= amount
-            if self._returned[index, slot] <= _EPSILON:
-                del self._returned[index, slot]
+        self._forget_returned(ask)
         for quota, amount in zip(self.quotas, ask.overused, strict=False):
             quota.overused = max(0.0, quota.overused - amount)
         self.pauses = {
@@ -261,6 +258,19 @@ class Stock:
         if any(ask.amounts):
             self._hold(ask, lease, asked_at, now)
         return True
+
+    def failed(self, ask: Ask) -> None:
+        """Nobody knows whether the holder has got ``ask``.
+
+        What it gives back must not come back twice, so it is lost. What it charges is charged again.
+        """
+        self._forget_returned(ask)
+
+    def _forget_returned(self, ask: Ask) -> None:
+        for index, slot, amount in ask.returned:
+            self._returned[index, slot] -= amount
+            if self._returned[index, slot] <= _EPSILON:
+                del self._returned[index, slot]
 
     def _forget(self, ask: Ask) -> None:
         """The buckets have lost their memory: tell them the last minute, and drop what they gave."""
