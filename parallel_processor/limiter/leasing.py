@@ -147,7 +147,7 @@ class Leasing:
             heads = self._heads() if is_first else []
         if is_first:
             self._away_since = asked_at
-            _log.warning("%s; requests wait until it is back", error)
+            _log.warning("%s; requests wait until it is back", str(error).rstrip("."))
         for head in heads:
             head.wake.set()  # what they wait for has changed
         away_s = self._clock() - self._away_since

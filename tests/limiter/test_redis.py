@@ -37,7 +37,14 @@ from raw_server import RawServer, Visit
 from redis_servers import RedisServer, redis_server
 from services import processor, rows, threads
 
-from parallel_processor import ConfigurationError, LimiterError, Limits, Options, Processor
+from parallel_processor import (
+    ConfigurationError,
+    LimiterError,
+    Limits,
+    Options,
+    Processor,
+    RetryPolicy,
+)
 from parallel_processor.limiter.accounts import account_name
 from parallel_processor.limiter.buckets import SharedBuckets
 from parallel_processor.limiter.leases import Ask, Lease
@@ -225,6 +232,36 @@ def test_a_forked_child_leases_for_itself(redis: RedisServer) -> None:
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert codes == [0, 0]
     assert len(server.times) == 91
+
+
+def test_a_pause_that_one_process_is_told_holds_for_another(redis: RedisServer) -> None:
+    """After a 429 with a wait, a process that has not seen it sends nothing of that model meanwhile."""
+    refused_at: list[float] = []
+    times: list[float] = []
+
+    def refuse_once(visit: Visit) -> None:
+        while visit.read():
+            times.append(time.monotonic())
+            if refused_at:
+                visit.answer()
+                continue
+            refused_at.append(times[-1])
+            headers = "Retry-After: 2\r\n"
+            visit.answer(b'{"error": {}}', status="429 Too Many Requests", headers=headers)
+
+    settings: dict[str, Any] = {"limits": a_minute(600), "retry": RetryPolicy(backoff_initial_s=0)}
+    with (
+        RawServer(refuse_once) as server,
+        processor(server.url, limiter=redis.url, **settings) as first,
+        # Another URL of the same server: nothing is shared but by way of it, as between two processes.
+        processor(server.url, limiter=f"{redis.url}?client_name=b", **settings) as second,
+    ):
+        future = first.submit(rows(1)[0])
+        wait_for(lambda: any(key.endswith(":pauses") for key in redis.ask("KEYS", "*")))
+        assert all(outcome.ok for outcome in second.map(rows(5, 1)))
+        assert future.result(60).ok
+    assert len(times) == 7
+    assert min(times[1:]) >= refused_at[0] + 1.9
 
 
 # The server goes, and comes back.
