@@ -109,7 +109,8 @@ def _is_url(url: object) -> bool:
 def _check_limiter(limiter: object) -> None:
     if isinstance(limiter, str):  # which may hold a password
         ok = limiter.startswith(("redis://", "rediss://", "unix://"))
-        _check(ok, "limiter", shown_url(limiter), "a redis://, rediss:// or unix:// URL")
+        shown = _LOGIN.sub("//", shown_url(limiter))
+        _check(ok, "limiter", shown, "a redis://, rediss:// or unix:// URL")
     else:
         _check(limiter is None or callable(limiter), "limiter", limiter, "a URL, or a function")
 

@@ -72,6 +72,7 @@ IMPORTERS = {
     "tqdm": {"report.progress"},
     "prometheus_client": {"report.prometheus"},  # an extra
     "argcomplete": {"cli.main"},  # an extra
+    "redis": {"limiter.redis_limiter"},  # an extra
     "typing_extensions": {"api", "processor", "cluster.on_ray"},  # for type checkers alone
     "ray": {"cluster.load"},  # an extra
     "fsspec": {"cluster.folders"},  # an extra

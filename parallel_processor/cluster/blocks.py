@@ -14,7 +14,6 @@ import io
 import lzma
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from parallel_processor.exceptions import InputFileError
@@ -152,11 +151,6 @@ class BlockLines:
     def __enter__(self) -> BlockLines:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self._raw.close()

@@ -81,15 +81,19 @@ class Engine(Protocol):
 
     def run(self, worker: int, attempt: Attempt) -> None:
         """Have a worker make an attempt: ``Ended``."""
+        ...
 
     def ask(self, worker: int) -> None:
         """Ask a worker how it is doing: ``Answered`` as soon as it can."""
+        ...
 
     def stop(self, worker: int, reason: str, *, cancels: bool = False) -> None:
         """Have a worker end its attempts; with ``cancels``, without what is in flight."""
+        ...
 
     def events(self, timeout_s: float) -> list[Event]:
         """What has happened; waits at most so long for it."""
+        ...
 
 
 @dataclass(slots=True)

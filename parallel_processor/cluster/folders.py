@@ -79,21 +79,26 @@ class Folder(Protocol):
 
     def names(self) -> list[str]:
         """The names of its files, sorted; none if it isn't there. What is being written has no name."""
+        ...
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; ``FileNotFoundError`` if it is not there."""
+        ...
 
     def create(self, name: str, chunks: Iterable[bytes], *, replace: bool = False) -> bool:
         """Write a whole file in one step. False if it is there already, unless it is to be replaced.
 
         Raises :class:`ResultsFileError` if it can't be written; nothing is left of it then.
         """
+        ...
 
     def remove(self, name: str) -> None:
         """Remove a file; do nothing if it is not there."""
+        ...
 
     def within(self, name: str) -> Folder:
         """A folder in this one."""
+        ...
 
 
 class LocalFolder:

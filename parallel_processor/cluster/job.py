@@ -24,6 +24,7 @@ class KeySource:
     variable: str = ""
     file: str = ""
     login_variable: str = ""  # where the login of the URL is, if it has one
+    limiter_variable: str = ""  # where the URL of the limiter is, if it has a password
 
     def read(self) -> str | None:
         """The key. Raises :class:`ConfigurationError` if it is not there."""
@@ -43,9 +44,14 @@ class KeySource:
                 ) from None
         return None
 
-    def read_login(self) -> str | None:
-        """The login for basic authentication; ``None`` if there is none."""
-        return os.environ.get(self.login_variable) if self.login_variable else None
+    def complete(self, settings: Settings) -> Settings:
+        """``settings`` with key, login and limiter; :class:`ConfigurationError` if there is no key."""
+        found: Settings = {**settings, "api_key": self.read()}
+        if self.login_variable:
+            found["login"] = os.environ.get(self.login_variable)
+        if self.limiter_variable:
+            found["limiter"] = os.environ.get(self.limiter_variable)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _KEY, _LOGIN = "PARALLEL_PROCESSOR_API_KEY", "PARALLEL_PROCESSOR_LOGIN"
+_LIMITER = "PARALLEL_PROCESSOR_LIMITER"
 
 
 class OnRay:
@@ -97,23 +98,30 @@ def _without_secrets(
     is_named = bool(named.variable or named.file)
     if address is None and not is_named:
         check_key(options)
-    found = {_KEY: "" if is_named else options.api_key or "", _LOGIN: options.login or ""}
+    url = options.limiter if isinstance(options.limiter, str) else ""
+    found = {
+        _KEY: "" if is_named else options.api_key or "",
+        _LOGIN: options.login or "",
+        _LIMITER: url if "@" in url else "",  # it may have a password
+    }
     secrets = {name: value for name, value in found.items() if value}
     if address is not None and secrets:
         raise ConfigurationError(
-            "a key or a login would be visible to everybody who can see the cluster: name a variable that "
-            "is set on its nodes, or a file that is there (key_variable, key_file)"
+            "a key, a login or a password would be visible to everybody who can see the cluster: name a "
+            "variable that is set on its nodes, or a file that is there (key_variable, key_file)"
         )
     bare: Settings = {
         **settings,
         "api_key": None,
         "login": None,
         "request_url": options.request_url,
+        "limiter": None if _LIMITER in secrets else options.limiter,
     }
     key = KeySource(
         variable=named.variable or (_KEY if _KEY in secrets else ""),
         file=named.file,
         login_variable=_LOGIN if _LOGIN in secrets else "",
+        limiter_variable=_LIMITER if _LIMITER in secrets else "",
     )
     return bare, key, secrets
 

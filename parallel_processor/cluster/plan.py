@@ -14,7 +14,7 @@ from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.shape import why_not_jsonl
 
 _HEAD_BYTES = 256 * 1024
-_LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 64 * 1024, 16 * 1024 * 1024
+_LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 1024, 16 * 1024 * 1024
 _BLOCKS_A_WORKER = 8  # so that all workers end at about the same time
 
 

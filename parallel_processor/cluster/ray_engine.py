@@ -127,7 +127,8 @@ def _reason(error: Exception) -> str:
 def on_ray(job: Job, workers: int, *, address: str | None = None) -> Iterator[Engine]:
     """An engine on the Ray at ``address``; on an embedded one without an address."""
     with connected(address, workers * job.settings.get("processes", 1)):
-        if job.settings.get("limiter") is None and has_numbers(job.settings):
+        has_limiter = job.settings.get("limiter") is not None or job.key.limiter_variable
+        if not has_limiter and has_numbers(job.settings):
             start_limiter()
             settings: Settings = {**job.settings, "limiter": RayLimiter}
             job = dataclasses.replace(job, settings=settings)

@@ -28,7 +28,7 @@ from parallel_processor.exceptions import (
     stop_cause_of,
 )
 from parallel_processor.files.records import read_outcome
-from parallel_processor.options import DEFAULT_REQUEST_URL, Settings
+from parallel_processor.options import DEFAULT_REQUEST_URL
 from parallel_processor.processor import Processor
 from parallel_processor.report.report_file import request_note
 from parallel_processor.report.samples import RequestNote
@@ -60,12 +60,7 @@ class BlockWorker:
         self._job = job
         self._folder = open_folder(job.folder)
         self._url = job.settings.get("request_url", DEFAULT_REQUEST_URL)
-        settings: Settings = {
-            **job.settings,
-            "api_key": job.key.read(),
-            "login": job.key.read_login(),
-        }
-        self._processor = Processor(**settings)
+        self._processor = Processor(**job.key.complete(job.settings))
         self._incarnation = f"{uuid.uuid4().hex}-{os.getpid()}"
         self._lock = threading.Lock()  # guards the fields below
         self._lines: dict[int, BlockLines] = {}  # what is being read, by attempt

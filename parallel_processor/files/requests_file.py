@@ -8,7 +8,6 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
@@ -35,18 +34,15 @@ class RequestLines(Protocol):
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """Read the lines once. Each comes with its number, from 1, and with its line end."""
+        ...
 
     def fraction(self) -> float | None:
         """How much has been read, from 0 to 1; ``None`` if unknown."""
+        ...
 
     def __enter__(self) -> RequestLines: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class RequestsFile:

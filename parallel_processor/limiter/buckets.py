@@ -17,6 +17,7 @@ by another epoch is granted nothing until it has told what it used in the last m
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class _Bucket:
         at: the time of the last refill, in seconds.
         level: how much may be leased at once; negative for a debt.
         slots: what leases may use, by the slot of the latest moment of use.
+        order: the keys of ``slots``, as a heap.
         in_window: the sum of ``slots``.
         limit: the limit in force; ``rate`` and ``capacity`` follow from it.
         named_at: when a process last named it.
@@ -48,6 +50,7 @@ class _Bucket:
     at: float = -math.inf
     level: float = 0.0
     slots: dict[int, float] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
     in_window: float = 0.0
     limit: float = math.inf
     rate: float = math.inf
@@ -59,7 +62,7 @@ class _Bucket:
         if not self.epoch or serial > self.serial or now < self.at - _STEP_S:
             self.epoch = max(self.epoch + 1, math.floor(now * 1e6 + 0.5))
             self.serial = max(self.serial, serial)
-            self.slots, self.in_window = {}, 0.0
+            self.slots, self.order, self.in_window = {}, [], 0.0
             self._name(now, terms, ttl_s)
             self.at, self.level = now, -self.rate * HOLD_S
         now = max(now, self.at)
@@ -67,8 +70,8 @@ class _Bucket:
         self.at = now
         if terms.rate(ttl_s) <= self.rate or now - self.named_at > NAMED_S:
             self._name(now, terms, ttl_s)
-        for slot in [slot for slot in self.slots if _leaves(slot) <= now]:
-            self.in_window -= self.slots.pop(slot)
+        while self.order and _leaves(self.order[0]) <= now:
+            self.in_window -= self.slots.pop(heapq.heappop(self.order))
         if not self.slots:
             self.in_window = 0.0
 
@@ -80,7 +83,10 @@ class _Bucket:
     def count(self, moment: float, amount: float) -> None:
         """Count ``amount`` in the window as used at ``moment``."""
         slot = math.floor(moment / SLOT_S)
-        self.slots[slot] = self.slots.get(slot, 0.0) + amount
+        if slot not in self.slots:
+            self.slots[slot] = 0.0
+            heapq.heappush(self.order, slot)
+        self.slots[slot] += amount
         self.in_window += amount
 
     def take_back(self, slot: int, amount: float) -> None:

@@ -102,6 +102,7 @@ class Limiter(Protocol):
         It never waits for a limit. Raises :class:`LimiterError` if the holder can't be reached; what was
         asked for may have been granted then, and is lost.
         """
+        ...
 
     def close(self) -> None:
         """Let go of the connection; the next :meth:`lease` makes another."""

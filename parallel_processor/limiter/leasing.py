@@ -103,7 +103,7 @@ class Leasing:
         try:
             lease = self._limiter.lease(self._account, ask)
         except Exception as error:  # a limiter of the caller's may raise anything
-            return self._wait_for_holder(error, now)
+            return self._wait_for_holder(ask, error, now)
         if self._away_since < math.inf:
             _log.info("the limiter is back after %.3g s", self._clock() - self._away_since)
             self._away_since = math.inf
@@ -139,14 +139,15 @@ class Leasing:
         for head in heads:
             head.wake.set()
 
-    def _wait_for_holder(self, error: Exception, asked_at: float) -> float:
+    def _wait_for_holder(self, ask: Ask, error: Exception, asked_at: float) -> float:
         """Note that the holder is away; the seconds until the next call."""
         with self._lock:
+            self.stock.failed(ask)
             is_first, self.stock.is_away = self._away_since == math.inf, True
             heads = self._heads() if is_first else []
         if is_first:
             self._away_since = asked_at
-            _log.warning("%s; requests wait until it is back", error)
+            _log.warning("%s; requests wait until it is back", str(error).rstrip("."))
         for head in heads:
             head.wake.set()  # what they wait for has changed
         away_s = self._clock() - self._away_since

@@ -16,7 +16,7 @@ from typing import Any
 from parallel_processor.exceptions import ConfigurationError, LimiterError
 from parallel_processor.limiter.leases import Ask, Lease
 from parallel_processor.options import shown_url
-from parallel_processor.runtime.forks import load
+from parallel_processor.runtime.forks import FORK_LOCK
 
 _TIMEOUT_S = 2.0
 _PREFIX = "parallel-processor"
@@ -37,20 +37,27 @@ class RedisLimiter:
         Raises :class:`ConfigurationError` if the package ``redis`` is missing, or the URL is malformed.
         """
         self._where = shown_url(url)
-        self._errors: Any = _load("redis.exceptions")
-        redis: Any = _load("redis")
-        retry: Any = _load("redis.retry").Retry(_load("redis.backoff").NoBackoff(), 0)
+        try:
+            with FORK_LOCK:  # the first time, this imports them
+                import redis.exceptions
+                from redis.backoff import NoBackoff
+                from redis.retry import Retry
+        except ImportError:
+            text = "limiter needs the package redis: pip install 'parallel-api-processor[redis]'"
+            raise ConfigurationError(text) from None
+        self._errors: Any = redis.exceptions
         try:
             self._client: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
-                retry=retry,
+                retry=Retry(NoBackoff(), 0),
                 retry_on_error=[],
                 max_connections=1,
             )
-        except ValueError as error:
-            raise ConfigurationError(f"limiter must be a URL of Redis: {error}") from None
+        except ValueError:  # its text may hold a part of the password
+            text = "limiter must be a URL such as redis://HOST:PORT/DB, with / in a password as %2F"
+            raise ConfigurationError(text) from None
         self._sha = hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
 
     def lease(self, account: str, ask: Ask, now: float | None = None) -> Lease:
@@ -79,14 +86,6 @@ class RedisLimiter:
         """Close the connection; the next lease makes another."""
         self._client.close()
         self._client.connection_pool.disconnect()
-
-
-def _load(name: str) -> Any:
-    try:
-        return load(name)
-    except ImportError:
-        text = "limiter needs the package redis: pip install 'parallel-api-processor[redis]'"
-        raise ConfigurationError(text) from None
 
 
 def _encode(ask: Ask) -> str:

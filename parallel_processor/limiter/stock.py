@@ -27,6 +27,7 @@ from parallel_processor.runtime.stop import Settable
 
 _TTL_S = 0.5
 _LONGEST_TTL_S = 8.0
+_QUICK_CALLS = 20  # after which leases are shorter again
 _LATE_S = 0.4  # leases that come later are made smaller, and larger if they come sooner
 _SMALLER = 0.8
 _STEP_S = 0.01  # by how many seconds' worth of the limit a lease grows
@@ -134,7 +135,7 @@ class Stock:
         self._is_confirmed = True
         self._binding = 0
         self._returned: defaultdict[tuple[int, int], float] = defaultdict(float)
-        self._batch, self._delay_s = 1.0, 0.0
+        self._batch, self._delay_s, self._quick_calls = 1.0, 0.0, 0
 
     # What the quotas ask.
 
@@ -248,10 +249,7 @@ class Stock:
             self._forget(ask)
             return False
         self._forgotten = []
-        for index, slot, amount in ask.returned:
-            self._returned[index, slot] -= amount
-            if self._returned[index, slot] <= _EPSILON:
-                del self._returned[index, slot]
+        self._forget_returned(ask)
         for quota, amount in zip(self.quotas, ask.overused, strict=False):
             quota.overused = max(0.0, quota.overused - amount)
         self.pauses = {
@@ -260,6 +258,19 @@ class Stock:
         if any(ask.amounts):
             self._hold(ask, lease, asked_at, now)
         return True
+
+    def failed(self, ask: Ask) -> None:
+        """Nobody knows whether the holder has got ``ask``.
+
+        What it gives back must not come back twice, so it is lost. What it charges is charged again.
+        """
+        self._forget_returned(ask)
+
+    def _forget_returned(self, ask: Ask) -> None:
+        for index, slot, amount in ask.returned:
+            self._returned[index, slot] -= amount
+            if self._returned[index, slot] <= _EPSILON:
+                del self._returned[index, slot]
 
     def _forget(self, ask: Ask) -> None:
         """The buckets have lost their memory: tell them the last minute, and drop what they gave."""
@@ -280,8 +291,18 @@ class Stock:
         self._begins_at, self._void_at = now + lease.delay_s, asked_at + lease.delay_s + ask.ttl_s
         self._binding, self._delay_s = lease.binding, lease.delay_s
         self._is_confirmed = lease.delay_s <= CONFIRM_S
-        if now - asked_at > self.ttl_s / 2:  # the way there and back takes most of a lease's life
-            self.ttl_s = min(_LONGEST_TTL_S, max(2 * self.ttl_s, 4 * (now - asked_at)))
+        self._follow_network(now - asked_at)
+
+    def _follow_network(self, seconds: float) -> None:
+        """Have leases last longer if the call that fetches one takes most of its life."""
+        if seconds > self.ttl_s / 2:
+            self.ttl_s, self._quick_calls = min(_LONGEST_TTL_S, max(2 * self.ttl_s, 4 * seconds)), 0
+        elif seconds > self.ttl_s / 8:
+            self._quick_calls = 0
+        else:
+            self._quick_calls += 1
+            if self._quick_calls >= _QUICK_CALLS:
+                self.ttl_s, self._quick_calls = max(_TTL_S, self.ttl_s / 2), 0
 
     # A lease that begins late.
 

@@ -35,6 +35,7 @@ class Counting(Protocol):
 
     def counts(self) -> Counts:
         """Where it stands."""
+        ...
 
 
 class Display(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +24,14 @@ from listeners import descendants, listening_addresses
 from raw_server import RawServer, Room, Visit, answer_all
 from services import NO_LIMITS, rows
 
+from parallel_processor.cli.flags import build_ray_parser
 from parallel_processor.cluster.on_ray import OnRay
 from parallel_processor.exceptions import ConfigurationError
 
 pytest.importorskip("ray")
 KEY = "sk-of-this-test-alone"
 IN_FLIGHT = 8
+README = Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")
 
 
 def words(folder: Path, server: RawServer, *more: object) -> list[str]:
@@ -287,10 +291,42 @@ def test_without_ray_the_command_says_what_to_install(tmp_path: Path) -> None:
     )
 
 
+def test_the_readmes_program_runs(tmp_path: Path) -> None:
+    """It sends the file, and its summary counts blocks; the program imports Ray for itself, too."""
+    (block,) = re.findall(r"```python ray\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(20)))
+    with RawServer(answer_all) as server:
+        account = f"account = dict(request_url='{server.url}/v1/embeddings')\n"
+        program = f"import ray\n{account}{block}print(summary.answered, summary.blocks)\n"
+        found = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert (found.returncode, found.stdout) == (0, "20 1\n"), found.stderr
+
+
+def test_the_readmes_manifest_runs_the_command() -> None:
+    """It is YAML, and the parser takes its command; each node finds the key by its name."""
+    yaml = pytest.importorskip("yaml")
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    spec = yaml.safe_load(block)["spec"]
+    flags = build_ray_parser().parse(shlex.split(spec["entrypoint"])[2:])
+    assert (flags.address, flags.num_workers) == ("auto", 8)
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["env"][0]["name"] == "OPENAI_API_KEY"
+
+
 def test_a_cluster_gets_no_key() -> None:
     """With an address, a key or a login must be named by where the nodes find it."""
     url = "https://user:secret@api.example.com/v1/embeddings"
-    for settings in ({"api_key": KEY}, {"request_url": url}):
+    plain = {"request_url": "http://127.0.0.1:1/", "limiter": "redis://:secret@127.0.0.1/0"}
+    for settings in ({"api_key": KEY}, {"request_url": url}, plain):
         with pytest.raises(ConfigurationError, match="name a variable") as caught:
             OnRay("in.jsonl", address="auto", **settings)  # type: ignore[arg-type]
         assert KEY not in str(caught.value) and "secret" not in str(caught.value)
@@ -301,6 +337,9 @@ def test_no_secret_is_pickled() -> None:
     url = "http://user:secret@127.0.0.1:1/v1/embeddings"
     job = OnRay("in.jsonl", request_url=url, limits=NO_LIMITS)._job
     assert b"secret" not in pickle.dumps((job.settings, job.key)) and job.key.login_variable
+    limiter = "redis://:secret@127.0.0.1/0"
+    job = OnRay("in.jsonl", request_url="http://127.0.0.1:1/", limiter=limiter)._job
+    assert b"secret" not in pickle.dumps((job.settings, job.key)) and job.key.limiter_variable
     job = OnRay("in.jsonl", api_key=KEY, request_url="http://127.0.0.1:1/")._job
     assert KEY.encode() not in pickle.dumps((job.settings, job.key)) and job.key.variable
 

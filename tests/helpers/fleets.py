@@ -33,7 +33,7 @@ class Fleet:
     def __init__(self, count: int, limits: Limits, *, round_trip_s: float = 0.001) -> None:
         self.clock = FakeClock(50_000.0)
         self.round_trip_s = round_trip_s
-        self.is_away = False
+        self.is_away = self.loses_answers = False
         self.calls = 0
         self.asks: list[Ask] = []
         self.requests, self.tokens = SlidingCount(), SlidingCount()
@@ -104,6 +104,8 @@ class Member:
         fleet.calls += 1
         fleet.asks.append(ask)
         lease: Lease = fleet.holder.lease(account, ask)
+        if fleet.loses_answers:
+            raise LimiterError("the answer was lost")
         fleet.clock.now_s += fleet.round_trip_s / 2
         return lease
 

@@ -69,7 +69,7 @@ def opened(holder: Holder, clock: FakeClock, *amounts: float) -> Lease:
 
 
 def test_a_new_bucket_begins_empty(holder: Holder) -> None:
-    """It first admits nothing for as long as leases of before a loss may be used, then what has refilled."""
+    """It admits nothing while leases of before a loss may be used, and then what has refilled."""
     lease = holder("a", ask_for(3.0))
     assert lease.is_granted
     assert lease.delay_s == pytest.approx(HOLD_S + 3 / RATE)

@@ -32,6 +32,7 @@ moves = st.one_of(
     st.tuples(st.just("queue"), processes, st.lists(st.floats(0.0001, 1.0), max_size=30)),
     st.tuples(st.just("queue many"), processes, st.integers(1, 400)),
     st.tuples(st.just("away"), st.booleans()),
+    st.tuples(st.just("lose answers"), st.booleans()),
     st.tuples(st.just("slow"), st.sampled_from([0.0, 0.001, 0.05, 0.4, 2.0])),
 )
 losses = st.sampled_from([("restart",), ("remember",), ("go back",)])
@@ -51,6 +52,8 @@ def act(fleet: Fleet, move: tuple[Any, ...], limit: float) -> None:
                 fleet.processes[process].settle(index, share)
         case ("away", is_away):
             fleet.is_away = is_away
+        case ("lose answers", loses):
+            fleet.loses_answers = loses
         case ("slow", seconds):
             fleet.round_trip_s = seconds
         case ("restart",):
@@ -73,7 +76,7 @@ def test_no_minute_holds_more_than_the_limits(
     fleet = fleet_of(3, requests, tokens)
     for step in steps:
         act(fleet, step, tokens)
-    fleet.is_away, fleet.round_trip_s = False, 0.001
+    fleet.is_away, fleet.loses_answers, fleet.round_trip_s = False, False, 0.001
     fleet.run(30.0)
     assert fleet.requests.busiest() <= requests + 1e-6
     assert fleet.tokens.busiest() <= tokens * (1 + 1e-9) + 1e-6
@@ -88,10 +91,7 @@ def test_no_minute_holds_more_than_the_limits(
 def test_no_minute_holds_more_after_the_holder_lost_its_memory(
     requests: float, shares: list[float], steps: list[tuple[Any, ...]], count: int
 ) -> None:
-    """A holder that was restarted, or came back from an old snapshot, admits nothing too much.
-
-    That is promised for requests up to what may go out at once, half a second's worth.
-    """
+    """A holder that was restarted, or came back old, admits nothing too much, for sizes up to a burst."""
     fleet = fleet_of(count, requests, 10_000.0)
     for process in fleet.processes:
         process.queued.extend(share * 10_000.0 for share in shares * 400)
@@ -223,6 +223,22 @@ def test_while_the_holder_is_away_nothing_is_sent(caplog: pytest.LogCaptureFixtu
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == "the holder is away; requests wait until it is back"
     assert len(told) == 2 and told[1].startswith("the limiter is back after 12")
+
+
+def test_what_goes_back_does_not_come_back_twice() -> None:
+    """A call whose answer is lost is made again, but what it gave back is not given back again."""
+    fleet = fleet_of(1, math.inf, 60_000)
+    (process,) = fleet.processes
+    process.queued.extend([400.0] * 400)
+    for _ in range(40):
+        fleet.run(1.0)
+        while process.sent:
+            process.settle(0, 0.5)
+        fleet.loses_answers = True
+        fleet.run(0.3)
+        fleet.loses_answers = False
+    back = [slot for ask in fleet.asks for _, slot, _ in ask.returned]
+    assert len(back) == len(set(back)) > 10  # each lease was for one request
 
 
 def test_a_pause_of_one_process_holds_for_all() -> None:

@@ -1,10 +1,14 @@
 """Processes under one limit in a real Redis: runs, stops, outages, forks, and what is wrong from the start.
 
-Several cases are what users of other limiters met: clocks that differ (spring-cloud-gateway 1688), a server
-that restarted and lost the script (bottleneck 118), a connection that fell silent (ldp 464), keys in several
-slots of a cluster (litellm 11961, in ``test_buckets.py``), a call that is sent twice after an outage (OpenWA
-932), a connection that a forked child inherited (sidekiq 5535), and requests that are larger than a second's
-worth, or wait for requests and tokens apart (openlimit 10).
+Several cases are what users of other limiters met:
+
+* hosts whose clocks differ (spring-cloud-gateway 1688; each process of ``test_leasing.py`` has its own);
+* a server that restarted and lost the script (bottleneck 118);
+* a connection that fell silent (ldp 464);
+* keys in several slots of a cluster (litellm 11961; in ``test_buckets.py``);
+* a call that is sent again after an outage, and counts twice (OpenWA 932);
+* a connection that a forked child inherited (sidekiq 5535);
+* requests larger than a second's worth, and locks of requests and tokens apart (openlimit 10).
 """
 
 from __future__ import annotations
@@ -33,7 +37,14 @@ from raw_server import RawServer, Visit
 from redis_servers import RedisServer, redis_server
 from services import processor, rows, threads
 
-from parallel_processor import ConfigurationError, LimiterError, Limits, Options, Processor
+from parallel_processor import (
+    ConfigurationError,
+    LimiterError,
+    Limits,
+    Options,
+    Processor,
+    RetryPolicy,
+)
 from parallel_processor.limiter.accounts import account_name
 from parallel_processor.limiter.buckets import SharedBuckets
 from parallel_processor.limiter.leases import Ask, Lease
@@ -223,6 +234,36 @@ def test_a_forked_child_leases_for_itself(redis: RedisServer) -> None:
     assert len(server.times) == 91
 
 
+def test_a_pause_that_one_process_is_told_holds_for_another(redis: RedisServer) -> None:
+    """After a 429 with a wait, a process that has not seen it sends nothing of that model meanwhile."""
+    refused_at: list[float] = []
+    times: list[float] = []
+
+    def refuse_once(visit: Visit) -> None:
+        while visit.read():
+            times.append(time.monotonic())
+            if refused_at:
+                visit.answer()
+                continue
+            refused_at.append(times[-1])
+            headers = "Retry-After: 2\r\n"
+            visit.answer(b'{"error": {}}', status="429 Too Many Requests", headers=headers)
+
+    settings: dict[str, Any] = {"limits": a_minute(600), "retry": RetryPolicy(backoff_initial_s=0)}
+    with (
+        RawServer(refuse_once) as server,
+        processor(server.url, limiter=redis.url, **settings) as first,
+        # Another URL of the same server: nothing is shared but by way of it, as between two processes.
+        processor(server.url, limiter=f"{redis.url}?client_name=b", **settings) as second,
+    ):
+        future = first.submit(rows(1)[0])
+        wait_for(lambda: any(key.endswith(":pauses") for key in redis.ask("KEYS", "*")))
+        assert all(outcome.ok for outcome in second.map(rows(5, 1)))
+        assert future.result(60).ok
+    assert len(times) == 7
+    assert min(times[1:]) >= refused_at[0] + 1.9
+
+
 # The server goes, and comes back.
 
 
@@ -402,7 +443,7 @@ def test_a_connection_may_be_encrypted(tmp_path: Path) -> None:
 
 
 def test_a_limiter_of_the_callers_own(caplog: pytest.LogCaptureFixture) -> None:
-    """A function may make any object that leases, such as one in front of an actor; an error makes it wait."""
+    """A function may make any object that leases, one in front of an actor say; errors make it wait."""
     caplog.set_level(logging.INFO, "parallel_processor")
     buckets, lock, fails = SharedBuckets(), threading.Lock(), iter([False, True, True])
 
