@@ -25,6 +25,7 @@ if _TYPE_CHECKING:
     from parallel_processor.exceptions import (
         ConfigurationError,
         InputFileError,
+        LimiterError,
         ParallelProcessorError,
         RequestFailedError,
         ResultsFileError,
@@ -54,6 +55,7 @@ __all__ = [
     "ConfigurationError",
     "InputFileError",
     "LimitReport",
+    "LimiterError",
     "Limits",
     "Options",
     "Outcome",

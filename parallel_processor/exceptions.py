@@ -8,6 +8,7 @@ the caller's mistakes, for files that can't be used, and for an account that the
     │   └── LimitsFileError               a value in a file of limits can't work
     ├── InputFileError (OSError)          the requests file can't be read
     ├── ResultsFileError (OSError)        a results file can't be read, written or replaced
+    ├── LimiterError (OSError)            the server that holds shared limits can't be used
     ├── WorkerProcessError                worker processes can't be started, or keep dying
     ├── RunStoppedError                   the server refuses the whole account; has the summary
     ├── RequestFailedError                raised by :meth:`Outcome.raise_for_error`; has the outcome
@@ -109,6 +110,17 @@ class ResultsFileError(ParallelProcessorError, OSError):
     """
 
     stop_cause = StopCause.DISK
+
+
+class LimiterError(ParallelProcessorError, OSError):
+    """The server that holds the limits of several processes can't be used; nothing was sent.
+
+    >>> try:
+    ...     Processor(request_url=url, limiter="redis://127.0.0.1:1/0")
+    ... except LimiterError as error:
+    ...     print(error)
+    can't use the limiter redis://127.0.0.1:1/0: ...
+    """
 
 
 class WorkerProcessError(ParallelProcessorError):

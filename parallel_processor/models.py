@@ -148,6 +148,7 @@ class WaitCause(str, enum.Enum):
     TOKENS = "tokens"
     INPUT_TOKENS = "input_tokens"
     OUTPUT_TOKENS = "output_tokens"
+    LIMITER = "limiter"  # the server that holds the limits of several processes is away
     PAUSE = "pause"  # the server rejected a request and asked to wait
     CONCURRENCY = "in flight"  # the server takes no more requests at once
     MAX_WORKERS = "max_workers"  # as many requests are in flight as the setting permits

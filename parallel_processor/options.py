@@ -106,6 +106,15 @@ def _is_url(url: object) -> bool:
         return False
 
 
+def _check_limiter(limiter: object) -> None:
+    if isinstance(limiter, str):  # which may hold a password
+        ok = limiter.startswith(("redis://", "rediss://", "unix://"))
+        shown = _LOGIN.sub("//", shown_url(limiter))
+        _check(ok, "limiter", shown, "a redis://, rediss:// or unix:// URL")
+    else:
+        _check(limiter is None or callable(limiter), "limiter", limiter, "a URL, or a function")
+
+
 def _is_key(key: object) -> bool:
     return isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
 
@@ -229,6 +238,9 @@ class Options:
             together, those of a pattern besides; defaults that nobody set hold for the other models.
         account: the name of the account. Processors of one name share each limit of the same number.
             ``None``: so do those with the same host in ``request_url`` and the same ``api_key``.
+        limiter: which server holds the configured limits, so that several processes and hosts share them:
+            a URL of Redis or Valkey (``redis://``, ``rediss://``, ``unix://``), or a function that makes
+            a ``Limiter``. It is not in ``repr``. ``None``: they hold for this process.
         token_accounting: what the server's token limit charges. ``"reserve"``: the most that a request
             may use. ``"usage"``: what its answer used. ``"auto"``: what is known of the host.
         retry: how often and for how long a request is tried again.
@@ -262,6 +274,7 @@ class Options:
     limits: Limits = field(default_factory=Limits)
     limits_by_model: Mapping[str, Limits] = field(default_factory=dict)
     account: str | None = None
+    limiter: str | Callable[[], Any] | None = field(default=None, repr=False)
     token_accounting: TokenAccounting = "auto"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_workers: int = 1000
@@ -296,6 +309,7 @@ class Options:
         _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
         ok = self.account is None or (isinstance(self.account, str) and self.account != "")
         _check(ok, "account", self.account, "a name")
+        _check_limiter(self.limiter)
         ok = self.token_accounting in get_args(TokenAccounting)
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
@@ -341,6 +355,7 @@ class Settings(TypedDict, total=False):
     limits: Limits
     limits_by_model: Mapping[str, Limits]
     account: str | None
+    limiter: str | Callable[[], Any] | None
     token_accounting: TokenAccounting
     retry: RetryPolicy
     max_workers: int

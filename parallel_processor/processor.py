@@ -28,10 +28,11 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     StopRequested,
 )
-from parallel_processor.files.requests_file import check_paths, default_save_path
+from parallel_processor.files.requests_file import RequestLines, check_paths, default_save_path
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, Settings
 from parallel_processor.providers.endpoints import check_key
+from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Processor:
 
     def process_file(
         self,
-        requests_path: StrPath,
+        requests_path: StrPath | RequestLines,
         save_path: StrPath | None = None,
         *,
         errors_path: StrPath | None = None,
@@ -194,7 +195,7 @@ class Processor:
         their requests are sent again.
 
         Args:
-            requests_path: the requests, one a line.
+            requests_path: the requests, one a line; or an object that reads such lines.
             save_path: the records; by default ``name_results.jsonl`` beside ``name.jsonl``.
             errors_path: the records of failures, if they should not go to ``save_path``.
             overwrite: start afresh, without the old records.
@@ -215,10 +216,16 @@ class Processor:
         >>> summary.failed
         0
         """
-        source = Path(requests_path)
+        source = Path(requests_path) if isinstance(requests_path, (str, Path)) else requests_path
+        if save_path is not None:
+            save = Path(save_path)
+        elif isinstance(source, Path):
+            save = default_save_path(source)
+        else:
+            raise ConfigurationError(f"name a results file for {source.name}: save_path")
         job = FileJob(
             source=source,
-            save=Path(save_path) if save_path is not None else default_save_path(source),
+            save=save,
             errors=Path(errors_path) if errors_path is not None else None,
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
@@ -226,7 +233,8 @@ class Processor:
             progress=progress,
             on_outcome=on_outcome,
         )
-        check_paths(job.source, job.save, job.errors, job.report)
+        if isinstance(source, Path):
+            check_paths(source, job.save, job.errors, job.report)
         run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()
         _raise_cause(cause, summary)
@@ -241,6 +249,10 @@ class Processor:
         1
         """
         return self._account.stats()
+
+    def snapshot(self) -> Snapshot:
+        """What all runs have done until now, to be added up with other processors."""
+        return self._account.snapshot()
 
     def _outcomes(
         self,

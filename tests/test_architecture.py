@@ -40,10 +40,12 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"providers"},
     "workers": {"transport", "providers"},
     "report": {"ratelimit", "files", "providers"},
-    "engine": {"workers", "ratelimit", "files", "tokens", "report", "providers"},
+    "limiter": {"ratelimit"},
+    "engine": {"workers", "ratelimit", "limiter", "files", "tokens", "report", "providers"},
     "processor": {"engine", "report", "files", "providers"},
     "api": {"processor", "report"},
-    "cli": {"processor", "report", "files", "providers", FACE},  # FACE for the version
+    "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
+    "cli": {"processor", "cluster", "report", "files", "providers", FACE},  # FACE for the version
     "simulator": {"tokens"},
     "__main__": {"cli"},
 }
@@ -70,7 +72,10 @@ IMPORTERS = {
     "tqdm": {"report.progress"},
     "prometheus_client": {"report.prometheus"},  # an extra
     "argcomplete": {"cli.main"},  # an extra
-    "typing_extensions": {"api", "processor"},  # for type checkers alone
+    "redis": {"limiter.redis_limiter"},  # an extra
+    "typing_extensions": {"api", "processor", "cluster.on_ray"},  # for type checkers alone
+    "ray": {"cluster.load"},  # an extra
+    "fsspec": {"cluster.folders"},  # an extra
 }
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}
@@ -80,6 +85,8 @@ THREAD_MAKERS = {
     "workers.processes": {"Thread"},  # one for each child process
     "runtime.threads": {"Thread", "start_new_thread"},  # whatever Ctrl-C may interrupt
     "cli.signals": {"Thread"},  # waits for signals
+    "cluster.journals": {"Thread"},  # uploads
+    "cluster.processes": {"Thread"},  # one for each block of a worker
     "tokens.encodings": {"Thread"},  # a download of tiktoken's own may hang
     "simulator": THREADS,
 }
@@ -87,16 +94,21 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
     *("engine.outage", "engine.repeats", "engine.stops"),
-    *("ratelimit.accounts", "ratelimit.registry"),
+    *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),
     "transport.tls",
     "tokens.estimates",
+    *("cluster.worker", "cluster.processes"),
     *("files.writer", "workers.processes", "runtime.cores", "runtime.forks", "runtime.stop"),
     "simulator",
 }
-ENVIRONMENT_READERS = {"cli.main"}
-PRINTERS = {"cli.main", "simulator.__main__"}
+ENVIRONMENT_READERS = {
+    *("cli.main", "cli.environment", "cli.on_ray"),
+    "cluster.job",  # the key, where a worker runs
+    "cluster.ray_engine",  # Ray takes its settings from there
+}
+PRINTERS = {"cli.console", "simulator.__main__"}
 
 PACKAGE_MODULES = 16
 MODULE_LINES = 400
@@ -226,7 +238,7 @@ def is_allowed(importer: str, imported: Import) -> bool:
     if imported.for_types and (importer, package) in TYPES_ONLY:
         return True
     if importer == FACE:
-        return package in ALLOWED and package not in ("simulator", "cli")
+        return package in ALLOWED and package not in ("simulator", "cli", "cluster")
     if importer in VOCABULARY:
         return package in VOCABULARY[: VOCABULARY.index(importer)]
     return package in VOCABULARY or package in ALLOWED.get(importer, set())
@@ -359,10 +371,10 @@ def test_the_table_has_what_there_is() -> None:
 
 
 def test_the_top_level_and_the_packages_stay_small() -> None:
-    """Five modules and eleven packages at the top, and few modules in each package."""
+    """Five modules and thirteen packages at the top, and few modules in each package."""
     top = {name for name in MODULES if "." not in name and not name.startswith("__")}
     assert top == {"api", "processor", "options", "models", "exceptions"}
-    assert len(PACKAGES) == 11
+    assert len(PACKAGES) == 13
     sizes = Counter(name.rpartition(".")[0] for name in MODULES if not name.endswith("__"))
     del sizes[""], sizes["simulator"]  # a program of its own
     assert max(sizes.values()) <= PACKAGE_MODULES, sizes
@@ -450,6 +462,7 @@ def test_every_test_says_in_a_sentence_what_it_shows() -> None:
         (breaks_table, "api", "from .cli.main import main"),
         (breaks_table, "cli.main", "from ..simulator.server import serve"),
         (breaks_table, "__init__", "from . import simulator"),
+        (breaks_table, "__init__", "from .cluster.on_ray import process_on_ray"),
         (breaks_table, "simulator.server", "from ..ratelimit.token_bucket import TokenBucket"),
         (breaks_border, "engine.retry", "from ..workers.threads import _nobodys"),
         (breaks_border, "engine.retry", "from ..workers import threads"),

@@ -100,6 +100,16 @@ def test_parts_are_compared() -> None:
         assert len(rows(table, name)) == 1, name
 
 
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no Redis")
+def test_a_limit_is_shared() -> None:
+    """Two processes under one limit, and what a lease costs."""
+    table = bench("limiter", "--size", "tiny")
+    (row,) = rows(table, "2 ")
+    limit, requests, worst = (int(each.replace(",", "")) for each in row.split()[1:4])
+    assert (limit, requests) == (3000, 250) and worst <= limit
+    assert len(rows(table, "one connection")) == 1
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A benchmark under way, its folders in ``tmp_path``."""

@@ -16,7 +16,7 @@ from commands import command, environment, read_lines, run, simulator, write_lin
 
 import parallel_processor
 from parallel_processor import Limits, Options, Processor, RetryPolicy
-from parallel_processor.cli.flags import build_parser
+from parallel_processor.cli.flags import build_parser, build_ray_parser
 from parallel_processor.models import WaitCause
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
@@ -233,7 +233,9 @@ def test_the_commands_use_flags_that_exist() -> None:
     ]
     assert len(lines) >= 4
     for _, *words in lines:
-        if words[0] != "verify":
+        if words[0] == "run-on-ray":
+            build_ray_parser().parse(words[1:])
+        elif words[0] != "verify":
             build_parser().parse_args(words)
 
 

@@ -11,7 +11,7 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
@@ -21,7 +21,10 @@ from parallel_processor.cli.limits_file import read_limits_file
 from parallel_processor.options import Limits, Options, RetryPolicy, Settings, TokenAccounting
 
 PROGRAM = "parallel-processor"
-COMMANDS = {"verify": "check that every request has its answer"}
+COMMANDS = {
+    "verify": "check that every request has its answer",
+    "run-on-ray": "send the requests by several workers, on this machine or on a Ray cluster",
+}
 """The subcommands, and what each does."""
 
 _USAGE = f"""{PROGRAM} --requests_filepath FILE [--flag value ...]
@@ -30,7 +33,7 @@ _DESCRIPTION = """Send a JSONL file of LLM API requests, as fast as the account'
 Run the same command again after any stop: answered requests are not sent again.
 
 commands:
-""" + "\n".join(f"  {name:<8} {text} ({name} --help)" for name, text in COMMANDS.items())
+""" + "\n".join(f"  {name:<10} {text} ({name} --help)" for name, text in COMMANDS.items())
 _EPILOG = """In the name of a flag, - and _ are the same.
 
 exit codes:
@@ -146,6 +149,12 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
               "limit on output tokens alone, for accounts that have one", default_text="none"),
         _Flag("limits", "limits_by_model", "FILE",
               'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}'),
+        _Flag("limiter", "limiter", "URL",
+              "the Redis or Valkey server that holds these limits for all processes and hosts that name "
+              "it (redis://HOST:PORT/DB, rediss://, unix://)", default_text="they hold for this process"),
+        _Flag("account", "account", "NAME",
+              "what the account is called there: who names it alike shares the limits",
+              default_text="the host of the URL and a hash of the key"),
         _Flag("headroom", "limits.headroom", "SHARE",
               "share of every limit, 0 to 0.9, that is left to other programs"),
         _Flag("burst_seconds", "limits.burst_seconds", _S,
@@ -200,6 +209,15 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
               "serve metrics to Prometheus; without HOST to this machine alone", read=_address),
     ),
 }
+_RAY_FLAGS = (
+    _Flag("address", "", "HOST", "the Ray cluster: auto, or the address of its head",
+          default_text="none: Ray is started on this machine, for this run"),
+    _Flag("num_workers", "", "N", "how many workers send",
+          default_text="one for each CPU", read=_READERS[int]),
+    _Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
+          default_text="what suits the file, at most 16 MiB", read=_READERS[int]),
+)
+_NOT_ON_RAY = ("errors_filepath", "metrics_port")
 # fmt: on
 
 _ROWS = [flag for flags in FLAGS.values() for flag in flags]
@@ -310,3 +328,25 @@ def build_verify_parser() -> FlagParser:
         description="Check that the results have exactly one answer for every request.",
         epilog=_VERIFY_EPILOG,
     )
+
+
+def build_ray_parser() -> FlagParser:
+    """The parser of ``run-on-ray``, which has nearly all flags of the command, and some of its own."""
+    flags: dict[str, Sequence[_Flag]] = {"workers": _RAY_FLAGS}
+    flags |= {
+        title: [_for_parts(row) for row in rows if row.name not in _NOT_ON_RAY]
+        for title, rows in FLAGS.items()
+    }
+    return FlagParser(
+        f"{PROGRAM} run-on-ray",
+        flags,
+        usage=f"{PROGRAM} run-on-ray --requests_filepath FILE [--flag value ...]",
+        description="Send a JSONL file of LLM API requests by several workers, under one account's limits.",
+        epilog=_EPILOG,
+    )
+
+
+def _for_parts(row: _Flag) -> _Flag:
+    if row.name == "save_filepath":
+        return replace(row, metavar="FOLDER", help="the parts", default_text="{requests}_results")
+    return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from parallel_processor.engine.delivery import MakeSink
@@ -11,23 +11,33 @@ from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
-from parallel_processor.models import Request
+from parallel_processor.models import Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.progress import Progress
+from parallel_processor.report.snapshot import Snapshot, added
 from parallel_processor.report.summary import Stats, Summary, counters_of
+from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.tokens.estimates import CostEstimator
+
+
+def _make_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets:
+    if options.limiter is None:
+        return TokenBuckets(options, clock, ACCOUNTS)
+    with FORK_LOCK:
+        from parallel_processor.limiter.accounts import leased_buckets
+    return leased_buckets(options, clock)
 
 
 class Account:
     """The limits of one account, and the runs that share them. Any thread may call it."""
 
     def __init__(self, options: Options, clock: Callable[[], float]) -> None:
-        self._options, self._clock = options, clock
-        self.buckets = TokenBuckets(options, clock, ACCOUNTS)
+        self._options, self._clock, self._made_at = options, clock, clock()
+        self.buckets = _make_buckets(options, clock)
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = threading.Lock()  # guards the fields below
@@ -35,6 +45,7 @@ class Account:
         self.stops = 0  # how often :meth:`stop` was called
         self._last_stop: Callable[[Run], None] = lambda run: None
         self._ended = Counts()  # of the runs that are over
+        self._waited_s: Mapping[WaitCause, float] = {}  # by these runs
 
     @contextmanager
     def run(
@@ -77,6 +88,7 @@ class Account:
             with self._lock:
                 self._runs.discard(run)
                 self._ended += run.counters.counts().at_end()
+                self._waited_s = added(self._waited_s, run.wait_times.overall())
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
         """Stop the runs of all calls that have begun; with ``cancels``, cancel their requests in flight."""
@@ -125,14 +137,29 @@ class Account:
             buckets=self.buckets.reports(started_at, run.wait_times.of_bucket),
         )
 
+    def snapshot(self) -> Snapshot:
+        """What all runs have done until this moment."""
+        now = self._clock()
+        with self._lock:
+            counts, waited_s, in_flight = self._ended, self._waited_s, 0
+            for run in self._runs:
+                counts += run.counters.counts()
+                waited_s = added(waited_s, run.wait_times.overall(now))
+                in_flight += run.in_flight
+        return Snapshot(
+            counts=counts,
+            in_flight=in_flight,
+            waited_s=waited_s,
+            usage=self.buckets.usage(),
+            buckets=self.buckets.reports(self._made_at, lambda bucket: {}),
+        )
+
     def stats(self) -> Stats:
         """The counts of all runs together, at this moment."""
         with self._lock:
-            counts, runs, in_flight = self._ended, len(self._runs), 0
-            for run in self._runs:
-                counts += run.counters.counts()
-                in_flight += run.in_flight
-        usage = self.buckets.usage()
+            runs = len(self._runs)
+        found = self.snapshot()
+        counts, in_flight, usage = found.counts, found.in_flight, found.usage
         a_minute = 60.0 / max(usage.span_s, 1.0)
         latencies = percentiles_s(counts.latencies)
         return Stats(

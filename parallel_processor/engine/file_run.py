@@ -17,7 +17,7 @@ from parallel_processor.exceptions import InputFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import with_checked_ids
 from parallel_processor.files.formats import read_requests, tell_notes
-from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.requests_file import RequestLines, RequestsFile
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.files.writer import ResultWriter
 from parallel_processor.models import Outcome, Request
@@ -34,7 +34,7 @@ _log = logging.getLogger("parallel_processor")
 class FileJob:
     """What to do with a file. The fields are the arguments of ``Processor.process_file``."""
 
-    source: Path
+    source: Path | RequestLines
     save: Path
     errors: Path | None = None
     report: Path | None = None
@@ -59,7 +59,8 @@ class FileRun:
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
         job = self._job
-        with RequestsFile(job.source) as lines, open_files(job.save, job.errors) as files:
+        source = RequestsFile(job.source) if isinstance(job.source, Path) else job.source
+        with source as lines, open_files(job.save, job.errors) as files:
             output = _Output(files, job, self._highlights, self._options.write_retry_s, self._clock)
             with self._account.run(
                 make_sink=output.open,
@@ -79,11 +80,11 @@ class FileRun:
                         report.finish()
                 return self._summary(run, lines), run.stop_cause
 
-    def _summary(self, run: Run, lines: RequestsFile) -> Summary:
+    def _summary(self, run: Run, lines: RequestLines) -> Summary:
         return self._account.summary(run, self._started_at, fraction=lines.fraction())
 
     def _process(
-        self, run: Run, lines: RequestsFile, files: list[AppendFile], output: _Output
+        self, run: Run, lines: RequestLines, files: list[AppendFile], output: _Output
     ) -> None:
         def check() -> None:
             if run.stop_cause is not None:
@@ -97,12 +98,14 @@ class FileRun:
         except StopRequested:  # nothing was changed yet
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
-        _log.info("sending %s to %s", lines.path, _target(self._options))
+        _log.info("sending %s to %s", lines.name, _target(self._options))
+        requests = read_requests(lines.numbered(), self._options.request_url, lines.unit)
         requests = unanswered(
-            with_checked_ids(read_requests(lines, self._options.request_url)),
+            with_checked_ids(requests, lines.unit),
             answered,
             run.counters,
             lambda: run.stop_cause is not None,
+            lines.unit,
         )
         try:
             for _ in run.outcomes(requests):
@@ -110,7 +113,7 @@ class FileRun:
         finally:
             output.close()
 
-    def _live_report(self, path: Path, run: Run, lines: RequestsFile) -> LiveReport:
+    def _live_report(self, path: Path, run: Run, lines: RequestLines) -> LiveReport:
         report = LiveReport(
             path,
             sample=lambda: self._sample(run),
@@ -121,7 +124,7 @@ class FileRun:
         return report
 
     def _report(
-        self, run: Run, lines: RequestsFile, timeline: tuple[Sample, ...], is_running: bool
+        self, run: Run, lines: RequestLines, timeline: tuple[Sample, ...], is_running: bool
     ) -> RunReport:
         job, options = self._job, self._options
         return RunReport(
@@ -130,7 +133,7 @@ class FileRun:
             written_at=time.time(),
             is_running=is_running,
             fraction=lines.fraction(),
-            requests_path=str(job.source),
+            requests_path=lines.name,
             save_path=str(job.save),
             url=shown_url(options.request_url),
             max_workers=options.max_workers,
@@ -228,6 +231,7 @@ def unanswered(
     answered: AnsweredRequests,
     counters: Counters,
     is_over: Callable[[], bool],
+    unit: str = "line",
 ) -> Iterator[Request]:
     """The requests that have no answer yet. Logs once what had to be left out of some."""
     noted: set[str] = set()
@@ -243,7 +247,7 @@ def unanswered(
                 counters.skipped(failed=True)
                 continue
         if request.dropped:
-            tell_notes(request, noted, "line")
+            tell_notes(request, noted, unit)
         yield request
 
 

@@ -7,12 +7,14 @@ that it has everything. The results file is the only state.
 
 Names that cross the border (module, names):
 
-    append_file    AppendFile, replace_file
+    append_file    AppendFile, replace_file, sync_directory
     custom_ids     with_checked_ids
-    formats        content_key, made_request, read_requests, tell_notes
-    records        read_results
-    requests_file  RequestsFile, check_paths, default_save_path
+    formats        Record, content_key, identity, made_request, read_record, read_requests,
+                   tell_notes
+    records        read_outcome, read_results
+    requests_file  RequestLines, RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare
-    verify         Verification, verify_results
+    shape          why_not_jsonl
+    verify         Verification, records_in, verify_lines, verify_results
     writer         ResultWriter
 """

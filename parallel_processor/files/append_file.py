@@ -93,7 +93,7 @@ class AppendFile:
         self.dirty = False
         if not self._has_lasting_name:
             self._has_lasting_name = True
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
 
     def _check_name(self) -> None:
         """Raise ``OSError`` if another program removed, replaced or shortened the file."""
@@ -116,7 +116,7 @@ class AppendFile:
         os.fchmod(other._file.fileno(), stat.S_IMODE(status.st_mode))
         target = self.path.resolve()  # a symbolic link stays one
         os.replace(other.path, target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         old, self._file, self._size = self._file, other._file, other._size
         old.close()
 
@@ -160,7 +160,7 @@ def _open(path: Path, flags: int, mode: int) -> io.FileIO:
     return opened[0]
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a new name in ``directory`` permanent. Where a directory can't be opened, nothing is needed."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)

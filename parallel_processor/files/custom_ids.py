@@ -66,27 +66,30 @@ class CustomIds:
         return EarlierRow(line, bucket[at + _ID_BYTES : at + _LINE_AT] == content)
 
 
-def with_checked_ids(requests: Iterable[Request]) -> Iterator[Request]:
-    """Pass on ``requests``; raise :class:`InputFileError` at the second row of one id, if it differs."""
+def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterator[Request]:
+    """Pass on ``requests``; raise :class:`InputFileError` at the second row of one id, if it differs.
+
+    ``unit`` is what the numbers of the requests count.
+    """
     ids, has_warned = CustomIds(), False
     for request in requests:
         if request.custom_id is not None and (earlier := ids.add(request)) is not None:
             if not earlier.is_equal:
-                raise InputFileError(conflict_text(earlier.line, request))
+                raise InputFileError(conflict_text(earlier.line, request, unit))
             if not has_warned:
                 has_warned = True
                 _log.warning(
-                    "lines %d and %d are the same request, custom_id %.100r; each is sent, here and below",
-                    *(earlier.line, request.number, request.custom_id),
+                    "%ss %d and %d are the same request, custom_id %.100r; each is sent, here and below",
+                    *(unit, earlier.line, request.number, request.custom_id),
                     extra={"request_number": request.number},
                 )
         yield request
 
 
-def conflict_text(earlier_line: int, request: Request) -> str:
+def conflict_text(earlier_line: int, request: Request, unit: str = "line") -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
     return (
-        f"lines {earlier_line} and {request.number} of the requests file have the same custom_id "
+        f"{unit}s {earlier_line} and {request.number} of the requests file have the same custom_id "
         f"{str(request.custom_id)[:100]!r} but different requests: their answers could not be told apart. "
-        f"Give line {request.number} another id: line {earlier_line} may have its answer under this one"
+        f"Give {unit} {request.number} another id: {unit} {earlier_line} may have its answer under this one"
     )

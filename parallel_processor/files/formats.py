@@ -44,15 +44,20 @@ _NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
-def read_requests(lines: Iterable[bytes], request_url: str) -> Iterator[Request]:
-    """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``."""
-    for number, line in enumerate(lines, 1):
+def read_requests(
+    lines: Iterable[tuple[int, bytes]], request_url: str, unit: str = "line"
+) -> Iterator[Request]:
+    """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
+
+    A line comes with its number; ``unit`` is what that counts.
+    """
+    for number, line in lines:
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url)
+            yield parse_line(line, number, request_url, unit)
 
 
-def parse_line(line: bytes, number: int, request_url: str) -> Request:
+def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     try:
         text = line.decode("utf-8")
@@ -79,7 +84,7 @@ def parse_line(line: bytes, number: int, request_url: str) -> Request:
         body=text,
         payload=dump(text),
         number=number,
-        invalid_reason=f"line {number}: {invalid_reason}",
+        invalid_reason=f"{unit} {number}: {invalid_reason}",
     )
 
 

@@ -180,13 +180,21 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
 
+def read_outcome(line: bytes, number: int) -> Outcome | None:
+    """The outcome that ``line`` records; ``None`` if it is no record."""
+    parts = take_apart(line)
+    if parts is None:
+        return None
+    return _cookbook(parts, number) if parts.custom_id is None else _batch(parts, number)
+
+
 def _outcomes(path: Path) -> Iterator[Outcome]:
     has_warned = False
     with reading(path) as file:
         for number, line in enumerate(file, 1):
-            parts = take_apart(line)
-            if parts is not None:
-                yield _cookbook(parts, number) if parts.custom_id is None else _batch(parts, number)
+            outcome = read_outcome(line, number)
+            if outcome is not None:
+                yield outcome
             elif line.endswith(b"\n") and line.strip() and not has_warned:
                 has_warned = True
                 _log.warning("%s: line %d is no record; such lines are skipped", path, number)

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX
@@ -15,6 +16,33 @@ from parallel_processor.files.shape import why_not_jsonl
 
 _BUFFER_BYTES = 256 * 1024
 _DEVICE_FOLDERS = frozenset({"/dev", "/dev/fd"})
+
+
+class RequestLines(Protocol):
+    """Where the lines of requests come from: a file, or a part of one. For one thread.
+
+    Attributes:
+        name: what it is called in logs and reports.
+        unit: what the numbers of its lines count: ``line`` or ``byte``.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """Read the lines once. Each comes with its number, from 1, and with its line end."""
+        ...
+
+    def fraction(self) -> float | None:
+        """How much has been read, from 0 to 1; ``None`` if unknown."""
+        ...
+
+    def __enter__(self) -> RequestLines: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class RequestsFile:
@@ -32,7 +60,7 @@ class RequestsFile:
             hint = "; for standard input name /dev/stdin" if str(path) == "-" else ""
             text = f"can't read {path}: {error.strerror or error}{hint}"
             raise InputFileError(text) from error
-        self.path = path
+        self.path, self.name, self.unit = path, str(path), "line"
         self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
         self._read = 0
         self._ended = False
@@ -63,6 +91,10 @@ class RequestsFile:
         except OSError as error:
             raise InputFileError(f"can't read {self.path}: {error.strerror or error}") from error
         self._ended = True
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines, each with its number."""
+        return enumerate(self, 1)
 
     def fraction(self) -> float | None:
         """How much has been read, from 0 to 1; ``None`` for a pipe that hasn't ended."""

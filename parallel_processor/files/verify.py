@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.files.custom_ids import CustomIds
 from parallel_processor.files.formats import Record, identity, read_record, read_requests
 from parallel_processor.files.records import reading
-from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.requests_file import RequestLines, RequestsFile
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
 _MAX_CONFLICTS = 100
@@ -70,15 +70,22 @@ def verify_results(
     >>> verify_results(f"{folder}/requests.jsonl", f"{folder}/results.jsonl").ok
     True
     """
-    wanted = _Wanted(Path(requests_path), request_url)
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
+    return verify_lines(RequestsFile(Path(requests_path)), lambda: _records(paths), request_url)
+
+
+def verify_lines(
+    lines: RequestLines, records: Callable[[], Iterable[Record | None]], request_url: str
+) -> Verification:
+    """Compare ``lines`` with what ``records`` yields, which is called twice; ``None`` is a torn line."""
+    wanted = _Wanted(lines, request_url)
     torn = 0
-    for record in _records(paths):
+    for record in records():
         if record is None:
             torn += 1
         elif record.ok:
             wanted.count(record)
-    for record in _records(paths):
+    for record in records():
         if record is not None and not record.ok:
             wanted.count(record)
     return Verification(
@@ -96,13 +103,13 @@ def verify_results(
 class _Wanted:
     """The requests that still need a record. Good records must be counted first."""
 
-    def __init__(self, path: Path, request_url: str) -> None:
+    def __init__(self, lines: RequestLines, request_url: str) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
         self.conflicts: list[tuple[int, int]] = []
         self._left: dict[bytes, int] = {}
         ids = CustomIds()
-        with RequestsFile(path) as lines:
-            for request in read_requests(lines, request_url):
+        with lines:
+            for request in read_requests(lines.numbered(), request_url, lines.unit):
                 key = identity(request)
                 self._left[key] = self._left.get(key, 0) + 1
                 self.lines += 1
@@ -128,7 +135,12 @@ def _records(paths: list[Path]) -> Iterator[Record | None]:
     """The records in ``paths``; ``None`` for a line that is none, or that has no line end."""
     for path in paths:
         with reading(path) as file:
-            for line in file:
-                if line.strip():
-                    record = read_record(line) if line.endswith(b"\n") else None
-                    yield None if record is None or record.ok is None else record
+            yield from records_in(file)
+
+
+def records_in(lines: Iterable[bytes]) -> Iterator[Record | None]:
+    """The record in each of ``lines`` that is not blank; ``None`` if there is none, or no line end."""
+    for line in lines:
+        if line.strip():
+            record = read_record(line) if line.endswith(b"\n") else None
+            yield None if record is None or record.ok is None else record

@@ -7,10 +7,11 @@ happens here; threads wait elsewhere.
 
 Names that cross the border (module, names):
 
-    accounts      ACCOUNTS
+    accounts      ACCOUNTS, AccountLimits
+    quota         CAUSES, MINUTE_S, WINDOW_S, ConfiguredQuota, Costs, Slot
     registry      TokenBuckets
     reports       BucketReport, LimitReport, Usage
     shared        SharedLimits
-    state         Reservation
+    state         BucketState, Reservation
     token_bucket  Release, Tally, TokenBucket
 """

@@ -20,7 +20,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -108,7 +108,7 @@ class Accounts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._known: dict[tuple[int, str, bytes, str | None], AccountLimits] = {}
+        self._known: dict[tuple[Hashable, ...], AccountLimits] = {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -134,7 +134,7 @@ class Accounts:
         """
         if clock is not self._clock or all(each == math.inf for each in limits.by_kind.values()):
             return AccountLimits(clock)
-        key = (os.getpid(), *_identity(options), pattern)
+        key = (os.getpid(), *_identity(options), options.limiter, pattern)
         return self._known.setdefault(key, AccountLimits(clock))
 
 

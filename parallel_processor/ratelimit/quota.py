@@ -71,6 +71,11 @@ class ConfiguredQuota:
         self._left = 0.0  # what has left the window so far
 
     @property
+    def cause(self) -> WaitCause:
+        """What a request waits for that this quota delays."""
+        return CAUSES[self.kind]
+
+    @property
     def charged(self) -> float:
         """How many were charged in all, less refunds."""
         return self._left + self.in_window

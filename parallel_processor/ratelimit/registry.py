@@ -31,12 +31,14 @@ class TokenBuckets:
         options: Options,
         clock: Callable[[], float] = time.monotonic,
         accounts: Accounts | None = None,
+        make_limits: Callable[..., SharedLimits] = SharedLimits,
     ) -> None:
         """Make buckets that share the configured limits with others of their account in ``accounts``.
 
-        Without ``accounts``, nothing is shared.
+        Without ``accounts``, nothing is shared. ``make_limits`` takes the arguments of ``SharedLimits``.
         """
         accounts = accounts or Accounts(clock)
+        self._make_limits = make_limits
         self._options = options
         self._clock = clock
         self._lock = threading.Lock()  # guards both fields below
@@ -44,7 +46,7 @@ class TokenBuckets:
         self._shared: dict[SharedLimits, TokenBucket] = {}  # for further models
         with accounts.held():
             account = accounts.of(options, options.limits, clock)
-            self._default = SharedLimits(options.limits, clock, account=account)
+            self._default = make_limits(options.limits, clock, account=account)
             self._patterns = [
                 (pattern, self._of_pattern(accounts, account, pattern, limits))
                 for pattern, limits in options.limits_by_model.items()
@@ -58,7 +60,11 @@ class TokenBuckets:
         under = self._default if self._default.ceilings else None
         if under is None:
             account = accounts.of(self._options, limits, self._clock, pattern)
-        return SharedLimits(limits, self._clock, account=account, pattern=pattern, under=under)
+        return self._make_limits(limits, self._clock, account=account, pattern=pattern, under=under)
+
+    def limits(self) -> list[SharedLimits]:
+        """The configured limits: those of each pattern, and those of all other models."""
+        return [self._default, *(limits for _, limits in self._patterns)]
 
     def bucket(self, url: str, model: str) -> TokenBucket:
         """The bucket of requests to ``url`` for ``model``."""

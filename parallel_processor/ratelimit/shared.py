@@ -36,6 +36,7 @@ class SharedLimits:
         lock: the account's.
         opened_at: when it was made, in seconds of its clock.
         quotas: the arithmetic of each limit, its own first, then the ceilings above it.
+        charged: what a request takes from: ``quotas``, and what else a subclass adds.
         minute_count: what was admitted of requests and tokens, unless both are limited.
         tokens_per_minute: the limit of all tokens; infinite if there is none.
         limits_tokens: true if any limit counts tokens.
@@ -73,11 +74,19 @@ class SharedLimits:
             burst_seconds = limits.burst_seconds
             self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
         self.quotas = [*self._own, *(under.ceilings if under is not None else ())]
+        self.charged = self.quotas
         self._charged_before = [quota.charged for quota in self.quotas]
         tokens = (quota.limit for quota in self.quotas if quota.name == "tokens")
         self.tokens_per_minute = min(tokens, default=math.inf)
         self.limits_tokens = any(quota.name != "requests" for quota in self.quotas)
         account.users.add(self)
+
+    def adopt(self, url: str, model: str, state: BucketState) -> None:
+        """Know ``state`` as that of the bucket of ``model`` at ``url``. Only a subclass needs it."""
+
+    def tell_pause(self, url: str, model: str, seconds: float, now: float) -> Sequence[Reservation]:
+        """Tell others of a pause of a bucket that begins at ``now``; what must be woken for that."""
+        return ()
 
     @property
     def ceilings(self) -> Sequence[ConfiguredQuota]:

@@ -15,7 +15,7 @@ from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.minute_count import CountedSlot, MinuteCount
-from parallel_processor.ratelimit.quota import CAUSES, TOKENS, ConfiguredQuota, Costs, Slot
+from parallel_processor.ratelimit.quota import TOKENS, ConfiguredQuota, Costs, Slot
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import LimitChange, ServerLimits
 from parallel_processor.ratelimit.server_quota import ServerQuota
@@ -158,7 +158,7 @@ class BucketState:
                 continue  # an embedding has no output, so a debt of output tokens doesn't delay it
             delay = quota.delay_s(cost, now)
             if delay > self.delay:
-                self.delay, self.wait_cause = delay, CAUSES[quota.kind]
+                self.delay, self.wait_cause = delay, quota.cause
                 longest = quota if delay > INSTANT_S else None
         return longest
 

@@ -104,13 +104,14 @@ class TokenBucket:
         self._waiting = self.shared_limits.waiting
         self._state = BucketState(
             limits,
-            self.shared_limits.quotas,
+            self.shared_limits.charged,
             self.shared_limits.minute_count,
             now=clock(),
             climbs=self.shared_limits.is_open and most_in_flight is not None,
             most_in_flight=most_in_flight or math.inf,
             longest_s=longest_s,
         )
+        self.shared_limits.adopt(url, model, self._state)
 
     # Before an attempt.
 
@@ -227,8 +228,10 @@ class TokenBucket:
         admitted before the last cut changes nothing. Without ``pause_s`` the bucket chooses the pause.
         """
         with self._lock:
-            seconds = self._state.refuse(reservation, rejection, pause_s, self._clock())
+            now = self._clock()
+            seconds = self._state.refuse(reservation, rejection, pause_s, now)
             woken = self.shared_limits.firsts()  # they may have waited behind this bucket's head
+            woken += self.shared_limits.tell_pause(self.url, self.model, seconds, now)
         wake(woken)
         return seconds
 

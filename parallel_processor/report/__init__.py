@@ -11,8 +11,9 @@ Names that cross the border (module, names):
     histogram    percentiles_s
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
-    report_file  Highlights, LiveReport
-    samples      RunReport, Sample
+    report_file  Highlights, LiveReport, request_note
+    samples      RequestNote, RunReport, Sample
+    snapshot     Snapshot, added
     summary      Stats, Summary, counters_of, summary_text
     wait_times   WaitTimes
 """

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TextIO
 
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import Usage
-from parallel_processor.report.counters import Counters, Counts
+from parallel_processor.report.counters import Counts
 from parallel_processor.report.wording import cause_text, round_text, share_text
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.notebook import is_notebook
@@ -28,6 +28,14 @@ _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
 _FALLBACK_SIZE = {"ncols": 120, "nrows": 24}  # of a terminal that doesn't tell, as in containers
 _WIDGET_FORMAT = "{percentage:3.0f}%{bar}{desc}"
+
+
+class Counting(Protocol):
+    """What has counters."""
+
+    def counts(self) -> Counts:
+        """Where it stands."""
+        ...
 
 
 class Display(Protocol):
@@ -86,7 +94,7 @@ class Progress:
 
     def __init__(
         self,
-        counters: Counters,
+        counters: Counting,
         *,
         usage: Callable[[], Usage],
         waits: Callable[[], Mapping[WaitCause, float]],

@@ -94,12 +94,12 @@ class Highlights:
         with self._lock:
             for outcome in outcomes:
                 if not outcome.ok:
-                    self._failures.append(_note(outcome))
+                    self._failures.append(request_note(outcome))
                 elif (latency_s := outcome.latency_s) is not None:
                     is_full = len(self._slowest) >= _MAX_SLOWEST
                     if not is_full or latency_s > self._slowest[0][0]:
                         # The number, which is unique, keeps the heap from comparing notes.
-                        entry = (latency_s, -outcome.request.number, _note(outcome))
+                        entry = (latency_s, -outcome.request.number, request_note(outcome))
                         (heapq.heapreplace if is_full else heapq.heappush)(self._slowest, entry)
 
     def slowest(self) -> tuple[RequestNote, ...]:
@@ -114,7 +114,7 @@ class Highlights:
             return tuple(reversed(self._failures))
 
 
-def _note(outcome: Outcome) -> RequestNote:
+def request_note(outcome: Outcome) -> RequestNote:
     return RequestNote(
         number=outcome.request.number,
         custom_id=outcome.request.custom_id,

@@ -18,6 +18,7 @@ _CAUSE_TEXTS: Mapping[WaitCause, str] = {
     WaitCause.TOKENS: "the token limit",
     WaitCause.INPUT_TOKENS: "the input token limit",
     WaitCause.OUTPUT_TOKENS: "the output token limit",
+    WaitCause.LIMITER: "the limiter, which can't be reached",
     WaitCause.PAUSE: "a pause (429, timeouts, or a server that is not ready)",
     WaitCause.CONCURRENCY: "the limit of requests in flight",
     WaitCause.MAX_WORKERS: "a free worker (max_workers)",

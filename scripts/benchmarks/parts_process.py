@@ -208,7 +208,7 @@ def reading(size: Size, folder: Path) -> Row:
 
     def ours() -> None:
         with RequestsFile(path) as lines:
-            if sum(1 for _ in read_requests(lines, URL)) != size.lines:
+            if sum(1 for _ in read_requests(lines.numbered(), URL)) != size.lines:
                 raise RuntimeError("lines were lost")
 
     def plain() -> None:

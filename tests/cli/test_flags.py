@@ -113,8 +113,8 @@ def values() -> dict[str, Any]:
 
 
 def test_every_setting_has_a_flag() -> None:
-    """The command can do what the library can, but for functions, other processors, and logins."""
-    python_only = {"session_factory", "validate", "account", "login"}
+    """The command can do what the library can, but for functions and logins."""
+    python_only = {"session_factory", "validate", "login"}
     assert {row.setting for row in ROWS if row.setting} == set(values()) - python_only
 
 
@@ -129,6 +129,8 @@ def test_a_flag_becomes_its_setting(row: Any) -> None:
     value: Any = "0.25" if isinstance(before, float) else "7"
     if row.setting == "request_url":
         value = "http://h/v1/responses"
+    if row.setting == "limiter":
+        value = "redis://h/7"
     kind = float if row.setting == "retry.pause_s" else str if before is None else type(before)
     wanted = kind(value)
     words = [f"--{row.name}={value}"]

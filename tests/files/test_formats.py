@@ -164,12 +164,13 @@ def test_a_bad_line_says_which_it_is_and_why(line: bytes, invalid_reason: str) -
 def test_lines_are_numbered_and_blank_ones_skipped() -> None:
     """A byte-order mark before any line, CRLF, blank lines and a missing last line end are all fine."""
     lines = [b'\xef\xbb\xbf{"a": 1}\r\n', b"\r\n", b" \t\n", b'  {"a": 2}  \n', b"x\n", b'{"a": 3}']
-    requests = list(read_requests(lines, URL))
+    requests = list(read_requests(enumerate(lines, 1), URL))
     assert [request.number for request in requests] == [1, 4, 5, 6]
     assert [request.body for request in requests] == [{"a": 1}, {"a": 2}, "x", {"a": 3}]
     assert [request.invalid_reason is None for request in requests] == [True, True, False, True]
     joined = [b'{"a": 1}\n', b'\xef\xbb\xbf{"a": 2}\n', b"\xef\xbb\xbf\n"]
-    assert [request.payload for request in read_requests(joined, URL)] == [b'{"a": 1}', b'{"a": 2}']
+    requests = list(read_requests(enumerate(joined, 1), URL))
+    assert [request.payload for request in requests] == [b'{"a": 1}', b'{"a": 2}']
 
 
 @pytest.mark.parametrize(

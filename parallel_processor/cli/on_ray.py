@@ -1,0 +1,88 @@
+"""``run-on-ray``: the command's flags, for workers on Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+from parallel_processor.cli.ending import exit_code, tell
+from parallel_processor.cli.environment import KEY_VARIABLE, find_key
+from parallel_processor.cli.signals import SignalWatcher
+from parallel_processor.cluster.on_ray import OnRay
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+    RunStoppedError,
+    WorkerProcessError,
+)
+from parallel_processor.options import Settings
+from parallel_processor.providers.endpoints import needs_key
+from parallel_processor.report.summary import Summary
+
+_log = logging.getLogger("parallel_processor")
+
+
+def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
+    """Run the job; gives the exit code."""
+    variable, file = "", ""
+    if flags.address is None:
+        made["api_key"] = find_key(flags)
+    else:
+        variable, file = _key_source(flags)
+    job = OnRay(
+        flags.requests_filepath,
+        flags.save_filepath,
+        address=flags.address,
+        num_workers=flags.num_workers,
+        key_variable=variable,
+        key_file=file,
+        overwrite=flags.overwrite,
+        keep_failures=flags.keep_failures,
+        progress=not flags.no_progress,
+        report_path=flags.report_filepath,
+        block_bytes=flags.block_bytes,
+        **made,
+    )
+    with SignalWatcher(
+        on_first=lambda name: _stop(job, name), on_second=lambda name: _cancel(job, name)
+    ) as watcher:
+        error: ParallelProcessorError | None = None
+        summary: Summary
+        try:
+            summary = job.process()
+        except (RunStoppedError, ResultsFileError, WorkerProcessError, InputFileError) as raised:
+            if raised.summary is None:
+                if isinstance(raised, InputFileError):
+                    raise
+                _log.error("%s", raised)
+                return 2
+            error, summary = raised, raised.summary
+        tell(summary, error, flags, f"results are in the parts of {job.folder}")
+        code = exit_code(summary, error, watcher.number)
+        return code or int(bool(getattr(summary, "blocks_set_aside", ())))
+
+
+def _key_source(flags: argparse.Namespace) -> tuple[str, str]:
+    """Where workers on a cluster find the key: the name of a variable, or of a file."""
+    if flags.api_key:
+        raise ConfigurationError(
+            "a key in a flag would be visible to everybody who can see the cluster: set "
+            f"{KEY_VARIABLE} on its nodes, or give --api_key_file with a file that is there"
+        )
+    if flags.api_key_file:
+        return "", flags.api_key_file
+    is_used = KEY_VARIABLE in os.environ or needs_key(flags.request_url)
+    return (KEY_VARIABLE if is_used else ""), ""
+
+
+def _stop(job: OnRay, signal_name: str) -> None:
+    job.stop(f"interrupted by {signal_name}")
+    _log.warning("%s: waiting for requests in flight; a second signal cancels them", signal_name)
+
+
+def _cancel(job: OnRay, signal_name: str) -> None:
+    job.stop(f"interrupted by {signal_name}", cancels=True)
+    _log.warning("%s: cancelling requests in flight", signal_name)

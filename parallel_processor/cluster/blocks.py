@@ -1,0 +1,156 @@
+"""Blocks: byte ranges of the requests file, each of which one worker sends.
+
+A line belongs to the block that its first byte lies in. So a block can be read without the others, and the
+file's size is all that must be known beforehand. The key of a line is its place: the number of its first
+byte, from 1, as ``tail -c +PLACE`` counts. A compressed file can't be entered in its middle: it is one
+block, and places are those in the text that is compressed.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from parallel_processor.exceptions import InputFileError
+
+_BUFFER_BYTES = 1 << 20
+_HEAD_BYTES = 6
+# How a file begins, and what reads the text in it.
+_COMPRESSED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\0", lzma.LZMAFile),
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Block:
+    """The lines whose first byte is at ``start`` or later, and before ``end``, counted from 0."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.start
+
+
+def uncovered(covered: Iterable[Block], size: int) -> Iterator[Block]:
+    """The ranges of a file of ``size`` bytes that ``covered`` leaves, in the file's order.
+
+    Raises :class:`InputFileError` if ``covered`` does not fit: two blocks overlap, or the file is shorter.
+    """
+    place = 0
+    for block in sorted(covered):
+        if block.start < place:
+            raise InputFileError(f"the part from byte {block.start} overlaps the one before it")
+        if block.end > size:
+            raise InputFileError(
+                f"the requests have {size:,} bytes, but there is a part up to byte {block.end:,}: "
+                "lines may be added, but not removed. Name another folder, or start afresh with --overwrite"
+            )
+        if block.start > place:
+            yield Block(place, block.start)
+        place = block.end
+    if place < size:
+        yield Block(place, size)
+
+
+def cut(block: Block, block_bytes: int) -> Iterator[Block]:
+    """``block`` in pieces of ``block_bytes``, the last of which may be smaller."""
+    for start in range(block.start, block.end, block_bytes):
+        yield Block(start, min(start + block_bytes, block.end))
+
+
+def opener(file: BinaryIO) -> Callable[[Any], Any] | None:
+    """What reads the text of a compressed ``file``, which is at its begin; ``None`` for a plain one."""
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
+    return next((opened for magic, opened in _COMPRESSED if head.startswith(magic)), None)
+
+
+class BlockLines:
+    """The lines of one block, as ``Processor.process_file`` takes them. For one thread.
+
+    Args:
+        file: the whole file, open for reading at any place. It is closed at the end of the ``with`` block.
+        name: what the file is called in messages.
+    """
+
+    unit = "byte"
+
+    def __init__(self, file: BinaryIO, block: Block, name: str) -> None:
+        self.name, self._block = name, block
+        self._raw = file
+        opened = opener(file)
+        # Python's own reader of lines is several times as fast as those of most other file objects.
+        self._file = io.BufferedReader(cast(Any, opened(file) if opened else file), _BUFFER_BYTES)
+        self._is_compressed = opened is not None
+        self._place = block.start
+        self.is_read = False  # true once the last line was taken
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines, each with its place. Raises ``OSError`` if the file can't be read."""
+        if self._is_compressed:
+            yield from self._all()
+        else:
+            self._skip_to_line()
+            yield from self._own()
+        self.is_read = True
+
+    def _all(self) -> Iterator[tuple[int, bytes]]:
+        place = 1
+        try:
+            for line in self._file:
+                yield place, line
+                place += len(line)
+                self._place = self._raw.tell()
+        except (EOFError, lzma.LZMAError) as error:
+            raise InputFileError(f"can't unpack {self.name}: {error}") from error
+
+    def _skip_to_line(self) -> None:
+        """Go to the first line that begins in the block: the one before it ends at or behind the start."""
+        if self._block.start == 0:
+            return
+        self._file.seek(self._block.start - 1)
+        place = self._block.start - 1
+        while place < self._block.end:
+            skipped = self._file.readline(min(_BUFFER_BYTES, self._block.end - place))
+            place += len(skipped)
+            if not skipped or skipped.endswith(b"\n"):
+                break
+        self._place = place
+
+    def _own(self) -> Iterator[tuple[int, bytes]]:
+        end = self._block.end
+        while self._place < end and (line := self._file.readline()):
+            place, self._place = self._place + 1, self._place + len(line)
+            yield place, line
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of the block has been read."""
+        return (
+            self._block.size
+            if self.is_read
+            else min(self._place, self._block.end) - self._block.start
+        )
+
+    def fraction(self) -> float | None:
+        """How much has been read, from 0 to 1."""
+        if self.is_read or not self._block.size:
+            return 1.0
+        return min(self.read_bytes / self._block.size, 0.9999)
+
+    def __enter__(self) -> BlockLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._raw.close()

@@ -1,0 +1,178 @@
+"""The function for programs, and what the command calls: a file is sent by workers on Ray.
+
+No key is an argument of anything that Ray sees. Workers find it in a variable of their environment or in
+a file. The embedded Ray inherits this process's environment. There a key that was passed in becomes such a
+variable, for as long as the run lasts.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel_processor.cluster.job import KeySource
+from parallel_processor.cluster.load import check_ray
+from parallel_processor.cluster.ray_engine import connected, environment, on_ray
+from parallel_processor.cluster.run import ClusterJob, ClusterRun
+from parallel_processor.cluster.tally import ClusterSummary
+from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.options import Options, Settings
+from parallel_processor.providers.endpoints import check_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_KEY, _LOGIN = "PARALLEL_PROCESSOR_API_KEY", "PARALLEL_PROCESSOR_LOGIN"
+_LIMITER = "PARALLEL_PROCESSOR_LIMITER"
+
+
+class OnRay:
+    """One call of :func:`process_on_ray`, which another thread may stop."""
+
+    def __init__(
+        self,
+        requests_path: str,
+        save_path: str | None = None,
+        *,
+        address: str | None = None,
+        num_workers: int | None = None,
+        key_variable: str = "",
+        key_file: str = "",
+        overwrite: bool = False,
+        keep_failures: bool = False,
+        progress: bool | None = None,
+        report_path: str | Path | None = None,
+        block_bytes: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        for name, value in (("num_workers", num_workers), ("block_bytes", block_bytes)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
+        self._address, self._num_workers = address, num_workers
+        named = KeySource(variable=key_variable, file=key_file and str(Path(key_file).resolve()))
+        bare, key, self._secrets = _without_secrets(settings, named, address)
+        self._job = ClusterJob(
+            requests_path=requests_path,
+            save_path=save_path,
+            workers=num_workers or len(os.sched_getaffinity(0)),
+            settings=bare,
+            key=key,
+            overwrite=overwrite,
+            keep_failures=keep_failures,
+            progress=progress,
+            report_path=Path(report_path) if report_path is not None else None,
+            block_bytes=block_bytes,
+        )
+        self._run = ClusterRun(self._job)
+
+    @property
+    def folder(self) -> str:
+        """Where the output goes."""
+        return self._job.folder
+
+    def stop(self, reason: str, *, cancels: bool = False) -> None:
+        """Send nothing more; what is in flight may end, unless it is cancelled. Any thread may call it."""
+        self._run.stop(reason, cancels=cancels)
+
+    def process(self) -> ClusterSummary:
+        """Send what has no record yet."""
+        check_ray()  # if it is missing, that is said before anything else
+        with ExitStack() as stack:
+            stack.enter_context(environment(self._secrets))
+            workers = self._num_workers
+            if self._address is not None:
+                ray = stack.enter_context(connected(self._address))
+                workers = workers or int(ray.cluster_resources().get("CPU", 1))
+            make_engine = partial(on_ray, address=self._address)
+            return self._run.process(make_engine, workers=workers, shares_limits=True)
+
+
+def _without_secrets(
+    settings: Settings, named: KeySource, address: str | None
+) -> tuple[Settings, KeySource, dict[str, str]]:
+    """The settings without key and login, where workers find these, and the variables for that."""
+    options = Options(**settings)
+    is_named = bool(named.variable or named.file)
+    if address is None and not is_named:
+        check_key(options)
+    url = options.limiter if isinstance(options.limiter, str) else ""
+    found = {
+        _KEY: "" if is_named else options.api_key or "",
+        _LOGIN: options.login or "",
+        _LIMITER: url if "@" in url else "",  # it may have a password
+    }
+    secrets = {name: value for name, value in found.items() if value}
+    if address is not None and secrets:
+        raise ConfigurationError(
+            "a key, a login or a password would be visible to everybody who can see the cluster: name a "
+            "variable that is set on its nodes, or a file that is there (key_variable, key_file)"
+        )
+    bare: Settings = {
+        **settings,
+        "api_key": None,
+        "login": None,
+        "request_url": options.request_url,
+        "limiter": None if _LIMITER in secrets else options.limiter,
+    }
+    key = KeySource(
+        variable=named.variable or (_KEY if _KEY in secrets else ""),
+        file=named.file,
+        login_variable=_LOGIN if _LOGIN in secrets else "",
+        limiter_variable=_LIMITER if _LIMITER in secrets else "",
+    )
+    return bare, key, secrets
+
+
+def process_on_ray(
+    requests_path: str,
+    save_path: str | None = None,
+    *,
+    address: str | None = None,
+    num_workers: int | None = None,
+    key_variable: str = "",
+    key_file: str = "",
+    overwrite: bool = False,
+    keep_failures: bool = False,
+    progress: bool | None = None,
+    report_path: str | Path | None = None,
+    block_bytes: int | None = None,
+    **settings: Unpack[Settings],
+) -> ClusterSummary:
+    """Send every request of a file by workers on Ray, and write their records to parts in a folder.
+
+    The same call again sends only what has no answer yet. ``settings`` are those of :class:`Options`, for
+    each worker; the limits are those of all workers together.
+
+    Args:
+        requests_path: the requests, a path that all workers can read, or a URL such as ``s3://bucket/name``.
+        save_path: the folder of the parts, likewise; by default ``name_results`` beside ``name.jsonl``.
+        address: of a Ray cluster, or ``auto``. ``None``: an embedded Ray of this machine, or the one that
+            the program has connected.
+        num_workers: by default one for each CPU.
+        key_variable: the variable of the workers' environment that has the key.
+        key_file: a file with the key, on each node.
+        overwrite: start afresh, without the old parts.
+        keep_failures: leave failed records as they are, and don't send their requests.
+        progress: as in :meth:`Processor.process_file`.
+        report_path: likewise.
+        block_bytes: how much of the file a worker gets at a time; by default up to 16 MiB.
+
+    Raises what :meth:`Processor.process_file` raises, and :class:`ConfigurationError` if Ray is missing.
+    """
+    return OnRay(
+        requests_path,
+        save_path,
+        address=address,
+        num_workers=num_workers,
+        key_variable=key_variable,
+        key_file=key_file,
+        overwrite=overwrite,
+        keep_failures=keep_failures,
+        progress=progress,
+        report_path=report_path,
+        block_bytes=block_bytes,
+        **settings,
+    ).process()

@@ -1,0 +1,124 @@
+"""What is left to do: the blocks that the output's folder has no part for."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from parallel_processor.cluster.blocks import Block, cut, opener, uncovered
+from parallel_processor.cluster.folders import Folder, LocalFolder, open_input
+from parallel_processor.cluster.parts import JOURNALS, State, part_name
+from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.files.shape import why_not_jsonl
+
+_HEAD_BYTES = 256 * 1024
+_LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 1024, 16 * 1024 * 1024
+_BLOCKS_A_WORKER = 8  # so that all workers end at about the same time
+
+
+def default_folder(requests_path: str) -> str:
+    """``name_results`` beside ``name.jsonl``."""
+    head, slash, name = requests_path.rpartition("/")
+    return f"{head}{slash}{PurePosixPath(name).stem.removesuffix('.jsonl')}_results"
+
+
+def look_at_input(path: str, size: int) -> bool:
+    """Check that the file is JSONL as a whole; true if it is compressed, and so is one block.
+
+    Raises :class:`InputFileError` for another format. Reads its beginning alone.
+    """
+    try:
+        with open_input(path) as file:
+            opened = opener(file)
+            head = (opened(file) if opened else file).read(_HEAD_BYTES)
+    except (OSError, EOFError) as error:
+        raise InputFileError(
+            f"can't read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    is_whole = len(head) < _HEAD_BYTES if opened else len(head) >= size
+    if (reason := why_not_jsonl(head, is_whole, Path(path))) is not None:
+        raise InputFileError(reason)
+    return opened is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The blocks of one run. ``redo`` are those that have a journal, or a part with failures."""
+
+    redo: Sequence[Block]
+    gaps: Sequence[Block]  # between them and the parts that are done
+    block_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all blocks together."""
+        return sum(each.size for each in (*self.redo, *self.gaps))
+
+    @property
+    def count(self) -> int:
+        """The number of blocks."""
+        return len(self.redo) + sum(-(-gap.size // self.block_bytes) for gap in self.gaps)
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks in the file's order, made as they are taken."""
+        fresh = (block for gap in self.gaps for block in cut(gap, self.block_bytes))
+        return heapq.merge(self.redo, fresh)
+
+
+def make_plan(
+    state: State,
+    size: int,
+    *,
+    workers: int,
+    block_bytes: int | None,
+    keep_failures: bool,
+    is_compressed: bool,
+) -> Plan:
+    """What ``state`` leaves of a file of ``size`` bytes. Its parts may have any sizes.
+
+    Raises :class:`InputFileError` if they don't fit the file.
+    """
+    redo = [] if keep_failures else sorted(state.failed)
+    kept = [*state.done, *(state.failed if keep_failures else ())]
+    list(uncovered([*kept, *redo], size))  # raises if they don't fit
+    for block in sorted({each.block for each in state.journals} - {*kept, *redo}):
+        others = (*kept, *redo)
+        if block.end <= size and all(b.end <= block.start or block.end <= b.start for b in others):
+            redo.append(block)
+    gaps = list(uncovered([*kept, *redo], size))
+    if is_compressed and any(gap.size < size for gap in gaps):
+        raise InputFileError("the parts are of another file: this one is compressed, and one block")
+    left = sum(each.size for each in (*redo, *gaps))
+    wanted = block_bytes or -(-left // (workers * _BLOCKS_A_WORKER))
+    chosen = wanted if block_bytes else min(max(wanted, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
+    return Plan(redo=sorted(redo), gaps=gaps, block_bytes=size if is_compressed else chosen)
+
+
+def clean(folder: Folder, state: State) -> None:
+    """Remove what no run will use: journals of blocks that are done, and parts with failures likewise."""
+    journals = folder.within(JOURNALS)
+    for each in state.journals:
+        if each.block in state.done:
+            journals.remove(each.name)
+    for home in (folder, journals):
+        if isinstance(home, LocalFolder):
+            home.remove_unfinished()
+    if isinstance(journals, LocalFolder) and not journals.names() and journals.path.is_dir():
+        journals.path.rmdir()
+
+
+def empty(folder: Folder, state: State) -> None:
+    """Remove all parts and journals, for a fresh start. Other files stay."""
+    for block in state.done | state.failed:
+        for failed in (False, True):
+            folder.remove(part_name(block, failed=failed))
+    for each in state.journals:
+        folder.within(JOURNALS).remove(each.name)
+
+
+def check_folder(path: str) -> None:
+    """Raise :class:`ConfigurationError` if a file is where the folder of the output should be."""
+    if "://" not in path and Path(path).exists() and not Path(path).is_dir():
+        raise ConfigurationError(f"{path} is a file: the results of several workers need a folder")

@@ -1,0 +1,131 @@
+"""The buckets in a Redis or Valkey server: one script, one round trip for each lease.
+
+The server's clock is the only one that counts. Keys are those of one hash slot, so a cluster holds them as
+well. A call is never sent twice: an answer that got lost costs its lease, not the limit. Each wait for the
+server is bounded, because a connection may be dropped without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from parallel_processor.exceptions import ConfigurationError, LimiterError
+from parallel_processor.limiter.leases import Ask, Lease
+from parallel_processor.options import shown_url
+from parallel_processor.runtime.forks import FORK_LOCK
+
+_TIMEOUT_S = 2.0
+_PREFIX = "parallel-processor"
+
+
+@cache
+def script() -> str:
+    """The script that the server runs."""
+    return Path(__file__).with_name("lease.lua").read_text("utf-8")
+
+
+class RedisLimiter:
+    """Leases from the server of a URL: ``redis://``, ``rediss://`` or ``unix://``."""
+
+    def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> None:
+        """Make a client without a connection.
+
+        Raises :class:`ConfigurationError` if the package ``redis`` is missing, or the URL is malformed.
+        """
+        self._where = shown_url(url)
+        try:
+            with FORK_LOCK:  # the first time, this imports them
+                import redis.exceptions
+                from redis.backoff import NoBackoff
+                from redis.retry import Retry
+        except ImportError:
+            text = "limiter needs the package redis: pip install 'parallel-api-processor[redis]'"
+            raise ConfigurationError(text) from None
+        self._errors: Any = redis.exceptions
+        try:
+            self._client: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                retry_on_error=[],
+                max_connections=1,
+            )
+        except ValueError:  # its text may hold a part of the password
+            text = "limiter must be a URL such as redis://HOST:PORT/DB, with / in a password as %2F"
+            raise ConfigurationError(text) from None
+        self._sha = hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
+
+    def lease(self, account: str, ask: Ask, now: float | None = None) -> Lease:
+        """Ask for a lease under the limits of ``account``; ``now`` stands for the server's clock in a test.
+
+        Raises :class:`LimiterError`.
+        """
+        prefix = f"{_PREFIX}:{{{account}}}:"
+        keys = [f"{prefix}pauses"]
+        for terms in ask.terms:
+            keys += [prefix + terms.key, f"{prefix}{terms.key}:slots"]
+        values = [*keys, _encode(ask), "" if now is None else repr(now)]
+        try:
+            return _decode(self._run(len(keys), values))
+        except self._errors.RedisError as error:
+            # The text of an error may name an address, but no password.
+            raise LimiterError(f"can't use the limiter {self._where}: {error}") from error
+
+    def _run(self, keys: int, values: list[str]) -> Any:
+        try:
+            return self._client.evalsha(self._sha, keys, *values)
+        except self._errors.NoScriptError:  # it is new there, or the server was restarted
+            return self._client.eval(script(), keys, *values)
+
+    def close(self) -> None:
+        """Close the connection; the next lease makes another."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+
+def _encode(ask: Ask) -> str:
+    overused = ask.overused or (0.0,) * len(ask.terms)
+    return json.dumps(
+        {
+            "ttl": ask.ttl_s,
+            "quotas": [
+                {
+                    "limit": terms.limit,
+                    "rate": terms.rate(ask.ttl_s),
+                    "burst": terms.burst_s,
+                    "amount": amount,
+                    "epoch": epoch,
+                    "serial": serial,
+                    "overused": over,
+                }
+                for terms, amount, epoch, serial, over in zip(
+                    ask.terms, ask.amounts, ask.epochs, ask.serials, overused, strict=True
+                )
+            ],
+            "returned": ask.returned,
+            "history": ask.history,
+            "pauses": ask.pauses,
+        }
+    )
+
+
+def _decode(answer: Any) -> Lease:
+    is_granted, delay, binding, slot, epochs, serials, limits, pauses = answer
+    texts = [each.decode() if isinstance(each, bytes) else str(each) for each in pauses]
+    return Lease(
+        is_granted=is_granted == 1,
+        delay_s=float(delay),
+        binding=binding,
+        slot=slot,
+        epochs=tuple(epochs),
+        serials=tuple(serials),
+        limits=tuple(map(float, limits)),
+        pauses=tuple(
+            (name, float(left)) for name, left in zip(texts[::2], texts[1::2], strict=True)
+        ),
+    )
