@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Cores = frozenset[int]
@@ -38,6 +39,7 @@ _GAIN = 1.05  # how much more must end after a move
 _FALL = 0.7  # of the best rate, below which the other way is tried soon
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0  # from one trial to the next
 _LOOK_EVERY, _LOOK_FIRST = 50, 10  # requests
+_FIELD_OF_CORE = 36  # behind the name of a thread, man 5 proc
 
 
 class _Joined(threading.local):
@@ -74,8 +76,6 @@ class SharedCore:
         ``cpu_clock`` returns the seconds that all threads of this process have used together.
         """
         self.all = _own_cores() if cores is None else cores
-        # Several processes of one machine should not choose the same one.
-        self._one = Cores(sorted(self.all)[os.getpid() % max(len(self.all), 1) :][:1])
         self.wanted = self.all
         self._threads: dict[int, None] = {}  # the system's ids
         self._clock, self._cpu_clock = clock, cpu_clock
@@ -124,7 +124,7 @@ class SharedCore:
         except ProcessLookupError:  # it has just ended
             pass
         except OSError:  # a container's cores have changed: leave it at that
-            self.all = self._one = self.wanted = Cores()
+            self.all = self.wanted = Cores()
             self._look_at = sys.maxsize
 
     # Caller holds ``_lock``.
@@ -143,7 +143,7 @@ class SharedCore:
         if self._settles:
             self._settles = False
             if self._is_first and now - self._joined_at < _AT_ONCE_S:
-                self._go(self._one)
+                self._share()
             self._begin(now, _FIRST_WINDOW_S if self._is_first else _WINDOW_S)
             return
         if self._before is not None:
@@ -153,7 +153,7 @@ class SharedCore:
             self._pause_s = _SHORTEST_PAUSE_S
         elif self._is_first and cpu_s < _SHORT_S * count:
             self._tried_at = now
-            self._go(self._one)
+            self._share()
         elif self._is_first:
             self._go(self.all)
         else:
@@ -182,7 +182,15 @@ class SharedCore:
     def _change(self, now: float) -> None:
         """Try the other way."""
         self._tried_at = now
-        self._go(self.all if self.wanted is self._one else self._one)
+        if self.wanted is self.all:
+            self._share()
+        else:
+            self._go(self.all)
+
+    def _share(self) -> None:
+        """Move all threads to the core of the calling one, unless they are on one."""
+        if self.wanted is self.all:
+            self._go(_one_of(self.all))
 
     def _go(self, cores: Cores) -> None:
         """Move all threads."""
@@ -190,6 +198,16 @@ class SharedCore:
             self.wanted, self._settles = cores, True
             for thread_id in tuple(self._threads):
                 self._move(thread_id)
+
+
+def _one_of(cores: Cores) -> Cores:
+    """The one on which the calling thread runs: busy processes of one machine run on different ones."""
+    try:
+        stat = Path("/proc/thread-self/stat").read_text()
+        core = int(stat.rpartition(")")[2].split()[_FIELD_OF_CORE])
+    except (OSError, ValueError, IndexError):
+        core = min(cores)
+    return Cores({core}) if core in cores else Cores({min(cores)})
 
 
 def _own_cores() -> Cores:

@@ -123,8 +123,7 @@ def test_those_that_joined_move_together_and_nobody_else() -> None:
     """Those that come later are moved as well, and those that leave come back."""
     own = Cores(os.sched_getaffinity(0))
     core = SharedCore()
-    one = core._one
-    assert len(one) == 1 and one < own
+    one = Cores({max(own)})
     joined, go_on, seen = threading.Barrier(3), threading.Barrier(3), []
 
     def work() -> None:
@@ -153,7 +152,8 @@ def test_those_that_joined_move_together_and_nobody_else() -> None:
 def test_what_a_member_starts_is_a_member() -> None:
     """A run's writer and dispatcher are started by its reader, and stay with it."""
     own, core, seen = Cores(os.sched_getaffinity(0)), SharedCore(), []
-    core._go(core._one)
+    one = Cores({max(own)})
+    core._go(one)
 
     def look() -> None:
         seen.append((joined(), Cores(os.sched_getaffinity(0))))
@@ -166,7 +166,7 @@ def test_what_a_member_starts_is_a_member() -> None:
             core.leave()
 
     in_thread(core.join, start)
-    assert seen == [(core, core._one), (None, own)]
+    assert seen == [(core, one), (None, own)]
     assert core._threads == {}
 
 
@@ -175,8 +175,10 @@ def test_a_thread_that_has_ended_is_no_error() -> None:
     """It need not have left."""
     core = SharedCore()
     in_thread(core.join)
-    core._go(core._one)
-    assert core.wanted == core._one != core.all
+    core._share()
+    assert len(core.wanted) == 1 and core.wanted < core.all
+    core._share()
+    assert len(core.wanted) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads can't choose their cores")
