@@ -19,6 +19,7 @@ SLOT_S = 0.0625  # what is used in one slot leaves the window together
 WINDOW_S = MINUTE_S + 0.25  # requests spend unequal times on their way
 NAMED_S = 120.0  # how long a limit counts after a process named it
 CONFIRM_S = 1.0  # a lease that begins later than this is confirmed before it is used
+_PACED_BURST_S = 0.5
 HOLD_S = CONFIRM_S + 0.5  # for which a bucket without a memory admits nothing
 
 
@@ -37,8 +38,11 @@ class Terms:
     burst_s: float
 
     def rate(self, ttl_s: float) -> float:
-        """How many a second are leased, so that the limit holds although leases are used late."""
-        return self.limit / (MINUTE_S + self.burst_s + ttl_s)
+        """How many a second are leased, so that the limit holds although leases are used late.
+
+        A burst of more than half a second's worth costs no rate: the window of a minute bounds it.
+        """
+        return self.limit / (MINUTE_S + min(self.burst_s, _PACED_BURST_S) + ttl_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

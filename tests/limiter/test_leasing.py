@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 from parallel_processor.models import Rejection, WaitCause
 from parallel_processor.options import Limits
 
-SMALL = Limits(requests_per_minute=600, tokens_per_minute=math.inf)
+
+def a_minute(requests: float, tokens: float = math.inf, burst_seconds: float = 0.5) -> Limits:
+    """Limits of so many a minute."""
+    return Limits(
+        requests_per_minute=requests, tokens_per_minute=tokens, burst_seconds=burst_seconds
+    )
 
 
 def fleet_of(count: int, requests: float, tokens: float = math.inf, **settings: Any) -> Fleet:
     """A fleet under limits."""
-    return Fleet(count, Limits(requests_per_minute=requests, tokens_per_minute=tokens), **settings)
+    return Fleet(count, a_minute(requests, tokens), **settings)
 
 
 processes = st.integers(0, 2)
@@ -67,13 +72,16 @@ def act(fleet: Fleet, move: tuple[Any, ...], limit: float) -> None:
 
 
 @given(
-    st.floats(1.0, 5000.0), st.sampled_from([1000.0, 60_000.0, 1e6]), st.lists(moves, max_size=25)
+    st.floats(1.0, 5000.0),
+    st.sampled_from([1000.0, 60_000.0, 1e6]),
+    st.sampled_from([0.01, 0.5, 0.5, 60.0]),
+    st.lists(moves, max_size=25),
 )
 def test_no_minute_holds_more_than_the_limits(
-    requests: float, tokens: float, steps: list[tuple[Any, ...]]
+    requests: float, tokens: float, burst_s: float, steps: list[tuple[Any, ...]]
 ) -> None:
     """Whatever is queued, settled, slow or away, any 60 seconds of all processes are within both limits."""
-    fleet = fleet_of(3, requests, tokens)
+    fleet = Fleet(3, a_minute(requests, tokens, burst_s))
     for step in steps:
         act(fleet, step, tokens)
     fleet.is_away, fleet.loses_answers, fleet.round_trip_s = False, False, 0.001
@@ -112,9 +120,10 @@ def test_everything_is_sent_in_the_end(sizes: list[tuple[int, float]], requests:
     fleet.run_until_sent(60 * (1.2 * minutes + large) + 70)
 
 
-def test_the_limit_is_used() -> None:
+@pytest.mark.parametrize("burst_s", [0.1, 0.5, 10.0])
+def test_the_limit_is_used(burst_s: float) -> None:
     """Three processes with work for two minutes use 97 % of it, with few calls."""
-    fleet = fleet_of(3, 6000)
+    fleet = Fleet(3, a_minute(6000, burst_seconds=burst_s))
     for process in fleet.processes:
         process.queued.extend([1.0] * 4000)
     fleet.run(120)
@@ -262,8 +271,7 @@ def test_a_pause_of_one_process_holds_for_all() -> None:
 def test_the_lowest_limit_holds_for_all(caplog: pytest.LogCaptureFixture) -> None:
     """Two processes that name different limits keep the lower one; the other is told."""
     fleet = fleet_of(1, 600)
-    lower = Limits(requests_per_minute=300, tokens_per_minute=math.inf)
-    fleet.processes.append(Member(fleet, lower, 7.0))
+    fleet.processes.append(Member(fleet, a_minute(300), 7.0))
     for process in fleet.processes:
         process.queued.extend([1.0] * 900)
     fleet.run(5)

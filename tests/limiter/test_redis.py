@@ -125,7 +125,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
 
 def test_three_processes_share_a_limit(redis: RedisServer, tmp_path: Path) -> None:
     """Together they send in no second, and in no ten, more than the limit allows one process."""
-    limit = 1200
+    limit = 2400
     with arrivals() as server:
         flags = ("--max_requests_per_minute", limit, "--limiter", redis.url)
         fleet = [started(tmp_path, name, 60, server.url, *flags) for name in "abc"]
@@ -270,7 +270,7 @@ def test_a_pause_that_one_process_is_told_holds_for_another(redis: RedisServer) 
 def test_a_run_waits_while_the_server_is_away(tmp_path: Path) -> None:
     """It sends nothing without a lease, says so, and ends well once the server is back without a memory."""
     redis = RedisServer(tmp_path)
-    limit = 600
+    limit = 1200
     with arrivals() as server:
         flags = ("--max_requests_per_minute", limit, "--limiter", redis.url)
         with redis.running():
