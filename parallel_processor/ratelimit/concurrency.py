@@ -32,10 +32,8 @@ import math
 from parallel_processor.ratelimit.ceiling import Ceiling, Slowness
 
 _FIRST = 32  # the number at the begin of the search
-_FEW, _QUICK_S = (
-    16,
-    0.05,
-)  # the same if the first answer comes so soon: they suffice, or soon are more
+_FEW = 16.0  # the same, and the least of the search, for a server that answers at once:
+_QUICK_S = 0.05  # sooner than this
 _GENTLE = 4  # the same for a server that may name rate limits in its first answers
 _STEP = 1.1  # of the climbing
 _WORTH = 0.1  # a step pays off if throughput grows by this share of the growth in number
