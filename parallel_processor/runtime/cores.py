@@ -151,11 +151,12 @@ class SharedCore:
         elif cpu_s < _BUSY * seconds:
             self._go(self.all)
             self._pause_s = _SHORTEST_PAUSE_S
-        elif self._is_first and cpu_s < _SHORT_S * count:
-            self._tried_at = now
-            self._share()
         elif self._is_first:
-            self._go(self.all)
+            self._tried_at = now
+            if cpu_s < _SHORT_S * count:
+                self._share()
+            else:
+                self._go(self.all)
         else:
             self._compare(count / seconds, now)
         self._is_first = False
