@@ -12,6 +12,7 @@ import http.client
 import io
 import select
 import socket
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -138,6 +139,8 @@ def _watch(sock: socket.socket) -> Callable[[], object]:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     has_input = functools.partial(poll.poll, 0)
+    if sys.platform != "linux":
+        return has_input
 
     # Linux can say that nothing has, and doesn't hand the interpreter's lock to another thread for it.
     def is_silent() -> bool:
