@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,7 @@ from parallel_processor.report.counters import Counts
 from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.progress import Progress
 from parallel_processor.report.summary import Stats, Summary, counters_of
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
 
 
@@ -30,7 +30,7 @@ class Account:
         self.buckets = TokenBuckets(options, clock, ACCOUNTS)
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._runs: set[Run] = set()
         self.stops = 0  # how often :meth:`stop` was called
         self._last_stop: Callable[[Run], None] = lambda run: None

@@ -9,7 +9,6 @@ import heapq
 import json
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from parallel_processor.files.append_file import replace_file
 from parallel_processor.models import Outcome
 from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.samples import RequestNote, RunReport, Sample, Timeline
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _log = logging.getLogger("parallel_processor")
 _PAGE_ENDINGS = (".html", ".htm")
@@ -85,7 +85,7 @@ class Highlights:
     """Picks the requests that the report names out of all outcomes. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards both
+        self._lock = InterruptSafeLock()  # guards both
         self._slowest: list[tuple[float, int, RequestNote]] = []  # a heap
         self._failures: deque[RequestNote] = deque(maxlen=_MAX_FAILURES)
 

@@ -1,14 +1,15 @@
 """Threads, stops, forks and interpreter exit: what Python's own primitives leave open.
 
-``StopSignal`` ends a run once, with its cause, and wakes everything that waits. ``WakeEvent`` and
-``InterruptSafeThread`` keep their promises when Ctrl-C interrupts them. This package knows nothing of
-requests.
+``StopSignal`` ends a run once, with its cause, and wakes everything that waits. ``WakeEvent``,
+``InterruptSafeLock`` and ``InterruptSafeThread`` keep their promises when Ctrl-C interrupts them. This
+package knows nothing of requests.
 
 Names that cross the border (module, names):
 
     descriptors  affordable_workers, raise_soft_limit
     exits        at_exit
     forks        FORK_LOCK, load
+    locks        InterruptSafeLock
     notebook     html_table, is_notebook, join_timeout_s
     stop         Settable, StopSignal, WakeEvent, do_all
     threads      InterruptSafeThread

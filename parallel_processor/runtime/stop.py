@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from parallel_processor.runtime.locks import InterruptSafeLock
+
 _TRIES = 5
 # Python may miss a signal that arrives just before a wait in C, until that wait is over. So no single
 # wait of the main thread, which alone handles signals, is longer than this.
@@ -76,7 +78,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards every change of cause, and _subscribers
+        self._lock = InterruptSafeLock()  # guards every change of cause, and _subscribers
         self.cause: BaseException | None = None
         self._subscribers: set[Settable] = set()
         self._event = WakeEvent(max_waiters=8)
