@@ -1,6 +1,6 @@
 """The report file of a run: a page for people, or JSON for programs, by the ending of its name.
 
-The thread that feeds the run takes samples, and writes the file again from time to time.
+The thread of the displays takes samples, and writes the file again from time to time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_ERROR_CHARS = 300
 
 
 class LiveReport:
-    """The report of one run. For the thread that feeds it.
+    """The report of one run. For one thread at a time.
 
     Args:
         sample: takes a sample of the run.

@@ -12,5 +12,5 @@ Names that cross the border (module, names):
     locks        InterruptSafeLock
     notebook     html_table, is_notebook, join_timeout_s
     stop         Settable, StopSignal, WakeEvent, do_all
-    threads      InterruptSafeThread
+    threads      InterruptSafeThread, run_apart
 """
