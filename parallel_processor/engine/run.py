@@ -11,8 +11,7 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
   worker for an admitted request that no worker asks for. It and the workers also count tokens
   (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
-* The *writer*, behind the sink of a file run, appends records.
-* Another one draws the progress bar and writes the report, if there are any (``Displays``).
+* The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
@@ -222,7 +221,11 @@ class Run:
                 self._give_up_at = min(self._give_up_at, self._clock() + join_timeout_s(error))
                 raise
             finally:
-                self._finish()
+                try:
+                    self._finish()
+                except KeyboardInterrupt:  # it may have come before anything was done
+                    self._finish()
+                    raise
 
     # The reader.
 
@@ -387,9 +390,8 @@ class Run:
             if not self.yields_outcomes:  # otherwise nobody takes what still comes
                 list(self._drain())  # yields none
         finally:
-            # An interrupt may have kept a stop from waking the dispatcher.
-            rouse = self._dispatcher.waker.set
-            steps = (rouse, self._dispatcher.join, self._cancel_rest, self._pool.close)
+            self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
+            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
             do_all((*steps, *ends))
 

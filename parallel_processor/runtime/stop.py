@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -119,16 +120,21 @@ def do_all(steps: Iterable[Callable[[], object]]) -> None:
 
     A step that is interrupted, by one more Ctrl-C for example, is taken again. One that fails is not.
     """
+    left, tries = deque(steps), 0
     raised: BaseException | None = None
-    for step in steps:
-        for _ in range(_TRIES):
-            try:
-                step()
-                break
-            except Exception as error:
-                raised = error
-                break
-            except BaseException as error:
-                raised = error
+    while left:
+        try:
+            while left:  # within the try: an interrupt may come between two steps, too
+                left[0]()
+                left.popleft()
+                tries = 0
+        except Exception as error:
+            raised, tries = error, 0
+            left.popleft()
+        except BaseException as error:
+            raised, tries = error, tries + 1
+            if left and tries >= _TRIES:
+                left.popleft()
+                tries = 0
     if raised is not None:
         raise raised

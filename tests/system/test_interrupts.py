@@ -52,10 +52,14 @@ def left_behind():
     return threads, len(os.listdir("/proc/self/fd"))
 
 signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+def measured():
+    began_at = time.perf_counter()
+    work(shared)
+    return time.perf_counter() - began_at
+
 work(shared)
-began_at = time.perf_counter()
-work(shared)
-span_s = time.perf_counter() - began_at
+span_s = min(measured() for _ in range(5))
 nothing = left_behind()
 assert not nothing[0], nothing
 interrupted = 0
