@@ -91,7 +91,7 @@ class ResultWriter:
         self._wake.set()
 
     def close(self) -> None:
-        """Write what is queued, make it last, and end the thread. No other call may follow."""
+        """Write what is queued, make it last, and end the thread. Only this may be called again."""
         if not self._is_started and self._queue.empty():
             return
         steps = (self._put_end, self._thread.start, self._thread.join)
