@@ -91,6 +91,7 @@ THREAD_MAKERS = {
     "simulator": THREADS,
 }
 LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier"}
+SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
     *("engine.outage", "engine.repeats", "engine.stops"),
@@ -100,8 +101,15 @@ LOCK_MAKERS = {
     "transport.tls",
     "tokens.estimates",
     *("cluster.worker", "cluster.processes"),
-    *("files.writer", "workers.processes", "runtime.cores", "runtime.forks", "runtime.stop"),
+    *("files.writer", "workers.processes", "runtime.cores", "runtime.forks", "runtime.locks"),
+    "runtime.stop",
     "simulator",
+}
+# Who makes a lock of Python's own, which an interrupt may leave taken.
+PLAIN_LOCK_MAKERS = {
+    "runtime.locks",
+    *("transport.connections", "transport.session", "transport.timeouts", "transport.tls"),
+    *("runtime.cores", "workers.processes"),
 }
 ENVIRONMENT_READERS = {
     *("cli.main", "cli.environment", "cli.on_ray"),
@@ -292,8 +300,19 @@ def breaks_lock_makers(module: Module) -> Iterator[str]:
         return
     for dotted in uses(module):
         origin, _, name = dotted.rpartition(".")
-        if origin in ("threading", "multiprocessing") and name in LOCKS:
+        known = origin in ("threading", "multiprocessing", f"{PACKAGE}.runtime.locks")
+        if known and name in LOCKS | SAFE_LOCKS:
             yield f"{module.name} makes a lock: {dotted}"
+
+
+def breaks_plain_lock_makers(module: Module) -> Iterator[str]:
+    """A lock stays usable wherever an interrupt hits the thread that takes it."""
+    if module.name in PLAIN_LOCK_MAKERS:
+        return
+    for dotted in uses(module):
+        origin, _, name = dotted.rpartition(".")
+        if origin in ("threading", "multiprocessing") and name in LOCKS:
+            yield f"{module.name} makes a lock that an interrupt may leave taken: {dotted}"
 
 
 def breaks_environment(module: Module) -> Iterator[str]:
@@ -404,6 +423,7 @@ def test_the_other_tables_name_what_there_is() -> None:
     for rule, table in (
         (breaks_thread_makers, THREAD_MAKERS),
         (breaks_lock_makers, LOCK_MAKERS),
+        (breaks_plain_lock_makers, PLAIN_LOCK_MAKERS),
         (breaks_environment, ENVIRONMENT_READERS),
     ):
         for name in set(table) - {"simulator"}:
@@ -480,6 +500,12 @@ def test_every_test_says_in_a_sentence_what_it_shows() -> None:
         (breaks_thread_makers, "processor", "import threading as t\nt.Thread(target=f)"),
         (breaks_lock_makers, "engine.run", "import threading\nf(default_factory=threading.Lock)"),
         (breaks_lock_makers, "files.formats", "from threading import Condition\nc = Condition()"),
+        (
+            breaks_lock_makers,
+            "files.formats",
+            f"from {PACKAGE}.runtime.locks import InterruptSafeLock as L\nL()",
+        ),
+        (breaks_plain_lock_makers, "engine.account", "import threading\nlock = threading.Lock()"),
         (breaks_environment, "api", "import os\nkey = os.environ['KEY']"),
         (breaks_environment, "api", "from os import getenv\nkey = getenv('KEY')"),
         (breaks_habits, "api", "async def f(): ..."),
@@ -522,6 +548,11 @@ def test_the_rules_can_be_broken(
         (breaks_thread_makers, "engine.run", "import threading\ndef f(t: threading.Thread): ..."),
         (breaks_lock_makers, "engine.run", "import threading\nlock: threading.Lock"),
         (breaks_lock_makers, "simulator.limits", "import threading\nlock = threading.Lock()"),
+        (
+            breaks_plain_lock_makers,
+            "engine.account",
+            f"from {PACKAGE}.runtime.locks import InterruptSafeLock\nlock = InterruptSafeLock()",
+        ),
         (breaks_habits, "engine.run", "import time\nnow = time.monotonic()"),
         (breaks_sizes, "engine.run", "def f():\n  '''a\n  b'''\n" + "  pass\n" * 39),
     ],

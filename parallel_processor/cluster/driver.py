@@ -1,8 +1,8 @@
 """Hands out blocks to workers until each has its part. It knows no engine: an engine has five methods.
 
 The driver's thread is the caller's, and the only one that changes anything here. It waits for events of the
-engine, a quarter of a second at most, and between them hands out blocks, asks the workers how they are
-doing, and draws the progress line.
+engine, a quarter of a second at most, and between them hands out blocks and asks the workers how they are
+doing.
 
 * **A worker is trusted once it has answered**, at the start and after it was lost. An engine may start it
   again, or a cluster may have no room for it yet: its blocks don't wait for that, others take them.
@@ -29,7 +29,6 @@ from parallel_processor.cluster.blocks import Block
 from parallel_processor.cluster.job import Attempt, BlockReport, End, Standing
 from parallel_processor.cluster.tally import Tally
 from parallel_processor.exceptions import StopCause
-from parallel_processor.report.progress import Displays
 
 _log = logging.getLogger("parallel_processor")
 _TICK_S = 0.25
@@ -147,12 +146,11 @@ class Driver:
         engine: Engine,
         blocks: Iterator[Block],
         tally: Tally,
-        displays: Displays,
         *,
         drain_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine, self._tally, self._displays = engine, tally, displays
+        self._engine, self._tally = engine, tally
         self._blocks, self._queue = blocks, deque[_Block]()
         self._workers = [_Worker(number) for number in range(engine.workers)]
         self._drain_s, self._clock = drain_s, clock
@@ -184,8 +182,7 @@ class Driver:
                 self._hand_out()
                 self._recall_slow()
             self._ask()
-            self._take_events(min(_TICK_S, self._displays.wait_s))
-            self._displays.show()
+            self._take_events(_TICK_S)
         self._ask_once_more()
 
     def _is_over(self) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 from parallel_processor.cluster.driver import Answered, Ended, Event, Lost
 from parallel_processor.cluster.job import Attempt, Job, share
 from parallel_processor.cluster.worker import BlockWorker
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -142,7 +143,7 @@ class _Server:
 
     def __init__(self, connection: Connection, job: Job) -> None:
         self._connection = connection
-        self._lock = threading.Lock()  # for sending: messages of two threads must not mix
+        self._lock = InterruptSafeLock()  # for sending: messages of two threads must not mix
         self._worker = BlockWorker(job)
 
     def serve(self) -> None:

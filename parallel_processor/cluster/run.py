@@ -150,18 +150,14 @@ class ClusterRun:
         displays = Displays(self._clock)
         with make_engine(made, workers) as engine:
             driver = Driver(
-                engine,
-                plan.blocks(),
-                tally,
-                displays,
-                drain_s=self._options.drain_s,
-                clock=self._clock,
+                engine, plan.blocks(), tally, drain_s=self._options.drain_s, clock=self._clock
             )
             self._driver = driver
             if self._stop is not None:
                 driver.stop(self._stop[0], cancels=self._stop[1])
             report = self._show(displays, tally, driver)
             try:
+                displays.start()
                 driver.run()
             finally:
                 displays.close()

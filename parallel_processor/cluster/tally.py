@@ -64,7 +64,7 @@ class ClusterSummary(Summary):
 
 
 class Tally:
-    """Adds up. For the thread of the driver.
+    """Adds up. Only the thread of the driver changes it; any thread may read.
 
     ``shares_limits`` says that all workers have the same limits together, not each a part of them.
     """
@@ -119,7 +119,7 @@ class Tally:
     def snapshot(self) -> Snapshot:
         """All workers together, those included that were lost."""
         found = self._lost
-        for standing in self._standings.values():
+        for standing in tuple(self._standings.values()):
             found = found.plus(standing.snapshot, shares_limits=self._shares_limits)
         return found
 
@@ -144,7 +144,7 @@ class Tally:
         """The share of this run's blocks that has been read, from 0 to 1."""
         if self._bytes >= self._total_bytes:
             return 1.0
-        reading = sum(sum(each.read_bytes.values()) for each in self._standings.values())
+        reading = sum(sum(each.read_bytes.values()) for each in tuple(self._standings.values()))
         return min((self._bytes + reading) / self._total_bytes, 0.9999)
 
     def summary(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import threading
 import uuid
 from collections import deque
 from contextlib import suppress
@@ -33,6 +32,7 @@ from parallel_processor.processor import Processor
 from parallel_processor.report.report_file import request_note
 from parallel_processor.report.samples import RequestNote
 from parallel_processor.report.summary import Summary
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_NOTES = 20
 _MAX_LOG = 100  # messages that are kept for the driver
@@ -62,7 +62,7 @@ class BlockWorker:
         self._url = job.settings.get("request_url", DEFAULT_REQUEST_URL)
         self._processor = Processor(**job.key.complete(job.settings))
         self._incarnation = f"{uuid.uuid4().hex}-{os.getpid()}"
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._lines: dict[int, BlockLines] = {}  # what is being read, by attempt
         self._retaken = 0  # records of lost attempts of this run, which count as answered already
         self._stops = 0

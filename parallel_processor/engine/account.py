@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -21,6 +20,7 @@ from parallel_processor.report.progress import Progress
 from parallel_processor.report.snapshot import Snapshot, added
 from parallel_processor.report.summary import Stats, Summary, counters_of
 from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
 
 
@@ -40,7 +40,7 @@ class Account:
         self.buckets = _make_buckets(options, clock)
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._runs: set[Run] = set()
         self.stops = 0  # how often :meth:`stop` was called
         self._last_stop: Callable[[Run], None] = lambda run: None

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-import threading
 from dataclasses import replace
 
 from parallel_processor.files.formats import content_key
 from parallel_processor.models import Outcome, Request, Response
 from parallel_processor.providers.jsontext import parse
 from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _log = logging.getLogger("parallel_processor")
 _TABLE = (
@@ -32,9 +32,9 @@ class Duplicates:
     """The requests and answers of one run. The reader calls :meth:`claim`, any thread the others."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _waiting
+        self._lock = InterruptSafeLock()  # guards _waiting
         self._waiting: dict[bytes, list[Request]] = {}  # for the outcome of an equal request
-        self._database_lock = threading.Lock()  # guards the database, and _is_full
+        self._database_lock = InterruptSafeLock()  # guards the database, and _is_full
         with FORK_LOCK:
             self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = OFF")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable
 
 from parallel_processor.engine.credits import Credits
@@ -29,6 +28,7 @@ from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.stop import StopSignal, WakeEvent
 from parallel_processor.runtime.threads import InterruptSafeThread
 from parallel_processor.tokens.estimates import Cost
@@ -90,7 +90,7 @@ class Dispatcher:
         self._counters, self._wait_times = counters, wait_times
         self._count, self._is_wanted = count, is_wanted
         self._stop, self._clock = stop, clock
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._queues = RequestQueues(cost, self.waker)
         self.credits = Credits(self._queues, max_workers, writer_slack)
         self._is_asleep = False  # the thread

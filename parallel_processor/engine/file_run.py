@@ -111,7 +111,11 @@ class FileRun:
             for _ in run.outcomes(requests):
                 raise AssertionError("a run with a sink yields nothing")
         finally:
-            output.close()
+            try:
+                output.close()
+            except KeyboardInterrupt:  # it may have come before anything was done
+                output.close()
+                raise
 
     def _live_report(self, path: Path, run: Run, lines: RequestLines) -> LiveReport:
         report = LiveReport(
@@ -219,7 +223,7 @@ class _Output:
             self._writer.give_up()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left. A second call does nothing."""
         if (
             self._writer is not None and os.getpid() == self._process_id
         ):  # a fork has no such thread

@@ -12,7 +12,7 @@ from parallel_processor.models import Outcome, Request
 class NumberedRequests:
     """Makes a request of each element of an iterable as it is read, and numbers them from 1.
 
-    For one thread.
+    For one thread; any may call :meth:`fraction`.
 
     Attributes:
         read: how many elements have been read.

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import enum
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from parallel_processor.engine.retry import longest_backoff_s
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _STATUSES = {502, 503, 504, *range(520, 525), 530}  # gateways, Cloudflare's included
 _BROKEN = "connection error"
@@ -85,7 +85,7 @@ class Outages:
 
     def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._policy, self._clock = policy, clock
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._outage_at_s: dict[TokenBucket, float] = {}  # when the last one was in its third round
         self._streaks: dict[TokenBucket, _Streak] = {}
 

@@ -7,9 +7,10 @@ and from then on one every 10 seconds that says how many came meanwhile. The res
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _log = logging.getLogger("parallel_processor")
 _INTERVAL_S = 10.0
@@ -30,7 +31,7 @@ class RepeatedWarnings:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._lock = threading.Lock()  # guards the field below
+        self._lock = InterruptSafeLock()  # guards the field below
         self._warned: dict[str, _Warned] = {}
 
     def warn(self, reason: str, number: int, text: str) -> None:

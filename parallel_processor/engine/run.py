@@ -11,7 +11,7 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
   worker for an admitted request that no worker asks for. It and the workers also count tokens
   (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
-* The *writer*, behind the sink of a file run, appends records.
+* The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
@@ -51,6 +51,7 @@ from parallel_processor.runtime.descriptors import affordable_workers
 from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
+from parallel_processor.runtime.threads import run_apart
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
@@ -200,6 +201,7 @@ class Run:
             try:
                 if not self.yields_outcomes:  # else the thread is the program's, too
                     self._pool.core.join()
+                self.displays.start()
                 yield from self._feed(requests)
                 self._activity = WaitCause.ANSWERS
                 self._dispatcher.close()
@@ -222,7 +224,11 @@ class Run:
                 self._give_up_at = min(self._give_up_at, self._clock() + join_timeout_s(error))
                 raise
             finally:
-                self._finish()
+                try:
+                    self._finish()
+                except KeyboardInterrupt:  # it may have come before anything was done
+                    self._finish()
+                    raise
 
     # The reader.
 
@@ -251,13 +257,9 @@ class Run:
             if isinstance(claim, Outcome):
                 self._delivery.deliver(claim)
             self._dispatcher.credits.skip()  # its outcome holds a credit, too
-        self.displays.show()
 
     def _claim(self, request: Request) -> Outcome | bool:
-        """True to send it; its outcome if it is invalid, or if an equal one was answered.
-
-        False if an equal one is under way: it gets a copy of that outcome later.
-        """
+        """True to send it, its outcome if it has one by now, false if it will have that of an equal one."""
         if request.invalid_reason is not None:
             return invalid(request)
         return True if self._duplicates is None else self._duplicates.claim(request)
@@ -283,7 +285,7 @@ class Run:
         try:
             if self._on_begin is not None:
                 self._on_begin()
-            self._pool.prepare()
+            run_apart(self._pool.prepare)  # an interrupt would leave locks of all executors taken
             self._dispatcher.start()
         except RuntimeError as error:
             if "can't start new thread" not in str(error):
@@ -316,7 +318,7 @@ class Run:
         count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:
             self._activity = WaitCause.LOOK_AHEAD
-            self._wait(math.inf)
+            self._waker.wait()
         return max(count, 0)
 
     def _idle_cause(self, is_full: bool) -> WaitCause:
@@ -324,11 +326,6 @@ class Run:
         if self._dispatcher.credits.waits_for_records:
             return WaitCause.CONSUMER if self.yields_outcomes else WaitCause.DISK
         return WaitCause.MAX_WORKERS if is_full else self._activity
-
-    def _wait(self, seconds: float) -> None:
-        """Wait for ``_waker``, at most ``seconds``, and refresh the displays when they are due."""
-        self.displays.show()
-        self._waker.wait(min(seconds, self.displays.wait_s))
 
     def _ready(self) -> Iterator[Outcome]:
         """The outcomes at hand."""
@@ -374,7 +371,7 @@ class Run:
             if left <= 0:
                 return
             if not self._delivery.ready:
-                self._wait(left)
+                self._waker.wait(left)
 
     def _begin_to_stop(self, cause: BaseException | None) -> None:
         """If there is a cause, requests in flight have ``drain_s`` from now on."""
@@ -391,6 +388,7 @@ class Run:
             if not self.yields_outcomes:  # otherwise nobody takes what still comes
                 list(self._drain())  # yields none
         finally:
+            self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
             steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
             do_all((*steps, *ends, self._pool.core.leave))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable
 
@@ -31,6 +30,7 @@ from parallel_processor.models import Attempt, Request
 from parallel_processor.options import Options, shown_url
 from parallel_processor.providers.endpoints import url_advice
 from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MOST_REASONS = 50  # with more of them, the reasons are the requests' own
 _REQUEST_ID = re.compile(r" \(request id [^)]*\)$")
@@ -68,7 +68,7 @@ class EqualFailures:
     def __init__(self, most: int, *, validates: bool, answered_before: Callable[[], bool]) -> None:
         """``most`` is 0 for no bound. With ``validates``, only :meth:`works` says that a model answers."""
         self._most, self._validates, self._answered_before = most, validates, answered_before
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._reasons: dict[TokenBucket, Counter[str]] = {}
         self._works: set[TokenBucket] = set()
 
@@ -129,7 +129,7 @@ class LeftOut:
 
     def __init__(self, on_left_out: OnLeftOut | None) -> None:
         self._on_left_out = on_left_out
-        self._lock = threading.Lock()  # guards the field below
+        self._lock = InterruptSafeLock()  # guards the field below
         self._errors: dict[TokenBucket, RunStoppedError] = {}
 
     def __contains__(self, bucket: object) -> bool:

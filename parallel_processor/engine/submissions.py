@@ -26,6 +26,7 @@ from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request, tell_notes
 from parallel_processor.models import Outcome, Request
 from parallel_processor.runtime.exits import at_exit
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.threads import InterruptSafeThread
 
 _log = logging.getLogger("parallel_processor")
@@ -55,7 +56,7 @@ class Submissions:
         self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._noted: set[str] = set()  # what was told of requests that had to be changed
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = InterruptSafeLock()  # guards the fields below
         self._futures: dict[int, Future[Outcome]] = {}  # of the run's requests, by number
         self._has_feeder = self._is_closing = False
         # The feeder, and those before it that may still run callbacks.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 
@@ -24,6 +23,7 @@ from parallel_processor.exceptions import ResultsFileError, StopCause
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.formats import record
 from parallel_processor.models import Outcome
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.stop import WakeEvent, do_all
 from parallel_processor.runtime.threads import InterruptSafeThread
 
@@ -66,7 +66,7 @@ class ResultWriter:
         self._gave_up = False
         self._retry_until: float | None = None  # set by the first failure
         self._is_started = False
-        self._lock = threading.Lock()  # for the thread's start
+        self._lock = InterruptSafeLock()  # for the thread's start
         self._thread = InterruptSafeThread(self._run, "parallel-processor-writer")
 
     def start(self) -> None:
@@ -91,7 +91,7 @@ class ResultWriter:
         self._wake.set()
 
     def close(self) -> None:
-        """Write what is queued, make it last, and end the thread. No other call may follow."""
+        """Write what is queued, make it last, and end the thread. Only this may be called again."""
         if not self._is_started and self._queue.empty():
             return
         steps = (self._put_end, self._thread.start, self._thread.join)

@@ -34,6 +34,7 @@ from parallel_processor.limiter.leases import Ask, Lease, Limiter, Terms
 from parallel_processor.limiter.stock import Stock
 from parallel_processor.ratelimit.quota import ConfiguredQuota
 from parallel_processor.ratelimit.state import BucketState, Reservation
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.stop import Settable, WakeEvent
 from parallel_processor.runtime.threads import InterruptSafeThread
 
@@ -191,7 +192,7 @@ class LeasingThread:
     def __init__(self, leasing: Leasing) -> None:
         self._leasing = leasing
         self._event = WakeEvent()
-        self._lock = threading.Lock()  # guards the field below
+        self._lock = InterruptSafeLock()  # guards the field below
         self._thread: InterruptSafeThread | None = None
 
     def set(self) -> None:

@@ -14,7 +14,7 @@ from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import BucketState, Reservation
 from parallel_processor.runtime.stop import Settable
 
-# By account and limits. ``Accounts.held`` guards it. A forked child has other accounts.
+# By account and limits. ``FORK_LOCK`` guards it. A forked child has other accounts.
 _LEASINGS: WeakKeyDictionary[AccountLimits, dict[tuple[Terms, ...], Leasing]] = WeakKeyDictionary()
 
 

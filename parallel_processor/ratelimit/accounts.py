@@ -18,10 +18,8 @@ import hashlib
 import itertools
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -29,7 +27,7 @@ from weakref import WeakSet
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.minute_count import MinuteCount
 from parallel_processor.ratelimit.quota import ConfiguredQuota
-from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 if TYPE_CHECKING:
     from parallel_processor.ratelimit.state import BucketState
@@ -59,7 +57,7 @@ class AccountLimits:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.lock = threading.Lock()
+        self.lock = InterruptSafeLock()
         self.waiting: list[BucketState] = []
         self.tickets = itertools.count(1)
         self.opened_at = clock()
@@ -110,15 +108,12 @@ class Accounts:
         self._clock = clock
         self._known: dict[tuple[Hashable, ...], AccountLimits] = {}
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """While the block runs, no other thread takes quotas, and none is forgotten."""
-        with FORK_LOCK:
-            process_id, now = os.getpid(), self._clock()
-            for key, account in tuple(self._known.items()):
-                if key[0] != process_id or account.forget_unused(now):
-                    del self._known[key]  # in a child, the lock of a parent's account may stay held
-            yield
+    def forget_unused(self) -> None:
+        """Forget the accounts that nobody has any more. Caller holds ``FORK_LOCK``."""
+        process_id, now = os.getpid(), self._clock()
+        for key, account in tuple(self._known.items()):
+            if key[0] != process_id or account.forget_unused(now):
+                del self._known[key]  # in a child, the lock of a parent's account may stay held
 
     def of(
         self,
@@ -127,7 +122,7 @@ class Accounts:
         clock: Callable[[], float],
         pattern: str | None = None,
     ) -> AccountLimits:
-        """Where to take the quotas of ``limits`` from. Call it, and take them, within :meth:`held`.
+        """Where to take the quotas of ``limits`` from. Caller holds ``FORK_LOCK`` until it has taken them.
 
         Limits of a ``pattern`` that stand under no others have a queue of their own. Nothing is shared if
         nothing is limited, or if ``clock`` is another one: times of two clocks can't be compared.

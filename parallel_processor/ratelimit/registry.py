@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,6 +15,8 @@ from parallel_processor.ratelimit.quota import MINUTE_S
 from parallel_processor.ratelimit.reports import BucketReport, Usage
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.token_bucket import TokenBucket
+from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
 
@@ -41,10 +42,11 @@ class TokenBuckets:
         self._make_limits = make_limits
         self._options = options
         self._clock = clock
-        self._lock = threading.Lock()  # guards both fields below
+        self._lock = InterruptSafeLock()  # guards both fields below
         self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
         self._shared: dict[SharedLimits, TokenBucket] = {}  # for further models
-        with accounts.held():
+        with FORK_LOCK:  # no other thread takes quotas meanwhile, and none is forgotten
+            accounts.forget_unused()
             account = accounts.of(options, options.limits, clock)
             self._default = make_limits(options.limits, clock, account=account)
             self._patterns = [

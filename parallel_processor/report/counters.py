@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from parallel_processor.models import Outcome
 from parallel_processor.report.histogram import BINS, bin_of
 from parallel_processor.report.summary import RunCounts, Summary, counters_of
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_KINDS = 50  # of errors: servers choose their names
 _OTHERS = "other errors"
@@ -76,7 +76,7 @@ class Counters:
             deque()
         )  # what the reader has counted, and nobody added up yet
         self._lock = (
-            threading.Lock()
+            InterruptSafeLock()
         )  # guards every field below, but for the numbers that the reader counts
         self._numbers = dict.fromkeys(_NUMBERS, 0)
         self._errors: dict[str, int] = {}

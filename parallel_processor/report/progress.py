@@ -1,17 +1,19 @@
 """What a run shows while it goes on.
 
-A terminal and a notebook show a bar, anything else a line every 10 seconds. The thread that feeds the run
-draws it, between requests and while it waits. tqdm is imported only for a bar: without one, a run starts
-sooner.
+A terminal and a notebook show a bar, anything else a line every 10 seconds. A thread of its own draws it:
+Ctrl-C in the caller's thread must leave neither tqdm's locks taken nor ours. tqdm is imported only for a
+bar: without one, a run starts sooner.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
@@ -19,10 +21,13 @@ from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.wording import cause_text, round_text, share_text
+from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.notebook import is_notebook
-from parallel_processor.runtime.stop import do_all
+from parallel_processor.runtime.stop import WakeEvent, do_all
+from parallel_processor.runtime.threads import InterruptSafeThread
 
+_log = logging.getLogger("parallel_processor")
 _BAR_INTERVAL_S = 0.2
 _LINE_INTERVAL_S = 10.0
 _BAR_FORMAT = "{percentage:3.0f}%|{bar:6}| {desc}"
@@ -39,7 +44,7 @@ class Counting(Protocol):
 
 
 class Display(Protocol):
-    """A progress bar, or a report. For the thread that feeds the run."""
+    """A progress bar, or a report. For the thread of :class:`Displays`."""
 
     due_at: float  # of the clock; infinite for never
 
@@ -51,38 +56,48 @@ class Display(Protocol):
 
 
 class Displays:
-    """All displays of one run. For the thread that feeds it."""
+    """All displays of one run, and the thread that refreshes them. There is none if nothing is ever due."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._displays: list[Display] = []
-        self._due_at = math.inf  # the earliest of theirs
+        self._closing = WakeEvent()
+        self._thread = InterruptSafeThread(self._run, "parallel-processor-displays")
 
     def add(self, display: Display) -> None:
-        """Add a display."""
+        """Add a display. Call it before :meth:`start`."""
         self._displays.append(display)
-        self._due_at = min(self._due_at, display.due_at)
 
-    def show(self) -> None:
-        """Refresh the displays that are due."""
-        if self._due_at < math.inf and self._clock() >= self._due_at:
-            for display in self._displays:
-                if self._clock() >= display.due_at:
-                    display.refresh()
-            self._due_at = min(display.due_at for display in self._displays)
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds until a display is due."""
-        return max(self._due_at - self._clock(), 0.0) if self._due_at < math.inf else math.inf
+    def start(self) -> None:
+        """Begin to refresh the displays."""
+        if self._due_at < math.inf:
+            with suppress(RuntimeError):  # the system has no thread left: nothing is shown
+                self._thread.start()
+                at_exit(self.close)  # otherwise the bar would be left as it is
 
     def close(self) -> None:
-        """Close all of them."""
-        do_all([display.close for display in self._displays])
+        """Close all of them, and wait until that is done. Any thread may call it, also more than once."""
+        self._closing.set()
+        self._thread.join()
+
+    @property
+    def _due_at(self) -> float:
+        return min((display.due_at for display in self._displays), default=math.inf)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.wait(self._due_at - self._clock()):
+                for display in self._displays:
+                    if self._clock() >= display.due_at:
+                        display.refresh()
+        except Exception:  # a bug: the run goes on
+            _log.exception("what the run shows can't be refreshed any more")
+        finally:
+            do_all([display.close for display in self._displays])
 
 
 class Progress:
-    """Shows how far a run is. For the thread that feeds the run.
+    """Shows how far a run is. For one thread, but for the constructor, which draws nothing.
 
     Args:
         usage: returns how much of the limits is used.
@@ -113,15 +128,16 @@ class Progress:
         self._started_at = clock()
         stream = sys.stdout if is_notebook() else sys.stderr  # which is red in a notebook
         self._file = file if file is not None else stream
-        self._bar: Any = None
-        self._interval_s = math.inf
+        self._bar: Any = None  # made by the first refresh
+        self._shows_bar, self._interval_s = False, math.inf
+        self.due_at = math.inf
         if self._file is not None and show is not False:  # it is None if the process has no stderr
-            self._bar = _new_bar(self._file)
-            if self._bar is not None:
-                self._interval_s = _BAR_INTERVAL_S
+            self._shows_bar = is_notebook() or self._file.isatty()
+            if self._shows_bar:
+                self._interval_s, self.due_at = _BAR_INTERVAL_S, self._started_at
             elif show:
                 self._interval_s = _LINE_INTERVAL_S
-        self.due_at = self._started_at + self._interval_s
+                self.due_at = self._started_at + self._interval_s
         self._refreshed_at = self._started_at
         self._waited: Mapping[WaitCause, float] = {}  # at the last refresh
 
@@ -150,11 +166,13 @@ class Progress:
             self._give_up()
 
     def _draw(self, text: str, done: int, total: int | None) -> None:
-        bar = self._bar
-        if bar is None:
+        if not self._shows_bar:
             self._file.write(text + "\n")
             self._file.flush()
             return
+        if self._bar is None:
+            self._bar = _new_bar(self._file)
+        bar = self._bar
         bar.total = max(total or 0, done, 1)
         bar.n = done
         bar.set_description_str(text, refresh=False)
@@ -172,6 +190,7 @@ class Progress:
         """Take the bar's line to its end."""
         if self._bar is not None and self._clock() >= self._started_at + _BAR_INTERVAL_S:
             self.refresh()
+        self.due_at = math.inf
         if self._bar is not None:
             self._bar.close()
 
@@ -193,14 +212,12 @@ class Progress:
 
 
 def _new_bar(file: TextIO) -> Any:
-    """tqdm's bar for a notebook or a terminal; ``None`` where neither shows it."""
+    """tqdm's bar for a notebook or a terminal."""
     if is_notebook():
         bar_class = _notebook_bar()
-    elif file.isatty():
+    else:
         with FORK_LOCK:
             from tqdm.std import tqdm as bar_class  # only for a bar: see above
-    else:
-        return None
     bar_class.get_lock()  # creates the lock that all bars share
     # Without tqdm's monitor thread, which would outlive the bar.
     quiet: Any = type("Bar", (bar_class,), {"monitor_interval": 0})

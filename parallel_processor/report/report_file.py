@@ -1,6 +1,6 @@
 """The report file of a run: a page for people, or JSON for programs, by the ending of its name.
 
-The thread that feeds the run takes samples, and writes the file again from time to time.
+The thread of the displays takes samples, and writes the file again from time to time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import heapq
 import json
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from parallel_processor.files.append_file import replace_file
 from parallel_processor.models import Outcome
 from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.samples import RequestNote, RunReport, Sample, Timeline
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _log = logging.getLogger("parallel_processor")
 _PAGE_ENDINGS = (".html", ".htm")
@@ -34,7 +34,7 @@ _MAX_ERROR_CHARS = 300
 
 
 class LiveReport:
-    """The report of one run. For the thread that feeds it.
+    """The report of one run. For one thread at a time.
 
     Args:
         sample: takes a sample of the run.
@@ -85,7 +85,7 @@ class Highlights:
     """Picks the requests that the report names out of all outcomes. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards both
+        self._lock = InterruptSafeLock()  # guards both
         self._slowest: list[tuple[float, int, RequestNote]] = []  # a heap
         self._failures: deque[RequestNote] = deque(maxlen=_MAX_FAILURES)
 

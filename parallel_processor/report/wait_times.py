@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
 from parallel_processor.models import WaitCause
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _Causes = Sequence[tuple[Hashable, WaitCause]]  # what each bucket waits for
 _Wait = tuple[float, WaitCause, _Causes]  # since when, and for what
@@ -16,7 +16,7 @@ class WaitTimes:
     """Adds up waiting times by :class:`WaitCause`. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards every field below
+        self._lock = InterruptSafeLock()  # guards every field below
         self._wait: _Wait | None = None  # the wait that is under way
         self._overall: defaultdict[WaitCause, float] = defaultdict(float)
         self._by_bucket: dict[Hashable, defaultdict[WaitCause, float]] = {}

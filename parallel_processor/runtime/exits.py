@@ -6,7 +6,7 @@ open; from 3.13 on this would hang, because it joins a daemon thread. So runs ar
 requests cancelled, before either.
 
 ``atexit`` is too late for this. Only ``threading._register_atexit`` is early enough, which
-``concurrent.futures`` uses as well. It is private: CPython has had it since 3.9, and 3.10 to 3.13 are
+``concurrent.futures`` uses as well. It is private: CPython has had it since 3.9, and 3.10 to 3.15 are
 tested. In a Python without it, nothing is registered, and the exit waits for the requests.
 """
 

@@ -15,10 +15,11 @@ import concurrent.futures.thread  # noqa: F401
 import functools
 import importlib
 import os
-import threading
 from types import ModuleType
 
-FORK_LOCK = threading.RLock()  # guards no field: while a thread holds it, no other thread forks
+from parallel_processor.runtime.locks import InterruptSafeRLock
+
+FORK_LOCK = InterruptSafeRLock()  # guards no field: while a thread holds it, no other thread forks
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

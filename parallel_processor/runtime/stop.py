@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
+
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _TRIES = 5
 # Python may miss a signal that arrives just before a wait in C, until that wait is over. So no single
@@ -76,7 +79,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards every change of cause, and _subscribers
+        self._lock = InterruptSafeLock()  # guards every change of cause, and _subscribers
         self.cause: BaseException | None = None
         self._subscribers: set[Settable] = set()
         self._event = WakeEvent(max_waiters=8)
@@ -117,16 +120,21 @@ def do_all(steps: Iterable[Callable[[], object]]) -> None:
 
     A step that is interrupted, by one more Ctrl-C for example, is taken again. One that fails is not.
     """
+    left, tries = deque(steps), 0
     raised: BaseException | None = None
-    for step in steps:
-        for _ in range(_TRIES):
-            try:
-                step()
-                break
-            except Exception as error:
-                raised = error
-                break
-            except BaseException as error:
-                raised = error
+    while left:
+        try:
+            while left:  # within the try: an interrupt may come between two steps, too
+                left[0]()
+                left.popleft()
+                tries = 0
+        except Exception as error:
+            raised, tries = error, 0
+            left.popleft()
+        except BaseException as error:
+            raised, tries = error, tries + 1
+            if left and tries >= _TRIES:
+                left.popleft()
+                tries = 0
     if raised is not None:
         raise raised

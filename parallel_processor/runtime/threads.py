@@ -11,12 +11,43 @@ import _thread
 import sys
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from parallel_processor.runtime.cores import SharedCore, joined
 from parallel_processor.runtime.stop import WakeEvent
 
 _BEGINNING_S = 0.2  # the longest that a thread takes to begin, if there is one
 _MAX_WAITERS = 8
+_Result = TypeVar("_Result")
+
+
+def run_apart(function: Callable[[], _Result]) -> _Result:
+    """Call ``function``, and return or raise what it does, where no interrupt hits it.
+
+    For the main thread, which gets the interrupts, another one does it. An interrupt comes out once
+    ``function`` has ended: it should take moments. Raises ``RuntimeError`` if no thread can be had.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return function()
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = InterruptSafeThread(call, "parallel-processor-apart")
+    try:
+        thread.start()
+        thread.join()
+    except BaseException:
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 class InterruptSafeThread:

@@ -7,11 +7,11 @@ however its requests are ordered and whatever their number of threads.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.simulator.refusals import error_reply
 from parallel_processor.simulator.wire import HttpReply
 
@@ -30,7 +30,7 @@ class FaultPlan:
         self._threshold = int(rate * _HASHES)
         self._attempts = attempts
         self._kinds = kinds
-        self._lock = threading.Lock()  # guards _failed
+        self._lock = InterruptSafeLock()  # guards _failed
         self._failed: dict[int, int] = {}
 
     def next_fault(self, digest: int) -> str | None:

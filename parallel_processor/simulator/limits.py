@@ -11,11 +11,11 @@ the order of time, so that it makes no difference when anybody asks.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.simulator.account import Account
 from parallel_processor.simulator.options import SimulatorOptions
 from parallel_processor.simulator.quotas import Charge, QuotaLevel, Refusal
@@ -47,7 +47,7 @@ class RateLimits:
         self._options = options
         self._clock = clock
         self._apart = bool(options.limits_by_model)
-        self._lock = threading.Lock()  # guards all below
+        self._lock = InterruptSafeLock()  # guards all below
         self._started_s: float | None = None
         self._accounts: dict[str, Account] = {}
 

@@ -10,7 +10,8 @@ they came. It works on a request whose client has left as on any other.
 from __future__ import annotations
 
 import heapq
-import threading
+
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 
 class Load:
@@ -23,7 +24,7 @@ class Load:
         self._exponent = exponent
         self._most = most
         self._counts = best is not None or most is not None
-        self._lock = threading.Lock()  # guards _in_flight and _free_s
+        self._lock = InterruptSafeLock()  # guards _in_flight and _free_s
         self._free_s = [0.0] * (slots or 0)  # when each slot is free, a heap
         self._in_flight = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 MOST_MODELS = 1_000
 OTHERS = "(others)"
@@ -16,7 +16,7 @@ class ModelNames:
 
     def __init__(self, most: int = MOST_MODELS) -> None:
         self._most = most
-        self._lock = threading.Lock()  # held to add to _known, which may be read without it
+        self._lock = InterruptSafeLock()  # held to add to _known, which may be read without it
         self._known: set[str] = set()
 
     def of(self, model: str) -> str:

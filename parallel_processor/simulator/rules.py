@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import random
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.simulator.faults import FAULT_REPLIES
 from parallel_processor.simulator.wire import HttpReply
 
@@ -113,7 +113,7 @@ class Rules:
 
     def __init__(self, rules: tuple[Rule, ...], *, draw: Callable[[], float] | None = None) -> None:
         self._draw = draw or random.random
-        self._lock = threading.Lock()  # guards _in_flight, and the states
+        self._lock = InterruptSafeLock()  # guards _in_flight, and the states
         self._in_flight = 0
         self._states = [_State(rule) for rule in rules]
 

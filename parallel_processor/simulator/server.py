@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.simulator.answers import TokenCounting
 from parallel_processor.simulator.connection import Connection
 from parallel_processor.simulator.options import SimulatorOptions
@@ -42,7 +43,7 @@ class Simulator:
         self.options = options or SimulatorOptions()
         self._service = Service(self.options, counter or _counter(self.options), clock)
         self._stopping = threading.Event()
-        self._lock = threading.Lock()  # guards _connections and the life of their sockets
+        self._lock = InterruptSafeLock()  # guards _connections and the life of their sockets
         self._connections: dict[Connection, threading.Thread] = {}
         self._accepting: threading.Thread | None = None
 

@@ -6,11 +6,12 @@ run of millions of requests can be worked out exactly when somebody asks.
 
 from __future__ import annotations
 
-import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from typing import Any
+
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 WINDOW_S = 60.0
 
@@ -20,7 +21,7 @@ class Stats:
 
     def __init__(self, *, started_s: float) -> None:
         self._started_s = started_s
-        self._lock = threading.Lock()  # guards everything below
+        self._lock = InterruptSafeLock()  # guards everything below
         self._counts: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._in_flight = self._peak_in_flight = 0

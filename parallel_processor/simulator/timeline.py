@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from parallel_processor.runtime.locks import InterruptSafeLock
 
 _FIELDS = 4
 
@@ -14,7 +14,7 @@ class Timeline:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _models
+        self._lock = InterruptSafeLock()  # guards _models
         self._models: dict[str, dict[int, list[int]]] = {}
 
     def book(

@@ -17,7 +17,6 @@ responses alone.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 from parallel_processor.models import Endpoint, Estimate, Request
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import charges_reservation, endpoint_of
+from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.counter import TokenCounter
 
 _KEPT = 200
@@ -62,7 +62,7 @@ class RequestKind:
         self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
         self.expected_output: int | None = None
         self.tokens_per_byte: float | None = None
-        self._lock = threading.Lock()  # guards all that follows, and every change
+        self._lock = InterruptSafeLock()  # guards all that follows, and every change
         self._sizes: deque[int] = deque(maxlen=_KEPT)
         self._fresh = self._counted = self._tokens = self._bytes = 0
 

@@ -12,7 +12,6 @@ from parallel_processor.cluster.driver import Answered, Driver, Ended, Event, Lo
 from parallel_processor.cluster.job import Attempt, BlockReport, End, Standing
 from parallel_processor.cluster.tally import Tally
 from parallel_processor.exceptions import StopCause
-from parallel_processor.report.progress import Displays
 from parallel_processor.report.snapshot import Snapshot
 
 SIZE = 10  # of a block
@@ -37,6 +36,7 @@ class Script:
         self._due: list[tuple[float, int, Event]] = []
         self._running: dict[int, dict[int, Attempt]] = {n: {} for n in range(workers)}
         self.has_read: set[int] = set()  # attempts whose block is read
+        self.calls: list[tuple[float, Callable[[], None]]] = []  # what else happens, and when
 
     def clock(self) -> float:
         return self.now
@@ -86,6 +86,10 @@ class Script:
         self.now = max(self.now, until)
         due = sorted(each for each in self._due if each[0] <= self.now)
         self._due = [each for each in self._due if each[0] > self.now]
+        for at, call in list(self.calls):
+            if at <= self.now:
+                self.calls.remove((at, call))
+                call()
         for _, _, event in due:
             if isinstance(event, Ended):
                 self._running[event.worker].pop(event.report.attempt.number, None)
@@ -105,9 +109,7 @@ def made(engine: Script, blocks: int) -> tuple[Driver, Tally]:
     size = blocks * SIZE
     tally = Tally(size)
     source: Iterator[Block] = cut(Block(0, size), SIZE)
-    return Driver(
-        engine, source, tally, Displays(engine.clock), drain_s=5.0, clock=engine.clock
-    ), tally
+    return Driver(engine, source, tally, drain_s=5.0, clock=engine.clock), tally
 
 
 def test_all_workers_share_the_blocks() -> None:
@@ -132,19 +134,7 @@ def test_nobody_answers_is_said(caplog: pytest.LogCaptureFixture) -> None:
     engine = Script(2, lambda worker, attempt: (1.0, End.DONE))
     engine.silent = {0, 1}
     driver, _ = made(engine, 1)
-    warned = iter((False, False, True))
-
-    class Stopper:
-        due_at = 60.5
-
-        def refresh(self) -> None:
-            self.due_at += 60.0
-            if next(warned):
-                driver.stop("enough")
-
-        def close(self) -> None: ...
-
-    driver._displays.add(Stopper())
+    engine.calls.append((180.5, lambda: driver.stop("enough")))
     with caplog.at_level(logging.WARNING, "parallel_processor"):
         driver.run()
     assert caplog.messages == ["no worker answers; waiting for 2"] * 3
@@ -273,17 +263,7 @@ def test_a_stop_waits_for_what_is_in_flight_and_then_cancels() -> None:
     """A worker that doesn't end within drain_s is told to cancel, and is left behind after that."""
     engine = Script(1, lambda w, a: None)
     driver, _ = made(engine, 3)
-
-    class Stopper:
-        due_at = 3.0
-
-        def refresh(self) -> None:
-            self.due_at = 1e9
-            driver.stop("interrupted by SIGINT")
-
-        def close(self) -> None: ...
-
-    driver._displays.add(Stopper())
+    engine.calls.append((3.0, lambda: driver.stop("interrupted by SIGINT")))
     driver.run()
     assert engine.stopped == [(0, False), (0, True)]
     assert 3.0 + 5.0 + 10.0 <= engine.now < 22.0

@@ -322,14 +322,14 @@ def test_what_could_go_before_an_exception_is_sent_though_its_thread_begins_late
     """Whether a request's thread began before the exception is chance; that it is sent isn't."""
     run = run_with(ok, max_workers=10)
     held: list[Any] = []
-    start, wait = run._pool.start, run._wait
+    start, wait = run._pool.start, run._waker.wait
 
-    def wait_and_start(seconds: float) -> None:
+    def wait_and_start(seconds: float | None = None) -> bool:
         while held:
             start(held.pop())
-        wait(seconds)
+        return wait(seconds)
 
-    run._pool.start, run._wait = held.append, wait_and_start
+    run._pool.start, run._waker.wait = held.append, wait_and_start  # type: ignore[method-assign]
     taken: list[Outcome] = []
     source = failing_after(5, Broken("line 6"))
     with pytest.raises(Broken, match="line 6"):

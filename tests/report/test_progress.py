@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+from tqdm.std import tqdm
 
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome, WaitCause
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counters
-from parallel_processor.report.progress import Progress
+from parallel_processor.report.progress import Displays, Progress
 
 REQUEST = made_request({}, 1)
 ANSWERED = Outcome(request=REQUEST, ok=True)
@@ -112,6 +113,61 @@ def terminal() -> Iterator[Terminal]:
     finally:
         if not made.file.closed:
             made.text()
+
+
+class Shown:
+    """A display that is due at once, and never again. It tells which threads called it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.due_at, self._error = 0.0, error
+        self.refreshed, self.closed = threading.Event(), threading.Event()
+        self.threads: set[threading.Thread] = set()
+
+    def refresh(self) -> None:
+        self.due_at = float("inf")
+        self.threads.add(threading.current_thread())
+        self.refreshed.set()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self.threads.add(threading.current_thread())
+        self.closed.set()
+
+
+def test_another_thread_refreshes_the_displays() -> None:
+    """What it must not leave behind, such as a lock, no Ctrl-C in the caller's thread can leave."""
+    displays, shown = Displays(lambda: 0.0), Shown()
+    displays.add(shown)
+    displays.start()
+    assert shown.refreshed.wait(20)
+    assert not shown.closed.is_set()
+    for _ in range(2):
+        displays.close()
+    assert shown.closed.is_set()
+    (thread,) = shown.threads
+    assert thread.name == "parallel-processor-displays"
+    assert not thread.is_alive()
+
+
+def test_displays_that_are_never_due_need_no_thread() -> None:
+    """As in a library that shows nothing."""
+    displays, before = Displays(lambda: 0.0), set(threading.enumerate())
+    displays.add(view(None).progress)
+    displays.start()
+    assert set(threading.enumerate()) == before
+    displays.close()
+
+
+def test_a_display_that_fails_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why nothing more is shown."""
+    displays, shown = Displays(lambda: 0.0), Shown(ZeroDivisionError("a bug"))
+    displays.add(shown)
+    displays.start()
+    assert shown.refreshed.wait(20)
+    displays.close()
+    assert shown.closed.is_set()
+    assert "a bug" in caplog.text
 
 
 # Lines, where there is no terminal
@@ -235,6 +291,8 @@ def test_a_terminal_shows_a_bar(show: bool | None) -> None:
     """The bar has a percentage and what a line would say, and is left standing at the end."""
     with terminal() as screen:
         shown = View(screen.file, show)
+        assert shown.progress.due_at == 100.0
+        shown.progress.refresh()
         assert shown.progress.due_at == pytest.approx(100.2)
         shown.start(10)
         shown.read = 1.0
@@ -253,6 +311,7 @@ def test_nothing_is_shown_if_so_wished() -> None:
     """``False`` leaves a terminal alone."""
     with terminal() as screen:
         shown = View(screen.file, False)
+        assert shown.progress.due_at == float("inf")
         shown.progress.close()
         assert screen.text() == ""
 
@@ -262,6 +321,7 @@ def test_a_bar_starts_no_thread() -> None:
     with terminal() as screen:
         before = set(threading.enumerate())
         shown = View(screen.file)
+        shown.progress.refresh()
         assert set(threading.enumerate()) == before
         shown.progress.close()
 
@@ -279,11 +339,11 @@ def test_a_terminal_may_go_away() -> None:
             return len(text)
 
     shown = View(Broken())
-    bar_lock = shown.progress._bar.get_lock()
     shown.start(3)
     shown.now_s += 1.0
     shown.progress.refresh()
     assert shown.progress.due_at == float("inf")
+    bar_lock = tqdm.get_lock()
     logs = threading.Thread(target=lambda: (bar_lock.acquire(), bar_lock.release()), daemon=True)
     logs.start()
     logs.join(10)

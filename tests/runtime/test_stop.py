@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -148,3 +151,30 @@ def test_every_step_is_taken_and_an_interrupted_one_again() -> None:
     with pytest.raises(KeyboardInterrupt):
         do_all([fail, be_interrupted, lambda: taken.append("last")])
     assert taken == ["fail", *["interrupted"] * 3, "last"]
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_an_interrupt_at_any_moment_skips_no_step(moment: int) -> None:
+    """It may also come when one step is done, and the next has not begun."""
+    taken: list[int] = []
+    lines = 0
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        """Raise it at a line of ``do_all`` behind the first step. Python calls this before each line."""
+        nonlocal lines
+        if frame.f_code is not do_all.__code__:
+            return None
+        if event == "line" and taken:
+            lines += 1
+            if lines > moment:
+                raise KeyboardInterrupt
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            do_all([functools.partial(taken.append, number) for number in range(3)])
+    finally:
+        sys.settrace(before)
+    assert set(taken) == {0, 1, 2}

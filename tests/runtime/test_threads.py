@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
 
-from parallel_processor.runtime.threads import InterruptSafeThread
+from parallel_processor.runtime.threads import InterruptSafeThread, run_apart
 
 
 class Interrupted(InterruptSafeThread):
@@ -96,3 +97,32 @@ def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(RuntimeError, match="new thread"):
         thread.start()
     thread.join()
+
+
+def test_what_runs_apart_gives_its_result_or_its_error() -> None:
+    """For the main thread another one does it; any other gets no interrupt, and does it itself."""
+    assert run_apart(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        run_apart(lambda: 1 // 0)
+    own: list[bool] = []
+    other = threading.Thread(
+        target=lambda: own.append(run_apart(threading.current_thread) is threading.current_thread())
+    )
+    other.start()
+    other.join()
+    assert own == [True]
+
+
+def test_an_interrupt_comes_out_when_what_runs_apart_has_ended() -> None:
+    """It hits nothing that holds a lock."""
+    ended: list[str] = []
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        ended.append("yes")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(interrupt)
+    assert ended == ["yes"]
