@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from parallel_processor.cluster.blocks import Block
 from parallel_processor.cluster.job import BlockReport, Standing
@@ -45,6 +46,7 @@ class ClusterSummary(Summary):
         workers_lost: how often a worker was lost.
     """
 
+    lines_keep_places: ClassVar[bool] = True
     blocks: int = 0
     blocks_set_aside: tuple[SetAside, ...] = ()
     workers_lost: int = 0

@@ -55,8 +55,13 @@ class RedisLimiter:
                 retry_on_error=[],
                 max_connections=1,
             )
-        except ValueError:  # its text may hold a part of the password
-            text = "limiter must be a URL such as redis://HOST:PORT/DB, with / in a password as %2F"
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # not connected: checks the options
+        except (ValueError, TypeError):  # its text may hold a part of the password
+            text = (
+                "limiter must be a URL such as redis://HOST:PORT/DB, with / in a password as %2F "
+                "and ? as %3F, and with no options that the package redis doesn't know"
+            )
             raise ConfigurationError(text) from None
         self._sha = hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
 

@@ -118,8 +118,15 @@ def _failed(summary: Summary, again: str) -> Iterator[str]:
     failed = summary.failed + summary.already_failed - lines
     then = f"run {again} again: it sends only what has no answer."
     if lines:
-        step = f"Correct the {_number(lines, 'invalid line')} of the requests file"
-        yield f"{step}." if failed > 0 else f"{step}, then {then}"
+        invalid = _number(lines, "invalid line")
+        step = f"Correct the {invalid} of the requests file"
+        if summary.lines_keep_places:
+            step = (
+                f"Send the {invalid}, corrected, from a file of their own: in this one a line may only "
+                "be replaced by one of as many bytes"
+            )
+        alone = failed > 0 or summary.lines_keep_places
+        yield f"{step}." if alone else f"{step}, then {then}"
     if failed > 0:
         look = f"Look at the errors of the {_number(failed, 'failed request')}"
         lasting = [kind for kind in kinds if _LASTING.match(kind)]

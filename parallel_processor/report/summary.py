@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import WaitCause
@@ -80,12 +80,14 @@ class Summary(RunCounts):
         stopped_models: the models that the stop is about; empty if it is about all.
         waited_s: the seconds for which sending waited, by cause.
         buckets: a report of the limits of each model.
+        lines_keep_places: whether lines are known by their bytes, so that none may grow or shrink.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
     >>> summary.answered, summary.failed, summary.attempts, summary.errors_by_kind
     (3, 0, 3, {})
     """
 
+    lines_keep_places: ClassVar[bool] = False
     already_answered: int = 0
     already_failed: int = 0
     left: int | None = None

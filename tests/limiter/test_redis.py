@@ -398,7 +398,17 @@ print([name for name in sys.modules if name.startswith(("redis", "parallel_proce
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1", "redis", "", 7, "redis://127.0.0.1:none/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1",
+        "redis",
+        "",
+        7,
+        "redis://127.0.0.1:none/0",
+        "redis://127.0.0.1/0?unknown=1",
+    ],
+)
 def test_a_wrong_value_is_refused(url: Any) -> None:
     """What is no URL of Redis is an error of configuration."""
     with pytest.raises(ConfigurationError, match=r"^limiter must be"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import reports
 
+from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import INVALID_REQUEST, WaitCause
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport
@@ -212,6 +213,13 @@ def test_lines_that_cant_be_sent_are_not_called_rejected() -> None:
     first, second = advice(run(failed=8, errors_by_kind={INVALID_REQUEST: 3, "HTTP 400": 5}))
     assert first.startswith("Correct the 3 invalid lines")
     assert second.startswith("Look at the errors of the 5 failed requests.")
+
+
+def test_no_line_is_to_be_corrected_where_its_length_counts() -> None:
+    """The parts of several workers are of bytes: a longer line would move all that follow it."""
+    told = advice(ClusterSummary(failed=3, errors_by_kind={INVALID_REQUEST: 3}))
+    assert told[0].startswith("Send the 3 invalid lines, corrected, from a file of their own")
+    assert "again" not in " ".join(told)
 
 
 def test_a_stop_comes_first_and_names_the_command() -> None:
