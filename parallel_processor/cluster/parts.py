@@ -21,16 +21,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from typing import BinaryIO, NamedTuple
 
 from parallel_processor.cluster.blocks import Block, BlockLines
-from parallel_processor.cluster.folders import Folder
+from parallel_processor.cluster.folders import Folder, LocalFolder
+from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.formats import identity, read_record, read_requests
 from parallel_processor.models import Request
 
 JOURNALS = "journals"
+_MOST_LOOKS = 200  # at parts of an object store
 _DIGITS = 15  # of a place: enough for a petabyte
 _RANGE = rf"(\d{{{_DIGITS}}})-(\d{{{_DIGITS}}})"
 _PART = re.compile(rf"part-{_RANGE}(\.failed)?\.jsonl")
@@ -86,6 +89,35 @@ def read_journals(folder: Folder) -> tuple[JournalName, ...]:
         for name, each in found
         if each
     )
+
+
+def check_parts(
+    folder: Folder, state: State, open_lines: Callable[[Block], BlockLines], request_url: str
+) -> None:
+    """Raise :class:`InputFileError` if a line before a part was changed, which moved the bytes of the part.
+
+    A part behind which another begins is compared by its first line, the others by all their lines. On an
+    object store, where each look takes a while, it is some of the former.
+    """
+    blocks = sorted(state.done | state.failed)
+    every = 1 if isinstance(folder, LocalFolder) else -(-len(blocks) // _MOST_LOOKS) or 1
+    for number, block in enumerate(blocks):
+        is_followed = number + 1 < len(blocks) and blocks[number + 1].start == block.end
+        if is_followed and number % every:
+            continue
+        with (
+            folder.open(part_name(block, failed=block in state.failed)) as part,
+            open_lines(block) as lines,
+        ):
+            records = (record.identity for line in part if (record := read_record(line)))
+            requests = read_requests(lines.numbered(), request_url, lines.unit)
+            pairs = zip_longest(records, map(identity, requests))
+            if any(one != other for one, other in islice(pairs, 1 if is_followed else None)):
+                raise InputFileError(
+                    f"the part from byte {block.start} is not of the lines there: {lines.name} was "
+                    "changed. Lines may be added at its end alone. Undo the change; or name another folder "
+                    "for this file, or give --overwrite, and everything is sent again"
+                )
 
 
 class Place(NamedTuple):

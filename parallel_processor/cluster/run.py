@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor import exceptions
+from parallel_processor.cluster.blocks import Block, BlockLines
 from parallel_processor.cluster.driver import Driver, Engine, Fatal
-from parallel_processor.cluster.folders import Folder, LocalFolder, input_size, open_folder
+from parallel_processor.cluster.folders import (
+    Folder,
+    LocalFolder,
+    input_size,
+    open_folder,
+    open_input,
+)
 from parallel_processor.cluster.job import Job, KeySource
-from parallel_processor.cluster.parts import read_state
+from parallel_processor.cluster.parts import check_parts, read_state
 from parallel_processor.cluster.plan import (
     Plan,
     check_folder,
@@ -115,6 +122,7 @@ class ClusterRun:
                 keep_failures=job.keep_failures,
                 is_compressed=is_compressed,
             )
+            check_parts(folder, state, self._lines, self._options.request_url)
             has_limiter = shares_limits or job.settings.get("limiter") is not None
             tally = Tally(plan.total_bytes, shares_limits=has_limiter)
             driver = self._drive(make_engine, job.workers, plan, tally) if plan.count else None
@@ -123,6 +131,10 @@ class ClusterRun:
         if driver is not None and driver.fatal is not None:
             raise _exception(driver.fatal, summary)
         return summary
+
+    def _lines(self, block: Block) -> BlockLines:
+        path = self._job.requests_path
+        return BlockLines(open_input(path), block, path)
 
     def _lock(self, folder: Folder, stack: ExitStack) -> None:
         """Refuse a second driver for the folder, where that can be told."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError, LimiterError
 from parallel_processor.limiter.leases import Ask, Lease
@@ -20,6 +22,7 @@ from parallel_processor.runtime.forks import FORK_LOCK
 
 _TIMEOUT_S = 2.0
 _PREFIX = "parallel-processor"
+_DATABASE = re.compile(r"/?\d*")
 
 
 @cache
@@ -47,6 +50,7 @@ class RedisLimiter:
             raise ConfigurationError(text) from None
         self._errors: Any = redis.exceptions
         try:
+            _check(url)
             self._client: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=timeout_s,
@@ -59,8 +63,8 @@ class RedisLimiter:
             pool.connection_class(**pool.connection_kwargs)  # not connected: checks the options
         except (ValueError, TypeError):  # its text may hold a part of the password
             text = (
-                "limiter must be a URL such as redis://HOST:PORT/DB, with / in a password as %2F "
-                "and ? as %3F, and with no options that the package redis doesn't know"
+                "limiter must be a URL such as redis://HOST:PORT/0, with / in a password as %2F and ? as "
+                "%3F; behind ? may only be db=, client_name= and options for TLS, such as ssl_ca_certs="
             )
             raise ConfigurationError(text) from None
         self._sha = hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
@@ -91,6 +95,16 @@ class RedisLimiter:
         """Close the connection; the next lease makes another."""
         self._client.close()
         self._client.connection_pool.disconnect()
+
+
+def _check(url: str) -> None:
+    """Raise ``ValueError`` for what the package would take for another database, or for our settings."""
+    parts = urlsplit(url)
+    if parts.scheme in ("redis", "rediss") and not _DATABASE.fullmatch(parts.path):
+        raise ValueError("no number of a database")
+    names = {name for name, _ in parse_qsl(parts.query) if not name.startswith("ssl_")}
+    if names - {"db", "client_name"}:
+        raise ValueError("another option")
 
 
 def _encode(ask: Ask) -> str:

@@ -407,6 +407,8 @@ print([name for name in sys.modules if name.startswith(("redis", "parallel_proce
         7,
         "redis://127.0.0.1:none/0",
         "redis://127.0.0.1/0?unknown=1",
+        "redis://127.0.0.1/0?socket_timeout=9",
+        "redis://127.0.0.1/jobs",
     ],
 )
 def test_a_wrong_value_is_refused(url: Any) -> None:
