@@ -8,7 +8,7 @@ Names that cross the border (module, names):
 
     descriptors  affordable_workers, raise_soft_limit
     exits        at_exit
-    forks        FORK_LOCK, load
+    forks        FORK_LOCK, load, load_here
     locks        InterruptSafeLock
     notebook     html_table, is_notebook, join_timeout_s
     stop         Settable, StopSignal, WakeEvent, do_all
