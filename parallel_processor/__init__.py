@@ -18,7 +18,7 @@ import logging as _logging
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from parallel_processor.runtime.forks import load as _load
+from parallel_processor.runtime.forks import load_here as _load
 
 if _TYPE_CHECKING:
     from parallel_processor.api import process_api_requests_from_file, process_file

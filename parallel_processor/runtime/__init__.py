@@ -9,7 +9,7 @@ Names that cross the border (module, names):
     cores        Cores, SharedCore
     descriptors  affordable_workers, raise_soft_limit
     exits        at_exit
-    forks        FORK_LOCK, load
+    forks        FORK_LOCK, load, load_here
     locks        InterruptSafeLock
     notebook     html_table, is_notebook, join_timeout_s
     stop         Settable, StopSignal, WakeEvent, do_all

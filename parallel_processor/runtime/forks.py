@@ -18,6 +18,7 @@ import os
 from types import ModuleType
 
 from parallel_processor.runtime.locks import InterruptSafeRLock
+from parallel_processor.runtime.threads import run_apart
 
 FORK_LOCK = InterruptSafeRLock()  # guards no field: while a thread holds it, no other thread forks
 
@@ -31,6 +32,16 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def load(name: str) -> ModuleType:
-    """Import the module ``name``, with no fork meanwhile. Any later call costs nothing."""
+    """Import the module ``name``, with no fork meanwhile. Any later call costs nothing.
+
+    No interrupt hits the import. It would leave a package such as requests half imported: its submodules
+    stay known, and the next import of it fails.
+    """
+    return run_apart(lambda: load_here(name))
+
+
+@functools.cache
+def load_here(name: str) -> ModuleType:
+    """The same in the calling thread, for a module of this package: an import of it starts no thread."""
     with FORK_LOCK:
         return importlib.import_module(name)

@@ -25,7 +25,7 @@ def run_apart(function: Callable[[], _Result]) -> _Result:
     """Call ``function``, and return or raise what it does, where no interrupt hits it.
 
     For the main thread, which gets the interrupts, another one does it. An interrupt comes out once
-    ``function`` has ended: it should take moments. Raises ``RuntimeError`` if no thread can be had.
+    ``function`` has ended: it should take moments. Where no thread can be had, the caller's does it.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
@@ -40,7 +40,10 @@ def run_apart(function: Callable[[], _Result]) -> _Result:
 
     thread = InterruptSafeThread(call, "parallel-processor-apart")
     try:
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has none left, or the interpreter ends
+            return function()
         thread.join()
     except BaseException:
         thread.join()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.forks import FORK_LOCK, load, load_here
 from parallel_processor.simulator import Simulator
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
@@ -82,7 +82,7 @@ def test_a_fork_amid_loading_leaves_the_child_able_to_work(work: str) -> None:
 
 _HOOKS = """
 import os, threading, time
-from parallel_processor.runtime.forks import FORK_LOCK
+from parallel_processor.runtime.forks import FORK_LOCK, load, load_here
 has_lock, forks = threading.Event(), threading.Event()
 
 def load():
@@ -137,3 +137,16 @@ def test_a_fork_waits_while_something_is_loaded(tmp_path: Path) -> None:
     forking.join(30)
     loading.join()
     assert order == ["loaded", "forked"]
+
+
+def test_a_module_is_loaded_where_no_interrupt_hits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread imports it. For a name of this package it is the caller's: that starts no thread."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("loaded_apart", "loaded_here"):
+        tmp_path.joinpath(f"{name}.py").write_text("import threading\nBY = threading.get_ident()\n")
+    here = threading.get_ident()
+    assert here != load("loaded_apart").BY
+    assert here == load_here("loaded_here").BY
+    assert load("loaded_apart") is load("loaded_apart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 
@@ -126,3 +127,13 @@ def test_an_interrupt_comes_out_when_what_runs_apart_has_ended() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_apart(interrupt)
     assert ended == ["yes"]
+
+
+def test_without_a_thread_the_callers_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is up to what is called whether that matters."""
+
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    assert run_apart(threading.current_thread) is threading.current_thread()
