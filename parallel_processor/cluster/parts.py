@@ -96,8 +96,8 @@ def check_parts(
 ) -> None:
     """Raise :class:`InputFileError` if a line before a part was changed, which moved the bytes of the part.
 
-    A part behind which another begins is compared by its first line, the others by all their lines. On an
-    object store, where each look takes a while, it is some of the former.
+    Of a part that another part follows directly, the first line is compared; of any other part, all lines.
+    On an object store, where each look takes a while, at most 200 of the first kind are looked at.
     """
     blocks = sorted(state.done | state.failed)
     every = 1 if isinstance(folder, LocalFolder) else -(-len(blocks) // _MOST_LOOKS) or 1

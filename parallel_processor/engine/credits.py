@@ -3,9 +3,8 @@
 * At most ``max_workers`` requests are in flight. Until one is answered, it is at most 16 for a twentieth of
   a second: where that is enough for an answer, few suffice. Then it is at most 50 for a second: a mistake
   that fails them all should not cost thousands.
-* ``max_workers`` more are read ahead of them. If they are many, four times as many are, up to
-  ``READ_AHEAD``: the reader has its turn behind all workers that are ready to run, and each of them takes a
-  request.
+* ``max_workers`` more are read ahead of them; from 16 workers on four times as many, up to ``READ_AHEAD``.
+  The reader has its turn behind all workers that are ready to run, and each of them takes a request.
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.

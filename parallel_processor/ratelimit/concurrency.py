@@ -12,8 +12,8 @@ phases:
 * Climbing: the number changes by a tenth a round, and turns round when the last step made it worse. So
   it goes back and forth around the best number.
 
-A server that answers at once gives no sign in which a few more would differ. There it begins with 16, and
-doesn't go below: what bounds the throughput is then this process.
+For a server that answers at once, the search begins with 16 and never goes below: then this process bounds
+the throughput, which is nearly the same for any number.
 
 A round is as many answers as there are requests in flight. It begins when the number in flight has
 reached the limit, and only requests that were sent in it count. If the number isn't used, nothing is
@@ -32,8 +32,8 @@ import math
 from parallel_processor.ratelimit.ceiling import Ceiling, Slowness
 
 _FIRST = 32  # the number at the begin of the search
-_FEW = 16.0  # the same, and the least of the search, for a server that answers at once:
-_QUICK_S = 0.05  # sooner than this
+_FEW = 16.0  # the first and the least number for a server that answers at once
+_QUICK_S = 0.05  # an answer that comes sooner came at once
 _GENTLE = 4  # the same for a server that may name rate limits in its first answers
 _STEP = 1.1  # of the climbing
 _WORTH = 0.1  # a step pays off if throughput grows by this share of the growth in number

@@ -5,8 +5,8 @@ and each hand-over may cost as much as a short request does. On one core there i
 what needs no lock (encrypting, parsing or counting long texts) would lose the other cores. The requests
 don't tell which is more. So it is tried: busy threads move to one core for a moment, and stay there if more
 requests end than before. From time to time, and when the rate falls, the other way is tried again. Threads
-whose requests take little time begin on one core: that is nearly always better. Until a few have ended, a
-server that answers at once stands for that.
+whose requests take less than a millisecond of a core go to one at once: that is nearly always better. While
+too few have ended to know that, it is supposed of a server that answers at once.
 
 Linux lets the cores of a thread be chosen. Elsewhere, on a single core, and where there is no such lock,
 nothing is done. Only the package's threads move, and the one that waits in ``process_file``, until that
@@ -85,9 +85,8 @@ class SharedCore:
         self._lock = threading.Lock()  # held by the worker that decides; guards the fields below
         self._before: float | None = None  # the rate before the trial that is under way
         self._best = 0.0  # since the last trial
-        self._settles = self._is_first = (
-            True  # until requests have ended that were sent after a move
-        )
+        self._settles = True  # until requests end that were sent after the last move
+        self._is_first = True  # until a first window has been measured
         self._pause_s, self._tried_at = _SHORTEST_PAUSE_S, -math.inf
         self._joined_at = clock()  # the last one that did
         self._begin(self._joined_at, 0.0)
