@@ -114,7 +114,11 @@ class TokenBuckets:
                 used, configured = shared_limits.levels(now)
             own = [bucket for bucket in buckets if bucket.shared_limits is shared_limits]
             for name in admitted:
-                found = sum(bucket.server.found_limit(name) for bucket in own) if own else math.inf
+                found = (
+                    sum(bucket.server.rates.found_limit(name) for bucket in own)
+                    if own
+                    else math.inf
+                )
                 admitted[name] += used[name]
                 limits[name] += min(configured[name], found)
         with self._default.lock:

@@ -65,7 +65,14 @@ class ServerQuota:
     """
 
     def __init__(
-        self, name: str, window_s: float, limits: Limits, *, now: float, is_sought: bool
+        self,
+        name: str,
+        window_s: float,
+        limits: Limits,
+        *,
+        now: float,
+        is_sought: bool,
+        pace: float = PACE,
     ) -> None:
         self.name = name
         self.kind = KINDS.index(name)
@@ -76,7 +83,7 @@ class ServerQuota:
         self.changes: list[tuple[float, float]] = []
         self.allowance = self.charged = 0.0
         self._asked = False  # a request had to wait for this rate since the last advance
-        self._stamp = now
+        self._stamp, self._pace = now, pace
         self._burst_s = limits.burst_seconds
         self._charged_at = -math.inf
         self._explained_at = -math.inf  # the last burst of rejections
@@ -107,7 +114,7 @@ class ServerQuota:
         rate = self.probe.rate
         if self.limit == math.inf or self.window_s > LONGEST_PACED_S:
             return rate
-        even = self.limit * (1.0 - self.remaining.headroom) / self.window_s * PACE
+        even = self.limit * (1.0 - self.remaining.headroom) / self.window_s * self._pace
         return min(rate, even * self.remaining.share(now))
 
     def _capacity(self, rate: float) -> float:

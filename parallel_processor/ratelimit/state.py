@@ -17,8 +17,9 @@ from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.minute_count import CountedSlot, MinuteCount
 from parallel_processor.ratelimit.quota import TOKENS, ConfiguredQuota, Costs, Slot
 from parallel_processor.ratelimit.reports import BucketReport
-from parallel_processor.ratelimit.server import LimitChange, ServerLimits
+from parallel_processor.ratelimit.server import ServerLimits
 from parallel_processor.ratelimit.server_quota import ServerQuota
+from parallel_processor.ratelimit.server_rates import LimitChange
 from parallel_processor.runtime.stop import Settable, WakeEvent
 
 INSTANT_S = 1e-9  # a wait below this is rounding
@@ -311,5 +312,5 @@ class BucketState:
             used_tokens=self.answer_tokens,
             in_flight_limit=in_flight.limit if in_flight.limit < math.inf else None,
             peak_in_flight=in_flight.peak,
-            limits=tuple(quota.report(since_s) for quota in server.quotas),
+            limits=server.rates.reports(since_s),
         )

@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 from parallel_processor.models import LimitReading, Rejection, WaitCause
 from parallel_processor.options import Limits, shown_url
 from parallel_processor.ratelimit.reports import BucketReport
-from parallel_processor.ratelimit.server import LimitChange, ServerLimits
+from parallel_processor.ratelimit.server import ServerLimits
+from parallel_processor.ratelimit.server_rates import LimitChange
 from parallel_processor.ratelimit.shared import SharedLimits, wake
 from parallel_processor.ratelimit.state import BucketState, Reservation
 
@@ -303,7 +304,11 @@ class TokenBucket:
     def counts_tokens(self) -> bool:
         """False if nothing limits tokens, as far as the server's answers tell; they are guessed then."""
         state = self._state
-        return self.shared_limits.limits_tokens or not state.answered or state.server.limits_tokens
+        return (
+            self.shared_limits.limits_tokens
+            or not state.answered
+            or state.server.rates.limits_tokens
+        )
 
     @property
     def has_room(self) -> bool:
