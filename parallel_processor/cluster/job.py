@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,12 +113,6 @@ class Standing:
     )  # of each attempt under way, by number
     reading: frozenset[int] = frozenset()  # the attempts whose block is not read to its end
     log: tuple[tuple[int, str], ...] = ()  # what it logged since the last time: level and text
-
-
-def has_numbers(settings: Settings) -> bool:
-    """True if a limit is a number, which all workers together must keep."""
-    given = (settings.get("limits") or Limits(), *settings.get("limits_by_model", {}).values())
-    return any(limit < math.inf for limits in given for limit in limits.by_kind.values())
 
 
 def share(settings: Settings, workers: int) -> Settings:

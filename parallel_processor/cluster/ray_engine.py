@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Engine, Event, Lost
-from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing, has_numbers
+from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing
 from parallel_processor.cluster.load import load_ray
 from parallel_processor.cluster.ray_limiter import RayLimiter, start_limiter
 from parallel_processor.cluster.worker import BlockWorker
@@ -128,7 +128,7 @@ def on_ray(job: Job, workers: int, *, address: str | None = None) -> Iterator[En
     """An engine on the Ray at ``address``; on an embedded one without an address."""
     with connected(address, workers * job.settings.get("processes", 1)):
         has_limiter = job.settings.get("limiter") is not None or job.key.limiter_variable
-        if not has_limiter and has_numbers(job.settings):
+        if not has_limiter:
             start_limiter()
             settings: Settings = {**job.settings, "limiter": RayLimiter}
             job = dataclasses.replace(job, settings=settings)

@@ -54,6 +54,8 @@ def start_limiter() -> None:
 class RayLimiter:
     """Leases from the actor, inside a worker. For one thread."""
 
+    follows_servers = True
+
     def __init__(self) -> None:
         self._ray = load_ray()
         self._actor: Any = None

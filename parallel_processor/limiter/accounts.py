@@ -21,18 +21,20 @@ def leased_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets
     """The buckets of a processor whose limits several processes share.
 
     Raises :class:`LimiterError` if the holder can't be reached, and :class:`ConfigurationError` if there is
-    nothing to share.
+    nothing to share: a Redis server doesn't follow limits that the server's answers show.
     """
     limits = (options.limits, *options.limits_by_model.values())
-    if all(limit == math.inf for each in limits for limit in each.by_kind.values()):
+    is_open = all(limit == math.inf for each in limits for limit in each.by_kind.values())
+    if is_open and isinstance(options.limiter, str):
         raise ConfigurationError(
             "limiter has nothing to share: give a limit as a number, such as max_requests_per_minute"
         )
-    make = partial(LeasedLimits, limiter=connector(options), name=account_name(options))
+    limiter = connector(options)
+    make = partial(LeasedLimits, limiter=limiter, name=account_name(options))
     buckets = TokenBuckets(options, clock, ACCOUNTS, make_limits=make)
     for shared in buckets.limits():
-        if isinstance(shared, LeasedLimits) and shared.leasing is not None:
-            shared.leasing.check()
+        if isinstance(shared, LeasedLimits):
+            shared.check(limiter)
     return buckets
 
 

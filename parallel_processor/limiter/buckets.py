@@ -21,9 +21,19 @@ import heapq
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from parallel_processor.limiter.leases import HOLD_S, NAMED_S, SLOT_S, WINDOW_S, Ask, Lease, Terms
+from parallel_processor.limiter.leases import (
+    HOLD_S,
+    NAMED_S,
+    SLOT_S,
+    WINDOW_S,
+    Ask,
+    Lease,
+    ServerNews,
+    Terms,
+)
+from parallel_processor.limiter.shared_rates import SharedRates
 
 _EPSILON = 1e-6
 _STEP_S = 1.0  # a clock that goes back by more has been set
@@ -122,11 +132,17 @@ class SharedBuckets:
         """Use ``clock``, whose seconds may be those of any day; it may be set back."""
         self._clock = clock
         self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._rates: dict[
+            tuple[str, str], SharedRates
+        ] = {}  # of servers, by the first of their terms
         self._pauses: dict[tuple[str, str], float] = {}
+        self._asked_at = -math.inf  # for the rates of any server
 
     def lease(self, account: str, ask: Ask) -> Lease:
         """Grant a lease, or refuse it to a process that the buckets have forgotten."""
         now = self._clock()
+        if ask.server is not None:
+            return self._lease_of_server(account, ask, ask.server, now)
         buckets = [self._buckets.setdefault((account, terms.key), _Bucket()) for terms in ask.terms]
         for bucket, terms, serial in zip(buckets, ask.terms, ask.serials, strict=True):
             bucket.advance(now, terms, ask.ttl_s, serial)
@@ -160,6 +176,19 @@ class SharedBuckets:
             limits=tuple(bucket.limit for bucket in buckets),
             pauses=pauses,
         )
+
+    def _lease_of_server(self, account: str, ask: Ask, server: ServerNews, now: float) -> Lease:
+        key = (account, ask.terms[0].key)
+        if now < self._asked_at - _STEP_S:
+            self._rates.clear()
+        self._asked_at = now
+        if key not in self._rates:
+            for each in [each for each, rates in self._rates.items() if rates.is_unused(now)]:
+                del self._rates[each]
+            self._rates[key] = SharedRates(server, now)
+        pauses = self._pause(account, ask, now)
+        paused_s = dict(pauses).get(key[1].rpartition(":")[0], 0.0)
+        return replace(self._rates[key].lease(ask, server, now, paused_s), pauses=pauses)
 
     def _pause(self, account: str, ask: Ask, now: float) -> tuple[tuple[str, float], ...]:
         """Note the pauses that ``ask`` tells; those of the account that are not over."""

@@ -6,14 +6,21 @@ used from ``delay_s`` on, for ``ttl_s``. Nobody has to ask again, so whoever ask
 One call carries everything: the ask, what earlier leases turn out not to have used, what was used beyond
 them, and pauses that a server asked for. Both are plain data, so that they can cross any wire. The same
 arithmetic stands in ``buckets.py`` (for tests, and for an actor) and in ``lease.lua`` (for Redis).
+
+Limits that nobody has configured, because the server's answers show them, can be leased as well, from a
+holder that can follow them (:attr:`Limiter.follows_servers`). An ask then carries :class:`News` of these
+answers, and a lease what they have shown to all processes (``shared_rates.py``).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from parallel_processor.ratelimit.quota import MINUTE_S
+from parallel_processor.models import LimitReading, Rejection
+from parallel_processor.options import Limits
+from parallel_processor.ratelimit.quota import KINDS, MINUTE_S, Costs
 
 SLOT_S = 0.0625  # what is used in one slot leaves the window together
 WINDOW_S = MINUTE_S + 0.25  # requests spend unequal times on their way
@@ -46,6 +53,72 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What one answer shows of a server's rates.
+
+    Attributes:
+        age_s: how long ago its request was admitted.
+        readings: what its headers say.
+        rejection: why the request was rejected, if the rate is the reason.
+        rejected: whether it was rejected.
+        costs: what the request costs.
+        pause_s: for how long all sending pauses for the rejection.
+        restored: the rate a second up to which cuts are taken back; infinite for all of them.
+    """
+
+    age_s: float
+    readings: tuple[LimitReading, ...] = ()
+    rejection: Rejection | None = None
+    rejected: bool = False
+    costs: Costs = (1.0, 0.0, 0.0, 0.0)
+    pause_s: float = 0.0
+    restored: float | None = None
+
+    @property
+    def is_mere_reading(self) -> bool:
+        """True if there is nothing in it but the headers of an answer."""
+        return not self.rejected and self.rejection is None and self.restored is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What is known of one rate of a server.
+
+    Attributes:
+        name: what it counts, one of ``KINDS``.
+        window_s: the length of its window in seconds.
+        limit: what headers allow in a window; infinite if they say nothing.
+        tried_per_s: the rate that is tried; infinite if rejections have shown nothing.
+        is_growing: true while no rejection has cut that rate.
+        others_per_s: what clients that are no process of the account seem to use.
+    """
+
+    name: str
+    window_s: float
+    limit: float = math.inf
+    tried_per_s: float = math.inf
+    is_growing: bool = False
+    others_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerNews:
+    """What an :class:`Ask` adds for the rates of a server.
+
+    Attributes:
+        limits: the process' settings, of which the headroom and the burst count, and whether to search.
+        latency_s: the mean time that answers take; infinite if that isn't known.
+        known: what the process knew when it asked last, for a holder that has lost its memory.
+        news: what answers have shown since then, in their order.
+    """
+
+    limits: Limits
+    latency_s: float = math.inf
+    known: tuple[Rate, ...] = ()
+    news: tuple[News, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """What a process asks for and tells. Sequences without a quota's index have one entry a quota.
 
@@ -59,6 +132,8 @@ class Ask:
         overused: what was used of each without a lease.
         history: what the process used in the last minute: the quota's index, seconds ago, the amount.
         pauses: for how many seconds from now a server wants nothing to be sent, by a name.
+        server: set if the lease is under the rates of a server. ``terms`` then name one for each kind.
+        place: what the last answer said, if that was to ask again.
     """
 
     terms: tuple[Terms, ...]
@@ -70,6 +145,8 @@ class Ask:
     overused: tuple[float, ...] = ()
     history: tuple[tuple[int, float, float], ...] = ()
     pauses: tuple[tuple[str, float], ...] = ()
+    server: ServerNews | None = None
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +162,9 @@ class Lease:
         serials: the number of the newest lease of each bucket.
         limits: the lowest limit that any process names, which holds for all of them.
         pauses: the pauses that any process told, with the seconds that are left of each.
+        place: set if it holds nothing yet, since the rates may change: ask again after ``delay_s``.
+        rates: what is known of the rates of a server.
+        most: how much of each quota one lease should hold; infinite where nothing is limited.
     """
 
     is_granted: bool
@@ -95,10 +175,19 @@ class Lease:
     serials: tuple[int, ...]
     limits: tuple[float, ...]
     pauses: tuple[tuple[str, float], ...] = ()
+    place: int = 0
+    rates: tuple[Rate, ...] = ()
+    most: tuple[float, ...] = (math.inf,) * len(KINDS)
 
 
 class Limiter(Protocol):
-    """A connection to whatever holds the buckets of all processes. One thread uses it."""
+    """A connection to whatever holds the buckets of all processes. One thread uses it.
+
+    Attributes:
+        follows_servers: whether it holds the rates of servers, too. One that lacks the attribute doesn't.
+    """
+
+    follows_servers: bool
 
     def lease(self, account: str, ask: Ask) -> Lease:
         """Ask for a lease under the limits of ``account``.

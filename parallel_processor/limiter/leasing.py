@@ -11,7 +11,8 @@
     poll: the head waits for ``delay``  <─── wake the heads
 
 **Owners.** The lock of the account guards the stock, as it guards the buckets. The connection is the
-thread's alone. The lock of :class:`LeasingThread` guards only whether there is a thread.
+thread's alone, which makes the calls of all stocks of an account. The lock of :class:`LeasingThread` guards
+only whether there is a thread, and what it works for.
 
 **The end.** The thread ends a second after the last head waited for it: it gives back what is left of the
 lease, closes the connection and is gone. It needs no stop: when a run ends, nothing waits any more. At the
@@ -30,9 +31,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakSet
 
-from parallel_processor.limiter.leases import Ask, Lease, Limiter, Terms
+from parallel_processor.limiter.leases import Ask, Lease, Limiter
 from parallel_processor.limiter.stock import Stock
-from parallel_processor.ratelimit.quota import ConfiguredQuota
 from parallel_processor.ratelimit.state import BucketState, Reservation
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.stop import Settable, WakeEvent
@@ -56,36 +56,35 @@ class Leasing:
         self,
         limiter: Limiter,
         account: str,
-        terms: tuple[Terms, ...],
-        counted: Sequence[ConfiguredQuota],
+        make_stock: Callable[[Settable], Stock],
         *,
         lock: threading.Lock,
         waiting: Sequence[BucketState],
         clock: Callable[[], float],
         run: Callable[[Leasing], Settable],
     ) -> None:
-        """Lease from ``limiter`` under the limits ``terms`` of ``account``, for the states in ``waiting``.
+        """Lease from ``limiter`` for the ``account``, and for the states in ``waiting`` that take from it.
 
-        ``counted`` count what this process uses of them. What ``run`` returns is set when a step is due.
+        ``make_stock`` is given what is to be set when a step is due; ``run`` returns that.
         """
-        self.stock = Stock(terms, counted, run(self))
+        self.stock = make_stock(run(self))
         self.states: dict[str, WeakSet[BucketState]] = {}
         self._limiter, self._account = limiter, account
         self._lock, self._waiting, self._clock = lock, waiting, clock
         self._away_since = math.inf
         self._told_limits: tuple[float, ...] = ()
 
-    def check(self) -> None:
-        """Ask for nothing, so that a holder that can't be used is found; the connection is closed again.
+    def check(self, limiter: Limiter) -> None:
+        """Ask ``limiter`` for nothing, so that a holder that can't be used is found; closes it.
 
         To be called before anything is sent. Raises :class:`LimiterError`.
         """
         with self._lock:
             ask = self.stock.tell(self._clock())
         try:
-            self._tell_limits(self._limiter.lease(self._account, ask))
+            self._tell_limits(limiter.lease(self._account, ask))
         finally:
-            self._limiter.close()
+            limiter.close()
 
     def step(self) -> float:
         """Make the call that is due, if one is; the seconds until the next one may be, or infinite."""
@@ -97,7 +96,7 @@ class Leasing:
             is_due = heads_wait and now >= stock.confirm_at
             if stock.is_asking and stock.confirm_at == math.inf:
                 ask = stock.ask([each.costs for state in self._own() for each in state.queue], now)
-            elif is_due or stock.pauses:
+            elif is_due or stock.has_news:
                 ask = stock.tell(now)
             else:
                 return min(stock.confirm_at - now, _IDLE_S) if heads_wait else math.inf
@@ -111,8 +110,8 @@ class Leasing:
         self._receive(ask, lease, now, confirms=is_due)
         return 0.0
 
-    def close(self) -> None:
-        """Give back what is left of the lease, and close the connection."""
+    def give_back(self) -> None:
+        """Give back what is left of the lease."""
         try:
             with self._lock:
                 now = self._clock()
@@ -121,8 +120,6 @@ class Leasing:
                 self._receive(ask, self._limiter.lease(self._account, ask), now, confirms=False)
         except Exception as error:
             _log.debug("what is left of a lease is lost: %s", error)
-        finally:
-            self._limiter.close()
 
     def _receive(self, ask: Ask, lease: Lease, asked_at: float, *, confirms: bool) -> None:
         with self._lock:
@@ -187,13 +184,23 @@ class Leasing:
 
 
 class LeasingThread:
-    """Calls :meth:`Leasing.step`, in a thread that lives while there is something to do."""
+    """Calls :meth:`Leasing.step` of all leasings of an account that have one limiter.
 
-    def __init__(self, leasing: Leasing) -> None:
-        self._leasing = leasing
+    The thread lives while there is something to do. It alone uses the limiter.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._leasings: tuple[Leasing, ...] = ()
         self._event = WakeEvent()
-        self._lock = InterruptSafeLock()  # guards the field below
+        self._lock = InterruptSafeLock()  # guards the fields above and below
         self._thread: InterruptSafeThread | None = None
+
+    def add(self, leasing: Leasing) -> Settable:
+        """Make steps of ``leasing``, too; to be set when one is due."""
+        with self._lock:
+            self._leasings += (leasing,)
+        return self
 
     def set(self) -> None:
         """Have a step made soon. Any thread may call it, without the lock of the account."""
@@ -208,10 +215,10 @@ class LeasingThread:
         try:
             while True:
                 self._event.clear()
-                wait_s = self._leasing.step()
+                wait_s = min(leasing.step() for leasing in self._leasings)
                 if wait_s <= 0 or self._event.wait(min(wait_s, _IDLE_S)) or wait_s < math.inf:
                     continue
-                self._leasing.close()
+                self._close()
                 with self._lock:
                     if not self._event.is_set:
                         self._thread = None
@@ -220,3 +227,10 @@ class LeasingThread:
             with self._lock:
                 self._thread = None
             raise
+
+    def _close(self) -> None:
+        try:
+            for leasing in self._leasings:
+                leasing.give_back()
+        finally:
+            self._limiter.close()

@@ -1,27 +1,65 @@
-"""The configured limits of buckets that lease them from a holder which other processes share."""
+"""The limits of buckets that lease them from a holder which other processes share."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary, WeakSet
 
 from parallel_processor.limiter.leases import Limiter, Terms
 from parallel_processor.limiter.leasing import Leasing, LeasingThread
+from parallel_processor.limiter.remote_rates import RateStock, RemoteRates
+from parallel_processor.limiter.stock import Stock
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import BucketState, Reservation
 from parallel_processor.runtime.stop import Settable
 
-# By account and limits. ``FORK_LOCK`` guards it. A forked child has other accounts.
-_LEASINGS: WeakKeyDictionary[AccountLimits, dict[tuple[Terms, ...], Leasing]] = WeakKeyDictionary()
+
+class AccountLeases:
+    """What an account of this process leases. The lock of the account guards it, once it is made."""
+
+    def __init__(
+        self,
+        account: AccountLimits,
+        limiter: Callable[[], Limiter],
+        name: str,
+        clock: Callable[[], float],
+        run: Callable[[Leasing], Settable] | None,
+    ) -> None:
+        """Connect by ``limiter`` to the holder, where the account has the ``name``."""
+        self._account, self._name, self._clock = account, name, clock
+        self._limiter = limiter()
+        self._run = run or LeasingThread(self._limiter).add
+        self.follows_servers = getattr(self._limiter, "follows_servers", False)
+        self.leasings: dict[Hashable, Leasing] = {}
+
+    def of(self, key: Hashable, make_stock: Callable[[Settable], Stock]) -> Leasing:
+        """What leases for ``key``; made if it isn't there."""
+        if key not in self.leasings:
+            self.leasings[key] = Leasing(
+                self._limiter,
+                self._name,
+                make_stock,
+                lock=self._account.lock,
+                waiting=self._account.waiting,
+                clock=self._clock,
+                run=self._run,
+            )
+        return self.leasings[key]
+
+
+# ``FORK_LOCK`` guards it. A forked child has other accounts.
+_LEASES: WeakKeyDictionary[AccountLimits, AccountLeases] = WeakKeyDictionary()
 
 
 class LeasedLimits(SharedLimits):
     """Limits that hold in this process as :class:`SharedLimits` do, and are leased besides.
 
-    Processors of the account in this process share the leases.
+    So are the rates that servers' answers show, if the holder follows them. Processors of the account in
+    this process share the leases.
     """
 
     def __init__(
@@ -31,16 +69,20 @@ class LeasedLimits(SharedLimits):
         *,
         limiter: Callable[[], Limiter],
         name: str,
-        run: Callable[[Leasing], Settable] = LeasingThread,
+        run: Callable[[Leasing], Settable] | None = None,
         account: AccountLimits,
         pattern: str | None = None,
         under: SharedLimits | None = None,
     ) -> None:
         """``limiter`` connects to the holder, where the account has the ``name``.
 
-        ``run`` is that of :class:`Leasing`, the rest as in ``SharedLimits``.
+        ``run`` is that of :class:`Leasing`, by default of one thread for the account. The rest is as in
+        ``SharedLimits``.
         """
         super().__init__(limits, clock, account=account, pattern=pattern, under=under)
+        if account not in _LEASES:
+            _LEASES[account] = AccountLeases(account, limiter, name, clock, run)
+        self._leases, self._clock = _LEASES[account], clock
         own = len(self._own)
         terms = tuple(
             Terms(
@@ -52,31 +94,40 @@ class LeasedLimits(SharedLimits):
         )
         self.leasing: Leasing | None = None
         if terms:
-            known = _LEASINGS.setdefault(account, {})
-            if terms not in known:
-                known[terms] = Leasing(
-                    limiter(),
-                    name,
-                    terms,
-                    self.quotas,
-                    lock=self.lock,
-                    waiting=self.waiting,
-                    clock=clock,
-                    run=run,
-                )
-            self.leasing = known[terms]
+            with self.lock:
+                self.leasing = self._leases.of(terms, partial(Stock, terms, self.quotas))
             self.charged = [*self.quotas, *self.leasing.stock.quotas]
-        self._leasings = _LEASINGS.setdefault(account, {})
+
+    def check(self, limiter: Callable[[], Limiter]) -> None:
+        """Raise :class:`LimiterError` if the holder can't be reached by what ``limiter`` makes."""
+        if self.leasing is not None:
+            self.leasing.check(limiter())
 
     def adopt(self, url: str, model: str, state: BucketState) -> None:
-        """Have ``state`` pause when another process is told to, for the same URL and model."""
+        """Have ``state`` pause when another process is told to, for the same URL and model.
+
+        If the holder follows servers, the rates of this one are leased from now on.
+        """
+        name = _digest(url, model)
         if self.leasing is not None:
-            self.leasing.states.setdefault(_digest(url, model), WeakSet()).add(state)
+            self.leasing.states.setdefault(name, WeakSet()).add(state)
+        if self._leases.follows_servers and url:
+            begin = partial(self._lease_rates, name, state)
+            state.server.follow(RemoteRates(self.limits, self._clock(), begin))
+
+    def _lease_rates(self, name: str, state: BucketState, now: float) -> RateStock:
+        """Have the requests of ``state`` take from leases under the rates of its server."""
+        leasing = self._leases.of(name, partial(RateStock, name, self.limits, now))
+        leasing.states.setdefault(name, WeakSet()).add(state)
+        stock = leasing.stock
+        assert isinstance(stock, RateStock)
+        state.configured = [*state.configured, *stock.quotas]
+        return stock
 
     def admit(self, now: float) -> list[Reservation]:
         """Admit all that may be sent; the callers of what must be leased are woken with it."""
         woken = super().admit(now)
-        for leasing in self._leasings.values():
+        for leasing in self._leases.leasings.values():
             stock = leasing.stock
             if stock.is_short and not stock.is_asking:
                 stock.is_asking = True
@@ -85,10 +136,12 @@ class LeasedLimits(SharedLimits):
 
     def tell_pause(self, url: str, model: str, seconds: float, now: float) -> Sequence[Reservation]:
         """Tell the other processes that a server wants nothing to be sent for so many seconds."""
-        if self.leasing is None or seconds <= 0:
-            return ()
-        self.leasing.stock.pauses[_digest(url, model)] = now + seconds
-        return (self.leasing.stock.caller,)
+        name = _digest(url, model)
+        leasings = (self._leases.leasings.get(name), self.leasing)
+        known = [leasing.stock for leasing in leasings if leasing is not None]
+        if seconds > 0 and known:
+            known[0].pauses[name] = now + seconds
+        return [stock.caller for stock in known if stock.has_news]
 
 
 def _named(pattern: str | None) -> str:

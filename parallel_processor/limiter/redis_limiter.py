@@ -34,6 +34,8 @@ def script() -> str:
 class RedisLimiter:
     """Leases from the server of a URL: ``redis://``, ``rediss://`` or ``unix://``."""
 
+    follows_servers = False  # its script knows configured limits alone
+
     def __init__(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         """Make a client without a connection.
 

@@ -50,6 +50,7 @@ class LeasedQuota(ConfiguredQuota):
         self.slot: Slot = [-1.0, 0.0]  # the lease's slot, and the epoch of its bucket
         self.overused = 0.0
         self.taken = 0.0  # since the last lease
+        self.used = 0.0  # in all
         self.mean = 1.0  # of a request
 
     @property
@@ -77,6 +78,7 @@ class LeasedQuota(ConfiguredQuota):
     def charge(self, cost: float, now: float) -> Slot:
         """Take ``cost``; what the lease doesn't hold is told to the holder later."""
         self.taken += cost
+        self.used += cost
         self._stock.charges += self._index == 0
         if cost <= self.refilled(now) + _EPSILON:
             self.amount = max(0.0, self.amount - cost)
@@ -86,6 +88,7 @@ class LeasedQuota(ConfiguredQuota):
 
     def refund(self, amount: float, slot: Slot, now: float) -> None:
         """Give back ``amount``: to the lease while it lasts, else to the holder with the next call."""
+        self.used -= amount
         if slot is _OWED:
             self.overused = max(0.0, self.overused - amount)
         elif slot is self.slot and self._stock.is_usable(now):
@@ -133,6 +136,7 @@ class Stock:
         self._forgotten: list[int] = []  # the quotas whose bucket must be told the last minute
         self._begins_at = self._void_at = -math.inf
         self._is_confirmed = True
+        self._place = 0  # set while there is no lease yet, and the next ask is at ``_begins_at``
         self._binding = 0
         self._returned: defaultdict[tuple[int, int], float] = defaultdict(float)
         self._batch, self._delay_s, self._quick_calls = 1.0, 0.0, 0
@@ -146,13 +150,18 @@ class Stock:
             return WaitCause.LIMITER
         return CAUSES[self.quotas[self._binding].kind]
 
+    @property
+    def has_news(self) -> bool:
+        """True if there is something to tell the holder that can't wait for the next lease."""
+        return bool(self.pauses)
+
     def is_usable(self, now: float) -> bool:
         """True while the lease may be used."""
         return self._begins_at <= now < self._void_at and self._is_confirmed
 
     def delay_s(self, suffices: bool, now: float) -> float:
-        """Seconds until a lease that ``suffices`` may be used; infinite if there is none to come."""
-        if suffices and now < self._begins_at:
+        """Seconds until a lease that ``suffices`` may be used, or asked for; infinite if none will come."""
+        if (suffices or self._place) and now < self._begins_at:
             return self._begins_at - now
         self.is_short = True
         return math.inf
@@ -203,6 +212,7 @@ class Stock:
                 for age_s, amount in _last_minute(self.quotas[index].counted, now)
             ),
             pauses=tuple((name, until - now) for name, until in self.pauses.items()),
+            place=self._place if any(amounts) else 0,
         )
 
     def _learn(self, now: float) -> None:
@@ -217,13 +227,21 @@ class Stock:
         elif self._delay_s > _LATE_S:
             self._batch = max(1.0, self._batch * _SMALLER)
         else:
-            per_s = (q.terms.rate(self.ttl_s) / q.mean for q in self.quotas if q.mean > 0)
-            self._batch += max(1.0, min(per_s, default=0.0) * _STEP_S)
+            self._batch += max(1.0, self._step())
         self.charges = 0
+
+    def _step(self) -> float:
+        """By how many requests a lease grows."""
+        per_s = (q.terms.rate(self.ttl_s) / q.mean for q in self.quotas if q.mean > 0)
+        return min(per_s, default=0.0) * _STEP_S
+
+    def _most(self) -> Sequence[float]:
+        """How much of each quota one lease may hold."""
+        return [quota.terms.rate(self.ttl_s) * quota.terms.burst_s for quota in self.quotas]
 
     def _amounts(self, queued: Sequence[Costs]) -> tuple[float, ...]:
         """What is queued as far as one lease may hold it, and the requests that are expected beyond it."""
-        most = [quota.terms.rate(self.ttl_s) * quota.terms.burst_s for quota in self.quotas]
+        most = self._most()
         kinds = [quota.kind for quota in self.quotas]
         amounts = [queued[0][kind] for kind in kinds]
         count = 1
@@ -286,10 +304,10 @@ class Stock:
 
     def _hold(self, ask: Ask, lease: Lease, asked_at: float, now: float) -> None:
         for index, quota in enumerate(self.quotas):
-            quota.amount = ask.amounts[index]
+            quota.amount = 0.0 if lease.place else ask.amounts[index]
             quota.slot = [float(lease.slot), float(lease.epochs[index])]
         self._begins_at, self._void_at = now + lease.delay_s, asked_at + lease.delay_s + ask.ttl_s
-        self._binding, self._delay_s = lease.binding, lease.delay_s
+        self._binding, self._delay_s, self._place = lease.binding, lease.delay_s, lease.place
         self._is_confirmed = lease.delay_s <= CONFIRM_S
         self._follow_network(now - asked_at)
 

@@ -8,9 +8,12 @@ happens here; threads wait elsewhere.
 Names that cross the border (module, names):
 
     accounts      ACCOUNTS, AccountLimits
-    quota         CAUSES, MINUTE_S, WINDOW_S, ConfiguredQuota, Costs, Slot
+    quota         CAUSES, KINDS, MINUTE_S, WINDOW_S, ConfiguredQuota, Costs, Slot
     registry      TokenBuckets
+    remaining     LONGEST_PACED_S
     reports       BucketReport, LimitReport, Usage
+    server_quota  Sent, ServerQuota
+    server_rates  LimitChange, ServerRates
     shared        SharedLimits
     state         BucketState, Reservation
     token_bucket  Release, Tally, TokenBucket

@@ -87,7 +87,7 @@ class ServerQuota:
         self._burst_s = limits.burst_seconds
         self._charged_at = -math.inf
         self._explained_at = -math.inf  # the last burst of rejections
-        self.level = self._capacity(GENTLE_PER_S) if is_sought else math.inf
+        self.level = self.capacity(GENTLE_PER_S) if is_sought else math.inf
 
     # As every quota of a bucket.
 
@@ -105,7 +105,7 @@ class ServerQuota:
             self.remaining.advance(seconds, now)
         rate = self.rate(now)
         if rate < math.inf:
-            self.level = min(self.level + rate * seconds, self._capacity(rate))
+            self.level = min(self.level + rate * seconds, self.capacity(rate))
         else:
             self.level = math.inf
 
@@ -117,27 +117,35 @@ class ServerQuota:
         even = self.limit * (1.0 - self.remaining.headroom) / self.window_s * self._pace
         return min(rate, even * self.remaining.share(now))
 
-    def _capacity(self, rate: float) -> float:
+    def capacity(self, rate: float) -> float:
         """What may go out at once; little if nobody says what bursts the server accepts."""
         blind = rate >= self.probe.rate
         return rate * (min(self._burst_s, _BLIND_BURST_S) if blind else self._burst_s)
 
     def delay_s(self, cost: float, now: float) -> float:
+        """Seconds until ``cost`` may be admitted, or until that is to be asked again.
+
+        Call :meth:`advance` before.
+        """
+        delay = self.wait_s(cost, now)
+        if delay > _RECHECK_S and self.remaining.may_change(now):
+            return _RECHECK_S if self.window_s <= LONGEST_PACED_S else delay
+        return delay
+
+    def wait_s(self, cost: float, now: float) -> float:
         """Seconds until ``cost`` may be admitted, as far as is known. Call :meth:`advance` before."""
         if cost <= 0:
             return 0.0
         delay = 0.0
         rate = self.rate(now)
         if rate < math.inf:
-            short = min(cost, self._capacity(rate)) - self.level
+            short = min(cost, self.capacity(rate)) - self.level
             if short > _EPSILON:
                 self._asked = True
                 delay = short / rate
         delay = self.remaining.delay_s(cost, now, delay)
         if delay > _RECHECK_S:
             delay = min(delay, max(0.0, self._charged_at + _LONGEST_GAP_S - now))
-            if self.remaining.may_change(now) and self.window_s <= LONGEST_PACED_S:
-                delay = min(delay, _RECHECK_S)
         return delay
 
     def charge(self, cost: float, now: float) -> None:
@@ -174,7 +182,7 @@ class ServerQuota:
         self._note_limit(reading.limit, now)
         self.remaining.observe(reading, sent_at=sent_at, total=total, now=now, total_now=total_now)
         rate = self.rate(now)
-        self.level = min(self.level, self._capacity(rate)) if rate < math.inf else math.inf
+        self.level = min(self.level, self.capacity(rate)) if rate < math.inf else math.inf
         return rate > before
 
     def _note_limit(self, limit: float, now: float) -> None:

@@ -49,7 +49,6 @@ class ServerRates:
     Attributes:
         quotas: those that are known, or searched for. A request takes from all of them.
         is_told: true once headers have named a limit.
-        is_binding: true if one of them held the head of the queue last, where ``obstacle`` can't tell.
     """
 
     def __init__(self, limits: Limits, now: float, *, pace: float = PACE) -> None:
@@ -59,7 +58,7 @@ class ServerRates:
         """
         self._limits, self._pace = limits, pace
         self.quotas: list[ServerQuota] = []
-        self.is_told = self.is_binding = False
+        self.is_told = False
         self._named: dict[str, _Named] = {}  # by what they count
         if limits.requests_per_minute == "auto":
             self._quota("requests", MINUTE_S, now, is_sought=True)
@@ -88,6 +87,11 @@ class ServerRates:
         quotas = self.quotas
         return bool(quotas) and any(quota.name != "requests" for quota in quotas)
 
+    @property
+    def is_binding(self) -> bool:
+        """True if a rate that isn't among ``quotas`` held the head of the queue last."""
+        return False
+
     # What rejections have shown.
 
     @property
@@ -109,6 +113,10 @@ class ServerRates:
         for quota in self.quotas:
             if quota.name == "requests" and quota.probe.rate < rate:
                 quota.probe.search_from(rate)
+
+    def search_from(self, per_s: float, name: str, window_s: float, now: float) -> None:
+        """Begin a search at ``per_s``, whose answer others have found."""
+        self._quota(name, window_s, now).probe.search_from(per_s)
 
     def give_up(self) -> None:
         """Take back all cuts: the rate isn't the reason of the rejections."""

@@ -112,7 +112,8 @@ class TokenBucket:
             most_in_flight=most_in_flight or math.inf,
             longest_s=longest_s,
         )
-        self.shared_limits.adopt(url, model, self._state)
+        with self._lock:
+            self.shared_limits.adopt(url, model, self._state)
 
     # Before an attempt.
 

@@ -72,6 +72,8 @@ class Fleet:
 class Member:
     """One process: a bucket, the requests that wait for it, and the leasing that its thread would do."""
 
+    follows_servers = False
+
     def __init__(self, fleet: Fleet, limits: Limits, offset_s: float) -> None:
         self._fleet = fleet
         self.clock: Callable[[], float] = lambda: fleet.clock() + offset_s

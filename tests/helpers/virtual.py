@@ -20,10 +20,15 @@ from typing import Any
 
 from clocks import FakeClock
 
+from parallel_processor.limiter.buckets import SharedBuckets
+from parallel_processor.limiter.leases import Ask, Lease
+from parallel_processor.limiter.leasing import Leasing
+from parallel_processor.limiter.limits import LeasedLimits
 from parallel_processor.models import AttemptStatus, Rejection, Response
 from parallel_processor.options import Limits
 from parallel_processor.providers.limit_headers import read_limits
 from parallel_processor.providers.responses import classify
+from parallel_processor.ratelimit.accounts import AccountLimits
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -158,9 +163,15 @@ class Client:
         settles: bool = False,
         max_workers: int = 1000,
         demand_per_s: float = math.inf,
+        url: str = "",
     ) -> None:
         self.bucket = TokenBucket(
-            limits, clock=world.clock, shared_limits=shared_limits, most_in_flight=max_workers
+            limits,
+            clock=world.clock,
+            shared_limits=shared_limits,
+            most_in_flight=max_workers,
+            url=url,
+            model=model if url else "",
         )
         self._world, self._server, self._model = world, server, model
         self._read, self._cap = read, cap
@@ -170,7 +181,7 @@ class Client:
         self._max_workers = max_workers
         self._due_s = 0.0 if demand_per_s == math.inf else world.clock()
         self._gap_s = 1.0 / demand_per_s
-        self._wake = threading.Event()
+        self._wake: Any = Waker(world, self.turn) if url else threading.Event()
         self._place: Reservation | None = None
         self.sent = self.refused = self.in_flight = 0
         self.outputs: list[int] = []
@@ -179,7 +190,8 @@ class Client:
     def turn(self) -> None:
         """What the dispatcher does when it wakes."""
         while True:
-            self._wake.clear()
+            if isinstance(self._wake, threading.Event):
+                self._wake.clear()
             has_work = self._due_s <= self._world.clock()
             if not has_work or self.in_flight >= self._max_workers:
                 return
@@ -239,3 +251,67 @@ def share(counts: Counter[int], first_s: int, last_s: int, per_minute: float) ->
     """What ``counts`` hold from ``first_s`` to before ``last_s``, of what so many a minute allow."""
     seconds = range(first_s, last_s)
     return sum(counts[second] for second in seconds) / (per_minute / 60 * len(seconds))
+
+
+class Waker:
+    """An event whose setting lets something happen soon: what a thread does that waits for it."""
+
+    def __init__(self, world: World, do: Callable[[], object], after_s: float = 0.0) -> None:
+        self._world, self._do, self._after_s = world, do, after_s
+        self._is_set = False
+
+    def set(self) -> None:
+        """Let it happen, once however often it is set before."""
+        if not self._is_set:
+            self._is_set = True
+            self._world.after(self._after_s, self._wake)
+
+    def _wake(self) -> None:
+        self._is_set = False
+        self._do()
+
+
+class Holder:
+    """What holds the buckets of all processes of an account; each has a :class:`LeasedLimits`."""
+
+    follows_servers = True
+
+    def __init__(self, world: World, *, round_trip_s: float = 0.002) -> None:
+        self._world, self._round_trip_s = world, round_trip_s
+        self.calls = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Lose all memory."""
+        self._buckets = SharedBuckets(lambda: 1e9 + self._world.clock())
+
+    def limits(self, limits: Limits) -> LeasedLimits:
+        """Those of one more process."""
+        clock = self._world.clock
+        return LeasedLimits(
+            limits,
+            clock,
+            limiter=lambda: self,
+            name="a",
+            run=self._run,
+            account=AccountLimits(clock),
+        )
+
+    def _run(self, leasing: Leasing) -> Waker:
+        def step() -> None:
+            wait_s = leasing.step()
+            if wait_s <= 0:
+                waker.set()
+            elif wait_s < math.inf:
+                self._world.after(wait_s, waker.set)
+
+        waker = Waker(self._world, step, self._round_trip_s)
+        return waker
+
+    def lease(self, account: str, ask: Ask) -> Lease:
+        """Grant a lease."""
+        self.calls += 1
+        return self._buckets.lease(account, ask)
+
+    def close(self) -> None:
+        """There is nothing to close."""

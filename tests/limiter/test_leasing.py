@@ -204,7 +204,7 @@ def test_a_lease_that_is_not_used_goes_back() -> None:
     first, second = fleet.processes
     first.queued.extend([1.0] * 2)
     fleet.run(10)
-    first.shared.leasing.close()
+    first.shared.leasing.give_back()
     asked = fleet.calls
     second.queued.append(1.0)
     fleet.run(0.1)
