@@ -1,8 +1,9 @@
 """One limit for all workers: the buckets of the account in an actor.
 
 The actor needs no CPU of its own and stays on the head node. It has a name and outlives the job, so that
-several jobs on a cluster share the limits of their account. If it is lost, Ray starts it again. It then has
-no memory, which ``limiter/buckets.py`` makes safe. A call is not repeated: it costs its lease, no limit.
+several jobs on a cluster share the limits of their account. It also follows what servers' answers show,
+for all workers together. If it is lost, Ray starts it again. It then has no memory, which
+``limiter/buckets.py`` makes safe. A call is not repeated: it costs its lease, no limit.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@
 
     options.limiter ─> accounts.leased_buckets ─> limits.LeasedLimits ─> leasing.Leasing ─> a Limiter
                                                        │                    (a thread)      │
-                                                  stock.Stock                     redis_limiter, an actor,
-                                              (arithmetic, no I/O)                or buckets in a test
+                            stock.Stock: what was configured                      redis_limiter, an actor,
+                   remote_rates.RateStock: what answers show                      or buckets in a test
+                              (arithmetic, no I/O)                      (buckets, shared_rates: arithmetic)
 
-``leases.py`` says what is asked and answered, ``buckets.py`` how it is reckoned. The engine does not know:
-a leased quota stands beside the configured ones. It is a package of its own between ratelimit and engine,
+``leases.py`` says what is asked and answered. ``buckets.py`` reckons configured limits, ``shared_rates.py``
+those that servers' answers show, which an actor holds and Redis doesn't. The engine does not know: a
+leased quota stands beside the configured ones. It is a package of its own between ratelimit and engine,
 because the library and the command need it on a single machine as well as a cluster does.
 
 Names that cross the border (module, names):

@@ -96,11 +96,12 @@ def _buckets(
 
 def _bucket(one: BucketReport, other: BucketReport, join: _Join) -> BucketReport:
     sums = {name: getattr(one, name) + getattr(other, name) for name in _SUMS}
-    theirs = {limit.name: limit for limit in other.limits}
+    theirs = {_key(limit): limit for limit in other.limits}
     limits = tuple(
-        _limit(limit, theirs[limit.name], join) if limit.name in theirs else limit
+        _limit(limit, theirs.pop(_key(limit)), join) if _key(limit) in theirs else limit
         for limit in one.limits
     )
+    limits += tuple(theirs.values())
     return dataclasses.replace(
         one,
         waited_s=added(one.waited_s, other.waited_s),
@@ -111,13 +112,18 @@ def _bucket(one: BucketReport, other: BucketReport, join: _Join) -> BucketReport
     )
 
 
+def _key(limit: LimitReport) -> tuple[str, float, bool]:
+    """What the reports of one limit share."""
+    return limit.name, limit.window_s, limit.configured is None
+
+
 def _limit(one: LimitReport, other: LimitReport, join: _Join) -> LimitReport:
     join_shares = _mean if join is operator.add else operator.add
     return dataclasses.replace(
         one,
         used=one.used + other.used,
         configured=_both(join, one.configured, other.configured),
-        tried_per_minute=_both(operator.add, one.tried_per_minute, other.tried_per_minute),
+        tried_per_minute=_both(join, one.tried_per_minute, other.tried_per_minute),
         used_share=_both(join_shares, one.used_share, other.used_share),
     )
 
