@@ -39,6 +39,7 @@ from parallel_processor.options import Options, Settings, shown_url
 from parallel_processor.report.progress import Displays, Progress
 from parallel_processor.report.report_file import LiveReport
 from parallel_processor.report.samples import RunReport, Sample
+from parallel_processor.report.wording import counted
 
 _log = logging.getLogger("parallel_processor")
 _LOCK = "driver.lock"
@@ -156,8 +157,9 @@ class ClusterRun:
             upload_s=job.upload_s,
         )
         _log.info(
-            "sending %s to %s: %s blocks, %d workers",
-            *(job.requests_path, shown_url(self._options.request_url), f"{plan.count:,}", workers),
+            "sending %s to %s: %s, %s",
+            *(job.requests_path, shown_url(self._options.request_url)),
+            *(counted(plan.count, "block"), counted(workers, "worker")),
         )
         displays = Displays(self._clock)
         with make_engine(made, workers) as engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 from parallel_processor.engine.delivery import MakeSink
@@ -22,6 +22,12 @@ from parallel_processor.report.summary import Stats, Summary, counters_of
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
+
+_Waits = Mapping[Hashable, Mapping[WaitCause, float]]
+
+
+def _together(one: _Waits, other: _Waits) -> _Waits:
+    return {**one, **{key: added(one.get(key, {}), waits) for key, waits in other.items()}}
 
 
 def _make_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets:
@@ -46,6 +52,7 @@ class Account:
         self._last_stop: Callable[[Run], None] = lambda run: None
         self._ended = Counts()  # of the runs that are over
         self._waited_s: Mapping[WaitCause, float] = {}  # by these runs
+        self._waited_by_bucket: _Waits = {}  # the same, by token bucket
 
     @contextmanager
     def run(
@@ -89,6 +96,9 @@ class Account:
                 self._runs.discard(run)
                 self._ended += run.counters.counts().at_end()
                 self._waited_s = added(self._waited_s, run.wait_times.overall())
+                self._waited_by_bucket = _together(
+                    self._waited_by_bucket, run.wait_times.by_bucket()
+                )
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
         """Stop the runs of all calls that have begun; with ``cancels``, cancel their requests in flight."""
@@ -142,16 +152,18 @@ class Account:
         now = self._clock()
         with self._lock:
             counts, waited_s, in_flight = self._ended, self._waited_s, 0
+            by_bucket = self._waited_by_bucket
             for run in self._runs:
                 counts += run.counters.counts()
                 waited_s = added(waited_s, run.wait_times.overall(now))
+                by_bucket = _together(by_bucket, run.wait_times.by_bucket())
                 in_flight += run.in_flight
         return Snapshot(
             counts=counts,
             in_flight=in_flight,
             waited_s=waited_s,
             usage=self.buckets.usage(),
-            buckets=self.buckets.reports(self._made_at, lambda bucket: {}),
+            buckets=self.buckets.reports(self._made_at, lambda bucket: by_bucket.get(bucket, {})),
         )
 
     def stats(self) -> Stats:

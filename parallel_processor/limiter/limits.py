@@ -83,6 +83,13 @@ class LeasedLimits(SharedLimits):
                 woken.append(stock.caller)
         return woken
 
+    def in_force(self) -> Sequence[float]:
+        """The limit that holds for each of ``quotas``: the lowest that any process has named."""
+        if self.leasing is None:
+            return super().in_force()
+        limits = zip(self.quotas, self.leasing.stock.limits, strict=True)
+        return [min(quota.limit, limit) for quota, limit in limits]
+
     def tell_pause(self, url: str, model: str, seconds: float, now: float) -> Sequence[Reservation]:
         """Tell the other processes that a server wants nothing to be sent for so many seconds."""
         if self.leasing is None or seconds <= 0:

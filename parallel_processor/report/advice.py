@@ -71,8 +71,10 @@ def advice(
     """
     found = []
     if not is_running:
-        found = [*_stopped(summary, again, resend or again), *_failed(summary, resend or again)]
-    for rule in (_too_high, _shared, _too_low, _reserved, _waits):
+        resend = resend or again
+        found = [*_stopped(summary, again, resend)]
+        found += _failed(summary, resend, is_told=bool(found) and resend == again)
+    for rule in (_too_high, _shared, _lowered, _too_low, _reserved, _waits):
         found += rule(summary)
     return tuple(found)
 
@@ -110,13 +112,16 @@ def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
     yield f"{start} {command} again: it continues where it stopped."
 
 
-def _failed(summary: Summary, again: str) -> Iterator[str]:
+def _failed(summary: Summary, again: str, *, is_told: bool) -> Iterator[str]:
+    """What to do about failures. ``is_told`` says that the user was told to run ``again`` already."""
     if summary.stop_cause is StopCause.EQUAL_FAILURES:
         return  # the failures are what stopped it
     kinds = summary.errors_by_kind
     lines = kinds.get(INVALID_REQUEST, 0)
     failed = summary.failed + summary.already_failed - lines
-    then = f"run {again} again: it sends only what has no answer."
+    then = f", then run {again} again: it sends only what has no answer."
+    if is_told:
+        then = " as well."
     if lines:
         invalid = _number(lines, "invalid line")
         step = f"Correct the {invalid} of the requests file"
@@ -125,17 +130,17 @@ def _failed(summary: Summary, again: str) -> Iterator[str]:
                 f"Send the {invalid}, corrected, from a file of their own: in this one a line may only "
                 "be replaced by one of as many bytes"
             )
-        alone = failed > 0 or summary.lines_keep_places
-        yield f"{step}." if alone else f"{step}, then {then}"
+        is_alone = summary.lines_keep_places or (failed > 0 and not is_told)
+        yield f"{step}." if is_alone else f"{step}{then}"
     if failed > 0:
         look = f"Look at the errors of the {_number(failed, 'failed request')}"
         lasting = [kind for kind in kinds if _LASTING.match(kind)]
         if not lasting:
-            yield f"{look}, then {then}"
+            yield f"{look}{then}"
         elif any(kind.startswith("HTTP 4") for kind in lasting):
-            yield f"{look}. Correct what the server rejects, then {then}"
+            yield f"{look}. Correct what the server rejects{then}"
         else:
-            yield f"{look}. Correct what causes them, then {then}"
+            yield f"{look}. Correct what causes them{then}"
     for kind, remedy in _BY_FAILURE.items():
         if number := kinds.get(kind, 0):
             yield f"{remedy}: {_number(number, 'request')} failed with a {kind}."
@@ -166,6 +171,21 @@ def _shared(summary: Summary) -> Iterator[str]:
         yield (
             f"Leave other programs a share of the limit with `--headroom 0.1`: they seem to send "
             f"{count(round(others))} requests/min. {_rejections(summary)}."
+        )
+
+
+def _lowered(summary: Summary) -> Iterator[str]:
+    """A limit that slowed the run, and that another process of the account has set."""
+    for cause in _FLAGS:
+        found = [li for bucket in summary.buckets for li in bucket.limits if li.name == cause]
+        lowered = [li for li in found if li.in_force is not None]
+        if not lowered or _share(summary, cause) < _MUCH:
+            continue
+        lowest = min(lowered, key=lambda li: li.in_force or 0.0)
+        yield (
+            f"Raise the limit of {limit_text(lowest, lowest.in_force)} in the other processes that use "
+            f"the `--limiter`, or run two minutes after their end: the lowest limit that any of them "
+            f"names holds for all, here in the place of {count(lowest.configured or 0.0)}."
         )
 
 
@@ -227,8 +247,9 @@ def _rejections(summary: Summary) -> str:
 
 
 def _typed(bucket: BucketReport, cause: WaitCause) -> float:
-    """The limit that the user set, a minute; infinite without one."""
-    typed = [li.configured for li in bucket.limits if li.name == cause]
+    """The limit that the user set, a minute; infinite without one, or if a lower one is in force."""
+    own = (li for li in bucket.limits if li.name == cause and li.in_force is None)
+    typed = [li.configured for li in own]
     return min((number for number in typed if number is not None), default=math.inf)
 
 

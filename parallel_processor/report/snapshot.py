@@ -117,6 +117,7 @@ def _limit(one: LimitReport, other: LimitReport, join: _Join) -> LimitReport:
         one,
         used=one.used + other.used,
         configured=_both(join, one.configured, other.configured),
+        in_force=_both(min, one.in_force, other.in_force),
         tried_per_minute=_both(operator.add, one.tried_per_minute, other.tried_per_minute),
         used_share=_both(join_shares, one.used_share, other.used_share),
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from parallel_processor.exceptions import (
     StopCause,
     WorkerProcessError,
 )
+from parallel_processor.models import WaitCause
 from parallel_processor.options import Limits, Settings
 
 IN_FLIGHT = 8  # of one run
@@ -93,6 +96,18 @@ def test_a_job_on_two_processes(tmp_path: Path, server: RawServer) -> None:
     found = verify_parts(str(tmp_path / "in.jsonl"), str(tmp_path / "out"))
     assert found.ok and found.lines == 400
     assert f"blocks: {summary.blocks} finished" in str(summary)
+
+
+def test_the_summary_says_what_the_workers_waited_for(tmp_path: Path, server: RawServer) -> None:
+    """The waits of each model are the mean of the workers: no more than the time that the run took."""
+    write_requests(tmp_path, rows(60))
+    settings = {"limits": Limits(requests_per_minute=1200, tokens_per_minute=math.inf)}
+    summary = process(job(tmp_path, server, block_bytes=1000, settings=settings))
+    (bucket,) = summary.buckets
+    for waited_s in (summary.waited_s, bucket.waited_s):
+        assert waited_s[WaitCause.REQUESTS] > 0.2 * summary.elapsed_s
+        assert sum(waited_s.values()) <= summary.elapsed_s * 1.0001
+    assert re.search(r"m: waited for \d+ % the request limit", str(summary))
 
 
 def test_the_same_job_again_sends_nothing(tmp_path: Path, server: RawServer) -> None:

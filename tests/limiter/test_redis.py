@@ -208,6 +208,25 @@ def test_limits_by_model_are_shared_apart(redis: RedisServer) -> None:
     assert {"*:requests", "=slow*:requests", "=fast*:requests"} <= names
 
 
+def test_the_summary_names_the_limit_in_force(redis: RedisServer, tmp_path: Path) -> None:
+    """If another process has set a lower limit, that one is shown, and said to be of another process."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows(40)), "utf-8")
+    settings: dict[str, Any] = {"limiter": redis.url, "account": "a"}
+    with arrivals() as server:
+        with processor(server.url, limits=a_minute(1200), **settings) as other:
+            assert other.map(rows(1))[0].ok
+        # Another URL of the same server: nothing is shared but by way of it, as between two processes.
+        settings["limiter"] += "?client_name=b"
+        with processor(server.url, limits=a_minute(6000), **settings) as made:
+            summary = made.process_file(source, output)
+            assert made.stats().limits["requests"] == 1200
+    (bucket,) = summary.buckets
+    (limit,) = bucket.limits
+    assert (limit.configured, limit.in_force) == (6000, 1200)
+    assert "1,200 requests/min, which another process set, instead of 6,000" in str(summary)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_leases_for_itself(redis: RedisServer) -> None:

@@ -72,7 +72,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup | None
 
 
 def _limits(report: RunReport, buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = ("Model", "~Waited for", "Limit", "#Configured", "#Server says", "#Found by trying")
+    heads = ("Model", "~Waited for", "Limit", "#Configured", "#Set by others")
+    heads += ("#Server says", "#Found by trying")
     rows = []
     for bucket in buckets:
         for i, limit in enumerate(bucket.limits):
@@ -87,6 +88,7 @@ def _limit_cells(limit: LimitReport) -> list[str]:
     return [
         f"{kind_text(limit.name)}/{window_text(limit.window_s)}",
         _number(limit.configured),
+        _number(limit.in_force),
         _number(limit.found),
         _number(limit.tried_per_minute),
         _number(limit.used),
