@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from parallel_processor.engine.credits import Credits
 from parallel_processor.engine.queues import RequestQueues
-from parallel_processor.exceptions import InterpreterEnds
+from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
@@ -309,6 +309,8 @@ class Dispatcher:
             try:
                 while self._turn():
                     pass
+            except RunStoppedError as error:  # by what holds the limits
+                self._stop.set(error)
             except BaseException as error:  # the run ends with it instead of hanging
                 self.error = error
                 self._stop.set(error)

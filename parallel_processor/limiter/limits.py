@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary, WeakSet
 
-from parallel_processor.limiter.leases import Limiter, Terms
+from parallel_processor.exceptions import LimiterError, RunStoppedError, StopCause
+from parallel_processor.limiter.leases import Ask, Lease, Limiter, Terms
 from parallel_processor.limiter.leasing import Leasing, LeasingThread
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
@@ -16,6 +17,9 @@ from parallel_processor.runtime.stop import Settable
 
 # By account and limits. ``FORK_LOCK`` guards it. A forked child has other accounts.
 _LEASINGS: WeakKeyDictionary[AccountLimits, dict[tuple[Terms, ...], Leasing]] = WeakKeyDictionary()
+# By account: what the holder said when it refused this process for good, and when.
+_REFUSALS: WeakKeyDictionary[AccountLimits, tuple[str, float]] = WeakKeyDictionary()
+_REFUSED_S = 2.0  # for so long, that ends runs; meanwhile a thread asks again for those that wait
 
 
 class LeasedLimits(SharedLimits):
@@ -55,7 +59,7 @@ class LeasedLimits(SharedLimits):
             known = _LEASINGS.setdefault(account, {})
             if terms not in known:
                 known[terms] = Leasing(
-                    limiter(),
+                    _Watched(limiter(), account, clock),
                     name,
                     terms,
                     self.quotas,
@@ -66,7 +70,7 @@ class LeasedLimits(SharedLimits):
                 )
             self.leasing = known[terms]
             self.charged = [*self.quotas, *self.leasing.stock.quotas]
-        self._leasings = _LEASINGS.setdefault(account, {})
+        self._account, self._leasings = account, _LEASINGS.setdefault(account, {})
 
     def adopt(self, url: str, model: str, state: BucketState) -> None:
         """Have ``state`` pause when another process is told to, for the same URL and model."""
@@ -74,7 +78,13 @@ class LeasedLimits(SharedLimits):
             self.leasing.states.setdefault(_digest(url, model), WeakSet()).add(state)
 
     def admit(self, now: float) -> list[Reservation]:
-        """Admit all that may be sent; the callers of what must be leased are woken with it."""
+        """Admit all that may be sent; the callers of what must be leased are woken with it.
+
+        Raises :class:`RunStoppedError` if the holder has just refused this process for good.
+        """
+        refusal = _REFUSALS.get(self._account)
+        if refusal is not None and now < refusal[1] + _REFUSED_S:
+            raise RunStoppedError(refusal[0], StopCause.SETUP)
         woken = super().admit(now)
         for leasing in self._leasings.values():
             stock = leasing.stock
@@ -96,6 +106,30 @@ class LeasedLimits(SharedLimits):
             return ()
         self.leasing.stock.pauses[_digest(url, model)] = now + seconds
         return (self.leasing.stock.caller,)
+
+
+class _Watched:
+    """A limiter whose lasting errors are noted for the runs of its account. For the leasing thread."""
+
+    def __init__(
+        self, limiter: Limiter, account: AccountLimits, clock: Callable[[], float]
+    ) -> None:
+        self._limiter, self._account, self._clock = limiter, account, clock
+
+    def lease(self, account: str, ask: Ask) -> Lease:
+        """What the limiter answers."""
+        try:
+            lease = self._limiter.lease(account, ask)
+        except LimiterError as error:
+            if error.is_lasting:
+                _REFUSALS[self._account] = (str(error), self._clock())
+            raise
+        _REFUSALS.pop(self._account, None)
+        return lease
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._limiter.close()
 
 
 def _named(pattern: str | None) -> str:

@@ -16,4 +16,5 @@ Names that cross the border (module, names):
     snapshot     Snapshot, added
     summary      Stats, Summary, counters_of, summary_text
     wait_times   WaitTimes
+    wording      counted
 """
