@@ -264,7 +264,8 @@ class Driver:
             self._warn_at = now + _WAITING_S
         elif now >= self._warn_at:
             self._warn_at = now + _WAITING_S
-            _log.warning("no worker answers; waiting for %d", len(self._workers))
+            text = "no worker answers; waiting for %d: `ray status` shows if the cluster has room for them"
+            _log.warning(text, len(self._workers))
 
     def _ask_once_more(self) -> None:
         """Get the last counts of the workers that answer."""

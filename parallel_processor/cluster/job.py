@@ -60,6 +60,7 @@ class Job:
 
     source: str  # the requests file, a path or a URL
     folder: str  # of the output, a path or a URL
+    errors: str = ""  # of the failures, likewise; empty if they stay in the parts
     run: str  # hexadecimal digits that no other run has
     settings: Settings
     key: KeySource = KeySource()

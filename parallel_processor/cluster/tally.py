@@ -70,10 +70,13 @@ class Tally:
     """Adds up. Only the thread of the driver changes it; any thread may read.
 
     ``shares_limits`` says that all workers have the same limits together, not each a part of them.
+    ``already_failed`` is the number of failures that are kept.
     """
 
-    def __init__(self, total_bytes: int, *, shares_limits: bool = False) -> None:
-        self._shares_limits = shares_limits
+    def __init__(
+        self, total_bytes: int, *, shares_limits: bool = False, already_failed: int = 0
+    ) -> None:
+        self._shares_limits, self._already_failed = shares_limits, already_failed
         self._total_bytes = total_bytes  # of the blocks that this run is to send
         self._standings: dict[int, Standing] = {}  # by worker
         self._snapshots: dict[str, Snapshot] = {}  # by incarnation, those included that are gone
@@ -178,6 +181,7 @@ class Tally:
         ]
         return ClusterSummary(
             already_answered=counts.already_answered,
+            already_failed=self._already_failed,
             left=0 if is_whole else counts.left(self.fraction()),
             left_is_exact=is_whole,
             elapsed_s=elapsed_s,

@@ -15,10 +15,9 @@ from parallel_processor.options import Options
 from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
-from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.progress import Progress
 from parallel_processor.report.snapshot import Snapshot, added
-from parallel_processor.report.summary import Stats, Summary, counters_of
+from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
@@ -170,19 +169,4 @@ class Account:
         """The counts of all runs together, at this moment."""
         with self._lock:
             runs = len(self._runs)
-        found = self.snapshot()
-        counts, in_flight, usage = found.counts, found.in_flight, found.usage
-        a_minute = 60.0 / max(usage.span_s, 1.0)
-        latencies = percentiles_s(counts.latencies)
-        return Stats(
-            runs=runs,
-            in_flight=in_flight,
-            requests_per_minute=usage.admitted["requests"] * a_minute,
-            tokens_per_minute=usage.admitted["tokens"] * a_minute,
-            limits=usage.limits,
-            waiting_for=usage.waiting_for,
-            latency_s={each: s for each, s in latencies.items() if s is not None},
-            read=counts.read,
-            errors=counts.errors,
-            **counters_of(counts),
-        )
+        return self.snapshot().stats(runs)

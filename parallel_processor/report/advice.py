@@ -37,11 +37,15 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.EQUAL_FAILURES: "Correct what the message names (or go on in spite of it with "
     "`--stop_after_equal_failures 0`)",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
-    StopCause.DISK: "Make room on the disk, or make the results file writable",
+    StopCause.DISK: "Make room on the disk, or make the results writable",
     StopCause.PROCESSES: "Use fewer `--processes`, or allow more processes and threads (`ulimit -u`, a "
     "container's limit of pids)",
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
+_NO_WORKERS = (
+    "Look at the reason above, and use fewer `--num_workers` or `--max_workers` if processes or memory ran "
+    "out"
+)
 _BY_WAIT: Mapping[WaitCause, str] = {
     WaitCause.MAX_WORKERS: "Allow more requests in flight (`--max_workers`, and `ulimit -n` if that is "
     "lower): {} of the time all workers were busy.",
@@ -96,6 +100,10 @@ def nothing_to_change(summary: Summary) -> str:
 def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
     cause = summary.stop_cause
     is_done = summary.left == 0 and summary.left_is_exact
+    if cause is StopCause.NOTHING and summary.left and summary.lines_keep_places:
+        yield (
+            f"Look at why blocks were set aside, then run {again} again: it sends what is left of them."
+        )
     if cause is StopCause.NOTHING or (is_done and cause is StopCause.CALLER):
         return
     if cause is StopCause.READER_LEFT:
@@ -105,6 +113,8 @@ def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
         )
         return
     remedy = _REMEDIES.get(cause)
+    if cause is StopCause.PROCESSES and summary.lines_keep_places:
+        remedy = _NO_WORKERS
     start = f"{remedy}, then run" if remedy else "Run"
     command = resend if cause is StopCause.EQUAL_FAILURES else again  # some of them are on record
     if cause in (StopCause.SETUP, StopCause.EQUAL_FAILURES):
@@ -229,6 +239,8 @@ def _waits(summary: Summary) -> Iterator[str]:
     """What the run waited for, other than its limits."""
     for cause, remedy in _BY_WAIT.items():
         if (share := _share(summary, cause)) >= _MUCH:
+            if summary.lines_keep_places:  # several workers
+                remedy = remedy.replace("--processes", "--num_workers")
             yield remedy.format(share_text(share))
 
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport, Usage
 from parallel_processor.report.counters import Counts
+from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.samples import Sample
-from parallel_processor.report.summary import counters_of
+from parallel_processor.report.summary import Stats, counters_of
 
 _Join = Callable[[float, float], float]
 _Key = TypeVar("_Key", bound=Hashable)
@@ -48,6 +49,24 @@ class Snapshot:
             waited_s=added(self.waited_s, other.waited_s),
             usage=_usage(self.usage, other.usage, join),
             buckets=_buckets(self.buckets, other.buckets, join),
+        )
+
+    def stats(self, runs: int) -> Stats:
+        """The same as figures for a program, with ``runs`` under way."""
+        counts, usage = self.counts, self.usage
+        a_minute = 60.0 / max(usage.span_s, 1.0)
+        latencies = percentiles_s(counts.latencies)
+        return Stats(
+            runs=runs,
+            in_flight=self.in_flight,
+            requests_per_minute=usage.admitted.get("requests", 0.0) * a_minute,
+            tokens_per_minute=usage.admitted.get("tokens", 0.0) * a_minute,
+            limits=usage.limits,
+            waiting_for=usage.waiting_for,
+            latency_s={each: s for each, s in latencies.items() if s is not None},
+            read=counts.read,
+            errors=counts.errors,
+            **counters_of(counts),
         )
 
     def sample(self, at_s: float) -> Sample:

@@ -57,7 +57,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
             "Check `--request_url`, the network and its proxy, and",
         ),
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
-        (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results file writa"),
+        (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results writable"),
         (
             run(stop_cause=StopCause.PROCESSES),
             "Use fewer `--processes`, or allow more processes and",
