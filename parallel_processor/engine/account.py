@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -46,7 +47,7 @@ class Account:
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, None] = {}  # as they began
         self.stops = 0  # how often :meth:`stop` was called
         self._last_stop: Callable[[Run], None] = lambda run: None
         self._ended = Counts()  # of the runs that are over
@@ -78,13 +79,14 @@ class Account:
             on_begin=on_begin,
             on_cancel=on_cancel,
             on_left_out=on_left_out,
-            ahead=ahead,
+            on_recorded=self._wake_readers,
+            ahead=ahead if make_sink is None else lambda: self._beside(run),
             is_wanted=is_wanted,
             parses_answers=parses_answers,
             clock=self._clock,
         )
         with self._lock:
-            self._runs.add(run)
+            self._runs[run] = None
             missed = self._last_stop if stops not in (None, self.stops) else None
         if missed is not None:
             missed(run)
@@ -92,12 +94,32 @@ class Account:
             yield run
         finally:
             with self._lock:
-                self._runs.discard(run)
+                del self._runs[run]
                 self._ended += run.counters.counts().at_end()
                 self._waited_s = added(self._waited_s, run.wait_times.overall())
                 self._waited_by_bucket = _together(
                     self._waited_by_bucket, run.wait_times.by_bucket()
                 )
+            self._wake_readers()
+
+    def _beside(self, run: Run) -> float:
+        """How many requests ``run`` may read beside those that are left of older runs over files.
+
+        So the last requests of one file and the first ones of the next share ``max_workers``. For the
+        reader, which takes no lock.
+        """
+        rest = 0
+        for each in tuple(self._runs):
+            if each is run:
+                break
+            rest += 0 if each.yields_outcomes else each.rest
+        return run.max_workers - rest - run.under_way if rest else math.inf
+
+    def _wake_readers(self) -> None:
+        """A run has fewer requests left: another one may read more."""
+        if len(self._runs) > 1:
+            for run in self.runs():
+                run.look_again()
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
         """Stop the runs of all calls that have begun; with ``cancels``, cancel their requests in flight."""

@@ -128,6 +128,11 @@ class Dispatcher:
         self._hurries, self._closed = hurry, True
         self.waker.set()
 
+    @property
+    def is_closed(self) -> bool:
+        """True once nothing more will be put."""
+        return self._closed
+
     def is_busy(self) -> bool:
         """True while anything is queued, in flight or not on record; ``on_room`` is called at its end."""
         self.credits.reader_waits = True

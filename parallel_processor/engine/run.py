@@ -73,7 +73,9 @@ class Run:
         on_cancel: called when requests in flight are cancelled.
         on_left_out: called with each request of a model that is left out, and the reason. Without it, the
             reason is the cause of a stop at the end.
-        ahead: how many more requests the caller lets the run read; ``None`` for no such bound.
+        on_recorded: called when the sink has outcomes on record.
+        ahead: how many more requests the caller lets the run read; ``None`` for no such bound. Who makes it
+            larger calls :meth:`look_again`.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         clock: seconds that never go back.
@@ -89,6 +91,7 @@ class Run:
         on_begin: Callable[[], None] | None = None,
         on_cancel: Callable[[], None] | None = None,
         on_left_out: OnLeftOut | None = None,
+        on_recorded: Callable[[], None] | None = None,
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
@@ -99,6 +102,7 @@ class Run:
         self._options, self._clock = options, clock
         self._buckets, self._estimator = buckets, estimator
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
+        self._on_recorded = on_recorded
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._stop = StopSignal()
         self._has_begun = self._is_stopping = False
@@ -165,7 +169,7 @@ class Run:
         return Delivery(
             counters=self.counters,
             waker=self._waker,
-            on_record=dispatcher.recorded if make_sink else dispatcher.credits.yielded,
+            on_record=self._recorded if make_sink else dispatcher.credits.yielded,
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
         )
@@ -179,6 +183,25 @@ class Run:
     def in_flight(self) -> int:
         """How many requests are in flight at this moment."""
         return self._dispatcher.credits.in_flight
+
+    @property
+    def max_workers(self) -> int:
+        """How many requests may be in flight."""
+        return self._max_workers
+
+    @property
+    def under_way(self) -> int:
+        """How many requests were read and are not on record."""
+        return self._dispatcher.credits.under_way
+
+    @property
+    def rest(self) -> int:
+        """The same once the input is at its end, and 0 before. It never grows."""
+        return self.under_way if self._dispatcher.is_closed else 0
+
+    def look_again(self) -> None:
+        """``ahead`` may be larger."""
+        self._waker.set()
 
     def waking(self, event: Settable) -> AbstractContextManager[None]:
         """While the block runs, a stop sets ``event``."""
@@ -317,7 +340,8 @@ class Run:
         room: float = self._dispatcher.room()
         count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:
-            self._activity = WaitCause.LOOK_AHEAD
+            is_beside = room > 0 and not self.yields_outcomes  # an older run has all the places
+            self._activity = WaitCause.MAX_WORKERS if is_beside else WaitCause.LOOK_AHEAD
             self._waker.wait()
         return max(count, 0)
 
@@ -356,6 +380,12 @@ class Run:
         except BaseException as error:
             self._stop.set(error)
             return None
+
+    def _recorded(self, count: int) -> None:
+        """So many outcomes are on record. The writer calls this."""
+        self._dispatcher.recorded(count)
+        if self._on_recorded is not None:
+            self._on_recorded()
 
     # The end.
 
