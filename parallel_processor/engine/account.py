@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
-from parallel_processor.engine.delivery import MakeSink
+from parallel_processor.engine.delivery import MakeSink, Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
-from parallel_processor.models import Request, WaitCause
+from parallel_processor.models import Outcome, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
@@ -75,11 +76,10 @@ class Account:
             self._options,
             buckets=self.buckets,
             estimator=self.estimator,
-            make_sink=make_sink,
+            make_sink=make_sink and partial(self._sink, make_sink),
             on_begin=on_begin,
             on_cancel=on_cancel,
             on_left_out=on_left_out,
-            on_recorded=self._wake_readers,
             ahead=ahead if make_sink is None else lambda: self._beside(run),
             is_wanted=is_wanted,
             parses_answers=parses_answers,
@@ -93,14 +93,17 @@ class Account:
         try:
             yield run
         finally:
-            with self._lock:
-                del self._runs[run]
-                self._ended += run.counters.counts().at_end()
-                self._waited_s = added(self._waited_s, run.wait_times.overall())
-                self._waited_by_bucket = _together(
-                    self._waited_by_bucket, run.wait_times.by_bucket()
-                )
-            self._wake_readers()
+            self._end(run)
+
+    def _end(self, run: Run) -> None:
+        """Keep the counts of a run that is over."""
+        with self._lock:
+            del self._runs[run]
+            self._ended += run.counters.counts().at_end()
+            self._waited_s = added(self._waited_s, run.wait_times.overall())
+            by_bucket = run.wait_times.by_bucket()
+            self._waited_by_bucket = _together(self._waited_by_bucket, by_bucket)
+        self._wake_readers()
 
     def _beside(self, run: Run) -> float:
         """How many requests ``run`` may read beside those that are left of older runs over files.
@@ -112,14 +115,25 @@ class Account:
         for each in tuple(self._runs):
             if each is run:
                 break
-            rest += 0 if each.yields_outcomes else each.rest
-        return run.max_workers - rest - run.under_way if rest else math.inf
+            rest += 0 if each.yields_outcomes else each.credits.rest
+        return run.credits.beside(rest) if rest else math.inf
+
+    def _sink(
+        self, make_sink: MakeSink, recorded: Recorded, stop: Callable[[BaseException], None]
+    ) -> Sink:
+        """The sink that ``make_sink`` makes; what it records makes room for other runs."""
+
+        def record(outcomes: list[Outcome], on_record: bool) -> None:
+            recorded(outcomes, on_record)
+            self._wake_readers()
+
+        return make_sink(record, stop)
 
     def _wake_readers(self) -> None:
         """A run has fewer requests left: another one may read more."""
         if len(self._runs) > 1:
             for run in self.runs():
-                run.look_again()
+                run.waker.set()
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
         """Stop the runs of all calls that have begun; with ``cancels``, cancel their requests in flight."""
@@ -146,7 +160,7 @@ class Account:
             run.counters,
             usage=self.buckets.usage,
             waits=lambda: run.wait_times.overall(self._clock()),
-            in_flight=lambda: run.in_flight,
+            in_flight=lambda: run.credits.in_flight,
             fraction=fraction,
             show=show,
             clock=self._clock,
@@ -178,7 +192,7 @@ class Account:
                 counts += run.counters.counts()
                 waited_s = added(waited_s, run.wait_times.overall(now))
                 by_bucket = _together(by_bucket, run.wait_times.by_bucket())
-                in_flight += run.in_flight
+                in_flight += run.credits.in_flight
         return Snapshot(
             counts=counts,
             in_flight=in_flight,

@@ -125,13 +125,8 @@ class Dispatcher:
 
     def close(self, *, hurry: bool = False) -> None:
         """Nothing more will be put. In a ``hurry``, what is admitted or being counted is sent, no more."""
-        self._hurries, self._closed = hurry, True
+        self._hurries, self._closed, self.credits.is_last = hurry, True, True
         self.waker.set()
-
-    @property
-    def is_closed(self) -> bool:
-        """True once nothing more will be put."""
-        return self._closed
 
     def is_busy(self) -> bool:
         """True while anything is queued, in flight or not on record; ``on_room`` is called at its end."""
