@@ -217,7 +217,7 @@ _FOR_VERIFY = {
     },
 }
 _RAY_FLAGS = (
-    _Flag("address", "", "HOST", "the Ray cluster: auto, or the address of its head",
+    _Flag("address", "", "HOST:PORT", "the Ray cluster: auto, or the address of its head",
           default_text="none: Ray is started on this machine, for this run"),
     _Flag("num_workers", "", "N", "how many workers send",
           default_text="one for each CPU", read=_READERS[int]),

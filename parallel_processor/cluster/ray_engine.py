@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -43,6 +44,7 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning
     "RAY_worker_niceness": "0",  # Ray's 15 costs a third of the throughput
 }
+_CONNECT_S = 10.0
 _CALLS = 8  # of one actor at once: two blocks, a question, a stop
 
 
@@ -151,6 +153,7 @@ def connected(address: str | None, cpus: int = 1) -> Iterator[Any]:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Any]:
+    _check_address(address)
     with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         ray = load_ray()
         try:
@@ -162,6 +165,22 @@ def _cluster(address: str) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise :class:`ConfigurationError` if nothing listens there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto" or "//" in address:
+        return
+    try:
+        if not host:
+            raise OSError("the port is missing, as in HOST:6379")
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        text = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"can't connect to Ray at {address}: {text}. It is the address that `ray start --head` names"
+        ) from None
 
 
 @contextmanager
