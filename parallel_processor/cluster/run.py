@@ -143,7 +143,10 @@ class ClusterRun:
             kept = state.failed if job.keep_failures else ()
             already_failed = sum(failures_in(folder, block, errors) for block in kept)
             tally = self._tally = Tally(
-                plan.total_bytes, shares_limits=has_limiter, already_failed=already_failed
+                plan.total_bytes,
+                shares_limits=has_limiter,
+                already_failed=already_failed,
+                blocks_before=len(state.done) + len(kept),
             )
             driver = self._drive(make_engine, job.workers, plan, tally) if plan.count else None
             clean(folder, read_state(folder), errors)

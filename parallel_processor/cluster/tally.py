@@ -43,12 +43,14 @@ class ClusterSummary(Summary):
 
     Attributes:
         blocks: blocks that this run has finished.
+        blocks_before: blocks that were finished before.
         blocks_set_aside: blocks that were given up. The same call tries them again.
         workers_lost: how often a worker was lost.
     """
 
     lines_keep_places: ClassVar[bool] = True
     blocks: int = 0
+    blocks_before: int = 0
     blocks_set_aside: tuple[SetAside, ...] = ()
     workers_lost: int = 0
 
@@ -57,6 +59,8 @@ class ClusterSummary(Summary):
         # Not super(): a dataclass with slots is another class than the one that this was written in.
         yield from Summary.rows(self, with_stop=with_stop)
         words = [f"{self.blocks:,} finished"]
+        if self.blocks_before:
+            words.append(f"{self.blocks_before:,} finished before")
         if self.blocks_set_aside:
             words.append(f"{len(self.blocks_set_aside):,} set aside")
         if self.workers_lost:
@@ -70,11 +74,16 @@ class Tally:
     """Adds up. Only the thread of the driver changes it; any thread may read.
 
     ``shares_limits`` says that all workers have the same limits together, not each a part of them.
-    ``already_failed`` is the number of failures that are kept.
+    ``already_failed`` is the number of failures that are kept, ``blocks_before`` that of the parts.
     """
 
     def __init__(
-        self, total_bytes: int, *, shares_limits: bool = False, already_failed: int = 0
+        self,
+        total_bytes: int,
+        *,
+        shares_limits: bool = False,
+        already_failed: int = 0,
+        blocks_before: int = 0,
     ) -> None:
         self._shares_limits, self._already_failed = shares_limits, already_failed
         self._total_bytes = total_bytes  # of the blocks that this run is to send
@@ -84,6 +93,7 @@ class Tally:
         self._errors_by_kind: Mapping[str, float] = {}
         self.notes: list[RequestNote] = []
         self.blocks = self.workers_lost = 0
+        self._blocks_before = blocks_before
         self.set_aside: list[SetAside] = []
 
     def stands(self, worker: int, standing: Standing) -> None:
@@ -192,6 +202,7 @@ class Tally:
             waited_s=self._mean(found.waited_s, elapsed_s),
             buckets=tuple(buckets),
             blocks=self.blocks,
+            blocks_before=self._blocks_before,
             blocks_set_aside=tuple(self.set_aside),
             workers_lost=self.workers_lost,
             **counters_of(counts),

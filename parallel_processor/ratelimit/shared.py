@@ -129,6 +129,7 @@ class SharedLimits:
                 configured=quota.limit,
                 is_default=quota in self._own and quota.name in self.limits.defaults,
                 in_force=limit if limit < quota.limit else None,
+                is_leased=len(self.charged) > len(self.quotas),
                 pattern=self._pattern if quota in self._own else None,
                 used=used,
                 used_share=used / (limit * minutes),

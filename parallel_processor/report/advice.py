@@ -165,11 +165,14 @@ def _too_high(summary: Summary) -> Iterator[str]:
     for cause in _FLAGS:
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
+            place = _place(bucket, cause)
             number = ""  # what was found by trying is no more than a guess
             if _allowed(bucket, cause) < math.inf:
                 number = f" or {count(allowed)}, which the server allows{_of(summary, bucket)},"
-            place = _place(bucket, cause)
-            yield f"Set {place} to `auto`{number} instead of {count(typed)}. {_rejections(summary)}."
+            step = f"Set {place} to `auto`{number} instead of {count(typed)}"
+            if _is_leased(bucket, cause):
+                step = f"Set {place} to about {count(allowed)} instead of {count(typed)}"
+            yield f"{step}. {_rejections(summary)}."
             return
 
 
@@ -212,16 +215,14 @@ def _too_low(summary: Summary) -> Iterator[str]:
         if not typed * _CLEARLY < allowed < math.inf:
             continue
         place, of = _place(bucket, cause), _of(summary, bucket)
+        choice = count(allowed) + ("" if _is_leased(bucket, cause) else " or `auto`")
         if any(li.is_default and li.name == cause for li in bucket.limits):
             yield (
-                f"Set {place} to {count(allowed)} or `auto`: no limit was set, so the default of "
+                f"Set {place} to {choice}: no limit was set, so the default of "
                 f"{count(typed)} held, but the server allows that{of}."
             )
         elif _share(summary, cause) >= _MUCH:
-            yield (
-                f"Raise {place} from {count(typed)} to {count(allowed)} or `auto`: the server "
-                f"allows that{of}."
-            )
+            yield (f"Raise {place} from {count(typed)} to {choice}: the server allows that{of}.")
 
 
 def _reserved(summary: Summary) -> Iterator[str]:
@@ -263,6 +264,11 @@ def _typed(bucket: BucketReport, cause: WaitCause) -> float:
     own = (li for li in bucket.limits if li.name == cause and li.in_force is None)
     typed = [li.configured for li in own]
     return min((number for number in typed if number is not None), default=math.inf)
+
+
+def _is_leased(bucket: BucketReport, cause: WaitCause) -> bool:
+    """True if processes share the limit that the user set: then it can't be ``auto``."""
+    return any(li.is_leased for li in bucket.limits if li.name == cause)
 
 
 def _place(bucket: BucketReport, cause: WaitCause) -> str:

@@ -124,6 +124,7 @@ def test_the_same_job_again_sends_nothing(tmp_path: Path, server: RawServer) -> 
 
     again = process(job(tmp_path, server), fails)
     assert (again.answered, again.blocks, again.left) == (0, 0, 0)
+    assert f"blocks: 0 finished, {len(names(tmp_path / 'out'))} finished before" in str(again)
     write_requests(tmp_path, rows(80))
     more = process(job(tmp_path, server, block_bytes=333))
     assert (more.answered, len(server.bodies)) == (30, 80)

@@ -39,6 +39,7 @@ def said(summary: Summary, **more: Any) -> str:
 
 
 TYPED = limit(configured=600.0, used_share=0.5)
+LEASED = limit(configured=600.0, is_leased=True)
 LOWERED = limit(configured=600.0, in_force=60.0)
 UNTYPED = limit(configured=1500.0, is_default=True)
 OF_PATTERN = limit(configured=300.0, pattern="gpt*")
@@ -117,6 +118,14 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         (
             run(TYPED_TOKENS, limit("tokens", found=3e5), waited_s=WAITED_FOR_TOKENS),
             "Raise `--max_tokens_per_minute` from 90,000 to 300,000 or `auto`",
+        ),
+        (
+            run(LEASED, limit(found=5000.0), waited_s=WAITED),
+            "Raise `--max_requests_per_minute` from 600 to 5,000: the server allows that.",
+        ),
+        (
+            run(LEASED, limit(found=300.0), rejections=3),
+            "Set `--max_requests_per_minute` to about 300 instead of 600. ",
         ),
         (
             run(LOWERED, limit(found=9e4), waited_s=WAITED),
