@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ class Snapshot:
             counts=self.counts + other.counts,
             in_flight=self.in_flight + other.in_flight,
             waited_s=added(self.waited_s, other.waited_s),
-            usage=_usage(self.usage, other.usage, join),
+            usage=_usage(self.usage, other.usage, min if shares_limits else join),
             buckets=_buckets(self.buckets, other.buckets, join),
         )
 
@@ -150,4 +149,4 @@ def _both(join: _Join, one: float | None, other: float | None) -> float | None:
     """Both joined; the one that is there, if the other is ``None``."""
     if one is None or other is None:
         return other if one is None else one
-    return one if math.isinf(one) else join(one, other)
+    return join(one, other)

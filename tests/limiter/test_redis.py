@@ -8,6 +8,7 @@ Several cases are what users of other limiters met:
 * keys in several slots of a cluster (litellm 11961, 15066, 25049; in ``test_buckets.py``);
 * a cluster's node that redirects (litellm 8159);
 * a connection to the primary of before, which refuses writes for ever (envoyproxy/ratelimit 1191);
+* a proxy that knows EVAL, but not SCRIPT (litellm 32232);
 * a call that is sent again after an outage, and counts twice (OpenWA 932);
 * a connection that a forked child inherited (sidekiq 5535);
 * requests larger than a second's worth, and locks of requests and tokens apart (openlimit 10).
@@ -21,6 +22,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +30,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -471,6 +473,62 @@ def test_a_replica_that_takes_over_is_waited_for(redis: RedisServer, tmp_path: P
         redis.ask("REPLICAOF", "NO", "ONE")
         log = ended(process)
     assert BACK in log and len(server.times) == 60
+
+
+class Forwarder:
+    """An address that leads to one server, and for later connections to another one."""
+
+    def __init__(self, port: int) -> None:
+        self.to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.to))
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    def _copy(self, one: socket.socket, other: socket.socket) -> None:
+        with one, suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def test_a_failover_behind_an_address_is_followed(tmp_path: Path) -> None:
+    """The old primary keeps its connections and refuses writes: a new connection finds the new one."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        redis_server(tmp_path / "one") as one,
+        redis_server(tmp_path / "two", "--replicaof", "127.0.0.1", str(one.port)) as two,
+        closing(Forwarder(one.port)) as address,
+        arrivals() as server,
+    ):
+        flags = ("--limiter", f"redis://127.0.0.1:{address.port}/0")
+        process = started(tmp_path, "a", 60, server.url, "--max_requests_per_minute", 1200, *flags)
+        wait_for(lambda: len(server.times) >= 10)
+        two.ask("REPLICAOF", "NO", "ONE")
+        one.ask("REPLICAOF", "127.0.0.1", two.port)
+        address.to = two.port
+        assert BACK in ended(process)
+    assert len(server.times) == 60
+
+
+def test_a_proxy_that_knows_no_script_command_is_no_obstacle(redis: RedisServer) -> None:
+    """The script is sent whole where the server lacks it; nothing loads it by a command of its own."""
+    redis.ask("ACL", "SETUSER", "proxied", "on", "nopass", "~*", "+@all", "-script")
+    url = redis.url.replace("//", "//proxied:x@")
+    with arrivals() as server, processor(server.url, limits=a_minute(600), limiter=url) as made:
+        assert made.map(rows(1))[0].ok
 
 
 def test_a_server_that_loads_its_data_is_waited_for(tmp_path: Path) -> None:
