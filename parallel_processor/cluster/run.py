@@ -17,6 +17,7 @@ from parallel_processor.cluster.driver import Driver, Engine, Fatal
 from parallel_processor.cluster.folders import (
     Folder,
     LocalFolder,
+    everywhere,
     input_size,
     open_folder,
     open_input,
@@ -175,9 +176,9 @@ class ClusterRun:
     def _drive(self, make_engine: MakeEngine, most: int, plan: Plan, tally: Tally) -> Driver:
         job, workers = self._job, min(most, plan.count)
         made = Job(
-            source=job.requests_path,
-            folder=job.folder,
-            errors=job.errors_path,
+            source=everywhere(job.requests_path),
+            folder=everywhere(job.folder),
+            errors=everywhere(job.errors_path),
             run=uuid.uuid4().hex[:12],
             settings=job.settings,
             key=job.key,

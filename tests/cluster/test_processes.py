@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import logging
@@ -383,6 +384,22 @@ def test_failures_have_a_folder_of_their_own(
     assert names(tmp_path / "errors") == []
     found = verify_parts(requests, out, errors)
     assert found.ok and found.answered == 41
+
+
+def test_relative_paths_are_those_of_the_driver(
+    tmp_path: Path, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers elsewhere have another working directory: they are told absolute paths."""
+    write_requests(tmp_path, rows(5))
+    monkeypatch.chdir(tmp_path)
+    given = dataclasses.replace(job(tmp_path, server), requests_path="in.jsonl", save_path=None)
+
+    def moves(engine: ProcessEngine) -> None:
+        assert engine._job.source == str(tmp_path / "in.jsonl")
+        assert engine._job.folder == str(tmp_path / "in_results")
+
+    assert process(given, moves).answered == 5
+    assert names(tmp_path / "in_results")
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path, server: RawServer) -> None:
