@@ -18,7 +18,7 @@ from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.progress import Progress
-from parallel_processor.report.snapshot import Snapshot, added
+from parallel_processor.report.snapshot import Snapshot, added, scaled
 from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -48,7 +48,11 @@ class Account:
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._runs: dict[Run, None] = {}  # as they began
+        self._runs: dict[Run, float] = {}  # as they began, and when
+        self._runs_s = self._busy_s = (
+            0.0  # what runs took that are over: their sum, and without overlaps
+        )
+        self._busy_since_s = 0.0  # if there are runs
         self.stops = 0  # how often :meth:`stop` was called
         self._last_stop: Callable[[Run], None] = lambda run: None
         self._ended = Counts()  # of the runs that are over
@@ -86,7 +90,9 @@ class Account:
             clock=self._clock,
         )
         with self._lock:
-            self._runs[run] = None
+            now = self._clock()
+            self._busy_since_s = self._busy_since_s if self._runs else now
+            self._runs[run] = now
             missed = self._last_stop if stops not in (None, self.stops) else None
         if missed is not None:
             missed(run)
@@ -98,7 +104,9 @@ class Account:
     def _end(self, run: Run) -> None:
         """Keep the counts of a run that is over."""
         with self._lock:
-            del self._runs[run]
+            now = self._clock()
+            self._runs_s += now - self._runs.pop(run)
+            self._busy_s += 0.0 if self._runs else now - self._busy_since_s
             self._ended += run.counters.counts().at_end()
             self._waited_s = added(self._waited_s, run.wait_times.overall())
             by_bucket = run.wait_times.by_bucket()
@@ -183,9 +191,9 @@ class Account:
         )
 
     def snapshot(self) -> Snapshot:
-        """What all runs have done until this moment."""
-        now = self._clock()
+        """What all runs have done until this moment. Where runs overlap, their waits are a mean."""
         with self._lock:
+            now = self._clock()
             counts, waited_s, in_flight = self._ended, self._waited_s, 0
             by_bucket = self._waited_by_bucket
             for run in self._runs:
@@ -193,12 +201,17 @@ class Account:
                 waited_s = added(waited_s, run.wait_times.overall(now))
                 by_bucket = _together(by_bucket, run.wait_times.by_bucket())
                 in_flight += run.credits.in_flight
+            runs_s = self._runs_s + sum(now - began_at for began_at in self._runs.values())
+            busy_s = self._busy_s + (now - self._busy_since_s if self._runs else 0.0)
+        share = min(busy_s / runs_s, 1.0) if runs_s > 0 else 1.0
         return Snapshot(
             counts=counts,
             in_flight=in_flight,
-            waited_s=waited_s,
+            waited_s=scaled(waited_s, share),
             usage=self.buckets.usage(),
-            buckets=self.buckets.reports(self._made_at, lambda bucket: by_bucket.get(bucket, {})),
+            buckets=self.buckets.reports(
+                self._made_at, lambda bucket: scaled(by_bucket.get(bucket, {}), share)
+            ),
         )
 
     def stats(self) -> Stats:

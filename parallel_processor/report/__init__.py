@@ -12,7 +12,7 @@ Names that cross the border (module, names):
     prometheus   serve_metrics
     report_file  Highlights, LiveReport, request_note
     samples      RequestNote, RunReport, Sample
-    snapshot     Snapshot, added
+    snapshot     Snapshot, added, scaled
     summary      Stats, Summary, counters_of, summary_text
     wait_times   WaitTimes
     wording      counted

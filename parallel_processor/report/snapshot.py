@@ -27,6 +27,11 @@ def added(one: Mapping[_Key, float], other: Mapping[_Key, float]) -> dict[_Key, 
     return found
 
 
+def scaled(numbers: Mapping[_Key, float], share: float) -> dict[_Key, float]:
+    """The numbers times ``share``."""
+    return {key: number * share for key, number in numbers.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Where all runs of a processor stand together, since it was made."""
