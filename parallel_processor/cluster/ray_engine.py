@@ -29,7 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Engine, Event, Lost
-from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing, has_numbers
+from parallel_processor.cluster.job import (
+    Attempt,
+    BlockReport,
+    Job,
+    Standing,
+    Unfit,
+    has_numbers,
+    unfit,
+)
 from parallel_processor.cluster.load import load_ray
 from parallel_processor.cluster.ray_limiter import RayLimiter, start_limiter
 from parallel_processor.cluster.worker import BlockWorker
@@ -52,19 +60,31 @@ class BlockActor:
     """A worker as an actor. Ray calls several methods at once, each in a thread of its own."""
 
     def __init__(self, job: Job) -> None:
-        self._worker = BlockWorker(job)
+        """Make the worker. If that fails, :meth:`ask` tells why: Ray's own text hides it."""
+        self._job = job
+        self._worker = self._made()
+
+    def _made(self) -> BlockWorker | Unfit:
+        try:
+            return BlockWorker(self._job)
+        except Exception as error:
+            return unfit(error)
 
     def run(self, attempt: Attempt) -> BlockReport:
         """Make an attempt."""
+        assert isinstance(self._worker, BlockWorker)
         return self._worker.run(attempt)
 
-    def ask(self) -> Standing:
-        """How it is doing."""
-        return self._worker.standing()
+    def ask(self) -> Standing | Unfit:
+        """How it is doing. What keeps it from being made is tried again, if that may pass."""
+        if isinstance(self._worker, Unfit) and self._worker.may_pass:
+            self._worker = self._made()
+        return self._worker if isinstance(self._worker, Unfit) else self._worker.standing()
 
     def stop(self, reason: str, cancels: bool) -> None:
         """End its attempts."""
-        self._worker.stop(reason, cancels=cancels)
+        if isinstance(self._worker, BlockWorker):
+            self._worker.stop(reason, cancels=cancels)
 
 
 class RayEngine:
@@ -110,6 +130,9 @@ class RayEngine:
             return Lost(worker, _reason(error), is_final=getattr(error, "actor_init_failed", False))
         if kind == "stop":
             return None
+        if isinstance(value, Unfit):
+            is_final = not value.may_pass
+            return Lost(worker, value.reason, is_final=is_final, error_class=value.error_class)
         return Ended(worker, value) if kind == "run" else Answered(worker, value)
 
     def close(self) -> None:

@@ -43,8 +43,8 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
 _NO_WORKERS = (
-    "Look at the reason above, and use fewer `--num_workers` or `--max_workers` if processes or memory ran "
-    "out"
+    "Correct what the message names, and use fewer `--num_workers` or `--max_workers` if processes or "
+    "memory ran out"
 )
 _BY_WAIT: Mapping[WaitCause, str] = {
     WaitCause.MAX_WORKERS: "Allow more requests in flight (`--max_workers`, and `ulimit -n` if that is "

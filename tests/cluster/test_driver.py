@@ -260,6 +260,21 @@ def test_no_worker_is_left() -> None:
     assert "ModuleNotFoundError" in driver.fatal.text
 
 
+def test_a_limiter_that_is_away_is_an_error_at_the_start_and_waited_for_later() -> None:
+    """A worker that can't be made for it ends a run that has not begun; later it is asked again."""
+    away = "the limiter is away"
+    engine = Script(1, lambda w, a: (1.0, End.DONE))
+    engine.silent = {0}
+    engine.later(1.0, Lost(0, away, error_class="LimiterError"))
+    driver, _ = drive(engine, 3)
+    assert driver.fatal is not None
+    assert (driver.fatal.error_class, driver.fatal.text) == ("LimiterError", away)
+    engine = Script(1, lambda w, a: (5.0, End.DONE))
+    engine.later(6.0, Lost(0, away, error_class="LimiterError"))
+    driver, tally = drive(engine, 3)
+    assert driver.fatal is None and tally.blocks == 3
+
+
 def test_a_stop_waits_for_what_is_in_flight_and_then_cancels() -> None:
     """A worker that doesn't end within drain_s is told to cancel, and is left behind after that."""
     engine = Script(1, lambda w, a: None)

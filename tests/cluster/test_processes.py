@@ -34,7 +34,6 @@ from parallel_processor.exceptions import (
     ResultsFileError,
     RunStoppedError,
     StopCause,
-    WorkerProcessError,
 )
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Limits, Settings
@@ -236,10 +235,12 @@ def test_what_ends_the_job(tmp_path: Path) -> None:
 
 
 def test_a_key_that_no_worker_finds(tmp_path: Path, server: RawServer) -> None:
-    """The job ends, and says which variable is missing where the workers run."""
+    """It is an error of the settings, as it is in a single process, and says what is missing."""
     write_requests(tmp_path, rows(3))
     given = job(tmp_path, server, key=KeySource(variable="NO_SUCH_KEY"))
-    with pytest.raises(WorkerProcessError, match="NO_SUCH_KEY is not set where a worker runs"):
+    with pytest.raises(
+        ConfigurationError, match="^the variable NO_SUCH_KEY is not set where a worker"
+    ):
         process(given)
 
 
