@@ -115,12 +115,18 @@ class ResultsFileError(ParallelProcessorError, OSError):
 class LimiterError(ParallelProcessorError, OSError):
     """The server that holds the limits of several processes can't be used; nothing was sent.
 
+    Attributes:
+        is_lasting: true if it refuses this process, so that waiting can't help. During a run, that ends
+            the run with a :class:`RunStoppedError`.
+
     >>> try:
     ...     Processor(request_url=url, limiter="redis://127.0.0.1:1/0")
     ... except LimiterError as error:
     ...     print(error)
     can't use the limiter redis://127.0.0.1:1/0: ...
     """
+
+    is_lasting = False
 
 
 class WorkerProcessError(ParallelProcessorError):

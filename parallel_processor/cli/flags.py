@@ -209,15 +209,42 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
               "serve metrics to Prometheus; without HOST to this machine alone", read=_address),
     ),
 }
+_FOR_VERIFY = {
+    "save_filepath": {"help": "the results, or the folder of their parts"},
+    "errors_filepath": {
+        "help": "the records of failed requests, or the folder of their parts, if the run had that flag",
+        "default_text": "they are in the results",
+    },
+}
 _RAY_FLAGS = (
-    _Flag("address", "", "HOST", "the Ray cluster: auto, or the address of its head",
+    _Flag("address", "", "HOST:PORT", "the Ray cluster: auto, or the address of its head",
           default_text="none: Ray is started on this machine, for this run"),
     _Flag("num_workers", "", "N", "how many workers send",
           default_text="one for each CPU", read=_READERS[int]),
     _Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
           default_text="what suits the file, at most 16 MiB", read=_READERS[int]),
 )
-_NOT_ON_RAY = ("errors_filepath", "metrics_port")
+_ON_RAY: Mapping[str, Mapping[str, str]] = {  # what a flag is there, if that differs
+    "requests_filepath": {"help": "the requests, one JSON object a line: a path that each worker can "
+                                  "read, or a URL such as s3://BUCKET/NAME"},
+    "save_filepath": {"metavar": "FOLDER", "help": "the folder of the results' parts, a path or a URL",
+                      "default_text": "{requests}_results"},
+    "errors_filepath": {"metavar": "FOLDER", "help": "a folder for the records of failed requests",
+                        "default_text": "they stay in the parts"},
+    "overwrite": {"help": "delete the parts in the folder, and send everything again"},
+    "api_key": {"help": "the key; without --address alone"},
+    "api_key_file": {"help": "a file with nothing but the key in it, on each node"},
+    "ca_bundle": {"help": "whose certificates to trust: a file or directory of authorities on each node, "
+                          "or system for its operating system's"},
+    "limiter": {"default_text": "an actor on the Ray cluster, for all jobs there"},
+    "stop_after_equal_failures": {"help": "stop if N requests of a model in one block fail alike before "
+                                          "one is answered; 0 for never"},
+    "max_workers": {"help": "most requests in flight of each worker; ulimit -n may allow fewer"},
+    "processes": {"help": "processes of each worker, 1 to 64; --num_workers does the same and more"},
+    "dedupe": {"help": "send equal requests of one block once, and record the answer for each"},
+    "metrics_port": {"help": "serve metrics of all workers together to Prometheus; without HOST to this "
+                             "machine alone"},
+}
 # fmt: on
 
 _ROWS = [flag for flags in FLAGS.values() for flag in flags]
@@ -323,7 +350,13 @@ def build_verify_parser() -> FlagParser:
     names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url")
     return FlagParser(
         f"{PROGRAM} verify",
-        {"flags": [row for row in _ROWS if row.name in names]},
+        {
+            "flags": [
+                replace(row, **cast(Any, _FOR_VERIFY.get(row.name, {})))
+                for row in _ROWS
+                if row.name in names
+            ]
+        },
         usage=f"{PROGRAM} verify --requests_filepath FILE [--flag value ...]",
         description="Check that the results have exactly one answer for every request.",
         epilog=_VERIFY_EPILOG,
@@ -331,22 +364,19 @@ def build_verify_parser() -> FlagParser:
 
 
 def build_ray_parser() -> FlagParser:
-    """The parser of ``run-on-ray``, which has nearly all flags of the command, and some of its own."""
+    """The parser of ``run-on-ray``, which has the flags of the command, and some of its own."""
     flags: dict[str, Sequence[_Flag]] = {"workers": _RAY_FLAGS}
     flags |= {
-        title: [_for_parts(row) for row in rows if row.name not in _NOT_ON_RAY]
+        title: [replace(row, **cast(Any, _ON_RAY.get(row.name, {}))) for row in rows]
         for title, rows in FLAGS.items()
     }
     return FlagParser(
         f"{PROGRAM} run-on-ray",
         flags,
         usage=f"{PROGRAM} run-on-ray --requests_filepath FILE [--flag value ...]",
-        description="Send a JSONL file of LLM API requests by several workers, under one account's limits.",
-        epilog=_EPILOG,
+        description="Send a JSONL file of LLM API requests by several workers, under one account's "
+        "limits.\nRun the same command again after any stop: answered requests are not sent again.",
+        epilog=_EPILOG.replace(
+            "some requests failed, or", "some requests failed, blocks were set aside, or"
+        ),
     )
-
-
-def _for_parts(row: _Flag) -> _Flag:
-    if row.name == "save_filepath":
-        return replace(row, metavar="FOLDER", help="the parts", default_text="{requests}_results")
-    return row

@@ -119,7 +119,12 @@ def _verify(words: Sequence[str]) -> int:
             # Imported here: the check of a file needs none of it.
             from parallel_processor.cluster.verify import verify_parts
 
-            found = verify_parts(flags.requests_filepath, save_path, request_url=flags.request_url)
+            found = verify_parts(
+                flags.requests_filepath,
+                save_path,
+                flags.errors_filepath,
+                request_url=flags.request_url,
+            )
         else:
             found = verify_results(
                 requests_path,

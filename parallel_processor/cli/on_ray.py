@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from contextlib import nullcontext
 
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import KEY_VARIABLE, find_key
@@ -18,8 +19,9 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.options import Settings
+from parallel_processor.options import Settings, without_login
 from parallel_processor.providers.endpoints import needs_key
+from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 
 _log = logging.getLogger("parallel_processor")
@@ -27,28 +29,13 @@ _log = logging.getLogger("parallel_processor")
 
 def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
     """Run the job; gives the exit code."""
-    variable, file = "", ""
-    if flags.address is None:
-        made["api_key"] = find_key(flags)
-    else:
-        variable, file = _key_source(flags)
-    job = OnRay(
-        flags.requests_filepath,
-        flags.save_filepath,
-        address=flags.address,
-        num_workers=flags.num_workers,
-        key_variable=variable,
-        key_file=file,
-        overwrite=flags.overwrite,
-        keep_failures=flags.keep_failures,
-        progress=not flags.no_progress,
-        report_path=flags.report_filepath,
-        block_bytes=flags.block_bytes,
-        **made,
-    )
-    with SignalWatcher(
-        on_first=lambda name: _stop(job, name), on_second=lambda name: _cancel(job, name)
-    ) as watcher:
+    job = _job(flags, made)
+    with (
+        SignalWatcher(
+            on_first=lambda name: _stop(job, name), on_second=lambda name: _cancel(job, name)
+        ) as watcher,
+        serve_metrics(job, *flags.metrics_port) if flags.metrics_port else nullcontext(),
+    ):
         error: ParallelProcessorError | None = None
         summary: Summary
         try:
@@ -60,13 +47,45 @@ def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
                 _log.error("%s", raised)
                 return 2
             error, summary = raised, raised.summary
-        tell(summary, error, flags, f"results are in the parts of {job.folder}")
+        failures = (
+            f", failures in those of {flags.errors_filepath}" if flags.errors_filepath else ""
+        )
+        tell(summary, error, flags, f"results are in the parts of {job.folder}{failures}")
         code = exit_code(summary, error, watcher.number)
         return code or int(bool(getattr(summary, "blocks_set_aside", ())))
 
 
+def _job(flags: argparse.Namespace, made: Settings) -> OnRay:
+    variable, file = "", ""
+    if flags.address is None:
+        made["api_key"] = find_key(flags)
+    else:
+        variable, file = _key_source(flags)
+    return OnRay(
+        flags.requests_filepath,
+        flags.save_filepath,
+        errors_path=flags.errors_filepath,
+        address=flags.address,
+        num_workers=flags.num_workers,
+        key_variable=variable,
+        key_file=file,
+        overwrite=flags.overwrite,
+        keep_failures=flags.keep_failures,
+        progress=not flags.no_progress,
+        report_path=flags.report_filepath,
+        block_bytes=flags.block_bytes,
+        **made,
+    )
+
+
 def _key_source(flags: argparse.Namespace) -> tuple[str, str]:
     """Where workers on a cluster find the key: the name of a variable, or of a file."""
+    has_password = flags.limiter and "@" in flags.limiter
+    if has_password or without_login(flags.request_url)[1] is not None:
+        raise ConfigurationError(
+            "a login in --request_url or a password in --limiter would be visible to everybody who can see "
+            "the cluster: leave it out. All jobs on the cluster share their limits without --limiter"
+        )
     if flags.api_key:
         raise ConfigurationError(
             "a key in a flag would be visible to everybody who can see the cluster: set "

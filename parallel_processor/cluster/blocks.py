@@ -45,6 +45,7 @@ def uncovered(covered: Iterable[Block], size: int) -> Iterator[Block]:
     """The ranges of a file of ``size`` bytes that ``covered`` leaves, in the file's order.
 
     Raises :class:`InputFileError` if ``covered`` does not fit: two blocks overlap, or the file is shorter.
+    Its text says what is wrong, and not what to do.
     """
     place = 0
     for block in sorted(covered):
@@ -52,8 +53,8 @@ def uncovered(covered: Iterable[Block], size: int) -> Iterator[Block]:
             raise InputFileError(f"the part from byte {block.start} overlaps the one before it")
         if block.end > size:
             raise InputFileError(
-                f"the requests have {size:,} bytes, but there is a part up to byte {block.end:,}: "
-                "lines may be added, but not removed. Name another folder, or start afresh with --overwrite"
+                f"the requests have {size:,} bytes, but there is a part up to byte {block.end:,}: lines "
+                "were removed, or the parts are of another file"
             )
         if block.start > place:
             yield Block(place, block.start)

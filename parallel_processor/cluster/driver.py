@@ -64,6 +64,7 @@ class Lost:
     worker: int
     reason: str
     is_final: bool = False  # nothing brings it back
+    error_class: str = ""  # of what it can't be made for, by its name in ``exceptions``
 
 
 Event = Ended | Answered | Lost
@@ -264,7 +265,8 @@ class Driver:
             self._warn_at = now + _WAITING_S
         elif now >= self._warn_at:
             self._warn_at = now + _WAITING_S
-            _log.warning("no worker answers; waiting for %d", len(self._workers))
+            text = "no worker answers; waiting for %d: `ray status` shows if the cluster has room for them"
+            _log.warning(text, len(self._workers))
 
     def _ask_once_more(self) -> None:
         """Get the last counts of the workers that answer."""
@@ -294,7 +296,8 @@ class Driver:
         was_known = worker.is_trusted or bool(worker.running)
         worker.is_asked = worker.is_trusted = False
         worker.ask_at = self._clock() + _ASK_S
-        worker.is_gone = event.is_final
+        # At the start, what may pass is an error, too.
+        worker.is_gone = event.is_final or (event.error_class != "" and not self._attempts)
         if was_known:
             self._tally.lost(worker.number)
             _log.warning("worker %d was lost: %s", worker.number, event.reason)
@@ -309,6 +312,9 @@ class Driver:
                     each.block, f"its worker was lost {each.block.losses} times: {event.reason}"
                 )
         if all(each.is_gone for each in self._workers):
+            if event.error_class and not self._attempts:  # a setting that can't work there
+                self._end_with(event.error_class, event.reason, StopCause.SETUP)
+                return
             self._end_with(
                 "WorkerProcessError", f"no worker is left: {event.reason}", StopCause.PROCESSES
             )

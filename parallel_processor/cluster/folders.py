@@ -27,6 +27,11 @@ def is_url(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
+def everywhere(path: str) -> str:
+    """``path`` for a process with another working directory: absolute, unless it is a URL or empty."""
+    return str(_path(path).absolute()) if path and not is_url(path) else path
+
+
 def _path(path: str) -> Path:
     return Path(path.removeprefix("file://"))
 

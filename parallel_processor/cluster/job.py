@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parallel_processor.cluster.blocks import Block
-from parallel_processor.exceptions import ConfigurationError, StopCause
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    LimiterError,
+    ParallelProcessorError,
+    StopCause,
+)
 from parallel_processor.options import DefaultLimit, Limits, Settings
 from parallel_processor.report.samples import RequestNote
 from parallel_processor.report.snapshot import Snapshot
@@ -59,6 +64,7 @@ class Job:
 
     source: str  # the requests file, a path or a URL
     folder: str  # of the output, a path or a URL
+    errors: str = ""  # of the failures, likewise; empty if they stay in the parts
     run: str  # hexadecimal digits that no other run has
     settings: Settings
     key: KeySource = KeySource()
@@ -113,6 +119,23 @@ class Standing:
     )  # of each attempt under way, by number
     reading: frozenset[int] = frozenset()  # the attempts whose block is not read to its end
     log: tuple[tuple[int, str], ...] = ()  # what it logged since the last time: level and text
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A worker can't be made: a key that is not there, for example."""
+
+    error_class: str  # its name in ``exceptions``; empty for any other error
+    reason: str
+    may_pass: bool = False  # a limiter that is away, say
+
+
+def unfit(error: Exception) -> Unfit:
+    """What to tell the driver of an error that keeps a worker from being made."""
+    is_ours = isinstance(error, ParallelProcessorError)
+    name = type(error).__name__
+    may_pass = isinstance(error, LimiterError) and not error.is_lasting
+    return Unfit(name if is_ours else "", str(error) if is_ours else f"{name}: {error}", may_pass)
 
 
 def share(settings: Settings, workers: int) -> Settings:

@@ -21,6 +21,7 @@ from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options, Settings
 from parallel_processor.providers.endpoints import check_key
+from parallel_processor.report.summary import Stats
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,6 +38,7 @@ class OnRay:
         requests_path: str,
         save_path: str | None = None,
         *,
+        errors_path: str | None = None,
         address: str | None = None,
         num_workers: int | None = None,
         key_variable: str = "",
@@ -57,6 +59,7 @@ class OnRay:
         self._job = ClusterJob(
             requests_path=requests_path,
             save_path=save_path,
+            errors_path=errors_path or "",
             workers=num_workers or len(os.sched_getaffinity(0)),
             settings=bare,
             key=key,
@@ -72,6 +75,10 @@ class OnRay:
     def folder(self) -> str:
         """Where the output goes."""
         return self._job.folder
+
+    def stats(self) -> Stats:
+        """What all workers have done until now, as they have told. Any thread may call it."""
+        return self._run.stats()
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
         """Send nothing more; what is in flight may end, unless it is cancelled. Any thread may call it."""
@@ -130,6 +137,7 @@ def process_on_ray(
     requests_path: str,
     save_path: str | None = None,
     *,
+    errors_path: str | None = None,
     address: str | None = None,
     num_workers: int | None = None,
     key_variable: str = "",
@@ -149,6 +157,7 @@ def process_on_ray(
     Args:
         requests_path: the requests, a path that all workers can read, or a URL such as ``s3://bucket/name``.
         save_path: the folder of the parts, likewise; by default ``name_results`` beside ``name.jsonl``.
+        errors_path: a folder for the records of failures, likewise, if they should not go to the parts.
         address: of a Ray cluster, or ``auto``. ``None``: an embedded Ray of this machine, or the one that
             the program has connected.
         num_workers: by default one for each CPU.
@@ -165,6 +174,7 @@ def process_on_ray(
     return OnRay(
         requests_path,
         save_path,
+        errors_path=errors_path,
         address=address,
         num_workers=num_workers,
         key_variable=key_variable,

@@ -6,6 +6,9 @@
     part-START-END.failed.jsonl    the same, with failures among them; the next run tries these again
     journals/START-END.RUN-N…      what attempt N of run RUN has on record so far
 
+If failures have a folder of their own, the part ``.failed.jsonl`` has the other records, and the failures
+of the block are in ``part-START-END.jsonl`` there.
+
 The names are the only state: what the parts do not cover is left to do, whatever the size of its blocks. A
 range that has a journal is a block again, so that its records are used.
 
@@ -22,6 +25,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from typing import BinaryIO, NamedTuple
@@ -97,7 +101,8 @@ def check_parts(
     """Raise :class:`InputFileError` if a line before a part was changed, which moved the bytes of the part.
 
     Of a part that another part follows directly, the first line is compared; of any other part, all lines.
-    On an object store, where each look takes a while, at most 200 of the first kind are looked at.
+    A failure is not compared: its line may have been corrected by one of as many bytes. On an object
+    store, where each look takes a while, at most 200 of the first kind are looked at.
     """
     blocks = sorted(state.done | state.failed)
     every = 1 if isinstance(folder, LocalFolder) else -(-len(blocks) // _MOST_LOOKS) or 1
@@ -109,10 +114,16 @@ def check_parts(
             folder.open(part_name(block, failed=block in state.failed)) as part,
             open_lines(block) as lines,
         ):
-            records = (record.identity for line in part if (record := read_record(line)))
-            requests = read_requests(lines.numbered(), request_url, lines.unit)
-            pairs = zip_longest(records, map(identity, requests))
-            if any(one != other for one, other in islice(pairs, 1 if is_followed else None)):
+            requests = map(identity, read_requests(lines.numbered(), request_url, lines.unit))
+            most = 1 if is_followed else None
+            records = filter(None, map(read_record, part))
+            if block in state.failed:
+                good = islice((record.identity for record in records if record.ok), most)
+                fits = all(each in requests for each in good)  # in the same order
+            else:
+                pairs = zip_longest((record.identity for record in records), requests)
+                fits = all(one == other for one, other in islice(pairs, most))
+            if not fits:
                 raise InputFileError(
                     f"the part from byte {block.start} is not of the lines there: {lines.name} was "
                     "changed. Lines may be added at its end alone. Undo the change; or name another folder "
@@ -198,14 +209,39 @@ def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Mat
             yield records.take(request)
 
 
-def commit(folder: Folder, block: Block, matches: Sequence[Match], records: Records) -> None:
+def commit(
+    folder: Folder,
+    block: Block,
+    matches: Sequence[Match],
+    records: Records,
+    errors: Folder | None = None,
+) -> None:
     """Create the part of a block in which each line has a record.
 
-    A part without failures replaces one with failures, and stays if it is there already.
+    A part without failures replaces one with failures, and stays if it is there already. Failures go to
+    ``errors``, if that is a folder of their own.
     """
     chunks = (records.read(found.place) for found in matches)
     if all(found.ok for found in matches):
         folder.create(part_name(block), chunks)
         folder.remove(part_name(block, failed=True))
+        if errors is not None:
+            errors.remove(part_name(block))
     elif part_name(block) not in folder.names():
+        if errors is not None:
+            failures = (records.read(found.place) for found in matches if not found.ok)
+            errors.create(part_name(block), failures, replace=True)
+            chunks = (records.read(found.place) for found in matches if found.ok)
         folder.create(part_name(block, failed=True), chunks, replace=True)
+
+
+def failures_in(folder: Folder, block: Block, errors: Folder | None = None) -> int:
+    """How many failures the part of a block with failures has, those in ``errors`` included."""
+    found = 0
+    for home, name in ((folder, part_name(block, failed=True)), (errors, part_name(block))):
+        if home is None:
+            continue
+        with suppress(FileNotFoundError), home.open(name) as file:
+            records = map(read_record, file)
+            found += sum(record is not None and record.ok is False for record in records)
+    return found

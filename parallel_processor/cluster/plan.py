@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from parallel_processor.cluster.blocks import Block, cut, opener, uncovered
 from parallel_processor.cluster.folders import Folder, LocalFolder, open_input
-from parallel_processor.cluster.parts import JOURNALS, State, part_name
+from parallel_processor.cluster.parts import JOURNALS, State, part_name, read_state
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.shape import why_not_jsonl
 
@@ -82,35 +82,51 @@ def make_plan(
     """
     redo = [] if keep_failures else sorted(state.failed)
     kept = [*state.done, *(state.failed if keep_failures else ())]
-    list(uncovered([*kept, *redo], size))  # raises if they don't fit
+    try:
+        list(uncovered([*kept, *redo], size))
+    except InputFileError as error:
+        text = f"{error}. Name another folder, or start afresh with --overwrite"
+        raise InputFileError(text) from None
     for block in sorted({each.block for each in state.journals} - {*kept, *redo}):
         others = (*kept, *redo)
         if block.end <= size and all(b.end <= block.start or block.end <= b.start for b in others):
             redo.append(block)
     gaps = list(uncovered([*kept, *redo], size))
     if is_compressed and any(gap.size < size for gap in gaps):
-        raise InputFileError("the parts are of another file: this one is compressed, and one block")
+        raise InputFileError(
+            "the parts are of another file: this one is compressed, and one block. Name another folder, or "
+            "start afresh with --overwrite"
+        )
     left = sum(each.size for each in (*redo, *gaps))
     wanted = block_bytes or -(-left // (workers * _BLOCKS_A_WORKER))
     chosen = wanted if block_bytes else min(max(wanted, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
     return Plan(redo=sorted(redo), gaps=gaps, block_bytes=size if is_compressed else chosen)
 
 
-def clean(folder: Folder, state: State) -> None:
-    """Remove what no run will use: journals of blocks that are done, and parts with failures likewise."""
+def clean(folder: Folder, state: State, errors: Folder | None = None) -> None:
+    """Remove what no run will use: journals of blocks that are done, and failures likewise.
+
+    ``errors`` is the folder that has the failures, if it is another one.
+    """
     journals = folder.within(JOURNALS)
     for each in state.journals:
         if each.block in state.done:
             journals.remove(each.name)
-    for home in (folder, journals):
+    if errors is not None:
+        for block in read_state(errors).done & state.done:
+            errors.remove(part_name(block))
+    for home in (folder, journals, errors):
         if isinstance(home, LocalFolder):
             home.remove_unfinished()
     if isinstance(journals, LocalFolder) and not journals.names() and journals.path.is_dir():
         journals.path.rmdir()
 
 
-def empty(folder: Folder, state: State) -> None:
+def empty(folder: Folder, state: State, errors: Folder | None = None) -> None:
     """Remove all parts and journals, for a fresh start. Other files stay."""
+    if errors is not None:
+        for block in read_state(errors).done:
+            errors.remove(part_name(block))
     for block in state.done | state.failed:
         for failed in (False, True):
             folder.remove(part_name(block, failed=failed))
@@ -118,7 +134,12 @@ def empty(folder: Folder, state: State) -> None:
         folder.within(JOURNALS).remove(each.name)
 
 
-def check_folder(path: str) -> None:
-    """Raise :class:`ConfigurationError` if a file is where the folder of the output should be."""
-    if "://" not in path and Path(path).exists() and not Path(path).is_dir():
-        raise ConfigurationError(f"{path} is a file: the results of several workers need a folder")
+def check_folders(path: str, errors_path: str) -> None:
+    """Raise :class:`ConfigurationError` if a file is where a folder should be, or both are the same."""
+    for each, name in ((path, "results"), (errors_path, "failures")):
+        if each and "://" not in each and Path(each).exists() and not Path(each).is_dir():
+            raise ConfigurationError(
+                f"{each} is a file: the {name} of several workers need a folder"
+            )
+    if errors_path and errors_path.rstrip("/") == path.rstrip("/"):
+        raise ConfigurationError(f"{path} is the folder of the results: failures need another one")

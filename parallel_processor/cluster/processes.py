@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Event, Lost
-from parallel_processor.cluster.job import Attempt, Job, share
+from parallel_processor.cluster.job import Attempt, Job, share, unfit
 from parallel_processor.cluster.worker import BlockWorker
 from parallel_processor.runtime.locks import InterruptSafeLock
 
@@ -103,8 +103,12 @@ class ProcessEngine:
             return self._replace(worker)
         if kind == "failed":
             process.end()
-            self._gone.add(worker)
-            return Lost(worker, value, is_final=True)
+            if value.may_pass:
+                self._processes[worker] = _Process(self._job)
+            else:
+                self._gone.add(worker)
+            is_final = not value.may_pass
+            return Lost(worker, value.reason, is_final=is_final, error_class=value.error_class)
         process.has_spoken = True
         self._fruitless = 0
         return Ended(worker, value) if kind == "ended" else Answered(worker, value)
@@ -183,7 +187,7 @@ def main(descriptor: int) -> None:
         except (
             Exception
         ) as error:  # a setting that can't work here, such as a key that is not there
-            connection.send(("failed", str(error)))
+            connection.send(("failed", unfit(error)))
             raise
         server.serve()
     except (EOFError, OSError):  # the driver is gone

@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.cluster.driver import Answered, Ended, Engine, Event, Lost
-from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing
+from parallel_processor.cluster.job import Attempt, BlockReport, Job, Standing, Unfit, unfit
 from parallel_processor.cluster.load import load_ray
 from parallel_processor.cluster.ray_limiter import RayLimiter, start_limiter
 from parallel_processor.cluster.worker import BlockWorker
@@ -43,6 +44,7 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning
     "RAY_worker_niceness": "0",  # Ray's 15 costs a third of the throughput
 }
+_CONNECT_S = 10.0
 _CALLS = 8  # of one actor at once: two blocks, a question, a stop
 
 
@@ -50,19 +52,31 @@ class BlockActor:
     """A worker as an actor. Ray calls several methods at once, each in a thread of its own."""
 
     def __init__(self, job: Job) -> None:
-        self._worker = BlockWorker(job)
+        """Make the worker. If that fails, :meth:`ask` tells why: Ray's own text hides it."""
+        self._job = job
+        self._worker = self._made()
+
+    def _made(self) -> BlockWorker | Unfit:
+        try:
+            return BlockWorker(self._job)
+        except Exception as error:
+            return unfit(error)
 
     def run(self, attempt: Attempt) -> BlockReport:
         """Make an attempt."""
+        assert isinstance(self._worker, BlockWorker)
         return self._worker.run(attempt)
 
-    def ask(self) -> Standing:
-        """How it is doing."""
-        return self._worker.standing()
+    def ask(self) -> Standing | Unfit:
+        """How it is doing. What keeps it from being made is tried again, if that may pass."""
+        if isinstance(self._worker, Unfit) and self._worker.may_pass:
+            self._worker = self._made()
+        return self._worker if isinstance(self._worker, Unfit) else self._worker.standing()
 
     def stop(self, reason: str, cancels: bool) -> None:
         """End its attempts."""
-        self._worker.stop(reason, cancels=cancels)
+        if isinstance(self._worker, BlockWorker):
+            self._worker.stop(reason, cancels=cancels)
 
 
 class RayEngine:
@@ -108,6 +122,9 @@ class RayEngine:
             return Lost(worker, _reason(error), is_final=getattr(error, "actor_init_failed", False))
         if kind == "stop":
             return None
+        if isinstance(value, Unfit):
+            is_final = not value.may_pass
+            return Lost(worker, value.reason, is_final=is_final, error_class=value.error_class)
         return Ended(worker, value) if kind == "run" else Answered(worker, value)
 
     def close(self) -> None:
@@ -151,6 +168,7 @@ def connected(address: str | None, cpus: int = 1) -> Iterator[Any]:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Any]:
+    _check_address(address)
     with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         ray = load_ray()
         try:
@@ -162,6 +180,22 @@ def _cluster(address: str) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise :class:`ConfigurationError` if nothing listens there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == "auto" or "//" in address:
+        return
+    try:
+        if not host:
+            raise OSError("the port is missing, as in HOST:6379")
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        text = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"can't connect to Ray at {address}: {text}. It is the address that `ray start --head` names"
+        ) from None
 
 
 @contextmanager

@@ -17,15 +17,16 @@ from parallel_processor.cluster.driver import Driver, Engine, Fatal
 from parallel_processor.cluster.folders import (
     Folder,
     LocalFolder,
+    everywhere,
     input_size,
     open_folder,
     open_input,
 )
 from parallel_processor.cluster.job import Job, KeySource
-from parallel_processor.cluster.parts import check_parts, read_state
+from parallel_processor.cluster.parts import check_parts, failures_in, read_state
 from parallel_processor.cluster.plan import (
     Plan,
-    check_folder,
+    check_folders,
     clean,
     default_folder,
     empty,
@@ -33,12 +34,19 @@ from parallel_processor.cluster.plan import (
     make_plan,
 )
 from parallel_processor.cluster.tally import ClusterSummary, Tally
-from parallel_processor.exceptions import ParallelProcessorError, RunStoppedError, StopCause
+from parallel_processor.exceptions import (
+    ParallelProcessorError,
+    ResultsFileError,
+    RunStoppedError,
+    StopCause,
+)
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.options import Options, Settings, shown_url
 from parallel_processor.report.progress import Displays, Progress
 from parallel_processor.report.report_file import LiveReport
 from parallel_processor.report.samples import RunReport, Sample
+from parallel_processor.report.summary import Stats
+from parallel_processor.report.wording import counted
 
 _log = logging.getLogger("parallel_processor")
 _LOCK = "driver.lock"
@@ -56,6 +64,7 @@ class ClusterJob:
     Attributes:
         requests_path: the requests, a path or a URL of an object store.
         save_path: the folder of the output, a path or a URL.
+        errors_path: the folder of the failures, likewise; empty if they stay in the parts.
         workers: how many to use; fewer if there are fewer blocks.
         key: where the workers find the key.
         block_bytes: the size of new blocks; ``None`` takes a size that suits the file and the workers.
@@ -63,6 +72,7 @@ class ClusterJob:
 
     requests_path: str
     save_path: str | None = None
+    errors_path: str = ""
     workers: int
     settings: Settings
     key: KeySource = KeySource()
@@ -87,6 +97,7 @@ class ClusterRun:
         self._options = Options(**job.settings)
         self._started_at, self._started_at_s = clock(), time.time()
         self._driver: Driver | None = None
+        self._tally: Tally | None = None
         self._stop: tuple[str, bool] | None = None  # what was asked before there was a driver
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
@@ -94,6 +105,11 @@ class ClusterRun:
         self._stop = (reason, cancels)
         if self._driver is not None:
             self._driver.stop(reason, cancels=cancels)
+
+    def stats(self) -> Stats:
+        """What all workers have done until now, as they have told. Any thread may call it."""
+        tally, driver = self._tally, self._driver
+        return tally.snapshot().stats(int(driver is not None)) if tally is not None else Stats()
 
     def process(
         self, make_engine: MakeEngine, *, workers: int | None = None, shares_limits: bool = False
@@ -104,15 +120,16 @@ class ClusterRun:
         engine's workers have one limiter.
         """
         job = self._job if workers is None else dataclasses.replace(self._job, workers=workers)
-        check_folder(job.folder)
+        check_folders(job.folder, job.errors_path)
         size = input_size(job.requests_path)
         is_compressed = look_at_input(job.requests_path, size)
         folder = open_folder(job.folder)
+        errors = open_folder(job.errors_path) if job.errors_path else None
         with ExitStack() as stack:
             self._lock(folder, stack)
             state = read_state(folder)
             if job.overwrite:
-                empty(folder, state)
+                empty(folder, state, errors)
                 state = read_state(folder)
             plan = make_plan(
                 state,
@@ -124,9 +141,16 @@ class ClusterRun:
             )
             check_parts(folder, state, self._lines, self._options.request_url)
             has_limiter = shares_limits or job.settings.get("limiter") is not None
-            tally = Tally(plan.total_bytes, shares_limits=has_limiter)
+            kept = state.failed if job.keep_failures else ()
+            already_failed = sum(failures_in(folder, block, errors) for block in kept)
+            tally = self._tally = Tally(
+                plan.total_bytes,
+                shares_limits=has_limiter,
+                already_failed=already_failed,
+                blocks_before=len(state.done) + len(kept),
+            )
             driver = self._drive(make_engine, job.workers, plan, tally) if plan.count else None
-            clean(folder, read_state(folder))
+            clean(folder, read_state(folder), errors)
         summary = self._summary(tally, driver)
         if driver is not None and driver.fatal is not None:
             raise _exception(driver.fatal, summary)
@@ -141,23 +165,29 @@ class ClusterRun:
         if isinstance(folder, LocalFolder):
             folder.path.mkdir(parents=True, exist_ok=True)
             path = folder.path / _LOCK
-            lock = AppendFile(path)
+            try:
+                lock = AppendFile(path)
+            except ResultsFileError as error:
+                text = str(error).replace("name another results file", "name another folder")
+                raise ResultsFileError(text) from None
             stack.callback(lock.close)
             stack.callback(path.unlink, missing_ok=True)
 
     def _drive(self, make_engine: MakeEngine, most: int, plan: Plan, tally: Tally) -> Driver:
         job, workers = self._job, min(most, plan.count)
         made = Job(
-            source=job.requests_path,
-            folder=job.folder,
+            source=everywhere(job.requests_path),
+            folder=everywhere(job.folder),
+            errors=everywhere(job.errors_path),
             run=uuid.uuid4().hex[:12],
             settings=job.settings,
             key=job.key,
             upload_s=job.upload_s,
         )
         _log.info(
-            "sending %s to %s: %s blocks, %d workers",
-            *(job.requests_path, shown_url(self._options.request_url), f"{plan.count:,}", workers),
+            "sending %s to %s: %s, %s",
+            *(job.requests_path, shown_url(self._options.request_url)),
+            *(counted(plan.count, "block"), counted(workers, "worker")),
         )
         displays = Displays(self._clock)
         with make_engine(made, workers) as engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -42,12 +43,14 @@ class ClusterSummary(Summary):
 
     Attributes:
         blocks: blocks that this run has finished.
+        blocks_before: blocks that were finished before.
         blocks_set_aside: blocks that were given up. The same call tries them again.
         workers_lost: how often a worker was lost.
     """
 
     lines_keep_places: ClassVar[bool] = True
     blocks: int = 0
+    blocks_before: int = 0
     blocks_set_aside: tuple[SetAside, ...] = ()
     workers_lost: int = 0
 
@@ -56,6 +59,8 @@ class ClusterSummary(Summary):
         # Not super(): a dataclass with slots is another class than the one that this was written in.
         yield from Summary.rows(self, with_stop=with_stop)
         words = [f"{self.blocks:,} finished"]
+        if self.blocks_before:
+            words.append(f"{self.blocks_before:,} finished before")
         if self.blocks_set_aside:
             words.append(f"{len(self.blocks_set_aside):,} set aside")
         if self.workers_lost:
@@ -69,17 +74,26 @@ class Tally:
     """Adds up. Only the thread of the driver changes it; any thread may read.
 
     ``shares_limits`` says that all workers have the same limits together, not each a part of them.
+    ``already_failed`` is the number of failures that are kept, ``blocks_before`` that of the parts.
     """
 
-    def __init__(self, total_bytes: int, *, shares_limits: bool = False) -> None:
-        self._shares_limits = shares_limits
+    def __init__(
+        self,
+        total_bytes: int,
+        *,
+        shares_limits: bool = False,
+        already_failed: int = 0,
+        blocks_before: int = 0,
+    ) -> None:
+        self._shares_limits, self._already_failed = shares_limits, already_failed
         self._total_bytes = total_bytes  # of the blocks that this run is to send
         self._standings: dict[int, Standing] = {}  # by worker
-        self._lost = Snapshot()  # what incarnations did that are gone
+        self._snapshots: dict[str, Snapshot] = {}  # by incarnation, those included that are gone
         self._lines = self._failed = self._already = self._bytes = 0  # of finished blocks
         self._errors_by_kind: Mapping[str, float] = {}
         self.notes: list[RequestNote] = []
         self.blocks = self.workers_lost = 0
+        self._blocks_before = blocks_before
         self.set_aside: list[SetAside] = []
 
     def stands(self, worker: int, standing: Standing) -> None:
@@ -88,6 +102,7 @@ class Tally:
         if before is not None and before.incarnation != standing.incarnation:
             self._bury(before)
         self._standings[worker] = standing
+        self._snapshots[standing.incarnation] = standing.snapshot
 
     def lost(self, worker: int) -> None:
         """A worker was lost, with what it had in flight."""
@@ -98,7 +113,7 @@ class Tally:
     def _bury(self, standing: Standing) -> None:
         idle = Snapshot()
         kept = dataclasses.replace(standing.snapshot, in_flight=0, usage=idle.usage)
-        self._lost = self._lost.plus(kept, shares_limits=self._shares_limits)
+        self._snapshots[standing.incarnation] = kept
 
     def finished(self, block: Block, report: BlockReport) -> None:
         """A block has its part."""
@@ -120,9 +135,9 @@ class Tally:
 
     def snapshot(self) -> Snapshot:
         """All workers together, those included that were lost."""
-        found = self._lost
-        for standing in tuple(self._standings.values()):
-            found = found.plus(standing.snapshot, shares_limits=self._shares_limits)
+        found = Snapshot()
+        for snapshot in tuple(self._snapshots.values()):
+            found = found.plus(snapshot, shares_limits=self._shares_limits)
         return found
 
     def counts(self) -> Counts:
@@ -135,8 +150,16 @@ class Tally:
 
     def waits(self) -> Mapping[WaitCause, float]:
         """How long sending waited, by cause: the mean of the workers."""
-        count = max(len(self._standings), 1)
-        return {cause: s / count for cause, s in self.snapshot().waited_s.items()}
+        return self._mean(self.snapshot().waited_s)
+
+    def _mean(
+        self, waited_s: Mapping[WaitCause, float], most_s: float = math.inf
+    ) -> dict[WaitCause, float]:
+        """The mean of the workers, at most ``most_s`` together: two runs of a worker may wait at once."""
+        count, total_s = max(len(self._standings), 1), sum(waited_s.values())
+        share = min(1 / count, most_s / total_s) if total_s else 0.0
+        found = {cause: s * share for cause, s in waited_s.items()}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def in_flight(self) -> int:
         """How many requests are in flight."""
@@ -160,9 +183,15 @@ class Tally:
             counts = dataclasses.replace(
                 counts, answered=fresh, failed=self._failed, already_answered=self._already
             )
-        kinds = sorted(self._errors_by_kind.items(), key=lambda each: -each[1])
+        by_kind = self._errors_by_kind if is_whole else found.counts.errors_by_kind
+        kinds = sorted(by_kind.items(), key=lambda each: -each[1])
+        buckets = [
+            dataclasses.replace(bucket, waited_s=self._mean(bucket.waited_s, elapsed_s))
+            for bucket in found.buckets
+        ]
         return ClusterSummary(
             already_answered=counts.already_answered,
+            already_failed=self._already_failed,
             left=0 if is_whole else counts.left(self.fraction()),
             left_is_exact=is_whole,
             elapsed_s=elapsed_s,
@@ -170,9 +199,10 @@ class Tally:
             stop_reason=stop_reason,
             stop_cause=stop_cause,
             stopped_models=models,
-            waited_s=self.waits(),
-            buckets=found.buckets,
+            waited_s=self._mean(found.waited_s, elapsed_s),
+            buckets=tuple(buckets),
             blocks=self.blocks,
+            blocks_before=self._blocks_before,
             blocks_set_aside=tuple(self.set_aside),
             workers_lost=self.workers_lost,
             **counters_of(counts),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 
 from parallel_processor.cluster.blocks import BlockLines, uncovered
 from parallel_processor.cluster.folders import Folder, input_size, open_folder, open_input
 from parallel_processor.cluster.parts import part_name, read_state
+from parallel_processor.cluster.plan import check_folders
 from parallel_processor.files.formats import Record
 from parallel_processor.files.verify import Verification, records_in, verify_lines
 from parallel_processor.options import DEFAULT_REQUEST_URL
@@ -16,34 +18,46 @@ _MAX_CONFLICTS = 100
 
 
 def verify_parts(
-    requests_path: str, folder_path: str, *, request_url: str = DEFAULT_REQUEST_URL
+    requests_path: str,
+    folder_path: str,
+    errors_path: str | None = None,
+    *,
+    request_url: str = DEFAULT_REQUEST_URL,
 ) -> Verification:
     """Compare the parts in a folder with the requests, block by block; lines without a part are missing.
 
+    ``errors_path`` is the folder of the failures, if they have one; without it, these are missing.
     ``conflicts`` are numbers of bytes, from 1: a record is of its block alone, so that equal ids in two
     blocks do no harm. It takes about 300 bytes of memory for each line of a block.
 
-    Raises :class:`InputFileError` if the parts don't fit the file.
+    Raises :class:`InputFileError` if the parts don't fit the file, and :class:`ConfigurationError` if a
+    folder is a file.
     """
+    check_folders(folder_path, errors_path or "")
     folder, size = open_folder(folder_path), input_size(requests_path)
+    errors = open_folder(errors_path) if errors_path else None
     state = read_state(folder)
     covered = sorted(state.done | state.failed)
     total = Verification(lines=0, answered=0, failed=0, missing=0, doubled=0, torn=0, foreign=0)
     gaps = list(uncovered(covered, size))
     for block in sorted([*covered, *gaps]):
-        name = part_name(block, failed=block in state.failed) if block in covered else None
+        files: list[tuple[Folder, str]] = []
+        if block in covered:
+            files = [(folder, part_name(block, failed=block in state.failed))]
+        if block in state.failed and errors is not None:
+            files.append((errors, part_name(block)))
 
-        def records(name: str | None = name) -> Iterator[Record | None]:
-            return _records(folder, name)
+        def records(files: list[tuple[Folder, str]] = files) -> Iterator[Record | None]:
+            return _records(files)
 
         lines = BlockLines(open_input(requests_path), block, requests_path)
         total = _added(total, verify_lines(lines, records, request_url))
     return total
 
 
-def _records(folder: Folder, name: str | None) -> Iterator[Record | None]:
-    if name is not None:
-        with folder.open(name) as file:
+def _records(files: list[tuple[Folder, str]]) -> Iterator[Record | None]:
+    for folder, name in files:
+        with suppress(FileNotFoundError), folder.open(name) as file:
             yield from records_in(file)
 
 

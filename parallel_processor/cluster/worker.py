@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import uuid
 from collections import deque
 from contextlib import suppress
@@ -36,6 +37,7 @@ from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_NOTES = 20
 _MAX_LOG = 100  # messages that are kept for the driver
+_REQUEST = re.compile(r"^(|[\d,]+ more like this: )request (\d+)\b")
 
 
 class _Log(logging.Handler):
@@ -46,7 +48,8 @@ class _Log(logging.Handler):
         self._records: deque[tuple[int, str]] = deque(maxlen=_MAX_LOG)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._records.append((record.levelno, record.getMessage()))
+        text = _REQUEST.sub(r"\1the request at byte \2", record.getMessage())
+        self._records.append((record.levelno, text))
 
     def taken(self) -> tuple[tuple[int, str], ...]:
         """What was logged since the last call."""
@@ -59,6 +62,7 @@ class BlockWorker:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._folder = open_folder(job.folder)
+        self._errors = open_folder(job.errors) if job.errors else None
         self._url = job.settings.get("request_url", DEFAULT_REQUEST_URL)
         self._processor = Processor(**job.key.complete(job.settings))
         self._incarnation = f"{uuid.uuid4().hex}-{os.getpid()}"
@@ -162,7 +166,7 @@ class BlockWorker:
             if len(matches) < len(found):
                 text = f"{len(found) - len(matches)} lines have no record"
                 return BlockReport(attempt=attempt, end=End.FAILED, error=text)
-            commit(self._folder, attempt.block, matches, records)
+            commit(self._folder, attempt.block, matches, records, self._errors)
             notes = _notes(matches, records)
         finally:
             records.close()

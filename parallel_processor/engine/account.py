@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
-from parallel_processor.engine.delivery import MakeSink
+from parallel_processor.engine.delivery import MakeSink, Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
-from parallel_processor.models import Request, WaitCause
+from parallel_processor.models import Outcome, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
-from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.progress import Progress
-from parallel_processor.report.snapshot import Snapshot, added
-from parallel_processor.report.summary import Stats, Summary, counters_of
+from parallel_processor.report.snapshot import Snapshot, added, scaled
+from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
+
+_Waits = Mapping[Hashable, Mapping[WaitCause, float]]
+
+
+def _together(one: _Waits, other: _Waits) -> _Waits:
+    return {**one, **{key: added(one.get(key, {}), waits) for key, waits in other.items()}}
 
 
 def _make_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets:
@@ -41,11 +48,16 @@ class Account:
         self.estimator = CostEstimator(options)
         self.submissions = Submissions(self.run, options.request_url, options.dedupe)
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, float] = {}  # as they began, and when
+        self._runs_s = self._busy_s = (
+            0.0  # what runs took that are over: their sum, and without overlaps
+        )
+        self._busy_since_s = 0.0  # if there are runs
         self.stops = 0  # how often :meth:`stop` was called
         self._last_stop: Callable[[Run], None] = lambda run: None
         self._ended = Counts()  # of the runs that are over
         self._waited_s: Mapping[WaitCause, float] = {}  # by these runs
+        self._waited_by_bucket: _Waits = {}  # the same, by token bucket
 
     @contextmanager
     def run(
@@ -68,27 +80,68 @@ class Account:
             self._options,
             buckets=self.buckets,
             estimator=self.estimator,
-            make_sink=make_sink,
+            make_sink=make_sink and partial(self._sink, make_sink),
             on_begin=on_begin,
             on_cancel=on_cancel,
             on_left_out=on_left_out,
-            ahead=ahead,
+            ahead=ahead if make_sink is None else lambda: self._beside(run),
             is_wanted=is_wanted,
             parses_answers=parses_answers,
             clock=self._clock,
         )
         with self._lock:
-            self._runs.add(run)
+            now = self._clock()
+            self._busy_since_s = self._busy_since_s if self._runs else now
+            self._runs[run] = now
             missed = self._last_stop if stops not in (None, self.stops) else None
         if missed is not None:
             missed(run)
         try:
             yield run
         finally:
-            with self._lock:
-                self._runs.discard(run)
-                self._ended += run.counters.counts().at_end()
-                self._waited_s = added(self._waited_s, run.wait_times.overall())
+            self._end(run)
+
+    def _end(self, run: Run) -> None:
+        """Keep the counts of a run that is over."""
+        with self._lock:
+            now = self._clock()
+            self._runs_s += now - self._runs.pop(run)
+            self._busy_s += 0.0 if self._runs else now - self._busy_since_s
+            self._ended += run.counters.counts().at_end()
+            self._waited_s = added(self._waited_s, run.wait_times.overall())
+            by_bucket = run.wait_times.by_bucket()
+            self._waited_by_bucket = _together(self._waited_by_bucket, by_bucket)
+        self._wake_readers()
+
+    def _beside(self, run: Run) -> float:
+        """How many requests ``run`` may read beside those that are left of older runs over files.
+
+        So the last requests of one file and the first ones of the next share ``max_workers``. For the
+        reader, which takes no lock.
+        """
+        rest = 0
+        for each in tuple(self._runs):
+            if each is run:
+                break
+            rest += 0 if each.yields_outcomes else each.credits.rest
+        return run.credits.beside(rest) if rest else math.inf
+
+    def _sink(
+        self, make_sink: MakeSink, recorded: Recorded, stop: Callable[[BaseException], None]
+    ) -> Sink:
+        """The sink that ``make_sink`` makes; what it records makes room for other runs."""
+
+        def record(outcomes: list[Outcome], on_record: bool) -> None:
+            recorded(outcomes, on_record)
+            self._wake_readers()
+
+        return make_sink(record, stop)
+
+    def _wake_readers(self) -> None:
+        """A run has fewer requests left: another one may read more."""
+        if len(self._runs) > 1:
+            for run in self.runs():
+                run.waker.set()
 
     def stop(self, reason: str, *, cancels: bool = False) -> None:
         """Stop the runs of all calls that have begun; with ``cancels``, cancel their requests in flight."""
@@ -115,7 +168,7 @@ class Account:
             run.counters,
             usage=self.buckets.usage,
             waits=lambda: run.wait_times.overall(self._clock()),
-            in_flight=lambda: run.in_flight,
+            in_flight=lambda: run.credits.in_flight,
             fraction=fraction,
             show=show,
             clock=self._clock,
@@ -138,39 +191,31 @@ class Account:
         )
 
     def snapshot(self) -> Snapshot:
-        """What all runs have done until this moment."""
-        now = self._clock()
+        """What all runs have done until this moment. Where runs overlap, their waits are a mean."""
         with self._lock:
+            now = self._clock()
             counts, waited_s, in_flight = self._ended, self._waited_s, 0
+            by_bucket = self._waited_by_bucket
             for run in self._runs:
                 counts += run.counters.counts()
                 waited_s = added(waited_s, run.wait_times.overall(now))
-                in_flight += run.in_flight
+                by_bucket = _together(by_bucket, run.wait_times.by_bucket())
+                in_flight += run.credits.in_flight
+            runs_s = self._runs_s + sum(now - began_at for began_at in self._runs.values())
+            busy_s = self._busy_s + (now - self._busy_since_s if self._runs else 0.0)
+        share = min(busy_s / runs_s, 1.0) if runs_s > 0 else 1.0
         return Snapshot(
             counts=counts,
             in_flight=in_flight,
-            waited_s=waited_s,
+            waited_s=scaled(waited_s, share),
             usage=self.buckets.usage(),
-            buckets=self.buckets.reports(self._made_at, lambda bucket: {}),
+            buckets=self.buckets.reports(
+                self._made_at, lambda bucket: scaled(by_bucket.get(bucket, {}), share)
+            ),
         )
 
     def stats(self) -> Stats:
         """The counts of all runs together, at this moment."""
         with self._lock:
             runs = len(self._runs)
-        found = self.snapshot()
-        counts, in_flight, usage = found.counts, found.in_flight, found.usage
-        a_minute = 60.0 / max(usage.span_s, 1.0)
-        latencies = percentiles_s(counts.latencies)
-        return Stats(
-            runs=runs,
-            in_flight=in_flight,
-            requests_per_minute=usage.admitted["requests"] * a_minute,
-            tokens_per_minute=usage.admitted["tokens"] * a_minute,
-            limits=usage.limits,
-            waiting_for=usage.waiting_for,
-            latency_s={each: s for each, s in latencies.items() if s is not None},
-            read=counts.read,
-            errors=counts.errors,
-            **counters_of(counts),
-        )
+        return self.snapshot().stats(runs)

@@ -45,6 +45,7 @@ class Credits:
         read_ahead: how many requests may be read that wait for a worker.
         held: the credits of the requests that were taken out of the inbox.
         reader_waits: true if the reader waits to be woken. The reader sets it.
+        is_last: true once nothing more is read. The reader sets it.
     """
 
     def __init__(self, queues: RequestQueues, max_workers: int, writer_slack: int) -> None:
@@ -57,7 +58,7 @@ class Credits:
         self.in_flight = self.held = 0
         # Credits for outcomes that were never queued, less those that the program took. For the reader.
         self._skipped = 0
-        self.reader_waits = False
+        self.reader_waits = self.is_last = False
 
     def take_in(self) -> None:
         """Queue what the reader has put into the inbox. When the run is over, the reader drops it."""
@@ -117,6 +118,15 @@ class Credits:
     def under_way(self) -> int:
         """How many credits are taken: one for each request that is read and not on record."""
         return len(self._queues.inbox) + self.held + self._skipped
+
+    @property
+    def rest(self) -> int:
+        """The same once nothing more is read; 0 before. It never grows."""
+        return self.under_way if self.is_last else 0
+
+    def beside(self, rest: int) -> int:
+        """How many may be read, so that with ``rest`` others no more are in flight than may be."""
+        return self._most_workers - self.under_way - rest
 
     @property
     def is_full(self) -> bool:

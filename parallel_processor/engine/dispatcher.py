@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from parallel_processor.engine.credits import Credits
 from parallel_processor.engine.queues import RequestQueues
-from parallel_processor.exceptions import InterpreterEnds
+from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
@@ -125,7 +125,7 @@ class Dispatcher:
 
     def close(self, *, hurry: bool = False) -> None:
         """Nothing more will be put. In a ``hurry``, what is admitted or being counted is sent, no more."""
-        self._hurries, self._closed = hurry, True
+        self._hurries, self._closed, self.credits.is_last = hurry, True, True
         self.waker.set()
 
     def is_busy(self) -> bool:
@@ -309,6 +309,8 @@ class Dispatcher:
             try:
                 while self._turn():
                     pass
+            except RunStoppedError as error:  # by what holds the limits
+                self._stop.set(error)
             except BaseException as error:  # the run ends with it instead of hanging
                 self.error = error
                 self._stop.set(error)

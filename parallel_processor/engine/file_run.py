@@ -151,7 +151,7 @@ class FileRun:
         counts, now = run.counters.counts(), self._clock()
         return Sample(
             at_s=now - self._started_at,
-            in_flight=run.in_flight,
+            in_flight=run.credits.in_flight,
             errors=counts.errors,
             waited_s=run.wait_times.overall(now),
             latencies=counts.latencies,

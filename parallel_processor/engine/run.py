@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
-from parallel_processor.engine.credits import READ_AT_ONCE
+from parallel_processor.engine.credits import READ_AT_ONCE, Credits
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.settlement import Settlement, invalid
@@ -73,7 +73,8 @@ class Run:
         on_cancel: called when requests in flight are cancelled.
         on_left_out: called with each request of a model that is left out, and the reason. Without it, the
             reason is the cause of a stop at the end.
-        ahead: how many more requests the caller lets the run read; ``None`` for no such bound.
+        ahead: how many more requests the caller lets the run read; ``None`` for no such bound. Who makes it
+            larger sets ``waker``.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         clock: seconds that never go back.
@@ -103,7 +104,7 @@ class Run:
         self._stop = StopSignal()
         self._has_begun = self._is_stopping = False
         self._give_up_at = math.inf  # set by a stop
-        self._waker = WakeEvent()  # for the reader
+        self.waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
         self._max_workers = affordable_workers(options.max_workers)
@@ -126,7 +127,7 @@ class Run:
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
             drop=lambda pending: self._delivery.drop(pending),
-            on_room=self._waker.set,
+            on_room=self.waker.set,
             activity=self._idle_cause,
             counters=self.counters,
             wait_times=self.wait_times,
@@ -164,7 +165,7 @@ class Run:
         dispatcher = self._dispatcher
         return Delivery(
             counters=self.counters,
-            waker=self._waker,
+            waker=self.waker,
             on_record=dispatcher.recorded if make_sink else dispatcher.credits.yielded,
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
@@ -176,9 +177,9 @@ class Run:
         return self._stop.cause
 
     @property
-    def in_flight(self) -> int:
-        """How many requests are in flight at this moment."""
-        return self._dispatcher.credits.in_flight
+    def credits(self) -> Credits:
+        """How many requests are under way at this moment."""
+        return self._dispatcher.credits
 
     def waking(self, event: Settable) -> AbstractContextManager[None]:
         """While the block runs, a stop sets ``event``."""
@@ -197,7 +198,7 @@ class Run:
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Send ``requests``. Without a sink, yield their outcomes as they come."""
-        with self._stop.waking(self._waker):
+        with self._stop.waking(self.waker):
             try:
                 if not self.yields_outcomes:  # else the thread is the program's, too
                     self._pool.core.join()
@@ -256,7 +257,7 @@ class Run:
         else:
             if isinstance(claim, Outcome):
                 self._delivery.deliver(claim)
-            self._dispatcher.credits.skip()  # its outcome holds a credit, too
+            self.credits.skip()  # its outcome holds a credit, too
 
     def _claim(self, request: Request) -> Outcome | bool:
         """True to send it, its outcome if it has one by now, false if it will have that of an equal one."""
@@ -311,19 +312,20 @@ class Run:
 
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""
-        self._waker.clear()
+        self.waker.clear()
         if self._delivery.ready or self._stop.cause is not None:
             return 0
         room: float = self._dispatcher.room()
         count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:
-            self._activity = WaitCause.LOOK_AHEAD
-            self._waker.wait()
+            is_beside = room > 0 and not self.yields_outcomes  # an older run has the places
+            self._activity = WaitCause.MAX_WORKERS if is_beside else WaitCause.LOOK_AHEAD
+            self.waker.wait()
         return max(count, 0)
 
     def _idle_cause(self, is_full: bool) -> WaitCause:
         """What the run waits for, if it waits for no bucket."""
-        if self._dispatcher.credits.waits_for_records:
+        if self.credits.waits_for_records:
             return WaitCause.CONSUMER if self.yields_outcomes else WaitCause.DISK
         return WaitCause.MAX_WORKERS if is_full else self._activity
 
@@ -345,7 +347,7 @@ class Run:
         try:
             outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
             if outcome is not None:
-                if outcome.ok and self._dispatcher.credits.is_careful:
+                if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
                 if outcome.unanswered:
                     self._left_out.tell(outcome.request, admitted.pending.bucket)
@@ -362,7 +364,7 @@ class Run:
     def _drain(self) -> Iterator[Outcome]:
         """Wait until everything is on record, after a stop only for ``drain_s``; yield what comes."""
         while True:
-            self._waker.clear()
+            self.waker.clear()
             yield from self._ready()
             if not self._dispatcher.is_busy():
                 return
@@ -371,14 +373,14 @@ class Run:
             if left <= 0:
                 return
             if not self._delivery.ready:
-                self._waker.wait(left)
+                self.waker.wait(left)
 
     def _begin_to_stop(self, cause: BaseException | None) -> None:
         """If there is a cause, requests in flight have ``drain_s`` from now on."""
         if cause is not None and not self._is_stopping:
             self._is_stopping = True
             self._give_up_at = min(self._give_up_at, self._clock() + drain_s(cause, self._options))
-            _log.info("stopping; requests in flight: %d", self._dispatcher.credits.in_flight)
+            _log.info("stopping; requests in flight: %d", self.credits.in_flight)
 
     def _finish(self) -> None:
         """Let requests in flight end, or cancel them; then end threads and processes."""

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.engine.outage import Judgement, Outages, Verdict
-from parallel_processor.engine.rejections import Rejections
+from parallel_processor.engine.rejections import Rejections, is_timeout
 from parallel_processor.engine.repeats import RepeatedWarnings
 from parallel_processor.engine.retry import RETRIED, RetrySchedule
-from parallel_processor.engine.stops import EqualFailures, LeftOut, reason_of
+from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
 from parallel_processor.options import Options
@@ -79,6 +79,7 @@ class Settlement:
         self._left_out, self._on_left_out = left_out, on_left_out
         self._was_reached = False  # by any attempt of this run
         self._has_answer = False  # to any request of this run
+        self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
         self._rejections = Rejections(options.retry, counters, stop)
         self._equal_failures = EqualFailures(
@@ -228,6 +229,16 @@ class Settlement:
             self._wait_for_server(attempt, reservation, bucket, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
+            if not self._was_reached and is_timeout(attempt):
+                self._stop_if_silent(reservation)
+
+    def _stop_if_silent(self, timed_out: Reservation) -> None:
+        """Stop the run if the server takes connections, and never answers."""
+        if text := self._silence.timed_out(timed_out.place):
+            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            after_s = self._options.request_timeout_s
+            message = f"{host} takes connections but doesn't answer within {after_s:g} s: {text}"
+            self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
 
     def _wait_for_server(
         self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement

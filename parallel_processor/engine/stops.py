@@ -6,6 +6,8 @@
   run stops.
 * **Left out.** The requests of a model whose daily quota is used up, or whose server is out of order for
   too long, stay unanswered. The other models' go on.
+* **Silence.** A server that takes connections, and has answered nothing yet, may be slow under load. But if
+  single requests that were sent one by one time out again and again, for a minute or more, the run stops.
 
 Failures have the same reason if they have the same kind and the same text, ids left out. Numbers are left
 out too, except where the server rejects the contents (400, 413, 422): there they are what differs from
@@ -27,11 +29,12 @@ from parallel_processor.exceptions import (
     stop_cause_of,
 )
 from parallel_processor.models import Attempt, Request
-from parallel_processor.options import Options, shown_url
+from parallel_processor.options import Options, RetryPolicy, shown_url
 from parallel_processor.providers.endpoints import url_advice
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
 
+_SILENT_S = 60.0  # after the first timeout
 _MOST_REASONS = 50  # with more of them, the reasons are the requests' own
 _REQUEST_ID = re.compile(r" \(request id [^)]*\)$")
 _ID = re.compile(r"\b(?=[\w-]*\d)[\w-]{8,}\b")  # with a digit in it
@@ -56,6 +59,31 @@ def reason_of(attempt: Attempt) -> str:
 
 def _status(attempt: Attempt) -> int:
     return attempt.response.status if attempt.response is not None else 0
+
+
+class Silence:
+    """Tells a server that takes connections, and has never answered. Any thread may call it."""
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
+        self._policy, self._clock = policy, clock
+        self._lock = InterruptSafeLock()  # guards the fields below
+        self._timeouts = self._alone = 0
+        self._since_s = math.inf
+
+    def timed_out(self, in_flight: int) -> str:
+        """Count a timeout while nothing has been answered; what to say if the run is to stop, or nothing.
+
+        ``in_flight`` is how many requests were in flight when it was sent.
+        """
+        now = self._clock()
+        with self._lock:
+            self._timeouts += 1
+            self._alone += in_flight <= 1
+            self._since_s = min(self._since_s, now)
+            timeouts, lasts_s = self._timeouts, now - self._since_s
+            is_silent = self._alone >= self._policy.max_attempts and lasts_s >= _SILENT_S
+            is_silent |= lasts_s >= max(self._policy.rate_limit_deadline_s, _SILENT_S)
+        return f"{timeouts:,} requests timed out, and none was answered" if is_silent else ""
 
 
 class EqualFailures:

@@ -88,8 +88,9 @@ def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterato
 
 def conflict_text(earlier_line: int, request: Request, unit: str = "line") -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
+    another = "another id" if unit == "line" else "another id of as many characters"
     return (
         f"{unit}s {earlier_line} and {request.number} of the requests file have the same custom_id "
         f"{str(request.custom_id)[:100]!r} but different requests: their answers could not be told apart. "
-        f"Give {unit} {request.number} another id: {unit} {earlier_line} may have its answer under this one"
+        f"Give {unit} {request.number} {another}: {unit} {earlier_line} may have its answer under this one"
     )

@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary, WeakSet
 
-from parallel_processor.limiter.leases import Limiter, Terms
+from parallel_processor.exceptions import LimiterError, RunStoppedError, StopCause
+from parallel_processor.limiter.leases import Ask, Lease, Limiter, Terms
 from parallel_processor.limiter.leasing import Leasing, LeasingThread
 from parallel_processor.limiter.remote_rates import RateStock, RemoteRates
 from parallel_processor.limiter.stock import Stock
@@ -16,6 +17,10 @@ from parallel_processor.ratelimit.accounts import AccountLimits
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import BucketState, Reservation
 from parallel_processor.runtime.stop import Settable
+
+_REFUSED_S = (
+    2.0  # for so long, a refusal ends runs; meanwhile a thread asks again for those that wait
+)
 
 
 class AccountLeases:
@@ -31,9 +36,11 @@ class AccountLeases:
     ) -> None:
         """Connect by ``limiter`` to the holder, where the account has the ``name``."""
         self._account, self._name, self._clock = account, name, clock
-        self._limiter = limiter()
+        made = limiter()
+        self._limiter: Limiter = _Watched(made, self._note)
         self._run = run or LeasingThread(self._limiter).add
-        self.follows_servers = getattr(self._limiter, "follows_servers", False)
+        self._refused: tuple[str, float] | None = None  # what was said, and when
+        self.follows_servers = getattr(made, "follows_servers", False)
         self.leasings: dict[Hashable, Leasing] = {}
 
     def of(self, key: Hashable, make_stock: Callable[[Settable], Stock]) -> Leasing:
@@ -49,6 +56,14 @@ class AccountLeases:
                 run=self._run,
             )
         return self.leasings[key]
+
+    def _note(self, refusal: str | None) -> None:
+        self._refused = (refusal, self._clock()) if refusal is not None else None
+
+    def refusal(self, now: float) -> str | None:
+        """What the holder has just said, if it refused this process for good."""
+        refused = self._refused
+        return refused[0] if refused is not None and now < refused[1] + _REFUSED_S else None
 
 
 # ``FORK_LOCK`` guards it. A forked child has other accounts.
@@ -125,7 +140,12 @@ class LeasedLimits(SharedLimits):
         return stock
 
     def admit(self, now: float) -> list[Reservation]:
-        """Admit all that may be sent; the callers of what must be leased are woken with it."""
+        """Admit all that may be sent; the callers of what must be leased are woken with it.
+
+        Raises :class:`RunStoppedError` if the holder has just refused this process for good.
+        """
+        if (refusal := self._leases.refusal(now)) is not None:
+            raise RunStoppedError(refusal, StopCause.SETUP)
         woken = super().admit(now)
         for leasing in self._leases.leasings.values():
             stock = leasing.stock
@@ -133,6 +153,13 @@ class LeasedLimits(SharedLimits):
                 stock.is_asking = True
                 woken.append(stock.caller)
         return woken
+
+    def in_force(self) -> Sequence[float]:
+        """The limit that holds for each of ``quotas``: the lowest that any process has named."""
+        if self.leasing is None:
+            return super().in_force()
+        limits = zip(self.quotas, self.leasing.stock.limits, strict=True)
+        return [min(quota.limit, limit) for quota, limit in limits]
 
     def tell_pause(self, url: str, model: str, seconds: float, now: float) -> Sequence[Reservation]:
         """Tell the other processes that a server wants nothing to be sent for so many seconds."""
@@ -142,6 +169,30 @@ class LeasedLimits(SharedLimits):
         if seconds > 0 and known:
             known[0].pauses[name] = now + seconds
         return [stock.caller for stock in known if stock.has_news]
+
+
+class _Watched:
+    """A limiter whose lasting errors are noted for the runs of its account. For the leasing thread."""
+
+    follows_servers = False  # nobody asks
+
+    def __init__(self, limiter: Limiter, note: Callable[[str | None], None]) -> None:
+        self._limiter, self._note = limiter, note
+
+    def lease(self, account: str, ask: Ask) -> Lease:
+        """What the limiter answers."""
+        try:
+            lease = self._limiter.lease(account, ask)
+        except LimiterError as error:
+            if error.is_lasting:
+                self._note(str(error))
+            raise
+        self._note(None)
+        return lease
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._limiter.close()
 
 
 def _named(pattern: str | None) -> str:

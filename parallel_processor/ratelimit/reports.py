@@ -17,6 +17,9 @@ class LimitReport:
         window_s: the seconds in which it counts.
         configured: the limit that the user set, or the default; ``None`` without one.
         is_default: nobody set ``configured``.
+        in_force: the lower limit that holds in its place, because another process of the account set it
+            at the same ``limiter``; ``None`` without one.
+        is_leased: other processes share it by the ``limiter``, so that it must be a number.
         pattern: the models that ``configured`` is for; ``None`` for all that have no limits of their own.
         found: the limit that the server's headers named last; ``None`` without one.
         tried_per_minute: the rate that was found by trying, where the headers name no limit.
@@ -38,6 +41,8 @@ class LimitReport:
     window_s: float = 60.0
     configured: float | None = None
     is_default: bool = False
+    in_force: float | None = None
+    is_leased: bool = False
     pattern: str | None = None
     found: float | None = None
     tried_per_minute: float | None = None

@@ -108,24 +108,31 @@ class SharedLimits:
         limits = dict.fromkeys(self._unlimited, math.inf)
         if self.minute_count is not None:
             used.update(self.minute_count.in_window(now))
-        for quota in self._own:
+        for quota, limit in zip(self._own, self.in_force(), strict=False):  # its own come first
             quota.advance(now)
-            used[quota.name], limits[quota.name] = quota.in_window, quota.limit
+            used[quota.name], limits[quota.name] = quota.in_window, limit
         return used, limits
+
+    def in_force(self) -> Sequence[float]:
+        """The limit that holds for each of ``quotas``, which may be lower than its own."""
+        return [quota.limit for quota in self.quotas]
 
     def report(self, now: float) -> list[LimitReport]:
         """How much of each limit was used."""
         minutes = (now - self.opened_at + self.limits.burst_seconds) / MINUTE_S
         found = []
-        for quota, before in zip(self.quotas, self._charged_before, strict=True):
+        each_in_force = zip(self.quotas, self.in_force(), self._charged_before, strict=True)
+        for quota, limit, before in each_in_force:
             used = max(quota.charged - before, 0.0)
             report = LimitReport(
                 name=quota.name,
                 configured=quota.limit,
                 is_default=quota in self._own and quota.name in self.limits.defaults,
+                in_force=limit if limit < quota.limit else None,
+                is_leased=len(self.charged) > len(self.quotas),
                 pattern=self._pattern if quota in self._own else None,
                 used=used,
-                used_share=used / (quota.limit * minutes),
+                used_share=used / (limit * minutes),
             )
             found.append(report)
         return found

@@ -8,12 +8,12 @@ Names that cross the border (module, names):
     advice       advice
     counters     Counters, Counts
     frames       to_records
-    histogram    percentiles_s
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
     report_file  Highlights, LiveReport, request_note
     samples      RequestNote, RunReport, Sample
-    snapshot     Snapshot, added
+    snapshot     Snapshot, added, scaled
     summary      Stats, Summary, counters_of, summary_text
     wait_times   WaitTimes
+    wording      counted
 """

@@ -37,11 +37,15 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.EQUAL_FAILURES: "Correct what the message names (or go on in spite of it with "
     "`--stop_after_equal_failures 0`)",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
-    StopCause.DISK: "Make room on the disk, or make the results file writable",
+    StopCause.DISK: "Make room on the disk, or make the results writable",
     StopCause.PROCESSES: "Use fewer `--processes`, or allow more processes and threads (`ulimit -u`, a "
     "container's limit of pids)",
     StopCause.PROGRAM: "Correct the error that stopped the run",
 }
+_NO_WORKERS = (
+    "Correct what the message names, and use fewer `--num_workers` or `--max_workers` if processes or "
+    "memory ran out"
+)
 _BY_WAIT: Mapping[WaitCause, str] = {
     WaitCause.MAX_WORKERS: "Allow more requests in flight (`--max_workers`, and `ulimit -n` if that is "
     "lower): {} of the time all workers were busy.",
@@ -71,8 +75,10 @@ def advice(
     """
     found = []
     if not is_running:
-        found = [*_stopped(summary, again, resend or again), *_failed(summary, resend or again)]
-    for rule in (_too_high, _shared, _too_low, _reserved, _waits):
+        resend = resend or again
+        found = [*_stopped(summary, again, resend)]
+        found += _failed(summary, resend, is_told=bool(found) and resend == again)
+    for rule in (_too_high, _shared, _lowered, _too_low, _reserved, _waits):
         found += rule(summary)
     return tuple(found)
 
@@ -94,6 +100,10 @@ def nothing_to_change(summary: Summary) -> str:
 def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
     cause = summary.stop_cause
     is_done = summary.left == 0 and summary.left_is_exact
+    if cause is StopCause.NOTHING and summary.left and summary.lines_keep_places:
+        yield (
+            f"Look at why blocks were set aside, then run {again} again: it sends what is left of them."
+        )
     if cause is StopCause.NOTHING or (is_done and cause is StopCause.CALLER):
         return
     if cause is StopCause.READER_LEFT:
@@ -103,6 +113,8 @@ def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
         )
         return
     remedy = _REMEDIES.get(cause)
+    if cause is StopCause.PROCESSES and summary.lines_keep_places:
+        remedy = _NO_WORKERS
     start = f"{remedy}, then run" if remedy else "Run"
     command = resend if cause is StopCause.EQUAL_FAILURES else again  # some of them are on record
     if cause in (StopCause.SETUP, StopCause.EQUAL_FAILURES):
@@ -110,13 +122,16 @@ def _stopped(summary: Summary, again: str, resend: str) -> Iterator[str]:
     yield f"{start} {command} again: it continues where it stopped."
 
 
-def _failed(summary: Summary, again: str) -> Iterator[str]:
+def _failed(summary: Summary, again: str, *, is_told: bool) -> Iterator[str]:
+    """What to do about failures. ``is_told`` says that the user was told to run ``again`` already."""
     if summary.stop_cause is StopCause.EQUAL_FAILURES:
         return  # the failures are what stopped it
     kinds = summary.errors_by_kind
     lines = kinds.get(INVALID_REQUEST, 0)
     failed = summary.failed + summary.already_failed - lines
-    then = f"run {again} again: it sends only what has no answer."
+    then = f", then run {again} again: it sends only what has no answer."
+    if is_told:
+        then = " as well."
     if lines:
         invalid = _number(lines, "invalid line")
         step = f"Correct the {invalid} of the requests file"
@@ -125,17 +140,17 @@ def _failed(summary: Summary, again: str) -> Iterator[str]:
                 f"Send the {invalid}, corrected, from a file of their own: in this one a line may only "
                 "be replaced by one of as many bytes"
             )
-        alone = failed > 0 or summary.lines_keep_places
-        yield f"{step}." if alone else f"{step}, then {then}"
+        is_alone = summary.lines_keep_places or (failed > 0 and not is_told)
+        yield f"{step}." if is_alone else f"{step}{then}"
     if failed > 0:
         look = f"Look at the errors of the {_number(failed, 'failed request')}"
         lasting = [kind for kind in kinds if _LASTING.match(kind)]
         if not lasting:
-            yield f"{look}, then {then}"
+            yield f"{look}{then}"
         elif any(kind.startswith("HTTP 4") for kind in lasting):
-            yield f"{look}. Correct what the server rejects, then {then}"
+            yield f"{look}. Correct what the server rejects{then}"
         else:
-            yield f"{look}. Correct what causes them, then {then}"
+            yield f"{look}. Correct what causes them{then}"
     for kind, remedy in _BY_FAILURE.items():
         if number := kinds.get(kind, 0):
             yield f"{remedy}: {_number(number, 'request')} failed with a {kind}."
@@ -150,11 +165,14 @@ def _too_high(summary: Summary) -> Iterator[str]:
     for cause in _FLAGS:
         typed, allowed = _typed(bucket, cause), _allowed(bucket, cause, tried=_is_often(summary))
         if allowed * _CLEARLY < typed < math.inf:
+            place = _place(bucket, cause)
             number = ""  # what was found by trying is no more than a guess
             if _allowed(bucket, cause) < math.inf:
                 number = f" or {count(allowed)}, which the server allows{_of(summary, bucket)},"
-            place = _place(bucket, cause)
-            yield f"Set {place} to `auto`{number} instead of {count(typed)}. {_rejections(summary)}."
+            step = f"Set {place} to `auto`{number} instead of {count(typed)}"
+            if _is_leased(bucket, cause):
+                step = f"Set {place} to about {count(allowed)} instead of {count(typed)}"
+            yield f"{step}. {_rejections(summary)}."
             return
 
 
@@ -166,6 +184,21 @@ def _shared(summary: Summary) -> Iterator[str]:
         yield (
             f"Leave other programs a share of the limit with `--headroom 0.1`: they seem to send "
             f"{count(round(others))} requests/min. {_rejections(summary)}."
+        )
+
+
+def _lowered(summary: Summary) -> Iterator[str]:
+    """A limit that slowed the run, and that another process of the account has set."""
+    for cause in _FLAGS:
+        found = [li for bucket in summary.buckets for li in bucket.limits if li.name == cause]
+        lowered = [li for li in found if li.in_force is not None]
+        if not lowered or _share(summary, cause) < _MUCH:
+            continue
+        lowest = min(lowered, key=lambda li: li.in_force or 0.0)
+        yield (
+            f"Raise the limit of {limit_text(lowest, lowest.in_force)} in the other processes that use "
+            f"the `--limiter`, or run two minutes after their end: the lowest limit that any of them "
+            f"names holds for all, here in the place of {count(lowest.configured or 0.0)}."
         )
 
 
@@ -182,16 +215,14 @@ def _too_low(summary: Summary) -> Iterator[str]:
         if not typed * _CLEARLY < allowed < math.inf:
             continue
         place, of = _place(bucket, cause), _of(summary, bucket)
+        choice = count(allowed) + ("" if _is_leased(bucket, cause) else " or `auto`")
         if any(li.is_default and li.name == cause for li in bucket.limits):
             yield (
-                f"Set {place} to {count(allowed)} or `auto`: no limit was set, so the default of "
+                f"Set {place} to {choice}: no limit was set, so the default of "
                 f"{count(typed)} held, but the server allows that{of}."
             )
         elif _share(summary, cause) >= _MUCH:
-            yield (
-                f"Raise {place} from {count(typed)} to {count(allowed)} or `auto`: the server "
-                f"allows that{of}."
-            )
+            yield (f"Raise {place} from {count(typed)} to {choice}: the server allows that{of}.")
 
 
 def _reserved(summary: Summary) -> Iterator[str]:
@@ -209,6 +240,8 @@ def _waits(summary: Summary) -> Iterator[str]:
     """What the run waited for, other than its limits."""
     for cause, remedy in _BY_WAIT.items():
         if (share := _share(summary, cause)) >= _MUCH:
+            if summary.lines_keep_places:  # several workers
+                remedy = remedy.replace("--processes", "--num_workers")
             yield remedy.format(share_text(share))
 
 
@@ -227,9 +260,15 @@ def _rejections(summary: Summary) -> str:
 
 
 def _typed(bucket: BucketReport, cause: WaitCause) -> float:
-    """The limit that the user set, a minute; infinite without one."""
-    typed = [li.configured for li in bucket.limits if li.name == cause]
+    """The limit that the user set, a minute; infinite without one, or if a lower one is in force."""
+    own = (li for li in bucket.limits if li.name == cause and li.in_force is None)
+    typed = [li.configured for li in own]
     return min((number for number in typed if number is not None), default=math.inf)
+
+
+def _is_leased(bucket: BucketReport, cause: WaitCause) -> bool:
+    """True if processes share the limit that the user set: then it can't be ``auto``."""
+    return any(li.is_leased for li in bucket.limits if li.name == cause)
 
 
 def _place(bucket: BucketReport, cause: WaitCause) -> str:

@@ -27,6 +27,7 @@ class Counts(RunCounts):
     already_answered: int = 0  # requests that the results file had an answer for
     already_failed: int = 0  # requests that the results file had a failure for, which was kept
     errors: Mapping[str, int] = field(default_factory=dict)  # the failed attempts by kind
+    errors_by_kind: Mapping[str, int] = field(default_factory=dict)  # the failed requests by kind
     latencies: tuple[int, ...] = ()  # the answers by latency, in the bins of histogram.py
 
     @property
@@ -56,16 +57,15 @@ class Counts(RunCounts):
         sums: dict[str, Any] = {
             name: getattr(self, name) + getattr(other, name) for name in _NUMBERS
         }
-        errors = dict(self.errors)
-        for kind, number in other.errors.items():
-            _count(errors, kind, number)
+        errors = _counted(self.errors, other.errors)
+        by_kind = _counted(self.errors_by_kind, other.errors_by_kind)
         latencies = self.latencies or other.latencies
         if self.latencies and other.latencies:
             latencies = tuple(map(operator.add, self.latencies, other.latencies))
-        return Counts(errors=errors, latencies=latencies, **sums)
+        return Counts(errors=errors, errors_by_kind=by_kind, latencies=latencies, **sums)
 
 
-_NUMBERS = [each.name for each in dataclasses.fields(Counts)[:-2]]
+_NUMBERS = [each.name for each in dataclasses.fields(Counts)[:-3]]
 
 
 class Counters:
@@ -168,7 +168,12 @@ class Counters:
         """Caller holds ``_lock``."""
         self._add_yielded()
         numbers: dict[str, Any] = dict(self._numbers)
-        return Counts(errors=dict(self._errors), latencies=tuple(self._latencies), **numbers)
+        return Counts(
+            errors=dict(self._errors),
+            errors_by_kind=dict(self._errors_by_kind),
+            latencies=tuple(self._latencies),
+            **numbers,
+        )
 
     def summary(self, elapsed_s: float, *, fraction: float | None = None, **more: Any) -> Summary:
         """The run's summary; ``more`` are the fields that others know.
@@ -177,7 +182,7 @@ class Counters:
         """
         with self._lock:
             counts = self._counts()
-            by_kind = sorted(self._errors_by_kind.items(), key=lambda item: -item[1])
+        by_kind = sorted(counts.errors_by_kind.items(), key=lambda item: -item[1])
         return Summary(
             already_answered=counts.already_answered,
             already_failed=counts.already_failed,
@@ -188,6 +193,14 @@ class Counters:
             **counters_of(counts),
             **more,
         )
+
+
+def _counted(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Both together."""
+    found = dict(one)
+    for kind, number in other.items():
+        _count(found, kind, number)
+    return found
 
 
 def _count(errors: dict[str, int], kind: str, number: int = 1) -> None:

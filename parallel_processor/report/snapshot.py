@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from typing import TypeVar
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport, Usage
 from parallel_processor.report.counters import Counts
+from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.samples import Sample
-from parallel_processor.report.summary import counters_of
+from parallel_processor.report.summary import Stats, counters_of
 
 _Join = Callable[[float, float], float]
 _Key = TypeVar("_Key", bound=Hashable)
@@ -25,6 +25,11 @@ def added(one: Mapping[_Key, float], other: Mapping[_Key, float]) -> dict[_Key, 
     for key, number in other.items():
         found[key] = found.get(key, 0.0) + number
     return found
+
+
+def scaled(numbers: Mapping[_Key, float], share: float) -> dict[_Key, float]:
+    """The numbers times ``share``."""
+    return {key: number * share for key, number in numbers.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +51,26 @@ class Snapshot:
             counts=self.counts + other.counts,
             in_flight=self.in_flight + other.in_flight,
             waited_s=added(self.waited_s, other.waited_s),
-            usage=_usage(self.usage, other.usage, join),
+            usage=_usage(self.usage, other.usage, min if shares_limits else join),
             buckets=_buckets(self.buckets, other.buckets, join),
+        )
+
+    def stats(self, runs: int) -> Stats:
+        """The same as figures for a program, with ``runs`` under way."""
+        counts, usage = self.counts, self.usage
+        a_minute = 60.0 / max(usage.span_s, 1.0)
+        latencies = percentiles_s(counts.latencies)
+        return Stats(
+            runs=runs,
+            in_flight=self.in_flight,
+            requests_per_minute=usage.admitted.get("requests", 0.0) * a_minute,
+            tokens_per_minute=usage.admitted.get("tokens", 0.0) * a_minute,
+            limits=usage.limits,
+            waiting_for=usage.waiting_for,
+            latency_s={each: s for each, s in latencies.items() if s is not None},
+            read=counts.read,
+            errors=counts.errors,
+            **counters_of(counts),
         )
 
     def sample(self, at_s: float) -> Sample:
@@ -123,6 +146,7 @@ def _limit(one: LimitReport, other: LimitReport, join: _Join) -> LimitReport:
         one,
         used=one.used + other.used,
         configured=_both(join, one.configured, other.configured),
+        in_force=_both(min, one.in_force, other.in_force),
         tried_per_minute=_both(join, one.tried_per_minute, other.tried_per_minute),
         used_share=_both(join_shares, one.used_share, other.used_share),
     )
@@ -136,4 +160,4 @@ def _both(join: _Join, one: float | None, other: float | None) -> float | None:
     """Both joined; the one that is there, if the other is ``None``."""
     if one is None or other is None:
         return other if one is None else one
-    return one if math.isinf(one) else join(one, other)
+    return join(one, other)

@@ -57,6 +57,11 @@ class WaitTimes:
         with self._lock:
             return _sorted(self._by_bucket.get(bucket, {}))
 
+    def by_bucket(self) -> Mapping[Hashable, Mapping[WaitCause, float]]:
+        """The seconds of each bucket that a request has waited for."""
+        with self._lock:
+            return {bucket: dict(seconds) for bucket, seconds in self._by_bucket.items()}
+
 
 def _sorted(seconds: Mapping[WaitCause, float]) -> dict[WaitCause, float]:
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))

@@ -53,6 +53,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
 
 
+def counted(number: int, what: str) -> str:
+    """``number`` of ``what``: 1 block, 1,200 blocks."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def round_text(number: float) -> str:
     """``number`` with two digits that count."""
     return f"{float(f'{number:.2g}'):,.0f}"
@@ -113,8 +118,11 @@ def number_of(limit: LimitReport) -> float:
 
 
 def allowed_by(limit: LimitReport) -> float:
-    """What the user set or the server says, whichever is less; infinite if neither is known."""
-    numbers = (limit.configured, limit.found)
+    """What the user or another process set or the server says; infinite if none of them is known.
+
+    Of several the least.
+    """
+    numbers = (limit.configured, limit.in_force, limit.found)
     return min((number for number in numbers if number is not None), default=math.inf)
 
 
@@ -169,6 +177,8 @@ def _outcome_text(limit: LimitReport, bucket: BucketReport) -> str:
             else f"{none} met up to {count(tried)}/min"
         )
     text = limit_text(limit, allowed) + (" found" if limit.configured is None else "")
+    if limit.in_force is not None and limit.in_force == allowed:
+        text += f", which another process set, instead of {count(limit.configured or 0.0)}"
     if tried is not None and tried < allowed:
         text += f", reduced to {count(tried)} after rejections (429)"
     if limit.used_share is not None:

@@ -15,7 +15,15 @@ import pytest
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, answer_all, header_of
 
-from parallel_processor.cli.flags import FLAGS, build_parser, settings, with_flag_names
+from parallel_processor.cli import flags as flags_module
+from parallel_processor.cli.flags import (
+    FLAGS,
+    build_parser,
+    build_ray_parser,
+    build_verify_parser,
+    settings,
+    with_flag_names,
+)
 from parallel_processor.cli.main import main
 from parallel_processor.options import Limits, Options
 
@@ -317,3 +325,29 @@ def test_a_key_that_is_blank_is_none(
     """A variable without a key in it is the same as no variable."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
     assert "needs a key" in usage_error_of("--requests_filepath", "in.jsonl")
+
+
+def test_the_help_of_several_workers_is_about_them() -> None:
+    """What a flag does otherwise there is said; every text for it is of a flag that there is."""
+    texts = " ".join(build_ray_parser().format_help().split())
+    known = {row.name for rows in FLAGS.values() for row in rows}
+    assert set(flags_module._ON_RAY) <= known and set(flags_module._FOR_VERIFY) <= known
+    assert "results file" not in texts and "they hold for this process" not in texts
+    for text in ("delete the parts", "an actor on the Ray cluster", "--errors_filepath FOLDER"):
+        assert text in texts
+    assert "the folder of their parts" in " ".join(build_verify_parser().format_help().split())
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--limiter", "redis://:secret@127.0.0.1/0"], "without --limiter"),
+        (["--request_url", "https://user:secret@127.0.0.1/v1/embeddings"], "leave it out"),
+        (["--api_key", "secret"], "--api_key_file"),
+    ],
+)
+def test_a_cluster_is_told_no_secret(more: list[str], text: str) -> None:
+    """The remedy names flags that the command has, and no secret."""
+    done = run("run-on-ray", "--requests_filepath", "x", "--address", "127.0.0.1:1", *more)
+    assert done.returncode == 2 and text in done.stderr, done.stderr
+    assert "secret" not in done.stderr and "key_variable" not in done.stderr

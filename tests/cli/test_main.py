@@ -170,7 +170,7 @@ def test_a_results_file_that_takes_nothing_is_said(source: Path) -> None:
             stderr = process.stderr_text()
     assert process.returncode == 1
     assert "ERROR stopped: can't write /dev/full: No space left on device.\n" in stderr
-    assert "\nMake room on the disk, or make the results file writable, then run the" in stderr
+    assert "\nMake room on the disk, or make the results writable, then run the" in stderr
     assert "Traceback" not in stderr
 
 

@@ -60,7 +60,7 @@ def test_what_parts_leave_is_cut_anew(data: bytes, places: list[int], block_byte
 
 @pytest.mark.parametrize(
     ("covered", "match"),
-    [([Block(0, 5), Block(3, 9)], "overlaps"), ([Block(4, 11)], "lines may be added")],
+    [([Block(0, 5), Block(3, 9)], "overlaps"), ([Block(4, 11)], "lines were removed")],
 )
 def test_parts_that_do_not_fit_are_refused(covered: list[Block], match: str) -> None:
     """Parts that overlap, or that the file is too short for, belong to another job."""

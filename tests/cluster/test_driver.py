@@ -137,7 +137,8 @@ def test_nobody_answers_is_said(caplog: pytest.LogCaptureFixture) -> None:
     engine.calls.append((180.5, lambda: driver.stop("enough")))
     with caplog.at_level(logging.WARNING, "parallel_processor"):
         driver.run()
-    assert caplog.messages == ["no worker answers; waiting for 2"] * 3
+    assert len(caplog.messages) == 3
+    assert all(text.startswith("no worker answers; waiting for 2") for text in caplog.messages)
 
 
 def test_a_lost_block_goes_to_another_worker() -> None:
@@ -257,6 +258,21 @@ def test_no_worker_is_left() -> None:
     driver, _ = drive(engine, 3)
     assert driver.fatal is not None and driver.fatal.error_class == "WorkerProcessError"
     assert "ModuleNotFoundError" in driver.fatal.text
+
+
+def test_a_limiter_that_is_away_is_an_error_at_the_start_and_waited_for_later() -> None:
+    """A worker that can't be made for it ends a run that has not begun; later it is asked again."""
+    away = "the limiter is away"
+    engine = Script(1, lambda w, a: (1.0, End.DONE))
+    engine.silent = {0}
+    engine.later(1.0, Lost(0, away, error_class="LimiterError"))
+    driver, _ = drive(engine, 3)
+    assert driver.fatal is not None
+    assert (driver.fatal.error_class, driver.fatal.text) == ("LimiterError", away)
+    engine = Script(1, lambda w, a: (5.0, End.DONE))
+    engine.later(6.0, Lost(0, away, error_class="LimiterError"))
+    driver, tally = drive(engine, 3)
+    assert driver.fatal is None and tally.blocks == 3
 
 
 def test_a_stop_waits_for_what_is_in_flight_and_then_cancels() -> None:

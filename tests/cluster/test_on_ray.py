@@ -344,6 +344,26 @@ def test_no_secret_is_pickled() -> None:
     assert KEY.encode() not in pickle.dumps((job.settings, job.key)) and job.key.variable
 
 
+def test_what_keeps_workers_from_being_made_is_told(tmp_path: Path) -> None:
+    """Not by Ray's text, which hides the reason: one line, with exit code 2."""
+    write_requests(tmp_path, rows(3))
+    with RawServer(answer_all) as server:
+        found = run(*words(tmp_path, server, "--limiter", "redis://127.0.0.1:1/0")[3:])
+    assert found.returncode == 2, found.stderr
+    assert "error: " in found.stderr.splitlines()[-1] and "Ray" not in found.stderr
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:none"])
+def test_an_address_where_no_ray_is(tmp_path: Path, address: str) -> None:
+    """It is said at once, with what the address is; Ray itself tries for minutes."""
+    write_requests(tmp_path, rows(1))
+    url = "http://127.0.0.1:1/"
+    with pytest.raises(ConfigurationError, match="ray start --head") as error:
+        OnRay(str(tmp_path / "in.jsonl"), address=address, request_url=url).process()
+    assert f"can't connect to Ray at {address}: " in str(error.value)
+
+
 def test_values_that_cannot_work() -> None:
     """A number of workers or bytes must be above 0."""
     for name in ("num_workers", "block_bytes"):

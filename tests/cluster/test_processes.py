@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import logging
+import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from cluster_jobs import made_job, parts, sent_more_than_once, write_requests
@@ -29,9 +34,11 @@ from parallel_processor.exceptions import (
     ResultsFileError,
     RunStoppedError,
     StopCause,
-    WorkerProcessError,
 )
+from parallel_processor.models import WaitCause
 from parallel_processor.options import Limits, Settings
+from parallel_processor.report.prometheus import serve_metrics
+from parallel_processor.report.summary import Stats
 
 IN_FLIGHT = 8  # of one run
 SLACK = (
@@ -95,6 +102,18 @@ def test_a_job_on_two_processes(tmp_path: Path, server: RawServer) -> None:
     assert f"blocks: {summary.blocks} finished" in str(summary)
 
 
+def test_the_summary_says_what_the_workers_waited_for(tmp_path: Path, server: RawServer) -> None:
+    """The waits of each model are the mean of the workers: no more than the time that the run took."""
+    write_requests(tmp_path, rows(60))
+    settings = {"limits": Limits(requests_per_minute=1200, tokens_per_minute=math.inf)}
+    summary = process(job(tmp_path, server, block_bytes=1000, settings=settings))
+    (bucket,) = summary.buckets
+    for waited_s in (summary.waited_s, bucket.waited_s):
+        assert waited_s[WaitCause.REQUESTS] > 0.2 * summary.elapsed_s
+        assert sum(waited_s.values()) <= summary.elapsed_s * 1.0001
+    assert re.search(r"m: waited for \d+ % the request limit", str(summary))
+
+
 def test_the_same_job_again_sends_nothing(tmp_path: Path, server: RawServer) -> None:
     """No worker is even started; lines that were added are sent, whatever the size of the blocks."""
     write_requests(tmp_path, rows(50))
@@ -105,6 +124,7 @@ def test_the_same_job_again_sends_nothing(tmp_path: Path, server: RawServer) -> 
 
     again = process(job(tmp_path, server), fails)
     assert (again.answered, again.blocks, again.left) == (0, 0, 0)
+    assert f"blocks: 0 finished, {len(names(tmp_path / 'out'))} finished before" in str(again)
     write_requests(tmp_path, rows(80))
     more = process(job(tmp_path, server, block_bytes=333))
     assert (more.answered, len(server.bodies)) == (30, 80)
@@ -215,10 +235,12 @@ def test_what_ends_the_job(tmp_path: Path) -> None:
 
 
 def test_a_key_that_no_worker_finds(tmp_path: Path, server: RawServer) -> None:
-    """The job ends, and says which variable is missing where the workers run."""
+    """It is an error of the settings, as it is in a single process, and says what is missing."""
     write_requests(tmp_path, rows(3))
     given = job(tmp_path, server, key=KeySource(variable="NO_SUCH_KEY"))
-    with pytest.raises(WorkerProcessError, match="NO_SUCH_KEY is not set where a worker runs"):
+    with pytest.raises(
+        ConfigurationError, match="^the variable NO_SUCH_KEY is not set where a worker"
+    ):
         process(given)
 
 
@@ -303,7 +325,158 @@ def test_failures_that_are_kept(tmp_path: Path, server: RawServer) -> None:
     """With ``keep_failures`` a part with failures is done; without, its failures are sent again."""
     write_requests(tmp_path, [*rows(3), "nonsense"])
     assert process(job(tmp_path, server)).failed == 1
-    assert process(job(tmp_path, server, keep_failures=True)).blocks == 0
+    kept = process(job(tmp_path, server, keep_failures=True))
+    assert (kept.blocks, kept.already_failed) == (0, 1)
     again = process(job(tmp_path, server))
     assert (again.blocks, again.already_answered, again.failed) == (1, 3, 1)
     assert len(server.bodies) == 3
+
+
+def names(folder: Path) -> list[str]:
+    """The files of a folder, without what is beneath it."""
+    return sorted(path.name for path in folder.glob("part-*"))
+
+
+def test_failures_have_a_folder_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Parts have no failures then; ``verify`` knows both folders; the next run tries them again."""
+    is_mended = threading.Event()
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            is_bad = b"text 2" in visit.body and not is_mended.is_set()
+            visit.answer(
+                *([b'{"error": "no"}'] if is_bad else []), status="400 No" if is_bad else "200 OK"
+            )
+
+    lines = write_requests(tmp_path, [*rows(30), "nonsense", *rows(10, 30)])
+    requests, out, errors = (str(tmp_path / name) for name in ("in.jsonl", "out", "errors"))
+    with RawServer(script) as server:
+        given = job(tmp_path, server, errors_path=errors, block_bytes=1000)
+        with caplog.at_level(logging.WARNING, "parallel_processor"):
+            first = process(given)
+        place = (tmp_path / "in.jsonl").read_bytes().index(lines[2]) + 1
+        assert any(f"the request at byte {place} failed: HTTP 400" in m for m in caplog.messages)
+        assert (first.answered, first.failed) == (29, 12)
+        assert all(isinstance(record[1], dict) for record in parts(tmp_path))
+        failures = [
+            json.loads(line)
+            for path in sorted((tmp_path / "errors").iterdir())
+            for line in path.read_bytes().splitlines()
+        ]
+        assert len(failures) == 12 and all(isinstance(each[1], list) for each in failures)
+        assert [name.replace(".failed", "") for name in names(tmp_path / "out")] == [
+            *names(tmp_path / "errors"),
+            *(n for n in names(tmp_path / "out") if ".failed" not in n),
+        ]
+        found = verify_parts(requests, out, errors)
+        assert (found.answered, found.failed, found.missing, found.doubled) == (29, 12, 0, 0)
+        assert verify_parts(requests, out).missing == 12
+        kept = process(job(tmp_path, server, errors_path=errors, keep_failures=True))
+        assert (kept.blocks, kept.already_failed) == (0, 12)
+        is_mended.set()
+        # A line may be corrected by one of as many bytes.
+        text = (tmp_path / "in.jsonl").read_bytes()
+        assert len(lines[30]) == 8
+        (tmp_path / "in.jsonl").write_bytes(text.replace(lines[30], b'{"a":1} '))
+        again = process(given)
+        assert (again.answered, again.failed) == (12, 0)
+    assert names(tmp_path / "errors") == []
+    found = verify_parts(requests, out, errors)
+    assert found.ok and found.answered == 41
+
+
+def test_relative_paths_are_those_of_the_driver(
+    tmp_path: Path, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers elsewhere have another working directory: they are told absolute paths."""
+    write_requests(tmp_path, rows(5))
+    monkeypatch.chdir(tmp_path)
+    given = dataclasses.replace(job(tmp_path, server), requests_path="in.jsonl", save_path=None)
+
+    def moves(engine: ProcessEngine) -> None:
+        assert engine._job.source == str(tmp_path / "in.jsonl")
+        assert engine._job.folder == str(tmp_path / "in_results")
+
+    assert process(given, moves).answered == 5
+    assert names(tmp_path / "in_results")
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, server: RawServer) -> None:
+    """A file is no folder, and failures need another folder than results."""
+    write_requests(tmp_path, rows(3))
+    (tmp_path / "file").write_text("x")
+    for errors, text in (
+        (tmp_path / "file", "is a file: the failures"),
+        (tmp_path / "out", "another"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            process(job(tmp_path, server, errors_path=str(errors)))
+    with pytest.raises(ConfigurationError, match="is a file"):
+        verify_parts(str(tmp_path / "in.jsonl"), str(tmp_path / "out"), str(tmp_path / "file"))
+    assert server.bodies == []
+
+
+def test_what_verify_says_names_no_flag_of_another_command(
+    tmp_path: Path, server: RawServer
+) -> None:
+    """A file that became shorter does not fit its parts; only a run has ``--overwrite``."""
+    write_requests(tmp_path, rows(9))
+    process(job(tmp_path, server))
+    write_requests(tmp_path, rows(3))
+    with pytest.raises(InputFileError, match="start afresh with --overwrite"):
+        process(job(tmp_path, server))
+    with pytest.raises(InputFileError, match="lines were removed") as error:
+        verify_parts(str(tmp_path / "in.jsonl"), str(tmp_path / "out"))
+    assert "--" not in str(error.value)
+
+
+def test_a_second_driver_is_told_to_use_another_folder(tmp_path: Path) -> None:
+    """Its message is about the folder, not about a file."""
+    write_requests(tmp_path, rows(20))
+    room = Room()
+    with RawServer(room) as server:
+        first = in_background(lambda: process(job(tmp_path, server)))
+        room.wait_for(8)
+        with pytest.raises(ResultsFileError, match="or name another folder"):
+            process(job(tmp_path, server))
+        room.opened.set()
+        assert first().answered == 20
+
+
+def test_metrics_of_all_workers_are_added_up(tmp_path: Path) -> None:
+    """A scrape during the run and one after it: counters of both workers, which never fall."""
+    pytest.importorskip("prometheus_client")
+    write_requests(tmp_path, rows(60))
+    room = Room()
+    with RawServer(room) as server:
+        run = ClusterRun(job(tmp_path, server, block_bytes=1000))
+        assert run.stats() == Stats()
+        with serve_metrics(run, 0) as port:
+            ended = in_background(lambda: run.process(Engines()))
+            room.wait_for(2 * IN_FLIGHT)
+            wait_until(lambda: scraped(port, "in_flight") == 2 * IN_FLIGHT)
+            assert scraped(port, "answered_total") == 0
+            room.opened.set()
+            ended()
+            assert scraped(port, "answered_total") == scraped(port, "attempts_total") == 60
+            assert scraped(port, "in_flight") == 0
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so; fails after 30 s."""
+    event = threading.Event()
+    for _ in range(600):
+        if is_so():
+            return
+        event.wait(0.05)
+    raise AssertionError("it never was so")
+
+
+def scraped(port: int, name: str) -> float:
+    """The value of a metric without labels."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        page = answer.read().decode()
+    (value,) = re.findall(rf"^parallel_processor_{name} (\S+)$", page, re.MULTILINE)
+    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from parallel_processor.cluster.folders import LocalFolder
 from parallel_processor.cluster.job import Attempt, End
 from parallel_processor.cluster.parts import journal_name, part_name, read_state
 from parallel_processor.cluster.worker import BlockWorker
+from parallel_processor.options import Limits
 
 
 def journal(folder: Path, run: str, attempt: int = 1, data: bytes = b"") -> Path:
@@ -138,6 +140,44 @@ def test_two_attempts_at_one_block_leave_one_part(tmp_path: Path) -> None:
     assert End.DONE in {report.end for report in reports}
     assert [found[0] for found in parts(tmp_path)] == rows(6)
     assert len(list((tmp_path / "out").glob("part*"))) == 1
+
+
+def test_blocks_that_overlap_share_the_places_in_flight(tmp_path: Path) -> None:
+    """The next block is sent beside the last requests of the one before, at most max_workers in all."""
+    lines = write_requests(tmp_path, rows(60))
+    size = sum(len(line) + 1 for line in lines[:20])
+    first, second = Block(0, size), Block(size, whole(tmp_path).end)
+    lock, overlaps = threading.Lock(), threading.Event()
+    in_flight: set[bytes] = set()
+    most = 0
+
+    def script(visit: Visit) -> None:
+        nonlocal most
+        while visit.read():
+            body = visit.body
+            with lock:
+                in_flight.add(body)
+                most = max(most, len(in_flight))
+            if b'"text 3"' in body:  # the slowest of the first block
+                overlaps.wait(30)
+            elif b'"text 40"' in body:
+                overlaps.set()
+            visit.server.closing.wait(0.01)
+            with lock:
+                in_flight.discard(body)
+            visit.answer()
+
+    with RawServer(script) as server:
+        limits = Limits(requests_per_minute=6e5, tokens_per_minute=6e7)
+        settings = {"max_workers": 4, "limits": limits}
+        worker = BlockWorker(made_job(tmp_path, server, settings=settings))
+        one = in_background(lambda: worker.run(Attempt(first, 1)))
+        while worker.standing().reading or not worker.standing().read_bytes:
+            server.closing.wait(0.01)
+        two = in_background(lambda: worker.run(Attempt(second, 2)))
+        assert (one().end, two().end, overlaps.is_set()) == (End.DONE, End.DONE, True)
+    assert most == 4
+    assert [record[0] for record in parts(tmp_path)] == rows(60)
 
 
 def test_a_part_that_exists_is_done(tmp_path: Path, server: RawServer) -> None:

@@ -15,6 +15,7 @@ from virtual import World
 from parallel_processor.engine.outage import Outages, Verdict
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut
+from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Rejection, Response
 from parallel_processor.options import Limits, Options, RetryPolicy
@@ -340,3 +341,26 @@ def test_two_requests_are_no_outage() -> None:
     steps = [(s, BAD_GATEWAY) for s in range(9)]
     assert judged(steps, requests=2) == [S] * 9
     assert judged(steps, requests=3) == [S, S, D, D] + [OUT] * 5
+
+
+def test_a_server_that_never_answers_stops_the_run() -> None:
+    """It takes connections, and answers none: single requests time out for a minute, then that is said."""
+    crowd = Crowd(lambda at_s, number: (1.0, TIMEOUT), 200)
+    assert isinstance(crowd.stop.cause, RunStoppedError)
+    assert crowd.stop.cause.stop_cause is StopCause.UNREACHABLE
+    assert "host takes connections but doesn't answer within 600 s" in str(crowd.stop.cause)
+    assert 60.0 <= max(crowd.sent) < 75.0
+
+
+def test_a_server_that_never_answers_stops_the_run_also_after_long_timeouts() -> None:
+    """With timeouts of ten minutes, it is not tried one by one for hours."""
+    crowd = Crowd(lambda at_s, number: (600.0, TIMEOUT), 200)
+    assert isinstance(crowd.stop.cause, RunStoppedError) and max(crowd.sent) < 1300.0
+
+
+def test_a_server_that_answers_in_the_end_goes_on() -> None:
+    """A model that loads for 50 s while requests time out, or whatever has answered once, is no silence."""
+    slow_start = Crowd(lambda at_s, n: (1.0, TIMEOUT) if at_s < 50.0 else (0.2, GOOD), 100)
+    assert slow_start.stop.cause is None and slow_start.answered >= 85
+    one_answer = Crowd(lambda at_s, n: (0.2, GOOD) if at_s < 0.1 and n == 1 else (1.0, TIMEOUT), 10)
+    assert one_answer.stop.cause is None and len(one_answer.outcomes) == 10

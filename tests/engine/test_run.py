@@ -322,14 +322,14 @@ def test_what_could_go_before_an_exception_is_sent_though_its_thread_begins_late
     """Whether a request's thread began before the exception is chance; that it is sent isn't."""
     run = run_with(ok, max_workers=10)
     held: list[Any] = []
-    start, wait = run._pool.start, run._waker.wait
+    start, wait = run._pool.start, run.waker.wait
 
     def wait_and_start(seconds: float | None = None) -> bool:
         while held:
             start(held.pop())
         return wait(seconds)
 
-    run._pool.start, run._waker.wait = held.append, wait_and_start  # type: ignore[method-assign]
+    run._pool.start, run.waker.wait = held.append, wait_and_start  # type: ignore[method-assign]
     taken: list[Outcome] = []
     source = failing_after(5, Broken("line 6"))
     with pytest.raises(Broken, match="line 6"):
@@ -457,7 +457,7 @@ def test_a_stop_gives_the_server_drain_s_once(has_sink: bool) -> None:
         clock.ticks = True
         run.stop(StopRequested("enough"))
         while not cancelled_at_s:
-            run._waker.set()
+            run.waker.set()
             server.closing.wait(0.001)
         join()
     assert 100.0 <= cancelled_at_s[0] < 150.0
@@ -490,7 +490,7 @@ def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
                 threading.Event().wait(0.001)
             run.stop(StopRequested("just now"))
 
-    call_at_clear(run._waker, stop)
+    call_at_clear(run.waker, stop)
     in_background(lambda: list(run.outcomes(bodies(3))))()
     assert str(run.stop_cause) == "just now"
 
@@ -502,7 +502,7 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
     def source() -> Iterator[Request]:
         yield from bodies(2)
         while not run._buckets.usage().waiting_for and run.stop_cause is None:
-            run._waker.wait(0.001)
+            run.waker.wait(0.001)
         yield made_request({"n": 3, "model": "another"}, 3)  # which the thread has to look at
 
     def stop() -> None:
@@ -525,7 +525,7 @@ def test_no_stop_is_missed_on_the_way_to_a_credit() -> None:
                 silent.wait_for(1)
                 run.stop(StopRequested("just now"))
 
-        call_at_clear(run._waker, stop)
+        call_at_clear(run.waker, stop)
         in_background(lambda: list(run.outcomes(bodies(3))))()
     assert str(run.stop_cause) == "just now"
 

@@ -5,7 +5,10 @@ Several cases are what users of other limiters met:
 * hosts whose clocks differ (spring-cloud-gateway 1688; each process of ``test_leasing.py`` has its own);
 * a server that restarted and lost the script (bottleneck 118);
 * a connection that fell silent (ldp 464);
-* keys in several slots of a cluster (litellm 11961; in ``test_buckets.py``);
+* keys in several slots of a cluster (litellm 11961, 15066, 25049; in ``test_buckets.py``);
+* a cluster's node that redirects (litellm 8159);
+* a connection to the primary of before, which refuses writes for ever (envoyproxy/ratelimit 1191);
+* a proxy that knows EVAL, but not SCRIPT (litellm 32232);
 * a call that is sent again after an outage, and counts twice (OpenWA 932);
 * a connection that a forked child inherited (sidekiq 5535);
 * requests larger than a second's worth, and locks of requests and tokens apart (openlimit 10).
@@ -17,7 +20,9 @@ import json
 import logging
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +30,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +49,14 @@ from parallel_processor import (
     Options,
     Processor,
     RetryPolicy,
+    RunStoppedError,
+    StopCause,
 )
 from parallel_processor.limiter.accounts import account_name
 from parallel_processor.limiter.buckets import SharedBuckets
 from parallel_processor.limiter.leases import Ask, Lease
+from parallel_processor.limiter.redis_errors import diagnose
+from parallel_processor.runtime.forks import load
 
 RATE = 1 / 61  # of a limit, a second
 AWAY = "requests wait until it is back"
@@ -206,6 +215,25 @@ def test_limits_by_model_are_shared_apart(redis: RedisServer) -> None:
         assert slower.cancel()
     names = {key.partition("}:")[2] for key in redis.ask("KEYS", "*")}
     assert {"*:requests", "=slow*:requests", "=fast*:requests"} <= names
+
+
+def test_the_summary_names_the_limit_in_force(redis: RedisServer, tmp_path: Path) -> None:
+    """If another process has set a lower limit, that one is shown, and said to be of another process."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows(40)), "utf-8")
+    settings: dict[str, Any] = {"limiter": redis.url, "account": "a"}
+    with arrivals() as server:
+        with processor(server.url, limits=a_minute(1200), **settings) as other:
+            assert other.map(rows(1))[0].ok
+        # Another URL of the same server: nothing is shared but by way of it, as between two processes.
+        settings["limiter"] += "?client_name=b"
+        with processor(server.url, limits=a_minute(6000), **settings) as made:
+            summary = made.process_file(source, output)
+            assert made.stats().limits["requests"] == 1200
+    (bucket,) = summary.buckets
+    (limit,) = bucket.limits
+    assert (limit.configured, limit.in_force) == (6000, 1200)
+    assert "1,200 requests/min, which another process set, instead of 6,000" in str(summary)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
@@ -367,11 +395,252 @@ def test_a_wrong_password_is_named(tmp_path: Path) -> None:
         Processor(limiter=redis.url, api_key="sk")
 
 
+def test_a_password_that_is_missing_is_asked_for(tmp_path: Path) -> None:
+    """The line says how a URL names it."""
+    with redis_server(tmp_path, "--requirepass", "right", login=":right@") as redis:
+        with pytest.raises(
+            LimiterError, match=r"wants a password: name it in the URL, as in"
+        ) as error:
+            Processor(limiter=redis.url.replace(":right@", ""), api_key="sk")
+    assert error.value.is_lasting
+
+
 def test_a_server_that_may_not_run_the_script_is_named(redis: RedisServer) -> None:
-    """A user without the right to scripts is told so at the start, not in the middle of a run."""
+    """A user without the right to scripts is told which rights it needs, and these suffice."""
     redis.ask("ACL", "SETUSER", "reader", "on", "nopass", "~*", "+get")
-    with pytest.raises(LimiterError, match="permissions"):
-        Processor(limiter=redis.url.replace("//", "//reader:x@"), api_key="sk")
+    url = redis.url.replace("//", "//reader:x@")
+    with pytest.raises(LimiterError, match="too few permissions") as error:
+        Processor(limiter=url, api_key="sk")
+    rights = str(error.value).partition("the rights ")[2].rstrip(")").split()
+    redis.ask("ACL", "SETUSER", "reader", "reset", "on", "nopass", *rights)
+    with arrivals() as server, processor(server.url, limits=a_minute(600), limiter=url) as made:
+        assert all(outcome.ok for outcome in made.map(rows(8)))
+
+
+WRONG_SERVERS = [
+    (["--replicaof", "127.0.0.1", "1"], "read-only replica: name its primary"),
+    (
+        ["--replicaof", "127.0.0.1", "1", "--replica-serve-stale-data", "no"],
+        "a replica that has lost its primary",
+    ),
+    (["--min-replicas-to-write", "1"], "too few replicas to accept writes"),
+    (["--rename-command", "EVALSHA", ""], "it knows no scripts"),
+    (["--cluster-enabled", "yes"], "its cluster is down, or has no node"),
+    (["--databases", "1"], "no database of the number in the URL"),
+]
+
+
+@pytest.mark.parametrize(("flags", "text"), WRONG_SERVERS)
+def test_a_server_that_can_hold_no_limits_is_told_why(
+    tmp_path: Path, flags: list[str], text: str
+) -> None:
+    """It is one line, before the first request, with what helps."""
+    with redis_server(tmp_path, *flags) as redis:
+        url = redis.url.removesuffix("0") + "7" if "--databases" in flags else redis.url
+        with pytest.raises(LimiterError, match=text) as error:
+            Processor(limiter=url, api_key="sk")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told", "is_lasting"),
+    [
+        ("BusyLoadingError", "Redis is loading the dataset in memory", "still loading", False),
+        ("OutOfMemoryError", "command not allowed when used memory", "raise its maxmemory", False),
+        ("TryAgainError", "Multiple keys request during rehashing", "moving the limiter's", False),
+        ("ResponseError", "DENIED Redis is running in protected mode because", "requirepass", True),
+        ("ResponseError", "MISCONF Redis is configured to save RDB", "its log says why", False),
+        ("ResponseError", "SELECT is not allowed in cluster mode", "end the URL with /0", True),
+        ("ConnectionError", "Connection closed by server.", r"begins with rediss://", False),
+        ("ResponseError", "something new", "^something new$", False),
+    ],
+)
+def test_what_an_error_means(name: str, text: str, told: str, is_lasting: bool) -> None:
+    """What is hard to bring a real server to say is told apart by the package's class and the text."""
+    error = getattr(load("redis.exceptions"), name)(text)
+    reason, lasts = diagnose(error, "redis://127.0.0.1/0")
+    assert re.search(told, reason) and lasts is is_lasting
+
+
+def test_a_replica_that_takes_over_is_waited_for(redis: RedisServer, tmp_path: Path) -> None:
+    """After a failover the primary of before refuses writes: requests wait, and the run goes on."""
+    with arrivals() as server:
+        flags = ("--max_requests_per_minute", 1200, "--limiter", redis.url)
+        process = started(tmp_path, "a", 60, server.url, *flags)
+        wait_for(lambda: len(server.times) >= 10)
+        redis.ask("REPLICAOF", "127.0.0.1", "1")
+        read_until(process, f"name its primary, or an address that leads to the primary; {AWAY}")
+        redis.ask("REPLICAOF", "NO", "ONE")
+        log = ended(process)
+    assert BACK in log and len(server.times) == 60
+
+
+class Forwarder:
+    """An address that leads to one server, and for later connections to another one."""
+
+    def __init__(self, port: int) -> None:
+        self.to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.to))
+                for one, other in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    def _copy(self, one: socket.socket, other: socket.socket) -> None:
+        with one, suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def test_a_failover_behind_an_address_is_followed(tmp_path: Path) -> None:
+    """The old primary keeps its connections and refuses writes: a new connection finds the new one."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        redis_server(tmp_path / "one") as one,
+        redis_server(tmp_path / "two", "--replicaof", "127.0.0.1", str(one.port)) as two,
+        closing(Forwarder(one.port)) as address,
+        arrivals() as server,
+    ):
+        flags = ("--limiter", f"redis://127.0.0.1:{address.port}/0")
+        process = started(tmp_path, "a", 60, server.url, "--max_requests_per_minute", 1200, *flags)
+        wait_for(lambda: len(server.times) >= 10)
+        two.ask("REPLICAOF", "NO", "ONE")
+        one.ask("REPLICAOF", "127.0.0.1", two.port)
+        address.to = two.port
+        assert BACK in ended(process)
+    assert len(server.times) == 60
+
+
+def test_a_proxy_that_knows_no_script_command_is_no_obstacle(redis: RedisServer) -> None:
+    """The script is sent whole where the server lacks it; nothing loads it by a command of its own."""
+    redis.ask("ACL", "SETUSER", "proxied", "on", "nopass", "~*", "+@all", "-script")
+    url = redis.url.replace("//", "//proxied:x@")
+    with arrivals() as server, processor(server.url, limits=a_minute(600), limiter=url) as made:
+        assert made.map(rows(1))[0].ok
+
+
+def test_a_server_that_loads_its_data_is_waited_for(tmp_path: Path) -> None:
+    """At the start that is an error, which says so; in a run, requests wait until it has loaded."""
+    slow = ("--key-load-delay", "250000", "--loading-process-events-interval-bytes", "1024")
+    redis = RedisServer(tmp_path, *slow)
+    with arrivals() as server:
+        flags = ("--max_requests_per_minute", 1200, "--limiter", redis.url)
+        with redis.running():
+            process = started(tmp_path, "a", 60, server.url, *flags)
+            wait_for(lambda: len(server.times) >= 10)
+            for number in range(12):
+                redis.ask("SET", f"other {number}", os.urandom(1500).hex())
+            redis.ask("SAVE")
+        with redis.running():
+            with pytest.raises(LimiterError, match="still loading its data: wait until it has"):
+                Processor(limiter=redis.url, api_key="sk")
+            log = ended(process)
+    assert BACK in log and len(server.times) == 60
+
+
+def test_a_full_memory_is_waited_for(redis: RedisServer, tmp_path: Path) -> None:
+    """OOM is said with its remedy; when there is room again, the run goes on."""
+    with arrivals() as server:
+        flags = ("--max_requests_per_minute", 1200, "--limiter", redis.url)
+        process = started(tmp_path, "a", 60, server.url, *flags)
+        wait_for(lambda: len(server.times) >= 10)
+        redis.ask("CONFIG", "SET", "maxmemory", 1000)
+        read_until(process, f"(OOM): raise its maxmemory, or free some; {AWAY}")
+        redis.ask("CONFIG", "SET", "maxmemory", 0)
+        assert BACK in ended(process)
+    assert len(server.times) == 60
+
+
+def test_a_right_that_is_taken_away_ends_the_runs(redis: RedisServer, tmp_path: Path) -> None:
+    """Waiting can't help: exit code 3 with the reason and a summary; the next run sends the rest."""
+    redis.ask("ACL", "SETUSER", "someone", "on", "nopass", "~*", "+@all")
+    with arrivals() as server:
+        url = redis.url.replace("//", "//someone:x@")
+        flags = ("--max_requests_per_minute", 1200, "--limiter", url)
+        process = started(tmp_path, "a", 60, server.url, *flags)
+        wait_for(lambda: len(server.times) >= 10)
+        redis.ask("ACL", "SETUSER", "someone", "-evalsha")
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 3, log
+        assert "ERROR stopped: can't use the limiter" in log and "the rights" in log
+        assert "Correct what the message names, then run the command again" in log
+        redis.ask("ACL", "SETUSER", "someone", "+evalsha")
+        ended(started(tmp_path, "a", 60, server.url, *flags))
+    assert len(server.times) == 60
+
+
+def test_two_runs_of_a_processor_end_with_a_lasting_refusal(redis: RedisServer) -> None:
+    """Each of them raises; later ones go on, once the server permits it."""
+    redis.ask("ACL", "SETUSER", "someone", "on", "nopass", "~*", "+@all")
+    url = redis.url.replace("//", "//someone:x@")
+    with (
+        arrivals() as server,
+        processor(server.url, limits=a_minute(600), limiter=url) as made,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        runs = [pool.submit(made.map, rows(60, 60 * number)) for number in range(2)]
+        wait_for(lambda: len(server.times) >= 4)
+        redis.ask("ACL", "SETUSER", "someone", "-evalsha")
+        for each in runs:
+            with pytest.raises(RunStoppedError, match="too few permissions") as error:
+                each.result(60)
+            assert error.value.stop_cause is StopCause.SETUP
+        redis.ask("ACL", "SETUSER", "someone", "+evalsha")
+
+        def goes_on() -> bool:
+            with suppress(RunStoppedError):
+                return made.map(rows(1))[0].ok
+            return False
+
+        wait_for(goes_on)
+
+
+# A cluster.
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[list[RedisServer]]:
+    """Three nodes, each with a third of the slots."""
+    with ExitStack() as stack:
+        nodes = []
+        for name in "abc":
+            (tmp_path / name).mkdir()
+            flags = ("--cluster-enabled", "yes", "--cluster-port", str(unused_port()))
+            nodes.append(stack.enter_context(redis_server(tmp_path / name, *flags)))
+        bounds = [0, 5461, 10922, 16384]
+        for node, low, high in zip(nodes, bounds, bounds[1:], strict=False):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", low, high - 1)
+        for node in nodes[1:]:
+            bus = node.ask("CONFIG", "GET", "cluster-port")["cluster-port"]
+            nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        wait_for(lambda: all("state:ok" in str(node.ask("CLUSTER", "INFO")) for node in nodes))
+        yield nodes
+
+
+def test_any_node_of_a_cluster_may_be_named(cluster: list[RedisServer]) -> None:
+    """The call goes to the node that holds the account's slot; accounts are held by different nodes."""
+    with arrivals() as server:
+        for node in cluster:
+            for account in "abcd":
+                settings: dict[str, Any] = {"limiter": node.url, "account": account}
+                with processor(server.url, limits=a_minute(6000), **settings) as made:
+                    made._account.buckets.limits()  # it has asked for nothing yet
+        with processor(server.url, limits=a_minute(6000), **settings) as made:
+            assert all(outcome.ok for outcome in made.map(rows(8)))
+    holders = [len({key.split("}")[0] for key in node.ask("KEYS", "*")}) for node in cluster]
+    assert sum(holders) == 4 and max(holders) < 4
 
 
 def test_without_the_package_the_extra_is_named() -> None:

@@ -39,6 +39,8 @@ def said(summary: Summary, **more: Any) -> str:
 
 
 TYPED = limit(configured=600.0, used_share=0.5)
+LEASED = limit(configured=600.0, is_leased=True)
+LOWERED = limit(configured=600.0, in_force=60.0)
 UNTYPED = limit(configured=1500.0, is_default=True)
 OF_PATTERN = limit(configured=300.0, pattern="gpt*")
 TYPED_TOKENS = limit("tokens", configured=90_000.0)
@@ -56,7 +58,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
             "Check `--request_url`, the network and its proxy, and",
         ),
         (run(stop_cause=StopCause.SERVER_WAIT), "Wait for as long as the server asks, then run"),
-        (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results file writa"),
+        (run(stop_cause=StopCause.DISK), "Make room on the disk, or make the results writable"),
         (
             run(stop_cause=StopCause.PROCESSES),
             "Use fewer `--processes`, or allow more processes and",
@@ -118,6 +120,18 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
             "Raise `--max_tokens_per_minute` from 90,000 to 300,000 or `auto`",
         ),
         (
+            run(LEASED, limit(found=5000.0), waited_s=WAITED),
+            "Raise `--max_requests_per_minute` from 600 to 5,000: the server allows that.",
+        ),
+        (
+            run(LEASED, limit(found=300.0), rejections=3),
+            "Set `--max_requests_per_minute` to about 300 instead of 600. ",
+        ),
+        (
+            run(LOWERED, limit(found=9e4), waited_s=WAITED),
+            "Raise the limit of 60 requests/min in the other processes that use the `--limiter`",
+        ),
+        (
             run(UNTYPED, limit(found=3e4), waited_s={REQUESTS: 0.5}, elapsed_s=5.0),
             "Set `--max_requests_per_minute` to 30,000 or `auto`: no limit was set, so the default of "
             "1,500 held, but the server allows that.",
@@ -166,6 +180,7 @@ def test_a_rule_speaks(summary: Summary, start: str) -> None:
         run(UNTYPED, limit(found=5000.0), waited_s={REQUESTS: 0.1}),
         run(UNTYPED, limit(found=1400.0), waited_s=WAITED),
         run(TYPED, limit(found=610.0), waited_s=WAITED),
+        run(LOWERED, limit(found=300.0), rejections=3),
         run(TYPED, limit(tried_per_minute=5000.0), waited_s=WAITED),
         run(TYPED, limit(found=5000.0, window_s=86400.0), waited_s=WAITED),
         run(waited_s=WAITED, reserved_tokens=9000, used_tokens=1000),
@@ -235,6 +250,20 @@ def test_a_running_run_is_not_run_again() -> None:
     running = run(failed=1, waited_s={WaitCause.DISK: 40.0})
     (text,) = advice(running, is_running=True)
     assert text.startswith("Write to a faster disk")
+
+
+def test_a_stopped_run_names_one_command_to_go_on_with() -> None:
+    """What is to be corrected besides is said without a second command."""
+    kinds = {INVALID_REQUEST: 1, "HTTP 400": 2}
+    stopped = run(stop_cause=StopCause.UNREACHABLE, failed=3, errors_by_kind=kinds)
+    check, line, errors = advice(stopped)
+    assert check.endswith("then run the same command again: it continues where it stopped.")
+    assert line == "Correct the invalid line of the requests file as well."
+    assert errors.endswith("Correct what the server rejects as well.")
+    parts = ClusterSummary(
+        failed=1, errors_by_kind={INVALID_REQUEST: 1}, stop_cause=StopCause.UNREACHABLE
+    )
+    assert advice(parts)[1].endswith("replaced by one of as many bytes.")
 
 
 @pytest.mark.parametrize(

@@ -72,14 +72,16 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup | None
 
 
 def _limits(report: RunReport, buckets: Sequence[BucketReport]) -> Markup | None:
-    heads = ("Model", "~Waited for", "Limit", "#Configured", "#Server says", "#Found by trying")
+    heads = ("Model", "~Waited for", "Limit", "#Configured", "#Set by others", "#Server says")
     rows = []
     for bucket in buckets:
         for i, limit in enumerate(bucket.limits):
             waits = waits_text(bucket.waited_s, report.summary.elapsed_s)
             first = [bucket_name(bucket, buckets), waits] if i == 0 else ["", ""]
             rows.append([*first, *_limit_cells(limit)])
-    return _table((*heads, "#Used", "#Share used", "#Used by others", "~Changes"), rows)
+    return _table(
+        (*heads, "#Found by trying", "#Used", "#Share used", "#Used by others", "~Changes"), rows
+    )
 
 
 def _limit_cells(limit: LimitReport) -> list[str]:
@@ -87,6 +89,7 @@ def _limit_cells(limit: LimitReport) -> list[str]:
     return [
         f"{kind_text(limit.name)}/{window_text(limit.window_s)}",
         _number(limit.configured),
+        _number(limit.in_force),
         _number(limit.found),
         _number(limit.tried_per_minute),
         _number(limit.used),
