@@ -16,7 +16,8 @@ from commands import command, environment, read_lines, run, simulator, write_lin
 
 import parallel_processor
 from parallel_processor import Limits, Options, Processor, RetryPolicy
-from parallel_processor.cli.flags import build_parser, build_ray_parser
+from parallel_processor.cli.commands import build_ray_parser
+from parallel_processor.cli.flags import build_parser
 from parallel_processor.models import WaitCause
 from parallel_processor.simulator import Simulator, SimulatorOptions
 

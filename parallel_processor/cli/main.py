@@ -16,18 +16,11 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from parallel_processor.cli.commands import build_ray_parser, build_verify_parser
 from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import find_ca_bundle, find_key
-from parallel_processor.cli.flags import (
-    COMMANDS,
-    PROGRAM,
-    build_parser,
-    build_ray_parser,
-    build_verify_parser,
-    settings,
-    with_flag_names,
-)
+from parallel_processor.cli.flags import COMMANDS, PROGRAM, build_parser, settings, with_flag_names
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,
