@@ -20,13 +20,13 @@ _RAY_FLAGS = (
     Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
           default_text="what suits the file, at most 16 MiB", read=READERS[int]),
 )
-_NOT_ON_RAY = ("errors_filepath", "metrics_port")
+_NOT_ON_RAY = ("errors_filepath", "metrics_port", "output_format", "model")
 # fmt: on
 
 
 def build_verify_parser() -> FlagParser:
     """The parser of ``verify``, which has some of the same flags."""
-    names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url")
+    names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url", "model")
     return FlagParser(
         f"{PROGRAM} verify",
         {"flags": [row for row in ROWS if row.name in names]},

@@ -18,7 +18,14 @@ from typing import Any, NoReturn, cast, get_args
 
 from parallel_processor import __version__
 from parallel_processor.cli.limits_file import read_limits_file
-from parallel_processor.options import Limits, Options, RetryPolicy, Settings, TokenAccounting
+from parallel_processor.options import (
+    Limits,
+    Options,
+    OutputFormat,
+    RetryPolicy,
+    Settings,
+    TokenAccounting,
+)
 
 PROGRAM = "parallel-processor"
 COMMANDS = {
@@ -120,6 +127,10 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("save_filepath", "", "FILE", "the results", default_text="{requests}_results.jsonl"),
         Flag("errors_filepath", "", "FILE", "the records of failed requests",
               default_text="they go to the results"),
+        Flag("output_format", "", "", "the form of the results: that of each line (auto), lines of a Batch "
+             "output and error file (batch), or the cookbook's arrays", "auto",
+             choices=get_args(OutputFormat)),
+        Flag("model", "", "NAME", "the model of requests that name none"),
         Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
         Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
     ),

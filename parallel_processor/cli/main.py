@@ -119,6 +119,7 @@ def _verify(words: Sequence[str]) -> int:
                 save_path or default_save_path(requests_path),
                 flags.errors_filepath,
                 request_url=flags.request_url,
+                model=flags.model,
             )
     except ParallelProcessorError as error:
         parser.error(str(error))
@@ -193,6 +194,8 @@ def _run_to_its_end(
             errors_path=flags.errors_filepath,
             overwrite=flags.overwrite,
             keep_failures=flags.keep_failures,
+            output_format=flags.output_format,
+            model=flags.model,
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
         )

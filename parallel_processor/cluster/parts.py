@@ -29,7 +29,8 @@ from typing import BinaryIO, NamedTuple
 from parallel_processor.cluster.blocks import Block, BlockLines
 from parallel_processor.cluster.folders import Folder, LocalFolder
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.formats import identity, read_record, read_requests
+from parallel_processor.files.formats import requests_in
+from parallel_processor.files.identity import identity, read_record
 from parallel_processor.models import Request
 
 JOURNALS = "journals"
@@ -110,7 +111,7 @@ def check_parts(
             open_lines(block) as lines,
         ):
             records = (record.identity for line in part if (record := read_record(line)))
-            requests = read_requests(lines.numbered(), request_url, lines.unit)
+            requests = requests_in(lines.numbered(), request_url, lines.unit)
             pairs = zip_longest(records, map(identity, requests))
             if any(one != other for one, other in islice(pairs, 1 if is_followed else None)):
                 raise InputFileError(
@@ -194,7 +195,7 @@ class Match(NamedTuple):
 def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in read_requests(lines.numbered(), request_url, lines.unit):
+        for request in requests_in(lines.numbered(), request_url, lines.unit):
             yield records.take(request)
 
 

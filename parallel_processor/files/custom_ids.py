@@ -1,4 +1,4 @@
-"""Finds Batch rows that share a ``custom_id``, as they are read.
+"""Gives requests the ids that their records need, and finds rows that share one, as they are read.
 
 A record of a Batch row names its request by the ``custom_id`` alone. If two different requests share one,
 nobody can tell whose answer a record is, and a resumed run would take the one for the other. So the second
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
+from parallel_processor.files.identity import identity
 from parallel_processor.models import Request
+from parallel_processor.options import OutputFormat, shown_url
 
 _log = logging.getLogger("parallel_processor")
 _BUCKETS = 16_384
@@ -66,13 +69,22 @@ class CustomIds:
         return EarlierRow(line, bucket[at + _ID_BYTES : at + _LINE_AT] == content)
 
 
-def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterator[Request]:
-    """Pass on ``requests``; raise :class:`InputFileError` at the second row of one id, if it differs.
+def arranged(
+    requests: Iterable[Request], output_format: OutputFormat, unit: str = "line"
+) -> Iterator[Request]:
+    """``requests`` as those whose records have the form ``output_format``, with checked ids.
 
-    ``unit`` is what the numbers of the requests count.
+    ``unit`` is what the numbers of the requests count. Says once what form the rows have, if it isn't
+    OpenAI's. Raises :class:`InputFileError` at the second row of one id, if it differs.
     """
-    ids, has_warned = CustomIds(), False
+    ids, has_warned, told = CustomIds(), False, set[str]()
+    arrange = _ARRANGEMENTS[output_format]
     for request in requests:
+        if type(request) is RowRequest and request.dialect.name not in told:
+            _tell(request, request.dialect, unit)
+            told.add(request.dialect.name)
+        if arrange is not None:
+            request = arrange(request)
         if request.custom_id is not None and (earlier := ids.add(request)) is not None:
             if not earlier.is_equal:
                 raise InputFileError(conflict_text(earlier.line, request, unit))
@@ -84,6 +96,49 @@ def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterato
                     extra={"request_number": request.number},
                 )
         yield request
+
+
+def _tell(request: RowRequest, dialect: Dialect, unit: str) -> None:
+    lacks_model = dialect.has_model and not request.model and request.invalid_reason is None
+    _log.info(
+        "%s %d is a row in the form of %s (%s, %s), here and below; it is sent to %s%s",
+        *(unit, request.number, dialect.name, dialect.id_key, dialect.body_key),
+        shown_url(request.url or "the request URL"),
+        "; it names no model, which --model would fill in" if lacks_model else "",
+        extra={"request_number": request.number},
+    )
+
+
+def with_id(request: Request) -> Request:
+    """``request`` with the id of its Batch record: its own, that in its metadata, or one of its line."""
+    if request.custom_id is not None:
+        return as_row(request, request.custom_id, OPENAI)
+    return as_row(request, _given_id(request), OPENAI, identity(request))
+
+
+def _given_id(request: Request) -> str:
+    given: Any = request.metadata
+    own = given.get("custom_id") if isinstance(given, Mapping) else None
+    if isinstance(own, int) and not isinstance(own, bool):
+        own = str(own)
+    return own if isinstance(own, str) else line_id(request.number)
+
+
+def line_id(number: int) -> str:
+    """The id that a line gets if it has none."""
+    return f"request-{number}"
+
+
+def _for_cookbook(request: Request) -> Request:
+    custom_id = request.custom_id
+    return request if custom_id is None else as_row(request, custom_id, COOKBOOK)
+
+
+_ARRANGEMENTS: Mapping[OutputFormat, Callable[[Request], Request] | None] = {
+    "auto": None,
+    "batch": with_id,
+    "cookbook": _for_cookbook,
+}
 
 
 def conflict_text(earlier_line: int, request: Request, unit: str = "line") -> str:
