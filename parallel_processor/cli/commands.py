@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
+from parallel_processor.batches.split import MOST_BYTES, MOST_LINES
 from parallel_processor.cli.flags import EPILOG, FLAGS, PROGRAM, READERS, ROWS, Flag, FlagParser
+from parallel_processor.options import OutputFormat
 
 _VERIFY_EPILOG = """exit codes:
   0    every request has exactly one answer; records of other requests do no harm
@@ -21,7 +24,41 @@ _RAY_FLAGS = (
           default_text="what suits the file, at most 16 MiB", read=READERS[int]),
 )
 _NOT_ON_RAY = ("errors_filepath", "metrics_port", "output_format", "model")
+_TO_BATCH_FLAGS = (
+    Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
+    Flag("save_filepath", "", "FILE.jsonl", "where to: FILE-001.jsonl, FILE-002.jsonl …",
+         default_text="{requests}_batch.jsonl"),
+    Flag("request_url", "", "URL", "the endpoint of requests that name none, as /v1/chat/completions"),
+    Flag("model", "", "NAME", "the model of requests that name none"),
+    Flag("max_lines", "", "N", "most lines of a file, and most inputs of embeddings in it", MOST_LINES),
+    Flag("max_bytes", "", "N", "most bytes of a file", MOST_BYTES),
+    Flag("overwrite", "", "", "replace the files that an earlier command has written"),
+)
+_FROM_BATCH_FLAGS = (
+    Flag("batch_filepath", "", "FILE", "the output and error files of the batches", required=True,
+         several=True),
+    Flag("save_filepath", "", "FILE", "the results", required=True),
+    Flag("requests_filepath", "", "FILE", "the requests, as they were given to to-batch; the results get "
+         "their order"),
+    Flag("output_format", "", "", "the form of the results: that of each request (auto), lines of a "
+         "Batch output file (batch), or the cookbook's arrays", "auto", choices=get_args(OutputFormat)),
+    Flag("model", "", "NAME", "the model of requests that name none"),
+    Flag("overwrite", "", "", "replace the results file"),
+)
 # fmt: on
+_TO_BATCH_EPILOG = """A file has one model and one endpoint. Ids are checked to be unique. Nothing is sent.
+
+exit codes:
+  0    the files are written
+  1    some lines can't be uploaded, or the disk is full: nothing was written
+  2    wrong usage"""
+_FROM_BATCH_EPILOG = """Each request gets one record: its answer if a file has one, else its failure. Then
+parallel-processor with this results file sends what has no answer yet.
+
+exit codes:
+  0    every request has its answer
+  1    some have none, or some lines were no results of any request
+  2    wrong usage"""
 
 
 def build_verify_parser() -> FlagParser:
@@ -33,6 +70,28 @@ def build_verify_parser() -> FlagParser:
         usage=f"{PROGRAM} verify --requests_filepath FILE [--flag value ...]",
         description="Check that the results have exactly one answer for every request.",
         epilog=_VERIFY_EPILOG,
+    )
+
+
+def build_to_batch_parser() -> FlagParser:
+    """The parser of ``to-batch``."""
+    return FlagParser(
+        f"{PROGRAM} to-batch",
+        {"flags": _TO_BATCH_FLAGS},
+        usage=f"{PROGRAM} to-batch --requests_filepath FILE [--flag value ...]",
+        description="Make files of the requests to upload to OpenAI's Batch API, or to one like it.",
+        epilog=_TO_BATCH_EPILOG,
+    )
+
+
+def build_from_batch_parser() -> FlagParser:
+    """The parser of ``from-batch``."""
+    return FlagParser(
+        f"{PROGRAM} from-batch",
+        {"flags": _FROM_BATCH_FLAGS},
+        usage=f"{PROGRAM} from-batch --batch_filepath FILE [FILE ...] --save_filepath FILE",
+        description="Make one results file of the output and error files of batches.",
+        epilog=_FROM_BATCH_EPILOG,
     )
 
 
@@ -56,3 +115,12 @@ def _for_parts(row: Flag) -> Flag:
     if row.name == "save_filepath":
         return replace(row, metavar="FOLDER", help="the parts", default_text="{requests}_results")
     return row
+
+
+PARSERS = {
+    "verify": build_verify_parser,
+    "to-batch": build_to_batch_parser,
+    "from-batch": build_from_batch_parser,
+    "run-on-ray": build_ray_parser,
+}
+"""What makes the parser of each subcommand."""

@@ -30,6 +30,8 @@ from parallel_processor.options import (
 PROGRAM = "parallel-processor"
 COMMANDS = {
     "verify": "check that every request has its answer",
+    "to-batch": "make files of the requests to upload to a Batch API",
+    "from-batch": "make a results file of what a Batch API sent back",
     "run-on-ray": "send the requests by several workers, on this machine or on a Ray cluster",
 }
 """The subcommands, and what each does."""
@@ -90,6 +92,7 @@ class Flag:
     default_text: str = ""  # the default in words, if its value doesn't say enough
     read: Callable[[str], object] | None = None  # makes the value; None: by the default's type
     required: bool = False
+    several: bool = False  # takes several values
     choices: tuple[str, ...] | None = None
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
@@ -106,6 +109,7 @@ class Flag:
             default=default,
             required=self.required,
             choices=self.choices,
+            nargs="+" if self.several else None,
             help=self._help(default),
         )
 

@@ -16,7 +16,8 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from parallel_processor.cli.commands import build_ray_parser, build_verify_parser
+from parallel_processor.cli.batch import from_batch, to_batch
+from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
 from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import find_ca_bundle, find_key
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["verify"]:
         return _verify(words[1:])
+    if words[:1] in (["to-batch"], ["from-batch"]):
+        return to_batch(words[1:]) if words[0] == "to-batch" else from_batch(words[1:])
     if words[:1] == ["run-on-ray"]:
         # Imported here: the command itself starts sooner without.
         from parallel_processor.cli.on_ray import process_on_ray
@@ -90,11 +93,10 @@ def _complete() -> None:
     except ImportError:
         return
     start = int(os.environ["_ARGCOMPLETE"])  # that many words are the program's name
-    parsers = {"verify": build_verify_parser, "run-on-ray": build_ray_parser}
     for command in os.environ.get("COMP_LINE", "").split()[start : start + 1]:
-        if command in parsers:
+        if command in PARSERS:
             os.environ["_ARGCOMPLETE"] = str(start + 1)
-            argcomplete.autocomplete(parsers[command]())
+            argcomplete.autocomplete(PARSERS[command]())
     parser = build_parser()
     parser.add_argument("command", nargs="?", choices=list(COMMANDS))
     argcomplete.autocomplete(parser)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
-from parallel_processor.files.identity import identity
+from parallel_processor.files.identity import given_id, identity
 from parallel_processor.models import Request
 from parallel_processor.options import OutputFormat, shown_url
 
@@ -70,12 +70,17 @@ class CustomIds:
 
 
 def arranged(
-    requests: Iterable[Request], output_format: OutputFormat, unit: str = "line"
+    requests: Iterable[Request],
+    output_format: OutputFormat,
+    unit: str = "line",
+    *,
+    is_strict: bool = False,
 ) -> Iterator[Request]:
     """``requests`` as those whose records have the form ``output_format``, with checked ids.
 
     ``unit`` is what the numbers of the requests count. Says once what form the rows have, if it isn't
-    OpenAI's. Raises :class:`InputFileError` at the second row of one id, if it differs.
+    OpenAI's. Raises :class:`InputFileError` at the second row of one id, if it differs; with ``is_strict``
+    in any case.
     """
     ids, has_warned, told = CustomIds(), False, set[str]()
     arrange = _ARRANGEMENTS[output_format]
@@ -86,8 +91,8 @@ def arranged(
         if arrange is not None:
             request = arrange(request)
         if request.custom_id is not None and (earlier := ids.add(request)) is not None:
-            if not earlier.is_equal:
-                raise InputFileError(conflict_text(earlier.line, request, unit))
+            if not earlier.is_equal or is_strict:
+                raise InputFileError(conflict_text(earlier, request, unit))
             if not has_warned:
                 has_warned = True
                 _log.warning(
@@ -109,24 +114,11 @@ def _tell(request: RowRequest, dialect: Dialect, unit: str) -> None:
     )
 
 
-def with_id(request: Request) -> Request:
+def with_id(request: Request) -> RowRequest:
     """``request`` with the id of its Batch record: its own, that in its metadata, or one of its line."""
     if request.custom_id is not None:
         return as_row(request, request.custom_id, OPENAI)
-    return as_row(request, _given_id(request), OPENAI, identity(request))
-
-
-def _given_id(request: Request) -> str:
-    given: Any = request.metadata
-    own = given.get("custom_id") if isinstance(given, Mapping) else None
-    if isinstance(own, int) and not isinstance(own, bool):
-        own = str(own)
-    return own if isinstance(own, str) else line_id(request.number)
-
-
-def line_id(number: int) -> str:
-    """The id that a line gets if it has none."""
-    return f"request-{number}"
+    return as_row(request, given_id(request), OPENAI, identity(request))
 
 
 def _for_cookbook(request: Request) -> Request:
@@ -141,10 +133,14 @@ _ARRANGEMENTS: Mapping[OutputFormat, Callable[[Request], Request] | None] = {
 }
 
 
-def conflict_text(earlier_line: int, request: Request, unit: str = "line") -> str:
+def conflict_text(earlier: EarlierRow, request: Request, unit: str = "line") -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
+    number, line = request.number, earlier.line
+    both = f"{unit}s {line} and {number} of the requests file have the same custom_id "
+    both += repr(str(request.custom_id)[:100])
+    if earlier.is_equal:
+        return f"{both}, which a Batch API takes once: remove one of them, or give it another id"
     return (
-        f"{unit}s {earlier_line} and {request.number} of the requests file have the same custom_id "
-        f"{str(request.custom_id)[:100]!r} but different requests: their answers could not be told apart. "
-        f"Give {unit} {request.number} another id: {unit} {earlier_line} may have its answer under this one"
+        f"{both} but different requests: their answers could not be told apart. "
+        f"Give {unit} {number} another id: {unit} {line} may have its answer under this one"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from parallel_processor.files.batch_rows import RowRequest
@@ -52,7 +52,9 @@ def keys(request: Request) -> Iterator[bytes]:
     custom_id = request.custom_id
     if custom_id is None:
         metadata = request.metadata_json
-        yield _identity(request.body, parse(metadata.decode()) if metadata is not None else None)
+        content = _identity(request.body, None if metadata is None else parse(metadata.decode()))
+        yield content
+        yield _both(id_key(given_id(request)), content)
     elif isinstance(request, RowRequest) and request.origin:
         yield request.origin
         yield _both(id_key(custom_id), request.origin)
@@ -60,6 +62,20 @@ def keys(request: Request) -> Iterator[bytes]:
     else:
         yield id_key(custom_id)
         yield _identity(request.body, {"custom_id": custom_id})
+
+
+def given_id(request: Request) -> str:
+    """The id of the Batch record of a cookbook line: that in its metadata, else one of its line."""
+    metadata: Any = request.metadata
+    own = metadata.get("custom_id") if isinstance(metadata, Mapping) else None
+    if isinstance(own, int) and not isinstance(own, bool):
+        own = str(own)
+    return own if isinstance(own, str) else line_id(request.number)
+
+
+def line_id(number: int) -> str:
+    """The id of a line that has none of its own."""
+    return f"request-{number}"
 
 
 def content_key(request: Request) -> bytes:

@@ -198,10 +198,10 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
+def reading(path: Path, buffer_bytes: int = _BUFFER_BYTES) -> Iterator[BinaryIO]:
     """Open a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+        with path.open("rb", buffering=buffer_bytes) as file:
             yield file
     except OSError as error:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error

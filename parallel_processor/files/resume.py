@@ -26,8 +26,7 @@ from typing import BinaryIO
 from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile
 from parallel_processor.files.batch_rows import is_json
-from parallel_processor.files.custom_ids import line_id
-from parallel_processor.files.identity import Record, id_key, keys, read_record
+from parallel_processor.files.identity import Record, given_id, id_key, keys, line_id, read_record
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
@@ -96,13 +95,21 @@ class AnsweredRequests:
         return False
 
     def check_id(self, request: Request, place: str) -> None:
-        """Raise :class:`InputFileError` if the record of another request has the id of this one.
+        """Raise :class:`InputFileError` if the record of another request may have the id of this one.
 
         ``place`` says where the request is.
         """
         custom_id = request.custom_id
+        if custom_id is None:
+            if self._has(id_key(given_id(request))):
+                raise InputFileError(
+                    f"{place} may have its answer in the results file, in a Batch record with the id "
+                    f"{given_id(request)[:100]!r}: give --output_format batch (output_format=) to take "
+                    "such records for those of the lines; or name another results file"
+                )
+            return
         given = (self.given_ids, self.kept_failures.given_ids)
-        if custom_id is not None and any(ids._has(id_key(custom_id)) for ids in given):
+        if any(ids._has(id_key(custom_id)) for ids in given):
             raise InputFileError(
                 f"{place} would be recorded with the id {custom_id[:100]!r}, which the results file has "
                 "for another request: lines were changed, or came or went before it. Undo that; or give "
