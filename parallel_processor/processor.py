@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.file_run import FileJob, FileRun
@@ -221,6 +221,7 @@ class Processor:
         >>> summary.failed
         0
         """
+        _check_format(output_format, model)
         source = Path(requests_path) if isinstance(requests_path, (str, Path)) else requests_path
         if save_path is not None:
             save = Path(save_path)
@@ -320,6 +321,14 @@ class Processor:
                 if run.yields_outcomes or not is_clean:
                     run.cancel(StopRequested("the processor was closed"))
             account.submissions.close()
+
+
+def _check_format(output_format: object, model: object) -> None:
+    if output_format not in (names := get_args(OutputFormat)):
+        text = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ConfigurationError(f"output_format must be {text}, not {output_format!r}")
+    if model is not None and not (isinstance(model, str) and model):
+        raise ConfigurationError(f"model must be a name, not {model!r}")
 
 
 def _number(outcome: Outcome) -> int:
