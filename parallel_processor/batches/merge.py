@@ -13,7 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+)
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
 from parallel_processor.files.batch_rows import MISTRAL, OPENAI, RowRequest, dialect_of
 from parallel_processor.files.custom_ids import CustomIds, arranged, conflict_text, with_id
@@ -174,6 +179,8 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(beside, path)
         sync_directory(path.parent)
+    except ParallelProcessorError:
+        raise
     except OSError as error:
         raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
     finally:

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+)
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
 from parallel_processor.files.batch_rows import OPENAI, RowRequest
 from parallel_processor.files.custom_ids import arranged
@@ -110,6 +115,8 @@ def split(
         for part in parts.all:
             os.replace(part.temporary, part.path)
         sync_directory(save_path.parent)
+    except ParallelProcessorError:
+        raise
     except OSError as error:
         raise ResultsFileError(f"can't write {save_path}: {error.strerror or error}") from error
     finally:

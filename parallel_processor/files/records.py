@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import ParallelProcessorError, ResultsFileError
 from parallel_processor.files.batch_rows import row_record, row_result
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.answers import (
@@ -203,6 +203,8 @@ def reading(path: Path, buffer_bytes: int = _BUFFER_BYTES) -> Iterator[BinaryIO]
     try:
         with path.open("rb", buffering=buffer_bytes) as file:
             yield file
+    except ParallelProcessorError:  # some are an OSError
+        raise
     except OSError as error:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
