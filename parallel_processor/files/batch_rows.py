@@ -265,8 +265,9 @@ def _said_error(outcome: Outcome) -> dict[str, Any] | None:
     data = raw.data if raw is not None and raw.is_json and is_json(raw.body) else None
     if isinstance(data, list) and len(data) == 1:  # so Gemini does, behind its other API
         data = data[0]
-    is_said = isinstance(data, dict) and isinstance(data.get("error"), dict) and data["error"]
-    return data if is_said else None
+    if not isinstance(data, dict) or not isinstance(data.get("error"), dict) or not data["error"]:
+        return None
+    return data
 
 
 def _is_http_error(outcome: Outcome) -> bool:
