@@ -33,6 +33,7 @@ if _TYPE_CHECKING:
         StopCause,
         WorkerProcessError,
     )
+    from parallel_processor.files.formats import read_requests
     from parallel_processor.files.records import read_results
     from parallel_processor.files.verify import Verification, verify_results
     from parallel_processor.models import (
@@ -76,6 +77,7 @@ __all__ = [
     "WorkerProcessError",
     "process_api_requests_from_file",
     "process_file",
+    "read_requests",
     "read_results",
     "to_records",
     "response_embeddings",
@@ -91,7 +93,7 @@ _logging.getLogger(__name__).addHandler(_logging.NullHandler())
 # Where the public names are. A name is looked for in this order, and the modules behind it stay unloaded.
 _MODULES = [
     *("exceptions", "options", "models", "ratelimit.reports", "report.summary", "report.frames"),
-    *("report.prometheus", "files.records", "files.verify", "processor", "api"),
+    *("report.prometheus", "files.records", "files.formats", "files.verify", "processor", "api"),
 ]
 
 

@@ -75,6 +75,11 @@ class Request:
         """The model that the body names; empty if it names none."""
         return model_name(self.body)
 
+    @property
+    def is_row(self) -> bool:
+        """True if its record is a line of a Batch file, which tells every answer from an error."""
+        return self.custom_id is not None
+
 
 def model_name(body: Any) -> str:
     """The model that ``body`` names; empty if it names none, or no string of at most 256 characters."""

@@ -32,6 +32,8 @@ Limit = float | Literal["auto"]
 """A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
 TokenAccounting = Literal["auto", "reserve", "usage"]
 """What a server's token limit charges; :class:`Options` explains each."""
+OutputFormat = Literal["auto", "batch", "cookbook"]
+"""The form of the records: that of each line, lines of a Batch file, or the cookbook's."""
 
 SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""

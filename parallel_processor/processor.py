@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.file_run import FileJob, FileRun
@@ -30,7 +30,7 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.requests_file import RequestLines, check_paths, default_save_path
 from parallel_processor.models import Outcome, Request
-from parallel_processor.options import Options, Settings
+from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
@@ -185,6 +185,8 @@ class Processor:
         errors_path: StrPath | None = None,
         overwrite: bool = False,
         keep_failures: bool = False,
+        output_format: OutputFormat = "auto",
+        model: str | None = None,
         progress: bool | None = None,
         report_path: StrPath | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
@@ -200,6 +202,9 @@ class Processor:
             errors_path: the records of failures, if they should not go to ``save_path``.
             overwrite: start afresh, without the old records.
             keep_failures: leave failed records as they are, and don't send their requests.
+            output_format: the form of the records: ``"auto"`` for that of each line, ``"batch"`` for lines
+                of a Batch output file (failures in ``errors_path``: of a Batch error file), ``"cookbook"``.
+            model: the model of requests whose body names none.
             progress: ``True`` shows a bar on a terminal and in a notebook, and lines elsewhere; ``None``
                 the bar only; ``False`` nothing.
             report_path: the report, a page if it ends with ``.html``, else JSON. It is written time and
@@ -216,6 +221,7 @@ class Processor:
         >>> summary.failed
         0
         """
+        _check_format(output_format, model)
         source = Path(requests_path) if isinstance(requests_path, (str, Path)) else requests_path
         if save_path is not None:
             save = Path(save_path)
@@ -230,6 +236,8 @@ class Processor:
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
             keep_failures=keep_failures,
+            output_format=output_format,
+            model=model,
             progress=progress,
             on_outcome=on_outcome,
         )
@@ -313,6 +321,14 @@ class Processor:
                 if run.yields_outcomes or not is_clean:
                     run.cancel(StopRequested("the processor was closed"))
             account.submissions.close()
+
+
+def _check_format(output_format: object, model: object) -> None:
+    if output_format not in (names := get_args(OutputFormat)):
+        text = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ConfigurationError(f"output_format must be {text}, not {output_format!r}")
+    if model is not None and not (isinstance(model, str) and model):
+        raise ConfigurationError(f"model must be a name, not {model!r}")
 
 
 def _number(outcome: Outcome) -> int:

@@ -16,7 +16,8 @@ from commands import command, environment, read_lines, run, simulator, write_lin
 
 import parallel_processor
 from parallel_processor import Limits, Options, Processor, RetryPolicy
-from parallel_processor.cli.flags import build_parser, build_ray_parser
+from parallel_processor.cli.commands import PARSERS
+from parallel_processor.cli.flags import build_parser
 from parallel_processor.models import WaitCause
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
@@ -226,6 +227,33 @@ def test_the_verify_command_runs(tmp_path: Path) -> None:
     assert subprocess.run(command(*words), cwd=tmp_path, capture_output=True).returncode == 1
 
 
+def test_there_and_back_is_as_shown(tmp_path: Path) -> None:
+    """The commands about Batch files run as they stand, with a server in the place of the Batch API."""
+    (send,) = commands_with("--output_format batch")
+    (there,) = commands_with("to-batch")
+    (back,) = commands_with("from-batch")
+    (tmp_path / "examples").mkdir()
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    source = write_lines(tmp_path / "examples/requests.jsonl", [body | {"n": n} for n in range(9)])
+    with Simulator(SimulatorOptions()) as server:
+        url = f"{server.url}/v1/chat/completions"
+        upload = ["--requests_filepath", "examples/requests_batch-001.jsonl", "--request_url", url]
+        upload += ["--save_filepath", "output-1.jsonl", "--errors_filepath", "error-1.jsonl"]
+        for words in (
+            [*send[1:], "--request_url", url],
+            there[1:],
+            upload,
+            [word.replace("-*", "-1") for word in back[1:]],
+        ):
+            done = subprocess.run(
+                command(*words), cwd=tmp_path, capture_output=True, text=True, env=environment()
+            )
+            assert done.returncode == 0, done.stderr
+    assert len(read_lines(tmp_path / "output.jsonl")) == 9
+    results = tmp_path / "examples/requests_results.jsonl"
+    assert [line[0] for line in read_lines(results)] == read_lines(source)
+
+
 def test_the_commands_use_flags_that_exist() -> None:
     """Every command of the README is one that the parser takes."""
     lines = [
@@ -233,9 +261,9 @@ def test_the_commands_use_flags_that_exist() -> None:
     ]
     assert len(lines) >= 4
     for _, *words in lines:
-        if words[0] == "run-on-ray":
-            build_ray_parser().parse(words[1:])
-        elif words[0] != "verify":
+        if words[0] in PARSERS:
+            PARSERS[words[0]]().parse(words[1:])
+        else:
             build_parser().parse_args(words)
 
 

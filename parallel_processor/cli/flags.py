@@ -11,18 +11,27 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
 from parallel_processor import __version__
 from parallel_processor.cli.limits_file import read_limits_file
-from parallel_processor.options import Limits, Options, RetryPolicy, Settings, TokenAccounting
+from parallel_processor.options import (
+    Limits,
+    Options,
+    OutputFormat,
+    RetryPolicy,
+    Settings,
+    TokenAccounting,
+)
 
 PROGRAM = "parallel-processor"
 COMMANDS = {
     "verify": "check that every request has its answer",
+    "to-batch": "make files of the requests to upload to a Batch API",
+    "from-batch": "make a results file of what a Batch API sent back",
     "run-on-ray": "send the requests by several workers, on this machine or on a Ray cluster",
 }
 """The subcommands, and what each does."""
@@ -34,7 +43,7 @@ Run the same command again after any stop: answered requests are not sent again.
 
 commands:
 """ + "\n".join(f"  {name:<10} {text} ({name} --help)" for name, text in COMMANDS.items())
-_EPILOG = """In the name of a flag, - and _ are the same.
+EPILOG = """In the name of a flag, - and _ are the same.
 
 exit codes:
   0    every request has an answer
@@ -45,10 +54,6 @@ exit codes:
   129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""
-_VERIFY_EPILOG = """exit codes:
-  0    every request has exactly one answer; records of other requests do no harm
-  1    some have none, or more than one, or share a custom_id with another request
-  2    wrong usage"""
 
 
 def _reader(convert: Callable[[str], object], what: str) -> Callable[[str], object]:
@@ -65,7 +70,7 @@ def _reader(convert: Callable[[str], object], what: str) -> Callable[[str], obje
 
 
 _limit = _reader(lambda text: text if text == "auto" else float(text), "a number, inf or auto")
-_READERS = {int: _reader(int, "a whole number"), float: _reader(float, "a number")}
+READERS = {int: _reader(int, "a whole number"), float: _reader(float, "a number")}
 
 
 def _address(text: str) -> tuple[int, str]:
@@ -76,7 +81,7 @@ def _address(text: str) -> tuple[int, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flag:
+class Flag:
     """One flag."""
 
     name: str  # the flag, without its dashes
@@ -87,6 +92,7 @@ class _Flag:
     default_text: str = ""  # the default in words, if its value doesn't say enough
     read: Callable[[str], object] | None = None  # makes the value; None: by the default's type
     required: bool = False
+    several: bool = False  # takes several values
     choices: tuple[str, ...] | None = None
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
@@ -99,10 +105,11 @@ class _Flag:
         group.add_argument(
             flag,
             metavar=self.metavar or None,
-            type=self.read or _READERS.get(type(default), str),
+            type=self.read or READERS.get(type(default), str),
             default=default,
             required=self.required,
             choices=self.choices,
+            nargs="+" if self.several else None,
             help=self._help(default),
         )
 
@@ -118,137 +125,105 @@ _S = "SECONDS"
 _ACCOUNTING = get_args(TokenAccounting)
 
 # fmt: off
-FLAGS: Mapping[str, tuple[_Flag, ...]] = {
+FLAGS: Mapping[str, tuple[Flag, ...]] = {
     "files": (
-        _Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
-        _Flag("save_filepath", "", "FILE", "the results", default_text="{requests}_results.jsonl"),
-        _Flag("errors_filepath", "", "FILE", "the records of failed requests",
+        Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
+        Flag("save_filepath", "", "FILE", "the results", default_text="{requests}_results.jsonl"),
+        Flag("errors_filepath", "", "FILE", "the records of failed requests",
               default_text="they go to the results"),
-        _Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
-        _Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
+        Flag("output_format", "", "", "the form of the results: that of each line (auto), lines of a Batch "
+             "output and error file (batch), or the cookbook's arrays", "auto",
+             choices=get_args(OutputFormat)),
+        Flag("model", "", "NAME", "the model of requests that name none"),
+        Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
+        Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
     ),
     "service": (
-        _Flag("request_url", "request_url", "URL", "where to send the requests"),
-        _Flag("api_key", "api_key", "KEY", "the key",
+        Flag("request_url", "request_url", "URL", "where to send the requests"),
+        Flag("api_key", "api_key", "KEY", "the key",
               default_text="$OPENAI_API_KEY; a key on the command line is visible to other users"),
-        _Flag("api_key_file", "", "FILE", "a file with nothing but the key in it"),
-        _Flag("ca_bundle", "ca_bundle", "FILE",
+        Flag("api_key_file", "", "FILE", "a file with nothing but the key in it"),
+        Flag("ca_bundle", "ca_bundle", "FILE",
               "whose certificates to trust: a file or directory of authorities, or system for the "
               "operating system's", default_text="$REQUESTS_CA_BUNDLE, $SSL_CERT_FILE, else certifi's"),
-        _Flag("allow_plain_http", "allow_plain_http", "",
+        Flag("allow_plain_http", "allow_plain_http", "",
               "let the key go to another machine without encryption"),
     ),
     "limits": (
-        _Flag("max_requests_per_minute", "limits.requests_per_minute", "N",
+        Flag("max_requests_per_minute", "limits.requests_per_minute", "N",
               "request limit; inf for none, auto to find it", read=_limit),
-        _Flag("max_tokens_per_minute", "limits.tokens_per_minute", "N",
+        Flag("max_tokens_per_minute", "limits.tokens_per_minute", "N",
               "token limit; inf for none, auto to find it", read=_limit),
-        _Flag("max_input_tokens_per_minute", "limits.input_tokens_per_minute", "N",
+        Flag("max_input_tokens_per_minute", "limits.input_tokens_per_minute", "N",
               "limit on input tokens alone, for accounts that have one", default_text="none"),
-        _Flag("max_output_tokens_per_minute", "limits.output_tokens_per_minute", "N",
+        Flag("max_output_tokens_per_minute", "limits.output_tokens_per_minute", "N",
               "limit on output tokens alone, for accounts that have one", default_text="none"),
-        _Flag("limits", "limits_by_model", "FILE",
+        Flag("limits", "limits_by_model", "FILE",
               'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}'),
-        _Flag("limiter", "limiter", "URL",
+        Flag("limiter", "limiter", "URL",
               "the Redis or Valkey server that holds these limits for all processes and hosts that name "
               "it (redis://HOST:PORT/DB, rediss://, unix://)", default_text="they hold for this process"),
-        _Flag("account", "account", "NAME",
+        Flag("account", "account", "NAME",
               "what the account is called there: who names it alike shares the limits",
               default_text="the host of the URL and a hash of the key"),
-        _Flag("headroom", "limits.headroom", "SHARE",
+        Flag("headroom", "limits.headroom", "SHARE",
               "share of every limit, 0 to 0.9, that is left to other programs"),
-        _Flag("burst_seconds", "limits.burst_seconds", _S,
+        Flag("burst_seconds", "limits.burst_seconds", _S,
               "how many seconds' worth of a limit may go out at once, at most 60"),
-        _Flag("token_accounting", "token_accounting", "",
+        Flag("token_accounting", "token_accounting", "",
               "what the server's token limit charges: the most that a request may use (reserve), what "
               "its answer used (usage), or what is known of the host (auto)", choices=_ACCOUNTING),
-        _Flag("token_encoding_name", "token_encoding_name", "NAME",
+        Flag("token_encoding_name", "token_encoding_name", "NAME",
               "tiktoken encoding to count the tokens of all requests in",
               default_text="that of each request's model"),
-        _Flag("default_output_tokens", "default_output_tokens", "N",
+        Flag("default_output_tokens", "default_output_tokens", "N",
               "tokens to reserve for an answer if its request names no maximum"),
     ),
     "retries and timeouts": (
-        _Flag("max_attempts", "retry.max_attempts", "N",
+        Flag("max_attempts", "retry.max_attempts", "N",
               "failed attempts after which a request fails; 429s and outages don't count"),
-        _Flag("backoff_initial_seconds", "retry.backoff_initial_s", _S,
+        Flag("backoff_initial_seconds", "retry.backoff_initial_s", _S,
               "longest wait before the first retry; it doubles with each one"),
-        _Flag("backoff_max_seconds", "retry.backoff_max_s", _S, "longest wait before any retry"),
-        _Flag("seconds_to_pause_after_rate_limit_error", "retry.pause_s", _S,
-              "pause after a 429 that doesn't say how long", read=_READERS[float],
+        Flag("backoff_max_seconds", "retry.backoff_max_s", _S, "longest wait before any retry"),
+        Flag("seconds_to_pause_after_rate_limit_error", "retry.pause_s", _S,
+              "pause after a 429 that doesn't say how long", read=READERS[float],
               default_text="1 at first, up to 15 while nothing is answered"),
-        _Flag("rate_limit_deadline_seconds", "retry.rate_limit_deadline_s", _S,
+        Flag("rate_limit_deadline_seconds", "retry.rate_limit_deadline_s", _S,
               "longest wait for a rate limit (a longer one that the server asks for stops the run), "
               "or for a server in an outage"),
-        _Flag("request_timeout", "request_timeout_s", _S,
+        Flag("request_timeout", "request_timeout_s", _S,
               "for one whole exchange, however slowly the answer arrives"),
-        _Flag("connect_timeout", "connect_timeout_s", _S, "for the connection alone"),
-        _Flag("max_response_bytes", "max_response_bytes", "N", "an answer that is larger fails"),
-        _Flag("stop_after_equal_failures", "stop_after_equal_failures", "N",
+        Flag("connect_timeout", "connect_timeout_s", _S, "for the connection alone"),
+        Flag("max_response_bytes", "max_response_bytes", "N", "an answer that is larger fails"),
+        Flag("stop_after_equal_failures", "stop_after_equal_failures", "N",
               "stop if N requests of a model fail alike before one is answered; 0 for never"),
-        _Flag("drain_seconds", "drain_s", _S, "how long a stopped run waits for requests in flight"),
-        _Flag("write_retry_seconds", "write_retry_s", _S,
+        Flag("drain_seconds", "drain_s", _S, "how long a stopped run waits for requests in flight"),
+        Flag("write_retry_seconds", "write_retry_s", _S,
               "how long to try again to write records, if the disk is full or fails"),
     ),
     "performance": (
-        _Flag("max_workers", "max_workers", "N",
+        Flag("max_workers", "max_workers", "N",
               "most requests in flight; ulimit -n may allow fewer"),
-        _Flag("processes", "processes", "N",
+        Flag("processes", "processes", "N",
               "processes to spread the workers over, 1 to 64, for a server without limits that one "
               "core can't keep up with"),
-        _Flag("dedupe", "dedupe", "", "send equal requests once, and record the answer for each"),
+        Flag("dedupe", "dedupe", "", "send equal requests once, and record the answer for each"),
     ),
     "output": (
-        _Flag("logging_level", "", "N",
+        Flag("logging_level", "", "N",
               "what to log: 40 failed requests, 30 also retries and rate limits, 20 also start, pauses "
               "and end, 10 also each request", logging.INFO),
-        _Flag("no_progress", "", "", "show neither a bar nor progress lines"),
-        _Flag("report_filepath", "", "FILE",
+        Flag("no_progress", "", "", "show neither a bar nor progress lines"),
+        Flag("report_filepath", "", "FILE",
               "write a report on what limited the run: a page (FILE.html) or JSON"),
-        _Flag("metrics_port", "", "[HOST:]PORT",
+        Flag("metrics_port", "", "[HOST:]PORT",
               "serve metrics to Prometheus; without HOST to this machine alone", read=_address),
     ),
 }
-_FOR_VERIFY = {
-    "save_filepath": {"help": "the results, or the folder of their parts"},
-    "errors_filepath": {
-        "help": "the records of failed requests, or the folder of their parts, if the run had that flag",
-        "default_text": "they are in the results",
-    },
-}
-_RAY_FLAGS = (
-    _Flag("address", "", "HOST:PORT", "the Ray cluster: auto, or the address of its head",
-          default_text="none: Ray is started on this machine, for this run"),
-    _Flag("num_workers", "", "N", "how many workers send",
-          default_text="one for each CPU", read=_READERS[int]),
-    _Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
-          default_text="what suits the file, at most 16 MiB", read=_READERS[int]),
-)
-_ON_RAY: Mapping[str, Mapping[str, str]] = {  # what a flag is there, if that differs
-    "requests_filepath": {"help": "the requests, one JSON object a line: a path that each worker can "
-                                  "read, or a URL such as s3://BUCKET/NAME"},
-    "save_filepath": {"metavar": "FOLDER", "help": "the folder of the results' parts, a path or a URL",
-                      "default_text": "{requests}_results"},
-    "errors_filepath": {"metavar": "FOLDER", "help": "a folder for the records of failed requests",
-                        "default_text": "they stay in the parts"},
-    "overwrite": {"help": "delete the parts in the folder, and send everything again"},
-    "api_key": {"help": "the key; without --address alone"},
-    "api_key_file": {"help": "a file with nothing but the key in it, on each node"},
-    "ca_bundle": {"help": "whose certificates to trust: a file or directory of authorities on each node, "
-                          "or system for its operating system's"},
-    "limiter": {"default_text": "an actor on the Ray cluster, for all jobs there"},
-    "stop_after_equal_failures": {"help": "stop if N requests of a model in one block fail alike before "
-                                          "one is answered; 0 for never"},
-    "max_workers": {"help": "most requests in flight of each worker; ulimit -n may allow fewer"},
-    "processes": {"help": "processes of each worker, 1 to 64; --num_workers does the same and more"},
-    "dedupe": {"help": "send equal requests of one block once, and record the answer for each"},
-    "metrics_port": {"help": "serve metrics of all workers together to Prometheus; without HOST to this "
-                             "machine alone"},
-}
 # fmt: on
 
-_ROWS = [flag for flags in FLAGS.values() for flag in flags]
-_FLAG_BY_FIELD = {row.setting.rpartition(".")[2]: f"--{row.name}" for row in _ROWS if row.setting}
+ROWS = [flag for flags in FLAGS.values() for flag in flags]
+_FLAG_BY_FIELD = {row.setting.rpartition(".")[2]: f"--{row.name}" for row in ROWS if row.setting}
 # A field's name that is a word of its own is meant only where a value is refused.
 _FIELD = "|".join(name if "_" in name else f"{name}(?= must )" for name in _FLAG_BY_FIELD)
 _FIELD_IN_TEXT = re.compile(rf"(?<!\S)({_FIELD})(?![\w./])")
@@ -262,7 +237,7 @@ def with_flag_names(message: str) -> str:
 def settings(flags: argparse.Namespace) -> Settings:
     """The settings that ``flags`` ask for, as keyword arguments of :class:`Options`."""
     made: dict[str, dict[str, Any]] = {"": {}, "limits": {}, "retry": {}}
-    for row in _ROWS:
+    for row in ROWS:
         if row.setting:
             part, _, name = row.setting.rpartition(".")
             made[part][name] = getattr(flags, row.name)
@@ -284,7 +259,7 @@ _PLAIN = {
 class FlagParser(argparse.ArgumentParser):
     """A parser of flags in groups. Each error is one line, with the nearest name if one is unknown."""
 
-    def __init__(self, program: str, flags: Mapping[str, Iterable[_Flag]], **texts: Any) -> None:
+    def __init__(self, program: str, flags: Mapping[str, Iterable[Flag]], **texts: Any) -> None:
         super().__init__(
             prog=program,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -342,41 +317,4 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 def build_parser() -> FlagParser:
     """The parser of the command itself."""
-    return FlagParser(PROGRAM, FLAGS, usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG)
-
-
-def build_verify_parser() -> FlagParser:
-    """The parser of ``verify``, which has some of the same flags."""
-    names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url")
-    return FlagParser(
-        f"{PROGRAM} verify",
-        {
-            "flags": [
-                replace(row, **cast(Any, _FOR_VERIFY.get(row.name, {})))
-                for row in _ROWS
-                if row.name in names
-            ]
-        },
-        usage=f"{PROGRAM} verify --requests_filepath FILE [--flag value ...]",
-        description="Check that the results have exactly one answer for every request.",
-        epilog=_VERIFY_EPILOG,
-    )
-
-
-def build_ray_parser() -> FlagParser:
-    """The parser of ``run-on-ray``, which has the flags of the command, and some of its own."""
-    flags: dict[str, Sequence[_Flag]] = {"workers": _RAY_FLAGS}
-    flags |= {
-        title: [replace(row, **cast(Any, _ON_RAY.get(row.name, {}))) for row in rows]
-        for title, rows in FLAGS.items()
-    }
-    return FlagParser(
-        f"{PROGRAM} run-on-ray",
-        flags,
-        usage=f"{PROGRAM} run-on-ray --requests_filepath FILE [--flag value ...]",
-        description="Send a JSONL file of LLM API requests by several workers, under one account's "
-        "limits.\nRun the same command again after any stop: answered requests are not sent again.",
-        epilog=_EPILOG.replace(
-            "some requests failed, or", "some requests failed, blocks were set aside, or"
-        ),
-    )
+    return FlagParser(PROGRAM, FLAGS, usage=_USAGE, description=_DESCRIPTION, epilog=EPILOG)

@@ -16,18 +16,12 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from parallel_processor.cli.batch import from_batch, to_batch
+from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
 from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import find_ca_bundle, find_key
-from parallel_processor.cli.flags import (
-    COMMANDS,
-    PROGRAM,
-    build_parser,
-    build_ray_parser,
-    build_verify_parser,
-    settings,
-    with_flag_names,
-)
+from parallel_processor.cli.flags import COMMANDS, PROGRAM, build_parser, settings, with_flag_names
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -57,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["verify"]:
         return _verify(words[1:])
+    if words[:1] in (["to-batch"], ["from-batch"]):
+        return to_batch(words[1:]) if words[0] == "to-batch" else from_batch(words[1:])
     if words[:1] == ["run-on-ray"]:
         # Imported here: the command itself starts sooner without.
         from parallel_processor.cli.on_ray import process_on_ray
@@ -97,11 +93,10 @@ def _complete() -> None:
     except ImportError:
         return
     start = int(os.environ["_ARGCOMPLETE"])  # that many words are the program's name
-    parsers = {"verify": build_verify_parser, "run-on-ray": build_ray_parser}
     for command in os.environ.get("COMP_LINE", "").split()[start : start + 1]:
-        if command in parsers:
+        if command in PARSERS:
             os.environ["_ARGCOMPLETE"] = str(start + 1)
-            argcomplete.autocomplete(parsers[command]())
+            argcomplete.autocomplete(PARSERS[command]())
     parser = build_parser()
     parser.add_argument("command", nargs="?", choices=list(COMMANDS))
     argcomplete.autocomplete(parser)
@@ -131,6 +126,7 @@ def _verify(words: Sequence[str]) -> int:
                 save_path or default_save_path(requests_path),
                 flags.errors_filepath,
                 request_url=flags.request_url,
+                model=flags.model,
             )
     except ParallelProcessorError as error:
         parser.error(str(error))
@@ -205,6 +201,8 @@ def _run_to_its_end(
             errors_path=flags.errors_filepath,
             overwrite=flags.overwrite,
             keep_failures=flags.keep_failures,
+            output_format=flags.output_format,
+            model=flags.model,
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
         )

@@ -33,7 +33,8 @@ from typing import BinaryIO, NamedTuple
 from parallel_processor.cluster.blocks import Block, BlockLines
 from parallel_processor.cluster.folders import Folder, LocalFolder
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.formats import identity, read_record, read_requests
+from parallel_processor.files.formats import requests_in
+from parallel_processor.files.identity import identity, read_record
 from parallel_processor.models import Request
 
 JOURNALS = "journals"
@@ -114,7 +115,7 @@ def check_parts(
             folder.open(part_name(block, failed=block in state.failed)) as part,
             open_lines(block) as lines,
         ):
-            requests = map(identity, read_requests(lines.numbered(), request_url, lines.unit))
+            requests = map(identity, requests_in(lines.numbered(), request_url, lines.unit))
             most = 1 if is_followed else None
             records = filter(None, map(read_record, part))
             if block in state.failed:
@@ -205,7 +206,7 @@ class Match(NamedTuple):
 def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in read_requests(lines.numbered(), request_url, lines.unit):
+        for request in requests_in(lines.numbered(), request_url, lines.unit):
             yield records.take(request)
 
 

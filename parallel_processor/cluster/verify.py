@@ -10,7 +10,7 @@ from parallel_processor.cluster.blocks import BlockLines, uncovered
 from parallel_processor.cluster.folders import Folder, input_size, open_folder, open_input
 from parallel_processor.cluster.parts import part_name, read_state
 from parallel_processor.cluster.plan import check_folders
-from parallel_processor.files.formats import Record
+from parallel_processor.files.identity import Record
 from parallel_processor.files.verify import Verification, records_in, verify_lines
 from parallel_processor.options import DEFAULT_REQUEST_URL
 

@@ -16,7 +16,7 @@ import logging
 import sqlite3
 from dataclasses import replace
 
-from parallel_processor.files.formats import content_key
+from parallel_processor.files.identity import content_key
 from parallel_processor.models import Outcome, Request, Response
 from parallel_processor.providers.jsontext import parse
 from parallel_processor.runtime.forks import FORK_LOCK

@@ -15,13 +15,13 @@ from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
-from parallel_processor.files.custom_ids import with_checked_ids
-from parallel_processor.files.formats import read_requests, tell_notes
+from parallel_processor.files.custom_ids import arranged
+from parallel_processor.files.formats import requests_in, tell_notes
 from parallel_processor.files.requests_file import RequestLines, RequestsFile
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.files.writer import ResultWriter
 from parallel_processor.models import Outcome, Request
-from parallel_processor.options import Options, shown_url
+from parallel_processor.options import Options, OutputFormat, shown_url
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.report_file import Highlights, LiveReport
 from parallel_processor.report.samples import RunReport, Sample
@@ -40,6 +40,8 @@ class FileJob:
     report: Path | None = None
     overwrite: bool = False
     keep_failures: bool = False
+    output_format: OutputFormat = "auto"
+    model: str | None = None
     progress: bool | None = None
     on_outcome: Callable[[Outcome], object] | None = None
 
@@ -99,9 +101,10 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        requests = read_requests(lines.numbered(), self._options.request_url, lines.unit)
+        url = self._options.request_url
+        requests = requests_in(lines.numbered(), url, lines.unit, job.model)
         requests = unanswered(
-            with_checked_ids(requests, lines.unit),
+            arranged(requests, job.output_format, lines.unit),
             answered,
             run.counters,
             lambda: run.stop_cause is not None,
@@ -250,6 +253,7 @@ def unanswered(
             if answered.kept_failures.take(request):
                 counters.skipped(failed=True)
                 continue
+            answered.check_id(request, f"{unit} {request.number}")
         if request.dropped:
             tell_notes(request, noted, unit)
         yield request

@@ -1,17 +1,20 @@
 """JSONL in, JSONL out: requests are read, records are written, and a results file is read back.
 
-``requests_file`` streams lines, after ``shape`` has seen that they are JSONL. ``formats`` turns a line into
-a request and an outcome into a record, ``custom_ids`` finds rows that could be mixed up. ``writer`` appends
-records from its single thread. ``resume`` finds out what a results file has already, ``verify`` checks
-that it has everything. The results file is the only state.
+``requests_file`` streams lines, after ``shape`` has seen that they are JSONL. ``formats`` turns a line
+into a request, ``custom_ids`` gives it the id of its record, and finds rows that could be mixed up.
+``records`` turns an outcome into a record and back, ``batch_rows`` knows the forms of Batch files.
+``writer`` appends records from its single thread. ``identity`` says which record is of which request:
+``resume`` finds out what a results file has already, ``verify`` checks that it has everything. The results
+file is the only state.
 
 Names that cross the border (module, names):
 
-    append_file    AppendFile, replace_file, sync_directory
-    custom_ids     with_checked_ids
-    formats        Record, content_key, identity, made_request, read_record, read_requests,
-                   tell_notes
-    records        read_outcome, read_results
+    append_file    REPLACEMENT_SUFFIX, AppendFile, replace_file, sync_directory
+    batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
+    custom_ids     CustomIds, arranged, conflict_text, with_id
+    formats        made_request, read_requests, requests_in, tell_notes
+    identity       Record, content_key, id_key, identity, read_record
+    records        BOM, read_outcome, read_results, reading, record, take_apart
     requests_file  RequestLines, RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_jsonl

@@ -1,4 +1,4 @@
-"""Finds Batch rows that share a ``custom_id``, as they are read.
+"""Gives requests the ids that their records need, and finds rows that share one, as they are read.
 
 A record of a Batch row names its request by the ``custom_id`` alone. If two different requests share one,
 nobody can tell whose answer a record is, and a resumed run would take the one for the other. So the second
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
+from parallel_processor.files.identity import given_id, identity
 from parallel_processor.models import Request
+from parallel_processor.options import OutputFormat, shown_url
 
 _log = logging.getLogger("parallel_processor")
 _BUCKETS = 16_384
@@ -66,16 +69,30 @@ class CustomIds:
         return EarlierRow(line, bucket[at + _ID_BYTES : at + _LINE_AT] == content)
 
 
-def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterator[Request]:
-    """Pass on ``requests``; raise :class:`InputFileError` at the second row of one id, if it differs.
+def arranged(
+    requests: Iterable[Request],
+    output_format: OutputFormat,
+    unit: str = "line",
+    *,
+    is_strict: bool = False,
+) -> Iterator[Request]:
+    """``requests`` as those whose records have the form ``output_format``, with checked ids.
 
-    ``unit`` is what the numbers of the requests count.
+    ``unit`` is what the numbers of the requests count. Says once what form the rows have, if it isn't
+    OpenAI's. Raises :class:`InputFileError` at the second row of one id, if it differs; with ``is_strict``
+    in any case.
     """
-    ids, has_warned = CustomIds(), False
+    ids, has_warned, told = CustomIds(), False, set[str]()
+    arrange = _ARRANGEMENTS[output_format]
     for request in requests:
+        if type(request) is RowRequest and request.dialect.name not in told:
+            _tell(request, request.dialect, unit)
+            told.add(request.dialect.name)
+        if arrange is not None:
+            request = arrange(request)
         if request.custom_id is not None and (earlier := ids.add(request)) is not None:
-            if not earlier.is_equal:
-                raise InputFileError(conflict_text(earlier.line, request, unit))
+            if not earlier.is_equal or is_strict:
+                raise InputFileError(conflict_text(earlier, request, unit))
             if not has_warned:
                 has_warned = True
                 _log.warning(
@@ -86,11 +103,45 @@ def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterato
         yield request
 
 
-def conflict_text(earlier_line: int, request: Request, unit: str = "line") -> str:
+def _tell(request: RowRequest, dialect: Dialect, unit: str) -> None:
+    lacks_model = dialect.has_model and not request.model and request.invalid_reason is None
+    _log.info(
+        "%s %d is a row in the form of %s (%s, %s), here and below; it is sent to %s%s",
+        *(unit, request.number, dialect.name, dialect.id_key, dialect.body_key),
+        shown_url(request.url or "the request URL"),
+        "; it names no model, which --model would fill in" if lacks_model else "",
+        extra={"request_number": request.number},
+    )
+
+
+def with_id(request: Request) -> RowRequest:
+    """``request`` with the id of its Batch record: its own, that in its metadata, or one of its line."""
+    if request.custom_id is not None:
+        return as_row(request, request.custom_id, OPENAI)
+    return as_row(request, given_id(request), OPENAI, identity(request))
+
+
+def _for_cookbook(request: Request) -> Request:
+    custom_id = request.custom_id
+    return request if custom_id is None else as_row(request, custom_id, COOKBOOK)
+
+
+_ARRANGEMENTS: Mapping[OutputFormat, Callable[[Request], Request] | None] = {
+    "auto": None,
+    "batch": with_id,
+    "cookbook": _for_cookbook,
+}
+
+
+def conflict_text(earlier: EarlierRow, request: Request, unit: str = "line") -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
+    number, line = request.number, earlier.line
+    both = f"{unit}s {line} and {number} of the requests file have the same custom_id "
+    both += repr(str(request.custom_id)[:100])
+    if earlier.is_equal:
+        return f"{both}, which a Batch API takes once: remove one of them, or give it another id"
     another = "another id" if unit == "line" else "another id of as many characters"
     return (
-        f"{unit}s {earlier_line} and {request.number} of the requests file have the same custom_id "
-        f"{str(request.custom_id)[:100]!r} but different requests: their answers could not be told apart. "
-        f"Give {unit} {request.number} {another}: {unit} {earlier_line} may have its answer under this one"
+        f"{both} but different requests: their answers could not be told apart. "
+        f"Give {unit} {number} {another}: {unit} {line} may have its answer under this one"
     )

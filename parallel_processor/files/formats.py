@@ -1,29 +1,31 @@
-"""The two file formats, read and written.
+"""The two file formats, read: a line becomes a request. ``records.py`` writes what becomes of it.
 
 * **Cookbook**: a line is a bare request body. Its ``metadata`` member is not sent; it becomes a
   column of its own. The record is ``[request, response]`` or ``[request, response, metadata]``. A
   failure has a list of error strings, one per attempt, in place of the response.
-* **Batch**: a line is ``{"custom_id", "method", "url", "body"}``; ``method`` and ``url`` are
-  optional. The record is a line of a Batch API output or error file.
+* **Batch**: a line is a row, in one of the forms of ``batch_rows.py``. The record is a line of that Batch
+  API's output or error file.
 
-A record holds request and response as they came, byte for byte.
+What a program passes in instead of a file becomes a request here, too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-from parallel_processor.files.records import BOM, UNCLEAR, take_apart
-from parallel_processor.models import Outcome, Request
-from parallel_processor.options import DEFAULT_REQUEST_URL
-from parallel_processor.providers.endpoints import resolve_url
+from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
+from parallel_processor.files.custom_ids import arranged
+from parallel_processor.files.records import BOM
+from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.models import Endpoint, Request
+from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
+from parallel_processor.providers.endpoints import endpoint_of, resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -41,24 +43,62 @@ _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
 NAN_IN_METADATA = "NaN or Infinity in metadata"
 """Is among what :attr:`Request.dropped` names if such numbers became null."""
 _NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(
-    lines: Iterable[tuple[int, bytes]], request_url: str, unit: str = "line"
+    path: str | Path,
+    *,
+    request_url: str = DEFAULT_REQUEST_URL,
+    model: str | None = None,
+    output_format: OutputFormat = "auto",
+) -> Iterator[Request]:
+    """The requests of a file as :meth:`Processor.process_file` reads them, one by one.
+
+    That of an invalid line has an ``invalid_reason``. ``number`` is the number of the line. The arguments
+    are those of :meth:`Processor.process_file`. An iterator of requests is what
+    :meth:`Processor.imap_unordered` takes.
+
+    Raises :class:`InputFileError` for a file that can't be read, at once, and for rows that share an id,
+    when the second one is reached.
+
+    >>> for request in read_requests(f"{folder}/requests.jsonl", output_format="batch"):
+    ...     print(request.number, request.custom_id, request.model)
+    1 request-1 text-embedding-3-small
+    2 request-2 text-embedding-3-small
+    3 request-3 text-embedding-3-small
+    """
+    return _requests_of(RequestsFile(Path(path)), request_url, model, output_format)
+
+
+def _requests_of(
+    file: RequestsFile, request_url: str, model: str | None, output_format: OutputFormat
+) -> Iterator[Request]:
+    with file as lines:
+        requests = requests_in(lines.numbered(), request_url, lines.unit, model)
+        yield from arranged(requests, output_format, lines.unit)
+
+
+def requests_in(
+    lines: Iterable[tuple[int, bytes]],
+    request_url: str,
+    unit: str = "line",
+    model: str | None = None,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
-    A line comes with its number; ``unit`` is what that counts.
+    A line comes with its number; ``unit`` is what that counts. ``model`` is for bodies without one.
     """
     for number, line in lines:
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, unit)
+            yield parse_line(line, number, request_url, unit, model)
 
 
-def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -> Request:
+def parse_line(
+    line: bytes, number: int, request_url: str, unit: str = "line", model: str | None = None
+) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
+    body = None
     try:
         text = line.decode("utf-8")
         try:
@@ -66,12 +106,15 @@ def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -
         except json.JSONDecodeError:
             raise
         except ValueError:
-            return _request_with_nan(text, number)
+            return _request_with_nan(text, number, model)
         if not isinstance(body, dict):
             hint = " but an array; write one object a line" if isinstance(body, list) else ""
             raise ValueError(f"not a JSON object{hint}")
-        if "custom_id" in body and "body" in body:
-            return _batch_request(members(text), body, number, request_url)
+        # A bare request with a model, which most are, is no row.
+        if ("custom_id" in body or "model" not in body) and (dialect := row_dialect(body)):
+            return _row_request(members(text), body, number, request_url, dialect, model)
+        if model is not None:
+            text, body = _with_model(text, body, model)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
@@ -80,12 +123,13 @@ def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -
     except ValueError as error:
         invalid_reason = str(error)
     text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")[:_MAX_INVALID_CHARS]
-    return Request(
+    request = Request(
         body=text,
         payload=dump(text),
         number=number,
         invalid_reason=f"{unit} {number}: {invalid_reason}",
     )
+    return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:
@@ -113,7 +157,18 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     )
 
 
-def _request_with_nan(text: str, number: int) -> Request:
+def _with_model(text: str, body: dict[str, Any], model: str) -> tuple[str, dict[str, Any]]:
+    """``text`` and its value, with ``model`` as their model if they name none."""
+    if body.get("model") is not None:
+        return text, body
+    if "model" in body:  # as null
+        text = without(members(text), frozenset({"model"}))
+    rest = text.lstrip()[1:].lstrip()
+    comma = "" if rest == "}" else ", "
+    return f'{{"model": {dump(model).decode()}{comma}{rest}', {**body, "model": model}
+
+
+def _request_with_nan(text: str, number: int, model: str | None = None) -> Request:
     """The request of a cookbook line that strict JSON rejects: NaN in its metadata becomes null.
 
     The metadata aren't sent, so they need not be JSON. Raises ``ValueError`` if the rest is at fault.
@@ -127,8 +182,10 @@ def _request_with_nan(text: str, number: int) -> Request:
     ]
     mended = without(made, frozenset()) if parts else text
     body = parse(mended)
-    if "custom_id" in body and "body" in body:  # its metadata are the API's own, and are sent
+    if row_dialect(body):  # its metadata are the API's own, and are sent
         parse(text)
+    if model is not None:
+        mended, body = _with_model(mended, body, model)
     request = _request(mended, body, number)
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
@@ -152,24 +209,33 @@ def _null(match: re.Match[str]) -> str:
     return "null" if match[1] else match[0]
 
 
-def _batch_request(
-    parts: list[Member], row: dict[str, Any], number: int, request_url: str
+def _row_request(
+    parts: list[Member],
+    row: dict[str, Any],
+    number: int,
+    request_url: str,
+    dialect: Dialect,
+    model: str | None,
 ) -> Request:
-    custom_id, method, url = row["custom_id"], row.get("method"), row.get("url")
+    custom_id, method, url = row[dialect.id_key], row.get("method"), row.get("url")
     if not isinstance(custom_id, str):
-        raise ValueError("custom_id is not a string")
+        raise ValueError(f"{dialect.id_key} is not a string")
     if method is not None and method != "POST":
         raise ValueError(f"method is {method!r}, not POST")
     if url is not None and not isinstance(url, str):
         raise ValueError("url is not a string")
-    if not isinstance(row["body"], dict):
-        raise ValueError("body is not a JSON object")
-    body, text = row["body"], _last(parts, "body")
+    if not isinstance(row[dialect.body_key], dict):
+        raise ValueError(f"{dialect.body_key} is not a JSON object")
+    body, text = row[dialect.body_key], _last(parts, dialect.body_key)
     dropped = unsendable(body)
     if dropped:
         text = without(members(text), dropped)
         body = {key: value for key, value in body.items() if key not in dropped}
-    return Request(
+    if model is not None and dialect.has_model:
+        text, body = _with_model(text, body, model)
+    if url is None and dialect.path and endpoint_of(request_url) is not Endpoint.UNKNOWN:
+        url = dialect.path
+    request = Request(
         body=body,
         payload=one_line(text.encode()),
         number=number,
@@ -177,6 +243,7 @@ def _batch_request(
         url=resolve_url(request_url, url),
         dropped=dropped,
     )
+    return request if dialect is OPENAI else as_row(request, custom_id, dialect)
 
 
 def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
@@ -272,84 +339,3 @@ def _with_plain_keys(value: Any) -> Any:
 
 def _last(parts: list[Member], key: str) -> str:
     return next(part.value for part in reversed(parts) if part.key == key)
-
-
-def record(outcome: Outcome) -> bytes:
-    """The line that records ``outcome``, with its line end."""
-    request = outcome.request
-    if request.custom_id is not None:
-        return _batch_record(outcome)
-    if outcome.ok and outcome.raw_response is not None:
-        response = outcome.raw_response.body
-    else:
-        response = dump(list(outcome.errors))
-    if request.metadata_json is None:
-        return b"[" + request.payload + b", " + response + b"]\n"
-    return b"[" + request.payload + b", " + response + b", " + request.metadata_json + b"]\n"
-
-
-def _batch_record(outcome: Outcome) -> bytes:
-    raw, response, error = outcome.raw_response, b"null", b"null"
-    if raw is not None:
-        request_id = raw.headers.get("x-request-id") or raw.headers.get("request-id")
-        body = raw.body
-        if not raw.is_json or not (outcome.ok or is_json(body)):  # redaction may break the JSON
-            body = dump(body.decode("utf-8", "replace"))
-        head = dump({"status_code": raw.status, "request_id": request_id})
-        response = head[:-1] + b', "body": ' + body + b"}"
-    if not outcome.ok:
-        error = dump({"code": outcome.error_kind, "message": outcome.error})
-    head = dump({"id": f"batch_req_{os.urandom(16).hex()}", "custom_id": outcome.request.custom_id})
-    return head[:-1] + b', "response": ' + response + b', "error": ' + error + b"}\n"
-
-
-def is_json(text: bytes) -> bool:
-    """True if ``text`` is a JSON value; NaN is accepted."""
-    try:
-        parse(text.decode(), strict=False)
-    except ValueError:
-        return False
-    return True
-
-
-class Record(NamedTuple):
-    """What a line of a results file says: the request's :func:`identity`, and if it was answered."""
-
-    identity: bytes
-    ok: bool | None  # None for another program's form, which may be an answer or a failure
-
-
-def read_record(line: bytes) -> Record | None:
-    """The record in ``line``; ``None`` if there is none (see ``records.py``)."""
-    parts = take_apart(line)
-    if parts is None:
-        return None
-    ok = None if parts.fault is UNCLEAR else parts.ok
-    if parts.custom_id is not None:
-        return Record(_identity_of_id(parts.custom_id), ok)
-    return Record(_identity(parts.request, parts.metadata), ok)
-
-
-def identity(request: Request) -> bytes:
-    """16 bytes that equal requests share: of the ``custom_id``, otherwise of body and metadata."""
-    if request.custom_id is not None:
-        return _identity_of_id(request.custom_id)
-    metadata = request.metadata_json
-    return _identity(request.body, parse(metadata.decode()) if metadata is not None else None)
-
-
-def content_key(request: Request) -> bytes:
-    """16 bytes that requests share whose URL and payload are equal byte for byte."""
-    url = (request.url or "").encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(url + b"\0" + request.payload, digest_size=16).digest()
-
-
-def _identity(body: Any, metadata: Any) -> bytes:
-    """The hash of a body and its metadata. The order of keys doesn't matter."""
-    content = _encode([body, metadata or None])  # the cookbook's script drops empty metadata
-    return hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-
-def _identity_of_id(custom_id: str) -> bytes:
-    data = custom_id.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=16, person=b"custom_id").digest()

@@ -1,7 +1,8 @@
-"""Reads the lines of a results file back: to resume a job, and for programs that want the outcomes.
+"""The lines of a results file, written and read back: to resume a job, and for programs.
 
 :func:`take_apart` tells records from other lines, and answers from failures, in the files of this
-package, of the cookbook's script and of the Batch API.
+package, of the cookbook's script, of the Batch APIs and of ``vllm run-batch``. A record holds request and
+response as they came, byte for byte.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import ParallelProcessorError, ResultsFileError
+from parallel_processor.files.batch_rows import row_record, row_result
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.answers import (
     POLLED,
@@ -24,7 +26,7 @@ from parallel_processor.providers.answers import (
     is_failure_list,
 )
 from parallel_processor.providers.claims import is_said
-from parallel_processor.providers.errors import read_error
+from parallel_processor.providers.failures import of_failure
 from parallel_processor.providers.jsontext import MAX_NESTING, dump, elements, members, parse
 from parallel_processor.providers.usage import used_tokens
 
@@ -46,8 +48,11 @@ class RecordParts(NamedTuple):
         response: the response, or the list of errors in its place.
         request: the request's body; a string if the line was invalid. Batch records have none.
         metadata: what came with the request.
-        custom_id: only in Batch records.
-        error: only in Batch records.
+        custom_id: only in Batch records, as what follows.
+        error: the failure, if the record names one.
+        path: the members that lead to the response.
+        is_framed: the response may be in an object with a ``status_code``.
+        origin: the identity of the request, if it was no row.
     """
 
     text: str
@@ -57,6 +62,9 @@ class RecordParts(NamedTuple):
     metadata: Any = None
     custom_id: str | None = None
     error: Any = None
+    path: tuple[str, ...] = ()
+    is_framed: bool = False
+    origin: bytes | None = None
 
     @property
     def ok(self) -> bool:
@@ -76,6 +84,20 @@ _ERROR_TEXT = re.compile(
     r"|[45]\d\d [a-z ]+\s*(?::|$))",
     re.IGNORECASE,
 )
+
+
+def record(outcome: Outcome) -> bytes:
+    """The line that records ``outcome``, with its line end."""
+    request = outcome.request
+    if request.custom_id is not None:
+        return row_record(outcome)
+    if outcome.ok and outcome.raw_response is not None:
+        response = outcome.raw_response.body
+    else:
+        response = dump(list(outcome.errors))
+    if request.metadata_json is None:
+        return b"[" + request.payload + b", " + response + b"]\n"
+    return b"[" + request.payload + b", " + response + b", " + request.metadata_json + b"]\n"
 
 
 def take_apart(line: bytes) -> RecordParts | None:
@@ -98,10 +120,18 @@ def take_apart(line: bytes) -> RecordParts | None:
             return RecordParts(text, _fault(response, expected), response, request, metadata)
         if isinstance(request, str) and is_failure_list(response):  # an invalid line
             return RecordParts(text, _FAILED, response, request)
-    if isinstance(value, dict) and isinstance(value.get("custom_id"), str) and "response" in value:
-        response, error = value["response"], value.get("error")
-        fault = _FAILED if is_said(error) else _fault_of_row(response)
-        return RecordParts(text, fault, response, custom_id=value["custom_id"], error=error)
+    if isinstance(value, dict) and (row := row_result(value)) is not None:
+        fault = _FAILED if is_said(row.error) else _fault_of_row(row.answer, row.is_framed)
+        return RecordParts(
+            text=text,
+            fault=fault,
+            response=row.answer,
+            custom_id=row.custom_id,
+            error=row.error,
+            path=row.path,
+            is_framed=row.is_framed,
+            origin=row.origin,
+        )
     return None
 
 
@@ -118,12 +148,11 @@ def _fault(value: Any, expected: Expected) -> Fault | None:
     return fault_of(value, expected)
 
 
-def _fault_of_row(response: Any) -> Fault | None:
+def _fault_of_row(response: Any, is_framed: bool) -> Fault | None:
     """What is wrong with the ``response`` of a Batch record that has no error."""
     if response is None:
         return _FAILED
-    body = _batch_body(response)
-    status = _batch_status(response)
+    status, body = _taken_out(response, is_framed)
     if not 200 <= status < 300:
         return _FAILED
     if status == 202:
@@ -131,15 +160,13 @@ def _fault_of_row(response: Any) -> Fault | None:
     return _fault(body, Expected(is_batch_row=True))
 
 
-def _batch_status(response: Any) -> int:
-    """The status of a Batch record's response; 200 if it is the bare body, as vLLM wrote it once."""
-    status = response.get("status_code", 200) if isinstance(response, dict) else 200
-    return int(status) if str(status).isascii() and str(status).isdigit() else 0
-
-
-def _batch_body(response: Any) -> Any:
-    is_framed = isinstance(response, dict) and not response.keys().isdisjoint(_FRAME)
-    return response.get("body") if is_framed else response
+def _taken_out(response: Any, is_framed: bool) -> tuple[int, Any]:
+    """The status and the body of a Batch record's response, which may be the bare body."""
+    if not is_framed or not isinstance(response, dict) or response.keys().isdisjoint(_FRAME):
+        return 200, response  # so vLLM wrote it once
+    status = str(response.get("status_code", 200))
+    is_number = status.isascii() and status.isdigit()
+    return int(status) if is_number else 0, response.get("body")
 
 
 def read_results(path: str | Path, errors_path: str | Path | None = None) -> Iterator[Outcome]:
@@ -171,11 +198,13 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
+def reading(path: Path, buffer_bytes: int = _BUFFER_BYTES) -> Iterator[BinaryIO]:
     """Open a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+        with path.open("rb", buffering=buffer_bytes) as file:
             yield file
+    except ParallelProcessorError:  # some are an OSError
+        raise
     except OSError as error:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
@@ -235,14 +264,16 @@ def _batch(parts: RecordParts, number: int) -> Outcome:
     response = _batch_response(parts)
     if parts.ok and response is not None:
         return _answer(request, response)
-    kind = "" if response is None else f"HTTP {response.status}"
-    error = parts.error
+    kind, error = "" if response is None else f"HTTP {response.status}", parts.error
     if isinstance(error, Mapping):
         kind, error = str(error.get("code") or kind), error.get("message") or dump(error).decode()
     elif not error and parts.fault not in (None, _FAILED):
         kind, error = parts.fault.kind, f"{parts.fault.kind}: {parts.fault.message}"
+    elif not error and response is not None:
+        attempt = of_failure(response)
+        kind, error = attempt.kind, attempt.error
     elif not error:
-        error = f"{kind}: {read_error(response).message}" if response is not None else "no response"
+        error = "no response"
     return Outcome(
         request=request,
         ok=False,
@@ -257,14 +288,15 @@ def _batch_response(parts: RecordParts) -> Response | None:
     found = parts.response
     if not isinstance(found, (dict, list)):
         return None
-    status, data = _batch_status(found), _batch_body(found)
+    status, data = _taken_out(found, parts.is_framed)
     request_id = found.get("request_id") if isinstance(found, dict) else None
     headers = {"x-request-id": request_id} if isinstance(request_id, str) else {}
     if isinstance(data, str):  # the text of a response that wasn't JSON
         return Response(status=status, headers=headers, body=data.encode("utf-8", "replace"))
-    text = _last_member(parts.text, "response")
-    body = _last_member(text, "body") if data is not found else text
-    return Response(status=status, headers=headers, body=body.encode(), data=data, is_json=True)
+    text = parts.text
+    for key in (*parts.path, "body") if data is not found else parts.path:
+        text = _last_member(text, key)
+    return Response(status=status, headers=headers, body=text.encode(), data=data, is_json=True)
 
 
 def _last_member(text: str, key: str) -> str:

@@ -1,7 +1,11 @@
 """Opens the results files of a job, finds out what they answer, and repairs them after a stop.
 
 The results file is the only state. A request is answered if a good record of it is there; *k* equal
-requests need *k* records.
+requests need *k* records. ``identity.py`` says which record is of which request.
+
+A cookbook line that has no id of its own has its place in the file as the id of its Batch record. If lines
+before it come or go, that id becomes another line's. Such a line is refused: its record would be the second
+one with that id.
 
 The repair has two steps, and a crash in either loses nothing. A torn last line is cut off in place.
 If there are failed records, a file without them is written, and replaces the old one once it is on disk.
@@ -19,9 +23,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile
-from parallel_processor.files.formats import identity, is_json, read_record
+from parallel_processor.files.batch_rows import is_json
+from parallel_processor.files.identity import Record, given_id, id_key, keys, line_id, read_record
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
@@ -43,6 +48,7 @@ class AnsweredRequests:
 
     def __init__(self) -> None:
         self._buckets: list[bytearray | None] = []
+        self._has_warned = False
         # What the scan of the files found: good and failed records, and lines that are no records.
         self.answered = self.failed = self.foreign = 0
 
@@ -56,8 +62,19 @@ class AnsweredRequests:
         """True if nothing was ever added."""
         return not self._buckets
 
+    @cached_property
+    def given_ids(self) -> AnsweredRequests:
+        """The ids that cookbook lines were given, of the records that stay."""
+        return AnsweredRequests()
+
+    def add_record(self, record: Record) -> None:
+        """Add what ``record`` answers."""
+        self.add(record.identity)
+        if record.given_id is not None:
+            self.given_ids.add(record.given_id)
+
     def add(self, key: bytes) -> None:
-        """Add an answer for the requests of identity ``key``."""
+        """Add an answer for the requests that have this key."""
         self._buckets = self._buckets or [None] * _BUCKETS
         number, rest = _place_of(key)
         bucket = self._buckets[number]
@@ -70,18 +87,69 @@ class AnsweredRequests:
         """True if ``request`` is answered. The answer is used up: it serves no other request."""
         if not self._buckets:
             return False
-        number, rest = _place_of(identity(request))
-        bucket = self._buckets[number] or bytearray()
-        at = bucket.find(rest)
-        while at > 0 and at % len(rest):  # found across the border of two keys
-            at = bucket.find(rest, at + 1)
+        for place, key in enumerate(keys(request)):
+            if self._take(key):
+                if place == 2 and request.custom_id == line_id(request.number):
+                    self._note_place(request)
+                return True
+        return False
+
+    def check_id(self, request: Request, place: str) -> None:
+        """Raise :class:`InputFileError` if the record of another request may have the id of this one.
+
+        ``place`` says where the request is.
+        """
+        custom_id = request.custom_id
+        if custom_id is None:
+            if self._has(id_key(given_id(request))):
+                raise InputFileError(
+                    f"{place} may have its answer in the results file, in a Batch record with the id "
+                    f"{given_id(request)[:100]!r}: give --output_format batch (output_format=) to take "
+                    "such records for those of the lines; or name another results file"
+                )
+            return
+        given = (self.given_ids, self.kept_failures.given_ids)
+        if any(ids._has(id_key(custom_id)) for ids in given):
+            raise InputFileError(
+                f"{place} would be recorded with the id {custom_id[:100]!r}, which the results file has "
+                "for another request: lines were changed, or came or went before it. Undo that; or give "
+                'requests ids that stay (in their metadata: "custom_id"), and name another results file or '
+                "start afresh with --overwrite"
+            )
+
+    def _note_place(self, request: Request) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "the record %r was made elsewhere, and says of its request only which line it was: it is "
+                "taken for the answer of that line as it is now, and so are others. If lines came or went "
+                "since, they are mixed up",
+                request.custom_id,
+            )
+
+    def _take(self, key: bytes) -> bool:
+        number, rest = _place_of(key)
+        at = self._find(number, rest)
         if at < 0:
             return False
+        bucket = self._buckets[number]
+        assert bucket is not None
         last = bucket[-len(rest) :]
         del bucket[-len(rest) :]
         if at < len(bucket):
             bucket[at : at + len(rest)] = last
         return True
+
+    def _has(self, key: bytes) -> bool:
+        return bool(self._buckets) and self._find(*_place_of(key)) >= 0
+
+    def _find(self, number: int, rest: bytes) -> int:
+        """Where a key is in its bucket; below 0 if it isn't there."""
+        bucket = self._buckets[number] or bytearray()
+        at = bucket.find(rest)
+        while at > 0 and at % len(rest):  # found across the border of two keys
+            at = bucket.find(rest, at + 1)
+        return at
 
 
 def _place_of(key: bytes) -> tuple[int, bytes]:
@@ -116,11 +184,11 @@ class _Scan:
         self._records += record is not None
         if record is not None and record.ok:
             self.answered.answered += 1
-            self.answered.add(record.identity)
+            self.answered.add_record(record)
         elif record is not None:
             self.answered.failed += 1
             if self._keep_failures:
-                self.answered.kept_failures.add(record.identity)
+                self.answered.kept_failures.add_record(record)
             elif not is_whole:
                 return  # it is cut off, like a torn line
             elif self.failed and self.failed[-1] == start:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel_processor.files.custom_ids import CustomIds
-from parallel_processor.files.formats import Record, identity, read_record, read_requests
-from parallel_processor.files.records import reading
+from parallel_processor.files.custom_ids import CustomIds, with_id
+from parallel_processor.files.formats import requests_in
+from parallel_processor.files.identity import Record, identity, keys, read_record
+from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines, RequestsFile
+from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
 _MAX_CONFLICTS = 100
@@ -56,12 +58,14 @@ def verify_results(
     errors_path: str | Path | None = None,
     *,
     request_url: str = DEFAULT_REQUEST_URL,
+    model: str | None = None,
 ) -> Verification:
     """Compare a results file, and an errors file if there is one, with the requests.
 
-    Takes about 170 bytes of memory per line. ``request_url`` matters only for Batch rows: one for
-    another host is invalid. Don't call it while a run writes the files: the last line may be
-    incomplete.
+    The results may have either form, whatever the requests have. Takes about 170 bytes of memory per
+    line, or 600 if the forms differ. ``request_url`` matters only for Batch rows: one for another host is
+    invalid. ``model`` is that of the run, for requests that name none. Don't call it while a run writes the
+    files: the last line may be incomplete.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 
@@ -71,14 +75,26 @@ def verify_results(
     True
     """
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
-    return verify_lines(RequestsFile(Path(requests_path)), lambda: _records(paths), request_url)
+    lines = RequestsFile(Path(requests_path))
+    return verify_lines(lines, lambda: _records(paths), request_url, model, lambda: _forms(paths))
 
 
 def verify_lines(
-    lines: RequestLines, records: Callable[[], Iterable[Record | None]], request_url: str
+    lines: RequestLines,
+    records: Callable[[], Iterable[Record | None]],
+    request_url: str,
+    model: str | None = None,
+    forms: Callable[[], Collection[bytes]] = tuple,
 ) -> Verification:
-    """Compare ``lines`` with what ``records`` yields, which is called twice; ``None`` is a torn line."""
-    wanted = _Wanted(lines, request_url)
+    """Compare ``lines`` with what ``records`` yields, which is called twice; ``None`` is a torn line.
+
+    ``forms`` tells how the records begin: with ``{`` or ``[``. Without it, they have the form of their
+    lines.
+    """
+    with lines:
+        wanted = _Wanted(forms())
+        for request in requests_in(lines.numbered(), request_url, lines.unit, model):
+            wanted.add(request)
     torn = 0
     for record in records():
         if record is None:
@@ -103,32 +119,53 @@ def verify_lines(
 class _Wanted:
     """The requests that still need a record. Good records must be counted first."""
 
-    def __init__(self, lines: RequestLines, request_url: str) -> None:
+    def __init__(self, forms: Collection[bytes]) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
         self.conflicts: list[tuple[int, int]] = []
+        self._forms = forms
         self._left: dict[bytes, int] = {}
-        ids = CustomIds()
-        with lines:
-            for request in read_requests(lines.numbered(), request_url, lines.unit):
-                key = identity(request)
-                self._left[key] = self._left.get(key, 0) + 1
-                self.lines += 1
-                earlier = ids.add(request) if request.custom_id is not None else None
-                if earlier is not None and not earlier.is_equal:
-                    self.conflicts.append((earlier.line, request.number))
-        del self.conflicts[_MAX_CONFLICTS:]
+        self._other_keys: dict[bytes, bytes] = {}  # of records in the other form: the usual key
+        self._ids = CustomIds()
+
+    def add(self, request: Request) -> None:
+        """Add a request, which needs a record."""
+        is_row = request.custom_id is not None
+        if (b"[" if is_row else b"{") in self._forms:
+            key, *others = keys(request if is_row else with_id(request))
+            for other in others:
+                self._other_keys.setdefault(other, key)
+        else:
+            key = identity(request)
+        self._left[key] = self._left.get(key, 0) + 1
+        self.lines += 1
+        earlier = self._ids.add(request) if is_row else None
+        if earlier is not None and not earlier.is_equal and len(self.conflicts) < _MAX_CONFLICTS:
+            self.conflicts.append((earlier.line, request.number))
 
     def count(self, record: Record) -> None:
         """Count ``record`` for a line that needs one, or as one too many."""
-        left = self._left.get(record.identity)
+        key = record.identity
+        if key not in self._left:
+            key = self._other_keys.get(key, key)
+        left = self._left.get(key)
         if left is None:
             self.foreign += 1
         elif left == 0:
             self.doubled += 1
         else:
-            self._left[record.identity] = left - 1
+            self._left[key] = left - 1
             self.answered += bool(record.ok)
             self.failed += not record.ok
+
+
+def _forms(paths: list[Path]) -> set[bytes]:
+    """How the lines in ``paths`` begin."""
+    found = set()
+    for path in paths:
+        with reading(path) as file:
+            for line in file:
+                found.add(line.removeprefix(BOM).lstrip()[:1])
+    return found
 
 
 def _records(paths: list[Path]) -> Iterator[Record | None]:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from parallel_processor.exceptions import ResultsFileError, StopCause
 from parallel_processor.files.append_file import AppendFile
-from parallel_processor.files.formats import record
+from parallel_processor.files.records import record
 from parallel_processor.models import Outcome
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.stop import WakeEvent, do_all

@@ -12,7 +12,7 @@ Names that cross the border (module, names):
                    is_loopback, needs_key, resolve_url, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
-    errors         read_error
+    failures       of_failure
     limit_headers  IN_EVERY_LIMIT, read_limits
     responses      classify
     texts          plain_line

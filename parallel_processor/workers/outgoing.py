@@ -29,7 +29,7 @@ class Outgoing:
     def expected(self, request: Request) -> Expected:
         """What is known of the answer to ``request``."""
         url, inputs = request.url or self._url, count_inputs(request.body)
-        return Expected(url, inputs, request.custom_id is not None)
+        return Expected(url, inputs, request.is_row)
 
     def payload(self, request: Request) -> bytes:
         """The bytes to send."""

@@ -16,7 +16,7 @@ from statistics import median
 from benchmarks.jobs import request, write_requests
 from benchmarks.tables import Cell, print_table
 from parallel_processor.files.append_file import AppendFile
-from parallel_processor.files.formats import made_request, read_requests
+from parallel_processor.files.formats import made_request, requests_in
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.files.writer import ResultWriter
 from parallel_processor.models import Outcome, Response
@@ -208,7 +208,7 @@ def reading(size: Size, folder: Path) -> Row:
 
     def ours() -> None:
         with RequestsFile(path) as lines:
-            if sum(1 for _ in read_requests(lines.numbered(), URL)) != size.lines:
+            if sum(1 for _ in requests_in(lines.numbered(), URL)) != size.lines:
                 raise RuntimeError("lines were lost")
 
     def plain() -> None:

@@ -24,7 +24,7 @@ from listeners import descendants, listening_addresses
 from raw_server import RawServer, Room, Visit, answer_all
 from services import NO_LIMITS, rows
 
-from parallel_processor.cli.flags import build_ray_parser
+from parallel_processor.cli.commands import build_ray_parser
 from parallel_processor.cluster.on_ray import OnRay
 from parallel_processor.exceptions import ConfigurationError
 

@@ -13,7 +13,8 @@ from clocks import admitted_by
 from parallel_processor.engine.settlement import Settled, Settlement
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
-from parallel_processor.files.formats import made_request, record
+from parallel_processor.files.formats import made_request
+from parallel_processor.files.records import record
 from parallel_processor.models import Estimate, Outcome, Request, Response
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.ratelimit.state import Reservation

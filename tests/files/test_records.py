@@ -15,7 +15,9 @@ from commands import write_lines
 from raw_server import OK, RawServer, Visit, answer_all
 
 from parallel_processor import Outcome, Processor, ResultsFileError, read_results
-from parallel_processor.files.formats import identity, made_request, parse_line, read_record, record
+from parallel_processor.files.formats import made_request, parse_line
+from parallel_processor.files.identity import identity, read_record
+from parallel_processor.files.records import record
 from parallel_processor.models import INVALID_REQUEST, Request, Response
 from parallel_processor.providers.answers import POLLED
 from parallel_processor.providers.jsontext import elements, read_answer

@@ -35,6 +35,7 @@ from parallel_processor import (
     WorkerProcessError,
     process_api_requests_from_file,
     process_file,
+    read_requests,
     read_results,
     response_embeddings,
     response_text,
@@ -105,6 +106,9 @@ def results(path: Path) -> None:
     assert_type(read, Iterator[Outcome])
     assert_type(to_records(read), list[dict[str, Any]])
     process_file(path, on_outcome=lambda outcome: print(outcome.text))
+    process_file(path, output_format="batch", model="m")
+    assert_type(read_requests(path, output_format="cookbook", model="m"), Iterator[Request])
+    assert_type(verify_results(path, "results.jsonl", model="m"), Verification)
     assert_type(response_text({}), str | None)
     assert_type(response_embeddings({}), list[list[float]] | None)
 

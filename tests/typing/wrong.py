@@ -58,6 +58,7 @@ def values_of_another_type() -> None:
     account: Settings = {"api_key": b"key"}  # type: ignore[typeddict-item]
     account["processes"] = "2"  # type: ignore[typeddict-item]
     verify_results("in.jsonl", 5)  # type: ignore[arg-type]
+    process_file("in.jsonl", output_format="jsonl")  # type: ignore[arg-type]
 
 
 def requests_that_are_none(processor: Processor) -> None:

@@ -1,0 +1,253 @@
+"""``from-batch``: one results file, made of the output and error files of several batches.
+
+The files are read twice: to find the best result of each id, which takes about 26 bytes an id, and to write
+them. The results file gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+)
+from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
+from parallel_processor.files.batch_rows import MISTRAL, OPENAI, RowRequest, dialect_of
+from parallel_processor.files.custom_ids import CustomIds, arranged, conflict_text, with_id
+from parallel_processor.files.formats import requests_in
+from parallel_processor.files.identity import id_key
+from parallel_processor.files.records import BOM, read_outcome, reading, record, take_apart
+from parallel_processor.files.requests_file import RequestsFile, check_paths
+from parallel_processor.models import Request
+from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
+
+_BUFFER_BYTES = 256 * 1024
+_SEEK_BYTES = 16 * 1024  # are read from each place that is looked up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """What :func:`merge` found, in counts of requests; without a requests file, of ids.
+
+    Attributes:
+        answered: requests with an answer.
+        failed: requests with nothing but failures; one of them is kept.
+        missing: requests without any result.
+        doubled: results beyond one for each request: they are left out.
+        foreign: results of no request: they are left out.
+        torn: lines that are no results: they are left out.
+        first_torn: where the first of them is; empty if there is none.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    missing: int = 0
+    doubled: int = 0
+    foreign: int = 0
+    torn: int = 0
+    first_torn: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True if each request has its answer."""
+        return not (self.failed or self.missing or self.foreign or self.torn)
+
+
+class _Place(NamedTuple):
+    """Where a result is."""
+
+    ok: bool
+    file: int
+    start: int
+
+
+class _Places:
+    """The best result of each id: the first answer, else the first failure. About 26 bytes an id."""
+
+    _KEY_BYTES, _FILE_BYTES, _START_BYTES = 10, 2, 6
+
+    def __init__(self) -> None:
+        self._buckets = [bytearray() for _ in range(16_384)]
+        self.count = 0
+
+    def add(self, key: bytes, place: _Place) -> bool:
+        """True if ``place`` is the first of its key."""
+        entry = bytes([place.ok]) + place.file.to_bytes(self._FILE_BYTES, "big")
+        entry += place.start.to_bytes(self._START_BYTES, "big")
+        bucket, at = self._find(key)
+        if at < 0:
+            bucket += key[2 : 2 + self._KEY_BYTES] + entry
+            self.count += 1
+        elif place.ok and not bucket[at + self._KEY_BYTES]:
+            bucket[at + self._KEY_BYTES : at + self._KEY_BYTES + len(entry)] = entry
+        return at < 0
+
+    def get(self, key: bytes) -> _Place | None:
+        """The best result of a key; ``None`` if there is none."""
+        bucket, at = self._find(key)
+        if at < 0:
+            return None
+        at += self._KEY_BYTES
+        file_at, start_at = at + 1, at + 1 + self._FILE_BYTES
+        file = int.from_bytes(bucket[file_at:start_at], "big")
+        start = int.from_bytes(bucket[start_at : start_at + self._START_BYTES], "big")
+        return _Place(bool(bucket[at]), file, start)
+
+    def _find(self, key: bytes) -> tuple[bytearray, int]:
+        size = self._KEY_BYTES + 1 + self._FILE_BYTES + self._START_BYTES
+        bucket = self._buckets[int.from_bytes(key[:2], "big") % len(self._buckets)]
+        wanted = key[2 : 2 + self._KEY_BYTES]
+        at = bucket.find(wanted)
+        while at > 0 and at % size:  # found across a border within or between entries
+            at = bucket.find(wanted, at + 1)
+        return bucket, at
+
+
+def merge(
+    batch_paths: Sequence[Path],
+    save_path: Path,
+    *,
+    requests_path: Path | None = None,
+    request_url: str = DEFAULT_REQUEST_URL,
+    model: str | None = None,
+    output_format: OutputFormat = "auto",
+    overwrite: bool = False,
+) -> Merged:
+    """Write one results file of the output and error files of batches.
+
+    Each request gets one record: its answer if there is one in any file, else its failure. With the file of
+    the requests, the records are in its order and have any form. Without, they are in the order of the
+    files, and lines of a Batch file.
+
+    Raises :class:`ConfigurationError` if ``save_path`` is there already, or the form needs the requests.
+    """
+    for path in [*batch_paths, *([requests_path] if requests_path else [])]:
+        check_paths(path, save_path, None)
+    if output_format == "cookbook" and requests_path is None:
+        raise ConfigurationError(
+            "the cookbook's form has the requests in it: name their file with --requests_filepath"
+        )
+    if save_path.exists() and save_path.stat().st_size and not overwrite:
+        raise ConfigurationError(
+            f"{save_path} is there already: name another with --save_filepath, or give --overwrite"
+        )
+    with ExitStack() as stack:
+        files = [stack.enter_context(reading(path, _SEEK_BYTES)) for path in batch_paths]
+        found, places = _index(files)
+        with _replacing(save_path) as save:
+            if requests_path is None:
+                return _write_as_found(files, places, found, save)
+            with RequestsFile(requests_path) as lines:
+                requests = requests_in(lines.numbered(), request_url, lines.unit, model)
+                wanted = arranged(requests, output_format, lines.unit)
+                return _write_in_order(wanted, files, places, found, save)
+
+
+def _index(files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:
+    """Where the best result of each id is, and what there is besides."""
+    places, doubled, torn, first_torn = _Places(), 0, 0, ""
+    for number, file in enumerate(files):
+        start = 0
+        for line_number, line in enumerate(file, 1):
+            outcome = read_outcome(line, line_number) if line.strip() else None
+            if outcome is not None and outcome.custom_id is not None:
+                place = _Place(outcome.ok, number, start)
+                doubled += not places.add(id_key(outcome.custom_id), place)
+            elif line.strip():
+                torn += 1
+                first_torn = first_torn or f"line {line_number} of {file.name}"
+            start += len(line)
+    return Merged(doubled=doubled, torn=torn, first_torn=first_torn), places
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that is at ``path`` once the block has ended well."""
+    beside = path.with_name(path.name + REPLACEMENT_SUFFIX)
+    try:
+        with beside.open("wb", buffering=_BUFFER_BYTES) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_directory(path.parent)
+    except ParallelProcessorError:
+        raise
+    except OSError as error:
+        raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_as_found(
+    files: Sequence[BinaryIO], places: _Places, found: Merged, save: BinaryIO
+) -> Merged:
+    answered = failed = 0
+    for number, file in enumerate(files):
+        file.seek(0)
+        start = 0
+        for line in file:
+            outcome = read_outcome(line, 1) if line.strip() else None
+            if outcome is not None and outcome.custom_id is not None:
+                place = places.get(id_key(outcome.custom_id))
+                if place is not None and place[1:] == (number, start):
+                    save.write(_line_for(line, outcome.request))
+                    answered, failed = answered + place.ok, failed + (not place.ok)
+            start += len(line)
+    return replace(found, answered=answered, failed=failed)
+
+
+def _write_in_order(
+    requests: Iterable[Request],
+    files: Sequence[BinaryIO],
+    places: _Places,
+    found: Merged,
+    save: BinaryIO,
+) -> Merged:
+    answered = failed = missing = 0
+    ids = CustomIds()
+    for request in requests:
+        with_its_id = with_id(request)
+        if (earlier := ids.add(with_its_id)) is not None:
+            raise InputFileError(conflict_text(earlier, with_its_id))
+        place = places.get(id_key(with_its_id.custom_id or ""))
+        if place is None:
+            missing += 1
+            continue
+        files[place.file].seek(place.start)
+        line = files[place.file].readline()
+        _check_origin(line, with_its_id)
+        save.write(_line_for(line, request))
+        answered, failed = answered + place.ok, failed + (not place.ok)
+    foreign = places.count - answered - failed
+    return replace(found, answered=answered, failed=failed, missing=missing, foreign=foreign)
+
+
+def _check_origin(line: bytes, request: RowRequest) -> None:
+    """Raise :class:`InputFileError` if ``line`` says that it is of another request than ``request``."""
+    parts = take_apart(line)
+    if parts is not None and parts.origin is not None and parts.origin != request.origin:
+        raise InputFileError(
+            f"line {request.number} is not the request whose result has the id "
+            f"{str(request.custom_id)[:100]!r}: lines were changed, or came or went before it. Undo that"
+        )
+
+
+def _line_for(line: bytes, request: Request) -> bytes:
+    """The record of ``request``, whose result ``line`` is: the line itself, where that has its form."""
+    dialect = dialect_of(request) if request.custom_id is not None else None
+    is_row = not isinstance(request, RowRequest) or not request.origin
+    parts = take_apart(line)
+    if dialect in (OPENAI, MISTRAL) and is_row and parts is not None and parts.is_framed:
+        return line.removeprefix(BOM).strip() + b"\n"
+    outcome = read_outcome(line, request.number)
+    assert outcome is not None
+    return record(replace(outcome, request=request))
