@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from parallel_processor.engine.credits import WriterSlack
 from parallel_processor.engine.delivery import MakeSink
-from parallel_processor.engine.run import Run
+from parallel_processor.engine.run import WRITER_SLACK, Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
@@ -58,6 +59,7 @@ class Account:
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
+        slack: WriterSlack = WRITER_SLACK,
         stops: int | None = None,
     ) -> Iterator[Run]:
         """A new run, which is over at the end of the block. The arguments are those of :class:`Run`.
@@ -75,6 +77,7 @@ class Account:
             ahead=ahead,
             is_wanted=is_wanted,
             parses_answers=parses_answers,
+            slack=slack,
             clock=self._clock,
         )
         with self._lock:

@@ -183,10 +183,10 @@ class _Output:
     def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
         """The sink: a writer that calls ``recorded`` for what is on record, and ``stop`` if it fails."""
 
-        def note_and_record(outcomes: list[Outcome], on_record: bool) -> None:
+        def note_and_record(outcomes: list[Outcome], on_record: bool, size_bytes: int) -> None:
             if on_record:
                 self._note(outcomes, stop)
-            recorded(outcomes, on_record)
+            recorded(outcomes, on_record, size_bytes)
 
         is_noted = self._highlights is not None or self._on_outcome is not None
         self._writer = ResultWriter(

@@ -16,5 +16,5 @@ Names that cross the border (module, names):
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_jsonl
     verify         Verification, records_in, verify_lines, verify_results
-    writer         ResultWriter
+    writer         ResultWriter, held_bytes
 """
