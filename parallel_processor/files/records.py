@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.files.compression import unpacked
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.answers import (
     POLLED,
@@ -172,9 +173,12 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
+    """Open the text of a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+        with (
+            path.open("rb", buffering=_BUFFER_BYTES) as packed,
+            unpacked(packed, str(path), is_growing=True) as file,
+        ):
             yield file
     except OSError as error:
         raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error

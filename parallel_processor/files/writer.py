@@ -123,7 +123,7 @@ class ResultWriter:
             batch, is_open = self._next_batch(due_s if dirty else None)
             self._write(batch)
             if not is_open or self._clock() >= synced_at + self._fsync_s:
-                self._sync()
+                self._sync(ends=not is_open)
                 synced_at = self._clock()
             if batch and not self._is_closing:
                 self._wake.wait(_BATCH_DELAY_S)
@@ -186,9 +186,11 @@ class ResultWriter:
                     return False
                 self._wake.wait(_RETRY_INTERVAL_S)
 
-    def _sync(self) -> None:
+    def _sync(self, *, ends: bool) -> None:
         for file in (self._results, self._errors):
             try:
+                if ends:
+                    file.end()
                 file.sync()
             except OSError as error:
                 self._fail(file, error.strerror or str(error))
