@@ -88,6 +88,7 @@ class _Flag:
     read: Callable[[str], object] | None = None  # makes the value; None: by the default's type
     required: bool = False
     choices: tuple[str, ...] | None = None
+    repeatable: bool = False  # each gives one more value
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Make the flag known to a parser."""
@@ -98,6 +99,7 @@ class _Flag:
         default = attrgetter(self.setting)(_DEFAULTS) if self.setting else self.own_default
         group.add_argument(
             flag,
+            action="append" if self.repeatable else "store",
             metavar=self.metavar or None,
             type=self.read or _READERS.get(type(default), str),
             default=default,
@@ -120,8 +122,13 @@ _ACCOUNTING = get_args(TokenAccounting)
 # fmt: off
 FLAGS: Mapping[str, tuple[_Flag, ...]] = {
     "files": (
-        _Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
-        _Flag("save_filepath", "", "FILE", "the results", default_text="{requests}_results.jsonl"),
+        _Flag("requests_filepath", "", "FILE",
+              "the requests, one JSON object a line; - for standard input, a pattern such as "
+              "'part-*.jsonl', or a URL such as s3://bucket/file; may be given several times",
+              required=True, repeatable=True),
+        _Flag("save_filepath", "", "FILE",
+              "the results; - for standard output, compressed if it ends with .gz or .zst, or a URL",
+              default_text="{requests}_results.jsonl; - with -"),
         _Flag("errors_filepath", "", "FILE", "the records of failed requests",
               default_text="they go to the results"),
         _Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
@@ -347,6 +354,9 @@ def build_ray_parser() -> FlagParser:
 
 
 def _for_parts(row: _Flag) -> _Flag:
+    if row.name == "requests_filepath":
+        text = "the requests, one JSON object a line; a file or a URL such as s3://bucket/file"
+        return replace(row, help=text, repeatable=False)
     if row.name == "save_filepath":
         return replace(row, metavar="FOLDER", help="the parts", default_text="{requests}_results")
     return row

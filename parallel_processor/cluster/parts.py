@@ -110,7 +110,7 @@ def check_parts(
             open_lines(block) as lines,
         ):
             records = (record.identity for line in part if (record := read_record(line)))
-            requests = read_requests(lines.numbered(), request_url, lines.unit)
+            requests = read_requests(lines.numbered(), request_url, lines.place)
             pairs = zip_longest(records, map(identity, requests))
             if any(one != other for one, other in islice(pairs, 1 if is_followed else None)):
                 raise InputFileError(
@@ -194,7 +194,7 @@ class Match(NamedTuple):
 def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in read_requests(lines.numbered(), request_url, lines.unit):
+        for request in read_requests(lines.numbered(), request_url, lines.place):
             yield records.take(request)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from parallel_processor.engine.credits import WriterSlack
+from parallel_processor.engine.credits import WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import MakeSink
-from parallel_processor.engine.run import WRITER_SLACK, Run
+from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of

@@ -45,6 +45,11 @@ class WriterSlack:
     in_order: bool = False
 
 
+NO_SLACK = WriterSlack(outcomes=0)
+WRITER_SLACK = WriterSlack(outcomes=256, size_bytes=16 * 1024 * 1024)
+"""For a writer that writes many outcomes at once."""
+
+
 def ahead_of(max_workers: int) -> int:
     """How many requests may be read that wait for one of so many workers."""
     return min(4 * max_workers if max_workers >= _MANY_WORKERS else max_workers, READ_AHEAD)
@@ -93,6 +98,13 @@ class Credits:
     def yielded(self, count: int, _size_bytes: int) -> None:
         """The program has taken so many outcomes, in the reader's thread."""
         self._skipped -= count
+
+    def record(self, count: int, size_bytes: int) -> bool:
+        """So many outcomes are on record; true if requests may be sent again that had to wait for that."""
+        was_heavy = self.is_heavy
+        self.held -= count
+        self.held_bytes -= size_bytes
+        return was_heavy and not self.is_heavy
 
     @property
     def careful_s(self) -> float:

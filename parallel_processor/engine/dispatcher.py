@@ -210,11 +210,8 @@ class Dispatcher:
         """So many outcomes, of so many bytes, are on record, or never will be."""
         credits = self.credits
         with self._lock:
-            was_heavy = credits.is_heavy
-            credits.held -= count
-            credits.held_bytes -= size_bytes
-            if was_heavy and not credits.is_heavy:
-                self._wake()  # requests may be sent again
+            if credits.record(count, size_bytes):
+                self._wake()
             wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
             self._on_room()
@@ -282,9 +279,9 @@ class Dispatcher:
     def _choose(self) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request to send, which is in flight from now on, or else one to count."""
         queues, credits = self._queues, self.credits
+        if credits.is_heavy:
+            queues.give_places_back()
         if credits.is_full or not queues:
-            if credits.is_heavy:
-                queues.give_places_back()
             return None, None
         admitted = queues.admit()
         if admitted is None:

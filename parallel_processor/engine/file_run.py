@@ -6,19 +6,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
-from parallel_processor.exceptions import InputFileError, StopRequested
+from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import with_checked_ids
-from parallel_processor.files.formats import read_requests, tell_notes
-from parallel_processor.files.requests_file import RequestLines, RequestsFile
+from parallel_processor.files.formats import Place, line_place, read_requests, tell_notes
+from parallel_processor.files.object_stores import StoredFile
+from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
+from parallel_processor.files.sources import Source, open_sources
 from parallel_processor.files.writer import ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, shown_url
@@ -34,9 +36,9 @@ _log = logging.getLogger("parallel_processor")
 class FileJob:
     """What to do with a file. The fields are the arguments of ``Processor.process_file``."""
 
-    source: Path | RequestLines
-    save: Path
-    errors: Path | None = None
+    sources: Sequence[Source]
+    save: Path | StoredFile
+    errors: Path | StoredFile | None = None
     report: Path | None = None
     overwrite: bool = False
     keep_failures: bool = False
@@ -59,8 +61,11 @@ class FileRun:
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
         job = self._job
-        source = RequestsFile(job.source) if isinstance(job.source, Path) else job.source
-        with source as lines, open_files(job.save, job.errors) as files:
+        save, errors = _local(job.save), _local(job.errors) if job.errors is not None else None
+        with open_sources(job.sources) as lines, open_files(save, errors) as files:
+            stored = _stored(job, files)
+            for store, file in stored if not job.overwrite else ():
+                store.fetch(file)
             output = _Output(files, job, self._highlights, self._options.write_retry_s, self._clock)
             with self._account.run(
                 make_sink=output.open,
@@ -78,7 +83,10 @@ class FileRun:
                 finally:
                     if report is not None:
                         report.finish()
-                return self._summary(run, lines), run.stop_cause
+                summary, cause = self._summary(run, lines), run.stop_cause
+            if cause is None:
+                _put(stored, summary)
+            return summary, cause
 
     def _summary(self, run: Run, lines: RequestLines) -> Summary:
         return self._account.summary(run, self._started_at, fraction=lines.fraction())
@@ -99,17 +107,18 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        requests = read_requests(lines.numbered(), self._options.request_url, lines.unit)
+        requests = read_requests(lines.numbered(), self._options.request_url, lines.place)
         requests = unanswered(
-            with_checked_ids(requests, lines.unit),
+            with_checked_ids(requests, lines.place),
             answered,
             run.counters,
             lambda: run.stop_cause is not None,
-            lines.unit,
+            lines.place,
         )
         try:
-            for _ in run.outcomes(requests):
-                raise AssertionError("a run with a sink yields nothing")
+            with run.waking(_Interrupt(lines)):
+                for _ in run.outcomes(requests):
+                    raise AssertionError("a run with a sink yields nothing")
         finally:
             try:
                 output.close()
@@ -138,7 +147,7 @@ class FileRun:
             is_running=is_running,
             fraction=lines.fraction(),
             requests_path=lines.name,
-            save_path=str(job.save),
+            save_path=job.save.name if isinstance(job.save, StoredFile) else str(job.save),
             url=shown_url(options.request_url),
             max_workers=options.max_workers,
             processes=options.processes,
@@ -158,6 +167,33 @@ class FileRun:
             limits=self._account.buckets.usage().limits,
             **counters_of(counts),
         )
+
+
+class _Interrupt:
+    """Ends the wait for the next line when the run stops."""
+
+    def __init__(self, lines: RequestLines) -> None:
+        self.set = lines.interrupt
+
+
+def _local(path: Path | StoredFile) -> Path:
+    return path.path if isinstance(path, StoredFile) else path
+
+
+def _stored(job: FileJob, files: Sequence[AppendFile]) -> list[tuple[StoredFile, AppendFile]]:
+    """The files that belong on an object store."""
+    pairs = zip((job.save, job.errors), files, strict=False)
+    return [(store, file) for store, file in pairs if isinstance(store, StoredFile)]
+
+
+def _put(stored: Sequence[tuple[StoredFile, AppendFile]], summary: Summary) -> None:
+    """Put the finished files on their stores."""
+    try:
+        for store, file in stored:
+            store.put(file)
+    except ResultsFileError as error:
+        error.summary = summary
+        raise
 
 
 class _Output:
@@ -235,7 +271,7 @@ def unanswered(
     answered: AnsweredRequests,
     counters: Counters,
     is_over: Callable[[], bool],
-    unit: str = "line",
+    place: Place = line_place,
 ) -> Iterator[Request]:
     """The requests that have no answer yet. Logs once what had to be left out of some."""
     noted: set[str] = set()
@@ -251,7 +287,7 @@ def unanswered(
                 counters.skipped(failed=True)
                 continue
         if request.dropped:
-            tell_notes(request, noted, unit)
+            tell_notes(request, noted, place)
         yield request
 
 

@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
-from parallel_processor.engine.credits import READ_AT_ONCE, WriterSlack
+from parallel_processor.engine.credits import NO_SLACK, READ_AT_ONCE, WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.settlement import Settlement, invalid
@@ -57,9 +57,6 @@ from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
 _log = logging.getLogger("parallel_processor")
-_NO_WRITER = WriterSlack(outcomes=0)
-WRITER_SLACK = WriterSlack(outcomes=256, size_bytes=16 * 1024 * 1024)
-"""What may wait for a writer, which writes many outcomes at once."""
 
 
 class Run:
@@ -105,8 +102,7 @@ class Run:
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._stop = StopSignal()
-        self._has_begun = self._is_stopping = False
-        self._give_up_at = math.inf  # set by a stop
+        self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
         self._waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
@@ -138,7 +134,7 @@ class Run:
             wait_times=self.wait_times,
             stop=self._stop,
             max_workers=self._max_workers,
-            slack=_NO_WRITER if self.yields_outcomes else slack,
+            slack=NO_SLACK if self.yields_outcomes else slack,
             count=self._count,
             is_wanted=is_wanted,
             clock=self._clock,

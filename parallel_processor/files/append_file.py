@@ -83,7 +83,7 @@ class AppendFile:
         return self.path.open("rb", buffering=_BUFFER_BYTES)
 
     def cut(self, size: int, text_bytes: int) -> bool:
-        """Leave the first ``size`` of the ``text_bytes`` that :meth:`open_text` gave; false if that can't be.
+        """Leave ``size`` of the ``text_bytes`` that :meth:`open_text` gave; false if that can't be.
 
         Then :meth:`beside` makes a file that can take their place.
         """
@@ -180,7 +180,8 @@ class PackedFile(AppendFile):
 
     def end(self) -> None:
         if self._member is not None:
-            self._member, self._owed = None, self._member.closing()
+            self._owed = self._member.closing()
+            self._member = None
         if self._owed:
             super().append(self._owed)
             self._owed = b""

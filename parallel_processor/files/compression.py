@@ -1,9 +1,10 @@
 """Compressed files: read by their first bytes, whatever their name, and written by the name's end.
 
-A results file ``.gz`` or ``.zst`` is a sequence of members, which unpacking tools join. A run appends one member.
-Each batch of records is flushed out of the compressor before it counts as on record: after a ``kill -9``, all that
-was on record can be unpacked, as without compression. The compressor keeps what it has learned between two flushes,
-so that a flush of 20 records costs 1 % of the size, where a member for each batch would double it.
+A results file ``.gz`` or ``.zst`` is a sequence of members, which unpacking tools join. A run appends one
+member. Each batch of records is flushed out of the compressor before it counts as on record: after a
+``kill -9``, all that was on record can be unpacked, as without compression. The compressor keeps what it
+has learned between two flushes, so that a flush of 20 records costs 1 % of the size, where a member for
+each batch would double it.
 
 The member of a killed run has no end: see ``torn_ends.py``.
 """
@@ -198,10 +199,8 @@ class Unpacked(io.RawIOBase):
         super().close()
 
 
-def unpacked(
-    file: io.BufferedReader, name: str, *, is_growing: bool = False
-) -> io.BufferedReader:
-    """``file``, or the text in it if it is compressed, for one thread. The arguments are :class:`Unpacked`'s."""
+def unpacked(file: io.BufferedReader, name: str, *, is_growing: bool = False) -> io.BufferedReader:
+    """``file``, or the text in it if it is compressed, for one thread. See :class:`Unpacked`."""
     kind = compression_of(file.peek(_BUFFER_BYTES))
     if kind is None:
         return file

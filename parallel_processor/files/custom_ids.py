@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.formats import Place, line_place
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
@@ -66,30 +67,28 @@ class CustomIds:
         return EarlierRow(line, bucket[at + _ID_BYTES : at + _LINE_AT] == content)
 
 
-def with_checked_ids(requests: Iterable[Request], unit: str = "line") -> Iterator[Request]:
-    """Pass on ``requests``; raise :class:`InputFileError` at the second row of one id, if it differs.
-
-    ``unit`` is what the numbers of the requests count.
-    """
+def with_checked_ids(requests: Iterable[Request], place: Place = line_place) -> Iterator[Request]:
+    """Pass on ``requests``; raise :class:`InputFileError` at the second row of one id, if it differs."""
     ids, has_warned = CustomIds(), False
     for request in requests:
         if request.custom_id is not None and (earlier := ids.add(request)) is not None:
             if not earlier.is_equal:
-                raise InputFileError(conflict_text(earlier.line, request, unit))
+                raise InputFileError(conflict_text(earlier.line, request, place))
             if not has_warned:
                 has_warned = True
                 _log.warning(
-                    "%ss %d and %d are the same request, custom_id %.100r; each is sent, here and below",
-                    *(unit, earlier.line, request.number, request.custom_id),
+                    "%s and %s are the same request, custom_id %.100r; each is sent, here and below",
+                    *(place(earlier.line), place(request.number), request.custom_id),
                     extra={"request_number": request.number},
                 )
         yield request
 
 
-def conflict_text(earlier_line: int, request: Request, unit: str = "line") -> str:
+def conflict_text(earlier_line: int, request: Request, place: Place = line_place) -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
+    earlier, later = place(earlier_line), place(request.number)
     return (
-        f"{unit}s {earlier_line} and {request.number} of the requests file have the same custom_id "
+        f"{earlier} and {later} of the requests have the same custom_id "
         f"{str(request.custom_id)[:100]!r} but different requests: their answers could not be told apart. "
-        f"Give {unit} {request.number} another id: {unit} {earlier_line} may have its answer under this one"
+        f"Give {later} another id: {earlier} may have its answer under this one"
     )

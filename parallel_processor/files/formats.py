@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,20 +44,29 @@ _NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
+Place = Callable[[int], str]
+"""Says where the line of a number is, for messages: ``RequestLines.place``."""
+
+
+def line_place(number: int) -> str:
+    """``line 3``."""
+    return f"line {number}"
+
+
 def read_requests(
-    lines: Iterable[tuple[int, bytes]], request_url: str, unit: str = "line"
+    lines: Iterable[tuple[int, bytes]], request_url: str, place: Place = line_place
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
-    A line comes with its number; ``unit`` is what that counts.
+    A line comes with its number.
     """
     for number, line in lines:
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, unit)
+            yield parse_line(line, number, request_url, place)
 
 
-def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -> Request:
+def parse_line(line: bytes, number: int, request_url: str, place: Place = line_place) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     try:
         text = line.decode("utf-8")
@@ -84,7 +93,7 @@ def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -
         body=text,
         payload=dump(text),
         number=number,
-        invalid_reason=f"{unit} {number}: {invalid_reason}",
+        invalid_reason=f"{place(number)}: {invalid_reason}",
     )
 
 
@@ -133,11 +142,8 @@ def _request_with_nan(text: str, number: int) -> Request:
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
 
-def tell_notes(request: Request, noted: set[str], name: str) -> None:
-    """Log what was left out of ``request`` or changed in it, but for what is in ``noted``; adds it there.
-
-    ``name`` is what the request's number counts.
-    """
+def tell_notes(request: Request, noted: set[str], place: Place) -> None:
+    """Log what was left out of ``request`` or changed, but for what is in ``noted``; adds it there."""
     new = request.dropped - noted
     noted |= new
     left_out = ", ".join(sorted(new - {NAN_IN_METADATA}))
@@ -145,7 +151,7 @@ def tell_notes(request: Request, noted: set[str], name: str) -> None:
     notes += [f"{NAN_IN_METADATA} is kept as null"] if NAN_IN_METADATA in new else []
     for note in notes:
         extra = {"request_number": request.number}
-        _log.warning("%s %d: %s, here and below", name, request.number, note, extra=extra)
+        _log.warning("%s: %s, here and below", place(request.number), note, extra=extra)
 
 
 def _null(match: re.Match[str]) -> str:

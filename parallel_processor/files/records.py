@@ -6,12 +6,13 @@ package, of the cookbook's script and of the Batch API.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from parallel_processor.exceptions import ResultsFileError
 from parallel_processor.files.compression import unpacked
@@ -176,7 +177,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     """Open the text of a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
         with (
-            path.open("rb", buffering=_BUFFER_BYTES) as packed,
+            io.BufferedReader(cast(Any, io.FileIO(path)), _BUFFER_BYTES) as packed,
             unpacked(packed, str(path), is_growing=True) as file,
         ):
             yield file

@@ -1,8 +1,9 @@
 """The end of a compressed results file whose run was killed.
 
-Its last member has no end, and may be torn in the middle of what was being appended. What was on record ends with
-a flush behind a line end. :func:`intact_part` finds the last one. The file is cut there, and the few bytes that end
-a member are appended: nothing is packed again, and a crash in between leaves a file that is mended in the same way.
+Its last member has no end, and may be torn in the middle of what was being appended. What was on record
+ends with a flush behind a line end. :func:`intact_part` finds the last one. The file is cut there, and
+the few bytes that end a member are appended: nothing is packed again, and a crash in between leaves a
+file that is mended in the same way.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ class _Torn(Exception):
 def intact_part(path: Path, kind: str) -> IntactPart:
     """What is intact of a results file that a killed run may have left.
 
-    Raises ``OSError`` if more would be lost than such a run appends at once, or if the member that is torn is not
-    one of ours.
+    Raises ``OSError`` if more would be lost than such a run appends at once, or if the member that is
+    torn is not one of ours.
     """
     with path.open("rb", buffering=_BUFFER_BYTES) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        head = file.peek(_BUFFER_BYTES).strip(PADDING)
+        head = file.read(_BUFFER_BYTES).strip(PADDING)
+        file.seek(0)
         if len(head) >= _MAGIC_BYTES and compression_of(head) != kind:
             raise OSError(errno.EINVAL, f"it is not compressed with {kind}, as its name says")
         part = _gzip_part(file) if kind == "gzip" else _zstd_part(file, str(path))
@@ -84,7 +86,7 @@ def _unless_foreign(part: IntactPart, has_lines: bool) -> IntactPart:
     if has_lines:
         raise OSError(
             errno.EIO,
-            f"its end is missing: the part behind byte {part.size:,}, which another program wrote, is cut off. "
+            f"its end is missing: what another program wrote behind byte {part.size:,} is cut off. "
             "Unpack what is there, and name that file",
         )
     return part
@@ -162,7 +164,7 @@ class _Frame(NamedTuple):
 
 
 def _frame_header(file: BinaryIO) -> _Frame | None:
-    """The header of the next frame that has data; ``None`` at the end. As RFC 8878, section 3.1.1 has it."""
+    """The header of the next frame that has data; ``None`` at the end. See RFC 8878, section 3.1.1."""
     while magic := file.read(4):
         if len(magic) == 4 and magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50:
             _exactly(file, struct.unpack("<I", _exactly(file, 4))[0])  # to be skipped

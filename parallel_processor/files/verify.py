@@ -9,7 +9,8 @@ from pathlib import Path
 from parallel_processor.files.custom_ids import CustomIds
 from parallel_processor.files.formats import Record, identity, read_record, read_requests
 from parallel_processor.files.records import reading
-from parallel_processor.files.requests_file import RequestLines, RequestsFile
+from parallel_processor.files.requests_file import RequestLines
+from parallel_processor.files.sources import SourceLike, find_sources, open_sources
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
 _MAX_CONFLICTS = 100
@@ -51,7 +52,7 @@ class Verification:
 
 
 def verify_results(
-    requests_path: str | Path,
+    requests_path: SourceLike,
     save_path: str | Path,
     errors_path: str | Path | None = None,
     *,
@@ -61,7 +62,7 @@ def verify_results(
 
     Takes about 170 bytes of memory per line. ``request_url`` matters only for Batch rows: one for
     another host is invalid. Don't call it while a run writes the files: the last line may be
-    incomplete.
+    incomplete. ``requests_path`` is what :func:`process_file` takes.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 
@@ -71,7 +72,8 @@ def verify_results(
     True
     """
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
-    return verify_lines(RequestsFile(Path(requests_path)), lambda: _records(paths), request_url)
+    lines = open_sources(find_sources(requests_path))
+    return verify_lines(lines, lambda: _records(paths), request_url)
 
 
 def verify_lines(
@@ -109,7 +111,7 @@ class _Wanted:
         self._left: dict[bytes, int] = {}
         ids = CustomIds()
         with lines:
-            for request in read_requests(lines.numbered(), request_url, lines.unit):
+            for request in read_requests(lines.numbered(), request_url, lines.place):
                 key = identity(request)
                 self._left[key] = self._left.get(key, 0) + 1
                 self.lines += 1

@@ -2,7 +2,8 @@
 
 It takes whatever is queued, writes it as whole lines in one call per file, and flushes to the disk at
 most once per second and at the end. It passes each batch that was written to ``on_written``, which gives
-the credits and the bytes of those outcomes back. So a slow disk slows the reading of requests, and nothing piles up.
+the credits and the bytes of those outcomes back. So a slow disk slows the reading of requests, and
+nothing piles up.
 
 A write that fails stops the run, not the process. The file is truncated to its last whole line, and
 ``on_failure`` is called once. The records at hand are tried again for ``write_retry_s`` seconds, in case

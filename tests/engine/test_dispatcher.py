@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 from clocks import FakeClock, admitted_by
 
-from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD, ahead_of
-from parallel_processor.engine.credits import WriterSlack
+from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD, WriterSlack, ahead_of
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import AttemptStatus, Estimate, Rejection, Request, WaitCause

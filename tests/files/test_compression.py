@@ -47,7 +47,9 @@ def packed(kind: str, pieces: list[bytes]) -> tuple[bytes, bytes, list[tuple[int
 def some_lines(rng: random.Random, count: int) -> list[bytes]:
     """So many pieces of whole lines, of very different lengths."""
     sizes = [rng.randint(1, 3000) for _ in range(count)]
-    return [b'{"t": "%s"}\n' % rng.randbytes(size).hex().encode() * rng.randint(1, 20) for size in sizes]
+    return [
+        b'{"t": "%s"}\n' % rng.randbytes(size).hex().encode() * rng.randint(1, 20) for size in sizes
+    ]
 
 
 def record(number: int) -> bytes:
@@ -113,7 +115,10 @@ def test_what_another_program_left_torn_is_not_cut(suffix: str, tmp_path: Path) 
     else:
         path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(text)[:-2])
     before = path.read_bytes()
-    with pytest.raises(ResultsFileError, match="its end is missing"), open_files(path, None) as files:
+    with (
+        pytest.raises(ResultsFileError, match="its end is missing"),
+        open_files(path, None) as files,
+    ):
         prepare(files)
     assert path.read_bytes() == before
 
@@ -132,7 +137,10 @@ def test_a_plain_file_with_such_a_name_is_refused(suffix: str, tmp_path: Path) -
     """Nothing is cut off or appended."""
     path = tmp_path / f"out{suffix}"
     path.write_bytes(record(1) * 100)
-    with pytest.raises(ResultsFileError, match="not compressed with"), open_files(path, None) as files:
+    with (
+        pytest.raises(ResultsFileError, match="not compressed with"),
+        open_files(path, None) as files,
+    ):
         prepare(files)
     assert path.read_bytes() == record(1) * 100
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from parallel_processor.files.formats import (
     NAN_IN_METADATA,
     identity,
+    line_place,
     made_request,
     parse_line,
     read_record,
@@ -240,7 +241,7 @@ def test_nan_in_metadata_is_kept_as_null(
     assert NAN_IN_METADATA in request.dropped
     noted: set[str] = set()
     for _ in range(2):
-        tell_notes(request, noted, "line")
+        tell_notes(request, noted, line_place)
     texts = [entry.getMessage() for entry in caplog.records]
     assert texts[-1] == "line 7: NaN or Infinity in metadata is kept as null, here and below"
     assert len(texts) == len(request.dropped)
