@@ -28,7 +28,9 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     StopRequested,
 )
-from parallel_processor.files.requests_file import RequestLines, check_paths, default_save_path
+from parallel_processor.files.object_stores import StoredFile, is_url
+from parallel_processor.files.requests_file import check_paths
+from parallel_processor.files.sources import STDOUT, SourceLike, find_save_path, find_sources
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key
@@ -179,7 +181,7 @@ class Processor:
 
     def process_file(
         self,
-        requests_path: StrPath | RequestLines,
+        requests_path: SourceLike,
         save_path: StrPath | None = None,
         *,
         errors_path: StrPath | None = None,
@@ -197,8 +199,12 @@ class Processor:
         their requests are sent again.
 
         Args:
-            requests_path: the requests, one a line; or an object that reads such lines.
-            save_path: the records; by default ``name_results.jsonl`` beside ``name.jsonl``.
+            requests_path: the requests, one a line, or as a JSON array; compressed or not. A path, ``-``
+                for standard input, a pattern such as ``part-*.jsonl``, a URL of an object store, or a
+                list of these; a file that is open for reading bytes; any other iterable of lines.
+            save_path: the records; by default ``name_results.jsonl`` beside ``name.jsonl``. ``-`` is
+                standard output. Compressed if the name ends with ``.gz`` or ``.zst``. With a URL of an
+                object store, the records are in the working directory until the run has come to its end.
             errors_path: the records of failures, if they should not go to ``save_path``.
             overwrite: start afresh, without the old records.
             keep_failures: leave failed records as they are, and don't send their requests.
@@ -222,17 +228,13 @@ class Processor:
         0
         """
         _check_format(output_format, model)
-        source = Path(requests_path) if isinstance(requests_path, (str, Path)) else requests_path
-        if save_path is not None:
-            save = Path(save_path)
-        elif isinstance(source, Path):
-            save = default_save_path(source)
-        else:
-            raise ConfigurationError(f"name a results file for {source.name}: save_path")
+        sources = find_sources(requests_path)
+        save = _output(save_path) if save_path is not None else find_save_path(sources)
+        errors = _output(errors_path) if errors_path is not None else None
         job = FileJob(
-            source=source,
+            sources=sources,
             save=save,
-            errors=Path(errors_path) if errors_path is not None else None,
+            errors=errors,
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
             keep_failures=keep_failures,
@@ -241,8 +243,12 @@ class Processor:
             progress=progress,
             on_outcome=on_outcome,
         )
-        if isinstance(source, Path):
-            check_paths(source, job.save, job.errors, job.report)
+        check_paths(
+            [source.path for source in sources if source.path is not None],
+            save.path if isinstance(save, StoredFile) else save,
+            errors.path if isinstance(errors, StoredFile) else errors,
+            job.report,
+        )
         run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()
         _raise_cause(cause, summary)
@@ -329,6 +335,13 @@ def _check_format(output_format: object, model: object) -> None:
         raise ConfigurationError(f"output_format must be {text}, not {output_format!r}")
     if model is not None and not (isinstance(model, str) and model):
         raise ConfigurationError(f"model must be a name, not {model!r}")
+
+
+def _output(path: StrPath) -> Path | StoredFile:
+    """Where results or errors go."""
+    if str(path) == "-":
+        return STDOUT
+    return StoredFile(str(path)) if is_url(str(path)) else Path(path)
 
 
 def _number(outcome: Outcome) -> int:

@@ -77,7 +77,9 @@ IMPORTERS = {
     "redis": {"limiter.redis_limiter"},  # an extra
     "typing_extensions": {"api", "processor", "cluster.on_ray"},  # for type checkers alone
     "ray": {"cluster.load"},  # an extra
-    "fsspec": {"cluster.folders"},  # an extra
+    "fsspec": {"files.object_stores"},  # an extra
+    "zstandard": {"files.compression"},  # an extra
+    "compression": {"files.compression"},  # the standard library's, since Python 3.14
 }
 
 THREADS = {"Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor", "start_new_thread"}

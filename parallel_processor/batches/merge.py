@@ -146,8 +146,8 @@ def merge(
             if requests_path is None:
                 return _write_as_found(files, places, found, save)
             with RequestsFile(requests_path) as lines:
-                requests = requests_in(lines.numbered(), request_url, lines.unit, model)
-                wanted = arranged(requests, output_format, lines.unit)
+                requests = requests_in(lines.numbered(), request_url, lines.place, model)
+                wanted = arranged(requests, output_format, lines.place)
                 return _write_in_order(wanted, files, places, found, save)
 
 

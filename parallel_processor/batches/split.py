@@ -172,13 +172,13 @@ def _rows(
     """The rows of all requests. Raises :class:`InputFileError` if some can't be uploaded."""
     reasons, noted, endpoint = [], set[str](), _endpoint(request_url)
     with RequestsFile(requests_path) as lines:
-        requests = map(_for_openai, requests_in(lines.numbered(), _NOWHERE, lines.unit, model))
-        for request in arranged(requests, "batch", lines.unit, is_strict=True):
+        requests = map(_for_openai, requests_in(lines.numbered(), _NOWHERE, lines.place, model))
+        for request in arranged(requests, "batch", lines.place, is_strict=True):
             if request.dropped:
-                tell_notes(request, noted, lines.unit)
+                tell_notes(request, noted, lines.place)
             made = _row_of(request, endpoint, max_bytes)
             if isinstance(made, str):
-                place = f"{lines.unit} {request.number}"
+                place = lines.place(request.number)
                 reasons.append(made if made.startswith(place) else f"{place} {made}")
                 if len(reasons) == _MOST_REASONS:
                     reasons.append("and perhaps more")

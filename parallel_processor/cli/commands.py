@@ -30,9 +30,9 @@ _RAY_FLAGS = (
     Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
           default_text="what suits the file, at most 16 MiB", read=READERS[int]),
 )
-_ON_RAY: Mapping[str, Mapping[str, str]] = {  # what a flag is there, if that differs
+_ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that differs
     "requests_filepath": {"help": "the requests, one JSON object a line: a path that each worker can "
-                                  "read, or a URL such as s3://BUCKET/NAME"},
+                                  "read, or a URL such as s3://BUCKET/NAME", "repeatable": False},
     "save_filepath": {"metavar": "FOLDER", "help": "the folder of the results' parts, a path or a URL",
                       "default_text": "{requests}_results"},
     "errors_filepath": {"metavar": "FOLDER", "help": "a folder for the records of failed requests",

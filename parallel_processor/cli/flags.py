@@ -94,6 +94,7 @@ class Flag:
     required: bool = False
     several: bool = False  # takes several values
     choices: tuple[str, ...] | None = None
+    repeatable: bool = False  # each gives one more value
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Make the flag known to a parser."""
@@ -104,6 +105,7 @@ class Flag:
         default = attrgetter(self.setting)(_DEFAULTS) if self.setting else self.own_default
         group.add_argument(
             flag,
+            action="append" if self.repeatable else "store",
             metavar=self.metavar or None,
             type=self.read or READERS.get(type(default), str),
             default=default,
@@ -127,8 +129,13 @@ _ACCOUNTING = get_args(TokenAccounting)
 # fmt: off
 FLAGS: Mapping[str, tuple[Flag, ...]] = {
     "files": (
-        Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
-        Flag("save_filepath", "", "FILE", "the results", default_text="{requests}_results.jsonl"),
+        Flag("requests_filepath", "", "FILE",
+              "the requests, one JSON object a line; - for standard input, a pattern such as "
+              "'part-*.jsonl', or a URL such as s3://bucket/file; may be given several times",
+              required=True, repeatable=True),
+        Flag("save_filepath", "", "FILE",
+              "the results; - for standard output, compressed if it ends with .gz or .zst, or a URL",
+              default_text="{requests}_results.jsonl; - with -"),
         Flag("errors_filepath", "", "FILE", "the records of failed requests",
               default_text="they go to the results"),
         Flag("output_format", "", "", "the form of the results: that of each line (auto), lines of a Batch "

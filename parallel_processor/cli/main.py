@@ -33,7 +33,7 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.files.requests_file import default_save_path
+from parallel_processor.files.sources import find_save_path, find_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
 from parallel_processor.processor import Processor
@@ -106,7 +106,7 @@ def _verify(words: Sequence[str]) -> int:
     """``verify``: exit code 0 only if every request has exactly one good record."""
     parser = build_verify_parser()
     flags = parser.parse(words)
-    requests_path = Path(flags.requests_filepath)
+    requests_paths = flags.requests_filepath
     save_path = flags.save_filepath or ""
     has_parts = "://" in save_path or Path(save_path or "-").is_dir()
     try:
@@ -115,15 +115,12 @@ def _verify(words: Sequence[str]) -> int:
             from parallel_processor.cluster.verify import verify_parts
 
             found = verify_parts(
-                flags.requests_filepath,
-                save_path,
-                flags.errors_filepath,
-                request_url=flags.request_url,
+                requests_paths[-1], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
             found = verify_results(
-                requests_path,
-                save_path or default_save_path(requests_path),
+                requests_paths,
+                save_path or find_save_path(find_sources(requests_paths)),
                 flags.errors_filepath,
                 request_url=flags.request_url,
                 model=flags.model,
@@ -178,7 +175,7 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
         if summary is None:
             _log.error("%s", error)
             return 2
-        save_path = flags.save_filepath or default_save_path(Path(flags.requests_filepath))
+        save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
         failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""
         tell(summary, error, flags, f"results are in {save_path}{failures}")
         return exit_code(summary, error, watcher.number)

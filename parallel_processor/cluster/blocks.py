@@ -84,8 +84,6 @@ class BlockLines:
         name: what the file is called in messages.
     """
 
-    unit = "byte"
-
     def __init__(self, file: BinaryIO, block: Block, name: str) -> None:
         self.name, self._block = name, block
         self._raw = file
@@ -133,6 +131,13 @@ class BlockLines:
         while self._place < end and (line := self._file.readline()):
             place, self._place = self._place + 1, self._place + len(line)
             yield place, line
+
+    def place(self, number: int) -> str:
+        """``byte 300``."""
+        return f"byte {number}"
+
+    def interrupt(self) -> None:
+        """A file has no wait that could be ended."""
 
     @property
     def read_bytes(self) -> int:

@@ -13,18 +13,14 @@ import tempfile
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
-from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
+from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import sync_directory
+from parallel_processor.files.object_stores import file_system, is_url
 
 _PIECE_BYTES = 8 << 20
 _TEMPORARY = ".tmp"
-
-
-def is_url(path: str) -> bool:
-    """True for what fsspec opens, false for a path of this machine."""
-    return "://" in path and not path.startswith("file://")
 
 
 def everywhere(path: str) -> str:
@@ -36,35 +32,18 @@ def _path(path: str) -> Path:
     return Path(path.removeprefix("file://"))
 
 
-def _file_system(url: str) -> Any:
-    """The file system of ``url``. Raises :class:`ConfigurationError` if a package for it is missing."""
-    try:
-        import fsspec  # type: ignore[import-untyped]
-    except ImportError:
-        raise ConfigurationError(
-            f"{url} is on an object store, which needs fsspec: pip install 'parallel-api-processor[ray]'"
-        ) from None
-    try:
-        return fsspec.core.url_to_fs(url)[0]
-    except (
-        ImportError,
-        ValueError,
-    ) as error:  # the store's package is missing, or nobody knows the store
-        raise ConfigurationError(f"can't use {url}: {error}") from None
-
-
 def open_input(path: str) -> BinaryIO:
     """Open the requests file for reading at any place; ``OSError`` if that fails."""
     if not is_url(path):
         return _path(path).open("rb", buffering=0)
-    return cast(BinaryIO, _file_system(path).open(path, "rb", block_size=_PIECE_BYTES))
+    return cast(BinaryIO, file_system(path).open(path, "rb", block_size=_PIECE_BYTES))
 
 
 def input_size(path: str) -> int:
     """The size of the requests file in bytes. Raises :class:`InputFileError` if there is no such file."""
     try:
         if is_url(path):
-            found = _file_system(path).info(path)
+            found = file_system(path).info(path)
             size = found["size"] if found["type"] == "file" else None
         else:
             size = _path(path).stat().st_size if _path(path).is_file() else None
@@ -160,7 +139,7 @@ class RemoteFolder:
     """A folder on an object store."""
 
     def __init__(self, url: str) -> None:
-        self.name, self._fs = url.rstrip("/"), _file_system(url)
+        self.name, self._fs = url.rstrip("/"), file_system(url)
 
     def names(self) -> list[str]:
         try:

@@ -115,7 +115,7 @@ def check_parts(
             folder.open(part_name(block, failed=block in state.failed)) as part,
             open_lines(block) as lines,
         ):
-            requests = map(identity, requests_in(lines.numbered(), request_url, lines.unit))
+            requests = map(identity, requests_in(lines.numbered(), request_url, lines.place))
             most = 1 if is_followed else None
             records = filter(None, map(read_record, part))
             if block in state.failed:
@@ -206,7 +206,7 @@ class Match(NamedTuple):
 def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in requests_in(lines.numbered(), request_url, lines.unit):
+        for request in requests_in(lines.numbered(), request_url, lines.place):
             yield records.take(request)
 
 

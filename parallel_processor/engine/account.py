@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+from parallel_processor.engine.credits import WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import MakeSink, Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
@@ -70,6 +71,7 @@ class Account:
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
+        slack: WriterSlack = WRITER_SLACK,
         stops: int | None = None,
     ) -> Iterator[Run]:
         """A new run, which is over at the end of the block. The arguments are those of :class:`Run`.
@@ -87,6 +89,7 @@ class Account:
             ahead=ahead if make_sink is None else lambda: self._beside(run),
             is_wanted=is_wanted,
             parses_answers=parses_answers,
+            slack=slack,
             clock=self._clock,
         )
         with self._lock:
@@ -131,8 +134,8 @@ class Account:
     ) -> Sink:
         """The sink that ``make_sink`` makes; what it records makes room for other runs."""
 
-        def record(outcomes: list[Outcome], on_record: bool) -> None:
-            recorded(outcomes, on_record)
+        def record(outcomes: list[Outcome], on_record: bool, size_bytes: int) -> None:
+            recorded(outcomes, on_record, size_bytes)
             self._wake_readers()
 
         return make_sink(record, stop)

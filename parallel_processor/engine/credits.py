@@ -8,12 +8,16 @@
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
-  ``writer_slack`` more outcomes may wait for a writer that writes many at once.
+  Some more outcomes may wait for a writer that writes many at once (:class:`WriterSlack`).
+* The requests and responses that wait for the writer are bounded in bytes, too. While they are above the
+  bound, nothing is read. Nothing is sent either, unless the writer waits for a request that may have to be
+  sent first: one that writes in order does.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from parallel_processor.engine.queues import RequestQueues
 
@@ -24,6 +28,26 @@ _MANY_WORKERS = 16
 _FIRST, _CAREFUL = 16, 50  # in flight before the first answer
 _FIRST_S, _CAREFUL_S = 0.05, 0.95  # for so long
 _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSlack:
+    """What may wait for the writer, besides ``max_workers`` outcomes.
+
+    Attributes:
+        outcomes: so many more.
+        size_bytes: of their requests and responses together. What is in flight comes on top.
+        in_order: the writer may wait for a request that was not sent yet, so that sending goes on.
+    """
+
+    outcomes: int
+    size_bytes: float = math.inf
+    in_order: bool = False
+
+
+NO_SLACK = WriterSlack(outcomes=0)
+WRITER_SLACK = WriterSlack(outcomes=256, size_bytes=16 * 1024 * 1024)
+"""For a writer that writes many outcomes at once."""
 
 
 def ahead_of(max_workers: int) -> int:
@@ -44,20 +68,21 @@ class Credits:
         in_flight: how many requests are in flight.
         read_ahead: how many requests may be read that wait for a worker.
         held: the credits of the requests that were taken out of the inbox.
+        held_bytes: of the outcomes that workers gave to the writer, until they are on record.
         reader_waits: true if the reader waits to be woken. The reader sets it.
         is_last: true once nothing more is read. The reader sets it.
     """
 
-    def __init__(self, queues: RequestQueues, max_workers: int, writer_slack: int) -> None:
+    def __init__(self, queues: RequestQueues, max_workers: int, slack: WriterSlack) -> None:
         self._queues = queues
         self.read_ahead = ahead_of(max_workers)
-        self._writer_slack = writer_slack
+        self._slack = slack
         self._most_workers = max_workers
         self.max_workers = min(max_workers, _FIRST)
         self.is_careful = self.max_workers < max_workers
-        self.in_flight = self.held = 0
+        self.in_flight = self.held = self.held_bytes = 0
         # Credits for outcomes that were never queued, less those that the program took. For the reader.
-        self._skipped = 0
+        self._skipped = self._skipped_bytes = 0
         self.reader_waits = self.is_last = False
 
     def take_in(self) -> None:
@@ -66,13 +91,21 @@ class Credits:
             self.held += count  # first: the reader may look at any moment
             self._queues.take_in(count)
 
-    def skip(self) -> None:
+    def skip(self, size_bytes: int) -> None:
         """The reader read a request that has an outcome already, which is not on record yet."""
         self._skipped += 1
+        self._skipped_bytes += size_bytes
 
-    def yielded(self, count: int) -> None:
+    def yielded(self, count: int, _size_bytes: int) -> None:
         """The program has taken so many outcomes, in the reader's thread."""
         self._skipped -= count
+
+    def record(self, count: int, size_bytes: int) -> bool:
+        """So many outcomes are on record; true if requests may be sent again that had to wait for that."""
+        was_heavy = self.is_heavy
+        self.held -= count
+        self.held_bytes -= size_bytes
+        return was_heavy and not self.is_heavy
 
     @property
     def careful_s(self) -> float:
@@ -106,9 +139,9 @@ class Credits:
         ``all_wait``: every queue waits for its bucket, and the next request may be for another one.
         """
         waiting = self._queues.count
-        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES:
+        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES or self.is_heavy:
             return 0
-        left = self._most_workers + self.read_ahead + self._writer_slack
+        left = self._most_workers + self.read_ahead + self._slack.outcomes
         left -= self.under_way
         if all_wait and self.in_flight < self.max_workers:
             return max(0, min(LOOK_AHEAD - waiting, left + waiting))
@@ -129,9 +162,14 @@ class Credits:
         return self._most_workers - self.under_way - rest
 
     @property
+    def is_heavy(self) -> bool:
+        """True if what waits for the writer takes as much memory as it may."""
+        return self.held_bytes + self._skipped_bytes >= self._slack.size_bytes
+
+    @property
     def is_full(self) -> bool:
         """True if as many requests are in flight as may be."""
-        return self.in_flight >= self.max_workers
+        return self.in_flight >= self.max_workers or (self.is_heavy and not self._slack.in_order)
 
     def take_places(self) -> float:
         """Give the heads of the queues a place; seconds until one may be admitted and sent."""
@@ -155,7 +193,7 @@ class Credits:
     @property
     def waits_for_records(self) -> bool:
         """True if outcomes that are not on record hold the run back, rather than requests in flight."""
-        return self.unrecorded > self.in_flight + self._writer_slack / 2
+        return self.is_heavy or self.unrecorded > self.in_flight + self._slack.outcomes / 2
 
     def wakes_reader(self, *, all_wait: bool) -> bool:
         """True, once, if the waiting reader is to be woken.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from parallel_processor.engine.settlement import unanswered
+from parallel_processor.files.writer import held_bytes
 from parallel_processor.models import Outcome
 from parallel_processor.options import Options
 from parallel_processor.report.counters import Counters
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("parallel_processor")
 
 Sink = Callable[[Outcome], None]
-Recorded = Callable[[list[Outcome], bool], None]
+Recorded = Callable[[list[Outcome], bool, int], None]
 MakeSink = Callable[[Recorded, Callable[[BaseException], None]], Sink]
 """Makes the sink of a run. It is given two functions: one to call once outcomes are on record, which gives
-their credits back, and one that stops the run."""
+their credits and their bytes back, and one that stops the run."""
 
 
 class Delivery:
@@ -38,8 +39,8 @@ class Delivery:
     Args:
         counters: count the outcomes once they are on record.
         waker: set for each outcome that the reader is to yield.
-        on_record: called with the number of outcomes that are on record, or never will be; without a sink
-            by the reader alone.
+        on_record: called with the number of outcomes that are on record, or never will be, and with their
+            bytes; without a sink by the reader alone.
         make_sink: makes the sink, given :meth:`recorded`; ``None`` if the reader yields the outcomes.
         duplicates: knows which requests share an outcome.
 
@@ -52,7 +53,7 @@ class Delivery:
         *,
         counters: Counters,
         waker: WakeEvent,
-        on_record: Callable[[int], None],
+        on_record: Callable[[int, int], None],
         make_sink: Callable[[Recorded], Sink] | None,
         duplicates: Duplicates | None,
     ) -> None:
@@ -61,13 +62,16 @@ class Delivery:
         self.ready: deque[Outcome] = deque()
         self._sink = make_sink(self.recorded) if make_sink is not None else None
 
-    def deliver(self, outcome: Outcome) -> None:
-        """Deliver ``outcome``, and those of the equal requests that waited for it."""
-        self._hand_over(outcome)
+    def deliver(self, outcome: Outcome) -> int:
+        """Deliver ``outcome``, and those of the equal requests that waited for it.
+
+        Returns the bytes that the sink has now; whoever calls this counts them.
+        """
+        size_bytes = self._hand_over(outcome)
         is_invalid = outcome.request.invalid_reason is not None
         if self._duplicates is not None and not is_invalid and not outcome.deduplicated:
-            for other in self._duplicates.end(outcome):
-                self._hand_over(other)
+            size_bytes += sum(map(self._hand_over, self._duplicates.end(outcome)))
+        return size_bytes
 
     def drop(self, pending: PendingRequest) -> None:
         """A request will not be sent, or not again. It has an outcome if it was sent before.
@@ -80,7 +84,7 @@ class Delivery:
             for other in self._duplicates.end(unanswered(pending)):
                 self._hand_over(other)
 
-    def _hand_over(self, outcome: Outcome) -> None:
+    def _hand_over(self, outcome: Outcome) -> int:
         request = outcome.request
         if request.invalid_reason is not None or outcome.deduplicated:
             self._counters.started()  # the dispatcher has not counted it: it was never handed out
@@ -94,7 +98,10 @@ class Delivery:
         elif outcome.unanswered:
             self.recorded([outcome])
         else:
+            size_bytes = held_bytes(outcome)  # first: the sink's owner may give it away at once
             self._sink(outcome)
+            return size_bytes
+        return 0
 
     def taken(self) -> Iterator[Outcome]:
         """The outcomes to yield. Asking for the next one gives back the credit of the one before."""
@@ -103,12 +110,17 @@ class Delivery:
             if not outcome.unanswered:
                 yield outcome
             self._counters.yielded(outcome)
-            self._on_record(1)
+            self._on_record(1, 0)
 
-    def recorded(self, outcomes: list[Outcome], on_record: bool = True) -> None:
-        """Give back the credits of ``outcomes``, which are on record or, if not, never will be."""
+    def recorded(
+        self, outcomes: list[Outcome], on_record: bool = True, size_bytes: int = 0
+    ) -> None:
+        """Give back the credits of ``outcomes``, which are on record or, if not, never will be.
+
+        ``size_bytes`` is what they took in the sink, as :func:`held_bytes` counts.
+        """
         self._counters.finished(outcomes, recorded=on_record)
-        self._on_record(len(outcomes))
+        self._on_record(len(outcomes), size_bytes)
 
     def close(self) -> None:
         """Forget the answers that equal requests would share."""

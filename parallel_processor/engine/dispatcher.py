@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from parallel_processor.engine.credits import Credits
+from parallel_processor.engine.credits import Credits, WriterSlack
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Estimate, Request, WaitCause
@@ -54,7 +54,7 @@ class Dispatcher:
         wait_times: notes what the run waits for.
         stop: after it, nothing is handed out.
         max_workers: how many requests may be in flight.
-        writer_slack: how many outcomes may wait for the writer, besides.
+        slack: what may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         clock: seconds that never go back.
@@ -78,7 +78,7 @@ class Dispatcher:
         wait_times: WaitTimes,
         stop: StopSignal,
         max_workers: int,
-        writer_slack: int,
+        slack: WriterSlack,
         count: Callable[[PendingRequest], None],
         is_wanted: Callable[[Request], bool] | None,
         clock: Callable[[], float],
@@ -92,7 +92,7 @@ class Dispatcher:
         self._stop, self._clock = stop, clock
         self._lock = InterruptSafeLock()  # guards the fields below
         self._queues = RequestQueues(cost, self.waker)
-        self.credits = Credits(self._queues, max_workers, writer_slack)
+        self.credits = Credits(self._queues, max_workers, slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._widen_at = math.inf  # when more may be in flight though none was answered
@@ -171,6 +171,7 @@ class Dispatcher:
         *,
         retry_in_s: float = 0.0,
         made_room: bool = False,
+        size_bytes: int = 0,
     ) -> AdmittedRequest | None:
         """An attempt has ended. Returns the next request for the worker to send, if one may go.
 
@@ -178,11 +179,13 @@ class Dispatcher:
             again: the request, if it is to be sent again; otherwise it has an outcome.
             retry_in_s: seconds until then.
             made_room: its bucket may admit more than it did.
+            size_bytes: of what was given to the writer.
         """
         credits, comes_back = self.credits, False
         with self._lock:
             credits.take_in()
             credits.in_flight -= 1
+            credits.held_bytes += size_bytes
             if again is not None and not self._has_left:
                 comes_back = True
                 due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf
@@ -203,10 +206,12 @@ class Dispatcher:
             self._on_room()
         return admitted
 
-    def recorded(self, count: int) -> None:
-        """So many outcomes are on record, or never will be."""
+    def recorded(self, count: int, size_bytes: int = 0) -> None:
+        """So many outcomes, of so many bytes, are on record, or never will be."""
+        credits = self.credits
         with self._lock:
-            self.credits.held -= count
+            if credits.record(count, size_bytes):
+                self._wake()
             wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
             self._on_room()
@@ -274,7 +279,9 @@ class Dispatcher:
     def _choose(self) -> tuple[AdmittedRequest | None, PendingRequest | None]:
         """A request to send, which is in flight from now on, or else one to count."""
         queues, credits = self._queues, self.credits
-        if credits.in_flight >= credits.max_workers or not queues:
+        if credits.is_heavy:
+            queues.give_places_back()
+        if credits.is_full or not queues:
             return None, None
         admitted = queues.admit()
         if admitted is None:

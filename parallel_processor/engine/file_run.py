@@ -6,19 +6,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
-from parallel_processor.exceptions import InputFileError, StopRequested
+from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.formats import requests_in, tell_notes
-from parallel_processor.files.requests_file import RequestLines, RequestsFile
+from parallel_processor.files.object_stores import StoredFile
+from parallel_processor.files.requests_file import Place, RequestLines, line_place
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
+from parallel_processor.files.sources import Source, open_sources
 from parallel_processor.files.writer import ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, shown_url
@@ -34,9 +36,9 @@ _log = logging.getLogger("parallel_processor")
 class FileJob:
     """What to do with a file. The fields are the arguments of ``Processor.process_file``."""
 
-    source: Path | RequestLines
-    save: Path
-    errors: Path | None = None
+    sources: Sequence[Source]
+    save: Path | StoredFile
+    errors: Path | StoredFile | None = None
     report: Path | None = None
     overwrite: bool = False
     keep_failures: bool = False
@@ -61,8 +63,11 @@ class FileRun:
     def process(self) -> tuple[Summary, BaseException | None]:
         """The summary, and what stopped the run, if anything did."""
         job = self._job
-        source = RequestsFile(job.source) if isinstance(job.source, Path) else job.source
-        with source as lines, open_files(job.save, job.errors) as files:
+        save, errors = _local(job.save), _local(job.errors) if job.errors is not None else None
+        with open_sources(job.sources) as lines, open_files(save, errors) as files:
+            stored = _stored(job, files)
+            for store, file in stored if not job.overwrite else ():
+                store.fetch(file)
             output = _Output(files, job, self._highlights, self._options.write_retry_s, self._clock)
             with self._account.run(
                 make_sink=output.open,
@@ -80,7 +85,10 @@ class FileRun:
                 finally:
                     if report is not None:
                         report.finish()
-                return self._summary(run, lines), run.stop_cause
+                summary, cause = self._summary(run, lines), run.stop_cause
+            if cause is None:
+                _put(stored, summary)
+            return summary, cause
 
     def _summary(self, run: Run, lines: RequestLines) -> Summary:
         return self._account.summary(run, self._started_at, fraction=lines.fraction())
@@ -102,17 +110,18 @@ class FileRun:
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
         url = self._options.request_url
-        requests = requests_in(lines.numbered(), url, lines.unit, job.model)
+        requests = requests_in(lines.numbered(), url, lines.place, job.model)
         requests = unanswered(
-            arranged(requests, job.output_format, lines.unit),
+            arranged(requests, job.output_format, lines.place),
             answered,
             run.counters,
             lambda: run.stop_cause is not None,
-            lines.unit,
+            lines.place,
         )
         try:
-            for _ in run.outcomes(requests):
-                raise AssertionError("a run with a sink yields nothing")
+            with run.waking(_Interrupt(lines)):
+                for _ in run.outcomes(requests):
+                    raise AssertionError("a run with a sink yields nothing")
         finally:
             try:
                 output.close()
@@ -141,7 +150,7 @@ class FileRun:
             is_running=is_running,
             fraction=lines.fraction(),
             requests_path=lines.name,
-            save_path=str(job.save),
+            save_path=job.save.name if isinstance(job.save, StoredFile) else str(job.save),
             url=shown_url(options.request_url),
             max_workers=options.max_workers,
             processes=options.processes,
@@ -161,6 +170,33 @@ class FileRun:
             limits=self._account.buckets.usage().limits,
             **counters_of(counts),
         )
+
+
+class _Interrupt:
+    """Ends the wait for the next line when the run stops."""
+
+    def __init__(self, lines: RequestLines) -> None:
+        self.set = lines.interrupt
+
+
+def _local(path: Path | StoredFile) -> Path:
+    return path.path if isinstance(path, StoredFile) else path
+
+
+def _stored(job: FileJob, files: Sequence[AppendFile]) -> list[tuple[StoredFile, AppendFile]]:
+    """The files that belong on an object store."""
+    pairs = zip((job.save, job.errors), files, strict=False)
+    return [(store, file) for store, file in pairs if isinstance(store, StoredFile)]
+
+
+def _put(stored: Sequence[tuple[StoredFile, AppendFile]], summary: Summary) -> None:
+    """Put the finished files on their stores."""
+    try:
+        for store, file in stored:
+            store.put(file)
+    except ResultsFileError as error:
+        error.summary = summary
+        raise
 
 
 class _Output:
@@ -186,10 +222,10 @@ class _Output:
     def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
         """The sink: a writer that calls ``recorded`` for what is on record, and ``stop`` if it fails."""
 
-        def note_and_record(outcomes: list[Outcome], on_record: bool) -> None:
+        def note_and_record(outcomes: list[Outcome], on_record: bool, size_bytes: int) -> None:
             if on_record:
                 self._note(outcomes, stop)
-            recorded(outcomes, on_record)
+            recorded(outcomes, on_record, size_bytes)
 
         is_noted = self._highlights is not None or self._on_outcome is not None
         self._writer = ResultWriter(
@@ -238,7 +274,7 @@ def unanswered(
     answered: AnsweredRequests,
     counters: Counters,
     is_over: Callable[[], bool],
-    unit: str = "line",
+    place: Place = line_place,
 ) -> Iterator[Request]:
     """The requests that have no answer yet. Logs once what had to be left out of some."""
     noted: set[str] = set()
@@ -253,9 +289,9 @@ def unanswered(
             if answered.kept_failures.take(request):
                 counters.skipped(failed=True)
                 continue
-            answered.check_id(request, f"{unit} {request.number}")
+            answered.check_id(request, place(request.number))
         if request.dropped:
-            tell_notes(request, noted, unit)
+            tell_notes(request, noted, place)
         yield request
 
 

@@ -32,7 +32,7 @@ class NumberedRequests:
             request = made_request(each, self.read + 1, self._request_url)
             self.read += 1
             if request.dropped:
-                tell_notes(request, noted, "request")
+                tell_notes(request, noted, "request {}".format)
             yield request
         self.is_over = True
 

@@ -34,7 +34,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
-from parallel_processor.engine.credits import READ_AT_ONCE, Credits
+from parallel_processor.engine.credits import (
+    NO_SLACK,
+    READ_AT_ONCE,
+    WRITER_SLACK,
+    Credits,
+    WriterSlack,
+)
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.settlement import Settlement, invalid
@@ -57,7 +63,6 @@ from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
 _log = logging.getLogger("parallel_processor")
-_WRITER_SLACK = 256  # outcomes that may wait for a writer, which writes many at once
 
 
 class Run:
@@ -77,6 +82,7 @@ class Run:
             larger sets ``waker``.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
+        slack: what may wait for the sink's owner.
         clock: seconds that never go back.
     """
 
@@ -93,6 +99,7 @@ class Run:
         ahead: Callable[[], float] | None = None,
         is_wanted: Callable[[Request], bool] | None = None,
         parses_answers: bool = True,
+        slack: WriterSlack = WRITER_SLACK,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
@@ -102,8 +109,7 @@ class Run:
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._stop = StopSignal()
-        self._has_begun = self._is_stopping = False
-        self._give_up_at = math.inf  # set by a stop
+        self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
         self.waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
         self._seen: set[TokenBucket] = set()
@@ -111,7 +117,7 @@ class Run:
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
-        self._dispatcher = self._make_dispatcher(is_wanted)
+        self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
@@ -121,7 +127,9 @@ class Run:
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
-    def _make_dispatcher(self, is_wanted: Callable[[Request], bool] | None) -> Dispatcher:
+    def _make_dispatcher(
+        self, is_wanted: Callable[[Request], bool] | None, slack: WriterSlack
+    ) -> Dispatcher:
         return Dispatcher(
             cost=self._estimator.cost,
             start=lambda admitted: self._pool.start(admitted),
@@ -133,7 +141,7 @@ class Run:
             wait_times=self.wait_times,
             stop=self._stop,
             max_workers=self._max_workers,
-            writer_slack=0 if self.yields_outcomes else _WRITER_SLACK,
+            slack=NO_SLACK if self.yields_outcomes else slack,
             count=self._count,
             is_wanted=is_wanted,
             clock=self._clock,
@@ -255,9 +263,8 @@ class Run:
         if (claim := self._claim(request)) is True:
             self._put(request)
         else:
-            if isinstance(claim, Outcome):
-                self._delivery.deliver(claim)
-            self.credits.skip()  # its outcome holds a credit, too
+            size_bytes = self._delivery.deliver(claim) if isinstance(claim, Outcome) else 0
+            self.credits.skip(size_bytes)  # its outcome holds a credit, too
 
     def _claim(self, request: Request) -> Outcome | bool:
         """True to send it, its outcome if it has one by now, false if it will have that of an equal one."""
@@ -351,8 +358,8 @@ class Run:
                     self._dispatcher.open()
                 if outcome.unanswered:
                     self._left_out.tell(outcome.request, admitted.pending.bucket)
-                self._delivery.deliver(outcome)
-                return self._dispatcher.done(made_room=made_room)
+                size_bytes = self._delivery.deliver(outcome)
+                return self._dispatcher.done(made_room=made_room, size_bytes=size_bytes)
             pending = admitted.pending
             return self._dispatcher.done(pending, retry_in_s=retry_in_s, made_room=made_room)
         except BaseException as error:

@@ -24,6 +24,7 @@ from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request, tell_notes
+from parallel_processor.files.writer import held_bytes
 from parallel_processor.models import Outcome, Request
 from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -68,7 +69,7 @@ class Submissions:
         future: Future[Outcome] = Future()
         request = made_request(given, next(self._numbers), self._request_url)
         if request.dropped:
-            tell_notes(request, self._noted, "request")
+            tell_notes(request, self._noted, "request {}".format)
         with self._lock:
             self._inbox.put((request, future))
             if not self._has_feeder:
@@ -175,7 +176,7 @@ class Submissions:
         with self._lock:
             future = self._futures.pop(outcome.request.number)
         self._settle(future, outcome)
-        recorded([outcome], True)
+        recorded([outcome], True, held_bytes(outcome))
 
     def _give_up(self, request: Request, error: BaseException) -> None:
         """The request's model is left out."""

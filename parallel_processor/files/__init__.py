@@ -1,11 +1,13 @@
 """JSONL in, JSONL out: requests are read, records are written, and a results file is read back.
 
-``requests_file`` streams lines, after ``shape`` has seen that they are JSONL. ``formats`` turns a line
-into a request, ``custom_ids`` gives it the id of its record, and finds rows that could be mixed up.
-``records`` turns an outcome into a record and back, ``batch_rows`` knows the forms of Batch files.
-``writer`` appends records from its single thread. ``identity`` says which record is of which request:
-``resume`` finds out what a results file has already, ``verify`` checks that it has everything. The results
-file is the only state.
+``sources`` finds what a user named: files, pipes, objects on a store (``object_stores``).
+``requests_file`` streams lines, unpacked by ``compression``, after ``shape`` has seen that they are
+JSONL. ``formats`` turns a line into a request, ``custom_ids`` gives it the id of its record, and finds rows
+that could be mixed up. ``records`` turns an outcome into a record and back, ``batch_rows`` knows the forms
+of Batch files. ``writer`` appends records from its single thread to an ``append_file``, plain or
+compressed. ``identity`` says which record is of which request: ``resume`` finds out what a results file has already
+(``torn_ends`` what a kill has left of a compressed one), ``verify`` checks that it has everything. The
+results file is the only state.
 
 Names that cross the border (module, names):
 
@@ -14,10 +16,12 @@ Names that cross the border (module, names):
     custom_ids     CustomIds, arranged, conflict_text, with_id
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_key, identity, read_record
+    object_stores  StoredFile, file_system, is_url
     records        BOM, read_outcome, read_results, reading, record, take_apart
-    requests_file  RequestLines, RequestsFile, check_paths, default_save_path
+    requests_file  Place, RequestLines, RequestsFile, check_paths, line_place
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_jsonl
+    sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
-    writer         ResultWriter
+    writer         ResultWriter, held_bytes
 """

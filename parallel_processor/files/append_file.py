@@ -1,4 +1,4 @@
-"""A file that grows by whole lines, and that one process at a time may write."""
+"""A file that grows by whole lines, plain or compressed, and that one process at a time may write."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.files.compression import Member, new_member, written_compression
+from parallel_processor.files.torn_ends import IntactPart, intact_part, intact_text
 
 try:
     import fcntl
@@ -18,6 +21,7 @@ except ImportError:  # not POSIX: there are no locks then
 
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # for a pipe or a device
 _MAX_REPLACEMENTS = 10
+_BUFFER_BYTES = 1024 * 1024
 REPLACEMENT_SUFFIX = ".new~"
 """The ending of a file that is written to replace another one."""
 # Opening a pipe that nobody reads then fails at once; otherwise it would wait forever.
@@ -74,6 +78,26 @@ class AppendFile:
         self.dirty = True
         self._size = size + len(data)
 
+    def open_text(self) -> BinaryIO:
+        """Open the text that is in the file, for reading."""
+        return self.path.open("rb", buffering=_BUFFER_BYTES)
+
+    def cut(self, size: int, text_bytes: int) -> bool:
+        """Leave ``size`` of the ``text_bytes`` that :meth:`open_text` gave; false if that can't be.
+
+        Then :meth:`beside` makes a file that can take their place.
+        """
+        if self.size != size:
+            self.truncate(size)
+        return True
+
+    def beside(self, path: Path, flags: int) -> AppendFile:
+        """A file of the same kind at ``path``, which :meth:`replace_by` takes."""
+        return AppendFile(path, mode=0o600, flags=flags)
+
+    def end(self) -> None:
+        """Nothing more is appended for now: make the file complete."""
+
     def truncate(self, size: int) -> None:
         """Truncate the file to its first ``size`` bytes."""
         os.ftruncate(self._file.fileno(), size)
@@ -129,6 +153,68 @@ class AppendFile:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
         self._file.close()
+
+
+class PackedFile(AppendFile):
+    """A compressed results or errors file. See ``compression.py``.
+
+    What :meth:`append` has written can be unpacked, whatever happens next.
+    """
+
+    def __init__(self, path: Path, kind: str, mode: int = 0o666, flags: int = 0) -> None:
+        super().__init__(path, mode, flags)
+        self._kind = kind
+        self._member: Member | None = None  # the one that grows
+        self._owed = b""  # what must be written before another member begins
+        self._intact: IntactPart | None = None  # found by open_text, until the file is changed
+
+    def append(self, data: bytes) -> None:
+        begun, owed = self._member, self._owed
+        member = begun or new_member(self._kind, str(self.path))
+        left = owed if begun is None else begun.closing()
+        packed = (owed if begun is None else b"") + member.add(data)
+        self._member, self._owed = None, left  # if this fails, the next member is another one
+        self._intact = None
+        super().append(packed)
+        self._member, self._owed = member, b""
+
+    def end(self) -> None:
+        if self._member is not None:
+            self._owed = self._member.closing()
+            self._member = None
+        if self._owed:
+            super().append(self._owed)
+            self._owed = b""
+
+    def open_text(self) -> BinaryIO:
+        if self._intact is None:
+            self._intact = intact_part(self.path, self._kind)
+        return intact_text(self.path, self._kind, self._intact)
+
+    def cut(self, size: int, text_bytes: int) -> bool:
+        if self._intact is not None and self._intact.size != self.size:
+            self.truncate(self._intact.size)
+        if self._intact is not None and self._intact.closing:
+            super().append(self._intact.closing)
+            self._intact = IntactPart(self.size)
+        return size == text_bytes
+
+    def beside(self, path: Path, flags: int) -> AppendFile:
+        return PackedFile(path, self._kind, mode=0o600, flags=flags)
+
+    def replace_by(self, other: AppendFile) -> None:
+        super().replace_by(other)
+        self._intact = None
+
+
+def open_results(path: Path) -> AppendFile:
+    """Open a results or errors file, compressed if its name says so.
+
+    Raises :class:`ResultsFileError` as :class:`AppendFile` does, and
+    :class:`ConfigurationError` for a compression that can't be written.
+    """
+    kind = written_compression(path)
+    return AppendFile(path) if kind is None else PackedFile(path, kind)
 
 
 def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
 from parallel_processor.files.identity import given_id, identity
+from parallel_processor.files.requests_file import Place, line_place
 from parallel_processor.models import Request
 from parallel_processor.options import OutputFormat, shown_url
 
@@ -72,42 +73,41 @@ class CustomIds:
 def arranged(
     requests: Iterable[Request],
     output_format: OutputFormat,
-    unit: str = "line",
+    place: Place = line_place,
     *,
     is_strict: bool = False,
 ) -> Iterator[Request]:
     """``requests`` as those whose records have the form ``output_format``, with checked ids.
 
-    ``unit`` is what the numbers of the requests count. Says once what form the rows have, if it isn't
-    OpenAI's. Raises :class:`InputFileError` at the second row of one id, if it differs; with ``is_strict``
-    in any case.
+    Says once what form the rows have, if it isn't OpenAI's. Raises :class:`InputFileError` at the second
+    row of one id, if it differs; with ``is_strict`` in any case.
     """
     ids, has_warned, told = CustomIds(), False, set[str]()
     arrange = _ARRANGEMENTS[output_format]
     for request in requests:
         if type(request) is RowRequest and request.dialect.name not in told:
-            _tell(request, request.dialect, unit)
+            _tell(request, request.dialect, place)
             told.add(request.dialect.name)
         if arrange is not None:
             request = arrange(request)
         if request.custom_id is not None and (earlier := ids.add(request)) is not None:
             if not earlier.is_equal or is_strict:
-                raise InputFileError(conflict_text(earlier, request, unit))
+                raise InputFileError(conflict_text(earlier, request, place))
             if not has_warned:
                 has_warned = True
                 _log.warning(
-                    "%ss %d and %d are the same request, custom_id %.100r; each is sent, here and below",
-                    *(unit, earlier.line, request.number, request.custom_id),
+                    "%s and %s are the same request, custom_id %.100r; each is sent, here and below",
+                    *(place(earlier.line), place(request.number), request.custom_id),
                     extra={"request_number": request.number},
                 )
         yield request
 
 
-def _tell(request: RowRequest, dialect: Dialect, unit: str) -> None:
+def _tell(request: RowRequest, dialect: Dialect, place: Place) -> None:
     lacks_model = dialect.has_model and not request.model and request.invalid_reason is None
     _log.info(
-        "%s %d is a row in the form of %s (%s, %s), here and below; it is sent to %s%s",
-        *(unit, request.number, dialect.name, dialect.id_key, dialect.body_key),
+        "%s is a row in the form of %s (%s, %s), here and below; it is sent to %s%s",
+        *(place(request.number), dialect.name, dialect.id_key, dialect.body_key),
         shown_url(request.url or "the request URL"),
         "; it names no model, which --model would fill in" if lacks_model else "",
         extra={"request_number": request.number},
@@ -133,15 +133,15 @@ _ARRANGEMENTS: Mapping[OutputFormat, Callable[[Request], Request] | None] = {
 }
 
 
-def conflict_text(earlier: EarlierRow, request: Request, unit: str = "line") -> str:
+def conflict_text(earlier: EarlierRow, request: Request, place: Place = line_place) -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
-    number, line = request.number, earlier.line
-    both = f"{unit}s {line} and {number} of the requests file have the same custom_id "
+    first, later = place(earlier.line), place(request.number)
+    both = f"{first} and {later} of the requests have the same custom_id "
     both += repr(str(request.custom_id)[:100])
     if earlier.is_equal:
         return f"{both}, which a Batch API takes once: remove one of them, or give it another id"
-    another = "another id" if unit == "line" else "another id of as many characters"
+    another = "another id of as many characters" if later.startswith("byte ") else "another id"
     return (
         f"{both} but different requests: their answers could not be told apart. "
-        f"Give {unit} {number} {another}: {unit} {line} may have its answer under this one"
+        f"Give {later} {another}: {first} may have its answer under this one"
     )

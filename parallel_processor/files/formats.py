@@ -16,13 +16,13 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
-from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.requests_file import Place, RequestLines, line_place
+from parallel_processor.files.sources import SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
 from parallel_processor.providers.endpoints import endpoint_of, resolve_url
@@ -46,7 +46,7 @@ _NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a 
 
 
 def read_requests(
-    path: str | Path,
+    path: SourceLike,
     *,
     request_url: str = DEFAULT_REQUEST_URL,
     model: str | None = None,
@@ -67,35 +67,35 @@ def read_requests(
     2 request-2 text-embedding-3-small
     3 request-3 text-embedding-3-small
     """
-    return _requests_of(RequestsFile(Path(path)), request_url, model, output_format)
+    return _requests_of(open_sources(find_sources(path)), request_url, model, output_format)
 
 
 def _requests_of(
-    file: RequestsFile, request_url: str, model: str | None, output_format: OutputFormat
+    file: RequestLines, request_url: str, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
     with file as lines:
-        requests = requests_in(lines.numbered(), request_url, lines.unit, model)
-        yield from arranged(requests, output_format, lines.unit)
+        requests = requests_in(lines.numbered(), request_url, lines.place, model)
+        yield from arranged(requests, output_format, lines.place)
 
 
 def requests_in(
     lines: Iterable[tuple[int, bytes]],
     request_url: str,
-    unit: str = "line",
+    place: Place = line_place,
     model: str | None = None,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
-    A line comes with its number; ``unit`` is what that counts. ``model`` is for bodies without one.
+    A line comes with its number. ``model`` is for bodies without one.
     """
     for number, line in lines:
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, unit, model)
+            yield parse_line(line, number, request_url, place, model)
 
 
 def parse_line(
-    line: bytes, number: int, request_url: str, unit: str = "line", model: str | None = None
+    line: bytes, number: int, request_url: str, place: Place = line_place, model: str | None = None
 ) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     body = None
@@ -127,7 +127,7 @@ def parse_line(
         body=text,
         payload=dump(text),
         number=number,
-        invalid_reason=f"{unit} {number}: {invalid_reason}",
+        invalid_reason=f"{place(number)}: {invalid_reason}",
     )
     return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
 
@@ -190,11 +190,8 @@ def _request_with_nan(text: str, number: int, model: str | None = None) -> Reque
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
 
-def tell_notes(request: Request, noted: set[str], name: str) -> None:
-    """Log what was left out of ``request`` or changed in it, but for what is in ``noted``; adds it there.
-
-    ``name`` is what the request's number counts.
-    """
+def tell_notes(request: Request, noted: set[str], place: Place) -> None:
+    """Log what was left out of ``request`` or changed, but for what is in ``noted``; adds it there."""
     new = request.dropped - noted
     noted |= new
     left_out = ", ".join(sorted(new - {NAN_IN_METADATA}))
@@ -202,7 +199,7 @@ def tell_notes(request: Request, noted: set[str], name: str) -> None:
     notes += [f"{NAN_IN_METADATA} is kept as null"] if NAN_IN_METADATA in new else []
     for note in notes:
         extra = {"request_number": request.number}
-        _log.warning("%s %d: %s, here and below", name, request.number, note, extra=extra)
+        _log.warning("%s: %s, here and below", place(request.number), note, extra=extra)
 
 
 def _null(match: re.Match[str]) -> str:

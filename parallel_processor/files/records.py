@@ -7,15 +7,17 @@ response as they came, byte for byte.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from parallel_processor.exceptions import ParallelProcessorError, ResultsFileError
 from parallel_processor.files.batch_rows import row_record, row_result
+from parallel_processor.files.compression import unpacked
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.answers import (
     POLLED,
@@ -199,9 +201,12 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
 
 @contextmanager
 def reading(path: Path, buffer_bytes: int = _BUFFER_BYTES) -> Iterator[BinaryIO]:
-    """Open a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
+    """Open the text of a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
     try:
-        with path.open("rb", buffering=buffer_bytes) as file:
+        with (
+            io.BufferedReader(cast(Any, io.FileIO(path)), buffer_bytes) as packed,
+            unpacked(packed, str(path), is_growing=True) as file,
+        ):
             yield file
     except ParallelProcessorError:  # some are an OSError
         raise

@@ -1,43 +1,61 @@
-"""The requests file: checked before anything is sent, then read once, line by line, as it is sent."""
+"""A requests file: checked before anything is sent, then read once, line by line, as it is sent."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+import selectors
+import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX
-from parallel_processor.files.shape import why_not_jsonl
+from parallel_processor.files.compression import Unpacked, unpacked, written_compression
+from parallel_processor.files.shape import elements, is_array, why_not_jsonl
 
 _BUFFER_BYTES = 256 * 1024
+_COMPRESSED = frozenset({".gz", ".zst", ".zstd", ".bz2", ".xz"})
 _DEVICE_FOLDERS = frozenset({"/dev", "/dev/fd"})
 
 
+Place = Callable[[int], str]
+"""Says where the line of a number is, for messages: ``RequestLines.place``."""
+
+
+def line_place(number: int) -> str:
+    """``line 3``."""
+    return f"line {number}"
+
+
 class RequestLines(Protocol):
-    """Where the lines of requests come from: a file, or a part of one. For one thread.
+    """Where the lines of requests come from: files, a part of one, or a program. For one thread.
 
     Attributes:
         name: what it is called in logs and reports.
-        unit: what the numbers of its lines count: ``line`` or ``byte``.
     """
 
     @property
     def name(self) -> str: ...
 
-    @property
-    def unit(self) -> str: ...
-
     def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """Read the lines once. Each comes with its number, from 1, and with its line end."""
+        """Read the lines once. Each comes with its number, from 1 upwards, and with its line end."""
+        ...
+
+    def place(self, number: int) -> str:
+        """Where a line is that was read: ``line 3``, ``byte 300``, ``part-1.jsonl, line 3``."""
         ...
 
     def fraction(self) -> float | None:
-        """How much has been read, from 0 to 1; ``None`` if unknown."""
+        """How much has been read, from 0 to 1; ``None`` if unknown. Any thread may ask."""
+        ...
+
+    def interrupt(self) -> None:
+        """End a wait for the next line: there are no more lines. Any thread may call it."""
         ...
 
     def __enter__(self) -> RequestLines: ...
@@ -45,62 +63,148 @@ class RequestLines(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class Opened(NamedTuple):
+    """An open file, at its begin, and its size in bytes; ``None`` for a pipe, whose end isn't known."""
+
+    file: io.BufferedReader
+    size: int | None
+
+
+def open_path(path: Path) -> Opened:
+    """Open a file, a pipe or a device. Raises :class:`InputFileError`."""
+    try:
+        return opened(path.open("rb", buffering=0))
+    except OSError as error:
+        raise InputFileError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def opened(raw: io.FileIO) -> Opened:
+    """``raw`` for a reader of lines."""
+    status = os.fstat(raw.fileno())
+    if stat.S_ISREG(status.st_mode):
+        return Opened(io.BufferedReader(raw, _BUFFER_BYTES), status.st_size)
+    return Opened(io.BufferedReader(_Pipe(raw), _BUFFER_BYTES), None)
+
+
+class _Pipe(io.RawIOBase):
+    """A pipe or a device. A wait for what comes next can be ended by another thread."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw, self.is_interrupted = raw, False
+        self._receiver, self._sender = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._receiver, selectors.EVENT_READ)
+        self._can_wait = True
+        try:
+            self._selector.register(raw, selectors.EVENT_READ)
+        except (OSError, ValueError):  # a device that always has something
+            self._can_wait = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        while self._can_wait and not self.is_interrupted:
+            if any(key.fileobj is self._raw for key, _ in self._selector.select()):
+                break
+        return 0 if self.is_interrupted else self._raw.readinto(buffer)
+
+    def interrupt(self) -> None:
+        """There is nothing more to read."""
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self._sender.send(b"x")
+
+    def close(self) -> None:
+        if not self.closed:
+            self._selector.close()
+            for each in (self._receiver, self._sender, self._raw):
+                each.close()
+        super().close()
+
+
 class RequestsFile:
-    """An open requests file, as an iterable of its lines. For one thread.
+    """One open requests file, as an iterable of its lines. For one thread.
+
+    A compressed file is unpacked, and of a JSON array each element is a line. The first bytes tell.
+
+    Args:
+        path: what the file is called.
+        opened: the file, if it is open already. It is closed with this one.
 
     Raises :class:`InputFileError` if it can't be read, or is of another format as a whole. A pipe is looked
     at when its first line is asked for, because that may take a while to come.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("rb", buffering=_BUFFER_BYTES)
-            status = os.fstat(self._file.fileno())
-        except OSError as error:
-            hint = "; for standard input name /dev/stdin" if str(path) == "-" else ""
-            text = f"can't read {path}: {error.strerror or error}{hint}"
-            raise InputFileError(text) from error
-        self.path, self.name, self.unit = path, str(path), "line"
-        self._size = status.st_size if stat.S_ISREG(status.st_mode) else None
+    def __init__(self, path: Path | str, opened: Opened | None = None) -> None:
+        self.name, self.unit = str(path), "line"
+        self._file, self._size = opened or open_path(Path(path))
+        raw = self._file.raw
+        self._pipe = raw if isinstance(raw, _Pipe) else None
+        self._packed: Unpacked | None = None
+        self._is_array = False
         self._read = 0
         self._ended = False
         if self._size is not None:
             try:
-                self._check_shape()
+                self._look()
             except BaseException:
                 self._file.close()
                 raise
 
-    def _check_shape(self) -> None:
-        assert isinstance(self._file, io.BufferedReader)
+    def _look(self) -> None:
+        """Find out what the file holds, by its begin."""
         try:
+            self._file = unpacked(self._file, self.name)
+            raw = self._file.raw
+            self._packed = raw if isinstance(raw, Unpacked) else None
             head = self._file.peek(_BUFFER_BYTES)
         except OSError as error:
-            raise InputFileError(f"can't read {self.path}: {error.strerror or error}") from error
-        is_whole = self._size is not None and len(head) >= self._size
-        if (reason := why_not_jsonl(head, is_whole, self.path)) is not None:
+            raise self._error(error) from error
+        is_whole = self._size is not None and self._packed is None and len(head) >= self._size
+        if (reason := why_not_jsonl(head, is_whole, Path(self.name))) is not None:
             raise InputFileError(reason)
+        self._is_array = is_array(head)
+        self.unit = "element" if self._is_array else "line"
+
+    def _error(self, error: OSError) -> InputFileError:
+        return InputFileError(f"can't read {self.name}: {error.strerror or error}")
 
     def __iter__(self) -> Iterator[bytes]:
         if self._size is None:
-            self._check_shape()
+            self._look()
         try:
-            for line in self._file:
+            for line in elements(self._file, self.name) if self._is_array else self._file:
+                if self._pipe is not None and self._pipe.is_interrupted:
+                    return  # this line may not be whole
                 self._read += len(line)
                 yield line
         except OSError as error:
-            raise InputFileError(f"can't read {self.path}: {error.strerror or error}") from error
-        self._ended = True
+            if self._pipe is not None and self._pipe.is_interrupted:
+                return
+            raise self._error(error) from error
+        self._ended = self._pipe is None or not self._pipe.is_interrupted
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """The lines, each with its number."""
         return enumerate(self, 1)
 
+    def place(self, number: int) -> str:
+        """``line 3``."""
+        return f"{self.unit} {number}"
+
     def fraction(self) -> float | None:
         """How much has been read, from 0 to 1; ``None`` for a pipe that hasn't ended."""
         if self._ended:
             return 1.0
-        return min(self._read / self._size, 0.9999) if self._size else None
+        read = self._read if self._packed is None else self._packed.read_bytes
+        return min(read / self._size, 0.9999) if self._size else None
+
+    def interrupt(self) -> None:
+        """End a wait for the next line of a pipe."""
+        if self._pipe is not None:
+            self._pipe.interrupt()
 
     def __enter__(self) -> RequestsFile:
         return self
@@ -110,7 +214,7 @@ class RequestsFile:
 
 
 def default_save_path(requests_path: Path) -> Path:
-    """``name_results.jsonl`` beside ``name.jsonl``.
+    """``name_results.jsonl`` beside ``name.jsonl`` and ``name.jsonl.gz``.
 
     Raises :class:`ConfigurationError` for a pipe or a device: nothing lasts beside it.
     """
@@ -120,7 +224,10 @@ def default_save_path(requests_path: Path) -> Path:
             f"the requests come from {requests_path}, which is no file that results could stand beside: "
             "name a results file (--save_filepath, in a program save_path)"
         )
-    return requests_path.parent / f"{requests_path.stem}_results.jsonl"
+    stem = requests_path.stem
+    if requests_path.suffix.lower() in _COMPRESSED:
+        stem = Path(stem).stem
+    return requests_path.parent / f"{stem}_results.jsonl"
 
 
 def _is_descriptor(path: Path) -> bool:
@@ -128,12 +235,17 @@ def _is_descriptor(path: Path) -> bool:
 
 
 def check_paths(
-    requests_path: Path, save_path: Path, errors_path: Path | None, report_path: Path | None = None
+    requests: Path | Sequence[Path],
+    save_path: Path,
+    errors_path: Path | None,
+    report_path: Path | None = None,
 ) -> None:
     """Raise :class:`ConfigurationError` unless the files differ, and the folders of the outputs exist."""
-    paths = (requests_path, save_path, errors_path, report_path)
+    inputs = [requests] if isinstance(requests, Path) else list(requests)
+    outputs = {"results": save_path, "errors": errors_path, "report": report_path}
+    names = [("requests", path) for path in inputs] + list(outputs.items())
     seen: dict[object, str] = {}
-    for name, path in zip(("requests", "results", "errors", "report"), paths, strict=True):
+    for name, path in names:
         if path is None:
             continue
         if path.name.endswith(REPLACEMENT_SUFFIX):
@@ -144,7 +256,8 @@ def check_paths(
             if _is_directory(path):
                 raise ConfigurationError(f"the {name} file {path} is a directory")
             # A directory that should hold the requests, too, is missed when they are opened.
-            if path.parent != requests_path.parent and not _is_directory(path.parent):
+            folders = {each.parent for each in inputs}
+            if path.parent not in folders and not _is_directory(path.parent):
                 raise ConfigurationError(
                     f"the directory of the {name} file {path} does not exist: create it, or name another"
                 )
@@ -154,6 +267,9 @@ def check_paths(
             raise ConfigurationError(f"can't use the {name} file {path}: {reason}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")
+    for path in (save_path, errors_path):
+        if path is not None:
+            written_compression(path)
 
 
 def _is_directory(path: Path) -> bool:
@@ -173,4 +289,6 @@ def _file_of(path: Path) -> object:
     if not path.exists():
         return path.resolve()
     status = path.stat()
+    if stat.S_ISCHR(status.st_mode) and path.parent == Path("/dev"):
+        return path.absolute()  # a terminal is where input comes from and output goes to
     return status.st_dev, status.st_ino

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
-from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile
+from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile, open_results
 from parallel_processor.files.batch_rows import is_json
 from parallel_processor.files.identity import Record, given_id, id_key, keys, line_id, read_record
 from parallel_processor.models import Request
@@ -160,20 +160,22 @@ class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self, path: Path, answered: AnsweredRequests, keep_failures: bool, check: Check
+        self, file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check
     ) -> None:
         self.answered = answered
         self._keep_failures = keep_failures
+        self.size_bytes = 0  # of the text
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
         self._records = self._foreign = 0
         self.unclear_line = 0  # the first one; 0 if there is none
         self.failed = array("Q")  # where runs of failed records begin and end, alternately
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
-            for number, line in enumerate(file):
+        with file.open_text() as lines:
+            for number, line in enumerate(lines):
                 if number % _LINES_PER_CHECK == 0:
                     check()
                 self._add(line, number + 1)
+                self.size_bytes += len(line)
         self.is_foreign = self._foreign > 0 and self._records == 0  # lines, but no record
 
     def _add(self, line: bytes, number: int) -> None:
@@ -214,7 +216,7 @@ def open_files(save: Path, errors: Path | None) -> Iterator[list[AppendFile]]:
     with ExitStack() as stack:
         files = []
         for path in [save] if errors is None else [save, errors]:
-            files.append(AppendFile(path))
+            files.append(open_results(path))
             stack.callback(files[-1].close)
         yield files
 
@@ -257,7 +259,7 @@ def prepare(
 def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> _Scan:
     """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
-        scan = _Scan(file.path, answered, keep_failures, check)
+        scan = _Scan(file, answered, keep_failures, check)
     except OSError as error:
         raise _repair_error(file, error) from error
     if scan.is_foreign:
@@ -282,14 +284,18 @@ def _repair_error(file: AppendFile, error: OSError) -> ResultsFileError:
 def _mend(file: AppendFile, scan: _Scan) -> None:
     """Leave only whole lines and good records in ``file``."""
     try:
-        if file.size != scan.end:
+        if scan.size_bytes != scan.end:
             _log.info("%s: a torn last line is cut off", file.path)
-            file.truncate(scan.end)
+        size = scan.end
+        if not file.cut(scan.end, scan.size_bytes):
+            scan.failed.extend((scan.end, scan.size_bytes))
+            size = scan.size_bytes
         if scan.lacks_line_end:
             file.append(b"\n")
+            file.end()
         file.sync()
         if scan.failed:
-            _drop(file, scan.failed)
+            _drop(file, scan.failed, size + scan.lacks_line_end)
     except ResultsFileError:
         raise
     except OSError as error:
@@ -306,15 +312,16 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
 
 
-def _drop(file: AppendFile, ranges: Sequence[int]) -> None:
-    """Replace ``file`` by a copy without the bytes in ``ranges``."""
+def _drop(file: AppendFile, ranges: Sequence[int], size: int) -> None:
+    """Replace ``file`` by a copy without the bytes in ``ranges`` of its text, which has ``size`` bytes."""
     path = file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX)
-    beside = AppendFile(path, mode=0o600, flags=_NO_LINK)
+    beside = file.beside(path, _NO_LINK)
     try:
         beside.truncate(0)  # an earlier copy, whose process was killed, may be there
-        with file.path.open("rb") as old:
-            for chunk in _chunks_without(old, ranges, file.size):
+        with file.open_text() as old:
+            for chunk in _chunks_without(old, ranges, size):
                 beside.append(chunk)
+        beside.end()
         beside.sync()
         file.replace_by(beside)
     except BaseException:
@@ -328,8 +335,11 @@ def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterato
         chain((0,), islice(ranges, 1, None, 2)),
         chain(islice(ranges, 0, None, 2), (size,)),
     )
+    place = 0
     for start, end in zip(starts, ends, strict=True):
-        file.seek(start)
+        while place < start:  # compressed text can't be gone to
+            place += len(file.read(min(_BUFFER_BYTES, start - place)))
         while chunk := file.read(min(_BUFFER_BYTES, end - start)):
             yield chunk
             start += len(chunk)
+        place = start

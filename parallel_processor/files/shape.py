@@ -1,29 +1,32 @@
-"""Tells a requests file that is no JSONL at all, by its beginning, and says how to make it one.
+"""Tells what a requests file holds, by its beginning: lines, a JSON array, or something else.
 
-One bad line is a failed record. A file of another format would make a failed record of every line, so it is
-refused as a whole, before anything is sent.
+One bad line is a failed record. A file of another format would make a failed record of every line, so it
+is refused as a whole, before anything is sent, with the command that makes JSONL of it. Of an array the
+elements are taken for lines.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.records import take_apart
 from parallel_processor.providers.jsontext import parse
 
 _BOM = b"\xef\xbb\xbf"
+# What a request has, and a response that stands behind one in a record has not.
+_ASKED = frozenset(
+    {"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"}
+)
 _LEAST_LINES = 10  # that must all be bad before a file of no known format is refused
 # How a file begins; what it is; the command that makes JSONL of it, for its name.
-_COMPRESSED = (
-    (b"\x1f\x8b", "gzip", "gunzip -c {}"),
-    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {}"),
-    (b"BZh", "bzip2", "bunzip2 -c {}"),
-    (b"\xfd7zXZ\0", "xz", "xz -dc {}"),
-    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"),
-    (b"PK\x03\x04", "zip", "unzip -p {}"),
-)
+_COMPRESSED = ((b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"), (b"PK\x03\x04", "zip", "unzip -p {}"))
 
 
 def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:
@@ -69,13 +72,17 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
     if not lines or isinstance(value := _value(lines[0]), dict):
         return None
     first = lines[0].lstrip()[:1]
-    if first == b"[" and isinstance(value, list) and len(lines) > 1:
-        if all(line.lstrip()[:1] == b"[" for line in lines):
-            what = "a JSON array in each line, as a results file does"
-            return f"{path} holds {what}: name the file of the requests, one JSON object a line"
-    elif first == b"[":
-        command = _shell("jq -c '.[]' {}", path)
-        return f"{path} holds a JSON array, not one JSON object a line: take it apart first ({command})"
+    if isinstance(value, list) and len(lines) > 1 and all(x.lstrip()[:1] == b"[" for x in lines):
+        what = "a JSON array in each line, as a results file does"
+        return f"{path} holds {what}: name the file of the requests, one JSON object a line"
+    if first == b"[" and is_array(head):
+        if not isinstance(value, list):  # it goes on
+            return None
+        what = "" if any(isinstance(each, dict) for each in value) else "an array without objects"
+        has_requests = len(value) > 1 and isinstance(value[1], dict) and _ASKED & value[1].keys()
+        if not has_requests and take_apart(lines[0].strip()) is not None:
+            what = "a record of a results file"
+        return f"{path} holds {what}: name the file of the requests" if what else None
     if first == b"{" and _goes_on(head, lines):
         command = _shell("jq -c . {}", path)
         return f"{path} holds JSON over several lines, not one object a line: join them first ({command})"
@@ -85,6 +92,49 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
         f"{path} is no JSONL file: none of its first {len(lines):,} lines is a JSON object. "
         "Write one object a line"
     )
+
+
+def is_array(head: bytes) -> bool:
+    """True if the text that begins with ``head`` is one JSON array, rather than lines."""
+    text = head.removeprefix(_BOM).lstrip()
+    if text[:1] != b"[":
+        return False
+    first, _, rest = text.partition(b"\n")
+    return not rest.strip() or not isinstance(_value(first), list)
+
+
+# A string, whose end may be missing, or what nests and separates.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
+_PIECE_BYTES = 256 * 1024
+
+
+def elements(file: io.BufferedReader, name: str) -> Iterator[bytes]:
+    """The elements of the JSON array in ``file``, as they are written. One of them is in memory at a time.
+
+    Raises :class:`InputFileError` if the array has no end, or something follows it.
+    """
+    data = file.read1(_PIECE_BYTES).removeprefix(_BOM)
+    start, place, depth = data.find(b"[") + 1, data.find(b"[") + 1, 1
+    while depth:
+        token = _TOKEN.search(data, place)
+        if token is None or token[1] == b"":  # goes on in what is not read yet
+            place = len(data) if token is None else token.start()
+            more = file.read1(max(_PIECE_BYTES, len(data) - start))
+            if not more:
+                raise InputFileError(
+                    f"{name}: the JSON array has no end: something is missing there"
+                )
+            data, place, start = data[start:] + more, place - start, 0
+            continue
+        place, mark = token.end(), token[0]
+        depth += (mark in b"[{") - (mark in b"]}")
+        if depth == 0 or (depth == 1 and mark == b","):
+            element = data[start : token.start()]
+            if element.strip() or mark == b",":
+                yield element.strip() or b"nothing"  # which is no JSON
+            start = place
+    if (data[place:] + file.read1(_PIECE_BYTES)).strip():
+        raise InputFileError(f"{name}: something follows the JSON array")
 
 
 def _goes_on(head: bytes, lines: list[bytes]) -> bool:

@@ -10,7 +10,8 @@ from parallel_processor.files.custom_ids import CustomIds, with_id
 from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import Record, identity, keys, read_record
 from parallel_processor.files.records import BOM, reading
-from parallel_processor.files.requests_file import RequestLines, RequestsFile
+from parallel_processor.files.requests_file import RequestLines
+from parallel_processor.files.sources import SourceLike, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
@@ -53,7 +54,7 @@ class Verification:
 
 
 def verify_results(
-    requests_path: str | Path,
+    requests_path: SourceLike,
     save_path: str | Path,
     errors_path: str | Path | None = None,
     *,
@@ -65,7 +66,7 @@ def verify_results(
     The results may have either form, whatever the requests have. Takes about 170 bytes of memory per
     line, or 600 if the forms differ. ``request_url`` matters only for Batch rows: one for another host is
     invalid. ``model`` is that of the run, for requests that name none. Don't call it while a run writes the
-    files: the last line may be incomplete.
+    files: the last line may be incomplete. ``requests_path`` is what :func:`process_file` takes.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 
@@ -75,7 +76,7 @@ def verify_results(
     True
     """
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
-    lines = RequestsFile(Path(requests_path))
+    lines = open_sources(find_sources(requests_path))
     return verify_lines(lines, lambda: _records(paths), request_url, model, lambda: _forms(paths))
 
 
@@ -93,7 +94,7 @@ def verify_lines(
     """
     with lines:
         wanted = _Wanted(forms())
-        for request in requests_in(lines.numbered(), request_url, lines.unit, model):
+        for request in requests_in(lines.numbered(), request_url, lines.place, model):
             wanted.add(request)
     torn = 0
     for record in records():

@@ -2,7 +2,8 @@
 
 It takes whatever is queued, writes it as whole lines in one call per file, and flushes to the disk at
 most once per second and at the end. It passes each batch that was written to ``on_written``, which gives
-the credits of those outcomes back. So a slow disk slows the reading of requests, and nothing piles up.
+the credits and the bytes of those outcomes back. So a slow disk slows the reading of requests, and
+nothing piles up.
 
 A write that fails stops the run, not the process. The file is truncated to its last whole line, and
 ``on_failure`` is called once. The records at hand are tried again for ``write_retry_s`` seconds, in case
@@ -35,11 +36,18 @@ _BATCH_DELAY_S = 0.005
 _RETRY_INTERVAL_S = 0.5
 
 
+def held_bytes(outcome: Outcome) -> int:
+    """What ``outcome`` takes in memory while it waits: the bytes of its request and its response."""
+    raw = outcome.raw_response
+    return len(outcome.request.payload) + (len(raw.body) if raw is not None else 0)
+
+
 class ResultWriter:
     """Appends outcomes to ``results``, failed ones to ``errors`` if given.
 
     Any thread may call :meth:`put`. The thread that :meth:`start` or the first call starts alone uses the
-    files until :meth:`close` has ended it. ``on_written`` gets each batch, and whether it is on record.
+    files until :meth:`close` has ended it. ``on_written`` gets each batch, whether it is on record, and its
+    size as :func:`held_bytes` counts.
     """
 
     def __init__(
@@ -47,7 +55,7 @@ class ResultWriter:
         results: AppendFile,
         errors: AppendFile | None = None,
         *,
-        on_written: Callable[[list[Outcome], bool], None],
+        on_written: Callable[[list[Outcome], bool, int], None],
         on_failure: Callable[[ResultsFileError], None],
         fsync_s: float = 1.0,
         write_retry_s: float = 60.0,
@@ -116,7 +124,7 @@ class ResultWriter:
             batch, is_open = self._next_batch(due_s if dirty else None)
             self._write(batch)
             if not is_open or self._clock() >= synced_at + self._fsync_s:
-                self._sync()
+                self._sync(ends=not is_open)
                 synced_at = self._clock()
             if batch and not self._is_closing:
                 self._wake.wait(_BATCH_DELAY_S)
@@ -146,21 +154,24 @@ class ResultWriter:
         """Write in pieces of a few megabytes, so that long answers aren't all copied at once."""
         piece: list[Outcome] = []
         records: list[bytes] = []
-        size_bytes = 0
+        size_bytes = held = 0
         for outcome in outcomes:
+            own = 0
             try:
+                own = held_bytes(outcome)
                 records.append(record(outcome))
             except Exception as error:  # a fault of ours: the run ends with it instead of hanging
                 self._fail(file, repr(error))
-                self._on_written([outcome], False)
+                self._on_written([outcome], False, own)
                 continue
             piece.append(outcome)
             size_bytes += len(records[-1])
+            held += own
             if size_bytes >= _MAX_PIECE_BYTES:
-                self._on_written(piece, self._append(file, b"".join(records)))
-                piece, records, size_bytes = [], [], 0
+                self._on_written(piece, self._append(file, b"".join(records)), held)
+                piece, records, size_bytes, held = [], [], 0, 0
         if piece:
-            self._on_written(piece, self._append(file, b"".join(records)))
+            self._on_written(piece, self._append(file, b"".join(records)), held)
 
     def _append(self, file: AppendFile, data: bytes) -> bool:
         """Write whole lines; false if that failed for good."""
@@ -176,9 +187,11 @@ class ResultWriter:
                     return False
                 self._wake.wait(_RETRY_INTERVAL_S)
 
-    def _sync(self) -> None:
+    def _sync(self, *, ends: bool) -> None:
         for file in (self._results, self._errors):
             try:
+                if ends:
+                    file.end()
                 file.sync()
             except OSError as error:
                 self._fail(file, error.strerror or str(error))

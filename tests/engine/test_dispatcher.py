@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from clocks import FakeClock, admitted_by
 
-from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD, ahead_of
+from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD, WriterSlack, ahead_of
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import AttemptStatus, Estimate, Rejection, Request, WaitCause
@@ -121,7 +121,7 @@ def make(kind: type[Dispatcher] = Dispatcher, **parts: Any) -> Any:
         "wait_times": WaitTimes(),
         "stop": StopSignal(),
         "max_workers": 10_000,
-        "writer_slack": 0,
+        "slack": WriterSlack(outcomes=0),
         "count": lambda pending: None,
         "is_wanted": None,
         "clock": FakeClock(),
@@ -332,7 +332,7 @@ class Play(Room):
 
     def _do_skip(self, count: str) -> None:
         for _ in range(int(count)):
-            self.dispatcher.credits.skip()
+            self.dispatcher.credits.skip(0)
 
     def _do_record(self, count: str) -> None:
         self.dispatcher.recorded(int(count))
@@ -676,7 +676,7 @@ def test_the_start_is_careful(waits_s: list[float], is_answered: bool, sent: int
 @pytest.mark.parametrize("slack", [0, 10])
 def test_what_was_skipped_counts_until_it_is_on_record(slack: int) -> None:
     """What can't be sent bounds the reading as the others do, but for the slack of a writer."""
-    play = Play(writer_slack=slack)
+    play = Play(slack=WriterSlack(outcomes=slack))
     for left in (*[2] * slack, 2, 2, 1, 0):
         play(f"skip 1, room {left}")
     play("busy True", "flying 0", f"record {slack + 4}", "room 2", "busy False")
@@ -715,7 +715,7 @@ class Load:
             start=lambda admitted: self.executor.submit(self.work, admitted),
             drop=lambda pending: pending.retry_state is not None and self.unwritten.put(1),
             max_workers=max_workers,
-            writer_slack=slack,
+            slack=WriterSlack(outcomes=slack),
             clock=clock,
         )
 
@@ -777,7 +777,7 @@ class Load:
                 assert room.bell.wait(REAL_TIMEOUT_S), "the reader sleeps for ever"
             for _ in range(min(places, count - number)):
                 if self.random.random() < 0.05:
-                    dispatcher.credits.skip()
+                    dispatcher.credits.skip(0)
                     with self.lock:
                         self.done.append(number)
                     self.unwritten.put(1)
@@ -921,7 +921,7 @@ class ModelRun:
             drop=lambda pending: pytest.fail("nothing is dropped"),
             on_room=self.ring,
             max_workers=max_workers,
-            writer_slack=world.random.choice((0, 0, 20)),
+            slack=WriterSlack(outcomes=world.random.choice((0, 0, 20))),
             clock=world.clock,
         )
         self.dispatcher.turn()
@@ -975,7 +975,7 @@ class ModelRun:
             if self.world.random.random() < 0.03:
                 self.outcomes.append(pending.request.number)
                 self.unrecorded += 1
-                self.dispatcher.credits.skip()
+                self.dispatcher.credits.skip(0)
             else:
                 self.dispatcher.put(pending)
 
@@ -1364,3 +1364,23 @@ def test_a_wait_that_goes_on_is_seen() -> None:
     play("put paused 1, turn, wait 3")
     assert play.wait_times.overall() == {}
     assert play.wait_times.overall(play.clock()) == {"pause": 3.0}
+
+
+def test_heavy_outcomes_hold_back_what_is_read_and_sent() -> None:
+    """While they wait for the writer no more is read or sent; once they are on record, both goes on."""
+    play = Play(1, slack=WriterSlack(outcomes=1000, size_bytes=100))
+    credits = play.dispatcher.credits
+    assert credits.available(all_wait=False) > 0 and not credits.is_full
+    credits.skip(40)
+    credits.held_bytes = 60
+    assert credits.available(all_wait=False) == 0 and credits.is_full and credits.waits_for_records
+    play.dispatcher.recorded(0, 1)
+    assert credits.available(all_wait=False) > 0 and not credits.is_full
+
+
+def test_heavy_outcomes_in_order_hold_back_what_is_read_alone() -> None:
+    """The request that all others wait for may be one that was not sent yet."""
+    play = Play(1, slack=WriterSlack(outcomes=1000, size_bytes=100, in_order=True))
+    credits = play.dispatcher.credits
+    credits.skip(100)
+    assert credits.available(all_wait=False) == 0 and not credits.is_full

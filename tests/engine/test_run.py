@@ -23,6 +23,7 @@ from services import NO_LIMITS, in_background, threads
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import RunStoppedError, StopRequested, WorkerProcessError
 from parallel_processor.files.formats import made_request, parse_line
+from parallel_processor.files.writer import held_bytes
 from parallel_processor.models import Estimate, Outcome, Request
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.registry import TokenBuckets
@@ -87,7 +88,7 @@ class Writer:
         self.written: list[Outcome] = []
         self._is_immediate = is_immediate
 
-    def make_sink(self, recorded: Callable[[list[Outcome], bool], None], stop: object) -> Any:
+    def make_sink(self, recorded: Callable[[list[Outcome], bool, int], None], stop: object) -> Any:
         """What a run calls."""
         self._recorded = recorded
         return self._put
@@ -101,7 +102,7 @@ class Writer:
     def write(self, outcomes: list[Outcome]) -> None:
         """These are on record."""
         self.written += outcomes
-        self._recorded(outcomes, True)
+        self._recorded(outcomes, True, sum(map(held_bytes, outcomes)))
 
     def take(self, count: int) -> list[Outcome]:
         """The next outcomes that come, so many."""

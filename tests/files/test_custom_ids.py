@@ -59,7 +59,7 @@ def test_two_requests_under_one_id_end_this_run_and_the_next(tmp_path: Path) -> 
     with RawServer(answer_all) as server:
         account: Any = {"request_url": f"{server.url}/v1/embeddings", "limits": NO_LIMITS}
         for _ in range(2):
-            with pytest.raises(InputFileError, match=r"lines 1 and 3 .* custom_id 'x'"):
+            with pytest.raises(InputFileError, match=r"line 1 and line 3 .* custom_id 'x'"):
                 process_file(source, save, **account)
     assert sorted(line["custom_id"] for line in read_lines(save)) == ["x", "y"]
     found = verify_results(source, save)
@@ -80,7 +80,7 @@ def test_equal_rows_are_both_answered_with_one_warning(
     assert summary.answered == 4
     warnings = [record.getMessage() for record in caplog.records]
     assert [text for text in warnings if "custom_id" in text] == [
-        "lines 1 and 3 are the same request, custom_id 'x'; each is sent, here and below"
+        "line 1 and line 3 are the same request, custom_id 'x'; each is sent, here and below"
     ]
     assert verify_results(source, save).ok
 

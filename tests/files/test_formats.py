@@ -21,6 +21,7 @@ from parallel_processor.files.formats import (
 )
 from parallel_processor.files.identity import Record, identity, read_record
 from parallel_processor.files.records import record
+from parallel_processor.files.requests_file import line_place
 from parallel_processor.models import Outcome, Request, Response
 from parallel_processor.providers.answers import Expected, count_inputs, fault_of
 from parallel_processor.providers.jsontext import MAX_NESTING, read_answer
@@ -243,7 +244,7 @@ def test_nan_in_metadata_is_kept_as_null(
     assert NAN_IN_METADATA in request.dropped
     noted: set[str] = set()
     for _ in range(2):
-        tell_notes(request, noted, "line")
+        tell_notes(request, noted, line_place)
     texts = [entry.getMessage() for entry in caplog.records]
     assert texts[-1] == "line 7: NaN or Infinity in metadata is kept as null, here and below"
     assert len(texts) == len(request.dropped)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
+import lzma
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import pytest
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.requests_file import RequestsFile, check_paths, default_save_path
+
+zstandard = pytest.importorskip("zstandard")
 
 
 @pytest.fixture
@@ -80,13 +86,6 @@ def test_a_file_that_cannot_be_opened_is_an_input_file_error(tmp_path: Path) -> 
         assert str(path) in str(caught.value)
 
 
-def test_a_dash_is_no_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who means it learns its name."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputFileError, match="for standard input name /dev/stdin"):
-        RequestsFile(Path("-"))
-
-
 def test_a_file_that_cannot_be_read_on_is_an_input_file_error(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,8 +116,53 @@ def test_the_file_is_closed(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.ZstdCompressor().compress]
+)
+def test_compressed_requests_are_unpacked(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """Whatever the name says, the first bytes count; the progress is that in the file."""
+    path = tmp_path / "in.jsonl"
+    lines = [b'{"n": "%s"}\n' % os.urandom(400).hex().encode() for _ in range(2000)]
+    path.write_bytes(pack(b"".join(lines[:1000])) + pack(b"".join(lines[1000:])))
+    with RequestsFile(path) as source:
+        reading = iter(source)
+        assert [next(reading) for _ in range(1000)] == lines[:1000]
+        assert 0.4 < (source.fraction() or 0) < 0.7
+        assert list(reading) == lines[1000:]
+        assert source.fraction() == 1
+
+
+def test_a_torn_download_ends_in_an_error(tmp_path: Path) -> None:
+    """Lines that are missing are never taken for the end."""
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"n": 1}\n' * 100_000)[:-9])
+    with RequestsFile(path) as source, pytest.raises(InputFileError, match="end of its gzip data"):
+        list(source)
+
+
+def test_a_wait_for_a_pipe_can_be_ended(tmp_path: Path) -> None:
+    """There are no more lines then, and what has come of the next one is none."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)
+    with RequestsFile(fifo) as lines:
+        os.write(writer, b'{"n": 1}\n{"n": 2')
+        reading = iter(lines)
+        assert next(reading) == b'{"n": 1}\n'
+        timer = threading.Timer(0.05, lines.interrupt)
+        timer.start()
+        assert list(reading) == []
+        timer.join()
+        assert lines.fraction() is None
+        lines.interrupt()
+    lines.interrupt()
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
     ("requests", "results"),
     [
+        ("in.jsonl.gz", "in_results.jsonl"),
+        ("a/in.zst", "a/in_results.jsonl"),
         ("in.jsonl", "in_results.jsonl"),
         ("/a/b.c/in.x.jsonl", "/a/b.c/in.x_results.jsonl"),
         ("dir/in.txt", "dir/in_results.jsonl"),
@@ -178,6 +222,7 @@ def test_paths_that_work_pass(source: Path, tmp_path: Path) -> None:
         (("in.jsonl", "new", "soft"), "the requests and the errors file are the same"),
         (("d", "new"), "the requests file .*/d is a directory"),
         (("in.jsonl", "d"), "the results file .*/d is a directory"),
+        (("in.jsonl", "new.bz2"), r"results are compressed as \.gz or \.zst only"),
         (("in.jsonl", "new", "d"), "the errors file .*/d is a directory"),
         (
             ("in.jsonl", "no/new"),

@@ -55,7 +55,7 @@ class Desk:
             *self.files, on_written=self._on_written, on_failure=self._on_failure, **settings
         )
 
-    def _on_written(self, outcomes: list[Outcome], on_record: bool) -> None:
+    def _on_written(self, outcomes: list[Outcome], on_record: bool, size_bytes: int) -> None:
         (self.written if on_record else self.lost).extend(outcomes)
         self.tellers.add(threading.current_thread().name)
 
