@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from parallel_processor.options import Options, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
+from parallel_processor.tables.sources import check_table, open_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -188,6 +190,10 @@ class Processor:
         progress: bool | None = None,
         report_path: StrPath | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
+        template: Mapping[str, Any] | StrPath | None = None,
+        id_column: str | None = None,
+        metadata_columns: Sequence[str] | str = (),
+        delimiter: str | None = None,
     ) -> Summary:
         """Send every request of a file, and append its record to another file.
 
@@ -195,7 +201,8 @@ class Processor:
         their requests are sent again.
 
         Args:
-            requests_path: the requests, one a line; or an object that reads such lines.
+            requests_path: the requests, one a line; or a table (``.csv``, ``.tsv``, ``.parquet``) with a
+                ``template``; or an object that reads such lines.
             save_path: the records; by default ``name_results.jsonl`` beside ``name.jsonl``.
             errors_path: the records of failures, if they should not go to ``save_path``.
             overwrite: start afresh, without the old records.
@@ -206,6 +213,8 @@ class Processor:
                 again while the run goes on, and however the run ends.
             on_outcome: called with each outcome that is on record, always by the writer's thread. An
                 exception from it ends the run.
+            template: the request of a table's row, or the path of a JSON file with it.
+                :func:`open_table` explains it, and the last three arguments.
 
         Raises :class:`RunStoppedError` after a fatal answer, and :class:`ResultsFileError` or
         :class:`InputFileError` for a broken file. After another exception, such as ``KeyboardInterrupt``,
@@ -216,16 +225,9 @@ class Processor:
         >>> summary.failed
         0
         """
-        source = Path(requests_path) if isinstance(requests_path, (str, Path)) else requests_path
-        if save_path is not None:
-            save = Path(save_path)
-        elif isinstance(source, Path):
-            save = default_save_path(source)
-        else:
-            raise ConfigurationError(f"name a results file for {source.name}: save_path")
         job = FileJob(
-            source=source,
-            save=save,
+            source=Path(requests_path) if isinstance(requests_path, (str, Path)) else requests_path,
+            save=_save_path(requests_path, save_path),
             errors=Path(errors_path) if errors_path is not None else None,
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
@@ -233,8 +235,13 @@ class Processor:
             progress=progress,
             on_outcome=on_outcome,
         )
-        if isinstance(source, Path):
-            check_paths(source, job.save, job.errors, job.report)
+        template_path = Path(template) if isinstance(template, (str, Path)) else None
+        if isinstance(job.source, Path):
+            check_paths(job.source, job.save, job.errors, job.report, template_path)
+        if check_table(job.source, template) and template is not None:
+            names = {"id_column": id_column, "delimiter": delimiter}
+            table = open_table(job.source, template, metadata_columns=metadata_columns, **names)
+            job = replace(job, source=table)
         run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()
         _raise_cause(cause, summary)
@@ -313,6 +320,15 @@ class Processor:
                 if run.yields_outcomes or not is_clean:
                     run.cancel(StopRequested("the processor was closed"))
             account.submissions.close()
+
+
+def _save_path(requests_path: StrPath | RequestLines, save_path: StrPath | None) -> Path:
+    """``save_path``, or the default for the requests."""
+    if save_path is not None:
+        return Path(save_path)
+    if isinstance(requests_path, (str, Path)):
+        return default_save_path(Path(requests_path))
+    raise ConfigurationError(f"name a results file for {requests_path.name}: save_path")
 
 
 def _number(outcome: Outcome) -> int:

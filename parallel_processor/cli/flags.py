@@ -23,6 +23,7 @@ from parallel_processor.options import Limits, Options, RetryPolicy, Settings, T
 PROGRAM = "parallel-processor"
 COMMANDS = {
     "verify": "check that every request has its answer",
+    "export": "write the results as a table, CSV or Parquet",
     "run-on-ray": "send the requests by several workers, on this machine or on a Ray cluster",
 }
 """The subcommands, and what each does."""
@@ -127,6 +128,14 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
         _Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
         _Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
     ),
+    "tables": (
+        _Flag("template", "", "FILE", "the request of each row of a CSV, TSV or Parquet file: JSON with "
+              "{{column}} in its texts"),
+        _Flag("id_column", "", "NAME", "the column that is the custom_id of a row's request"),
+        _Flag("metadata_columns", "", "NAMES", "columns that come back with the results, such as a,b"),
+        _Flag("delimiter", "", "CHARACTER", "what separates the fields of a CSV file",
+              default_text="a comma, in .tsv a tab"),
+    ),
     "service": (
         _Flag("request_url", "request_url", "URL", "where to send the requests"),
         _Flag("api_key", "api_key", "KEY", "the key",
@@ -217,6 +226,7 @@ _RAY_FLAGS = (
     _Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
           default_text="what suits the file, at most 16 MiB", read=_READERS[int]),
 )
+_TABLE_FLAGS = tuple(flag.name for flag in FLAGS["tables"])
 _NOT_ON_RAY = ("errors_filepath", "metrics_port")
 # fmt: on
 
@@ -244,6 +254,12 @@ def settings(flags: argparse.Namespace) -> Settings:
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)
+
+
+def table_arguments(flags: argparse.Namespace) -> dict[str, Any]:
+    """What ``flags`` say of a table, as arguments of ``process_file`` and ``open_table``."""
+    given = {name: getattr(flags, name) for name in _TABLE_FLAGS}
+    return given | {"metadata_columns": given["metadata_columns"] or ()}
 
 
 # What argparse says, and what is said instead.
@@ -320,7 +336,7 @@ def build_parser() -> FlagParser:
 
 def build_verify_parser() -> FlagParser:
     """The parser of ``verify``, which has some of the same flags."""
-    names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url")
+    names = {"requests_filepath", "save_filepath", "errors_filepath", "request_url", *_TABLE_FLAGS}
     return FlagParser(
         f"{PROGRAM} verify",
         {"flags": [row for row in _ROWS if row.name in names]},
@@ -336,6 +352,7 @@ def build_ray_parser() -> FlagParser:
     flags |= {
         title: [_for_parts(row) for row in rows if row.name not in _NOT_ON_RAY]
         for title, rows in FLAGS.items()
+        if title != "tables"
     }
     return FlagParser(
         f"{PROGRAM} run-on-ray",

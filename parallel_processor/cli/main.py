@@ -26,6 +26,7 @@ from parallel_processor.cli.flags import (
     build_ray_parser,
     build_verify_parser,
     settings,
+    table_arguments,
     with_flag_names,
 )
 from parallel_processor.cli.signals import SignalWatcher
@@ -46,6 +47,7 @@ from parallel_processor.processor import Processor
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 from parallel_processor.runtime.descriptors import raise_soft_limit
+from parallel_processor.tables.sources import check_table, open_table
 
 _log = logging.getLogger("parallel_processor")
 _YOUNG_OBJECTS = 10_000  # so many more of them before they are looked at
@@ -62,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from parallel_processor.cli.on_ray import process_on_ray
 
         return _run(build_ray_parser().parse(words[1:]), process_on_ray)
+    if words[:1] == ["export"]:
+        from parallel_processor.cli.export import export
+
+        return export(words[1:])
     return _run(build_parser().parse(words), _process)
 
 
@@ -97,7 +103,13 @@ def _complete() -> None:
     except ImportError:
         return
     start = int(os.environ["_ARGCOMPLETE"])  # that many words are the program's name
-    parsers = {"verify": build_verify_parser, "run-on-ray": build_ray_parser}
+    from parallel_processor.cli.export import build_export_parser
+
+    parsers = {
+        "verify": build_verify_parser,
+        "run-on-ray": build_ray_parser,
+        "export": build_export_parser,
+    }
     for command in os.environ.get("COMP_LINE", "").split()[start : start + 1]:
         if command in parsers:
             os.environ["_ARGCOMPLETE"] = str(start + 1)
@@ -122,7 +134,9 @@ def _verify(words: Sequence[str]) -> int:
             found = verify_parts(flags.requests_filepath, save_path, request_url=flags.request_url)
         else:
             found = verify_results(
-                requests_path,
+                open_table(requests_path, **table_arguments(flags))
+                if check_table(requests_path, flags.template)
+                else requests_path,
                 save_path or default_save_path(requests_path),
                 flags.errors_filepath,
                 request_url=flags.request_url,
@@ -132,7 +146,8 @@ def _verify(words: Sequence[str]) -> int:
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
     show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
-        pair = f"{'bytes' if has_parts else 'lines'} {earlier} and {later}"
+        unit = "bytes" if has_parts else "rows" if flags.template else "lines"
+        pair = f"{unit} {earlier} and {later}"
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found))
     return 0 if found.ok else 1
@@ -202,6 +217,7 @@ def _run_to_its_end(
             keep_failures=flags.keep_failures,
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
+            **table_arguments(flags),
         )
     except (RunStoppedError, ResultsFileError, WorkerProcessError) as error:
         return error.summary, error

@@ -7,14 +7,14 @@ that it has everything. The results file is the only state.
 
 Names that cross the border (module, names):
 
-    append_file    AppendFile, replace_file, sync_directory
+    append_file    AppendFile, REPLACEMENT_SUFFIX, replace_file, sync_directory
     custom_ids     with_checked_ids
     formats        Record, content_key, identity, made_request, read_record, read_requests,
                    tell_notes
-    records        read_outcome, read_results
-    requests_file  RequestLines, RequestsFile, check_paths, default_save_path
+    records        read_outcome, read_results, reading
+    requests_file  InvalidLine, RequestLines, RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare
-    shape          why_not_jsonl
+    shape          why_not_jsonl, why_not_plain
     verify         Verification, records_in, verify_lines, verify_results
     writer         ResultWriter
 """

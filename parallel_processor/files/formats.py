@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from parallel_processor.files.records import BOM, UNCLEAR, take_apart
+from parallel_processor.files.requests_file import InvalidLine
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL
 from parallel_processor.providers.endpoints import resolve_url
@@ -45,13 +46,16 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def read_requests(
-    lines: Iterable[tuple[int, bytes]], request_url: str, unit: str = "line"
+    lines: Iterable[tuple[int, bytes | InvalidLine]], request_url: str, unit: str = "line"
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
     A line comes with its number; ``unit`` is what that counts.
     """
     for number, line in lines:
+        if isinstance(line, InvalidLine):
+            yield _invalid_request(line.text, f"{unit} {number}: {line.reason}", number)
+            continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
             yield parse_line(line, number, request_url, unit)
@@ -79,13 +83,13 @@ def parse_line(line: bytes, number: int, request_url: str, unit: str = "line") -
         invalid_reason = f"not JSON: {error.msg} at character {error.pos + 1}"
     except ValueError as error:
         invalid_reason = str(error)
-    text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")[:_MAX_INVALID_CHARS]
-    return Request(
-        body=text,
-        payload=dump(text),
-        number=number,
-        invalid_reason=f"{unit} {number}: {invalid_reason}",
-    )
+    text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")
+    return _invalid_request(text, f"{unit} {number}: {invalid_reason}", number)
+
+
+def _invalid_request(text: str, reason: str, number: int) -> Request:
+    text = text[:_MAX_INVALID_CHARS]
+    return Request(body=text, payload=dump(text), number=number, invalid_reason=reason)
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX
@@ -16,6 +16,13 @@ from parallel_processor.files.shape import why_not_jsonl
 
 _BUFFER_BYTES = 256 * 1024
 _DEVICE_FOLDERS = frozenset({"/dev", "/dev/fd"})
+
+
+class InvalidLine(NamedTuple):
+    """Stands in the place of a line that can't be read. It becomes a failed record."""
+
+    text: str  # what is known of the line; it is recorded in the request's place
+    reason: str
 
 
 class RequestLines(Protocol):
@@ -32,8 +39,8 @@ class RequestLines(Protocol):
     @property
     def unit(self) -> str: ...
 
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """Read the lines once. Each comes with its number, from 1, and with its line end."""
+    def numbered(self) -> Iterator[tuple[int, bytes | InvalidLine]]:
+        """Read the lines once. Each comes with its number, from 1; a line end is not needed."""
         ...
 
     def fraction(self) -> float | None:
@@ -128,12 +135,17 @@ def _is_descriptor(path: Path) -> bool:
 
 
 def check_paths(
-    requests_path: Path, save_path: Path, errors_path: Path | None, report_path: Path | None = None
+    requests_path: Path,
+    save_path: Path,
+    errors_path: Path | None,
+    report_path: Path | None = None,
+    template_path: Path | None = None,
 ) -> None:
     """Raise :class:`ConfigurationError` unless the files differ, and the folders of the outputs exist."""
-    paths = (requests_path, save_path, errors_path, report_path)
+    paths = (requests_path, template_path, save_path, errors_path, report_path)
+    names = ("requests", "template", "results", "errors", "report")
     seen: dict[object, str] = {}
-    for name, path in zip(("requests", "results", "errors", "report"), paths, strict=True):
+    for name, path in zip(names, paths, strict=True):
         if path is None:
             continue
         if path.name.endswith(REPLACEMENT_SUFFIX):

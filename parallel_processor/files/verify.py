@@ -51,13 +51,15 @@ class Verification:
 
 
 def verify_results(
-    requests_path: str | Path,
+    requests_path: str | Path | RequestLines,
     save_path: str | Path,
     errors_path: str | Path | None = None,
     *,
     request_url: str = DEFAULT_REQUEST_URL,
 ) -> Verification:
     """Compare a results file, and an errors file if there is one, with the requests.
+
+    For a table, give what :func:`open_table` returns instead of ``requests_path``.
 
     Takes about 170 bytes of memory per line. ``request_url`` matters only for Batch rows: one for
     another host is invalid. Don't call it while a run writes the files: the last line may be
@@ -71,7 +73,10 @@ def verify_results(
     True
     """
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
-    return verify_lines(RequestsFile(Path(requests_path)), lambda: _records(paths), request_url)
+    lines = requests_path
+    if isinstance(lines, (str, Path)):
+        lines = RequestsFile(Path(lines))
+    return verify_lines(lines, lambda: _records(paths), request_url)
 
 
 def verify_lines(
