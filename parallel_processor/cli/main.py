@@ -133,10 +133,11 @@ def _verify(words: Sequence[str]) -> int:
 
             found = verify_parts(flags.requests_filepath, save_path, request_url=flags.request_url)
         else:
+            source = flags.requests_filepath
+            if check_table(source, flags.template):
+                source = open_table(source, **table_arguments(flags))
             found = verify_results(
-                open_table(requests_path, **table_arguments(flags))
-                if check_table(requests_path, flags.template)
-                else requests_path,
+                source,
                 save_path or default_save_path(requests_path),
                 flags.errors_filepath,
                 request_url=flags.request_url,

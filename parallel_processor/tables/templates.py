@@ -218,21 +218,19 @@ def read_template(path: Path) -> Any:
     """The JSON value of the file at ``path``. Raises :class:`ConfigurationError` if there is none."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return parse(text)
     except OSError as error:
-        raise ConfigurationError(
-            f"can't read the template {path}: {error.strerror or error}"
-        ) from None
+        reason = error.strerror or error
+        raise ConfigurationError(f"can't read the template {path}: {reason}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"the template {path} is not UTF-8") from None
+    try:
+        return parse(text)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        hint = ': a placeholder stands in quotes, "{{column}}"' if "{{" in text else ""
-        raise ConfigurationError(
-            f"the template {path} is not JSON: {error.msg} at {where}{hint}"
-        ) from None
+        hint = '; a placeholder stands in quotes, "{{column}}"' if "{{" in text else ""
+        reason = f"{error.msg} at line {error.lineno}, column {error.colno}{hint}"
     except ValueError as error:
-        raise ConfigurationError(f"the template {path} is not JSON: {error}") from None
+        reason = str(error)
+    raise ConfigurationError(f"the template {path} is not JSON: {reason}")
 
 
 def _plain(value: Any) -> Any:
