@@ -33,7 +33,7 @@ def python_values(arrow: Any, column: Any) -> list[Any]:
     """The values of an Arrow array. One that can't be read is :class:`Unreadable`."""
     try:
         return _values(arrow, column)
-    except (ValueError, OverflowError, ArithmeticError, arrow.ArrowException) as error:
+    except (ValueError, LookupError, ArithmeticError, arrow.ArrowException) as error:
         if len(column) == 1:
             return [Unreadable((str(error).splitlines() or [""])[0][:200])]
         return [python_values(arrow, column.slice(i, 1))[0] for i in range(len(column))]
@@ -46,10 +46,12 @@ def _values(arrow: Any, column: Any) -> list[Any]:
         digits = _DIGITS[kind.unit]
         numbers = column.cast(arrow.int64()).to_pylist()
         return [None if n is None else _moment(n, digits) + zone for n in numbers]
+    if arrow.types.is_decimal(kind):
+        return [None if n is None else format(n, "f") for n in column.to_pylist()]
     wider = _wider(arrow, kind)
     if wider is not None:
         column = column.cast(wider[0]).cast(wider[1])
-    return list(column.to_pylist(maps_as_pydicts="lossy"))
+    return list(column.to_pylist(maps_as_pydicts="strict"))
 
 
 def _moment(number: int, digits: int) -> str:

@@ -95,7 +95,9 @@ class CsvTable:
             elif len(row) == width or (len(row) > width and not any(row[width:])):
                 yield row  # it may have a delimiter too many at the end of the line
             elif row:
-                reason = f"{lines.place} has {len(row)} fields, but there are {width} columns"
+                reason = (
+                    f"{lines.place}: the number of fields is {len(row)}, that of columns {width}"
+                )
                 yield InvalidLine(lines.first[:_SHOWN_CHARS], reason)
 
     def _reason(self, error: csv.Error) -> str:

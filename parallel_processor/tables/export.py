@@ -170,7 +170,7 @@ class _Results:
         if self._others and not self._records:
             raise ResultsFileError(f"{self._files[0][0]} holds no records")
         if self._others:
-            _log.warning("%s lines are no records; they are left out", f"{self._others:,}")
+            _log.warning("lines that are no records are left out: %s", f"{self._others:,}")
 
     def __enter__(self) -> _Results:
         return self

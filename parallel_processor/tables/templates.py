@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,8 +207,9 @@ def missing_text(name: str, table: Table) -> str:
 
     shown = ", ".join(repr(each) for each in table.columns[:_SHOWN_COLUMNS])
     more = len(table.columns) - _SHOWN_COLUMNS
-    near = get_close_matches(name, table.columns, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    lower = {each.lower(): each for each in table.columns}
+    near = get_close_matches(name.lower(), lower, n=1)
+    hint = f" (did you mean {lower[near[0]]!r}?)" if near else ""
     return (
         f"{table.name} has no column {name!r}{hint}. It has {shown}"
         f"{f' and {more} more' if more > 0 else ''}"
@@ -243,7 +245,7 @@ def _plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, Unreadable):
         raise ValueError(f"can't be read: {value.reason}")
-    return str(value)  # Decimal, UUID
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
