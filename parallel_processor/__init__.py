@@ -50,6 +50,8 @@ if _TYPE_CHECKING:
     from parallel_processor.report.frames import to_records
     from parallel_processor.report.prometheus import serve_metrics
     from parallel_processor.report.summary import Stats, Summary
+    from parallel_processor.tables.export import export_results
+    from parallel_processor.tables.sources import open_table
 
 __all__ = [
     "BucketReport",
@@ -75,6 +77,8 @@ __all__ = [
     "Verification",
     "WaitCause",
     "WorkerProcessError",
+    "export_results",
+    "open_table",
     "process_api_requests_from_file",
     "process_file",
     "read_requests",
@@ -94,6 +98,7 @@ _logging.getLogger(__name__).addHandler(_logging.NullHandler())
 _MODULES = [
     *("exceptions", "options", "models", "ratelimit.reports", "report.summary", "report.frames"),
     *("report.prometheus", "files.records", "files.formats", "files.verify", "processor", "api"),
+    *("tables.sources", "tables.export"),
 ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from parallel_processor.models import Outcome
 from parallel_processor.options import (
@@ -36,6 +36,10 @@ def process_file(
     progress: bool | None = None,
     report_path: StrPath | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
+    template: Mapping[str, Any] | StrPath | None = None,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] | str = (),
+    delimiter: str | None = None,
     **settings: Unpack[Settings],
 ) -> Summary:
     """Send every request of a file through the limits; :meth:`Processor.process_file` in one call.
@@ -53,6 +57,14 @@ def process_file(
 
     >>> process_file(f"{folder}/requests.jsonl", request_url=url, limits=limits).already_answered
     3
+
+    A table has a request in each row, made by a ``template`` (see :func:`open_table`):
+
+    >>> from pathlib import Path
+    >>> _ = Path(f"{folder}/prompts.csv").write_text("id,prompt\\n7,Say hello\\n8,Say goodbye\\n")
+    >>> template = {"model": "text-embedding-3-small", "input": "{{prompt}}"}
+    >>> process_file(f"{folder}/prompts.csv", template=template, id_column="id", request_url=url).answered
+    2
     """
     with Processor(**settings) as processor:
         return processor.process_file(
@@ -66,6 +78,10 @@ def process_file(
             progress=progress,
             report_path=report_path,
             on_outcome=on_outcome,
+            template=template,
+            id_column=id_column,
+            metadata_columns=metadata_columns,
+            delimiter=delimiter,
         )
 
 

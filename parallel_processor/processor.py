@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
+from parallel_processor.tables.sources import with_template
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -192,6 +193,10 @@ class Processor:
         progress: bool | None = None,
         report_path: StrPath | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
+        template: Mapping[str, Any] | StrPath | None = None,
+        id_column: str | None = None,
+        metadata_columns: Sequence[str] | str = (),
+        delimiter: str | None = None,
     ) -> Summary:
         """Send every request of a file, and append its record to another file.
 
@@ -199,9 +204,10 @@ class Processor:
         their requests are sent again.
 
         Args:
-            requests_path: the requests, one a line, or as a JSON array; compressed or not. A path, ``-``
-                for standard input, a pattern such as ``part-*.jsonl``, a URL of an object store, or a
-                list of these; a file that is open for reading bytes; any other iterable of lines.
+            requests_path: the requests, one a line, or as a JSON array; compressed or not; or a table
+                (``.csv``, ``.tsv``, ``.parquet``) with a ``template``. A path, ``-`` for standard input, a
+                pattern such as ``part-*.jsonl``, a URL of an object store, or a list of these; a file that
+                is open for reading bytes; any other iterable of lines.
             save_path: the records; by default ``name_results.jsonl`` beside ``name.jsonl``. ``-`` is
                 standard output. Compressed if the name ends with ``.gz`` or ``.zst``. With a URL of an
                 object store, the records are in the working directory until the run has come to its end.
@@ -217,6 +223,8 @@ class Processor:
                 again while the run goes on, and however the run ends.
             on_outcome: called with each outcome that is on record, always by the writer's thread. An
                 exception from it ends the run.
+            template: the request of a table's row, or the path of a JSON file with it.
+                :func:`open_table` explains it, and the last three arguments.
 
         Raises :class:`RunStoppedError` after a fatal answer, and :class:`ResultsFileError` or
         :class:`InputFileError` for a broken file. After another exception, such as ``KeyboardInterrupt``,
@@ -228,7 +236,13 @@ class Processor:
         0
         """
         _check_format(output_format, model)
-        sources = find_sources(requests_path)
+        sources = with_template(
+            find_sources(requests_path),
+            template,
+            id_column=id_column,
+            metadata_columns=metadata_columns,
+            delimiter=delimiter,
+        )
         save = _output(save_path) if save_path is not None else find_save_path(sources)
         errors = _output(errors_path) if errors_path is not None else None
         job = FileJob(
@@ -248,6 +262,7 @@ class Processor:
             save.path if isinstance(save, StoredFile) else save,
             errors.path if isinstance(errors, StoredFile) else errors,
             job.report,
+            Path(template) if isinstance(template, (str, Path)) else None,
         )
         run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()

@@ -41,13 +41,14 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"transport", "providers"},
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
+    "tables": {"report", "files", "providers"},
     "engine": {"workers", "ratelimit", "limiter", "files", "tokens", "report", "providers"},
     "batches": {"files", "providers"},
-    "processor": {"engine", "report", "files", "providers"},
+    "processor": {"engine", "tables", "report", "files", "providers"},
     "api": {"processor", "report"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     # FACE for the version
-    "cli": {"processor", "cluster", "batches", "report", "files", "providers", FACE},
+    "cli": {"processor", "cluster", "batches", "tables", "report", "files", "providers", FACE},
     "simulator": {"tokens"},
     "__main__": {"cli"},
 }

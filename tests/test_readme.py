@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import re
 import shlex
@@ -311,6 +312,32 @@ def test_the_example_of_a_test_runs() -> None:
         compile(block, "README.md", "exec"),
         {"responses": responses, "url": url, "Processor": Processor},
     )
+
+
+def test_the_example_of_a_table_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template and the two commands make answers of a CSV file, and the library does, too."""
+    monkeypatch.chdir(tmp_path)
+    (template,), (block,) = blocks("json template"), blocks("python tables")
+    Path("template.json").write_text(template, "utf-8")
+    Path("prompts.csv").write_text("id,language,text,length\na,French,one,5\nb,German,two,6\n")
+    (_, *send), (_, _, *export) = commands_with("prompts.csv")[0], commands_with(" export ")[0]
+    with Simulator(SimulatorOptions()) as server:
+        url = f"{server.url}/v1/chat/completions"
+        done = run(*(word if "://" not in word else url for word in send))
+        assert done.returncode == 0, done.stderr
+        exec(compile(block, "README.md", "exec"), {"account": {"request_url": url}})
+    assert sorted(row["id"] for row in table_rows("answers.csv", "metadata.id")) == ["a", "b"]
+    Path("answers.csv").unlink()
+    assert run("export", *export).returncode == 0
+    assert sorted(row["id"] for row in table_rows("answers.csv", "custom_id")) == ["a", "b"]
+
+
+def table_rows(path: str, id_column: str) -> list[dict[str, str]]:
+    """The rows of a CSV file, in which each answer has a text."""
+    with open(path, encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert all(row["text"] for row in found)
+    return [row | {"id": row[id_column]} for row in found]
 
 
 def session_with_key() -> requests.Session:

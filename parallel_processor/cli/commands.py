@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any, cast, get_args
 
 from parallel_processor.batches.split import MOST_BYTES, MOST_LINES
-from parallel_processor.cli.flags import EPILOG, FLAGS, PROGRAM, READERS, ROWS, Flag, FlagParser
+from parallel_processor.cli.export import build_export_parser
+from parallel_processor.cli.flags import (
+    EPILOG,
+    FLAGS,
+    PROGRAM,
+    READERS,
+    ROWS,
+    TABLE_FLAGS,
+    Flag,
+    FlagParser,
+)
 from parallel_processor.options import OutputFormat
 
 _VERIFY_EPILOG = """exit codes:
@@ -51,7 +61,7 @@ _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that
     "metrics_port": {"help": "serve metrics of all workers together to Prometheus; without HOST to this "
                              "machine alone"},
 }
-_NOT_ON_RAY = ("output_format", "model")
+_NOT_ON_RAY = ("output_format", "model", *TABLE_FLAGS)
 _TO_BATCH_FLAGS = (
     Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
     Flag("save_filepath", "", "FILE.jsonl", "where to: FILE-001.jsonl, FILE-002.jsonl …",
@@ -91,7 +101,14 @@ exit codes:
 
 def build_verify_parser() -> FlagParser:
     """The parser of ``verify``, which has some of the same flags."""
-    names = ("requests_filepath", "save_filepath", "errors_filepath", "request_url", "model")
+    names = (
+        "requests_filepath",
+        "save_filepath",
+        "errors_filepath",
+        "request_url",
+        "model",
+        *TABLE_FLAGS,
+    )
     return FlagParser(
         f"{PROGRAM} verify",
         {
@@ -139,6 +156,7 @@ def build_ray_parser() -> FlagParser:
             if row.name not in _NOT_ON_RAY
         ]
         for title, rows in FLAGS.items()
+        if title != "tables"
     }
     return FlagParser(
         f"{PROGRAM} run-on-ray",
@@ -156,6 +174,7 @@ PARSERS = {
     "verify": build_verify_parser,
     "to-batch": build_to_batch_parser,
     "from-batch": build_from_batch_parser,
+    "export": build_export_parser,
     "run-on-ray": build_ray_parser,
 }
 """What makes the parser of each subcommand."""

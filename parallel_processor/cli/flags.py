@@ -32,6 +32,7 @@ COMMANDS = {
     "verify": "check that every request has its answer",
     "to-batch": "make files of the requests to upload to a Batch API",
     "from-batch": "make a results file of what a Batch API sent back",
+    "export": "write the results as a table, CSV or Parquet",
     "run-on-ray": "send the requests by several workers, on this machine or on a Ray cluster",
 }
 """The subcommands, and what each does."""
@@ -145,6 +146,14 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
         Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
     ),
+    "tables": (
+        Flag("template", "", "FILE", "the request of each row of a CSV, TSV or Parquet file: JSON with "
+              "{{column}} in its texts"),
+        Flag("id_column", "", "NAME", "the column that is the custom_id of a row's request"),
+        Flag("metadata_columns", "", "NAMES", "columns that come back with the results, such as a,b"),
+        Flag("delimiter", "", "CHARACTER", "what separates the fields of a CSV file",
+              default_text="a comma, in .tsv a tab"),
+    ),
     "service": (
         Flag("request_url", "request_url", "URL", "where to send the requests"),
         Flag("api_key", "api_key", "KEY", "the key",
@@ -227,6 +236,7 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               "serve metrics to Prometheus; without HOST to this machine alone", read=_address),
     ),
 }
+TABLE_FLAGS = tuple(flag.name for flag in FLAGS["tables"])
 # fmt: on
 
 ROWS = [flag for flags in FLAGS.values() for flag in flags]
@@ -253,6 +263,12 @@ def settings(flags: argparse.Namespace) -> Settings:
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)
+
+
+def table_arguments(flags: argparse.Namespace) -> dict[str, Any]:
+    """What ``flags`` say of a table, as arguments of ``process_file`` and ``open_table``."""
+    given = {name: getattr(flags, name) for name in TABLE_FLAGS}
+    return given | {"metadata_columns": given["metadata_columns"] or ()}
 
 
 # What argparse says, and what is said instead.

@@ -21,7 +21,14 @@ from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_ver
 from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import find_ca_bundle, find_key
-from parallel_processor.cli.flags import COMMANDS, PROGRAM, build_parser, settings, with_flag_names
+from parallel_processor.cli.flags import (
+    COMMANDS,
+    PROGRAM,
+    build_parser,
+    settings,
+    table_arguments,
+    with_flag_names,
+)
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -33,13 +40,14 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.files.sources import find_save_path, find_sources
+from parallel_processor.files.sources import find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
 from parallel_processor.processor import Processor
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 from parallel_processor.runtime.descriptors import raise_soft_limit
+from parallel_processor.tables.sources import with_template
 
 _log = logging.getLogger("parallel_processor")
 _YOUNG_OBJECTS = 10_000  # so many more of them before they are looked at
@@ -58,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from parallel_processor.cli.on_ray import process_on_ray
 
         return _run(build_ray_parser().parse(words[1:]), process_on_ray)
+    if words[:1] == ["export"]:
+        from parallel_processor.cli.export import export
+
+        return export(words[1:])
     return _run(build_parser().parse(words), _process)
 
 
@@ -118,9 +130,11 @@ def _verify(words: Sequence[str]) -> int:
                 requests_paths[-1], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
+            sources = find_sources(requests_paths)
+            lines = open_sources(with_template(sources, **table_arguments(flags)))
             found = verify_results(
-                requests_paths,
-                save_path or find_save_path(find_sources(requests_paths)),
+                lines,
+                save_path or find_save_path(sources),
                 flags.errors_filepath,
                 request_url=flags.request_url,
                 model=flags.model,
@@ -130,7 +144,8 @@ def _verify(words: Sequence[str]) -> int:
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
     show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
-        pair = f"{'bytes' if has_parts else 'lines'} {earlier} and {later}"
+        unit = "bytes" if has_parts else "rows" if flags.template else "lines"
+        pair = f"{unit} {earlier} and {later}"
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found))
     return 0 if found.ok else 1
@@ -202,6 +217,7 @@ def _run_to_its_end(
             model=flags.model,
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
+            **table_arguments(flags),
         )
     except (RunStoppedError, ResultsFileError, WorkerProcessError) as error:
         return error.summary, error

@@ -5,9 +5,9 @@
 JSONL. ``formats`` turns a line into a request, ``custom_ids`` gives it the id of its record, and finds rows
 that could be mixed up. ``records`` turns an outcome into a record and back, ``batch_rows`` knows the forms
 of Batch files. ``writer`` appends records from its single thread to an ``append_file``, plain or
-compressed. ``identity`` says which record is of which request: ``resume`` finds out what a results file has already
-(``torn_ends`` what a kill has left of a compressed one), ``verify`` checks that it has everything. The
-results file is the only state.
+compressed. ``identity`` says which record is of which request: ``resume`` finds out what a results file
+has already (``torn_ends`` what a kill has left of a compressed one), ``verify`` checks that it has
+everything. The results file is the only state.
 
 Names that cross the border (module, names):
 
@@ -18,9 +18,9 @@ Names that cross the border (module, names):
     identity       Record, content_key, id_key, identity, read_record
     object_stores  StoredFile, file_system, is_url
     records        BOM, read_outcome, read_results, reading, record, take_apart
-    requests_file  Place, RequestLines, RequestsFile, check_paths, line_place
+    requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place
     resume         AnsweredRequests, open_files, prepare
-    shape          why_not_jsonl
+    shape          why_not_jsonl, why_not_plain
     sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         ResultWriter, held_bytes

@@ -21,7 +21,7 @@ from typing import Any
 from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
-from parallel_processor.files.requests_file import Place, RequestLines, line_place
+from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
 from parallel_processor.files.sources import SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
@@ -79,7 +79,7 @@ def _requests_of(
 
 
 def requests_in(
-    lines: Iterable[tuple[int, bytes]],
+    lines: Iterable[tuple[int, bytes | InvalidLine]],
     request_url: str,
     place: Place = line_place,
     model: str | None = None,
@@ -89,6 +89,9 @@ def requests_in(
     A line comes with its number. ``model`` is for bodies without one.
     """
     for number, line in lines:
+        if isinstance(line, InvalidLine):
+            yield _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
+            continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
             yield parse_line(line, number, request_url, place, model)
@@ -122,14 +125,14 @@ def parse_line(
         invalid_reason = f"not JSON: {error.msg} at character {error.pos + 1}"
     except ValueError as error:
         invalid_reason = str(error)
-    text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")[:_MAX_INVALID_CHARS]
-    request = Request(
-        body=text,
-        payload=dump(text),
-        number=number,
-        invalid_reason=f"{place(number)}: {invalid_reason}",
-    )
+    text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")
+    request = _invalid_request(text, f"{place(number)}: {invalid_reason}", number)
     return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
+
+
+def _invalid_request(text: str, reason: str, number: int) -> Request:
+    text = text[:_MAX_INVALID_CHARS]
+    return Request(body=text, payload=dump(text), number=number, invalid_reason=reason)
 
 
 def _request(text: str, body: dict[str, Any], number: int) -> Request:

@@ -32,6 +32,13 @@ def line_place(number: int) -> str:
     return f"line {number}"
 
 
+class InvalidLine(NamedTuple):
+    """Stands in the place of a line that can't be read. It becomes a failed record."""
+
+    text: str  # what is known of the line; it is recorded in the request's place
+    reason: str
+
+
 class RequestLines(Protocol):
     """Where the lines of requests come from: files, a part of one, or a program. For one thread.
 
@@ -42,8 +49,8 @@ class RequestLines(Protocol):
     @property
     def name(self) -> str: ...
 
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """Read the lines once. Each comes with its number, from 1 upwards, and with its line end."""
+    def numbered(self) -> Iterator[tuple[int, bytes | InvalidLine]]:
+        """Read the lines once. Each comes with its number, from 1 upwards; a line end is not needed."""
         ...
 
     def place(self, number: int) -> str:
@@ -239,10 +246,16 @@ def check_paths(
     save_path: Path,
     errors_path: Path | None,
     report_path: Path | None = None,
+    template_path: Path | None = None,
 ) -> None:
     """Raise :class:`ConfigurationError` unless the files differ, and the folders of the outputs exist."""
     inputs = [requests] if isinstance(requests, Path) else list(requests)
-    outputs = {"results": save_path, "errors": errors_path, "report": report_path}
+    outputs = {
+        "template": template_path,
+        "results": save_path,
+        "errors": errors_path,
+        "report": report_path,
+    }
     names = [("requests", path) for path in inputs] + list(outputs.items())
     seen: dict[object, str] = {}
     for name, path in names:

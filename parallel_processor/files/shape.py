@@ -24,6 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 _ASKED = frozenset(
     {"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"}
 )
+_TABLES = ("csv", "tsv")  # the other texts that are read, by their names' ends
 _LEAST_LINES = 10  # that must all be bad before a file of no known format is refused
 # How a file begins; what it is; the command that makes JSONL of it, for its name.
 _COMPRESSED = ((b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"), (b"PK\x03\x04", "zip", "unzip -p {}"))
@@ -34,21 +35,30 @@ def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:
 
     ``is_whole`` says that ``head`` is the whole file.
     """
+    return why_not_plain(head, path) or _why_no_lines(head.removeprefix(_BOM), is_whole, path)
+
+
+def why_not_plain(head: bytes, path: Path) -> str | None:
+    """Why a file that begins with ``head`` is no text in UTF-8, with the remedy; ``None`` if it may be."""
     for magic, name, command in _COMPRESSED:
         if head.startswith(magic):
             return f"{path} is compressed ({name}): unpack it first ({_shell(command, path)})"
     if head.startswith(b"PAR1"):
-        return f"{path} is a Parquet file: write its rows as JSONL first, one JSON object a line"
+        return (
+            f"{path} is a Parquet file: name it so that it ends with .parquet, and give a template"
+        )
     encoding = _other_unicode(head)
     if encoding is not None:
         command = _shell(f"iconv -f {encoding} -t UTF-8 {{}}", path)
         return f"{path} is {encoding}, not UTF-8: convert it first ({command})"
-    return _why_no_lines(head.removeprefix(_BOM), is_whole, path)
+    return None
 
 
 def _shell(command: str, path: Path) -> str:
     """``command`` for the file at ``path``, whose output goes to another file."""
-    made = f"{path.name.partition('.')[0]}_lines.jsonl"
+    stem, _, suffix = path.name.partition(".")
+    ending = next((name for name in _TABLES if name in suffix.lower().split(".")), "jsonl")
+    made = f"{stem}_lines.{ending}"
     return f"{command.format(shlex.quote(str(path)))} > {shlex.quote(made)}"
 
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.object_stores import is_url, open_remote, remote_files
 from parallel_processor.files.requests_file import (
+    InvalidLine,
     Opened,
     RequestLines,
     RequestsFile,
@@ -248,7 +249,7 @@ class SeveralFiles:
         self._before: list[int] = []  # how many lines there are before each of them
         self._is_interrupted = self._ended = False
 
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
+    def numbered(self) -> Iterator[tuple[int, bytes | InvalidLine]]:
         """The lines of all, numbered through."""
         before = 0
         for source in self._sources:

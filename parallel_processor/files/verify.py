@@ -66,7 +66,8 @@ def verify_results(
     The results may have either form, whatever the requests have. Takes about 170 bytes of memory per
     line, or 600 if the forms differ. ``request_url`` matters only for Batch rows: one for another host is
     invalid. ``model`` is that of the run, for requests that name none. Don't call it while a run writes the
-    files: the last line may be incomplete. ``requests_path`` is what :func:`process_file` takes.
+    files: the last line may be incomplete. ``requests_path`` is what :func:`process_file` takes;
+    for a table, give what :func:`open_table` returns.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from parallel_processor.models import Outcome, model_name
@@ -42,8 +42,8 @@ def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     extra: dict[str, list[tuple[int, Any]]] = {}  # by column: the rows that have a value, and it
     for index, outcome in enumerate(outcomes):
-        rows.append(_row(outcome))
-        for name, value in _metadata_columns(outcome.metadata):
+        rows.append(row_of(outcome))
+        for name, value in metadata_columns(outcome.metadata):
             column = extra.setdefault(name, [])
             if value is not None:
                 column.append((index, value))
@@ -59,7 +59,8 @@ def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def row_of(outcome: Outcome) -> dict[str, Any]:
+    """The columns that every outcome has."""
     response = outcome.response
     total, output = read_usage(response) if outcome.ok else (None, None)
     return {
@@ -78,22 +79,64 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _metadata_columns(metadata: Any) -> Iterable[tuple[str, Any]]:
+def metadata_columns(metadata: Any) -> Iterable[tuple[str, Any]]:
+    """The columns that come from the metadata, with their values."""
     if isinstance(metadata, Mapping):
         return [(_clean(f"{_METADATA}.{key}") or "", value) for key, value in metadata.items()]
     return [] if metadata is None else [(_METADATA, metadata)]
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:
-    types = {type(value) for value in values}
-    if types == {str}:
-        return [_clean(value) for value in values]
-    if types in ({bool}, {float}) or (types == {int} and max(map(abs, values)) <= _MAX_INT):
-        return values
-    integers = [value for value in values if isinstance(value, int)]
-    if types == {int, float} and max(map(abs, integers)) <= 2**53:  # they lose no digit
-        return [float(value) for value in values]
-    return [_text(value) for value in values]
+    column = ColumnType()
+    for value in values:
+        column.add(value)
+    return list(map(column.converter(), values))
+
+
+class ColumnType:
+    """Finds the one type that all values of a column can have. For one thread."""
+
+    def __init__(self) -> None:
+        self._types: set[type] = set()
+        self._largest = 0
+
+    def add(self, value: Any) -> None:
+        """Take ``value`` into account. ``None`` has any type."""
+        if value is None:
+            return
+        self._types.add(type(value))
+        if type(value) is int:
+            self._largest = max(self._largest, abs(value))
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if only their text is common to all values."""
+        return self.kind is str and self._types != {str}
+
+    @property
+    def has_lists_only(self) -> bool:
+        """True if there are values, and all of them are lists."""
+        return self._types == {list}
+
+    @property
+    def kind(self) -> type | None:
+        """``str``, ``bool``, ``float`` or ``int``; ``None`` if there are no values."""
+        types = self._types
+        if not types:
+            return None
+        if types in ({bool}, {float}) or (types == {int} and self._largest <= _MAX_INT):
+            return next(iter(types))
+        if types == {int, float} and self._largest <= 2**53:  # integers lose no digit
+            return float
+        return str
+
+    def converter(self) -> Callable[[Any], Any]:
+        """A function that gives a value that type: lists and objects become JSON."""
+        kind = self.kind
+        if kind is None:
+            return lambda value: None
+        make = _text if kind is str else kind
+        return lambda value: None if value is None else make(value)
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,264 @@
+"""A table as a source of requests: a line for each row, made by a template."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.files.requests_file import InvalidLine
+from parallel_processor.files.sources import Source
+from parallel_processor.tables.csv_table import CsvTable
+from parallel_processor.tables.parquet_table import ParquetTable
+from parallel_processor.tables.templates import Column, Table, Template, read_template
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_PARQUET = ".parquet"
+
+
+class _Reader(Protocol):
+    """An open table. For one thread."""
+
+    name: str
+    columns: list[str]
+    binary: frozenset[str]
+
+    def select(self, names: Sequence[str]) -> dict[str, int]: ...
+
+    def rows(self) -> Iterator[Sequence[Any] | InvalidLine]: ...
+
+    def fraction(self) -> float | None: ...
+
+    def close(self) -> None: ...
+
+
+def is_table(path: str | Path) -> bool:
+    """True if the name ends as that of a table: ``.csv``, ``.tsv`` or ``.parquet``."""
+    return Path(path).suffix.lower() in (*_DELIMITERS, _PARQUET)
+
+
+def check_table(name: str, template: object) -> bool:
+    """True for a table with a template, false for other requests without.
+
+    Raises :class:`ConfigurationError` if only one of the two is there.
+    """
+    if template is None:
+        if is_table(name):
+            raise ConfigurationError(
+                f"{name} is a table: give a template, a request in JSON with {{{{column}}}} in its texts"
+            )
+        return False
+    if not is_table(name):
+        raise ConfigurationError(
+            f"a template is for a table, but {name} is none: a table's name ends with "
+            ".csv, .tsv or .parquet"
+        )
+    return True
+
+
+def with_template(
+    sources: Sequence[Source],
+    template: Mapping[str, Any] | str | Path | None,
+    *,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] | str = (),
+    delimiter: str | None = None,
+) -> Sequence[Source]:
+    """``sources`` with those that are tables opened through ``template``; the rest as :func:`open_table`.
+
+    All of them are tables, or none.
+    """
+    found: list[Source] = []
+    for source in sources:
+        if not check_table(source.name, template):
+            found.append(source)
+            continue
+        assert template is not None
+        if source.path is None:
+            raise ConfigurationError(
+                f"{source.name} is not on this machine: a table must be, copy it"
+            )
+        make = partial(
+            open_table,
+            source.path,
+            template,
+            id_column=id_column,
+            metadata_columns=metadata_columns,
+            delimiter=delimiter,
+        )
+        with make():  # what is wrong with it is said before anything is sent
+            pass
+        found.append(replace(source, open=make))
+    return found
+
+
+def open_table(
+    path: str | Path,
+    template: Mapping[str, Any] | str | Path,
+    *,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] | str = (),
+    delimiter: str | None = None,
+) -> TableRequests:
+    """A CSV, TSV or Parquet file as a source of requests, one for each row.
+
+    It can stand in the place of a requests file, once. A row's number counts from 1; the line of column
+    names has none. The same row makes the same request each time, byte for byte.
+
+    Args:
+        path: ends with ``.csv``, ``.tsv`` or ``.parquet``. Text must be UTF-8.
+        template: a request, or the path of a JSON file with one. In its texts ``{{column}}`` is replaced.
+            A text that is one placeholder and nothing else becomes the column's value, with its type.
+            ``{{column|json}}`` becomes the value that a text is in JSON: CSV has texts only.
+        id_column: makes each line a Batch row with this column as ``custom_id``. If there is metadata, too,
+            the lines stay cookbook lines, with ``custom_id`` as the first member of the metadata.
+        metadata_columns: names, or a string with commas between them. They are not sent, and come back with
+            the result.
+        delimiter: what separates the fields of a CSV file; by default a comma, in ``.tsv`` a tab.
+
+    Raises :class:`ConfigurationError` for a template that the table does not fit, or without pyarrow for
+    Parquet, and :class:`InputFileError` if the table can't be read.
+
+    >>> from pathlib import Path
+    >>> _ = Path(f"{folder}/prompts.csv").write_text("id,prompt\\n7,Say hello\\n8,Say goodbye\\n")
+    >>> template = {"model": "text-embedding-3-small", "input": "{{prompt}}"}
+    >>> with open_table(f"{folder}/prompts.csv", template, id_column="id") as table:
+    ...     for number, line in table.numbered():
+    ...         print(number, line.decode())
+    1 {"custom_id": "7", "body": {"model": "text-embedding-3-small", "input": "Say hello"}}
+    2 {"custom_id": "8", "body": {"model": "text-embedding-3-small", "input": "Say goodbye"}}
+    """
+    check_table(str(path), template)
+    name = "the template"
+    if isinstance(template, (str, Path)):
+        name = f"the template {template}"
+        template = read_template(Path(template))
+    if not isinstance(template, Mapping):
+        raise ConfigurationError(f"{name} must be a JSON object, which is a request")
+    reader = _open(Path(path), delimiter)
+    try:
+        table = Table(reader.name, reader.columns, reader.binary)
+        line = _line(template, name, id_column, _names(metadata_columns), table)
+        return TableRequests(reader, line)
+    except BaseException:
+        reader.close()
+        raise
+
+
+class TableRequests:
+    """The rows of a table as request lines. For one thread; made by :func:`open_table`."""
+
+    def __init__(self, reader: _Reader, template: Template) -> None:
+        self.name = reader.name
+        self._reader, self._template = reader, template
+        template.bind(reader.select(template.columns))
+
+    def numbered(self) -> Iterator[tuple[int, bytes | InvalidLine]]:
+        """A line for each row, with its number from 1. Can be read once."""
+        render = self._template.render
+        for number, row in enumerate(self._reader.rows(), 1):
+            if isinstance(row, InvalidLine):
+                yield number, row
+                continue
+            try:
+                yield number, render(row)
+            except ValueError as error:
+                yield number, InvalidLine(_shown(row), str(error))
+
+    def place(self, number: int) -> str:
+        """Where a line is, for messages."""
+        return f"row {number}"
+
+    def fraction(self) -> float | None:
+        """How much has been read, from 0 to 1; ``None`` if unknown."""
+        return self._reader.fraction()
+
+    def interrupt(self) -> None:
+        """A table on a disk lets nobody wait."""
+
+    def __enter__(self) -> TableRequests:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+def _open(path: Path, delimiter: str | None) -> _Reader:
+    kind = path.suffix.lower()
+    if kind == _PARQUET:
+        if delimiter is not None:
+            raise ConfigurationError(f"delimiter is for CSV; {path} is Parquet")
+        return ParquetTable(path)
+    return CsvTable(path, _DELIMITERS[kind] if delimiter is None else delimiter)
+
+
+def _names(columns: Sequence[str] | str) -> list[str]:
+    """The names in a list, or in a line of CSV: a name with a comma is in quotes."""
+    if not isinstance(columns, str):
+        return list(columns)
+    found = next(csv.reader([columns], skipinitialspace=True), [])
+    return [name.strip() for name in found if name.strip()]
+
+
+def _line(
+    template: Mapping[str, Any], name: str, id_column: str | None, metadata: list[str], table: Table
+) -> Template:
+    """The template of a whole line: the request, with its id and its metadata."""
+    bare = Template(template, table, name)
+    if not bare.columns:
+        raise ConfigurationError(
+            f"{name} has no placeholder: all requests would be the same. Write {{{{column}}}} in a text"
+        )
+    id_value = None if id_column is None else bare.column(id_column)._replace(is_id=True)
+    if "custom_id" in template and "body" in template:
+        if id_value is not None or metadata:
+            what = (
+                "a custom_id already" if id_value is not None else "no place for metadata columns"
+            )
+            raise ConfigurationError(f"{name} is a Batch row, which has {what}")
+        return Template(_with_text_id(template, bare), table, name)
+    if metadata or template.get("metadata") is not None:
+        columns = [bare.column(each) for each in metadata]
+        made = _metadata(template.get("metadata") or {}, id_value, columns, name)
+        rest = {key: value for key, value in template.items() if key != "metadata"}
+        return Template(rest | {"metadata": made}, table, name)
+    return (
+        bare
+        if id_value is None
+        else Template({"custom_id": id_value, "body": template}, table, name)
+    )
+
+
+def _with_text_id(row: Mapping[str, Any], template: Template) -> dict[str, Any]:
+    """A Batch row whose ``custom_id`` becomes a text also where the column has numbers."""
+    custom_id = row["custom_id"]
+    whole = template.whole(custom_id) if isinstance(custom_id, str) else None
+    return dict(row) if whole is None else {**row, "custom_id": whole._replace(is_id=True)}
+
+
+def _metadata(
+    own: Any, id_value: Column | None, columns: list[Column], name: str
+) -> dict[str, Any]:
+    """The id, what the template has itself, and a member for each of ``columns``."""
+    if not isinstance(own, Mapping):
+        raise ConfigurationError(f"{name}: its metadata must be an object to have columns added")
+    members: list[tuple[str, Any]] = [] if id_value is None else [("custom_id", id_value)]
+    members += own.items()
+    for column in dict.fromkeys(columns):
+        if (column.name, id_value and id_value.name) != ("custom_id", "custom_id"):
+            members.append((column.name, column))
+    made = dict(members)
+    if len(made) < len(members):
+        names = [key for key, _ in members]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ConfigurationError(f"{name}: the metadata would have two members {twice!r}")
+    return made
+
+
+def _shown(row: Sequence[Any]) -> str:
+    """The begin of a row, for a record of its failure."""
+    return ", ".join(str(value)[:200] for value in row)[:2000]
