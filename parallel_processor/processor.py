@@ -236,19 +236,11 @@ class Processor:
         0
         """
         _check_format(output_format, model)
-        sources = with_template(
-            find_sources(requests_path),
-            template,
-            id_column=id_column,
-            metadata_columns=metadata_columns,
-            delimiter=delimiter,
-        )
-        save = _output(save_path) if save_path is not None else find_save_path(sources)
-        errors = _output(errors_path) if errors_path is not None else None
+        sources = find_sources(requests_path)
         job = FileJob(
             sources=sources,
-            save=save,
-            errors=errors,
+            save=_output(save_path) or find_save_path(sources),
+            errors=_output(errors_path),
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
             keep_failures=keep_failures,
@@ -257,13 +249,9 @@ class Processor:
             progress=progress,
             on_outcome=on_outcome,
         )
-        check_paths(
-            [source.path for source in sources if source.path is not None],
-            save.path if isinstance(save, StoredFile) else save,
-            errors.path if isinstance(errors, StoredFile) else errors,
-            job.report,
-            Path(template) if isinstance(template, (str, Path)) else None,
-        )
+        _check_paths(job, template)
+        table = with_template(sources, template, id_column, metadata_columns, delimiter)
+        job = replace(job, sources=table)
         run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()
         _raise_cause(cause, summary)
@@ -352,11 +340,24 @@ def _check_format(output_format: object, model: object) -> None:
         raise ConfigurationError(f"model must be a name, not {model!r}")
 
 
-def _output(path: StrPath) -> Path | StoredFile:
+def _output(path: StrPath | None) -> Path | StoredFile | None:
     """Where results or errors go."""
+    if path is None:
+        return None
     if str(path) == "-":
         return STDOUT
     return StoredFile(str(path)) if is_url(str(path)) else Path(path)
+
+
+def _check_paths(job: FileJob, template: object) -> None:
+    """Raise :class:`ConfigurationError` unless the files differ."""
+    save, errors = (
+        each.path if isinstance(each, StoredFile) else each for each in (job.save, job.errors)
+    )
+    inputs = [source.path for source in job.sources if source.path is not None]
+    assert save is not None
+    template_path = Path(template) if isinstance(template, (str, Path)) else None
+    check_paths(inputs, save, errors, job.report, template_path)
 
 
 def _number(outcome: Outcome) -> int:

@@ -395,10 +395,10 @@ def test_the_table_has_what_there_is() -> None:
 
 
 def test_the_top_level_and_the_packages_stay_small() -> None:
-    """Five modules and fourteen packages at the top, and few modules in each package."""
+    """Five modules and sixteen packages at most at the top, and few modules in each package."""
     top = {name for name in MODULES if "." not in name and not name.startswith("__")}
     assert top == {"api", "processor", "options", "models", "exceptions"}
-    assert len(PACKAGES) == 14
+    assert len(PACKAGES) <= 16
     sizes = Counter(name.rpartition(".")[0] for name in MODULES if not name.endswith("__"))
     del sizes[""], sizes["simulator"]  # a program of its own
     assert max(sizes.values()) <= PACKAGE_MODULES, sizes

@@ -48,13 +48,11 @@ class Dispatcher:
         flush: called when nothing more is started for now.
         drop: called with each request that will not be sent, or not again.
         on_room: called when more may be read, and when everything has ended.
-        activity: what holds the run back if no bucket does; its argument tells whether ``max_workers``
-            requests are in flight.
+        activity: what holds the run back if no bucket does; told whether ``max_workers`` are in flight.
         counters: count each request and attempt that is handed out.
         wait_times: notes what the run waits for.
         stop: after it, nothing is handed out.
-        max_workers: how many requests may be in flight.
-        slack: what may wait for the writer, besides.
+        max_workers: how many requests may be in flight; ``slack`` is what may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         clock: seconds that never go back.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import Settable
 from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
+
+_log = logging.getLogger("parallel_processor")
 
 
 class _BucketQueue:
@@ -299,3 +302,11 @@ def _cause(bucket: TokenBucket) -> WaitCause:
     if bucket.wait_cause:
         return WaitCause(bucket.wait_cause)
     return WaitCause.TOKEN_COUNTING if bucket.has_room else WaitCause.CONCURRENCY
+
+
+def tell_large(pending: PendingRequest, tokens: float) -> None:
+    """Log that a request of ``tokens`` is larger than the limit of a minute, if it is."""
+    limit, number = pending.bucket.shared_limits.tokens_per_minute, pending.request.number
+    if tokens > limit:
+        text = "request %d needs %d tokens, but the limit is %g a minute: it is sent alone"
+        _log.warning(text, number, tokens, limit, extra={"request_number": number})

@@ -43,6 +43,7 @@ from parallel_processor.engine.credits import (
 )
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
+from parallel_processor.engine.queues import tell_large
 from parallel_processor.engine.settlement import Settlement, invalid
 from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
@@ -72,14 +73,12 @@ class Run:
         options: the settings.
         buckets: the limits, which other runs may share.
         estimator: estimates what a request will cost.
-        make_sink: makes the sink, which takes each outcome from the worker thread that has it. Without a
-            sink, :meth:`outcomes` yields the outcomes.
+        make_sink: makes the sink, which takes each outcome from a worker. ``None``: they are yielded.
         on_begin: called before the first request is queued; it may raise.
         on_cancel: called when requests in flight are cancelled.
-        on_left_out: called with each request of a model that is left out, and the reason. Without it, the
-            reason is the cause of a stop at the end.
-        ahead: how many more requests the caller lets the run read; ``None`` for no such bound. Who makes it
-            larger sets ``waker``.
+        on_left_out: called with a request of a model that is left out, and the reason, which else stops the
+            run at the end.
+        ahead: how many more requests may be read. Who makes it larger sets ``waker``. ``None``: any.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
@@ -170,11 +169,10 @@ class Run:
         )
 
     def _make_delivery(self, make_sink: MakeSink | None) -> Delivery:
-        dispatcher = self._dispatcher
         return Delivery(
             counters=self.counters,
             waker=self.waker,
-            on_record=dispatcher.recorded if make_sink else dispatcher.credits.yielded,
+            on_record=self._dispatcher.recorded if make_sink else self.credits.yielded,
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
         )
@@ -310,12 +308,7 @@ class Run:
     def _count(self, pending: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
         pending.estimate = self._estimator.estimate(pending.request)
-        tokens = self._estimator.cost(pending.estimate).tokens
-        limit = pending.bucket.shared_limits.tokens_per_minute
-        if tokens > limit:
-            number = pending.request.number
-            text = "request %d needs %d tokens, but the limit is %g a minute: it is sent alone"
-            _log.warning(text, number, tokens, limit, extra={"request_number": number})
+        tell_large(pending, self._estimator.cost(pending.estimate).tokens)
 
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""

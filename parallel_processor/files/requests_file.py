@@ -280,9 +280,8 @@ def check_paths(
             raise ConfigurationError(f"can't use the {name} file {path}: {reason}") from error
         if other != name:
             raise ConfigurationError(f"the {other} and the {name} file are the same: {path}")
-    for path in (save_path, errors_path):
-        if path is not None:
-            written_compression(path)
+    for path in filter(None, (save_path, errors_path)):
+        written_compression(path)
 
 
 def _is_directory(path: Path) -> bool:

@@ -27,7 +27,14 @@ _ASKED = frozenset(
 _TABLES = ("csv", "tsv")  # the other texts that are read, by their names' ends
 _LEAST_LINES = 10  # that must all be bad before a file of no known format is refused
 # How a file begins; what it is; the command that makes JSONL of it, for its name.
-_COMPRESSED = ((b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"), (b"PK\x03\x04", "zip", "unzip -p {}"))
+_COMPRESSED = (  # some are unpacked before they are looked at, but for tables
+    (b"\x1f\x8b", "gzip", "gunzip -c {}"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc {}"),
+    (b"BZh", "bzip2", "bunzip2 -c {}"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc {}"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"),
+    (b"PK\x03\x04", "zip", "unzip -p {}"),
+)
 
 
 def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:

@@ -63,7 +63,6 @@ def check_table(name: str, template: object) -> bool:
 def with_template(
     sources: Sequence[Source],
     template: Mapping[str, Any] | str | Path | None,
-    *,
     id_column: str | None = None,
     metadata_columns: Sequence[str] | str = (),
     delimiter: str | None = None,

@@ -172,7 +172,7 @@ def test_requests_that_share_an_id_are_refused(tmp_path: Path) -> None:
     )
     one = write_lines(tmp_path / "1.jsonl", [good("x")])
     for form in ("auto", "batch", "cookbook"):
-        with pytest.raises(InputFileError, match="lines 1 and 2 .* same custom_id 'x'"):
+        with pytest.raises(InputFileError, match="line 1 and line 2 .* same custom_id 'x'"):
             merge([one], tmp_path / "out.jsonl", requests_path=source, output_format=form)  # type: ignore[arg-type]
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -156,7 +156,7 @@ def test_an_id_that_is_there_twice_is_refused(second: str, tmp_path: Path) -> No
         {"custom_id": "a", "body": body(second)},
     ]
     source = write_lines(tmp_path / "in.jsonl", rows)
-    with pytest.raises(InputFileError, match="lines 1 and 3 .* same custom_id 'a'"):
+    with pytest.raises(InputFileError, match="line 1 and line 3 .* same custom_id 'a'"):
         split(source, tmp_path / "up.jsonl", request_url=CHAT)
     assert names(tmp_path) == ["in.jsonl"]
 

@@ -15,15 +15,9 @@ import pytest
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, answer_all, header_of
 
-from parallel_processor.cli import flags as flags_module
-from parallel_processor.cli.flags import (
-    FLAGS,
-    build_parser,
-    build_ray_parser,
-    build_verify_parser,
-    settings,
-    with_flag_names,
-)
+from parallel_processor.cli import commands as commands_module
+from parallel_processor.cli.commands import build_ray_parser, build_verify_parser
+from parallel_processor.cli.flags import FLAGS, build_parser, settings, with_flag_names
 from parallel_processor.cli.main import main
 from parallel_processor.options import Limits, Options
 
@@ -72,7 +66,7 @@ def test_the_cookbooks_flags_have_its_defaults() -> None:
     """The nine flags exist under their names, with the script's defaults and types."""
     flags = vars(build_parser().parse(["--requests_filepath", "in.jsonl"]))
     expected = {
-        "requests_filepath": "in.jsonl",
+        "requests_filepath": ["in.jsonl"],  # the flag may be given several times
         "save_filepath": None,  # becomes in_results.jsonl
         "request_url": "https://api.openai.com/v1/embeddings",
         "api_key": None,  # becomes OPENAI_API_KEY
@@ -288,8 +282,8 @@ _USAGE_ERRORS = """
 --request_url ftp://h => ~ must be an http:// or https:// URL, not 'ftp://h'
 --request_url http://[::1 => ~ must be an http:// or https:// URL, not 'http://[::1'
 --request_url https:// => ~ must be an http:// or https:// URL, not 'https://'
---requests_filepath no.jsonl => can't read no.jsonl: No such file or directory
---requests_filepath . => the requests file . is a directory
+--requests_filepath no.jsonl --save_filepath out.jsonl => can't read no.jsonl: No such file or directory
+--requests_filepath . --save_filepath out.jsonl => the requests file . is a directory
 --save_filepath no/out.jsonl => the directory of the results file no/out.jsonl does not exist
 --save_filepath ./in.jsonl => the requests and the results file are the same: in.jsonl
 --report_filepath no/report.json => the directory of the report file no/report.json does not
@@ -331,7 +325,7 @@ def test_the_help_of_several_workers_is_about_them() -> None:
     """What a flag does otherwise there is said; every text for it is of a flag that there is."""
     texts = " ".join(build_ray_parser().format_help().split())
     known = {row.name for rows in FLAGS.values() for row in rows}
-    assert set(flags_module._ON_RAY) <= known and set(flags_module._FOR_VERIFY) <= known
+    assert set(commands_module._ON_RAY) <= known and set(commands_module._FOR_VERIFY) <= known
     assert "results file" not in texts and "they hold for this process" not in texts
     for text in ("delete the parts", "an actor on the Ray cluster", "--errors_filepath FOLDER"):
         assert text in texts

@@ -34,7 +34,7 @@ each_row = pytest.mark.parametrize("name", ROWS)
 
 def line_of(row: Any, model: str | None = None, url: str = URL) -> Request:
     """The request of a line."""
-    return parse_line(json.dumps(row).encode(), 7, url, "line", model)
+    return parse_line(json.dumps(row).encode(), 7, url, model=model)
 
 
 def outcome_of(request: Request, status: int = 200, body: Any = None, **ends: Any) -> Outcome:
@@ -312,7 +312,7 @@ def test_rows_without_a_model_say_how_to_name_one(
 def test_rows_of_two_dialects_with_one_id_are_a_conflict(tmp_path: Path) -> None:
     """Their answers could be mixed up by whoever joins them."""
     source = write_lines(tmp_path / "in.jsonl", [ROWS["Gemini"], ROWS["Bedrock"]])
-    with pytest.raises(InputFileError, match="lines 1 and 2 .* same custom_id 'a'"):
+    with pytest.raises(InputFileError, match="line 1 and line 2 .* same custom_id 'a'"):
         list(read_requests(source))
 
 

@@ -165,7 +165,7 @@ def test_ids_that_collide_end_the_run_and_name_both_lines(
     """An id that a line was given counts as one that it has."""
     source = write_lines(tmp_path / "in.jsonl", lines)
     with RawServer(answer_all) as server:
-        with pytest.raises(InputFileError, match=r"lines 1 and 2 .* the same custom_id"):
+        with pytest.raises(InputFileError, match=r"line 1 and line 2 .* the same custom_id"):
             run(source, tmp_path / "out.jsonl", server, output_format="batch")
         assert run(source, tmp_path / "c.jsonl", server, output_format="cookbook").answered == 2
 

@@ -16,6 +16,7 @@ from commands import read_lines, write_lines
 
 from parallel_processor import Limits, open_table, process_file, read_results, verify_results
 from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.files.formats import requests_in
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 ODD = [
@@ -213,7 +214,7 @@ def test_two_rows_with_one_id_are_refused(tmp_path: Path, server: Simulator) -> 
     """The message names both rows."""
     path = tmp_path / "t.csv"
     path.write_text("id,text\na,1\nb,2\na,3\n")
-    with pytest.raises(InputFileError, match="rows 1 and 3 of the requests file have the same"):
+    with pytest.raises(InputFileError, match="row 1 and row 3 of the requests have the same"):
         process_file(
             path,
             template={"model": "m", "input": "{{text}}"},
