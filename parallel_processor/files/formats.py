@@ -67,13 +67,16 @@ def read_requests(
     2 request-2 text-embedding-3-small
     3 request-3 text-embedding-3-small
     """
-    return _requests_of(RequestsFile(Path(path)), request_url, model, output_format)
+    if not Path(path).is_fifo():  # to open and close a pipe would lose what is in it
+        with RequestsFile(Path(path)):  # so that an error is raised here, not in the caller's loop
+            pass
+    return _requests_of(Path(path), request_url, model, output_format)
 
 
 def _requests_of(
-    file: RequestsFile, request_url: str, model: str | None, output_format: OutputFormat
+    path: Path, request_url: str, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
-    with file as lines:
+    with RequestsFile(path) as lines:
         requests = requests_in(lines.numbered(), request_url, lines.unit, model)
         yield from arranged(requests, output_format, lines.unit)
 
