@@ -14,7 +14,7 @@ Names that cross the border (module, names):
     custom_ids     CustomIds, arranged, conflict_text, with_id
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_key, identity, read_record
-    records        BOM, read_outcome, read_results, reading, record, take_apart
+    records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  RequestLines, RequestsFile, check_paths, default_save_path
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_jsonl

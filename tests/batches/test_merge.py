@@ -206,8 +206,11 @@ def test_what_cant_be_done_is_told_before_anything_is_written(
     link.symlink_to(one)
     with pytest.raises(ConfigurationError, match="name their file with --requests_filepath"):
         merge([one], save, output_format="cookbook")
-    with pytest.raises(ConfigurationError, match="are the same"):
+    with pytest.raises(ConfigurationError, match="is an input"):
         merge([one], link)
+    for bad in (tmp_path, tmp_path / "no" / "out.jsonl"):
+        with pytest.raises(ConfigurationError, match="directory"):
+            merge([one], bad)
     with pytest.raises((ResultsFileError, ConfigurationError)):
         merge([one, tmp_path / "none.jsonl"], save)
     if are_there:
