@@ -34,9 +34,10 @@ from parallel_processor.files.records import (
 )
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.models import Request
-from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
+from parallel_processor.options import OutputFormat
 
 _BUFFER_BYTES = 256 * 1024
+_ANYWHERE = "https://batch.invalid"  # nothing is sent
 _SEEK_BYTES = 16 * 1024  # are read from each place that is looked up
 
 
@@ -123,7 +124,6 @@ def merge(
     save_path: Path,
     *,
     requests_path: Path | None = None,
-    request_url: str = DEFAULT_REQUEST_URL,
     model: str | None = None,
     output_format: OutputFormat = "auto",
     overwrite: bool = False,
@@ -150,7 +150,7 @@ def merge(
             if requests_path is None:
                 return _write_as_found(files, places, found, save)
             with RequestsFile(requests_path) as lines:
-                requests = requests_in(lines.numbered(), request_url, lines.unit, model)
+                requests = requests_in(lines.numbered(), _ANYWHERE, lines.unit, model)
                 wanted = arranged(requests, output_format, lines.unit)
                 return _write_in_order(wanted, files, places, found, save)
 

@@ -24,7 +24,7 @@ from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.models import Endpoint, Request
-from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
+from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat, shown_url
 from parallel_processor.providers.endpoints import endpoint_of, resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
@@ -236,7 +236,12 @@ def _row_request(
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
         text, body = _with_model(text, body, model)
-    if url is None and dialect.path and endpoint_of(request_url) is not Endpoint.UNKNOWN:
+    if url is None and endpoint_of(request_url) is not Endpoint.UNKNOWN:
+        if not dialect.has_model:
+            raise ValueError(
+                f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
+                f"of a model there as the request URL, not {shown_url(request_url)}"
+            )
         url = dialect.path
     request = Request(
         body=body,
