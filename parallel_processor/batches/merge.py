@@ -24,12 +24,20 @@ from parallel_processor.files.batch_rows import MISTRAL, OPENAI, RowRequest, dia
 from parallel_processor.files.custom_ids import CustomIds, arranged, conflict_text, with_id
 from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import id_key
-from parallel_processor.files.records import BOM, read_outcome, reading, record, take_apart
-from parallel_processor.files.requests_file import RequestsFile, check_paths
+from parallel_processor.files.records import (
+    BOM,
+    RecordParts,
+    read_outcome,
+    reading,
+    record,
+    take_apart,
+)
+from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.models import Request
-from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
+from parallel_processor.options import OutputFormat
 
 _BUFFER_BYTES = 256 * 1024
+_ANYWHERE = "https://batch.invalid"  # nothing is sent
 _SEEK_BYTES = 16 * 1024  # are read from each place that is looked up
 
 
@@ -116,7 +124,6 @@ def merge(
     save_path: Path,
     *,
     requests_path: Path | None = None,
-    request_url: str = DEFAULT_REQUEST_URL,
     model: str | None = None,
     output_format: OutputFormat = "auto",
     overwrite: bool = False,
@@ -129,16 +136,13 @@ def merge(
 
     Raises :class:`ConfigurationError` if ``save_path`` is there already, or the form needs the requests.
     """
-    for path in [*batch_paths, *([requests_path] if requests_path else [])]:
-        check_paths(path, save_path, None)
+    _check_paths([*batch_paths, *([requests_path] if requests_path else [])], save_path)
     if output_format == "cookbook" and requests_path is None:
         raise ConfigurationError(
             "the cookbook's form has the requests in it: name their file with --requests_filepath"
         )
     if save_path.exists() and save_path.stat().st_size and not overwrite:
-        raise ConfigurationError(
-            f"{save_path} is there already: name another with --save_filepath, or give --overwrite"
-        )
+        raise ConfigurationError(f"{save_path} is there already: name another, or give --overwrite")
     with ExitStack() as stack:
         files = [stack.enter_context(reading(path, _SEEK_BYTES)) for path in batch_paths]
         found, places = _index(files)
@@ -146,9 +150,21 @@ def merge(
             if requests_path is None:
                 return _write_as_found(files, places, found, save)
             with RequestsFile(requests_path) as lines:
-                requests = requests_in(lines.numbered(), request_url, lines.place, model)
+                requests = requests_in(lines.numbered(), _ANYWHERE, lines.place, model)
                 wanted = arranged(requests, output_format, lines.place)
                 return _write_in_order(wanted, files, places, found, save)
+
+
+def _check_paths(inputs: Sequence[Path], save_path: Path) -> None:
+    """Raise :class:`ConfigurationError` if the results would be written over an input, or nowhere."""
+    if save_path.is_dir():
+        raise ConfigurationError(f"the results file {save_path} is a directory")
+    if not save_path.parent.is_dir():
+        raise ConfigurationError(f"the directory of the results file {save_path} does not exist")
+    if save_path.exists():
+        for path in inputs:
+            if path.exists() and path.samefile(save_path):
+                raise ConfigurationError(f"the results file {save_path} is an input, {path}")
 
 
 def _index(files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:
@@ -157,10 +173,10 @@ def _index(files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:
     for number, file in enumerate(files):
         start = 0
         for line_number, line in enumerate(file, 1):
-            outcome = read_outcome(line, line_number) if line.strip() else None
-            if outcome is not None and outcome.custom_id is not None:
-                place = _Place(outcome.ok, number, start)
-                doubled += not places.add(id_key(outcome.custom_id), place)
+            parts = take_apart(line)
+            if parts is not None and parts.custom_id is not None:
+                place = _Place(parts.ok, number, start)
+                doubled += not places.add(id_key(parts.custom_id), place)
             elif line.strip():
                 torn += 1
                 first_torn = first_torn or f"line {line_number} of {file.name}"
@@ -195,11 +211,12 @@ def _write_as_found(
         file.seek(0)
         start = 0
         for line in file:
-            outcome = read_outcome(line, 1) if line.strip() else None
-            if outcome is not None and outcome.custom_id is not None:
-                place = places.get(id_key(outcome.custom_id))
+            parts = take_apart(line)
+            if parts is not None and parts.custom_id is not None:
+                place = places.get(id_key(parts.custom_id))
                 if place is not None and place[1:] == (number, start):
-                    save.write(_line_for(line, outcome.request))
+                    request = Request(body=None, custom_id=parts.custom_id)
+                    save.write(_line_for(line, parts, request))
                     answered, failed = answered + place.ok, failed + (not place.ok)
             start += len(line)
     return replace(found, answered=answered, failed=failed)
@@ -224,29 +241,29 @@ def _write_in_order(
             continue
         files[place.file].seek(place.start)
         line = files[place.file].readline()
-        _check_origin(line, with_its_id)
-        save.write(_line_for(line, request))
+        parts = take_apart(line)
+        assert parts is not None  # it was when the index was made
+        _check_origin(parts, with_its_id)
+        save.write(_line_for(line, parts, request))
         answered, failed = answered + place.ok, failed + (not place.ok)
     foreign = places.count - answered - failed
     return replace(found, answered=answered, failed=failed, missing=missing, foreign=foreign)
 
 
-def _check_origin(line: bytes, request: RowRequest) -> None:
-    """Raise :class:`InputFileError` if ``line`` says that it is of another request than ``request``."""
-    parts = take_apart(line)
-    if parts is not None and parts.origin is not None and parts.origin != request.origin:
+def _check_origin(parts: RecordParts, request: RowRequest) -> None:
+    """Raise :class:`InputFileError` if a result says that it is of another request than ``request``."""
+    if parts.origin is not None and parts.origin != request.origin:
         raise InputFileError(
             f"line {request.number} is not the request whose result has the id "
             f"{str(request.custom_id)[:100]!r}: lines were changed, or came or went before it. Undo that"
         )
 
 
-def _line_for(line: bytes, request: Request) -> bytes:
+def _line_for(line: bytes, parts: RecordParts, request: Request) -> bytes:
     """The record of ``request``, whose result ``line`` is: the line itself, where that has its form."""
     dialect = dialect_of(request) if request.custom_id is not None else None
     is_row = not isinstance(request, RowRequest) or not request.origin
-    parts = take_apart(line)
-    if dialect in (OPENAI, MISTRAL) and is_row and parts is not None and parts.is_framed:
+    if dialect in (OPENAI, MISTRAL) and is_row and parts.is_framed:
         return line.removeprefix(BOM).strip() + b"\n"
     outcome = read_outcome(line, request.number)
     assert outcome is not None

@@ -100,6 +100,7 @@ def split(
     Raises :class:`InputFileError` for lines that can't be uploaded; then nothing is written.
     """
     check_paths(requests_path, save_path, None)
+    endpoint = _endpoint(request_url)
     old = _numbered_files(save_path)
     if old and not overwrite:
         raise ConfigurationError(
@@ -108,7 +109,7 @@ def split(
         )
     parts = _Parts(save_path, max_lines, max_bytes)
     try:
-        for row in _rows(requests_path, request_url, model, max_bytes):
+        for row in _rows(requests_path, endpoint, model, max_bytes):
             parts.add(row)
         made = [part.close() for part in parts.all]
         _remove(old)
@@ -166,11 +167,9 @@ class _Parts:
         return has_lines and part.size_bytes + len(row.line) <= self._max_bytes
 
 
-def _rows(
-    requests_path: Path, request_url: str | None, model: str | None, max_bytes: int
-) -> Iterator[_Row]:
+def _rows(requests_path: Path, endpoint: str, model: str | None, max_bytes: int) -> Iterator[_Row]:
     """The rows of all requests. Raises :class:`InputFileError` if some can't be uploaded."""
-    reasons, noted, endpoint = [], set[str](), _endpoint(request_url)
+    reasons, noted = [], set[str]()
     with RequestsFile(requests_path) as lines:
         requests = map(_for_openai, requests_in(lines.numbered(), _NOWHERE, lines.place, model))
         for request in arranged(requests, "batch", lines.place, is_strict=True):
@@ -193,6 +192,9 @@ def _rows(
 def _endpoint(request_url: str | None) -> str:
     """The endpoint of requests that name none, as a row has it; empty if there is none."""
     path = urlsplit(request_url or "").path
+    if request_url and not (path.startswith("/") and path.strip("/")):
+        wanted = "a URL or path that ends in an endpoint, as /v1/chat/completions"
+        raise ConfigurationError(f"request_url must be {wanted}, not {request_url!r}")
     endpoint = Endpoint.of_path(path)
     return f"/v1{endpoint.value}" if endpoint.value else path
 

@@ -11,6 +11,7 @@ from parallel_processor.batches.merge import Merged, merge
 from parallel_processor.batches.split import split
 from parallel_processor.cli.commands import build_from_batch_parser, build_to_batch_parser
 from parallel_processor.cli.console import say, set_up_logging, show
+from parallel_processor.cli.flags import with_flag_names
 from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
@@ -40,10 +41,12 @@ def to_batch(words: Sequence[str]) -> int:
             overwrite=flags.overwrite,
         )
     except ConfigurationError as error:
-        parser.error(str(error))
+        parser.error(with_flag_names(str(error)))
     except (InputFileError, ResultsFileError) as error:
         say(f"{parser.prog}: error: {error}")
-        return 1
+        return 2 if isinstance(error, InputFileError) else 1
+    if not made:
+        say(f"{source} has no requests: nothing was written")
     for file in made:
         size = f"{file.size_bytes / 1e6:,.1f} MB"
         show(f"{file.path}: {file.lines:,} lines, {size}, {file.model}, {file.endpoint}")

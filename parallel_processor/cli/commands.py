@@ -88,8 +88,8 @@ _TO_BATCH_EPILOG = """A file has one model and one endpoint. Ids are checked to 
 
 exit codes:
   0    the files are written
-  1    some lines can't be uploaded, or the disk is full: nothing was written
-  2    wrong usage"""
+  1    they could not be written
+  2    wrong usage, or lines that can't be uploaded: nothing was written"""
 _FROM_BATCH_EPILOG = """Each request gets one record: its answer if a file has one, else its failure. Then
 parallel-processor with this results file sends what has no answer yet.
 

@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["verify"]:
         return _verify(words[1:])
     if words[:1] in (["to-batch"], ["from-batch"]):
-        return to_batch(words[1:]) if words[0] == "to-batch" else from_batch(words[1:])
+        try:
+            return to_batch(words[1:]) if words[0] == "to-batch" else from_batch(words[1:])
+        except KeyboardInterrupt:
+            return 130
     if words[:1] == ["run-on-ray"]:
         # Imported here: the command itself starts sooner without.
         from parallel_processor.cli.on_ray import process_on_ray

@@ -17,7 +17,7 @@ Names that cross the border (module, names):
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_key, identity, read_record
     object_stores  StoredFile, file_system, is_url
-    records        BOM, read_outcome, read_results, reading, record, take_apart
+    records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_jsonl, why_not_plain

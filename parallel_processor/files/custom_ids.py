@@ -80,13 +80,13 @@ def arranged(
     """``requests`` as those whose records have the form ``output_format``, with checked ids.
 
     Says once what form the rows have, if it isn't OpenAI's. Raises :class:`InputFileError` at the second
-    row of one id, if it differs; with ``is_strict`` in any case.
+    row of one id, if it differs; with ``is_strict`` in any case, as a Batch API does.
     """
     ids, has_warned, told = CustomIds(), False, set[str]()
     arrange = _ARRANGEMENTS[output_format]
     for request in requests:
         if type(request) is RowRequest and request.dialect.name not in told:
-            _tell(request, request.dialect, place)
+            _tell(request, request.dialect, place, is_sent=not is_strict)
             told.add(request.dialect.name)
         if arrange is not None:
             request = arrange(request)
@@ -103,12 +103,12 @@ def arranged(
         yield request
 
 
-def _tell(request: RowRequest, dialect: Dialect, place: Place) -> None:
+def _tell(request: RowRequest, dialect: Dialect, place: Place, *, is_sent: bool) -> None:
     lacks_model = dialect.has_model and not request.model and request.invalid_reason is None
     _log.info(
-        "%s is a row in the form of %s (%s, %s), here and below; it is sent to %s%s",
+        "%s is a row in the form of %s (%s, %s), here and below%s%s",
         *(place(request.number), dialect.name, dialect.id_key, dialect.body_key),
-        shown_url(request.url or "the request URL"),
+        f"; it is sent to {shown_url(request.url)}" if request.url and is_sent else "",
         "; it names no model, which --model would fill in" if lacks_model else "",
         extra={"request_number": request.number},
     )

@@ -14,17 +14,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
-from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
-from parallel_processor.files.sources import SourceLike, find_sources, open_sources
+from parallel_processor.files.requests_file import InvalidLine, Place, line_place
+from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
-from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat
+from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat, shown_url
 from parallel_processor.providers.endpoints import endpoint_of, resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
@@ -67,13 +67,20 @@ def read_requests(
     2 request-2 text-embedding-3-small
     3 request-3 text-embedding-3-small
     """
-    return _requests_of(open_sources(find_sources(path)), request_url, model, output_format)
+    sources = find_sources(path)
+    for source in sources:
+        if (
+            source.size_bytes is not None
+        ):  # a file: an error is raised here, not in the caller's loop
+            with source.open():
+                pass
+    return _requests_of(sources, request_url, model, output_format)
 
 
 def _requests_of(
-    file: RequestLines, request_url: str, model: str | None, output_format: OutputFormat
+    sources: Sequence[Source], request_url: str, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
-    with file as lines:
+    with open_sources(sources) as lines:
         requests = requests_in(lines.numbered(), request_url, lines.place, model)
         yield from arranged(requests, output_format, lines.place)
 
@@ -233,7 +240,12 @@ def _row_request(
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
         text, body = _with_model(text, body, model)
-    if url is None and dialect.path and endpoint_of(request_url) is not Endpoint.UNKNOWN:
+    if url is None and endpoint_of(request_url) is not Endpoint.UNKNOWN:
+        if not dialect.has_model:
+            raise ValueError(
+                f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
+                f"of a model there as the request URL, not {shown_url(request_url)}"
+            )
         url = dialect.path
     request = Request(
         body=body,

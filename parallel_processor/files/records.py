@@ -121,7 +121,8 @@ def take_apart(line: bytes) -> RecordParts | None:
             expected = Expected(inputs=count_inputs(request))
             return RecordParts(text, _fault(response, expected), response, request, metadata)
         if isinstance(request, str) and is_failure_list(response):  # an invalid line
-            return RecordParts(text, _FAILED, response, request)
+            metadata = value[2] if len(value) == 3 else None
+            return RecordParts(text, _FAILED, response, request, metadata)
     if isinstance(value, dict) and (row := row_result(value)) is not None:
         fault = _FAILED if is_said(row.error) else _fault_of_row(row.answer, row.is_framed)
         return RecordParts(

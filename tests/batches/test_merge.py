@@ -140,11 +140,15 @@ def test_results_of_other_apis_become_lines_of_openais(tmp_path: Path) -> None:
     assert lines["a"]["response"] == {"status_code": 200, "request_id": None, "body": message}
     assert lines["b"]["error"]["code"] == "expired"
     assert lines["d"]["response"]["body"] == {"results": [{"n": 1}]}
-    requests = [{"custom_id": "a", "params": {"n": 1}}, {"key": "c", "request": {"n": 2}}]
+    requests = [
+        {"custom_id": "a", "params": {"n": 1}},
+        {"key": "c", "request": {"n": 2}},
+        {"recordId": "d", "modelInput": {"inputText": "x"}},
+    ]
     source = write_lines(tmp_path / "in.jsonl", requests)
     found = merge([one], tmp_path / "own.jsonl", requests_path=source)
-    assert found == Merged(answered=2, foreign=2)
-    assert read_lines(tmp_path / "own.jsonl") == [rows[0], rows[2]]
+    assert found == Merged(answered=3, foreign=1)
+    assert read_lines(tmp_path / "own.jsonl") == [rows[0], rows[2], rows[3]]
 
 
 def test_what_is_no_result_is_left_out_and_told(tmp_path: Path) -> None:
@@ -206,8 +210,11 @@ def test_what_cant_be_done_is_told_before_anything_is_written(
     link.symlink_to(one)
     with pytest.raises(ConfigurationError, match="name their file with --requests_filepath"):
         merge([one], save, output_format="cookbook")
-    with pytest.raises(ConfigurationError, match="are the same"):
+    with pytest.raises(ConfigurationError, match="is an input"):
         merge([one], link)
+    for bad in (tmp_path, tmp_path / "no" / "out.jsonl"):
+        with pytest.raises(ConfigurationError, match="directory"):
+            merge([one], bad)
     with pytest.raises((ResultsFileError, ConfigurationError)):
         merge([one, tmp_path / "none.jsonl"], save)
     if are_there:

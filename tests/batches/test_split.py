@@ -200,7 +200,13 @@ def test_the_command_says_what_is_in_each_file(tmp_path: Path) -> None:
     assert "in_batch-002.jsonl: 1 lines" in second
     for more, code, text in (
         (("--request_url", CHAT), 2, "is there already"),
-        (("--save_filepath", tmp_path / "x.jsonl"), 1, "line 1 names no endpoint"),
+        (("--save_filepath", tmp_path / "x.jsonl"), 2, "line 1 names no endpoint"),
+        (
+            ("--request_url", "chat"),
+            2,
+            "--request_url must be a URL or path that ends in an endpoint",
+        ),
+        (("--request_url", "https://api.openai.com"), 2, "--request_url must be"),
         (("--max_lines", 0), 2, "--max_lines must be at least 1"),
         (("--save_filepath", tmp_path / "no" / "x.jsonl"), 2, "the directory of the results file"),
         (("--save_filepath", source), 2, "are the same"),

@@ -21,6 +21,10 @@ from parallel_processor.files.records import record
 from parallel_processor.models import Outcome, Request, Response
 
 URL = "https://api.example/v1/chat/completions"
+OWN_URLS = {
+    "Gemini": "https://api.example/v1beta/models/gemini-2.5-flash:generateContent",
+    "Bedrock": "https://api.example/model/amazon.titan/invoke",
+}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 ROWS: dict[str, dict[str, Any]] = {
     "OpenAI": {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": CHAT},
@@ -32,8 +36,12 @@ ROWS: dict[str, dict[str, Any]] = {
 each_row = pytest.mark.parametrize("name", ROWS)
 
 
-def line_of(row: Any, model: str | None = None, url: str = URL) -> Request:
-    """The request of a line."""
+def line_of(row: Any, model: str | None = None, url: str | None = None) -> Request:
+    """The request of a line; by default a URL of its API is named."""
+    if url is None:
+        url = OWN_URLS.get(
+            "Gemini" if "key" in row else "Bedrock" if "recordId" in row else "", URL
+        )
     return parse_line(json.dumps(row).encode(), 7, url, model=model)
 
 
@@ -59,7 +67,8 @@ def test_rows_are_read_as_they_are_documented(name: str) -> None:
     assert (request.custom_id, request.body, request.invalid_reason) == ("a", body, None)
     assert json.loads(request.payload) == body
     ends = {"OpenAI": "/v1/embeddings", "Anthropic": "/v1/messages"}
-    assert request.url == "https://api.example" + ends.get(name, "/v1/chat/completions")
+    expected = "https://api.example" + ends.get(name, "/v1/chat/completions")
+    assert request.url == OWN_URLS.get(name, expected)
     assert dialect_of(request).name == name
 
 
@@ -74,6 +83,16 @@ def test_rows_are_read_as_they_are_documented(name: str) -> None:
 def test_rows_of_anthropic_go_to_the_messages(url: str, expected: str) -> None:
     """Unless the URL names an endpoint of another kind, which the user must have meant."""
     assert line_of(ROWS["Anthropic"], url=url).url == expected
+
+
+@pytest.mark.parametrize("name", OWN_URLS)
+def test_rows_of_gemini_and_bedrock_dont_go_to_other_apis(name: str) -> None:
+    """Nobody else takes their bodies, and what is in them is not for everybody."""
+    request = line_of(ROWS[name], url=URL)
+    assert f"name the URL of a model there as the request URL, not {URL}" in (
+        request.invalid_reason or ""
+    )
+    assert request.custom_id == "a"
 
 
 @pytest.mark.parametrize("name", ["OpenAI", "Mistral, Together and others", "Anthropic"])
@@ -313,7 +332,7 @@ def test_rows_of_two_dialects_with_one_id_are_a_conflict(tmp_path: Path) -> None
     """Their answers could be mixed up by whoever joins them."""
     source = write_lines(tmp_path / "in.jsonl", [ROWS["Gemini"], ROWS["Bedrock"]])
     with pytest.raises(InputFileError, match="line 1 and line 2 .* same custom_id 'a'"):
-        list(read_requests(source))
+        list(read_requests(source, request_url=OWN_URLS["Gemini"]))
 
 
 def test_an_invalid_row_fails_under_its_id(tmp_path: Path) -> None:

@@ -236,6 +236,19 @@ def test_failures_are_tried_again_or_kept_in_any_form(tmp_path: Path) -> None:
     assert Counter(line["custom_id"] for line in read_lines(save)).most_common(1)[0][1] == 1
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_failure_that_is_kept_is_recorded_once(form: Any, tmp_path: Path) -> None:
+    """Also of a line that can't be sent, with an id or without."""
+    source, save = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('no JSON\n{"custom_id": "a", "method": "GET", "body": {}}\n')
+    for _ in range(3):
+        with RawServer(answer_all) as server:
+            run(source, save, server, output_format=form, keep_failures=True)
+        assert len(read_lines(save)) == 2
+        found = verify_results(source, save)
+        assert (found.failed, found.missing, found.doubled, found.foreign) == (2, 0, 0, 0)
+
+
 def test_results_from_elsewhere_are_taken_by_their_ids(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
