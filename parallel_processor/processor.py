@@ -238,8 +238,9 @@ class Processor:
         template_path = Path(template) if isinstance(template, (str, Path)) else None
         if isinstance(job.source, Path):
             check_paths(job.source, job.save, job.errors, job.report, template_path)
-        if check_table(job.source, template) and template is not None:
-            names = {"id_column": id_column, "delimiter": delimiter}
+        names = {"id_column": id_column, "delimiter": delimiter}
+        more = {"metadata_columns": metadata_columns}
+        if check_table(job.source, template, **names, **more) and template is not None:
             table = open_table(job.source, template, metadata_columns=metadata_columns, **names)
             job = replace(job, source=table)
         run = FileRun(job, self._options, self._account, self._clock)

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "tables": {"report", "files", "providers"},
     "engine": {"workers", "ratelimit", "limiter", "files", "tokens", "report", "providers"},
     "processor": {"engine", "tables", "report", "files", "providers"},
-    "api": {"processor", "report"},
+    "api": {"processor", "files", "report"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     "cli": {
         "processor",

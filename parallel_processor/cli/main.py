@@ -134,7 +134,7 @@ def _verify(words: Sequence[str]) -> int:
             found = verify_parts(flags.requests_filepath, save_path, request_url=flags.request_url)
         else:
             source = flags.requests_filepath
-            if check_table(source, flags.template):
+            if check_table(source, **table_arguments(flags)):
                 source = open_table(source, **table_arguments(flags))
             found = verify_results(
                 source,

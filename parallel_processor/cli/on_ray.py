@@ -21,12 +21,14 @@ from parallel_processor.exceptions import (
 from parallel_processor.options import Settings
 from parallel_processor.providers.endpoints import needs_key
 from parallel_processor.report.summary import Summary
+from parallel_processor.tables.sources import is_table
 
 _log = logging.getLogger("parallel_processor")
 
 
 def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
     """Run the job; gives the exit code."""
+    _check_requests(flags.requests_filepath)
     variable, file = "", ""
     if flags.address is None:
         made["api_key"] = find_key(flags)
@@ -63,6 +65,11 @@ def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
         tell(summary, error, flags, f"results are in the parts of {job.folder}")
         code = exit_code(summary, error, watcher.number)
         return code or int(bool(getattr(summary, "blocks_set_aside", ())))
+
+
+def _check_requests(path: str) -> None:
+    if is_table(path):
+        raise ConfigurationError(f"{path} is a table, which run-on-ray doesn't take: only JSONL")
 
 
 def _key_source(flags: argparse.Namespace) -> tuple[str, str]:

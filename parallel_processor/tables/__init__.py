@@ -7,5 +7,5 @@ as a table, whose ``columns`` it finds first. ``arrow`` imports pyarrow when it 
 Names that cross the border (module, names):
 
     export   export_results
-    sources  check_table, open_table
+    sources  check_table, is_table, open_table
 """

@@ -38,21 +38,27 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (*_DELIMITERS, _PARQUET)
 
 
-def check_table(source: str | Path | RequestLines, template: object) -> TypeGuard[str | Path]:
+def check_table(
+    source: str | Path | RequestLines, template: object, **others: object
+) -> TypeGuard[str | Path]:
     """True for a table with a template, false for other requests without.
 
-    Raises :class:`ConfigurationError` if only one of the two is there.
+    Raises :class:`ConfigurationError` if only one of the two is there, or one of ``others``, which are
+    arguments that need a template, is there without.
     """
     if template is None:
         if isinstance(source, (str, Path)) and is_table(source):
             raise ConfigurationError(
                 f"{source} is a table: give a template, a request in JSON with {{{{column}}}} in its texts"
             )
+        for name, value in others.items():
+            if value:
+                raise ConfigurationError(f"{name} is for a table with a template: {source}")
         return False
     if not isinstance(source, (str, Path)) or not is_table(source):
-        name = source if isinstance(source, (str, Path)) else source.name
+        shown = str(source) if isinstance(source, (str, Path)) else source.name
         raise ConfigurationError(
-            f"a template is for a table, but {name} is none: a table's name ends with "
+            f"a template is for a table, but {shown} is none: a table's name ends with "
             ".csv, .tsv or .parquet"
         )
     return True
