@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.models import Outcome
 from parallel_processor.options import (
     DEFAULT_REQUEST_URL,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def process_file(
-    requests_path: StrPath,
+    requests_path: StrPath | RequestLines,
     save_path: StrPath | None = None,
     *,
     errors_path: StrPath | None = None,

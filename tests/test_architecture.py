@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"workers", "ratelimit", "limiter", "files", "tokens", "report", "providers"},
     "batches": {"files", "providers"},
     "processor": {"engine", "tables", "report", "files", "providers"},
-    "api": {"processor", "report"},
+    "api": {"processor", "files", "report"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     # FACE for the version
     "cli": {"processor", "cluster", "batches", "tables", "report", "files", "providers", FACE},

@@ -23,12 +23,14 @@ from parallel_processor.options import Settings, without_login
 from parallel_processor.providers.endpoints import needs_key
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
+from parallel_processor.tables.sources import is_table
 
 _log = logging.getLogger("parallel_processor")
 
 
 def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
     """Run the job; gives the exit code."""
+    _check_requests(flags.requests_filepath)
     job = _job(flags, made)
     with (
         SignalWatcher(
@@ -76,6 +78,11 @@ def _job(flags: argparse.Namespace, made: Settings) -> OnRay:
         block_bytes=flags.block_bytes,
         **made,
     )
+
+
+def _check_requests(path: str) -> None:
+    if is_table(path):
+        raise ConfigurationError(f"{path} is a table, which run-on-ray doesn't take: only JSONL")
 
 
 def _key_source(flags: argparse.Namespace) -> tuple[str, str]:

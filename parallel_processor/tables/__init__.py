@@ -7,5 +7,5 @@ as a table, whose ``columns`` it finds first. ``arrow`` imports pyarrow when it 
 Names that cross the border (module, names):
 
     export   export_results
-    sources  open_table, with_template
+    sources  is_table, open_table, with_template
 """

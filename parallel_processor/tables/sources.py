@@ -41,20 +41,24 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (*_DELIMITERS, _PARQUET)
 
 
-def check_table(name: str, template: object) -> bool:
+def check_table(source: str, template: object, **others: object) -> bool:
     """True for a table with a template, false for other requests without.
 
-    Raises :class:`ConfigurationError` if only one of the two is there.
+    Raises :class:`ConfigurationError` if only one of the two is there, or one of ``others``, which are
+    arguments that need a template, is there without.
     """
     if template is None:
-        if is_table(name):
+        if is_table(source):
             raise ConfigurationError(
-                f"{name} is a table: give a template, a request in JSON with {{{{column}}}} in its texts"
+                f"{source} is a table: give a template, a request in JSON with {{{{column}}}} in its texts"
             )
+        for name, value in others.items():
+            if value:
+                raise ConfigurationError(f"{name} is for a table with a template: {source}")
         return False
-    if not is_table(name):
+    if not is_table(source):
         raise ConfigurationError(
-            f"a template is for a table, but {name} is none: a table's name ends with "
+            f"a template is for a table, but {source} is none: a table's name ends with "
             ".csv, .tsv or .parquet"
         )
     return True
@@ -73,7 +77,8 @@ def with_template(
     """
     found: list[Source] = []
     for source in sources:
-        if not check_table(source.name, template):
+        others = {"id_column": id_column, "metadata_columns": metadata_columns}
+        if not check_table(source.name, template, **others, delimiter=delimiter):
             found.append(source)
             continue
         assert template is not None

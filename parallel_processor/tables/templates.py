@@ -31,6 +31,7 @@ _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _FILTERS = ("json", "base64")
 _SHOWN_CHARS = 100
 _SHOWN_COLUMNS = 50
+_SEPARATORS = ";\t|,"  # that a table of one column may have instead
 
 
 class Table(NamedTuple):
@@ -207,12 +208,14 @@ def missing_text(name: str, table: Table) -> str:
 
     shown = ", ".join(repr(each) for each in table.columns[:_SHOWN_COLUMNS])
     more = len(table.columns) - _SHOWN_COLUMNS
+    separators = [c for c in _SEPARATORS if len(table.columns) == 1 and c in table.columns[0]]
     lower = {each.lower(): each for each in table.columns}
     near = get_close_matches(name.lower(), lower, n=1)
-    hint = f" (did you mean {lower[near[0]]!r}?)" if near else ""
+    hint = f" (did you mean {lower[near[0]]!r}?)" if near and not separators else ""
     return (
         f"{table.name} has no column {name!r}{hint}. It has {shown}"
         f"{f' and {more} more' if more > 0 else ''}"
+        f"{f': is {separators[0]!r} its delimiter?' if separators else ''}"
     )
 
 

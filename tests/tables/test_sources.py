@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import read_lines, write_lines
+from commands import read_lines, run, write_lines
 
 from parallel_processor import Limits, open_table, process_file, read_results, verify_results
 from parallel_processor.exceptions import ConfigurationError, InputFileError
@@ -266,6 +266,9 @@ def test_a_table_needs_a_template_and_a_template_a_table(tmp_path: Path, path: P
         ConfigurationError, match="a template is for a table, but .*in.jsonl is none"
     ):
         process_file(requests, template=BODY, request_url=NOWHERE)
+    for argument in ({"id_column": "id"}, {"metadata_columns": "id"}, {"delimiter": ";"}):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(argument))} is for a table"):
+            process_file(requests, request_url=NOWHERE, **argument)
     with open_table(path, BODY) as source:
         with pytest.raises(ConfigurationError, match="prompts.csv is none"):
             process_file(source, tmp_path / "out.jsonl", template=BODY, request_url=NOWHERE)
@@ -283,6 +286,34 @@ def test_an_output_is_no_input(tmp_path: Path, path: Path) -> None:
         ):
             process_file(path, save, template=template, request_url=NOWHERE)
     assert read_lines(template) == [BODY]
+
+
+def test_the_command_refuses_what_can_not_work(tmp_path: Path, path: Path) -> None:
+    """One line, exit code 2, and no results file."""
+    good, bad = write_lines(tmp_path / "t.json", [BODY]), tmp_path / "bad.json"
+    bad.write_text('{"input": {{text}}}')
+    requests = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": "x"}])
+    before = sorted(os.listdir(tmp_path))
+    for words, problem in (
+        ([path], "prompts.csv is a table: give a template"),
+        ([path, "--template", bad], "bad.json is not JSON: "),
+        ([path, "--template", tmp_path / "none.json"], "can't read the template"),
+        ([path, "--template", good, "--id_column", "Text "], "did you mean 'text'"),
+        (
+            [path, "--template", good, "--delimiter", ";"],
+            "no column 'text'. It has 'id,text,n': is ',' its delimiter?",
+        ),
+        ([requests, "--template", good], "a template is for a table"),
+        ([requests, "--id-column", "id"], "id_column is for a table"),
+    ):
+        for command in ([], ["verify"]):
+            done = run(*command, "--requests_filepath", *words, "--request_url", NOWHERE)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert problem in done.stderr
+    done = run("run-on-ray", "--requests_filepath", path, "--request_url", NOWHERE)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "prompts.csv is a table, which run-on-ray doesn't take" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_a_missing_table_is_told(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ from parallel_processor import (
     Verification,
     WaitCause,
     WorkerProcessError,
+    export_results,
+    open_table,
     process_api_requests_from_file,
     process_file,
     read_requests,
@@ -54,6 +56,13 @@ ACCOUNT: Settings = {"request_url": URL, "api_key": "key", "limits": Limits(head
 def files(folder: Path) -> None:
     """Paths are strings or ``Path``; settings are named, or come as a dict."""
     assert_type(process_file("in.jsonl"), Summary)
+    assert_type(process_file("in.csv", template={"input": "{{a}}"}, id_column="b"), Summary)
+    process_file(folder / "in.parquet", template=folder / "t.json", metadata_columns=["a"])
+    with open_table("in.tsv", "t.json", metadata_columns="a,b", delimiter=";") as table:
+        verify_results(table, "out.jsonl")
+        process_file("in.jsonl", "out.jsonl")
+    process_file(open_table("in.csv", {"input": "{{a}}"}), "out.jsonl", **ACCOUNT)
+    assert_type(export_results("out.jsonl", folder / "out.csv", columns=["text"]), int)
     assert_type(process_file(folder / "in.jsonl", folder / "out.jsonl", **ACCOUNT), Summary)
     process_file(
         "in.jsonl",
