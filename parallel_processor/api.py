@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from parallel_processor.files.sources import SourceLike
 from parallel_processor.models import Outcome
 from parallel_processor.options import (
     DEFAULT_REQUEST_URL,
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 
 def process_file(
-    requests_path: StrPath,
+    requests_path: SourceLike,
     save_path: StrPath | None = None,
     *,
     errors_path: StrPath | None = None,
     overwrite: bool = False,
     keep_failures: bool = False,
+    ordered: bool = False,
     progress: bool | None = None,
     report_path: StrPath | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
@@ -58,6 +60,7 @@ def process_file(
             errors_path=errors_path,
             overwrite=overwrite,
             keep_failures=keep_failures,
+            ordered=ordered,
             progress=progress,
             report_path=report_path,
             on_outcome=on_outcome,

@@ -187,6 +187,7 @@ class Processor:
         errors_path: StrPath | None = None,
         overwrite: bool = False,
         keep_failures: bool = False,
+        ordered: bool = False,
         progress: bool | None = None,
         report_path: StrPath | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
@@ -206,6 +207,8 @@ class Processor:
             errors_path: the records of failures, if they should not go to ``save_path``.
             overwrite: start afresh, without the old records.
             keep_failures: leave failed records as they are, and don't send their requests.
+            ordered: write the records in the order of the requests. An outcome is kept until all before it
+                are there: 65,536 of them at most, or 64 MiB. Then no more is read.
             progress: ``True`` shows a bar on a terminal and in a notebook, and lines elsewhere; ``None``
                 the bar only; ``False`` nothing.
             report_path: the report, a page if it ends with ``.html``, else JSON. It is written time and
@@ -232,6 +235,7 @@ class Processor:
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
             keep_failures=keep_failures,
+            ordered=ordered,
             progress=progress,
             on_outcome=on_outcome,
         )

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "limiter": {"ratelimit"},
     "engine": {"workers", "ratelimit", "limiter", "files", "tokens", "report", "providers"},
     "processor": {"engine", "report", "files", "providers"},
-    "api": {"processor", "report"},
+    "api": {"processor", "report", "files"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     "cli": {"processor", "cluster", "report", "files", "providers", FACE},  # FACE for the version
     "simulator": {"tokens"},

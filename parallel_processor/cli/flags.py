@@ -131,6 +131,7 @@ FLAGS: Mapping[str, tuple[_Flag, ...]] = {
               default_text="{requests}_results.jsonl; - with -"),
         _Flag("errors_filepath", "", "FILE", "the records of failed requests",
               default_text="they go to the results"),
+        _Flag("ordered", "", "", "write the results in the order of the requests"),
         _Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
         _Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
     ),
@@ -224,7 +225,7 @@ _RAY_FLAGS = (
     _Flag("block_bytes", "", "N", "how much of the requests file a worker gets at a time",
           default_text="what suits the file, at most 16 MiB", read=_READERS[int]),
 )
-_NOT_ON_RAY = ("errors_filepath", "metrics_port")
+_NOT_ON_RAY = ("errors_filepath", "metrics_port", "ordered")
 # fmt: on
 
 _ROWS = [flag for flags in FLAGS.values() for flag in flags]

@@ -200,6 +200,7 @@ def _run_to_its_end(
             errors_path=flags.errors_filepath,
             overwrite=flags.overwrite,
             keep_failures=flags.keep_failures,
+            ordered=flags.ordered,
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
         )

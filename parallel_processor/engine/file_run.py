@@ -7,10 +7,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parallel_processor.engine.account import Account
+from parallel_processor.engine.credits import ORDERED_SLACK, WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
@@ -21,7 +22,7 @@ from parallel_processor.files.object_stores import StoredFile
 from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.files.sources import Source, open_sources
-from parallel_processor.files.writer import ResultWriter
+from parallel_processor.files.writer import InputOrder, ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, shown_url
 from parallel_processor.report.counters import Counters
@@ -42,6 +43,7 @@ class FileJob:
     report: Path | None = None
     overwrite: bool = False
     keep_failures: bool = False
+    ordered: bool = False
     progress: bool | None = None
     on_outcome: Callable[[Outcome], object] | None = None
 
@@ -72,6 +74,7 @@ class FileRun:
                 on_begin=output.start,
                 on_cancel=output.give_up,
                 parses_answers=job.on_outcome is not None,
+                slack=output.slack,
                 stops=self._stops,
             ) as run:
                 report = self._live_report(job.report, run, lines) if job.report else None
@@ -117,7 +120,7 @@ class FileRun:
         )
         try:
             with run.waking(_Interrupt(lines)):
-                for _ in run.outcomes(requests):
+                for _ in run.outcomes(output.expecting(requests)):
                     raise AssertionError("a run with a sink yields nothing")
         finally:
             try:
@@ -214,6 +217,8 @@ class _Output:
         self._highlights = highlights if job.report is not None else None
         self._on_outcome = job.on_outcome
         self._process_id = os.getpid()
+        keeps_text = self._highlights is not None or self._on_outcome is not None
+        self._order = InputOrder(keeps_text=keeps_text) if job.ordered else None
         self._writer: ResultWriter | None = None
 
     def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
@@ -230,6 +235,7 @@ class _Output:
             on_written=note_and_record if is_noted else recorded,
             on_failure=stop,
             write_retry_s=self._write_retry_s,
+            order=self._order,
             clock=self._clock,
         )
         return self._writer.put
@@ -252,6 +258,27 @@ class _Output:
                 if os.getpid() != self._process_id:  # on_outcome has forked, and this is the child
                     raise
                 stop(error)
+
+    @property
+    def slack(self) -> WriterSlack:
+        """What may wait for the writer."""
+        return (
+            WRITER_SLACK if self._order is None else replace(ORDERED_SLACK, on_unanswered=self.skip)
+        )
+
+    def expecting(self, requests: Iterator[Request]) -> Iterator[Request]:
+        """Pass on ``requests``, and note their order if the records are to have it."""
+        if (order := self._order) is None:
+            yield from requests
+            return
+        for request in requests:
+            order.expect(request.number)
+            yield request
+
+    def skip(self, number: int) -> None:
+        """This request will have no record."""
+        if self._writer is not None:
+            self._writer.skip(number)
 
     def give_up(self) -> None:
         """Don't try failed writes again."""

@@ -20,5 +20,5 @@ Names that cross the border (module, names):
     shape          why_not_jsonl
     sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
-    writer         ResultWriter, held_bytes
+    writer         InputOrder, ResultWriter, held_bytes
 """

@@ -21,7 +21,9 @@ from parallel_processor.providers.jsontext import parse
 
 _BOM = b"\xef\xbb\xbf"
 # What a request has, and a response that stands behind one in a record has not.
-_ASKED = frozenset({"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"})
+_ASKED = frozenset(
+    {"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"}
+)
 _LEAST_LINES = 10  # that must all be bad before a file of no known format is refused
 # How a file begins; what it is; the command that makes JSONL of it, for its name.
 _COMPRESSED = ((b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"), (b"PK\x03\x04", "zip", "unzip -p {}"))
