@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from parallel_processor.files.custom_ids import with_checked_ids
 from parallel_processor.files.formats import Place, line_place, read_requests, tell_notes
 from parallel_processor.files.object_stores import StoredFile
 from parallel_processor.files.requests_file import RequestLines
-from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
+from parallel_processor.files.resume import (
+    AnsweredRequests,
+    open_files,
+    order_key,
+    prepare,
+    put_in_order,
+)
 from parallel_processor.files.sources import Source, open_sources
 from parallel_processor.files.writer import InputOrder, ResultWriter
 from parallel_processor.models import Outcome, Request
@@ -111,6 +118,9 @@ class FileRun:
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
         requests = read_requests(lines.numbered(), self._options.request_url, lines.place)
+        keys = array("Q")
+        if job.ordered and (answered.answered or answered.failed):
+            requests = _noting(requests, keys)  # what is there may be out of order
         requests = unanswered(
             with_checked_ids(requests, lines.place),
             answered,
@@ -128,6 +138,8 @@ class FileRun:
             except KeyboardInterrupt:  # it may have come before anything was done
                 output.close()
                 raise
+        if keys and run.stop_cause is None:
+            put_in_order(files, keys)
 
     def _live_report(self, path: Path, run: Run, lines: RequestLines) -> LiveReport:
         report = LiveReport(
@@ -170,6 +182,13 @@ class FileRun:
             limits=self._account.buckets.usage().limits,
             **counters_of(counts),
         )
+
+
+def _noting(requests: Iterator[Request], keys: array[int]) -> Iterator[Request]:
+    """Pass on ``requests``, and note their order."""
+    for request in requests:
+        keys.append(order_key(request))
+        yield request
 
 
 class _Interrupt:

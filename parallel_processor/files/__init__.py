@@ -16,7 +16,7 @@ Names that cross the border (module, names):
     object_stores  StoredFile, file_system, is_url
     records        read_outcome, read_results
     requests_file  RequestLines, check_paths
-    resume         AnsweredRequests, open_files, prepare
+    resume         AnsweredRequests, open_files, order_key, prepare, put_in_order
     shape          why_not_jsonl
     sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
