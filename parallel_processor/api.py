@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from parallel_processor.files.requests_file import RequestLines
+from parallel_processor.files.sources import SourceLike
 from parallel_processor.models import Outcome
 from parallel_processor.options import (
     DEFAULT_REQUEST_URL,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def process_file(
-    requests_path: StrPath | RequestLines,
+    requests_path: SourceLike,
     save_path: StrPath | None = None,
     *,
     errors_path: StrPath | None = None,
@@ -34,6 +34,7 @@ def process_file(
     keep_failures: bool = False,
     output_format: OutputFormat = "auto",
     model: str | None = None,
+    ordered: bool = False,
     progress: bool | None = None,
     report_path: StrPath | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
@@ -76,6 +77,7 @@ def process_file(
             keep_failures=keep_failures,
             output_format=output_format,
             model=model,
+            ordered=ordered,
             progress=progress,
             report_path=report_path,
             on_outcome=on_outcome,

@@ -191,6 +191,7 @@ class Processor:
         keep_failures: bool = False,
         output_format: OutputFormat = "auto",
         model: str | None = None,
+        ordered: bool = False,
         progress: bool | None = None,
         report_path: StrPath | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
@@ -218,6 +219,8 @@ class Processor:
             output_format: the form of the records: ``"auto"`` for that of each line, ``"batch"`` for lines
                 of a Batch output file (failures in ``errors_path``: of a Batch error file), ``"cookbook"``.
             model: the model of requests whose body names none.
+            ordered: write the records in the order of the requests. An outcome is kept until all before it
+                are there: 65,536 of them at most, or 64 MiB. Then no more is read.
             progress: ``True`` shows a bar on a terminal and in a notebook, and lines elsewhere; ``None``
                 the bar only; ``False`` nothing.
             report_path: the report, a page if it ends with ``.html``, else JSON. It is written time and
@@ -247,6 +250,7 @@ class Processor:
             keep_failures=keep_failures,
             output_format=output_format,
             model=model,
+            ordered=ordered,
             progress=progress,
             on_outcome=on_outcome,
         )

@@ -61,7 +61,7 @@ _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that
     "metrics_port": {"help": "serve metrics of all workers together to Prometheus; without HOST to this "
                              "machine alone"},
 }
-_NOT_ON_RAY = ("output_format", "model", *TABLE_FLAGS)
+_NOT_ON_RAY = ("output_format", "model", "ordered", *TABLE_FLAGS)
 _TO_BATCH_FLAGS = (
     Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
     Flag("save_filepath", "", "FILE.jsonl", "where to: FILE-001.jsonl, FILE-002.jsonl …",

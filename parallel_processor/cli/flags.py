@@ -143,6 +143,7 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
              "output and error file (batch), or the cookbook's arrays", "auto",
              choices=get_args(OutputFormat)),
         Flag("model", "", "NAME", "the model of requests that name none"),
+        Flag("ordered", "", "", "write the results in the order of the requests"),
         Flag("overwrite", "", "", "delete what the results file holds, and send everything again"),
         Flag("keep_failures", "", "", "keep the records of failed requests, and don't try them again"),
     ),

@@ -218,6 +218,7 @@ def _run_to_its_end(
             keep_failures=flags.keep_failures,
             output_format=flags.output_format,
             model=flags.model,
+            ordered=flags.ordered,
             progress=not flags.no_progress,
             report_path=flags.report_filepath,
             **table_arguments(flags),

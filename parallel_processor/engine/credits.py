@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from parallel_processor.engine.queues import RequestQueues
@@ -38,16 +39,22 @@ class WriterSlack:
         outcomes: so many more.
         size_bytes: of their requests and responses together. What is in flight comes on top.
         in_order: the writer may wait for a request that was not sent yet, so that sending goes on.
+        on_unanswered: called with the number of each request that the sink gets no outcome of. Any thread
+            calls it.
     """
 
     outcomes: int
     size_bytes: float = math.inf
     in_order: bool = False
+    on_unanswered: Callable[[int], None] | None = None
 
 
 NO_SLACK = WriterSlack(outcomes=0)
 WRITER_SLACK = WriterSlack(outcomes=256, size_bytes=16 * 1024 * 1024)
 """For a writer that writes many outcomes at once."""
+ORDERED_SLACK = WriterSlack(outcomes=65_536, size_bytes=64 * 1024 * 1024, in_order=True)
+"""For a writer that writes in the order of the input. While one request takes 10 s, or is sent again,
+others go on for so many answers: enough for 4,000 a second."""
 
 
 def ahead_of(max_workers: int) -> int:

@@ -42,6 +42,7 @@ class Delivery:
         on_record: called with the number of outcomes that are on record, or never will be, and with their
             bytes; without a sink by the reader alone.
         make_sink: makes the sink, given :meth:`recorded`; ``None`` if the reader yields the outcomes.
+        on_unanswered: see :class:`WriterSlack`.
         duplicates: knows which requests share an outcome.
 
     Attributes:
@@ -55,10 +56,12 @@ class Delivery:
         waker: WakeEvent,
         on_record: Callable[[int, int], None],
         make_sink: Callable[[Recorded], Sink] | None,
+        on_unanswered: Callable[[int], None] | None,
         duplicates: Duplicates | None,
     ) -> None:
         self._counters, self._waker = counters, waker
         self._on_record, self._duplicates = on_record, duplicates
+        self._on_unanswered = on_unanswered
         self.ready: deque[Outcome] = deque()
         self._sink = make_sink(self.recorded) if make_sink is not None else None
 
@@ -80,7 +83,10 @@ class Delivery:
         """
         if pending.retry_state is not None:
             self.deliver(unanswered(pending))
-        elif self._duplicates is not None:
+            return
+        if self._on_unanswered is not None:
+            self._on_unanswered(pending.request.number)
+        if self._duplicates is not None:
             for other in self._duplicates.end(unanswered(pending)):
                 self._hand_over(other)
 
@@ -96,6 +102,8 @@ class Delivery:
             self.ready.append(outcome)
             self._waker.set()
         elif outcome.unanswered:
+            if self._on_unanswered is not None:
+                self._on_unanswered(request.number)
             self.recorded([outcome])
         else:
             size_bytes = held_bytes(outcome)  # first: the sink's owner may give it away at once

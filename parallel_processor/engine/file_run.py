@@ -7,21 +7,23 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parallel_processor.engine.account import Account
+from parallel_processor.engine.credits import ORDERED_SLACK, WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.formats import requests_in, tell_notes
+from parallel_processor.files.input_order import RequestOrder
 from parallel_processor.files.object_stores import StoredFile
 from parallel_processor.files.requests_file import Place, RequestLines, line_place
 from parallel_processor.files.resume import AnsweredRequests, open_files, prepare
 from parallel_processor.files.sources import Source, open_sources
-from parallel_processor.files.writer import ResultWriter
+from parallel_processor.files.writer import InputOrder, ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, shown_url
 from parallel_processor.report.counters import Counters
@@ -44,6 +46,7 @@ class FileJob:
     keep_failures: bool = False
     output_format: OutputFormat = "auto"
     model: str | None = None
+    ordered: bool = False
     progress: bool | None = None
     on_outcome: Callable[[Outcome], object] | None = None
 
@@ -74,6 +77,7 @@ class FileRun:
                 on_begin=output.start,
                 on_cancel=output.give_up,
                 parses_answers=job.on_outcome is not None,
+                slack=output.slack,
                 stops=self._stops,
             ) as run:
                 report = self._live_report(job.report, run, lines) if job.report else None
@@ -111,6 +115,10 @@ class FileRun:
         _log.info("sending %s to %s", lines.name, _target(self._options))
         url = self._options.request_url
         requests = requests_in(lines.numbered(), url, lines.place, job.model)
+        order = RequestOrder(has_forms=job.output_format != "auto")
+        is_noted = job.ordered and bool(answered.answered or answered.failed)
+        if is_noted:  # what is there may be out of order
+            requests = order.noting(requests)
         requests = unanswered(
             arranged(requests, job.output_format, lines.place),
             answered,
@@ -120,7 +128,7 @@ class FileRun:
         )
         try:
             with run.waking(_Interrupt(lines)):
-                for _ in run.outcomes(requests):
+                for _ in run.outcomes(output.expecting(requests)):
                     raise AssertionError("a run with a sink yields nothing")
         finally:
             try:
@@ -128,6 +136,8 @@ class FileRun:
             except KeyboardInterrupt:  # it may have come before anything was done
                 output.close()
                 raise
+        if is_noted and run.stop_cause is None:
+            order.restore(files)
 
     def _live_report(self, path: Path, run: Run, lines: RequestLines) -> LiveReport:
         report = LiveReport(
@@ -217,6 +227,8 @@ class _Output:
         self._highlights = highlights if job.report is not None else None
         self._on_outcome = job.on_outcome
         self._process_id = os.getpid()
+        keeps_text = self._highlights is not None or self._on_outcome is not None
+        self._order = InputOrder(keeps_text=keeps_text) if job.ordered else None
         self._writer: ResultWriter | None = None
 
     def open(self, recorded: Recorded, stop: Callable[[BaseException], None]) -> Sink:
@@ -233,6 +245,7 @@ class _Output:
             on_written=note_and_record if is_noted else recorded,
             on_failure=stop,
             write_retry_s=self._write_retry_s,
+            order=self._order,
             clock=self._clock,
         )
         return self._writer.put
@@ -255,6 +268,27 @@ class _Output:
                 if os.getpid() != self._process_id:  # on_outcome has forked, and this is the child
                     raise
                 stop(error)
+
+    @property
+    def slack(self) -> WriterSlack:
+        """What may wait for the writer."""
+        return (
+            WRITER_SLACK if self._order is None else replace(ORDERED_SLACK, on_unanswered=self.skip)
+        )
+
+    def expecting(self, requests: Iterator[Request]) -> Iterator[Request]:
+        """Pass on ``requests``, and note their order if the records are to have it."""
+        if (order := self._order) is None:
+            yield from requests
+            return
+        for request in requests:
+            order.expect(request.number)
+            yield request
+
+    def skip(self, number: int) -> None:
+        """This request will have no record."""
+        if self._writer is not None:
+            self._writer.skip(number)
 
     def give_up(self) -> None:
         """Don't try failed writes again."""

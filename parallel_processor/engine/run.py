@@ -64,6 +64,7 @@ from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
 _log = logging.getLogger("parallel_processor")
+IsWanted = Callable[[Request], bool]
 
 
 class Run:
@@ -96,7 +97,7 @@ class Run:
         on_cancel: Callable[[], None] | None = None,
         on_left_out: OnLeftOut | None = None,
         ahead: Callable[[], float] | None = None,
-        is_wanted: Callable[[Request], bool] | None = None,
+        is_wanted: IsWanted | None = None,
         parses_answers: bool = True,
         slack: WriterSlack = WRITER_SLACK,
         clock: Callable[[], float] = time.monotonic,
@@ -122,13 +123,11 @@ class Run:
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
-        self._delivery = self._make_delivery(make_sink)
+        self._delivery = self._make_delivery(make_sink, slack)
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
-    def _make_dispatcher(
-        self, is_wanted: Callable[[Request], bool] | None, slack: WriterSlack
-    ) -> Dispatcher:
+    def _make_dispatcher(self, is_wanted: IsWanted | None, slack: WriterSlack) -> Dispatcher:
         return Dispatcher(
             cost=self._estimator.cost,
             start=lambda admitted: self._pool.start(admitted),
@@ -168,13 +167,14 @@ class Run:
             on_left_out=lambda bucket: self._leave(*self._dispatcher.remove(bucket)),
         )
 
-    def _make_delivery(self, make_sink: MakeSink | None) -> Delivery:
+    def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
         return Delivery(
             counters=self.counters,
             waker=self.waker,
             on_record=self._dispatcher.recorded if make_sink else self.credits.yielded,
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
+            on_unanswered=slack.on_unanswered,
         )
 
     @property

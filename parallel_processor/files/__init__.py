@@ -6,8 +6,8 @@ JSONL. ``formats`` turns a line into a request, ``custom_ids`` gives it the id o
 that could be mixed up. ``records`` turns an outcome into a record and back, ``batch_rows`` knows the forms
 of Batch files. ``writer`` appends records from its single thread to an ``append_file``, plain or
 compressed. ``identity`` says which record is of which request: ``resume`` finds out what a results file
-has already (``torn_ends`` what a kill has left of a compressed one), ``verify`` checks that it has
-everything. The results file is the only state.
+has already (``torn_ends`` what a kill has left of a compressed one), ``input_order`` sorts it where that is
+asked for, ``verify`` checks that it has everything. The results file is the only state.
 
 Names that cross the border (module, names):
 
@@ -16,6 +16,7 @@ Names that cross the border (module, names):
     custom_ids     CustomIds, arranged, conflict_text, with_id
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_key, identity, read_record
+    input_order    RequestOrder
     object_stores  StoredFile, file_system, is_url
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place
@@ -23,5 +24,5 @@ Names that cross the border (module, names):
     shape          why_not_jsonl, why_not_plain
     sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
-    writer         ResultWriter, held_bytes
+    writer         InputOrder, ResultWriter, held_bytes
 """

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ try:
 except ImportError:  # not POSIX: there are no locks then
     fcntl = None  # type: ignore[assignment]
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # for a pipe or a device
 _MAX_REPLACEMENTS = 10
 _BUFFER_BYTES = 1024 * 1024
@@ -215,6 +217,23 @@ def open_results(path: Path) -> AppendFile:
     """
     kind = written_compression(path)
     return AppendFile(path) if kind is None else PackedFile(path, kind)
+
+
+def replace_text(file: AppendFile, chunks: Iterable[bytes]) -> None:
+    """Give ``file`` another text, in one step: a crash leaves the old one or the new one."""
+    path = file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX)
+    beside = file.beside(path, _NO_LINK)
+    try:
+        beside.truncate(0)  # an earlier copy, whose process was killed, may be there
+        for chunk in chunks:
+            beside.append(chunk)
+        beside.end()
+        beside.sync()
+        file.replace_by(beside)
+    except BaseException:
+        beside.close()
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:

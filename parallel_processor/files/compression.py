@@ -11,10 +11,8 @@ The member of a killed run has no end: see ``torn_ends.py``.
 
 from __future__ import annotations
 
-import bz2
 import errno
 import io
-import lzma
 import struct
 import zlib
 from collections.abc import Callable
@@ -126,12 +124,15 @@ def _unpacker(kind: str, name: str) -> Callable[[], Any]:
     """Makes what unpacks one member of ``kind``."""
     if kind == "zstd":
         return find_zstd(name).decompressor
-    makers: dict[str, Callable[[], Any]] = {
-        "gzip": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
-        "bzip2": bz2.BZ2Decompressor,
-        "xz": lzma.LZMADecompressor,
-    }
-    return makers[kind]
+    if kind == "gzip":
+        return lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)
+    if kind == "xz":
+        import lzma
+
+        return lzma.LZMADecompressor
+    import bz2
+
+    return bz2.BZ2Decompressor
 
 
 class Unpacked(io.RawIOBase):

@@ -14,7 +14,6 @@ If there are failed records, a file without them is written, and replaces the ol
 from __future__ import annotations
 
 import logging
-import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
-from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile, open_results
+from parallel_processor.files.append_file import AppendFile, open_results, replace_text
 from parallel_processor.files.batch_rows import is_json
 from parallel_processor.files.identity import Record, given_id, id_key, keys, line_id, read_record
 from parallel_processor.models import Request
@@ -32,7 +31,6 @@ from parallel_processor.models import Request
 _log = logging.getLogger("parallel_processor")
 _BUFFER_BYTES = 1024 * 1024
 _LINES_PER_CHECK = 1000
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BUCKETS = 16_384
 
 Check = Callable[[], None]
@@ -314,20 +312,8 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
 
 def _drop(file: AppendFile, ranges: Sequence[int], size: int) -> None:
     """Replace ``file`` by a copy without the bytes in ``ranges`` of its text, which has ``size`` bytes."""
-    path = file.path.resolve().with_name(file.path.name + REPLACEMENT_SUFFIX)
-    beside = file.beside(path, _NO_LINK)
-    try:
-        beside.truncate(0)  # an earlier copy, whose process was killed, may be there
-        with file.open_text() as old:
-            for chunk in _chunks_without(old, ranges, size):
-                beside.append(chunk)
-        beside.end()
-        beside.sync()
-        file.replace_by(beside)
-    except BaseException:
-        beside.close()
-        path.unlink(missing_ok=True)
-        raise
+    with file.open_text() as old:
+        replace_text(file, _chunks_without(old, ranges, size))
 
 
 def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:

@@ -290,4 +290,5 @@ class SeveralFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        for lines in self._begun[-1:]:  # its reader may have been left in the middle
+            lines.__exit__()

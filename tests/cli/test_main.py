@@ -399,7 +399,7 @@ def test_the_second_signal_ends_it_at_once(source: Path) -> None:
 
 
 def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
-    """A command that waits for a line ends by the third signal; a fourth, if two arrived as one."""
+    """A command that waits for a line ends with the first signal."""
     pipe, results = tmp_path / "in.jsonl", tmp_path / "in_results.jsonl"
     os.mkfifo(pipe)
     paths = ("--requests_filepath", pipe, "--save_filepath", results)
@@ -412,12 +412,7 @@ def test_a_pipe_that_stays_open_can_be_interrupted(tmp_path: Path) -> None:
                 while not (results.exists() and results.stat().st_size):  # then it reads on
                     server.closing.wait(0.01)
                 process.send(signal.SIGINT)
-                process.wait_for("waiting for requests in flight")
-                process.send(signal.SIGINT)
-                process.wait_for("cancelling requests in flight")
-                process.send(signal.SIGINT)
-                while not process.ends_within(3.0):  # more than it takes to end
-                    process.send(signal.SIGINT)
+                assert process.ends_within(30.0)
                 stderr = process.stderr_text()
     assert process.returncode == 130
     assert "Traceback" not in stderr
