@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 from commands import command, environment, read_lines, run, simulator, write_lines
+from redis_servers import redis_server
 
 import parallel_processor
 from parallel_processor import Limits, Options, Processor, RetryPolicy
@@ -162,7 +163,7 @@ def test_the_first_run_is_as_shown(tmp_path: Path) -> None:
         "parallel_processor.simulator", "--port 8080", "--requests_per_minute 1000"
     )
     (make,) = commands_with("make_example_requests", "--kind chat")
-    send, again = commands_with("127.0.0.1:8080")
+    send, again = commands_with("127.0.0.1:8080", "--max_requests_per_minute auto")
     assert send == again  # at the top of the README, and in its section on the first run
     subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
     with simulator(*serve[serve.index("8080") + 1 :]) as server:
@@ -210,6 +211,31 @@ def test_the_cookbook_users_command_runs(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert len(read_lines(tmp_path / "out.jsonl")) == 5
+
+
+def test_the_commands_that_share_a_limit_run(tmp_path: Path) -> None:
+    """The file is split, and two commands send a half each, by one Redis."""
+    pytest.importorskip("redis")
+    halves = commands_with("--limiter", "127.0.0.1:8080")
+    (make,) = commands_with("make_example_requests", "--kind chat")
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    (split,) = commands_with("split -n")
+    subprocess.run(split, cwd=tmp_path, check=True)
+    with simulator("--latency_s", 0.01) as server, redis_server(tmp_path) as redis:
+        swap = {"http://127.0.0.1:8080": server.url, "redis://127.0.0.1:6379/0": redis.url}
+        for words in halves:
+            line = " ".join(words[1:]).replace("_minute 600", "_minute 6000")
+            for shown, real in swap.items():
+                line = line.replace(shown, real)
+            done = subprocess.run(
+                command(*line.split()), cwd=tmp_path, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+    counts = [
+        len(read_lines(tmp_path / "examples" / f"part_{half}_results.jsonl"))
+        for half in ("aa", "ab")
+    ]
+    assert sum(counts) == 200 and min(counts) > 90
 
 
 def test_the_verify_command_runs(tmp_path: Path) -> None:

@@ -260,6 +260,88 @@ cluster.shutdown()
 """
 
 
+# Two nodes on this machine, until stdin ends. ``ENABLE_RAY_CLUSTER``: else they are not on loopback alone.
+TWO_NODES = """
+import sys
+from ray._private import ray_constants
+from ray.cluster_utils import Cluster
+
+ray_constants.ENABLE_RAY_CLUSTER = False
+node = {"object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1, **node)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+ON_LOOPBACK = """
+import sys
+from ray._private import ray_constants
+from parallel_processor.cli.main import main
+
+ray_constants.ENABLE_RAY_CLUSTER = False
+sys.exit(main())
+"""
+
+
+def test_the_command_runs_on_a_cluster(tmp_path: Path) -> None:
+    """Both nodes work, with another working directory and no key; failures and the key's lack are told."""
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            bad = b'"text 7"' in visit.body
+            visit.answer(
+                *([b'{"error": "no"}'] if bad else []), status="400 No" if bad else "200 OK"
+            )
+
+    def on_cluster(*more: object) -> subprocess.CompletedProcess[str]:
+        # Two nodes send: each has one CPU, and "auto" counts them.
+        line = [sys.executable, "-c", ON_LOOPBACK, "run-on-ray", "--address", address]
+        line += ["--requests_filepath", "in.jsonl", *map(str, more), "--block_bytes", "2000"]
+        return subprocess.run(
+            line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        )
+
+    write_requests(tmp_path, rows(300))
+    with (
+        RawServer(script) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_NODES],
+            cwd="/",
+            env=environment(PYTHONPATH=os.pathsep.join(sys.path)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as cluster,
+    ):
+        assert cluster.stdout is not None and cluster.stdin is not None
+        address = cluster.stdout.readline().strip()
+        url = f"{server.url}/v1/embeddings"
+        done = on_cluster("--errors_filepath", "errors", "--request_url", url)
+        keyless = on_cluster(
+            "--save_filepath", "other", "--request_url", "https://api.example.com/v1/embeddings"
+        )
+        cluster.stdin.close()
+        assert cluster.wait(60) == 0
+    assert done.returncode == 1, done.stderr
+    assert "299 answered, 1 failed" in done.stderr
+    assert "2 workers" in done.stderr and "failures in those of errors" in done.stderr
+    flags = (
+        "--requests_filepath",
+        tmp_path / "in.jsonl",
+        "--save_filepath",
+        tmp_path / "in_results",
+    )
+    checked = run("verify", *flags, "--errors_filepath", tmp_path / "errors")
+    assert re.search(r"answered 299\n +failed 1\n +missing 0\n", checked.stdout)
+    assert keyless.returncode == 2, keyless.stderr
+    assert keyless.stderr.splitlines()[-1].endswith(
+        "the variable OPENAI_API_KEY is not set where a worker runs"
+    )
+
+
 def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:
     """The names of Ray's sockets stay short enough (ray#7724), and a wrong key has exit code 3."""
 
