@@ -57,9 +57,13 @@ class Journal:
             file.writelines(records)
 
     def remove_all(self) -> None:
-        """Remove this journal and those of other attempts: the block has its part."""
+        """Remove this journal and those of earlier attempts: the block has its part.
+
+        A later attempt of the run is under way: this one was given up, because its worker seemed lost.
+        """
+        block, number, run = self._attempt.block, self._attempt.number, self._job.run
         for found in read_journals(self.folder):
-            if found.block == self._attempt.block:
+            if found.block == block and (found.run != run or found.attempt <= number):
                 self.folder.remove(found.name)
 
     @contextmanager

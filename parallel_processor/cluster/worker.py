@@ -78,6 +78,11 @@ class BlockWorker:
         try:
             return self._run(attempt)
         except ParallelProcessorError as error:
+            done = _line_count(self._folder, part_name(attempt.block))
+            if (
+                done is not None
+            ):  # another attempt has created the part meanwhile, and removed journals
+                return BlockReport(attempt=attempt, end=End.DONE, lines=done)
             return _report_of(attempt, error)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"

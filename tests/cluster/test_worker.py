@@ -17,6 +17,7 @@ from services import in_background, rows
 from parallel_processor.cluster.blocks import Block, cut
 from parallel_processor.cluster.folders import LocalFolder
 from parallel_processor.cluster.job import Attempt, End
+from parallel_processor.cluster.journals import Journal
 from parallel_processor.cluster.parts import journal_name, part_name, read_state
 from parallel_processor.cluster.worker import BlockWorker
 from parallel_processor.options import Limits
@@ -178,6 +179,39 @@ def test_blocks_that_overlap_share_the_places_in_flight(tmp_path: Path) -> None:
         assert (one().end, two().end, overlaps.is_set()) == (End.DONE, End.DONE, True)
     assert most == 4
     assert [record[0] for record in parts(tmp_path)] == rows(60)
+
+
+def test_an_attempt_that_was_given_up_leaves_the_later_ones_journal(tmp_path: Path) -> None:
+    """A worker that only seemed lost finishes its block: the journal of the next attempt is in use."""
+    write_requests(tmp_path, rows(2))
+    home = tmp_path / "out"
+    attempts = {
+        number: Journal(LocalFolder(home), made_job(tmp_path, ""), Attempt(whole(tmp_path), number))
+        for number in (1, 2, 3)
+    }
+    old = journal(tmp_path, "0d", 7)
+    for each in attempts.values():
+        each.begin([])
+    attempts[2].remove_all()
+    assert not old.exists() and [n for n, each in attempts.items() if each.path.exists()] == [3]
+
+
+def test_a_block_that_another_attempt_has_finished_is_done(tmp_path: Path) -> None:
+    """If its journal is gone because the part is there, that is no error."""
+    bodies = rows(6)
+    write_requests(tmp_path, bodies)
+    room = Room(1)
+    with RawServer(room) as server:
+        worker = BlockWorker(made_job(tmp_path, server, settings={"write_retry_s": 0.0}))
+        end = in_background(lambda: worker.run(Attempt(whole(tmp_path), 1)))
+        room.wait_for(5)
+        (found,) = (tmp_path / "out" / "journals").iterdir()
+        part = tmp_path / "out" / part_name(whole(tmp_path))
+        part.write_bytes(b"".join(map(record, bodies)))
+        found.unlink()
+        room.opened.set()
+        report = end()
+    assert (report.end, report.lines, report.error) == (End.DONE, 6, "")
 
 
 def test_a_part_that_exists_is_done(tmp_path: Path, server: RawServer) -> None:
