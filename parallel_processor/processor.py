@@ -35,7 +35,8 @@ from parallel_processor.options import Options, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
-from parallel_processor.tables.sources import check_table, open_table
+from parallel_processor.runtime.forks import load_here
+from parallel_processor.tables.kinds import check_table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -238,10 +239,10 @@ class Processor:
         template_path = Path(template) if isinstance(template, (str, Path)) else None
         if isinstance(job.source, Path):
             check_paths(job.source, job.save, job.errors, job.report, template_path)
-        names = {"id_column": id_column, "delimiter": delimiter}
-        more = {"metadata_columns": metadata_columns}
-        if check_table(job.source, template, **names, **more) and template is not None:
-            table = open_table(job.source, template, metadata_columns=metadata_columns, **names)
+        columns: dict[str, Any] = {"id_column": id_column, "metadata_columns": metadata_columns}
+        if check_table(job.source, template, delimiter=delimiter, **columns):
+            sources = load_here("parallel_processor.tables.sources")  # few jobs need it
+            table = sources.open_table(job.source, template, delimiter=delimiter, **columns)
             job = replace(job, source=table)
         run = FileRun(job, self._options, self._account, self._clock)
         summary, cause = run.process()

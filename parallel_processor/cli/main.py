@@ -47,7 +47,7 @@ from parallel_processor.processor import Processor
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 from parallel_processor.runtime.descriptors import raise_soft_limit
-from parallel_processor.tables.sources import check_table, open_table
+from parallel_processor.tables.kinds import check_table
 
 _log = logging.getLogger("parallel_processor")
 _YOUNG_OBJECTS = 10_000  # so many more of them before they are looked at
@@ -135,6 +135,8 @@ def _verify(words: Sequence[str]) -> int:
         else:
             source = flags.requests_filepath
             if check_table(source, **table_arguments(flags)):
+                from parallel_processor.tables.sources import open_table
+
                 source = open_table(source, **table_arguments(flags))
             found = verify_results(
                 source,

@@ -21,10 +21,9 @@ from parallel_processor.files.records import read_outcome, reading
 from parallel_processor.models import Outcome
 from parallel_processor.tables.arrow import load_arrow
 from parallel_processor.tables.columns import Columns, csv_text, in_batches
+from parallel_processor.tables.kinds import DELIMITERS, PARQUET, is_table
 
 _log = logging.getLogger("parallel_processor")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_PARQUET = ".parquet"
 _BATCH_ROWS = 10_000
 _BATCH_BYTES = 8 * 1024 * 1024  # of JSON; it takes about ten times that as Python's values
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -71,12 +70,12 @@ def export_results(
     sources = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
     table = Path(table_path)
     _check_table(table, sources, overwrite)
-    if table.suffix.lower() == _PARQUET:
+    if table.suffix.lower() == PARQUET:
         load_arrow(f"to write {table}")
     names = next(csv.reader([columns]), []) if isinstance(columns, str) else columns
     chosen = Columns(
         None if names is None else _distinct([name.strip() for name in names]),
-        keeps_lists=table.suffix.lower() == _PARQUET,
+        keeps_lists=table.suffix.lower() == PARQUET,
     )
     with _Results(sources) as results, _replacing(table) as file:
         if chosen.must_look:
@@ -84,8 +83,8 @@ def export_results(
                 chosen.look(outcome)
         chosen.settle()
         rows = ((chosen.values(outcome), size) for outcome, size in results.outcomes())
-        write = _write_parquet if table.suffix.lower() == _PARQUET else _write_csv
-        count = write(file, chosen, rows, _DELIMITERS.get(table.suffix.lower(), ""))
+        write = _write_parquet if table.suffix.lower() == PARQUET else _write_csv
+        count = write(file, chosen, rows, DELIMITERS.get(table.suffix.lower(), ""))
         results.check()
     for name in chosen.empty:
         _log.warning("no record has a value for %s: the column is empty", name)
@@ -103,7 +102,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 def _check_table(table: Path, sources: list[Path], overwrite: bool) -> None:
     """Raise :class:`ConfigurationError` unless ``table`` can be made, and is none of ``sources``."""
-    if table.suffix.lower() not in (*_DELIMITERS, _PARQUET):
+    if not is_table(table):
         raise ConfigurationError(
             f"the name of a table must end with .csv, .tsv or .parquet: {table} doesn't"
         )

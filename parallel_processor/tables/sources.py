@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.files.requests_file import InvalidLine, RequestLines
+from parallel_processor.files.requests_file import InvalidLine
 from parallel_processor.tables.csv_table import CsvTable
+from parallel_processor.tables.kinds import DELIMITERS, PARQUET, check_table
 from parallel_processor.tables.parquet_table import ParquetTable
 from parallel_processor.tables.templates import Column, Table, Template, read_template
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_PARQUET = ".parquet"
 
 
 class _Reader(Protocol):
@@ -31,37 +29,6 @@ class _Reader(Protocol):
     def fraction(self) -> float | None: ...
 
     def close(self) -> None: ...
-
-
-def is_table(path: str | Path) -> bool:
-    """True if the name ends as that of a table: ``.csv``, ``.tsv`` or ``.parquet``."""
-    return Path(path).suffix.lower() in (*_DELIMITERS, _PARQUET)
-
-
-def check_table(
-    source: str | Path | RequestLines, template: object, **others: object
-) -> TypeGuard[str | Path]:
-    """True for a table with a template, false for other requests without.
-
-    Raises :class:`ConfigurationError` if only one of the two is there, or one of ``others``, which are
-    arguments that need a template, is there without.
-    """
-    if template is None:
-        if isinstance(source, (str, Path)) and is_table(source):
-            raise ConfigurationError(
-                f"{source} is a table: give a template, a request in JSON with {{{{column}}}} in its texts"
-            )
-        for name, value in others.items():
-            if value:
-                raise ConfigurationError(f"{name} is for a table with a template: {source}")
-        return False
-    if not isinstance(source, (str, Path)) or not is_table(source):
-        shown = str(source) if isinstance(source, (str, Path)) else source.name
-        raise ConfigurationError(
-            f"a template is for a table, but {shown} is none: a table's name ends with "
-            ".csv, .tsv or .parquet"
-        )
-    return True
 
 
 def open_table(
@@ -156,11 +123,11 @@ class TableRequests:
 
 def _open(path: Path, delimiter: str | None) -> _Reader:
     kind = path.suffix.lower()
-    if kind == _PARQUET:
+    if kind == PARQUET:
         if delimiter is not None:
             raise ConfigurationError(f"delimiter is for CSV; {path} is Parquet")
         return ParquetTable(path)
-    return CsvTable(path, _DELIMITERS[kind] if delimiter is None else delimiter)
+    return CsvTable(path, DELIMITERS[kind] if delimiter is None else delimiter)
 
 
 def _names(columns: Sequence[str] | str) -> list[str]:
