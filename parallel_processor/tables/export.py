@@ -230,12 +230,11 @@ def _write_parquet(
 ) -> int:
     arrow, parquet = load_arrow("to write Parquet")
     types = {int: arrow.int64(), str: arrow.string(), bool: arrow.bool_(), float: arrow.float64()}
-    schema = arrow.schema(
-        [
-            (name, types[kind] if element is None else arrow.list_(types[element]))
-            for name, (kind, element) in zip(columns.names, columns.kinds(), strict=True)
-        ]
-    )
+    fields = []
+    for name, (kind, element) in zip(columns.names, columns.kinds(), strict=True):
+        made = types[kind] if element is None else arrow.list_(types[element])
+        fields.append((name.encode("utf-8", "replace").decode(), made))
+    schema = arrow.schema(fields)
     count = 0
     writer = parquet.ParquetWriter(file, schema)
     try:

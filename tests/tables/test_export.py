@@ -89,6 +89,15 @@ def test_parquet_has_the_columns_of_to_records(results: Path, tmp_path: Path) ->
     assert types["custom_id"] == types["error"] == "string"  # though most have none
 
 
+def test_names_that_are_no_text_are_written(results: Path, tmp_path: Path) -> None:
+    """A byte of a command line that is not UTF-8 becomes a question mark."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    for name in ("o.csv", "o.parquet"):
+        export_results(results, tmp_path / name, columns=["ok", "metadata.\udcff"])
+    assert (tmp_path / "o.csv").read_text().startswith("ok,metadata.?")
+    assert pq.read_table(tmp_path / "o.parquet").column_names == ["ok", "metadata.?"]
+
+
 def test_vectors_stay_lists_in_parquet(tmp_path: Path) -> None:
     """In CSV they are JSON."""
     pq = pytest.importorskip("pyarrow.parquet")
@@ -345,7 +354,7 @@ def test_an_export_that_is_killed_leaves_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "o.csv").exists()
     done = run("export", results, tmp_path / "o.csv", "--columns", "custom_id,text")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"30,000 rows are in {tmp_path / 'o.csv'}\n"
+    assert done.stderr == f"rows in {tmp_path / 'o.csv'}: 30,000\n"
     assert [row["custom_id"] for row in read_csv(tmp_path / "o.csv")] == [
         str(n) for n in range(30_000)
     ]
