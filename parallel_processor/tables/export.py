@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,13 +128,14 @@ class _Results:
 
     def __init__(self, paths: list[Path]) -> None:
         self._stack = ExitStack()
-        self._files: list[tuple[Path, BinaryIO, int]] = []
+        self._files: list[tuple[Path, BinaryIO]] = []
+        self._lines: dict[Path, int] = {}  # that each file had when it was read first
         try:
             for path in paths:
                 file = self._stack.enter_context(reading(path))
                 if not file.seekable():
                     raise ResultsFileError(f"{path} is a pipe, and can't be read twice")
-                self._files.append((path, file, os.fstat(file.fileno()).st_size))
+                self._files.append((path, file))
         except BaseException:
             self._stack.close()
             raise
@@ -142,27 +144,28 @@ class _Results:
     def outcomes(self) -> Iterator[tuple[Outcome, int]]:
         """The outcomes, each with the size of its record."""
         self._records = self._others = 0
-        for path, file, end in self._files:
+        for path, file in self._files:
             try:
                 file.seek(0)
-                yield from self._outcomes(file, end)
+                yield from self._outcomes(path, islice(file, self._lines.get(path)))
             except OSError as error:
                 if isinstance(error, ResultsFileError):
                     raise
                 raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
-    def _outcomes(self, file: BinaryIO, end: int) -> Iterator[tuple[Outcome, int]]:
-        place = 0
-        for number, line in enumerate(file, 1):
-            place += len(line)
-            if place > end:  # written since the files were opened
-                return
+    def _outcomes(self, path: Path, lines: Iterator[bytes]) -> Iterator[tuple[Outcome, int]]:
+        last = 0
+        for number, line in enumerate(lines, 1):
             outcome = read_outcome(line, number)
             if outcome is not None:
                 self._records += 1
                 yield outcome, len(line)
-            elif line.strip() and line.endswith(b"\n"):
+            elif not line.endswith(b"\n"):  # torn, or being written
+                break
+            elif line.strip():
                 self._others += 1
+            last = number
+        self._lines.setdefault(path, last)
 
     def check(self) -> None:
         """Raise :class:`ResultsFileError` if there are lines, but no record. Log how many are none."""

@@ -235,20 +235,19 @@ def test_no_results_make_a_table_without_rows(tmp_path: Path) -> None:
 
 def test_what_is_written_meanwhile_is_left_out(results: Path, tmp_path: Path) -> None:
     """Both readings see the same records: a column that comes later has no place."""
-    with results.open("a") as file:
-        seen = []
+    torn, rest = json.dumps(cookbook("late", {"later": 1})).encode().split(b"late", 1)
+    with results.open("ab", buffering=0) as file:
+        file.write(torn)
+        settle = export.Columns.settle
 
-        def look_and_write(self: Any, outcome: Any) -> None:
-            if not seen:
-                file.write(json.dumps(cookbook("late", {"later": 1})) + "\n")
-                file.flush()
-            seen.append(outcome)
-            look(self, outcome)
+        def write_and_settle(self: Any) -> None:
+            file.write(b"late" + rest + b"\n" + json.dumps(batch("later", "x")).encode() + b"\n")
+            settle(self)
 
-        look = export.Columns.look
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export.Columns, "look", look_and_write)
+            patch.setattr(export.Columns, "settle", write_and_settle)
             assert export_results(results, tmp_path / "o.csv") == len(RECORDS)
+    assert export_results(results, tmp_path / "p.csv") == len(RECORDS) + 2
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
