@@ -37,7 +37,7 @@ from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
-from parallel_processor.tables.sources import with_template
+from parallel_processor.tables.kinds import with_template
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -62,5 +62,5 @@ def export(words: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    say(f"{count:,} rows are in {table}")
+    say(f"rows in {table}: {count:,}")
     return 0

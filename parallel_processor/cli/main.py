@@ -47,7 +47,7 @@ from parallel_processor.processor import Processor
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 from parallel_processor.runtime.descriptors import raise_soft_limit
-from parallel_processor.tables.sources import with_template
+from parallel_processor.tables.kinds import with_template
 
 _log = logging.getLogger("parallel_processor")
 _YOUNG_OBJECTS = 10_000  # so many more of them before they are looked at

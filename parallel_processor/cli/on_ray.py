@@ -23,7 +23,7 @@ from parallel_processor.options import Settings, without_login
 from parallel_processor.providers.endpoints import needs_key
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
-from parallel_processor.tables.sources import is_table
+from parallel_processor.tables.kinds import is_table
 
 _log = logging.getLogger("parallel_processor")
 

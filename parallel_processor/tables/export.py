@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +22,9 @@ from parallel_processor.files.records import read_outcome, reading
 from parallel_processor.models import Outcome
 from parallel_processor.tables.arrow import load_arrow
 from parallel_processor.tables.columns import Columns, csv_text, in_batches
+from parallel_processor.tables.kinds import DELIMITERS, PARQUET, is_table
 
 _log = logging.getLogger("parallel_processor")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_PARQUET = ".parquet"
 _BATCH_ROWS = 10_000
 _BATCH_BYTES = 8 * 1024 * 1024  # of JSON; it takes about ten times that as Python's values
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -71,12 +71,12 @@ def export_results(
     sources = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
     table = Path(table_path)
     _check_table(table, sources, overwrite)
-    if table.suffix.lower() == _PARQUET:
+    if table.suffix.lower() == PARQUET:
         load_arrow(f"to write {table}")
     names = next(csv.reader([columns]), []) if isinstance(columns, str) else columns
     chosen = Columns(
         None if names is None else _distinct([name.strip() for name in names]),
-        keeps_lists=table.suffix.lower() == _PARQUET,
+        keeps_lists=table.suffix.lower() == PARQUET,
     )
     with _Results(sources) as results, _replacing(table) as file:
         if chosen.must_look:
@@ -84,8 +84,8 @@ def export_results(
                 chosen.look(outcome)
         chosen.settle()
         rows = ((chosen.values(outcome), size) for outcome, size in results.outcomes())
-        write = _write_parquet if table.suffix.lower() == _PARQUET else _write_csv
-        count = write(file, chosen, rows, _DELIMITERS.get(table.suffix.lower(), ""))
+        write = _write_parquet if table.suffix.lower() == PARQUET else _write_csv
+        count = write(file, chosen, rows, DELIMITERS.get(table.suffix.lower(), ""))
         results.check()
     for name in chosen.empty:
         _log.warning("no record has a value for %s: the column is empty", name)
@@ -103,7 +103,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 def _check_table(table: Path, sources: list[Path], overwrite: bool) -> None:
     """Raise :class:`ConfigurationError` unless ``table`` can be made, and is none of ``sources``."""
-    if table.suffix.lower() not in (*_DELIMITERS, _PARQUET):
+    if not is_table(table):
         raise ConfigurationError(
             f"the name of a table must end with .csv, .tsv or .parquet: {table} doesn't"
         )
@@ -128,13 +128,14 @@ class _Results:
 
     def __init__(self, paths: list[Path]) -> None:
         self._stack = ExitStack()
-        self._files: list[tuple[Path, BinaryIO, int]] = []
+        self._files: list[tuple[Path, BinaryIO]] = []
+        self._lines: dict[Path, int] = {}  # that each file had when it was read first
         try:
             for path in paths:
                 file = self._stack.enter_context(reading(path))
                 if not file.seekable():
                     raise ResultsFileError(f"{path} is a pipe, and can't be read twice")
-                self._files.append((path, file, os.fstat(file.fileno()).st_size))
+                self._files.append((path, file))
         except BaseException:
             self._stack.close()
             raise
@@ -143,27 +144,28 @@ class _Results:
     def outcomes(self) -> Iterator[tuple[Outcome, int]]:
         """The outcomes, each with the size of its record."""
         self._records = self._others = 0
-        for path, file, end in self._files:
+        for path, file in self._files:
             try:
                 file.seek(0)
-                yield from self._outcomes(file, end)
+                yield from self._outcomes(path, islice(file, self._lines.get(path)))
             except OSError as error:
                 if isinstance(error, ResultsFileError):
                     raise
                 raise ResultsFileError(f"can't read {path}: {error.strerror or error}") from error
 
-    def _outcomes(self, file: BinaryIO, end: int) -> Iterator[tuple[Outcome, int]]:
-        place = 0
-        for number, line in enumerate(file, 1):
-            place += len(line)
-            if place > end:  # written since the files were opened
-                return
+    def _outcomes(self, path: Path, lines: Iterator[bytes]) -> Iterator[tuple[Outcome, int]]:
+        last = 0
+        for number, line in enumerate(lines, 1):
             outcome = read_outcome(line, number)
             if outcome is not None:
                 self._records += 1
                 yield outcome, len(line)
-            elif line.strip() and line.endswith(b"\n"):
+            elif not line.endswith(b"\n"):  # torn, or being written
+                break
+            elif line.strip():
                 self._others += 1
+            last = number
+        self._lines.setdefault(path, last)
 
     def check(self) -> None:
         """Raise :class:`ResultsFileError` if there are lines, but no record. Log how many are none."""
@@ -231,12 +233,11 @@ def _write_parquet(
 ) -> int:
     arrow, parquet = load_arrow("to write Parquet")
     types = {int: arrow.int64(), str: arrow.string(), bool: arrow.bool_(), float: arrow.float64()}
-    schema = arrow.schema(
-        [
-            (name, types[kind] if element is None else arrow.list_(types[element]))
-            for name, (kind, element) in zip(columns.names, columns.kinds(), strict=True)
-        ]
-    )
+    fields = []
+    for name, (kind, element) in zip(columns.names, columns.kinds(), strict=True):
+        made = types[kind] if element is None else arrow.list_(types[element])
+        fields.append((name.encode("utf-8", "replace").decode(), made))
+    schema = arrow.schema(fields)
     count = 0
     writer = parquet.ParquetWriter(file, schema)
     try:

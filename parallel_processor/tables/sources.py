@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.files.requests_file import InvalidLine
-from parallel_processor.files.sources import Source
 from parallel_processor.tables.csv_table import CsvTable
+from parallel_processor.tables.kinds import DELIMITERS, PARQUET, check_table
 from parallel_processor.tables.parquet_table import ParquetTable
 from parallel_processor.tables.templates import Column, Table, Template, read_template
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_PARQUET = ".parquet"
 
 
 class _Reader(Protocol):
@@ -34,70 +29,6 @@ class _Reader(Protocol):
     def fraction(self) -> float | None: ...
 
     def close(self) -> None: ...
-
-
-def is_table(path: str | Path) -> bool:
-    """True if the name ends as that of a table: ``.csv``, ``.tsv`` or ``.parquet``."""
-    return Path(path).suffix.lower() in (*_DELIMITERS, _PARQUET)
-
-
-def check_table(source: str, template: object, **others: object) -> bool:
-    """True for a table with a template, false for other requests without.
-
-    Raises :class:`ConfigurationError` if only one of the two is there, or one of ``others``, which are
-    arguments that need a template, is there without.
-    """
-    if template is None:
-        if is_table(source):
-            raise ConfigurationError(
-                f"{source} is a table: give a template, a request in JSON with {{{{column}}}} in its texts"
-            )
-        for name, value in others.items():
-            if value:
-                raise ConfigurationError(f"{name} is for a table with a template: {source}")
-        return False
-    if not is_table(source):
-        raise ConfigurationError(
-            f"a template is for a table, but {source} is none: a table's name ends with "
-            ".csv, .tsv or .parquet"
-        )
-    return True
-
-
-def with_template(
-    sources: Sequence[Source],
-    template: Mapping[str, Any] | str | Path | None,
-    id_column: str | None = None,
-    metadata_columns: Sequence[str] | str = (),
-    delimiter: str | None = None,
-) -> Sequence[Source]:
-    """``sources`` with those that are tables opened through ``template``; the rest as :func:`open_table`.
-
-    All of them are tables, or none.
-    """
-    found: list[Source] = []
-    for source in sources:
-        others = {"id_column": id_column, "metadata_columns": metadata_columns}
-        if not check_table(source.name, template, **others, delimiter=delimiter):
-            found.append(source)
-            continue
-        assert template is not None
-        if source.path is None:
-            raise ConfigurationError(
-                f"{source.name} is not on this machine: a table must be, copy it"
-            )
-        make = partial(
-            open_table,
-            source.path,
-            template,
-            id_column=id_column,
-            metadata_columns=metadata_columns,
-            delimiter=delimiter,
-        )
-        with make():  # what is wrong with it is said before anything is sent
-            pass
-        found.append(replace(source, open=make))
-    return found
 
 
 def open_table(
@@ -193,11 +124,11 @@ class TableRequests:
 
 def _open(path: Path, delimiter: str | None) -> _Reader:
     kind = path.suffix.lower()
-    if kind == _PARQUET:
+    if kind == PARQUET:
         if delimiter is not None:
             raise ConfigurationError(f"delimiter is for CSV; {path} is Parquet")
         return ParquetTable(path)
-    return CsvTable(path, _DELIMITERS[kind] if delimiter is None else delimiter)
+    return CsvTable(path, DELIMITERS[kind] if delimiter is None else delimiter)
 
 
 def _names(columns: Sequence[str] | str) -> list[str]:

@@ -89,6 +89,15 @@ def test_parquet_has_the_columns_of_to_records(results: Path, tmp_path: Path) ->
     assert types["custom_id"] == types["error"] == "string"  # though most have none
 
 
+def test_names_that_are_no_text_are_written(results: Path, tmp_path: Path) -> None:
+    """A byte of a command line that is not UTF-8 becomes a question mark."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    for name in ("o.csv", "o.parquet"):
+        export_results(results, tmp_path / name, columns=["ok", "metadata.\udcff"])
+    assert (tmp_path / "o.csv").read_text().startswith("ok,metadata.?")
+    assert pq.read_table(tmp_path / "o.parquet").column_names == ["ok", "metadata.?"]
+
+
 def test_vectors_stay_lists_in_parquet(tmp_path: Path) -> None:
     """In CSV they are JSON."""
     pq = pytest.importorskip("pyarrow.parquet")
@@ -226,20 +235,19 @@ def test_no_results_make_a_table_without_rows(tmp_path: Path) -> None:
 
 def test_what_is_written_meanwhile_is_left_out(results: Path, tmp_path: Path) -> None:
     """Both readings see the same records: a column that comes later has no place."""
-    with results.open("a") as file:
-        seen = []
+    torn, rest = json.dumps(cookbook("late", {"later": 1})).encode().split(b"late", 1)
+    with results.open("ab", buffering=0) as file:
+        file.write(torn)
+        settle = export.Columns.settle
 
-        def look_and_write(self: Any, outcome: Any) -> None:
-            if not seen:
-                file.write(json.dumps(cookbook("late", {"later": 1})) + "\n")
-                file.flush()
-            seen.append(outcome)
-            look(self, outcome)
+        def write_and_settle(self: Any) -> None:
+            file.write(b"late" + rest + b"\n" + json.dumps(batch("later", "x")).encode() + b"\n")
+            settle(self)
 
-        look = export.Columns.look
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export.Columns, "look", look_and_write)
+            patch.setattr(export.Columns, "settle", write_and_settle)
             assert export_results(results, tmp_path / "o.csv") == len(RECORDS)
+    assert export_results(results, tmp_path / "p.csv") == len(RECORDS) + 2
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
@@ -345,7 +353,7 @@ def test_an_export_that_is_killed_leaves_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "o.csv").exists()
     done = run("export", results, tmp_path / "o.csv", "--columns", "custom_id,text")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"30,000 rows are in {tmp_path / 'o.csv'}\n"
+    assert done.stderr == f"rows in {tmp_path / 'o.csv'}: 30,000\n"
     assert [row["custom_id"] for row in read_csv(tmp_path / "o.csv")] == [
         str(n) for n in range(30_000)
     ]
