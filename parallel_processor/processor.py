@@ -257,8 +257,7 @@ class Processor:
         _check_paths(job, template)
         table = with_template(sources, template, id_column, metadata_columns, delimiter)
         job = replace(job, sources=table)
-        run = FileRun(job, self._options, self._account, self._clock)
-        summary, cause = run.process()
+        summary, cause = FileRun(job, self._options, self._account, self._clock).process()
         _raise_cause(cause, summary)
         return summary
 

@@ -113,8 +113,7 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        url = self._options.request_url
-        requests = requests_in(lines.numbered(), url, lines.place, job.model)
+        requests = requests_in(lines.numbered(), self._options.request_url, lines.place, job.model)
         order = RequestOrder(has_forms=job.output_format != "auto")
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order

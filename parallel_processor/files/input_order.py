@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Iterable, Iterator
-from tempfile import TemporaryFile
 from typing import IO
 
 from parallel_processor.exceptions import ResultsFileError
@@ -86,6 +85,8 @@ class RequestOrder:
         return True
 
     def _sort(self, file: AppendFile) -> None:
+        from tempfile import TemporaryFile  # it loads all that packs files
+
         places: dict[int | None, list[int]] = {}
         for place in range(len(self._keys) - 1, -1, -1):
             places.setdefault(self._keys[place], []).append(place)

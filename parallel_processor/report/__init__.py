@@ -8,8 +8,6 @@ Names that cross the border (module, names):
     advice       advice
     counters     Counters, Counts
     frames       ColumnType, metadata_columns, row_of, to_records
-    histogram    percentiles_s
-    histogram    percentiles_s
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
     report_file  Highlights, LiveReport, request_note

@@ -132,6 +132,8 @@ class _Results:
         self._lines: dict[Path, int] = {}  # that each file had when it was read first
         try:
             for path in paths:
+                if path.is_fifo():  # to open it would wait for a writer
+                    raise ResultsFileError(f"{path} is a pipe, and can't be read twice")
                 file = self._stack.enter_context(reading(path))
                 if not file.seekable():
                     raise ResultsFileError(f"{path} is a pipe, and can't be read twice")

@@ -59,13 +59,16 @@ def with_template(
     columns = {"id_column": id_column, "metadata_columns": metadata_columns, "delimiter": delimiter}
     found: list[Source] = []
     for source in sources:
-        is_named = source.path is not None or "://" in source.name  # else a program's own lines
-        name = source.name if is_named else "what the program has opened"
-        if not check_table(name, template, **columns):
+        is_ready = source.path is None and "://" not in source.name  # a program's own lines
+        is_bare = is_ready and template is None and not any(columns.values())
+        if is_bare or not check_table(source.name, template, **columns):
             found.append(source)
             continue
         if source.path is None:
-            raise ConfigurationError(f"a table must be on this machine: copy {source.name} to it")
+            what = (
+                "is none: it is opened already" if is_ready else "is not on this machine: copy it"
+            )
+            raise ConfigurationError(f"a template is for a table's file, but {source.name} {what}")
         tables = load_here("parallel_processor.tables.sources")  # few jobs need it
         opened = partial(tables.open_table, source.path, template, **columns)
         with opened():  # what is wrong with it is said before anything is sent
