@@ -9,8 +9,9 @@ lease, whatever may still be used less than a minute before or later is within t
 So any 60 seconds hold at most the limit, whatever the sizes and the order of the leases.
 
 **No memory.** A bucket that is new, was flushed, or came back older than a process knows it, has a new
-epoch. It admits nothing for 1.5 s: leases of before may be used for so long. A process that knew the bucket
-by another epoch is granted nothing until it has told what it used in the last minute.
+epoch. It admits nothing for 1.5 s: leases of before may be used for so long. Then it begins with the debt
+that a request leaves. A process that knew the bucket by another epoch is granted nothing until it has told
+what it used in the last minute.
 
 **Limits that differ.** The lowest that any process has named in the last two minutes holds for all.
 """
@@ -67,14 +68,20 @@ class _Bucket:
     capacity: float = math.inf
     named_at: float = -math.inf
 
-    def advance(self, now: float, terms: Terms, ttl_s: float, serial: int) -> None:
-        """Refill, drop what left the window, and take the lowest of the limits."""
+    def advance(
+        self, now: float, terms: Terms, ttl_s: float, *, serial: int, amount: float
+    ) -> None:
+        """Refill, drop what left the window, and take the lowest of the limits.
+
+        ``amount`` is asked for: without a memory, one as large may have been leased just before.
+        """
         if not self.epoch or serial > self.serial or now < self.at - _STEP_S:
             self.epoch = max(self.epoch + 1, math.floor(now * 1e6 + 0.5))
             self.serial = max(self.serial, serial)
             self.slots, self.order, self.in_window = {}, [], 0.0
             self._name(now, terms, ttl_s)
-            self.at, self.level = now, -self.rate * HOLD_S
+            debt = max(0.0, max(1.0, amount) - self.capacity)
+            self.at, self.level = now, -self.rate * HOLD_S - debt
         now = max(now, self.at)
         self.level = min(self.capacity, self.level + (now - self.at) * self.rate)
         self.at = now
@@ -144,8 +151,9 @@ class SharedBuckets:
         if ask.server is not None:
             return self._lease_of_server(account, ask, ask.server, now)
         buckets = [self._buckets.setdefault((account, terms.key), _Bucket()) for terms in ask.terms]
-        for bucket, terms, serial in zip(buckets, ask.terms, ask.serials, strict=True):
-            bucket.advance(now, terms, ask.ttl_s, serial)
+        asked = zip(ask.terms, ask.serials, ask.amounts, strict=True)
+        for bucket, (terms, serial, amount) in zip(buckets, asked, strict=True):
+            bucket.advance(now, terms, ask.ttl_s, serial=serial, amount=amount)
         now = max(now, *(bucket.at for bucket in buckets))
         pauses = self._pause(account, ask, now)
         is_known = all(

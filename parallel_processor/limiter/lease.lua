@@ -47,7 +47,7 @@ local function advance(key, slots, quota)
       serial = math.max(serial, quota.serial),
     }
     name(bucket, quota, now)
-    bucket.level = -bucket.rate * HOLD_S
+    bucket.level = -bucket.rate * HOLD_S - math.max(0, math.max(1, quota.amount) - bucket.capacity)
   end
   local time = math.max(now, bucket.at)
   bucket.level = math.min(bucket.capacity, bucket.level + (time - bucket.at) * bucket.rate)
