@@ -9,7 +9,7 @@ compressed one), ``verify`` checks that it has everything. The results file is t
 
 Names that cross the border (module, names):
 
-    append_file    AppendFile, replace_file, sync_directory
+    append_file    STDOUT, AppendFile, replace_file, sync_directory
     custom_ids     with_checked_ids
     formats        Place, Record, content_key, identity, line_place, made_request, read_record,
                    read_requests, tell_notes
@@ -18,7 +18,7 @@ Names that cross the border (module, names):
     requests_file  RequestLines, check_paths
     resume         AnsweredRequests, open_files, order_key, prepare, put_in_order
     shape          why_not_jsonl
-    sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
+    sources        Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes
 """
