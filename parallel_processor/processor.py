@@ -29,9 +29,10 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     StopRequested,
 )
+from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import StoredFile, is_url
 from parallel_processor.files.requests_file import check_paths
-from parallel_processor.files.sources import STDOUT, SourceLike, find_save_path, find_sources
+from parallel_processor.files.sources import SourceLike, find_save_path, find_sources
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key

@@ -40,6 +40,7 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
+from parallel_processor.files.object_stores import StoredFile, is_url
 from parallel_processor.files.sources import find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
@@ -194,6 +195,8 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
             _log.error("%s", error)
             return 2
         save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
+        if is_url(str(save_path)) and (error is not None or summary.stop_reason):
+            save_path = f"{StoredFile(str(save_path)).path}, until the job is done"
         failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""
         tell(summary, error, flags, f"results are in {save_path}{failures}")
         return exit_code(summary, error, watcher.number)

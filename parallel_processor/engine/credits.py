@@ -75,7 +75,7 @@ class Credits:
         in_flight: how many requests are in flight.
         read_ahead: how many requests may be read that wait for a worker.
         held: the credits of the requests that were taken out of the inbox.
-        held_bytes: of the outcomes that workers gave to the writer, until they are on record.
+        is_heavy: true if what waits for the writer takes as much memory as it may.
         reader_waits: true if the reader waits to be woken. The reader sets it.
         is_last: true once nothing more is read. The reader sets it.
     """
@@ -87,7 +87,8 @@ class Credits:
         self._most_workers = max_workers
         self.max_workers = min(max_workers, _FIRST)
         self.is_careful = self.max_workers < max_workers
-        self.in_flight = self.held = self.held_bytes = 0
+        self.in_flight = self.held = self._held_bytes = 0
+        self.is_heavy = False
         # Credits for outcomes that were never queued, less those that the program took. For the reader.
         self._skipped = self._skipped_bytes = 0
         self.reader_waits = self.is_last = False
@@ -102,6 +103,8 @@ class Credits:
         """The reader read a request that has an outcome already, which is not on record yet."""
         self._skipped += 1
         self._skipped_bytes += size_bytes
+        if self._held_bytes + self._skipped_bytes >= self._slack.size_bytes:
+            self.is_heavy = True
 
     def yielded(self, count: int, _size_bytes: int) -> None:
         """The program has taken so many outcomes, in the reader's thread."""
@@ -111,7 +114,8 @@ class Credits:
         """So many outcomes are on record; true if requests may be sent again that had to wait for that."""
         was_heavy = self.is_heavy
         self.held -= count
-        self.held_bytes -= size_bytes
+        self._held_bytes -= size_bytes
+        self.is_heavy = self._held_bytes + self._skipped_bytes >= self._slack.size_bytes
         return was_heavy and not self.is_heavy
 
     @property
@@ -168,10 +172,11 @@ class Credits:
         """How many may be read, so that with ``rest`` others no more are in flight than may be."""
         return self._most_workers - self.under_way - rest
 
-    @property
-    def is_heavy(self) -> bool:
-        """True if what waits for the writer takes as much memory as it may."""
-        return self.held_bytes + self._skipped_bytes >= self._slack.size_bytes
+    def hold(self, size_bytes: int) -> None:
+        """A worker gave the writer an outcome of so many bytes."""
+        self._held_bytes += size_bytes
+        if self._held_bytes + self._skipped_bytes >= self._slack.size_bytes:
+            self.is_heavy = True
 
     @property
     def is_full(self) -> bool:

@@ -183,7 +183,7 @@ class Dispatcher:
         with self._lock:
             credits.take_in()
             credits.in_flight -= 1
-            credits.held_bytes += size_bytes
+            credits.hold(size_bytes)
             if again is not None and not self._has_left:
                 comes_back = True
                 due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf

@@ -11,7 +11,7 @@ asked for, ``verify`` checks that it has everything. The results file is the onl
 
 Names that cross the border (module, names):
 
-    append_file    REPLACEMENT_SUFFIX, AppendFile, replace_file, sync_directory
+    append_file    REPLACEMENT_SUFFIX, STDOUT, AppendFile, replace_file, sync_directory
     batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
     custom_ids     CustomIds, arranged, conflict_text, with_id
     formats        made_request, read_requests, requests_in, tell_notes
@@ -22,7 +22,7 @@ Names that cross the border (module, names):
     requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_jsonl, why_not_plain
-    sources        STDOUT, Source, SourceLike, find_save_path, find_sources, open_sources
+    sources        Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes
 """

@@ -21,7 +21,9 @@ from typing import Any, Protocol, cast
 
 from parallel_processor.exceptions import ConfigurationError
 
-_PIECE_BYTES = 32 * 1024  # of packed data; what it unpacks to is in memory
+# How much is unpacked at once: so much of packed data, and about so much text, which is in memory.
+_LEAST_PIECE_BYTES, _MOST_PIECE_BYTES = 256, 32 * 1024
+_LEAST_TEXT_BYTES, _MOST_TEXT_BYTES = 128 * 1024, 512 * 1024
 _BUFFER_BYTES = 256 * 1024
 _GZIP_LEVEL = 4  # half of the time of 6, for 5 % more bytes
 _ZSTD_LEVEL = 3
@@ -157,6 +159,7 @@ class Unpacked(io.RawIOBase):
         self._make = _unpacker(kind, name)
         self._member: Any = None  # the one that has begun
         self._packed = b""  # what is to be unpacked next
+        self._piece_bytes = _LEAST_PIECE_BYTES
         self._text = memoryview(b"")
         self.read_bytes = 0
 
@@ -176,7 +179,7 @@ class Unpacked(io.RawIOBase):
         """Unpack some more, which may be nothing; false at the end."""
         packed, self._packed = self._packed, b""
         if not packed:
-            packed = self._file.read1(_PIECE_BYTES)
+            packed = self._file.read1(_MOST_PIECE_BYTES)
             self.read_bytes += len(packed)
         if not packed:
             if self._member is not None and not self._is_growing:
@@ -188,11 +191,16 @@ class Unpacked(io.RawIOBase):
                 return True
             self._member = self._make()
         try:
-            self._text = memoryview(self._member.decompress(packed))
+            text = self._member.decompress(packed[: self._piece_bytes])
         except Exception as error:  # each package has a class of its own
             raise OSError(errno.EIO, f"its {self._kind} data is damaged ({error})") from error
+        self._text, self._packed = memoryview(text), packed[self._piece_bytes :]
+        if len(text) > _MOST_TEXT_BYTES:
+            self._piece_bytes = max(self._piece_bytes // 2, _LEAST_PIECE_BYTES)
+        elif len(text) < _LEAST_TEXT_BYTES:
+            self._piece_bytes = min(self._piece_bytes * 2, _MOST_PIECE_BYTES)
         if self._member.eof:
-            self._packed, self._member = self._member.unused_data, None
+            self._packed, self._member = self._member.unused_data + self._packed, None
         return True
 
     def close(self) -> None:

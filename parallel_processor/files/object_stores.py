@@ -109,9 +109,10 @@ class StoredFile:
     """
 
     def __init__(self, url: str) -> None:
-        self._url, self.name, self._fs = url, shown_url(url), file_system(url)
+        self._url, self.name = url, shown_url(url)
         if url.startswith("http"):
             raise ConfigurationError(f"can't write {self.name}: https:// can only be read")
+        self._fs = file_system(url)
         name = url.rpartition("/")[2]
         if not name:
             raise ConfigurationError(f"{self.name} is a folder: name a file in it")

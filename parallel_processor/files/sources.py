@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard, cast
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import is_url, open_remote, remote_files
 from parallel_processor.files.requests_file import (
     InvalidLine,
@@ -29,7 +30,7 @@ from parallel_processor.files.requests_file import (
 )
 from parallel_processor.options import shown_url
 
-STDIN, STDOUT = "-", Path("/dev/stdout")
+STDIN = "-"
 _BUFFER_BYTES = 256 * 1024
 SourceLike = str | Path | Sequence[str | Path] | RequestLines | BinaryIO | Iterable[bytes | str]
 """Whatever :func:`find_sources` takes."""

@@ -246,16 +246,21 @@ class ResultWriter:
         records: list[bytes] = []
         size_bytes = held = 0
         for each in outcomes:
-            outcome, own = (each.outcome, each.size_bytes) if isinstance(each, _Held) else (each, 0)
-            try:
-                own = own or held_bytes(outcome)
-                records.append(each.record if isinstance(each, _Held) else record(each))
-            except Exception as error:  # a fault of ours: the run ends with it instead of hanging
-                self._fail(file, repr(error))
-                self._on_written([outcome], False, own)
-                continue
+            if isinstance(each, _Held):
+                outcome, made, own = each
+            else:
+                outcome, own = each, held_bytes(each)
+                try:
+                    made = record(outcome)
+                except (
+                    Exception
+                ) as error:  # a fault of ours: the run ends with it instead of hanging
+                    self._fail(file, repr(error))
+                    self._on_written([outcome], False, own)
+                    continue
             piece.append(outcome)
-            size_bytes += len(records[-1])
+            records.append(made)
+            size_bytes += len(made)
             held += own
             if size_bytes >= _MAX_PIECE_BYTES:
                 self._on_written(piece, self._append(file, b"".join(records)), held)

@@ -304,3 +304,16 @@ def test_a_plain_name_is_a_plain_file(tmp_path: Path) -> None:
     file = open_results(tmp_path / "out.gz.jsonl")
     assert type(file) is AppendFile
     file.close()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_text_of_a_few_bytes_is_unpacked_in_pieces(pack: object) -> None:
+    """However well it was packed, little of it is in memory."""
+    data = pack(b"x" * 99 + b"\n") + pack((b"x" * 99 + b"\n") * 1_000_000)  # type: ignore[operator]
+    file = Unpacked(io.BufferedReader(io.BytesIO(data)), "gzip" if data[0] == 31 else "zstd", "x")  # type: ignore[arg-type]
+    sizes = []
+    buffer = bytearray(8 << 20)
+    while count := file.readinto(buffer):
+        sizes.append(count)
+    assert sum(sizes) == 100_000_100
+    assert max(sizes) < 10_000_000
