@@ -75,7 +75,7 @@ class Credits:
         in_flight: how many requests are in flight.
         read_ahead: how many requests may be read that wait for a worker.
         held: the credits of the requests that were taken out of the inbox.
-        is_heavy: true if what waits for the writer takes as much memory as it may.
+        is_heavy: true if what waits for the writer takes as much memory as it may. The lock guards it.
         reader_waits: true if the reader waits to be woken. The reader sets it.
         is_last: true once nothing more is read. The reader sets it.
     """
@@ -103,8 +103,6 @@ class Credits:
         """The reader read a request that has an outcome already, which is not on record yet."""
         self._skipped += 1
         self._skipped_bytes += size_bytes
-        if self._held_bytes + self._skipped_bytes >= self._slack.size_bytes:
-            self.is_heavy = True
 
     def yielded(self, count: int, _size_bytes: int) -> None:
         """The program has taken so many outcomes, in the reader's thread."""
@@ -115,7 +113,7 @@ class Credits:
         was_heavy = self.is_heavy
         self.held -= count
         self._held_bytes -= size_bytes
-        self.is_heavy = self._held_bytes + self._skipped_bytes >= self._slack.size_bytes
+        self.is_heavy = self._weighs_too_much()
         return was_heavy and not self.is_heavy
 
     @property
@@ -150,7 +148,7 @@ class Credits:
         ``all_wait``: every queue waits for its bucket, and the next request may be for another one.
         """
         waiting = self._queues.count
-        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES or self.is_heavy:
+        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES or self._weighs_too_much():
             return 0
         left = self._most_workers + self.read_ahead + self._slack.outcomes
         left -= self.under_way
@@ -171,6 +169,9 @@ class Credits:
     def beside(self, rest: int) -> int:
         """How many may be read, so that with ``rest`` others no more are in flight than may be."""
         return self._most_workers - self.under_way - rest
+
+    def _weighs_too_much(self) -> bool:
+        return self._held_bytes + self._skipped_bytes >= self._slack.size_bytes
 
     def hold(self, size_bytes: int) -> None:
         """A worker gave the writer an outcome of so many bytes."""

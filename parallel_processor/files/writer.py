@@ -249,9 +249,9 @@ class ResultWriter:
             if isinstance(each, _Held):
                 outcome, made, own = each
             else:
-                outcome, own = each, held_bytes(each)
+                outcome, own = each, 0
                 try:
-                    made = record(outcome)
+                    own, made = held_bytes(outcome), record(outcome)
                 except (
                     Exception
                 ) as error:  # a fault of ours: the run ends with it instead of hanging
