@@ -8,24 +8,15 @@ block, and places are those in the text that is compressed.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.compression import unpacked
 
 _BUFFER_BYTES = 1 << 20
-_HEAD_BYTES = 6
-# How a file begins, and what reads the text in it.
-_COMPRESSED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
-    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ\0", lzma.LZMAFile),
-)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,11 +60,15 @@ def cut(block: Block, block_bytes: int) -> Iterator[Block]:
         yield Block(start, min(start + block_bytes, block.end))
 
 
-def opener(file: BinaryIO) -> Callable[[Any], Any] | None:
-    """What reads the text of a compressed ``file``, which is at its begin; ``None`` for a plain one."""
-    head = file.read(_HEAD_BYTES)
-    file.seek(0)
-    return next((opened for magic, opened in _COMPRESSED if head.startswith(magic)), None)
+def text_of(file: BinaryIO, name: str) -> tuple[io.BufferedReader, bool]:
+    """The text in ``file``, which is at its begin, and whether the file is compressed.
+
+    Raises :class:`ConfigurationError` if a package is missing that unpacks it.
+    """
+    # Python's own reader of lines is several times as fast as those of most other file objects.
+    packed = io.BufferedReader(cast(Any, file), _BUFFER_BYTES)
+    text = unpacked(packed, name)
+    return text, text is not packed
 
 
 class BlockLines:
@@ -87,10 +82,7 @@ class BlockLines:
     def __init__(self, file: BinaryIO, block: Block, name: str) -> None:
         self.name, self._block = name, block
         self._raw = file
-        opened = opener(file)
-        # Python's own reader of lines is several times as fast as those of most other file objects.
-        self._file = io.BufferedReader(cast(Any, opened(file) if opened else file), _BUFFER_BYTES)
-        self._is_compressed = opened is not None
+        self._file, self._is_compressed = text_of(file, name)
         self._place = block.start
         self.is_read = False  # true once the last line was taken
 
@@ -110,8 +102,10 @@ class BlockLines:
                 yield place, line
                 place += len(line)
                 self._place = self._raw.tell()
-        except (EOFError, lzma.LZMAError) as error:
-            raise InputFileError(f"can't unpack {self.name}: {error}") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise InputFileError(f"can't unpack {self.name}: {error}") from None
 
     def _skip_to_line(self) -> None:
         """Go to the first line that begins in the block: the one before it ends at or behind the start."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from parallel_processor.cluster.blocks import Block, cut, opener, uncovered
+from parallel_processor.cluster.blocks import Block, cut, text_of, uncovered
 from parallel_processor.cluster.folders import Folder, LocalFolder, open_input
 from parallel_processor.cluster.parts import JOURNALS, State, part_name, read_state
 from parallel_processor.exceptions import ConfigurationError, InputFileError
@@ -31,16 +31,16 @@ def look_at_input(path: str, size: int) -> bool:
     """
     try:
         with open_input(path) as file:
-            opened = opener(file)
-            head = (opened(file) if opened else file).read(_HEAD_BYTES)
-    except (OSError, EOFError) as error:
+            text, is_compressed = text_of(file, path)
+            head = text.read(_HEAD_BYTES)
+    except OSError as error:
         raise InputFileError(
             f"can't read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    is_whole = len(head) < _HEAD_BYTES if opened else len(head) >= size
+    is_whole = len(head) < _HEAD_BYTES if is_compressed else len(head) >= size
     if (reason := why_not_jsonl(head, is_whole, Path(path))) is not None:
         raise InputFileError(reason)
-    return opened is not None
+    return is_compressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ Names that cross the border (module, names):
 
     append_file    REPLACEMENT_SUFFIX, STDOUT, AppendFile, replace_file, sync_directory
     batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
+    compression    unpacked
     custom_ids     CustomIds, arranged, conflict_text, with_id
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_key, identity, read_record

@@ -68,7 +68,13 @@ def test_parts_that_do_not_fit_are_refused(covered: list[Block], match: str) -> 
         list(uncovered(covered, 10))
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def zstd(data: bytes) -> bytes:
+    """Compress ``data``."""
+    packed: bytes = pytest.importorskip("zstandard").compress(data)
+    return packed
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_a_compressed_file_is_one_block(compress: Callable[[bytes], bytes]) -> None:
     """Its lines have the places that they have in the text."""
     text = b"".join(b'{"n": %d}\n' % n for n in range(1000))
