@@ -8,6 +8,7 @@ block, and places are those in the text that is compressed.
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -103,9 +104,9 @@ class BlockLines:
                 place += len(line)
                 self._place = self._raw.tell()
         except OSError as error:
-            if error.errno is not None:
+            if error.errno != errno.EIO:  # it is damaged, which another worker can't mend
                 raise
-            raise InputFileError(f"can't unpack {self.name}: {error}") from None
+            raise InputFileError(f"can't unpack {self.name}: {error.strerror}") from None
 
     def _skip_to_line(self) -> None:
         """Go to the first line that begins in the block: the one before it ends at or behind the start."""
