@@ -180,7 +180,7 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
             return 2
         save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
         if is_url(str(save_path)) and (error is not None or summary.stop_reason):
-            save_path = f"{StoredFile(save_path).path}, until the job is done"
+            save_path = f"{StoredFile(str(save_path)).path}, until the job is done"
         failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""
         tell(summary, error, flags, f"results are in {save_path}{failures}")
         return exit_code(summary, error, watcher.number)

@@ -17,7 +17,7 @@ Names that cross the border (module, names):
     records        read_outcome, read_results
     requests_file  RequestLines, check_paths
     resume         AnsweredRequests, open_files, order_key, prepare, put_in_order
-    shape          why_not_jsonl
+    shape          why_not_in_blocks, why_not_jsonl
     sources        Source, SourceLike, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes

@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, BinaryIO
 
 from parallel_processor.exceptions import ResultsFileError
@@ -333,6 +332,8 @@ def _has_order(file: AppendFile, keys: array[int]) -> bool:
 
 
 def _sort(file: AppendFile, keys: array[int]) -> None:
+    from tempfile import TemporaryFile  # here: it loads much that a run needs not
+
     places: dict[int, list[int]] = {}
     for place in range(len(keys) - 1, -1, -1):
         places.setdefault(keys[place], []).append(place)

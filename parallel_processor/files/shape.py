@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.compression import compression_of
 from parallel_processor.files.records import take_apart
 from parallel_processor.providers.jsontext import parse
 
@@ -44,6 +45,17 @@ def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:
         command = _shell(f"iconv -f {encoding} -t UTF-8 {{}}", path)
         return f"{path} is {encoding}, not UTF-8: convert it first ({command})"
     return _why_no_lines(head.removeprefix(_BOM), is_whole, path)
+
+
+def why_not_in_blocks(head: bytes, path: Path) -> str | None:
+    """Why a file that may be sent as a whole can't be read from any place in it; ``None`` if it can."""
+    if compression_of(head) == "zstd":
+        command = _shell("zstd -dc {}", path)
+        return f"{path} is compressed (zstd): unpack it first ({command})"
+    if is_array(head):
+        command = _shell("jq -c '.[]' {}", path)
+        return f"{path} holds a JSON array, not one JSON object a line: take it apart first ({command})"
+    return None
 
 
 def _shell(command: str, path: Path) -> str:

@@ -246,13 +246,17 @@ class ResultWriter:
         records: list[bytes] = []
         size_bytes = held = 0
         for each in outcomes:
-            outcome, own = (each.outcome, each.size_bytes) if isinstance(each, _Held) else (each, 0)
+            own = 0
             try:
-                own = own or held_bytes(outcome)
-                records.append(each.record if isinstance(each, _Held) else record(each))
+                if isinstance(each, Outcome):
+                    outcome, own = each, held_bytes(each)
+                    made = record(each)
+                else:
+                    outcome, made, own = each
+                records.append(made)
             except Exception as error:  # a fault of ours: the run ends with it instead of hanging
                 self._fail(file, repr(error))
-                self._on_written([outcome], False, own)
+                self._on_written([cast(Outcome, each)], False, own)
                 continue
             piece.append(outcome)
             size_bytes += len(records[-1])

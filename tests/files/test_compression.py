@@ -217,11 +217,11 @@ def test_a_write_that_fails_leaves_a_member_that_can_be_read(
 
 
 def test_an_end_is_written_once(tmp_path: Path) -> None:
-    """A file that nothing was appended to stays empty; a complete one stays as it is."""
+    """A file that nothing was appended to holds an empty text; a complete one stays as it is."""
     path = tmp_path / "out.jsonl.gz"
     file = open_results(path)
     file.end()
-    assert file.size == 0
+    assert unpacked_by_tool(path) == b""
     file.append(record(1))
     file.end()
     file.end()
