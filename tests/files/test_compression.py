@@ -317,3 +317,11 @@ def test_text_of_a_few_bytes_is_unpacked_in_pieces(pack: object) -> None:
         sizes.append(count)
     assert sum(sizes) == 100_000_100
     assert max(sizes) < 10_000_000
+
+
+def test_a_long_window_is_read() -> None:
+    """What ``zstd --long=28`` made, as archives do, is no error (the package's own bound is 27)."""
+    long = zstandard.ZstdCompressionParameters(window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    data = packer.compress(b"x\n" * 1000) + packer.flush()
+    assert unpacked(io.BufferedReader(io.BytesIO(data)), "x").read() == b"x\n" * 1000  # type: ignore[arg-type]
