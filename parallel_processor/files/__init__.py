@@ -9,8 +9,7 @@
     AppendFile <─ compression <─ writer [queue] <─ InputOrder, if asked <── Outcome <── engine
       flush, fsync               records in batches
 
-* The caller's thread reads, from the first line to the last; a program's iterable or file, too. It opens all
-  inputs and outputs before the first request is sent, and closes them at the end.
+* The caller's thread reads, a program's iterable or file, too. It opens all inputs and outputs before the first request is sent, and closes them at the end.
 * The writer's thread alone appends, compresses, puts in order, and syncs.
 * Any thread may ask for ``fraction()``, and call ``interrupt()``, which ends a wait for a pipe.
 
@@ -18,8 +17,8 @@
 
 * At its end, and after a signal, a fatal answer or an exception: all that was answered is on record, what
   waited for its turn included. A compressed file has its end. After a signal a pipe is read no further.
-* ``kill -9``: all that was on record can be read. A torn line is cut off by the next run, and the torn end of
-  a compressed file (``torn_ends``). What was in flight, or waited for its turn, is sent again.
+* ``kill -9``: all that was on record can be read. A torn line is cut off by the next run, and the torn end
+  of a compressed file (``torn_ends``). What was in flight, or waited for its turn, is sent again.
 * A full disk: the file ends with its last whole batch, which may be read at any time.
 * Results for an object store are on local disk until the run has come to its end: only then they are
   put there, whole, and removed here.
