@@ -9,7 +9,8 @@
     AppendFile <─ compression <─ writer [queue] <─ InputOrder, if asked <── Outcome <── engine
       flush, fsync               records in batches
 
-* The caller's thread reads, a program's iterable or file, too. It opens all inputs and outputs before the first request is sent, and closes them at the end.
+* The caller's thread reads, a program's iterable or file, too. It opens inputs and outputs before the
+  first request is sent, and closes them at the end.
 * The writer's thread alone appends, compresses, puts in order, and syncs.
 * Any thread may ask for ``fraction()``, and call ``interrupt()``, which ends a wait for a pipe.
 

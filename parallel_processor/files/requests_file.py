@@ -236,6 +236,7 @@ def check_paths(
     outputs = {"results": save_path, "errors": errors_path, "report": report_path}
     names = [("requests", path) for path in inputs] + list(outputs.items())
     seen: dict[object, str] = {}
+    folders = {path.parent for path in inputs}
     for name, path in names:
         if path is None:
             continue
@@ -247,7 +248,6 @@ def check_paths(
             if _is_directory(path):
                 raise ConfigurationError(f"the {name} file {path} is a directory")
             # A directory that should hold the requests, too, is missed when they are opened.
-            folders = {each.parent for each in inputs}
             if path.parent not in folders and not _is_directory(path.parent):
                 raise ConfigurationError(
                     f"the directory of the {name} file {path} does not exist: create it, or name another"
