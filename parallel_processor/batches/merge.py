@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -144,7 +144,7 @@ def merge(
     if save_path.exists() and save_path.stat().st_size and not overwrite:
         raise ConfigurationError(f"{save_path} is there already: name another, or give --overwrite")
     with ExitStack() as stack:
-        files = [stack.enter_context(reading(path, _SEEK_BYTES)) for path in batch_paths]
+        files = [_seekable(path, stack) for path in batch_paths]
         found, places = _index(files)
         with _replacing(save_path) as save:
             if requests_path is None:
@@ -165,6 +165,21 @@ def _check_paths(inputs: Sequence[Path], save_path: Path) -> None:
         for path in inputs:
             if path.exists() and path.samefile(save_path):
                 raise ConfigurationError(f"the results file {save_path} is an input, {path}")
+
+
+def _seekable(path: Path, stack: ExitStack) -> BinaryIO:
+    """The text of a file, which can be gone to at any place: that of a compressed one is on the disk."""
+    file = stack.enter_context(reading(path, _SEEK_BYTES))
+    if file.seekable():
+        return file
+    from tempfile import TemporaryFile  # it loads all that packs files
+
+    spool = cast(BinaryIO, TemporaryFile())  # noqa: SIM115 - the stack closes it
+    stack.callback(spool.close)
+    while piece := file.read(_BUFFER_BYTES):
+        spool.write(piece)
+    spool.seek(0)
+    return spool
 
 
 def _index(files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:

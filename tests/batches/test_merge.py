@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, Visit, answer_all
 from services import HASTE, NO_LIMITS
@@ -266,3 +269,14 @@ def test_the_command_counts_and_says_where(tmp_path: Path) -> None:
     done = run(*words)
     assert done.returncode == 2 and "is there already" in done.stderr
     assert run(*words[:3], "--save_filepath", tmp_path / "3.jsonl").returncode == 0
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_compressed_files_are_merged(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """What a store keeps packed needs no unpacking beforehand."""
+    source = write_lines(tmp_path / "in.jsonl", [{"custom_id": n, "body": body(n)} for n in "ab"])
+    made = b"".join(json.dumps(each).encode() + b"\n" for each in (good("b", 2.0), good("a")))
+    (tmp_path / "output.jsonl.packed").write_bytes(pack(made))
+    found = merge([tmp_path / "output.jsonl.packed"], tmp_path / "out.jsonl", requests_path=source)
+    assert (found.answered, found.missing) == (2, 0)
+    assert [line["custom_id"] for line in read_lines(tmp_path / "out.jsonl")] == ["a", "b"]
