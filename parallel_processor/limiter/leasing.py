@@ -145,7 +145,8 @@ class Leasing:
             heads = self._heads() if is_first else []
         if is_first:
             self._away_since = asked_at
-            _log.warning("%s; requests wait until it is back", str(error).rstrip("."))
+            if not getattr(error, "is_lasting", False):  # else the run ends with it
+                _log.warning("%s; requests wait until it is back", str(error).rstrip("."))
         for head in heads:
             head.wake.set()  # what they wait for has changed
         away_s = self._clock() - self._away_since
