@@ -78,11 +78,20 @@ class Opened(NamedTuple):
 
 
 def open_path(path: Path) -> Opened:
-    """Open a file, a pipe or a device. Raises :class:`InputFileError`."""
+    """Open a file, a pipe or a device. Raises :class:`InputFileError`.
+
+    A pipe that nobody writes is open at once: the reader of its first line waits, who can be interrupted.
+    """
     try:
-        return opened(path.open("rb", buffering=0))
+        return opened(io.FileIO(path, opener=_open_without_waiting))
     except OSError as error:
         raise InputFileError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    os.set_blocking(descriptor, True)  # from here on, a wait is that of the reader
+    return descriptor
 
 
 def opened(raw: io.FileIO) -> Opened:
