@@ -127,11 +127,15 @@ def _verify(words: Sequence[str]) -> int:
     has_parts = "://" in save_path or Path(save_path or "-").is_dir()
     try:
         if has_parts:
+            if len(requests_paths) > 1:
+                raise ConfigurationError(
+                    "parts in a folder are of one file of requests: name it alone"
+                )
             # Imported here: the check of a file needs none of it.
             from parallel_processor.cluster.verify import verify_parts
 
             found = verify_parts(
-                requests_paths[-1], save_path, flags.errors_filepath, request_url=flags.request_url
+                requests_paths[0], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
             sources = find_sources(requests_paths)
