@@ -22,6 +22,7 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
 from parallel_processor.files.batch_rows import OPENAI, RowRequest
+from parallel_processor.files.compression import written_compression
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.formats import requests_in, tell_notes
 from parallel_processor.files.requests_file import RequestsFile, check_paths
@@ -100,8 +101,17 @@ def split(
     Raises :class:`InputFileError` for lines that can't be uploaded; then nothing is written.
     """
     check_paths(requests_path, save_path, None)
+    if written_compression(save_path) is not None:
+        raise ConfigurationError(
+            f"can't write {save_path}: a Batch API takes files that are not compressed"
+        )
     endpoint = _endpoint(request_url)
     old = _numbered_files(save_path)
+    if any(each.samefile(requests_path) for each in old if requests_path.exists()):
+        raise ConfigurationError(
+            f"the requests file {requests_path} has the name of one of the files to upload: name another "
+            "with --save_filepath"
+        )
     if old and not overwrite:
         raise ConfigurationError(
             f"{old[0]} is there already: remove such files, name another with --save_filepath, or give "

@@ -240,10 +240,12 @@ def default_save_path(requests_path: Path) -> Path:
             f"the requests come from {requests_path}, which is no file that results could stand beside: "
             "name a results file (--save_filepath, in a program save_path)"
         )
-    stem = requests_path.stem
-    if requests_path.suffix.lower() in _COMPRESSED:
-        stem = Path(stem).stem
-    return requests_path.parent / f"{stem}_results.jsonl"
+    return requests_path.parent / f"{plain_stem(requests_path)}_results.jsonl"
+
+
+def plain_stem(path: Path) -> str:
+    """``name`` of ``name.jsonl`` and ``name.jsonl.gz``."""
+    return Path(path.stem).stem if path.suffix.lower() in _COMPRESSED else path.stem
 
 
 def _is_descriptor(path: Path) -> bool:
