@@ -32,7 +32,7 @@ from parallel_processor.exceptions import (
 from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import StoredFile, is_url
 from parallel_processor.files.requests_file import check_paths
-from parallel_processor.files.sources import SourceLike, find_save_path, find_sources
+from parallel_processor.files.sources import SourceLike, apart_from, find_save_path, find_sources
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key
@@ -241,11 +241,13 @@ class Processor:
         0
         """
         _check_format(output_format, model)
-        sources = find_sources(requests_path)
+        save, errors = _output(save_path), _output(errors_path)
+        outputs = (each.name if isinstance(each, StoredFile) else each for each in (save, errors))
+        sources = apart_from(find_sources(requests_path), outputs)
         job = FileJob(
             sources=sources,
-            save=_output(save_path) or find_save_path(sources),
-            errors=_output(errors_path),
+            save=save or find_save_path(sources),
+            errors=errors,
             report=Path(report_path) if report_path is not None else None,
             overwrite=overwrite,
             keep_failures=keep_failures,

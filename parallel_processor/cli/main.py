@@ -41,7 +41,7 @@ from parallel_processor.exceptions import (
     WorkerProcessError,
 )
 from parallel_processor.files.object_stores import StoredFile, is_url
-from parallel_processor.files.sources import find_save_path, find_sources, open_sources
+from parallel_processor.files.sources import apart_from, find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
 from parallel_processor.processor import Processor
@@ -58,11 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code."""
     _complete()
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["verify"]:
-        return _verify(words[1:])
-    if words[:1] in (["to-batch"], ["from-batch"]):
+    commands = {"verify": _verify, "to-batch": to_batch, "from-batch": from_batch}
+    if words and words[0] in commands:
         try:
-            return to_batch(words[1:]) if words[0] == "to-batch" else from_batch(words[1:])
+            return commands[words[0]](words[1:])
         except KeyboardInterrupt:
             return 130
     if words[:1] == ["run-on-ray"]:
@@ -138,7 +137,8 @@ def _verify(words: Sequence[str]) -> int:
                 requests_paths[0], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
-            sources = find_sources(requests_paths)
+            outputs = (flags.save_filepath, flags.errors_filepath)
+            sources = apart_from(find_sources(requests_paths), outputs)
             lines = open_sources(with_template(sources, **table_arguments(flags)))
             found = verify_results(
                 lines,
@@ -194,11 +194,11 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
     ):
         if watcher.number:  # it came before there was anything to stop
             return 128 + watcher.number
+        save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
             _log.error("%s", error)
             return 2
-        save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
         if is_url(str(save_path)) and (error is not None or summary.stop_reason):
             save_path = f"{StoredFile(str(save_path)).path}, until the job is done"
         failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""

@@ -156,6 +156,10 @@ def test_a_store_in_memory_works_alike(tmp_path: Path, monkeypatch: pytest.Monke
         assert made.process_file("memory://in.jsonl", "memory://out.jsonl").answered == 5
         with pytest.raises(ConfigurationError, match="is a folder"):
             made.process_file("memory://in.jsonl", "memory://folder/")
+        for source in ("memory://in.jsonl", "memory://*.jsonl"):  # they would be replaced
+            with pytest.raises(ConfigurationError, match="are the same: memory://"):
+                made.process_file(source, "memory:///in.jsonl", overwrite=True)
+    assert memory.cat_file("/in.jsonl") == lines(5)
     assert len(memory.cat_file("/out.jsonl").splitlines()) == 5
 
 
