@@ -199,6 +199,8 @@ class RequestsFile:
         except OSError as error:
             if self._pipe is not None and self._pipe.is_interrupted:
                 return
+            if isinstance(error, InputFileError):  # it has the name already
+                raise
             raise self._error(error) from error
         self._ended = self._pipe is None or not self._pipe.is_interrupted
 
