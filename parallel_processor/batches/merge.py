@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -185,7 +185,7 @@ def _lasting(path: Path, folder: Path) -> Iterator[BinaryIO]:
             for piece in iter(lambda: file.read(_BUFFER_BYTES), b""):
                 text.write(piece)
             text.seek(0)
-            yield text
+            yield cast(BinaryIO, text)
 
 
 def _index(paths: Sequence[Path], files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:

@@ -90,7 +90,7 @@ class AppendFile:
 
     def open_text(self) -> BinaryIO:
         """Open the text that is in the file, for reading; ``OSError`` if it is compressed."""
-        text = self.path.open("rb", buffering=_BUFFER_BYTES)
+        text = io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES)
         kind = compression_of(text.peek(_HEAD_BYTES))
         if kind is not None:
             text.close()
