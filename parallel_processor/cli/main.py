@@ -40,7 +40,7 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.files.object_stores import StoredFile, is_url
+from parallel_processor.files.object_stores import StoredFile, fetched, is_object, is_url
 from parallel_processor.files.sources import apart_from, find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
@@ -123,8 +123,10 @@ def _verify(words: Sequence[str]) -> int:
     flags = parser.parse(words)
     requests_paths = flags.requests_filepath
     save_path = flags.save_filepath or ""
-    has_parts = "://" in save_path or Path(save_path or "-").is_dir()
+    has_parts = Path(save_path or "-").is_dir()
     try:
+        if "://" in save_path:
+            has_parts = not is_url(save_path) or not is_object(save_path)
         if has_parts:
             if len(requests_paths) > 1:
                 raise ConfigurationError(
@@ -137,16 +139,7 @@ def _verify(words: Sequence[str]) -> int:
                 requests_paths[0], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
-            outputs = (flags.save_filepath, flags.errors_filepath)
-            sources = apart_from(find_sources(requests_paths), outputs)
-            lines = open_sources(with_template(sources, **table_arguments(flags)))
-            found = verify_results(
-                lines,
-                save_path or find_save_path(sources),
-                flags.errors_filepath,
-                request_url=flags.request_url,
-                model=flags.model,
-            )
+            found = _compared(flags)
     except ParallelProcessorError as error:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
@@ -157,6 +150,20 @@ def _verify(words: Sequence[str]) -> int:
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found))
     return 0 if found.ok else 1
+
+
+def _compared(flags: argparse.Namespace) -> Verification:
+    """Compare a results file with its requests."""
+    save, errors = flags.save_filepath, flags.errors_filepath
+    sources = apart_from(find_sources(flags.requests_filepath), (save, errors))
+    lines = open_sources(with_template(sources, **table_arguments(flags)))
+    with (
+        fetched(save or str(find_save_path(sources))) as save_path,
+        fetched(errors) if errors else nullcontext() as errors_path,
+    ):
+        return verify_results(
+            lines, save_path, errors_path, request_url=flags.request_url, model=flags.model
+        )
 
 
 def _verdict(found: Verification) -> str:

@@ -18,7 +18,7 @@ Names that cross the border (module, names):
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_key, identity, read_record
     input_order    RequestOrder
-    object_stores  StoredFile, file_system, is_url
+    object_stores  StoredFile, fetched, file_system, is_object, is_url
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place,
                    plain_stem
