@@ -41,6 +41,7 @@ from parallel_processor.exceptions import (
     WorkerProcessError,
 )
 from parallel_processor.files.object_stores import StoredFile, fetched, is_object, is_url
+from parallel_processor.files.requests_file import Place
 from parallel_processor.files.sources import apart_from, find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
@@ -123,6 +124,7 @@ def _verify(words: Sequence[str]) -> int:
     flags = parser.parse(words)
     requests_paths = flags.requests_filepath
     save_path = flags.save_filepath or ""
+    place: Place = "byte {}".format
     has_parts = Path(save_path or "-").is_dir()
     try:
         if "://" in save_path:
@@ -139,21 +141,20 @@ def _verify(words: Sequence[str]) -> int:
                 requests_paths[0], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
-            found = _compared(flags)
+            found, place = _compared(flags)
     except ParallelProcessorError as error:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
     show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
-        unit = "bytes" if has_parts else "rows" if flags.template else "lines"
-        pair = f"{unit} {earlier} and {later}"
+        pair = f"{place(earlier)} and {place(later)}"
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found))
     return 0 if found.ok else 1
 
 
-def _compared(flags: argparse.Namespace) -> Verification:
-    """Compare a results file with its requests."""
+def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
+    """Compare a results file with its requests; also gives what names their places."""
     save, errors = flags.save_filepath, flags.errors_filepath
     sources = apart_from(find_sources(flags.requests_filepath), (save, errors))
     lines = open_sources(with_template(sources, **table_arguments(flags)))
@@ -161,9 +162,10 @@ def _compared(flags: argparse.Namespace) -> Verification:
         fetched(save or str(find_save_path(sources))) as save_path,
         fetched(errors) if errors else nullcontext() as errors_path,
     ):
-        return verify_results(
+        found = verify_results(
             lines, save_path, errors_path, request_url=flags.request_url, model=flags.model
         )
+    return found, lines.place
 
 
 def _verdict(found: Verification) -> str:

@@ -443,7 +443,7 @@ ROWS_XY, GOOD_XY = [batch_row("x"), batch_row("y")], [good("x"), good("y")]
         (ROWS_XY, GOOD_XY[:1], 1, ["not every line has exactly one answer"]),
         (
             *([*ROWS_XY, batch_row("x", "other")], [*GOOD_XY, good("x")], 1),
-            ["lines 1 and 3 have the same custom_id but different requests"],
+            ["line 1 and line 3 have the same custom_id but different requests"],
         ),
     ],
 )

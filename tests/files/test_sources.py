@@ -173,6 +173,16 @@ def test_a_pattern_that_matches_the_results_means_the_requests(
         process_file("r*.jsonl*", save, request_url=server.url, api_key="k")
 
 
+def test_rows_that_share_an_id_are_named_with_their_files(folder: Path) -> None:
+    """By ``verify`` too, which numbers the lines of all files through."""
+    for number in range(2):
+        row = {"custom_id": "x", "url": "/v1/embeddings", "body": {"model": "m", "input": number}}
+        write_lines(folder / f"row-{number}.jsonl", [{"model": "m", "input": "a"}, row])
+    save = write_lines(folder / "out.jsonl", [])
+    done = run("verify", "--requests_filepath", "row-*.jsonl", "--save_filepath", save)
+    assert done.stderr.startswith("row-0.jsonl, line 2 and row-1.jsonl, line 2 have the same")
+
+
 def test_where_results_go_is_found_out_before_they_are_there(
     folder: Path, server: RawServer
 ) -> None:
