@@ -11,7 +11,7 @@ from parallel_processor.cluster.blocks import Block, cut, text_of, uncovered
 from parallel_processor.cluster.folders import Folder, LocalFolder, open_input
 from parallel_processor.cluster.parts import JOURNALS, State, part_name, read_state
 from parallel_processor.exceptions import ConfigurationError, InputFileError
-from parallel_processor.files.shape import why_not_jsonl
+from parallel_processor.files.shape import why_not_in_blocks, why_not_jsonl
 
 _HEAD_BYTES = 256 * 1024
 _LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 1024, 16 * 1024 * 1024
@@ -38,7 +38,9 @@ def look_at_input(path: str, size: int) -> bool:
             f"can't read {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
     is_whole = len(head) < _HEAD_BYTES if is_compressed else len(head) >= size
-    if (reason := why_not_jsonl(head, is_whole, Path(path))) is not None:
+    where = Path(path)
+    reason = why_not_jsonl(head, is_whole, where) or why_not_in_blocks(head, where)
+    if reason is not None:
         raise InputFileError(reason)
     return is_compressed
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from parallel_processor.engine.queues import RequestQueues
+from parallel_processor.models import WaitCause
 
 LOOK_AHEAD = 4096
 READ_AHEAD = 256
@@ -207,6 +208,11 @@ class Credits:
     def waits_for_records(self) -> bool:
         """True if outcomes that are not on record hold the run back, rather than requests in flight."""
         return self.is_heavy or self.unrecorded > self.in_flight + self._slack.outcomes / 2
+
+    @property
+    def writer_cause(self) -> WaitCause:
+        """What the writer waits for then."""
+        return WaitCause.ANSWERS if self._slack.in_order else WaitCause.DISK
 
     def wakes_reader(self, *, all_wait: bool) -> bool:
         """True, once, if the waiting reader is to be woken.

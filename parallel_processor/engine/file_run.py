@@ -114,7 +114,7 @@ class FileRun:
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
         requests = requests_in(lines.numbered(), self._options.request_url, lines.place, job.model)
-        order = RequestOrder(has_forms=job.output_format != "auto")
+        order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order
             requests = order.noting(requests)

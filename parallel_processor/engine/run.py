@@ -103,8 +103,7 @@ class Run:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
-        self.yields_outcomes = make_sink is None
-        self._options, self._clock = options, clock
+        self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
         self._buckets, self._estimator = buckets, estimator
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
@@ -326,7 +325,7 @@ class Run:
     def _idle_cause(self, is_full: bool) -> WaitCause:
         """What the run waits for, if it waits for no bucket."""
         if self.credits.waits_for_records:
-            return WaitCause.CONSUMER if self.yields_outcomes else WaitCause.DISK
+            return WaitCause.CONSUMER if self.yields_outcomes else self.credits.writer_cause
         return WaitCause.MAX_WORKERS if is_full else self._activity
 
     def _ready(self) -> Iterator[Outcome]:

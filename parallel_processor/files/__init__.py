@@ -1,13 +1,33 @@
 """JSONL in, JSONL out: requests are read, records are written, and a results file is read back.
 
-``sources`` finds what a user named: files, pipes, objects on a store (``object_stores``).
-``requests_file`` streams lines, unpacked by ``compression``, after ``shape`` has seen that they are
-JSONL. ``formats`` turns a line into a request, ``custom_ids`` gives it the id of its record, and finds rows
-that could be mixed up. ``records`` turns an outcome into a record and back, ``batch_rows`` knows the forms
-of Batch files. ``writer`` appends records from its single thread to an ``append_file``, plain or
-compressed. ``identity`` says which record is of which request: ``resume`` finds out what a results file
-has already (``torn_ends`` what a kill has left of a compressed one), ``input_order`` sorts it where that is
-asked for, ``verify`` checks that it has everything. The results file is the only state.
+**The way of a line**, and whose thread goes it::
+
+    what the user named ─ sources ─> RequestsFile ─ compression ─> lines ─ formats ─> Request
+      file, pattern, -,              shape: lines, a JSON          SeveralFiles: one     │ resume: is it
+      URL (object_stores)            array, or refused             after the other       │ answered?
+                                                                                         v
+    AppendFile <─ compression <─ writer [queue] <─ InputOrder, if asked <── Outcome <── engine
+      flush, fsync               records in batches
+
+* The caller's thread reads, a program's iterable or file, too. It opens inputs and outputs before the
+  first request is sent, and closes them at the end.
+* The writer's thread alone appends, compresses, puts in order, and syncs.
+* Any thread may ask for ``fraction()``, and call ``interrupt()``, which ends a wait for a pipe.
+
+**What a stop leaves.**
+
+* At its end, and after a signal, a fatal answer or an exception: all that was answered is on record, what
+  waited for its turn included. A compressed file has its end. After a signal a pipe is read no further.
+* ``kill -9``: all that was on record can be read. A torn line is cut off by the next run, and the torn end
+  of a compressed file (``torn_ends``). What was in flight, or waited for its turn, is sent again.
+* A full disk: the file ends with its last whole batch, which may be read at any time.
+* Results for an object store are on local disk until the run has come to its end: only then they are
+  put there, whole, and removed here.
+
+``custom_ids`` gives a request the id of its record, and finds rows that could be mixed up; ``batch_rows``
+knows the forms of Batch files. ``identity`` says which record is of which request. ``input_order`` sorts
+what an earlier run left out of order. ``verify`` checks that a results file has everything. The results
+file is the only state.
 
 Names that cross the border (module, names):
 
@@ -23,7 +43,7 @@ Names that cross the border (module, names):
     requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place,
                    plain_stem
     resume         AnsweredRequests, open_files, prepare
-    shape          why_not_jsonl, why_not_plain
+    shape          why_not_in_blocks, why_not_jsonl, why_not_plain
     sources        Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes

@@ -195,6 +195,9 @@ class PackedFile(AppendFile):
         self._member, self._owed = member, b""
 
     def end(self) -> None:
+        if self.is_regular and not self.size:  # nothing is no compressed file for gunzip
+            member = new_member(self._kind, str(self.path))
+            self._owed = begin + member.closing() if (begin := member.add(b"")) else b""
         if self._member is not None:
             self._owed = self._member.closing()
             self._member = None

@@ -28,6 +28,12 @@ class Record(NamedTuple):
     identity: bytes
     ok: bool | None  # None for another program's form, which may be an answer or a failure
     given_id: bytes | None = None  # the key of the id that a cookbook line was given, if it was one
+    origin: bytes | None = None  # the identity of that line
+
+    @property
+    def content(self) -> bytes:
+        """The key of its request: of a cookbook line the same in either form."""
+        return self.origin or self.identity
 
 
 def read_record(line: bytes) -> Record | None:
@@ -39,7 +45,9 @@ def read_record(line: bytes) -> Record | None:
     if parts.custom_id is None:
         return Record(_identity(parts.request, parts.metadata), ok)
     key = id_key(parts.custom_id)
-    return Record(key, ok) if parts.origin is None else Record(_both(key, parts.origin), ok, key)
+    if parts.origin is None:
+        return Record(key, ok)
+    return Record(_both(key, parts.origin), ok, key, parts.origin)
 
 
 def identity(request: Request) -> bytes:

@@ -23,14 +23,14 @@ _BUFFER_BYTES = 1024 * 1024
 class RequestOrder:
     """The order of requests that were passed on. For one thread.
 
-    It takes 8 bytes a request, and about 100 more where records may have another form than the requests.
+    It takes 8 bytes a request, and about 100 more for a Batch row.
     """
 
-    def __init__(self, *, has_forms: bool) -> None:
-        """``has_forms`` says that records may have another form than their requests."""
+    def __init__(self) -> None:
         self._keys = array("Q")
-        self._usual: dict[int, int] = {}  # by the key that a record has in the other form
-        self._has_forms = has_forms
+        self._usual: dict[
+            int, int
+        ] = {}  # of rows, by the key that a record has in the cookbook's form
 
     def noting(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Pass on ``requests``, and note their order."""
@@ -38,8 +38,9 @@ class RequestOrder:
             found = keys(request)
             key = _short(next(found))
             self._keys.append(key)
-            for other in found if self._has_forms else ():
-                self._usual.setdefault(_short(other), key)
+            if request.custom_id is not None:
+                for other in found:
+                    self._usual.setdefault(_short(other), key)
             yield request
 
     def restore(self, files: Iterable[AppendFile]) -> None:
@@ -62,7 +63,7 @@ class RequestOrder:
     def _key(self, line: bytes) -> int | None:
         """The key of the request that the record in ``line`` is of; ``None`` if there is none."""
         record = read_record(line)
-        key = None if record is None else _short(record.identity)
+        key = None if record is None else _short(record.content)
         return key if key is None else self._usual.get(key, key)
 
     def _is_kept_by(self, file: AppendFile) -> bool:

@@ -271,6 +271,7 @@ def check_paths(
     }
     names = [("requests", path) for path in inputs] + list(outputs.items())
     seen: dict[object, str] = {}
+    folders = {path.parent for path in inputs}
     for name, path in names:
         if path is None:
             continue
@@ -282,7 +283,6 @@ def check_paths(
             if _is_directory(path):
                 raise ConfigurationError(f"the {name} file {path} is a directory")
             # A directory that should hold the requests, too, is missed when they are opened.
-            folders = {each.parent for each in inputs}
             if path.parent not in folders and not _is_directory(path.parent):
                 raise ConfigurationError(
                     f"the directory of the {name} file {path} does not exist: create it, or name another"

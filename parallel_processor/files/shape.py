@@ -61,6 +61,14 @@ def why_not_plain(head: bytes, path: Path) -> str | None:
     return None
 
 
+def why_not_in_blocks(head: bytes, path: Path) -> str | None:
+    """Why a file that may be sent as a whole can't be read from any place in it; ``None`` if it can."""
+    if is_array(head):
+        command = _shell("jq -c '.[]' {}", path)
+        return f"{path} holds a JSON array, not one JSON object a line: take it apart first ({command})"
+    return None
+
+
 def _shell(command: str, path: Path) -> str:
     """``command`` for the file at ``path``, whose output goes to another file."""
     stem, _, suffix = path.name.partition(".")

@@ -251,10 +251,9 @@ class ResultWriter:
             else:
                 outcome, own = each, 0
                 try:
-                    own, made = held_bytes(outcome), record(outcome)
-                except (
-                    Exception
-                ) as error:  # a fault of ours: the run ends with it instead of hanging
+                    own = held_bytes(outcome)
+                    made = record(outcome)
+                except Exception as error:  # a fault of ours: it ends the run instead of hanging it
                     self._fail(file, repr(error))
                     self._on_written([outcome], False, own)
                     continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -300,3 +303,14 @@ def test_files_may_be_compressed_or_a_pipe(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(ResultsFileError, match=f"can't read .*1.jsonl{suffix}: the end of its"):
         merge([packed], tmp_path / "torn.jsonl")
     assert not list(tmp_path.glob("torn*"))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_compressed_files_are_merged(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """What a store keeps packed needs no unpacking beforehand."""
+    source = write_lines(tmp_path / "in.jsonl", [{"custom_id": n, "body": body(n)} for n in "ab"])
+    made = b"".join(json.dumps(each).encode() + b"\n" for each in (good("b", 2.0), good("a")))
+    (tmp_path / "output.jsonl.packed").write_bytes(pack(made))
+    found = merge([tmp_path / "output.jsonl.packed"], tmp_path / "out.jsonl", requests_path=source)
+    assert (found.answered, found.missing) == (2, 0)
+    assert [line["custom_id"] for line in read_lines(tmp_path / "out.jsonl")] == ["a", "b"]

@@ -292,6 +292,9 @@ def test_what_cannot_be_sent(tmp_path: Path, server: RawServer) -> None:
     (tmp_path / "in.jsonl").write_text('[{"a": 1},\n{"a": 2}]\n')
     with pytest.raises(InputFileError, match="JSON array"):
         process(job(tmp_path, server))
+    (tmp_path / "in.jsonl").write_bytes(b"\x28\xb5\x2f\xfd\x04\x58")
+    with pytest.raises(InputFileError, match="end of its zstd data is missing"):
+        process(job(tmp_path, server))
     write_requests(tmp_path, rows(1))
     write_lines(tmp_path / "out", [])
     with pytest.raises(ConfigurationError, match="need a folder"):

@@ -135,6 +135,16 @@ def test_a_request_that_gets_no_record_holds_nobody_up(
     assert texts(tmp_path / "out.jsonl") == [f"text {n}" for n in range(900) if n % 3]
 
 
+def test_equal_requests_that_share_an_answer_are_in_order(tmp_path: Path) -> None:
+    """Those whose equal is still in flight get theirs with it, and hold nobody up longer."""
+    lines = [{"model": "m", "input": f"text {n % 7}"} for n in range(200)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    with RawServer(shuffled) as server, processor(server.url, dedupe=True) as made:
+        summary = made.process_file(source, tmp_path / "out.jsonl", ordered=True)
+    assert (summary.answered, summary.deduplicated) == (200, 193)
+    assert texts(tmp_path / "out.jsonl") == [line["input"] for line in lines]
+
+
 def test_what_waits_is_bounded_by_its_window(tmp_path: Path) -> None:
     """While the first request is not answered, no more is read than the window; then it goes on."""
     text = "x" * 1_000_000

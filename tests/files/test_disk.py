@@ -82,7 +82,7 @@ def assert_says(stderr: str, save: Path, reason: str) -> None:
     errors = [line for line in stderr.splitlines() if " ERROR " in line]
     assert len(errors) == 1, stderr
     assert errors[0].endswith(f"stopped: can't write {save}: {reason}.")
-    assert "\nMake room on the disk, or make the results file writable, then run the same" in stderr
+    assert "\nMake room on the disk, or make the results writable, then run the same" in stderr
     assert stderr.endswith(errors[0] + "\n")
     assert "Traceback" not in stderr
 

@@ -341,3 +341,20 @@ def test_a_list_of_texts_is_no_answer_where_no_form_can_tell_it(tmp_path: Path) 
             )
             assert summary.answered == answered
             assert [each.ok for each in read_results(save)] == [bool(answered)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", [cookbook, batch])
+def test_ordered_results_stay_in_order_in_any_form(make: Any, form: Any, tmp_path: Path) -> None:
+    """Also where failures in the middle are tried again, and where an earlier run had another form."""
+    source, save = write_lines(tmp_path / "in.jsonl", make(9)), tmp_path / "out.jsonl"
+    for script, earlier in ((fail_some, "batch"), (answer_all, form)):
+        with RawServer(script) as server:
+            run(source, save, server, output_format=earlier, ordered=True)
+    rows = batch(9)
+    ids = {row["body"]["input"]: row["custom_id"] for row in rows}
+    found = [
+        line["custom_id"] if isinstance(line, dict) else ids[line[0]["input"]]
+        for line in read_lines(save)
+    ]
+    assert found == [row["custom_id"] for row in rows]

@@ -164,7 +164,7 @@ def test_an_id_that_is_there_twice_is_found_before_the_upload(tmp_path: Path) ->
     """llm-d/llm-d-batch-gateway 147: a gateway wrote both answers, and nobody could tell them apart."""
     lines = [row(1, CHAT, chat("a", model="m")), row(1, CHAT, chat("b", model="m"))]
     source = write_lines(tmp_path / "in.jsonl", lines)
-    with pytest.raises(InputFileError, match="lines 1 and 2 .* same custom_id 'request-1'"):
+    with pytest.raises(InputFileError, match="line 1 and line 2 .* same custom_id 'request-1'"):
         split(source, tmp_path / "up.jsonl")
 
 

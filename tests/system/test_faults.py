@@ -17,7 +17,14 @@ import pytest
 from commands import read_lines, write_lines
 from raw_server import ANSWER, RawServer, Visit, head_of
 
-from parallel_processor import Limits, Processor, RetryPolicy, RunStoppedError, Summary
+from parallel_processor import (
+    Limits,
+    Processor,
+    RetryPolicy,
+    RunStoppedError,
+    Summary,
+    read_results,
+)
 from parallel_processor.files.verify import verify_results
 
 KEY = "sk-test-0123456789abcdef"
@@ -355,9 +362,9 @@ def has_failed(record: list[Any]) -> bool:
 def errors_of(save: Path) -> list[tuple[list[str] | None, str | None]]:
     """The errors and the kind of each failed record, as far as its format has them."""
     found: list[tuple[list[str] | None, str | None]] = []
-    for record in read_lines(save):
-        if isinstance(record, dict) and record["error"] is not None:
-            found.append((None, record["error"]["code"]))
+    for record, outcome in zip(read_lines(save), read_results(save), strict=True):
+        if isinstance(record, dict) and not outcome.ok:
+            found.append((None, outcome.error_kind))
         elif isinstance(record, list) and has_failed(record):
             found.append((record[1], None))
     return found

@@ -300,8 +300,14 @@ def failed_numbers(records: list[Any]) -> Counter[int]:
     """The lines that could not be sent, by what their records say."""
     numbers: Counter[int] = Counter()
     for record in records:
+        reason = None
         if isinstance(record, list) and isinstance(record[0], str):
-            match = re.match(r"line (\d+): .", record[1][0])
+            reason = record[1][0]
+        elif isinstance(record, dict) and record["response"] is None:  # a row with an id
+            assert record["error"]["code"] == "invalid request"
+            reason = record["error"]["message"]
+        if reason is not None:
+            match = re.match(r"line (\d+): .", reason)
             assert match is not None
             numbers[int(match[1])] += 1
     return numbers
@@ -485,5 +491,6 @@ def test_any_answers_end_in_order(stage: Stage, log: Log, sequence: list[bytes])
 def has_failed(record: Any) -> bool:
     """True for the record of a failure, in either format."""
     if isinstance(record, dict):
-        return record["error"] is not None
+        status = (record["response"] or {"status_code": 200})["status_code"]
+        return record["error"] is not None or status >= 400
     return isinstance(record[1], list) and not is_answer(record[1])

@@ -180,7 +180,7 @@ def test_the_callers_thread_takes_locks_only_at_the_start_and_the_end(tmp_path: 
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
     assert found["start"]["engine.account.run"] == 1  # the locks of a run are watched
-    assert found["end"]["engine.account.run"] == 1
+    assert found["end"]["engine.account._end"] == 1
     assert found["middle"] == {}
     assert found["600 lines"] == found["1200 lines"]
     assert sum(found["600 lines"].values()) < 100
