@@ -32,7 +32,13 @@ from parallel_processor.exceptions import (
 from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import StoredFile, is_url
 from parallel_processor.files.requests_file import check_paths
-from parallel_processor.files.sources import SourceLike, find_save_path, find_sources
+from parallel_processor.files.sources import (
+    Source,
+    SourceLike,
+    apart_from,
+    find_save_path,
+    find_sources,
+)
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key
@@ -255,7 +261,7 @@ class Processor:
             progress=progress,
             on_outcome=on_outcome,
         )
-        _check_paths(job, template)
+        sources = _checked_sources(job, template)
         table = with_template(sources, template, id_column, metadata_columns, delimiter)
         job = replace(job, sources=table)
         summary, cause = FileRun(job, self._options, self._account, self._clock).process()
@@ -354,15 +360,17 @@ def _output(path: StrPath | None) -> Path | StoredFile | None:
     return StoredFile(str(path)) if is_url(str(path)) else Path(path)
 
 
-def _check_paths(job: FileJob, template: object) -> None:
-    """Raise :class:`ConfigurationError` unless the files differ."""
-    save, errors = (
-        each.path if isinstance(each, StoredFile) else each for each in (job.save, job.errors)
-    )
-    inputs = [source.path for source in job.sources if source.path is not None]
+def _checked_sources(job: FileJob, template: object) -> list[Source]:
+    """The job's inputs without its outputs. Raise :class:`ConfigurationError` unless the files differ."""
+    outputs, stored = (job.save, job.errors), StoredFile
+    save, errors = (each.path if isinstance(each, stored) else each for each in outputs)
+    names = (each.name if isinstance(each, stored) else each for each in outputs)
+    sources = apart_from(job.sources, names)
+    inputs = [source.path for source in sources if source.path is not None]
     assert save is not None
     template_path = Path(template) if isinstance(template, (str, Path)) else None
     check_paths(inputs, save, errors, job.report, template_path)
+    return sources
 
 
 def _number(outcome: Outcome) -> int:

@@ -21,6 +21,7 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
 from parallel_processor.files.batch_rows import MISTRAL, OPENAI, RowRequest, dialect_of
+from parallel_processor.files.compression import Unpacked, new_member, written_compression
 from parallel_processor.files.custom_ids import CustomIds, arranged, conflict_text, with_id
 from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import id_key
@@ -132,7 +133,7 @@ def merge(
 
     Each request gets one record: its answer if there is one in any file, else its failure. With the file of
     the requests, the records are in its order and have any form. Without, they are in the order of the
-    files, and lines of a Batch file.
+    files, and lines of a Batch file. Compressed files are read, and written if ``save_path`` says so.
 
     Raises :class:`ConfigurationError` if ``save_path`` is there already, or the form needs the requests.
     """
@@ -144,8 +145,9 @@ def merge(
     if save_path.exists() and save_path.stat().st_size and not overwrite:
         raise ConfigurationError(f"{save_path} is there already: name another, or give --overwrite")
     with ExitStack() as stack:
-        files = [_seekable(path, stack) for path in batch_paths]
-        found, places = _index(files)
+        folder = save_path.parent
+        files = [stack.enter_context(_lasting(path, folder)) for path in batch_paths]
+        found, places = _index(batch_paths, files)
         with _replacing(save_path) as save:
             if requests_path is None:
                 return _write_as_found(files, places, found, save)
@@ -167,22 +169,26 @@ def _check_paths(inputs: Sequence[Path], save_path: Path) -> None:
                 raise ConfigurationError(f"the results file {save_path} is an input, {path}")
 
 
-def _seekable(path: Path, stack: ExitStack) -> BinaryIO:
-    """The text of a file, which can be gone to at any place: that of a compressed one is on the disk."""
-    file = stack.enter_context(reading(path, _SEEK_BYTES))
-    if file.seekable():
-        return file
-    from tempfile import TemporaryFile  # it loads all that packs files
+@contextmanager
+def _lasting(path: Path, folder: Path) -> Iterator[BinaryIO]:
+    """The text of a file, any place of which can be gone to.
 
-    spool = cast(BinaryIO, TemporaryFile())  # noqa: SIM115 - the stack closes it
-    stack.callback(spool.close)
-    while piece := file.read(_BUFFER_BYTES):
-        spool.write(piece)
-    spool.seek(0)
-    return spool
+    What is compressed, or a pipe, is first written to a temporary file in ``folder``.
+    """
+    with reading(path, _SEEK_BYTES, is_growing=False) as file:
+        if file.seekable() and not isinstance(getattr(file, "raw", None), Unpacked):
+            yield file
+            return
+        from tempfile import TemporaryFile  # it loads all that packs files
+
+        with TemporaryFile(dir=folder, buffering=_SEEK_BYTES) as text:
+            for piece in iter(lambda: file.read(_BUFFER_BYTES), b""):
+                text.write(piece)
+            text.seek(0)
+            yield cast(BinaryIO, text)
 
 
-def _index(files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:
+def _index(paths: Sequence[Path], files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:
     """Where the best result of each id is, and what there is besides."""
     places, doubled, torn, first_torn = _Places(), 0, 0, ""
     for number, file in enumerate(files):
@@ -194,18 +200,46 @@ def _index(files: Sequence[BinaryIO]) -> tuple[Merged, _Places]:
                 doubled += not places.add(id_key(parts.custom_id), place)
             elif line.strip():
                 torn += 1
-                first_torn = first_torn or f"line {line_number} of {file.name}"
+                first_torn = first_torn or f"line {line_number} of {paths[number]}"
             start += len(line)
     return Merged(doubled=doubled, torn=torn, first_torn=first_torn), places
 
 
+class _Lines:
+    """Writes lines to an open file, compressed if ``path``, whose place it will take, says so."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        kind = written_compression(path)
+        self._file, self._waiting = file, bytearray()
+        self._member = None if kind is None else new_member(kind, str(path))
+
+    def write(self, line: bytes) -> None:
+        """Add a whole line."""
+        self._waiting += line
+        if len(self._waiting) >= _BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = bytes(self._waiting)
+        self._file.write(data if self._member is None else self._member.add(data))
+        self._waiting.clear()
+
+    def end(self) -> None:
+        """Write the rest."""
+        self._flush()
+        if self._member is not None:
+            self._file.write(self._member.closing())
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path) -> Iterator[_Lines]:
     """A file that is at ``path`` once the block has ended well."""
     beside = path.with_name(path.name + REPLACEMENT_SUFFIX)
     try:
-        with beside.open("wb", buffering=_BUFFER_BYTES) as file:
-            yield file
+        with beside.open("wb") as file:
+            lines = _Lines(file, path)
+            yield lines
+            lines.end()
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -219,7 +253,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write_as_found(
-    files: Sequence[BinaryIO], places: _Places, found: Merged, save: BinaryIO
+    files: Sequence[BinaryIO], places: _Places, found: Merged, save: _Lines
 ) -> Merged:
     answered = failed = 0
     for number, file in enumerate(files):
@@ -242,7 +276,7 @@ def _write_in_order(
     files: Sequence[BinaryIO],
     places: _Places,
     found: Merged,
-    save: BinaryIO,
+    save: _Lines,
 ) -> Merged:
     answered = failed = missing = 0
     ids = CustomIds()

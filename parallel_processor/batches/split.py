@@ -22,6 +22,7 @@ from parallel_processor.exceptions import (
 )
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
 from parallel_processor.files.batch_rows import OPENAI, RowRequest
+from parallel_processor.files.compression import written_compression
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.formats import requests_in, tell_notes
 from parallel_processor.files.requests_file import RequestsFile, check_paths
@@ -101,12 +102,7 @@ def split(
     """
     check_paths(requests_path, save_path, None)
     endpoint = _endpoint(request_url)
-    old = _numbered_files(save_path)
-    if old and not overwrite:
-        raise ConfigurationError(
-            f"{old[0]} is there already: remove such files, name another with --save_filepath, or give "
-            "--overwrite"
-        )
+    old = _old_files(requests_path, save_path, overwrite=overwrite)
     parts = _Parts(save_path, max_lines, max_bytes)
     try:
         for row in _rows(requests_path, endpoint, model, max_bytes):
@@ -128,6 +124,26 @@ def split(
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _old_files(requests_path: Path, save_path: Path, *, overwrite: bool) -> list[Path]:
+    """What will be replaced. Raises :class:`ConfigurationError` if that can't be, or not these names."""
+    if written_compression(save_path) is not None:
+        raise ConfigurationError(
+            f"can't write {save_path}: a Batch API takes files that are not compressed"
+        )
+    old = _numbered_files(save_path)
+    if any(each.samefile(requests_path) for each in old if requests_path.exists()):
+        raise ConfigurationError(
+            f"the requests file {requests_path} has the name of one of the files to upload: name another "
+            "with --save_filepath"
+        )
+    if old and not overwrite:
+        raise ConfigurationError(
+            f"{old[0]} is there already: remove such files, name another with --save_filepath, or give "
+            "--overwrite"
+        )
+    return old
 
 
 def _numbered_files(path: Path) -> list[Path]:

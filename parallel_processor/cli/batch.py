@@ -18,6 +18,7 @@ from parallel_processor.exceptions import (
     ParallelProcessorError,
     ResultsFileError,
 )
+from parallel_processor.files.requests_file import plain_stem
 
 
 def to_batch(words: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ def to_batch(words: Sequence[str]) -> int:
     flags = parser.parse(words)
     set_up_logging(logging.INFO)
     source = Path(flags.requests_filepath)
-    save = Path(flags.save_filepath or source.with_name(f"{source.stem}_batch.jsonl"))
+    save = Path(flags.save_filepath or source.parent / f"{plain_stem(source)}_batch.jsonl")
     for name in ("max_lines", "max_bytes"):
         if getattr(flags, name) < 1:
             parser.error(f"--{name} must be at least 1")

@@ -42,7 +42,8 @@ _RAY_FLAGS = (
 )
 _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that differs
     "requests_filepath": {"help": "the requests, one JSON object a line: a path that each worker can "
-                                  "read, or a URL such as s3://BUCKET/NAME", "repeatable": False},
+                                  "read, or a URL such as s3://BUCKET/NAME", "repeatable": False,
+                          "is_single": True},
     "save_filepath": {"metavar": "FOLDER", "help": "the folder of the results' parts, a path or a URL",
                       "default_text": "{requests}_results"},
     "errors_filepath": {"metavar": "FOLDER", "help": "a folder for the records of failed requests",
@@ -63,7 +64,8 @@ _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that
 }
 _NOT_ON_RAY = ("output_format", "model", "ordered", *TABLE_FLAGS)
 _TO_BATCH_FLAGS = (
-    Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True),
+    Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True,
+         is_single=True),
     Flag("save_filepath", "", "FILE.jsonl", "where to: FILE-001.jsonl, FILE-002.jsonl …",
          default_text="{requests}_batch.jsonl"),
     Flag("request_url", "", "URL", "the endpoint of requests that name none, as /v1/chat/completions"),
@@ -77,7 +79,7 @@ _FROM_BATCH_FLAGS = (
          several=True),
     Flag("save_filepath", "", "FILE", "the results", required=True),
     Flag("requests_filepath", "", "FILE", "the requests, as they were given to to-batch; the results get "
-         "their order"),
+         "their order", is_single=True),
     Flag("output_format", "", "", "the form of the results: that of each request (auto), lines of a "
          "Batch output file (batch), or the cookbook's arrays", "auto", choices=get_args(OutputFormat)),
     Flag("model", "", "NAME", "the model of requests that name none"),

@@ -96,6 +96,7 @@ class Flag:
     several: bool = False  # takes several values
     choices: tuple[str, ...] | None = None
     repeatable: bool = False  # each gives one more value
+    is_single: bool = False  # given twice it is an error; else the last one counts
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Make the flag known to a parser."""
@@ -104,9 +105,10 @@ class Flag:
             group.add_argument(flag, action="store_true", help=self.help)
             return
         default = attrgetter(self.setting)(_DEFAULTS) if self.setting else self.own_default
+        action = "append" if self.repeatable else "extend" if self.several else "store"
         group.add_argument(
             flag,
-            action="append" if self.repeatable else "store",
+            action=_Once if self.is_single else action,
             metavar=self.metavar or None,
             type=self.read or READERS.get(type(default), str),
             default=default,
@@ -121,6 +123,21 @@ class Flag:
         if not text and isinstance(default, (int, float, str)):
             text = f"{default:g}" if isinstance(default, float) else str(default)
         return f"{self.help} (default: {text})" if text else self.help
+
+
+class _Once(argparse.Action):
+    """Refuses a second value, which would silently take the place of the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: it takes one file here")
+        setattr(namespace, self.dest, values)
 
 
 _DEFAULTS = Options()

@@ -40,8 +40,9 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.files.object_stores import StoredFile, is_url
-from parallel_processor.files.sources import find_save_path, find_sources, open_sources
+from parallel_processor.files.object_stores import StoredFile, fetched, is_object, is_url
+from parallel_processor.files.requests_file import Place
+from parallel_processor.files.sources import apart_from, find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
 from parallel_processor.options import Options, Settings
 from parallel_processor.processor import Processor
@@ -58,11 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code."""
     _complete()
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["verify"]:
-        return _verify(words[1:])
-    if words[:1] in (["to-batch"], ["from-batch"]):
+    commands = {"verify": _verify, "to-batch": to_batch, "from-batch": from_batch}
+    if words and words[0] in commands:
         try:
-            return to_batch(words[1:]) if words[0] == "to-batch" else from_batch(words[1:])
+            return commands[words[0]](words[1:])
         except KeyboardInterrupt:
             return 130
     if words[:1] == ["run-on-ray"]:
@@ -124,35 +124,48 @@ def _verify(words: Sequence[str]) -> int:
     flags = parser.parse(words)
     requests_paths = flags.requests_filepath
     save_path = flags.save_filepath or ""
-    has_parts = "://" in save_path or Path(save_path or "-").is_dir()
+    place: Place = "byte {}".format
+    has_parts = Path(save_path or "-").is_dir()
     try:
+        if "://" in save_path:
+            has_parts = not is_url(save_path) or not is_object(save_path)
         if has_parts:
+            if len(requests_paths) > 1:
+                raise ConfigurationError(
+                    "parts in a folder are of one file of requests: name it alone"
+                )
             # Imported here: the check of a file needs none of it.
             from parallel_processor.cluster.verify import verify_parts
 
             found = verify_parts(
-                requests_paths[-1], save_path, flags.errors_filepath, request_url=flags.request_url
+                requests_paths[0], save_path, flags.errors_filepath, request_url=flags.request_url
             )
         else:
-            sources = find_sources(requests_paths)
-            lines = open_sources(with_template(sources, **table_arguments(flags)))
-            found = verify_results(
-                lines,
-                save_path or find_save_path(sources),
-                flags.errors_filepath,
-                request_url=flags.request_url,
-                model=flags.model,
-            )
+            found, place = _compared(flags)
     except ParallelProcessorError as error:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
     show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
-        unit = "bytes" if has_parts else "rows" if flags.template else "lines"
-        pair = f"{unit} {earlier} and {later}"
+        pair = f"{place(earlier)} and {place(later)}"
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found))
     return 0 if found.ok else 1
+
+
+def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
+    """Compare a results file with its requests; also gives what names their places."""
+    save, errors = flags.save_filepath, flags.errors_filepath
+    sources = apart_from(find_sources(flags.requests_filepath), (save, errors))
+    lines = open_sources(with_template(sources, **table_arguments(flags)))
+    with (
+        fetched(save or str(find_save_path(sources))) as save_path,
+        fetched(errors) if errors else nullcontext() as errors_path,
+    ):
+        found = verify_results(
+            lines, save_path, errors_path, request_url=flags.request_url, model=flags.model
+        )
+    return found, lines.place
 
 
 def _verdict(found: Verification) -> str:
@@ -190,11 +203,11 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
     ):
         if watcher.number:  # it came before there was anything to stop
             return 128 + watcher.number
+        save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
             _log.error("%s", error)
             return 2
-        save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
         if is_url(str(save_path)) and (error is not None or summary.stop_reason):
             save_path = f"{StoredFile(str(save_path)).path}, until the job is done"
         failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""

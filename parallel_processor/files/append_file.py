@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallel_processor.exceptions import ResultsFileError
-from parallel_processor.files.compression import Member, new_member, written_compression
+from parallel_processor.files.compression import (
+    Member,
+    compression_of,
+    new_member,
+    written_compression,
+)
 from parallel_processor.files.torn_ends import IntactPart, intact_part, intact_text
 
 try:
@@ -24,6 +29,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})  # for a pipe or a device
 _MAX_REPLACEMENTS = 10
 _BUFFER_BYTES = 1024 * 1024
+_HEAD_BYTES = 16
 STDOUT = Path("/dev/stdout")
 """Standard output, as a path."""
 REPLACEMENT_SUFFIX = ".new~"
@@ -83,8 +89,14 @@ class AppendFile:
         self._size = size + len(data)
 
     def open_text(self) -> BinaryIO:
-        """Open the text that is in the file, for reading."""
-        return self.path.open("rb", buffering=_BUFFER_BYTES)
+        """Open the text that is in the file, for reading; ``OSError`` if it is compressed."""
+        text = io.BufferedReader(io.FileIO(self.path), _BUFFER_BYTES)
+        kind = compression_of(text.peek(_HEAD_BYTES))
+        if kind is not None:
+            text.close()
+            why = f"it is compressed with {kind}, which its name doesn't say: rename or unpack it"
+            raise OSError(errno.EINVAL, why)
+        return text
 
     def cut(self, size: int, text_bytes: int) -> bool:
         """Leave ``size`` of the ``text_bytes`` that :meth:`open_text` gave; false if that can't be.

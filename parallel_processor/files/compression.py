@@ -146,7 +146,8 @@ class Unpacked(io.RawIOBase):
         name: what the file is called in messages.
         is_growing: the end may be missing, because somebody is writing the file.
 
-    Reading raises ``OSError`` if the data is damaged, or its end is missing.
+    Reading raises ``OSError`` if the data is damaged, or its end is missing. :meth:`seek` goes to the begin
+    alone, to read once more, if ``file`` can do that.
 
     Attributes:
         read_bytes: how much of ``file`` has been read. Any thread may look.
@@ -156,12 +157,27 @@ class Unpacked(io.RawIOBase):
         self, file: io.BufferedReader, kind: str, name: str, *, is_growing: bool = False
     ) -> None:
         self._file, self._kind, self._is_growing = file, kind, is_growing
+        self._start = file.tell() if file.seekable() else None
         self._make = _unpacker(kind, name)
+        self._begin()
+
+    def _begin(self) -> None:
         self._member: Any = None  # the one that has begun
         self._packed = b""  # what is to be unpacked next
         self._piece_bytes = _LEAST_PIECE_BYTES
         self._text = memoryview(b"")
-        self.read_bytes = 0
+        self.read_bytes = self._place = 0
+
+    def seekable(self) -> bool:
+        return self._start is not None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if self._start is None or offset or whence == io.SEEK_END:
+            raise io.UnsupportedOperation("only the begin of compressed data can be gone to")
+        if whence == io.SEEK_SET:
+            self._file.seek(self._start)
+            self._begin()
+        return self._place
 
     def readable(self) -> bool:
         return True
@@ -173,6 +189,7 @@ class Unpacked(io.RawIOBase):
         count = min(len(buffer), len(self._text))
         buffer[:count] = self._text[:count]
         self._text = self._text[count:]
+        self._place += count
         return count
 
     def _unpack(self) -> bool:

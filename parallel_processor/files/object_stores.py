@@ -12,10 +12,16 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    ResultsFileError,
+)
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile
 from parallel_processor.files.requests_file import Opened
 from parallel_processor.options import shown_url
@@ -92,6 +98,38 @@ class _Remote(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def is_object(url: str) -> bool:
+    """True if there is a file at ``url``; false for a folder, or nothing.
+
+    Raises :class:`ResultsFileError` if the store can't tell.
+    """
+    try:
+        return bool(file_system(url).info(url)["type"] == "file")  # isfile() hides errors
+    except FileNotFoundError:
+        return False
+    except ParallelProcessorError:
+        raise
+    except Exception as error:  # each store has classes of its own
+        raise ResultsFileError(str(_unreadable(url, error))) from error
+
+
+@contextmanager
+def fetched(path: str) -> Iterator[Path]:
+    """The results file at ``path``; if that is a URL, a copy of it that is removed at the end."""
+    if not is_url(path):
+        yield Path(path)
+        return
+    from tempfile import TemporaryDirectory  # it loads all that packs files
+
+    with TemporaryDirectory(prefix="parallel-processor-") as folder:
+        copy = Path(folder) / path.rpartition("/")[2]
+        try:
+            file_system(path).get_file(path, str(copy))
+        except Exception as error:  # each store has classes of its own
+            raise ResultsFileError(str(_unreadable(path, error))) from error
+        yield copy
 
 
 def _unreadable(url: str, error: Exception) -> InputFileError:

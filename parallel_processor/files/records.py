@@ -201,12 +201,17 @@ def read_results(path: str | Path, errors_path: str | Path | None = None) -> Ite
 
 
 @contextmanager
-def reading(path: Path, buffer_bytes: int = _BUFFER_BYTES) -> Iterator[BinaryIO]:
-    """Open the text of a results file. If it can't be opened or read, raise :class:`ResultsFileError`."""
+def reading(
+    path: Path, buffer_bytes: int = _BUFFER_BYTES, *, is_growing: bool = True
+) -> Iterator[BinaryIO]:
+    """Open the text of a results file. If it can't be opened or read, raise :class:`ResultsFileError`.
+
+    With ``is_growing`` false, that includes compressed data whose end is missing.
+    """
     try:
         with (
             io.BufferedReader(cast(Any, io.FileIO(path)), buffer_bytes) as packed,
-            unpacked(packed, str(path), is_growing=True) as file,
+            unpacked(packed, str(path), is_growing=is_growing) as file,
         ):
             yield file
     except ParallelProcessorError:  # some are an OSError

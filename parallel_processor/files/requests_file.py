@@ -78,11 +78,20 @@ class Opened(NamedTuple):
 
 
 def open_path(path: Path) -> Opened:
-    """Open a file, a pipe or a device. Raises :class:`InputFileError`."""
+    """Open a file, a pipe or a device. Raises :class:`InputFileError`.
+
+    A pipe that nobody writes is open at once: the reader of its first line waits, who can be interrupted.
+    """
     try:
-        return opened(path.open("rb", buffering=0))
+        return opened(io.FileIO(path, opener=_open_without_waiting))
     except OSError as error:
         raise InputFileError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    os.set_blocking(descriptor, True)  # from here on, a wait is that of the reader
+    return descriptor
 
 
 def opened(raw: io.FileIO) -> Opened:
@@ -190,6 +199,8 @@ class RequestsFile:
         except OSError as error:
             if self._pipe is not None and self._pipe.is_interrupted:
                 return
+            if isinstance(error, InputFileError):  # it has the name already
+                raise
             raise self._error(error) from error
         self._ended = self._pipe is None or not self._pipe.is_interrupted
 
@@ -231,10 +242,12 @@ def default_save_path(requests_path: Path) -> Path:
             f"the requests come from {requests_path}, which is no file that results could stand beside: "
             "name a results file (--save_filepath, in a program save_path)"
         )
-    stem = requests_path.stem
-    if requests_path.suffix.lower() in _COMPRESSED:
-        stem = Path(stem).stem
-    return requests_path.parent / f"{stem}_results.jsonl"
+    return requests_path.parent / f"{plain_stem(requests_path)}_results.jsonl"
+
+
+def plain_stem(path: Path) -> str:
+    """``name`` of ``name.jsonl`` and ``name.jsonl.gz``."""
+    return Path(path.stem).stem if path.suffix.lower() in _COMPRESSED else path.stem
 
 
 def _is_descriptor(path: Path) -> bool:

@@ -128,8 +128,10 @@ def is_array(head: bytes) -> bool:
     return not rest.strip() or not isinstance(_value(first), list)
 
 
-# A string, whose end may be missing, or what nests and separates.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
+# A string up to its end or an escape in it, or what nests and separates.
+_TOKEN = re.compile(rb'"[^"\\]*("?)|[\[\]{},]')
+# Some more of a string. The bound keeps the memory small that a match takes.
+_REST = re.compile(rb'(?:[^"\\]+|\\.){0,1000}("?)', re.DOTALL)
 _PIECE_BYTES = 256 * 1024
 
 
@@ -140,10 +142,11 @@ def elements(file: io.BufferedReader, name: str) -> Iterator[bytes]:
     """
     data = file.read1(_PIECE_BYTES).removeprefix(_BOM)
     start, place, depth = data.find(b"[") + 1, data.find(b"[") + 1, 1
+    pattern = _TOKEN
     while depth:
-        token = _TOKEN.search(data, place)
-        if token is None or token[1] == b"":  # goes on in what is not read yet
-            place = len(data) if token is None else token.start()
+        token = pattern.match(data, place) if pattern is _REST else pattern.search(data, place)
+        if token is None or not token[0]:  # goes on in what is not read yet
+            place = len(data) if token is None else place
             more = file.read1(max(_PIECE_BYTES, len(data) - start))
             if not more:
                 raise InputFileError(
@@ -152,6 +155,9 @@ def elements(file: io.BufferedReader, name: str) -> Iterator[bytes]:
             data, place, start = data[start:] + more, place - start, 0
             continue
         place, mark = token.end(), token[0]
+        if pattern is _REST or mark[:1] == b'"':
+            pattern = _TOKEN if token[1] else _REST
+            continue
         depth += (mark in b"[{") - (mark in b"]}")
         if depth == 0 or (depth == 1 and mark == b","):
             element = data[start : token.start()]

@@ -11,15 +11,17 @@ import bisect
 import glob
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard, cast
 
-from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
 from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import is_url, open_remote, remote_files
+from parallel_processor.files.records import reading, take_apart
 from parallel_processor.files.requests_file import (
     InvalidLine,
     Opened,
@@ -45,12 +47,14 @@ class Source:
         open: opens it.
         path: where it is on this machine; ``None`` for what is no file.
         size_bytes: ``None`` if it isn't known beforehand.
+        is_match: a pattern has matched it; nobody has named it.
     """
 
     name: str
     open: Callable[[], RequestLines]
     path: Path | None = None
     size_bytes: int | None = None
+    is_match: bool = False
 
 
 def find_sources(given: SourceLike) -> list[Source]:
@@ -106,7 +110,8 @@ def _named(name: str) -> list[Source]:
             Source(name=text, open=lambda: RequestsFile(text, _stdin()), path=Path("/dev/stdin"))
         ]
     if is_url(name):
-        return _found(name, [_remote(url) for url in remote_files(name)])
+        found = remote_files(name)
+        return [_remote(name)] if found == [name] else _found(name, list(map(_remote, found)))
     path = Path(name.removeprefix("file://"))
     if not glob.has_magic(str(path)) or path.exists():
         return [_local(path)]
@@ -117,7 +122,49 @@ def _named(name: str) -> list[Source]:
 def _found(pattern: str, sources: list[Source]) -> list[Source]:
     if not sources:
         raise InputFileError(f"can't read {shown_url(pattern)}: no file has such a name")
-    return sources
+    return [replace(source, is_match=True) for source in sources]
+
+
+def apart_from(sources: Sequence[Source], outputs: Iterable[str | Path | None]) -> list[Source]:
+    """``sources`` without the results and errors files that a pattern matches, as in a second run.
+
+    Only a file that has nothing but records is left out. An output of an object store is its URL. Raises
+    :class:`ConfigurationError` if that is among the requests.
+    """
+    paths = [(str(each), None if is_url(str(each)) else Path(each)) for each in outputs if each]
+    keys = {_key(*each) for each in paths}
+    left: list[Source] = []
+    for source in sources:
+        is_output = _key(source.name, source.path) in keys
+        if is_output and source.path is None:
+            raise ConfigurationError(
+                f"the requests and the results or errors file are the same: {source.name}"
+            )
+        if not (is_output and source.is_match and _has_records(cast(Path, source.path))):
+            left.append(source)
+    if sources and not left:
+        what = f"{sources[0].name} is a results file"
+        raise InputFileError(f"{what}, and no file of requests has such a name")
+    return left
+
+
+def _has_records(path: Path) -> bool:
+    """True for a file that begins with a record, or is empty."""
+    try:
+        with reading(path) as file:
+            line = file.readline()
+    except ResultsFileError:
+        return False
+    return not line or take_apart(line) is not None
+
+
+def _key(name: str, path: Path | None) -> object:
+    """What all names of one file share."""
+    try:
+        status = path.stat() if path is not None else None
+    except OSError:  # it is missed when it is opened
+        status = None
+    return (status.st_dev, status.st_ino) if status is not None else re.sub("://+", "://", name)
 
 
 def _local(path: Path) -> Source:
@@ -164,12 +211,7 @@ def _check_for_twins(sources: Sequence[Source]) -> None:
     """Raise :class:`ConfigurationError` if a file is named twice: its requests would be sent twice."""
     seen: dict[object, Source] = {}
     for source in sources if len(sources) > 1 else ():
-        try:
-            status = source.path.stat() if source.path is not None else None
-        except OSError:  # it is missed when it is opened
-            status = None
-        key = (status.st_dev, status.st_ino) if status is not None else source.name
-        other = seen.setdefault(key, source)
+        other = seen.setdefault(_key(source.name, source.path), source)
         if other is not source:
             raise ConfigurationError(f"{source.name} is the same file of requests as {other.name}")
 

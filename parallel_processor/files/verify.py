@@ -11,7 +11,7 @@ from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import Record, identity, keys, read_record
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
-from parallel_processor.files.sources import SourceLike, find_sources, open_sources
+from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL
 
@@ -77,7 +77,7 @@ def verify_results(
     True
     """
     paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
-    lines = open_sources(find_sources(requests_path))
+    lines = open_sources(apart_from(find_sources(requests_path), paths))
     return verify_lines(lines, lambda: _records(paths), request_url, model, lambda: _forms(paths))
 
 

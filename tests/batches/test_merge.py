@@ -6,12 +6,13 @@ import bz2
 import gzip
 import json
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from commands import read_lines, run, write_lines
+from commands import command, environment, read_lines, run, write_lines
 from raw_server import RawServer, Visit, answer_all
 from services import HASTE, NO_LIMITS
 
@@ -19,6 +20,8 @@ from parallel_processor import process_file, read_results, verify_results
 from parallel_processor.batches.merge import Merged, merge
 from parallel_processor.batches.split import split
 from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
+from parallel_processor.files.append_file import open_results
+from parallel_processor.files.compression import unpacked
 
 PATH = "/v1/embeddings"
 
@@ -269,6 +272,37 @@ def test_the_command_counts_and_says_where(tmp_path: Path) -> None:
     done = run(*words)
     assert done.returncode == 2 and "is there already" in done.stderr
     assert run(*words[:3], "--save_filepath", tmp_path / "3.jsonl").returncode == 0
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_files_may_be_compressed_or_a_pipe(suffix: str, tmp_path: Path) -> None:
+    """What comes out is the same, and so is a results file whose name asks for compression."""
+    pytest.importorskip("zstandard")
+    lines = [good(f"request-{n}", float(n)) for n in range(300, 0, -1)]
+    plain = write_lines(tmp_path / "1.jsonl", lines)
+    packed = tmp_path / f"1.jsonl{suffix}"
+    file = open_results(packed)
+    file.append(plain.read_bytes())
+    file.end()
+    file.close()
+    source = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": n} for n in range(300)])
+    for number, requests_path in enumerate((None, source)):
+        saves = [tmp_path / f"out-{number}.jsonl{end}" for end in ("", suffix)]
+        expected = merge([plain], saves[0], requests_path=requests_path)
+        assert expected.answered == 300
+        assert merge([packed], saves[1], requests_path=requests_path) == expected
+        with saves[1].open("rb") as raw, unpacked(cast(Any, raw), "x") as text:
+            assert text.read() == saves[0].read_bytes()
+    words = ("--batch_filepath", "/dev/stdin", "--save_filepath", tmp_path / "piped.jsonl")
+    done = subprocess.run(
+        command("from-batch", *words), input=packed.read_bytes(), env=environment(), check=False
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "piped.jsonl").read_bytes() == plain.read_bytes()
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ResultsFileError, match=f"can't read .*1.jsonl{suffix}: the end of its"):
+        merge([packed], tmp_path / "torn.jsonl")
+    assert not list(tmp_path.glob("torn*"))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -210,7 +211,24 @@ def test_the_command_says_what_is_in_each_file(tmp_path: Path) -> None:
         (("--max_lines", 0), 2, "--max_lines must be at least 1"),
         (("--save_filepath", tmp_path / "no" / "x.jsonl"), 2, "the directory of the results file"),
         (("--save_filepath", source), 2, "are the same"),
+        (("--save_filepath", tmp_path / "x.jsonl.gz"), 2, "files that are not compressed"),
     ):
         done = run(*words, *more)
         assert (done.returncode, done.stdout) == (code, "")
         assert text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_names_of_the_files_to_upload(tmp_path: Path) -> None:
+    """Those of compressed requests lack the compression; the requests are never replaced."""
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps(body(1)).encode() + b"\n"))
+    done = run("to-batch", "--requests_filepath", packed, "--request_url", CHAT)
+    assert done.returncode == 0 and texts(tmp_path / "in_batch-001.jsonl") == ["1"]
+    source = write_lines(tmp_path / "up-007.jsonl", [body(n) for n in range(3)])
+    before = source.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(ConfigurationError, match="the name of one of the files to upload"):
+            split(source, tmp_path / "up.jsonl", request_url=CHAT, overwrite=overwrite)
+    assert source.read_bytes() == before
+    done = run("to-batch", "--requests_filepath", "")
+    assert done.returncode == 2 and "the requests file . is a directory" in done.stderr

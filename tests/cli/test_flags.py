@@ -346,3 +346,28 @@ def test_a_cluster_is_told_no_secret(more: list[str], text: str) -> None:
     done = run("run-on-ray", "--requests_filepath", "x", "--address", "127.0.0.1:1", *more)
     assert done.returncode == 2 and text in done.stderr, done.stderr
     assert "secret" not in done.stderr and "key_variable" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["to-batch", "from-batch", "run-on-ray"])
+def test_a_second_file_of_requests_is_not_taken_for_the_first(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These commands take one. The requests of the first file would be missing otherwise."""
+    flags = ["--requests_filepath", "a.jsonl", "--requests-filepath", "b.jsonl"]
+    with pytest.raises(SystemExit):
+        commands_module.PARSERS[command]().parse(flags)
+    assert "--requests_filepath is given twice: it takes one file" in capsys.readouterr().err
+
+
+def test_files_of_batches_may_be_named_one_by_one() -> None:
+    """The flag given twice is the same as with both files behind it."""
+    parse = commands_module.build_from_batch_parser().parse
+    words = ["--batch_filepath", "a", "--batch_filepath", "b", "c", "--save_filepath", "out"]
+    assert parse(words).batch_filepath == ["a", "b", "c"]
+
+
+def test_parts_are_of_one_file(tmp_path: Path) -> None:
+    """``verify`` of a folder of parts takes one file of requests, and says so."""
+    done = run("verify", *["--requests_filepath", "in.jsonl"] * 2, "--save_filepath", tmp_path)
+    assert done.returncode == 2
+    assert "parts in a folder are of one file of requests" in done.stderr

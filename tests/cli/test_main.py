@@ -443,7 +443,7 @@ ROWS_XY, GOOD_XY = [batch_row("x"), batch_row("y")], [good("x"), good("y")]
         (ROWS_XY, GOOD_XY[:1], 1, ["not every line has exactly one answer"]),
         (
             *([*ROWS_XY, batch_row("x", "other")], [*GOOD_XY, good("x")], 1),
-            ["lines 1 and 3 have the same custom_id but different requests"],
+            ["line 1 and line 3 have the same custom_id but different requests"],
         ),
     ],
 )
@@ -490,3 +490,18 @@ def test_nothing_of_the_cookbooks_file_is_lost(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "in_results.jsonl") == [
         [{"model": "m", "input": "a"}, OK, {"row_id": 1}]
     ]
+
+
+def test_ctrl_c_ends_a_check_that_waits(tmp_path: Path) -> None:
+    """``verify`` of requests from a pipe says nothing then, and has the usual exit code."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    words = ("--requests_filepath", fifo, "--save_filepath", write_lines(tmp_path / "out", []))
+    with subprocess.Popen(
+        command("verify", *words), stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        writer = os.open(fifo, os.O_WRONLY)  # once it reads there
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == b""
+        os.close(writer)
+    assert process.returncode == 130

@@ -145,6 +145,19 @@ def test_a_plain_file_with_such_a_name_is_refused(suffix: str, tmp_path: Path) -
     assert path.read_bytes() == record(1) * 100
 
 
+def test_a_compressed_file_with_a_plain_name_is_refused(tmp_path: Path) -> None:
+    """Its answers are not taken for nothing, and no plain line is appended behind them."""
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(gzip.compress(record(1)))
+    before = path.read_bytes()
+    with (
+        open_files(path, None) as files,
+        pytest.raises(ResultsFileError, match="compressed with gzip, which its name doesn't say"),
+    ):
+        prepare(files)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("suffix", KINDS)
 def test_a_compressed_results_file_resumes(suffix: str, tmp_path: Path) -> None:
     """Failed records go, answers stay, what is appended comes behind them, and a torn line is cut off."""

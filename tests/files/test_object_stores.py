@@ -15,6 +15,7 @@ import pytest
 from raw_server import RawServer, answer_all
 from services import gated, in_background, processor, rows
 
+from parallel_processor.cli.main import main
 from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages that serve and use S3
@@ -120,6 +121,23 @@ def test_failures_have_their_file_there_too(store: Store) -> None:
     assert (len(store.read("o.jsonl")), len(store.read("e.jsonl"))) == (3, 1)
 
 
+def test_results_there_are_verified(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file there is a results file, not a folder of parts; a store that can't tell is one line."""
+    store.files.pipe_file(f"{store.url}/in-1.jsonl", lines(3) + b"nonsense\n")
+    source, save, errors = (f"{store.url}/{name}" for name in ("in-*", "o.jsonl.gz", "e.jsonl"))
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        made.process_file(source, save, errors_path=errors)
+    words = ["verify", "--requests_filepath", source, "--save_filepath", save]
+    assert main([*words, "--errors_filepath", errors]) == 1
+    assert capsys.readouterr().out.split()[:6] == ["lines", "24", "answered", "23", "failed", "1"]
+    with pytest.raises(SystemExit):
+        main([*words[:-1], "s3://Not A Bucket/o.jsonl"])
+    assert "error: can't read s3://Not A Bucket/o.jsonl" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_results_that_cant_be_put_there_stay_here(store: Store, tmp_path: Path) -> None:
     """The error says where they are; the same command puts them there once it can."""
     url = f"{store.url}-none/out.jsonl"
@@ -156,6 +174,10 @@ def test_a_store_in_memory_works_alike(tmp_path: Path, monkeypatch: pytest.Monke
         assert made.process_file("memory://in.jsonl", "memory://out.jsonl").answered == 5
         with pytest.raises(ConfigurationError, match="is a folder"):
             made.process_file("memory://in.jsonl", "memory://folder/")
+        for source in ("memory://in.jsonl", "memory://*.jsonl"):  # they would be replaced
+            with pytest.raises(ConfigurationError, match="are the same: memory://"):
+                made.process_file(source, "memory:///in.jsonl", overwrite=True)
+    assert memory.cat_file("/in.jsonl") == lines(5)
     assert len(memory.cat_file("/out.jsonl").splitlines()) == 5
 
 

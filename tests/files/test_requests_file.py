@@ -139,6 +139,23 @@ def test_a_torn_download_ends_in_an_error(tmp_path: Path) -> None:
         list(source)
 
 
+def test_a_wait_for_the_writer_of_a_pipe_can_be_ended(tmp_path: Path) -> None:
+    """A named pipe that nobody writes opens at once. Its writer may come later, or never."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with RequestsFile(fifo) as lines:
+        timer = threading.Timer(0.05, lines.interrupt)
+        timer.start()
+        assert list(lines) == []
+        timer.join()
+        assert lines.fraction() is None
+    with RequestsFile(fifo) as lines:
+        timer = threading.Timer(0.05, fifo.write_bytes, [b"a\nb\n"])
+        timer.start()
+        assert list(lines) == [b"a\n", b"b\n"]
+        timer.join()
+
+
 def test_a_wait_for_a_pipe_can_be_ended(tmp_path: Path) -> None:
     """There are no more lines then, and what has come of the next one is none."""
     fifo = tmp_path / "fifo"

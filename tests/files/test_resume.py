@@ -393,7 +393,6 @@ def test_torn_tails_are_cut(path: Path, tail: bytes) -> None:
         b'{"model": "m", "input": "x"}\n' * 2,
         b'{"custom_id": "i", "result": {"type": "succeeded"}}\n',
         bytes(range(256)),
-        b"\x1f\x8b compressed",
     ],
 )
 def test_a_file_without_any_record_is_refused(path: Path, content: bytes) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,20 @@ def test_the_elements_of_an_array_are_lines(text: str, tmp_path: Path) -> None:
     assert found == json.loads(text.removeprefix("\ufeff"))
 
 
+def test_a_text_of_escapes_takes_no_more_memory_than_another(tmp_path: Path) -> None:
+    """It was 50 bytes for each."""
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(['\n"\\' * 500_000]), "utf-8")
+    with RequestsFile(path) as lines:
+        tracemalloc.start()
+        try:
+            assert len(json.loads(next(iter(lines)))) == 1_500_000
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 8 * path.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("text", "count", "words"),
     [
@@ -137,7 +153,7 @@ def test_an_array_that_is_torn_ends_in_an_error(
     with RequestsFile(path) as lines:
         reading = iter(lines)
         assert len([next(reading) for _ in range(count)]) == count
-        with pytest.raises(InputFileError, match=words):
+        with pytest.raises(InputFileError, match=rf"^{re.escape(str(path))}: .*{words}"):
             next(reading)
 
 

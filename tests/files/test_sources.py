@@ -156,6 +156,42 @@ def test_outputs_that_cant_be_are_refused(folder: Path, words: tuple[str, ...], 
     assert (folder / "part-1.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_pattern_that_matches_the_results_means_the_requests(
+    folder: Path, server: RawServer, ending: str
+) -> None:
+    """The same command goes on, although its results are there now. So does ``verify``."""
+    save, errors = f"results.jsonl{ending}", f"errors.jsonl{ending}"
+    files = ("--save_filepath", save, "--errors_filepath", errors)
+    words = ("--requests_filepath", "*.jsonl*", *files)
+    for answered in (30, 0):
+        done = run(*words, "--request_url", server.url, "--api_key", "k")
+        assert done.returncode == 0 and f"requests: {answered} answered" in done.stderr
+    assert run("verify", *words).stdout.split()[:4] == ["lines", "30", "answered", "30"]
+    assert verify_results("*.jsonl*", save, errors).ok
+    with pytest.raises(InputFileError, match=r"no file of requests has such a name"):
+        process_file("r*.jsonl*", save, request_url=server.url, api_key="k")
+
+
+def test_rows_that_share_an_id_are_named_with_their_files(folder: Path) -> None:
+    """By ``verify`` too, which numbers the lines of all files through."""
+    for number in range(2):
+        row = {"custom_id": "x", "url": "/v1/embeddings", "body": {"model": "m", "input": number}}
+        write_lines(folder / f"row-{number}.jsonl", [{"model": "m", "input": "a"}, row])
+    save = write_lines(folder / "out.jsonl", [])
+    done = run("verify", "--requests_filepath", "row-*.jsonl", "--save_filepath", save)
+    assert done.stderr.startswith("row-0.jsonl, line 2 and row-1.jsonl, line 2 have the same")
+
+
+def test_where_results_go_is_found_out_before_they_are_there(
+    folder: Path, server: RawServer
+) -> None:
+    """They may match the pattern: then the run would end with an error behind its last answer."""
+    words = ("--requests_filepath", "part-0*.jsonl", "--request_url", server.url, "--api_key", "k")
+    done = run(*words)
+    assert done.returncode == 0 and "results are in part-0_results.jsonl" in done.stderr
+
+
 def test_a_file_named_like_a_pattern_is_a_file(folder: Path) -> None:
     """What is there under the very name is meant."""
     (folder / "in[0].jsonl").write_text('{"a": 1}\n')

@@ -17,6 +17,7 @@ from commands import command, environment, run, write_lines
 
 from parallel_processor import export_results, read_results, to_records
 from parallel_processor.exceptions import ConfigurationError, ResultsFileError
+from parallel_processor.files.append_file import open_results
 from parallel_processor.tables import export
 
 CHAT = {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "model": "m-1"}
@@ -231,6 +232,19 @@ def test_no_results_make_a_table_without_rows(tmp_path: Path) -> None:
     assert (tmp_path / "o.csv").read_text().startswith("number,custom_id,ok,")
     assert export_results(results, tmp_path / "o.parquet") == 0
     assert pq.read_table(tmp_path / "o.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["r.jsonl.gz", "r.jsonl.zst"])
+def test_compressed_results_make_the_same_table(results: Path, tmp_path: Path, name: str) -> None:
+    """They are read twice as well. A run that was killed may have left no end of the compressed data."""
+    pytest.importorskip("zstandard")
+    results.write_bytes(results.read_bytes() * 200)  # more than is in memory at once
+    packed = open_results(tmp_path / name)
+    packed.append(results.read_bytes())
+    packed.close()
+    assert export_results(tmp_path / name, tmp_path / "packed.csv") == 200 * len(RECORDS)
+    export_results(results, tmp_path / "plain.csv")
+    assert (tmp_path / "packed.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
 
 
 def test_what_is_written_meanwhile_is_left_out(results: Path, tmp_path: Path) -> None:
