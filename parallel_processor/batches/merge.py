@@ -33,7 +33,7 @@ from parallel_processor.files.records import (
     record,
     take_apart,
 )
-from parallel_processor.files.requests_file import RequestsFile
+from parallel_processor.files.sources import SourceLike, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import OutputFormat
 
@@ -124,7 +124,7 @@ def merge(
     batch_paths: Sequence[Path],
     save_path: Path,
     *,
-    requests_path: Path | None = None,
+    requests_path: SourceLike | None = None,
     model: str | None = None,
     output_format: OutputFormat = "auto",
     overwrite: bool = False,
@@ -137,7 +137,9 @@ def merge(
 
     Raises :class:`ConfigurationError` if ``save_path`` is there already, or the form needs the requests.
     """
-    _check_paths([*batch_paths, *([requests_path] if requests_path else [])], save_path)
+    sources = find_sources(requests_path) if requests_path is not None else []
+    inputs = [source.path for source in sources if source.path is not None]
+    _check_paths([*batch_paths, *inputs], save_path)
     if output_format == "cookbook" and requests_path is None:
         raise ConfigurationError(
             "the cookbook's form has the requests in it: name their file with --requests_filepath"
@@ -151,7 +153,7 @@ def merge(
         with _replacing(save_path) as save:
             if requests_path is None:
                 return _write_as_found(files, places, found, save)
-            with RequestsFile(requests_path) as lines:
+            with open_sources(sources) as lines:
                 requests = requests_in(lines.numbered(), _ANYWHERE, lines.place, model)
                 wanted = arranged(requests, output_format, lines.place)
                 return _write_in_order(wanted, files, places, found, save)

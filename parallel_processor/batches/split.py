@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,8 @@ from parallel_processor.files.batch_rows import OPENAI, RowRequest
 from parallel_processor.files.compression import written_compression
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.formats import requests_in, tell_notes
-from parallel_processor.files.requests_file import RequestsFile, check_paths
+from parallel_processor.files.requests_file import check_paths
+from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.providers.answers import count_inputs
 from parallel_processor.providers.jsontext import dump
@@ -83,7 +84,7 @@ class _Part:
 
 
 def split(
-    requests_path: Path,
+    requests_path: SourceLike,
     save_path: Path,
     *,
     request_url: str | None = None,
@@ -96,16 +97,18 @@ def split(
 
     A file has one model and one endpoint, at most ``max_lines`` lines and as many inputs of embeddings, and
     at most ``max_bytes``. The endpoint of a request that names none is that of ``request_url``, which may
-    be a path.
+    be a path. ``requests_path`` is what :func:`process_file` takes, but for tables.
 
     Raises :class:`InputFileError` for lines that can't be uploaded; then nothing is written.
     """
-    check_paths(requests_path, save_path, None)
+    sources = find_sources(requests_path)
+    inputs = [source.path for source in sources if source.path is not None]
+    check_paths(inputs, save_path, None)
     endpoint = _endpoint(request_url)
-    old = _old_files(requests_path, save_path, overwrite=overwrite)
+    old = _old_files(inputs, save_path, overwrite=overwrite)
     parts = _Parts(save_path, max_lines, max_bytes)
     try:
-        for row in _rows(requests_path, endpoint, model, max_bytes):
+        for row in _rows(sources, endpoint, model, max_bytes):
             parts.add(row)
         made = [part.close() for part in parts.all]
         _remove(old)
@@ -126,18 +129,19 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _old_files(requests_path: Path, save_path: Path, *, overwrite: bool) -> list[Path]:
+def _old_files(inputs: Sequence[Path], save_path: Path, *, overwrite: bool) -> list[Path]:
     """What will be replaced. Raises :class:`ConfigurationError` if that can't be, or not these names."""
     if written_compression(save_path) is not None:
         raise ConfigurationError(
             f"can't write {save_path}: a Batch API takes files that are not compressed"
         )
     old = _numbered_files(save_path)
-    if any(each.samefile(requests_path) for each in old if requests_path.exists()):
-        raise ConfigurationError(
-            f"the requests file {requests_path} has the name of one of the files to upload: name another "
-            "with --save_filepath"
-        )
+    for path in inputs:
+        if path.exists() and any(each.samefile(path) for each in old):
+            raise ConfigurationError(
+                f"the requests file {path} has the name of one of the files to upload: name another with "
+                "--save_filepath"
+            )
     if old and not overwrite:
         raise ConfigurationError(
             f"{old[0]} is there already: remove such files, name another with --save_filepath, or give "
@@ -183,10 +187,12 @@ class _Parts:
         return has_lines and part.size_bytes + len(row.line) <= self._max_bytes
 
 
-def _rows(requests_path: Path, endpoint: str, model: str | None, max_bytes: int) -> Iterator[_Row]:
+def _rows(
+    sources: Sequence[Source], endpoint: str, model: str | None, max_bytes: int
+) -> Iterator[_Row]:
     """The rows of all requests. Raises :class:`InputFileError` if some can't be uploaded."""
     reasons, noted = [], set[str]()
-    with RequestsFile(requests_path) as lines:
+    with open_sources(sources) as lines:
         requests = map(_for_openai, requests_in(lines.numbered(), _NOWHERE, lines.place, model))
         for request in arranged(requests, "batch", lines.place, is_strict=True):
             if request.dropped:
@@ -202,7 +208,7 @@ def _rows(requests_path: Path, endpoint: str, model: str | None, max_bytes: int)
                 yield made
     if reasons:
         texts = "".join(f"\n  {reason}" for reason in reasons)
-        raise InputFileError(f"{requests_path} can't be uploaded, and nothing was written:{texts}")
+        raise InputFileError(f"{lines.name} can't be uploaded, and nothing was written:{texts}")
 
 
 def _endpoint(request_url: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from parallel_processor.exceptions import (
     ResultsFileError,
 )
 from parallel_processor.files.requests_file import plain_stem
+from parallel_processor.files.sources import STDIN
 
 
 def to_batch(words: Sequence[str]) -> int:
@@ -26,14 +28,16 @@ def to_batch(words: Sequence[str]) -> int:
     parser = build_to_batch_parser()
     flags = parser.parse(words)
     set_up_logging(logging.INFO)
-    source = Path(flags.requests_filepath)
-    save = Path(flags.save_filepath or source.parent / f"{plain_stem(source)}_batch.jsonl")
+    names = flags.requests_filepath
+    save = Path(flags.save_filepath) if flags.save_filepath else _beside(names)
+    if save is None:
+        parser.error("the requests are no single file: name the files with --save_filepath")
     for name in ("max_lines", "max_bytes"):
         if getattr(flags, name) < 1:
             parser.error(f"--{name} must be at least 1")
     try:
         made = split(
-            source,
+            names,
             save,
             request_url=flags.request_url,
             model=flags.model,
@@ -47,11 +51,20 @@ def to_batch(words: Sequence[str]) -> int:
         say(f"{parser.prog}: error: {error}")
         return 2 if isinstance(error, InputFileError) else 1
     if not made:
-        say(f"{source} has no requests: nothing was written")
+        say(f"{', '.join(names)} has no requests: nothing was written")
     for file in made:
         size = f"{file.size_bytes / 1e6:,.1f} MB"
         show(f"{file.path}: {file.lines:,} lines, {size}, {file.model}, {file.endpoint}")
     return 0
+
+
+def _beside(names: Sequence[str]) -> Path | None:
+    """``name_batch.jsonl`` beside the only file, if it is one of this machine."""
+    path = Path(names[0])
+    is_file = len(names) == 1 and names[0] != STDIN and "://" not in names[0]
+    if not is_file or (glob.has_magic(names[0]) and not path.exists()):
+        return None
+    return path.parent / f"{plain_stem(path)}_batch.jsonl"
 
 
 def from_batch(words: Sequence[str]) -> int:
@@ -59,12 +72,11 @@ def from_batch(words: Sequence[str]) -> int:
     parser = build_from_batch_parser()
     flags = parser.parse(words)
     set_up_logging(logging.INFO)
-    source = flags.requests_filepath
     try:
         merged = merge(
             [Path(path) for path in flags.batch_filepath],
             Path(flags.save_filepath),
-            requests_path=Path(source) if source else None,
+            requests_path=flags.requests_filepath,
             model=flags.model,
             output_format=flags.output_format,
             overwrite=flags.overwrite,

@@ -64,8 +64,8 @@ _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that
 }
 _NOT_ON_RAY = ("output_format", "model", "ordered", *TABLE_FLAGS)
 _TO_BATCH_FLAGS = (
-    Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line", required=True,
-         is_single=True),
+    Flag("requests_filepath", "", "FILE", "the requests, one JSON object a line; - for standard input, a "
+         "pattern, or a URL; may be given several times", required=True, repeatable=True),
     Flag("save_filepath", "", "FILE.jsonl", "where to: FILE-001.jsonl, FILE-002.jsonl …",
          default_text="{requests}_batch.jsonl"),
     Flag("request_url", "", "URL", "the endpoint of requests that name none, as /v1/chat/completions"),
@@ -79,7 +79,7 @@ _FROM_BATCH_FLAGS = (
          several=True),
     Flag("save_filepath", "", "FILE", "the results", required=True),
     Flag("requests_filepath", "", "FILE", "the requests, as they were given to to-batch; the results get "
-         "their order", is_single=True),
+         "their order", repeatable=True),
     Flag("output_format", "", "", "the form of the results: that of each request (auto), lines of a "
          "Batch output file (batch), or the cookbook's arrays", "auto", choices=get_args(OutputFormat)),
     Flag("model", "", "NAME", "the model of requests that name none"),

@@ -40,11 +40,11 @@ Names that cross the border (module, names):
     input_order    RequestOrder
     object_stores  StoredFile, fetched, file_system, is_object, is_url
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
-    requests_file  InvalidLine, Place, RequestLines, RequestsFile, check_paths, line_place,
+    requests_file  InvalidLine, Place, RequestLines, check_paths, line_place,
                    plain_stem
     resume         AnsweredRequests, open_files, prepare
     shape          why_not_in_blocks, why_not_jsonl, why_not_plain
-    sources        Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
+    sources        STDIN, Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes
 """

@@ -314,3 +314,28 @@ def test_compressed_files_are_merged(pack: Callable[[bytes], bytes], tmp_path: P
     found = merge([tmp_path / "output.jsonl.packed"], tmp_path / "out.jsonl", requests_path=source)
     assert (found.answered, found.missing) == (2, 0)
     assert [line["custom_id"] for line in read_lines(tmp_path / "out.jsonl")] == ["a", "b"]
+
+
+def test_several_files_are_one_job(tmp_path: Path) -> None:
+    """Lines are numbered through all files, which go there and come back as a pattern and one by one."""
+    for name, numbers in (("part-1", range(3)), ("part-2", range(3, 5))):
+        write_lines(tmp_path / f"{name}.jsonl", [body(n) for n in numbers])
+    pattern = str(tmp_path / "part-?.jsonl")
+    (upload,) = split(pattern, tmp_path / "up.jsonl", request_url=PATH)
+    ids = [row["custom_id"] for row in read_lines(upload.path)]
+    assert ids == [f"request-{n}" for n in range(1, 6)]
+    answers = write_lines(tmp_path / "output", [good(each, n) for n, each in enumerate(ids)][::-1])
+    parts = [tmp_path / "part-1.jsonl", tmp_path / "part-2.jsonl"]
+    found = merge([answers], tmp_path / "out.jsonl", requests_path=parts, output_format="cookbook")
+    assert (found.answered, found.missing) == (5, 0)
+    records = read_lines(tmp_path / "out.jsonl")
+    assert [float(request["input"]) for request, _ in records] == [
+        response["data"][0]["embedding"][0] for _, response in records
+    ]
+
+
+def test_what_no_file_stands_beside_needs_a_name(tmp_path: Path) -> None:
+    """A pattern says where nothing goes: the command asks for a name instead of making one up."""
+    done = run("to-batch", "--requests_filepath", str(tmp_path / "part-*.jsonl"))
+    assert done.returncode == 2
+    assert "name the files with --save_filepath" in done.stderr

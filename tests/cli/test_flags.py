@@ -348,14 +348,13 @@ def test_a_cluster_is_told_no_secret(more: list[str], text: str) -> None:
     assert "secret" not in done.stderr and "key_variable" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["to-batch", "from-batch", "run-on-ray"])
 def test_a_second_file_of_requests_is_not_taken_for_the_first(
-    command: str, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """These commands take one. The requests of the first file would be missing otherwise."""
+    """``run-on-ray`` takes one. The requests of the first file would be missing otherwise."""
     flags = ["--requests_filepath", "a.jsonl", "--requests-filepath", "b.jsonl"]
     with pytest.raises(SystemExit):
-        commands_module.PARSERS[command]().parse(flags)
+        commands_module.build_ray_parser().parse(flags)
     assert "--requests_filepath is given twice: it takes one file" in capsys.readouterr().err
 
 
