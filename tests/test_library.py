@@ -212,6 +212,7 @@ def test_a_future_has_its_outcome() -> None:
     """Requests that threads submit share a run, and its thread ends with the block."""
     with Simulator(SimulatorOptions(latency_s=0.02)) as simulator, processor(simulator.url) as made:
         futures = [made.submit(row) for row in rows(50)]
+        assert futures[0].result(timeout=30).ok
         assert made.stats().runs == 1
         assert all(future.result(60).ok for future in futures)
         inputs = [future.result().request.body["input"] for future in futures]
