@@ -76,7 +76,9 @@ class Credits:
         in_flight: how many requests are in flight.
         read_ahead: how many requests may be read that wait for a worker.
         held: the credits of the requests that were taken out of the inbox.
-        is_heavy: true if what waits for the writer takes as much memory as it may. The lock guards it.
+        held_bytes: of the outcomes that workers gave to the writer, until they are on record.
+        heavy_at: from so many bytes on, they take as much memory as they may.
+        is_heavy: true then. The lock guards these three.
         reader_waits: true if the reader waits to be woken. The reader sets it.
         is_last: true once nothing more is read. The reader sets it.
     """
@@ -88,8 +90,8 @@ class Credits:
         self._most_workers = max_workers
         self.max_workers = min(max_workers, _FIRST)
         self.is_careful = self.max_workers < max_workers
-        self.in_flight = self.held = self._held_bytes = 0
-        self.is_heavy = False
+        self.in_flight = self.held = self.held_bytes = 0
+        self.heavy_at, self.is_heavy = slack.size_bytes, False
         # Credits for outcomes that were never queued, less those that the program took. For the reader.
         self._skipped = self._skipped_bytes = 0
         self.reader_waits = self.is_last = False
@@ -113,7 +115,7 @@ class Credits:
         """So many outcomes are on record; true if requests may be sent again that had to wait for that."""
         was_heavy = self.is_heavy
         self.held -= count
-        self._held_bytes -= size_bytes
+        self.held_bytes -= size_bytes
         self.is_heavy = self._weighs_too_much()
         return was_heavy and not self.is_heavy
 
@@ -149,7 +151,9 @@ class Credits:
         ``all_wait``: every queue waits for its bucket, and the next request may be for another one.
         """
         waiting = self._queues.count
-        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES or self._weighs_too_much():
+        if waiting and self._queues.size_bytes >= _LOOK_AHEAD_BYTES or self.is_heavy:
+            return 0
+        if self._skipped_bytes and self._weighs_too_much():
             return 0
         left = self._most_workers + self.read_ahead + self._slack.outcomes
         left -= self.under_way
@@ -172,13 +176,7 @@ class Credits:
         return self._most_workers - self.under_way - rest
 
     def _weighs_too_much(self) -> bool:
-        return self._held_bytes + self._skipped_bytes >= self._slack.size_bytes
-
-    def hold(self, size_bytes: int) -> None:
-        """A worker gave the writer an outcome of so many bytes."""
-        self._held_bytes += size_bytes
-        if self._held_bytes + self._skipped_bytes >= self._slack.size_bytes:
-            self.is_heavy = True
+        return self.held_bytes + self._skipped_bytes >= self.heavy_at
 
     @property
     def is_full(self) -> bool:

@@ -49,8 +49,7 @@ class Dispatcher:
         drop: called with each request that will not be sent, or not again.
         on_room: called when more may be read, and when everything has ended.
         activity: what holds the run back if no bucket does; told whether ``max_workers`` are in flight.
-        counters: count each request and attempt that is handed out.
-        wait_times: notes what the run waits for.
+        counters: count each request and attempt that is handed out; ``wait_times`` what the run waits for.
         stop: after it, nothing is handed out.
         max_workers: how many requests may be in flight; ``slack`` is what may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
@@ -174,8 +173,7 @@ class Dispatcher:
         """An attempt has ended. Returns the next request for the worker to send, if one may go.
 
         Args:
-            again: the request, if it is to be sent again; otherwise it has an outcome.
-            retry_in_s: seconds until then.
+            again: the request, if it is to be sent again in ``retry_in_s``; otherwise it has an outcome.
             made_room: its bucket may admit more than it did.
             size_bytes: of what was given to the writer.
         """
@@ -183,7 +181,9 @@ class Dispatcher:
         with self._lock:
             credits.take_in()
             credits.in_flight -= 1
-            credits.hold(size_bytes)
+            credits.held_bytes += size_bytes
+            if credits.held_bytes >= credits.heavy_at:
+                credits.is_heavy = True
             if again is not None and not self._has_left:
                 comes_back = True
                 due_at = self._clock() + retry_in_s if retry_in_s > 0 else -math.inf

@@ -85,6 +85,9 @@ def arranged(
     ids, has_warned, told = CustomIds(), False, set[str]()
     arrange = _ARRANGEMENTS[output_format]
     for request in requests:
+        if request.custom_id is None and arrange is None:
+            yield request  # most are such
+            continue
         if type(request) is RowRequest and request.dialect.name not in told:
             _tell(request, request.dialect, place, is_sent=not is_strict)
             told.add(request.dialect.name)
