@@ -25,7 +25,15 @@ from typing import BinaryIO
 from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import AppendFile, open_results, replace_text
 from parallel_processor.files.batch_rows import is_json
-from parallel_processor.files.identity import Record, given_id, id_key, keys, line_id, read_record
+from parallel_processor.files.identity import (
+    Record,
+    given_id,
+    id_key,
+    identity,
+    keys,
+    line_id,
+    read_record,
+)
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
@@ -65,9 +73,16 @@ class AnsweredRequests:
         """The ids that cookbook lines were given, of the records that stay."""
         return AnsweredRequests()
 
+    @cached_property
+    def lines(self) -> AnsweredRequests:
+        """The cookbook lines that have a Batch record which no request was found for yet."""
+        return AnsweredRequests()
+
     def add_record(self, record: Record) -> None:
         """Add what ``record`` answers."""
         self.add(record.identity)
+        if record.origin is not None:
+            self.lines.add(record.origin)
         if record.given_id is not None:
             self.given_ids.add(record.given_id)
 
@@ -87,6 +102,8 @@ class AnsweredRequests:
             return False
         for place, key in enumerate(keys(request)):
             if self._take(key):
+                if place == 1 and not self.lines.is_empty:
+                    self.lines._take(identity(request))
                 if place == 2 and request.custom_id == line_id(request.number):
                     self._note_place(request)
                 return True
@@ -99,6 +116,11 @@ class AnsweredRequests:
         """
         custom_id = request.custom_id
         if custom_id is None:
+            if self.lines._has(identity(request)):
+                raise InputFileError(
+                    f"{place} has its answer in the results file, in a Batch record of a line with another "
+                    "number: lines came, went or moved before it. Undo that; or name another results file"
+                )
             if self._has(id_key(given_id(request))):
                 raise InputFileError(
                     f"{place} may have its answer in the results file, in a Batch record with the id "

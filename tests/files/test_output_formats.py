@@ -358,3 +358,20 @@ def test_ordered_results_stay_in_order_in_any_form(make: Any, form: Any, tmp_pat
         for line in read_lines(save)
     ]
     assert found == [row["custom_id"] for row in rows]
+
+
+@pytest.mark.parametrize("form", ["auto", "cookbook"])
+def test_a_line_that_moved_is_not_paid_for_twice_in_another_form(form: Any, tmp_path: Path) -> None:
+    """Its Batch record is under another number: the run is refused there. Equal lines more are new ones."""
+    lines = [body(number) for number in range(1, 6)]
+    source, save = write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    with RawServer(answer_all) as server:
+        run(source, save, server, output_format="batch")
+        write_lines(source, [lines[0], body("new"), *lines[1:]])
+        with pytest.raises(InputFileError, match="line 3 has its answer in the results file"):
+            run(source, save, server, output_format=form)
+        assert len(server.bodies) <= 6  # the new line at most
+        write_lines(source, [*lines, lines[0], body("new")])
+        run(source, save, server, output_format=form)
+    assert len(server.bodies) <= 8
+    assert verify_results(source, save).ok
