@@ -24,14 +24,38 @@ class Endpoint(enum.Enum):
     COMPLETIONS = "/completions"
     EMBEDDINGS = "/embeddings"
     MODERATIONS = "/moderations"
-    MESSAGES = "/messages"
+    IMAGES = "/images/generations"
+    MESSAGES = "/messages"  # Anthropic
+    GENERATE_CONTENT = ":generatecontent"  # Gemini, Vertex
+    EMBED_CONTENT = ":embedcontent"
+    BATCH_EMBED_CONTENTS = ":batchembedcontents"
+    CONVERSE = "/converse"  # Bedrock
+    COHERE_CHAT = "/v2/chat"
+    COHERE_EMBED = "/v2/embed"
+    OLLAMA_CHAT = "/api/chat"
+    OLLAMA_GENERATE = "/api/generate"
+    OLLAMA_EMBED = "/api/embed"
+    RERANK = "/rerank"  # Cohere, Voyage, Jina, TEI
+    TEI_EMBED = "/embed"  # after all others that end so
+    TGI_GENERATE = "/generate"
     UNKNOWN = ""
+
+    @property
+    def has_model_in_path(self) -> bool:
+        """True if the URL names the model, and the body doesn't."""
+        return self in _WITH_MODEL_IN_PATH
 
     @classmethod
     def of_path(cls, path: str) -> Endpoint:
         """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
         path = path.rstrip("/").lower()
         return next(endpoint for endpoint in cls if path.endswith(endpoint.value))
+
+
+_WITH_MODEL_IN_PATH = {
+    *(Endpoint.GENERATE_CONTENT, Endpoint.EMBED_CONTENT, Endpoint.BATCH_EMBED_CONTENTS),
+    Endpoint.CONVERSE,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,8 @@ from parallel_processor.files.requests_file import InvalidLine, Place, line_plac
 from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat, shown_url
-from parallel_processor.providers.endpoints import endpoint_of, resolve_url
+from parallel_processor.providers.dialects import endpoint_of
+from parallel_processor.providers.endpoints import resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -240,7 +241,8 @@ def _row_request(
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
         text, body = _with_model(text, body, model)
-    if url is None and endpoint_of(request_url) is not Endpoint.UNKNOWN:
+    asked = endpoint_of(request_url)
+    if url is None and asked is not Endpoint.UNKNOWN and not asked.has_model_in_path:
         if not dialect.has_model:
             raise ValueError(
                 f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from parallel_processor.contents import mappings
 from parallel_processor.models import Response
-from parallel_processor.providers.patterns import Pattern
-from parallel_processor.providers.texts import is_page, page_text, plain_line
+from parallel_processor.providers.texts import Pattern, is_page, page_text, plain_line
 
 _MAX_MESSAGE = 500
 _MAX_TEXT = 2000  # of a message whose words are judged

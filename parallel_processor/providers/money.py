@@ -22,8 +22,7 @@ from typing import NamedTuple
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import AttemptStatus
 from parallel_processor.providers.errors import ErrorInfo, unquoted
-from parallel_processor.providers.patterns import Pattern
-from parallel_processor.providers.texts import phrases
+from parallel_processor.providers.texts import Pattern, phrases
 
 _KEY, _QUOTA, _MODEL = "key", "quota", "model"
 

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from parallel_processor.models import Endpoint, Estimate, Request
 from parallel_processor.options import Options
-from parallel_processor.providers.endpoints import charges_reservation, endpoint_of
+from parallel_processor.providers.dialects import endpoint_of
+from parallel_processor.providers.endpoints import charges_reservation
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.counter import TokenCounter
 
