@@ -100,9 +100,9 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
-    *("engine.outage", "engine.repeats", "engine.stops"),
+    *("engine.outage", "engine.stops"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
-    *("report.counters", "report.wait_times", "report.report_file"),
+    *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),
     "transport.tls",
     "tokens.estimates",

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from parallel_processor.engine.outage import Judgement, Outages, Verdict
 from parallel_processor.engine.rejections import Rejections, is_timeout
-from parallel_processor.engine.repeats import RepeatedWarnings
 from parallel_processor.engine.retry import RETRIED, RetrySchedule
 from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
@@ -28,6 +27,7 @@ from parallel_processor.options import Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.repeats import RepeatedWarnings
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.workers.pending import PendingRequest, RetryState

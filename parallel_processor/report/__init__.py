@@ -10,6 +10,7 @@ Names that cross the border (module, names):
     frames       ColumnType, metadata_columns, row_of, to_records
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
+    repeats      RepeatedWarnings
     report_file  Highlights, LiveReport, request_note
     samples      RequestNote, RunReport, Sample
     snapshot     Snapshot, added, scaled
