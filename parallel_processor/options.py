@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import unquote, urlsplit
@@ -106,6 +106,11 @@ def _is_url(url: object) -> bool:
         return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:  # the port, the IPv6 address or a label is malformed
         return False
+
+
+def _check_url(name: str, url: object) -> None:
+    shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
+    _check(_is_url(url), name, shown, "an http:// or https:// URL")
 
 
 def _check_limiter(limiter: object) -> None:
@@ -263,6 +268,10 @@ class Options:
         validate: called with the JSON of each answer, in several threads at once. If it raises, the
             attempt has failed; what it returns is ignored.
         dedupe: send equal requests of a run once, and give all of them that answer.
+        service_tiers: the tiers to ask for, the cheapest first; empty leaves each request as it is.
+        tier_patience_s: seconds after which a request that waits for a tier goes on to the next one.
+        fallback_model: the model to ask, instead of its own, for what has failed for good.
+        fallback_url: where to send what has failed for good.
 
     >>> options = Options(request_url=url, api_key="sk-secret", max_workers=50)
     >>> options.max_workers, options.limits.requests_per_minute, "secret" in repr(options)
@@ -293,11 +302,13 @@ class Options:
     session_factory: Callable[[], Any] | None = None
     validate: Callable[[Any], object] | None = None
     dedupe: bool = False
+    service_tiers: Sequence[str] = ()
+    tier_patience_s: float = 60.0
+    fallback_model: str | None = None
+    fallback_url: str | None = None
 
     def __post_init__(self) -> None:
-        url: object = self.request_url
-        shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
-        _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
+        _check_url("request_url", self.request_url)
         self._take_login_out()
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
         _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
@@ -322,9 +333,18 @@ class Options:
         _check_seconds("connect_timeout_s", self.connect_timeout_s)
         _check_number("drain_s", self.drain_s, above=False)
         _check_number("write_retry_s", self.write_retry_s, above=False)
+        self._check_lanes()
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             _check(function is None or callable(function), name, function, "a function")
+
+    def _check_lanes(self) -> None:
+        tiers, model = self.service_tiers, self.fallback_model
+        ok = isinstance(tiers, (tuple, list)) and all(_is_key(tier) and tier for tier in tiers)
+        _check(ok, "service_tiers", tiers, "a sequence of names, such as flex and default")
+        _check_seconds("tier_patience_s", self.tier_patience_s, above=False)
+        _check(model is None or _is_key(model or " "), "fallback_model", model, "a name")
+        _check_url("fallback_url", self.fallback_url or self.request_url)
 
     def _take_login_out(self) -> None:
         """Make the login of ``request_url`` that of the options."""
@@ -374,3 +394,7 @@ class Settings(TypedDict, total=False):
     session_factory: Callable[[], Any] | None
     validate: Callable[[Any], object] | None
     dedupe: bool
+    service_tiers: Sequence[str]
+    tier_patience_s: float
+    fallback_model: str | None
+    fallback_url: str | None

@@ -100,7 +100,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
-    *("engine.outage", "engine.stops"),
+    *("engine.lanes", "engine.outage", "engine.stops"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),

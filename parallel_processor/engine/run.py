@@ -43,7 +43,8 @@ from parallel_processor.engine.credits import (
 )
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
-from parallel_processor.engine.queues import tell_large
+from parallel_processor.engine.lanes import Lanes
+from parallel_processor.engine.queues import RequestQueues, tell_large
 from parallel_processor.engine.settlement import Settlement, invalid
 from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
@@ -104,18 +105,18 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._buckets, self._estimator = buckets, estimator
+        self._estimator = estimator
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._stop = StopSignal()
         self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
-        self.waker = WakeEvent()  # for the reader
-        self._activity = WaitCause.INPUT  # what the reader is doing
-        self._seen: set[TokenBucket] = set()
+        self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self._activity, self._seen = WaitCause.INPUT, set[TokenBucket]()  # what the reader does
         self._max_workers = affordable_workers(options.max_workers)
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
+        self._lanes = Lanes(options, buckets, self._left_out, clock)
+        self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
@@ -128,7 +129,7 @@ class Run:
 
     def _make_dispatcher(self, is_wanted: IsWanted | None, slack: WriterSlack) -> Dispatcher:
         return Dispatcher(
-            cost=self._estimator.cost,
+            queues=self._queues,
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
             drop=lambda pending: self._delivery.drop(pending),
@@ -163,6 +164,8 @@ class Run:
             waker=self._dispatcher.waker,
             clock=self._clock,
             left_out=self._left_out,
+            lanes=self._lanes,
+            is_crowded=self._queues.is_crowded,
             on_left_out=lambda bucket: self._leave(*self._dispatcher.remove(bucket)),
         )
 
@@ -270,11 +273,9 @@ class Run:
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        url, model = request.url or self._options.request_url, request.model
-        bucket = self._buckets.bucket(url, model)
-        pending = PendingRequest(request=request, group=bucket, bucket=bucket)
+        bucket = (pending := self._lanes.enter(request)).bucket
         if not bucket.counts_tokens:
-            pending.estimate = self._estimator.guess(request, model)
+            pending.estimate = self._estimator.guess(request, request.model)
         if pending.estimate is None and (self._options.processes > 1 or bucket not in self._seen):
             self._seen.add(bucket)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between

@@ -19,6 +19,7 @@ from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
+_PLAIN = Upstream()
 
 
 class TokenBuckets:
@@ -43,8 +44,8 @@ class TokenBuckets:
         self._options = options
         self._clock = clock
         self._lock = InterruptSafeLock()  # guards both fields below
-        self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
-        self._shared: dict[SharedLimits, TokenBucket] = {}  # for further models
+        self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}  # by URL, model and lane
+        self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
         with FORK_LOCK:  # no other thread takes quotas meanwhile, and none is forgotten
             accounts.forget_unused()
             account = accounts.of(options, options.limits, clock)
@@ -68,32 +69,36 @@ class TokenBuckets:
         """The configured limits: those of each pattern, and those of all other models."""
         return [self._default, *(limits for _, limits in self._patterns)]
 
-    def bucket(self, url: str, model: str) -> TokenBucket:
-        """The bucket of requests to ``url`` for ``model``."""
-        key = (url, model)
+    def bucket(self, url: str, model: str, lane: Upstream = _PLAIN) -> TokenBucket:
+        """The bucket of requests to ``url`` for ``model``, or for what ``lane`` has in its place."""
+        key = (url, model, lane)
         bucket = self._buckets.get(key)
         if bucket is not None:
             return bucket
         with self._lock:
-            shared_limits = self._shared_limits(model)
+            model = lane.model or model
+            shared_limits = self._shared_limits(model, lane.tier)
             if key not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
-                return self._shared.setdefault(shared_limits, self._make(shared_limits, "", ""))
-            return self._buckets.setdefault(key, self._make(shared_limits, url, model))
+                made = self._make(shared_limits, lane, lane.model)
+                return self._shared.setdefault((shared_limits, lane), made)
+            upstream = lane._replace(url=url)
+            return self._buckets.setdefault(key, self._make(shared_limits, upstream, model))
 
-    def _make(self, shared_limits: SharedLimits, url: str, model: str) -> TokenBucket:
+    def _make(self, shared_limits: SharedLimits, upstream: Upstream, model: str) -> TokenBucket:
         return TokenBucket(
             shared_limits.limits,
             clock=self._clock,
             shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
             longest_s=self._options.request_timeout_s,
-            upstream=Upstream(url),
+            upstream=upstream,
             model=model,
         )
 
-    def _shared_limits(self, model: str) -> SharedLimits:
+    def _shared_limits(self, model: str, tier: str) -> SharedLimits:
+        """Those of the first pattern that is for ``model``, or for it in this ``tier``: ``gpt*@flex``."""
         for pattern, shared_limits in self._patterns:
-            if fnmatchcase(model, pattern):
+            if fnmatchcase(model, pattern) or (tier and fnmatchcase(f"{model}@{tier}", pattern)):
                 return shared_limits
         return self._default
 

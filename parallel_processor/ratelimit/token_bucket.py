@@ -99,6 +99,8 @@ class TokenBucket:
         answer may take ``longest_s``.
         """
         self.upstream, self.url, self.model = upstream, upstream.url, model
+        # As other processes know it: a pause of one tier is none of another's.
+        self._name = f"{model}@{upstream.tier}" if upstream.tier else model
         self.host = urlsplit(self.url).hostname or ""
         self.shared_limits = shared_limits or SharedLimits(limits, clock)
         self._clock = clock
@@ -114,7 +116,7 @@ class TokenBucket:
             longest_s=longest_s,
         )
         with self._lock:
-            self.shared_limits.adopt(self.url, model, self._state)
+            self.shared_limits.adopt(self.url, self._name, self._state)
 
     # Before an attempt.
 
@@ -234,7 +236,7 @@ class TokenBucket:
             now = self._clock()
             seconds = self._state.refuse(reservation, rejection, pause_s, now)
             woken = self.shared_limits.firsts()  # they may have waited behind this bucket's head
-            woken += self.shared_limits.tell_pause(self.url, self.model, seconds, now)
+            woken += self.shared_limits.tell_pause(self.url, self._name, seconds, now)
         wake(woken)
         return seconds
 
@@ -284,6 +286,16 @@ class TokenBucket:
             self._state.server.in_flight.free()
             woken = self.shared_limits.firsts()
         wake(woken)
+
+    def count_moved(self) -> None:
+        """Count a request that goes on to another lane."""
+        with self._lock:
+            self._state.moved_on += 1
+
+    def count_downgraded(self) -> None:
+        """Count an answer of another tier than was asked for."""
+        with self._lock:
+            self._state.downgraded += 1
 
     # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
@@ -359,4 +371,5 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        return replace(report, url=shown_url(self.url), model=self.model, limits=limits)
+        url, tier = shown_url(self.url), self.upstream.tier
+        return replace(report, url=url, model=self.model, tier=tier, limits=limits)

@@ -14,7 +14,7 @@ class Exchange:
 
     `model` is the name it goes under in the limits, `cost` the tokens charged so far, `in_flight`
     how many requests were being answered when this one began, itself included; 0 before. `ruled` is
-    true once the rules have let it through.
+    true once the rules have let it through, `tier` the service tier that answers.
     """
 
     __slots__ = (
@@ -30,6 +30,7 @@ class Exchange:
         "number",
         "read",
         "ruled",
+        "tier",
     )
 
     def __init__(self, number: int, arrived_s: float) -> None:
@@ -42,6 +43,7 @@ class Exchange:
         self.digest = 0
         self.in_flight = 0
         self.ruled = False
+        self.tier = ""
         self.latency_s = 0.0
         self.levels: tuple[QuotaLevel, ...] = ()
 

@@ -8,7 +8,9 @@ import logging
 from parallel_processor.models import Request, Upstream
 from parallel_processor.options import shown_url
 from parallel_processor.providers.answers import Expected, count_inputs
+from parallel_processor.providers.dialects import endpoint_of, tier_spelling, url_model
 from parallel_processor.providers.endpoints import streams_unasked
+from parallel_processor.providers.jsontext import dump, with_member
 
 _log = logging.getLogger("parallel_processor")
 
@@ -16,8 +18,8 @@ _log = logging.getLogger("parallel_processor")
 class Outgoing:
     """Completes the requests of one run. Any thread may call it.
 
-    Ollama's own endpoints stream unless they are told not to. So they are told, in what is sent; the
-    record has the request as it was read.
+    The service tier and the model of the upstream are put into what is sent, and Ollama's own endpoints,
+    which stream unless they are told not to, are told. The record has the request as it was read.
     """
 
     def __init__(self, request_url: str) -> None:
@@ -35,10 +37,24 @@ class Outgoing:
     def payload(self, request: Request, upstream: Upstream) -> bytes:
         """The bytes to send to ``upstream``."""
         url, body = upstream.url or request.url or self._url, request.body
+        payload = request.payload
+        if upstream.tier or upstream.model:
+            payload = _for_lane(payload, url, upstream)
         if not streams_unasked(url) or body is None or "stream" in body:
-            return request.payload
+            return payload
         if self._warnings:
             with contextlib.suppress(IndexError):  # another thread was faster
                 _log.warning(self._warnings.pop(), shown_url(url))
-        start = request.payload.rstrip()[:-1].rstrip()
+        start = payload.rstrip()[:-1].rstrip()
         return start + (b", " if len(body) else b"") + b'"stream": false}'
+
+
+def _for_lane(payload: bytes, url: str, upstream: Upstream) -> bytes:
+    """``payload`` with the tier and the model of ``upstream``; every other byte stays as it is."""
+    members = tier_spelling(url, upstream.tier)
+    if upstream.model and not (endpoint_of(url).has_model_in_path or url_model(url)):
+        members = {"model": upstream.model, **members}
+    text = payload.decode()
+    for name, value in members.items():
+        text = with_member(text, name, dump(value).decode())
+    return text.encode()

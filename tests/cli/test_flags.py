@@ -133,8 +133,10 @@ def test_a_flag_becomes_its_setting(row: Any) -> None:
         value = "http://h/v1/responses"
     if row.setting == "limiter":
         value = "redis://h/7"
+    if row.setting == "fallback_url":
+        value = "http://h/v1/chat/completions"
     kind = float if row.setting == "retry.pause_s" else str if before is None else type(before)
-    wanted = kind(value)
+    wanted = (value,) if row.setting == "service_tiers" else kind(value)
     words = [f"--{row.name}={value}"]
     if row.choices:
         words, wanted = [f"--{row.name}={row.choices[-1]}"], row.choices[-1]
