@@ -129,9 +129,14 @@ class Lanes:
     def next_tier(self, pending: PendingRequest) -> TokenBucket | None:
         """The bucket of the next tier; ``None`` if there is none, or only a fallback."""
         found = None if self.is_single else self._next(pending)
-        if found is None or self._lanes[found[0]].url or self._lanes[found[0]].model:
-            return None
-        return found[1]
+        return None if found is None or self._is_fallback(found[0]) else found[1]
+
+    def _is_fallback(self, number: int) -> bool:
+        return bool(self._lanes[number].url or self._lanes[number].model)
+
+    def is_fallback(self, pending: PendingRequest) -> bool:
+        """True if another model or another server is asked for ``pending``."""
+        return self._is_fallback(pending.lane)
 
     def leaves_at(self, pending: PendingRequest) -> float:
         """When ``pending`` goes on; infinite if it doesn't, minus infinity if its lane is closed."""
@@ -155,16 +160,16 @@ class Lanes:
         """The tier that ``pending`` asks for; empty if the run doesn't choose."""
         return self._lanes[pending.lane].tier
 
-    def move_on(self, pending: PendingRequest, attempt: Attempt | None = None) -> bool:
+    def move_on(self, pending: PendingRequest) -> bool:
         """Put ``pending`` into its next lane, with no attempts there; false if there is none.
 
-        ``attempt`` is why; ``None`` if it had no turn. Its errors are kept for the record.
+        Its errors are kept for the record.
         """
         if self.is_single or (found := self._next(pending)) is None:
             return False
         before, (number, bucket) = pending.group, found
         before.count_moved()
-        if before.counts_tokens is not bucket.counts_tokens:
+        if bucket.counts_tokens and not before.counts_tokens:
             pending.estimate = None  # a guess is not enough there
         pending.lane, pending.group, pending.bucket = number, bucket, bucket
         pending.entered_s = self._clock()
@@ -172,11 +177,6 @@ class Lanes:
             pending.retry_state = RetryState(
                 request=pending.request, sent=tried.sent, errors=tried.errors
             )
-        if _log.isEnabledFor(logging.INFO):
-            request, to = pending.request.number, lane_name(self._lanes[number])
-            why = attempt.error if attempt is not None else "it had no turn for too long"
-            extra = {"request_number": request}
-            _log.info("request %d goes on to the %s: %s", request, to, why, extra=extra)
         return True
 
     def close(self, pending: PendingRequest, error: BaseException) -> bool:

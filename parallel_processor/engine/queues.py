@@ -26,7 +26,7 @@ from parallel_processor.tokens.estimates import Cost
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 _log = logging.getLogger("parallel_processor")
-_FEW, _SOON_S = 8, 2.0  # so few in a queue, or such a wait, is no reason to stay in another lane
+_FEW = 8  # in a queue: no reason to stay in another lane
 _LOOK_AGAIN_S = 0.25  # while the next lane is crowded
 
 
@@ -56,8 +56,8 @@ class _BucketQueue:
 
     def oldest(self) -> PendingRequest | None:
         """The one that came first; ``None`` if there is none, or if it is admitted. Takes no lock."""
-        reservation, first = self.reservation, self.first
-        if first is not None:
+        reservation = self.reservation
+        if (first := self.first) is not None:
             return first if reservation is None or reservation.admitted_at is None else None
         with contextlib.suppress(IndexError):  # taken meanwhile
             return self.pending[0] if self.pending else self.uncounted[0]
@@ -178,7 +178,7 @@ class RequestQueues:
     def add_again(self, pending: PendingRequest, due_at: float) -> None:
         """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity.
 
-        A request that has just come from another lane is put at the end.
+        One that has just come from another lane is put at the end.
         """
         self._gone_bytes -= len(pending.request.payload)
         if self._lanes is not None and self._lanes.closings > self._closings:
@@ -204,13 +204,14 @@ class RequestQueues:
         return min(next_at, later[0][0]) if later else next_at
 
     def _let_go_on(self, lanes: Lanes, now: float) -> float:
-        """Put what has waited too long for its lane into the queue of the next one."""
+        """Put what has waited too long for its bucket, not for a worker, into the next lane's queue."""
         next_at = math.inf
         for bucket, queue in tuple(self._queues.items()):
+            waits = queue.reservation is not None and queue.reservation.admitted_at is None
             while (pending := queue.oldest()) is not None:
                 due_at = self._leaves_at(pending, lanes, now)
-                if due_at > now:
-                    next_at = min(next_at, due_at)
+                if due_at > now or (not waits and due_at > -math.inf):
+                    next_at = min(next_at, due_at if waits else max(due_at, now + _LOOK_AGAIN_S))
                     break
                 queue.take_oldest(bucket)
                 self._queued -= 1
@@ -223,25 +224,24 @@ class RequestQueues:
         return next_at
 
     def _leaves_at(self, pending: PendingRequest, lanes: Lanes, now: float) -> float:
-        """When ``pending`` goes on. One that had no turn yet stays while others wait where it would go."""
+        """When ``pending`` goes on. One that had no turn yet stays while it would wait there as well."""
         due_at = lanes.leaves_at(pending)
         if not -math.inf < due_at <= now or not pending.is_fresh:
             return due_at
-        following = lanes.next_tier(pending)
-        is_crowded = following is not None and self.is_crowded(following, now)
-        return now + _LOOK_AGAIN_S if is_crowded else due_at
+        there, here = lanes.next_tier(pending), pending.group
+        stays = there is None or self.is_crowded(there)
+        stays |= there is not None and there.shares_wait_of(here)
+        return now + _LOOK_AGAIN_S if stays else due_at
 
     def _put_last(self, pending: PendingRequest) -> None:
         self._queue_of(pending.group).append(pending)
         self._queued += 1
 
-    def is_crowded(self, bucket: TokenBucket, now: float) -> bool:
-        """True if a request would wait long behind others for ``bucket``. Any thread may ask."""
+    def is_crowded(self, bucket: TokenBucket) -> bool:
+        """True if many wait for ``bucket``: more than it has in flight. Any thread may ask."""
         queue = self._queues.get(bucket)
-        if queue is None or len(queue.pending) + len(queue.uncounted) < _FEW:
-            return False
-        oldest = queue.oldest()
-        return oldest is not None and now - oldest.entered_s > _SOON_S
+        waiting = 0 if queue is None else len(queue.pending) + len(queue.uncounted)
+        return waiting >= max(_FEW, bucket.in_flight)
 
     def _put_first(self, pending: PendingRequest) -> None:
         self._queue_of(pending.group).pending.appendleft(pending)

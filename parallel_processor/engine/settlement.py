@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.outage import Judgement, Outages, Verdict
 from parallel_processor.engine.rejections import Rejections, is_timeout
-from parallel_processor.engine.retry import RETRIED, RetrySchedule
+from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
 from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
@@ -75,7 +75,7 @@ class Settlement:
         left_out: LeftOut,
         on_left_out: Callable[[TokenBucket], None],
         lanes: Lanes | None = None,
-        is_crowded: Callable[[TokenBucket, float], bool] = lambda bucket, now: False,
+        is_crowded: Callable[[TokenBucket], bool] = lambda bucket: False,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
@@ -153,7 +153,15 @@ class Settlement:
             return False
         if delay_s is None and not lanes.lacks_capacity(pending, attempt):
             self._look_for_equal_failures(pending, attempt)
-        return self._stop.cause is None and lanes.move_on(pending, attempt)
+        if self._stop.cause is not None or not lanes.move_on(pending):
+            return False
+        number, where = pending.request.number, lanes.name_of(pending)
+        text = f"request {number} goes on to the {where}: {attempt.error}"
+        if lanes.is_fallback(pending):  # which may cost more: that is said
+            self._warnings.warn(reason_of(attempt), number, text)
+        else:
+            _log.info("%s", text, extra={"request_number": number})
+        return True
 
     def _charge(
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
@@ -228,9 +236,9 @@ class Settlement:
         retry_state.note(attempt, self._clock())
         retry_state.own_refusals += 1
         following = lanes.next_tier(pending)
-        if following is None or not self._is_crowded(following, self._clock()):
+        if following is None or not self._is_crowded(following):
             return None
-        return self._schedule.retry_in_s(retry_state, attempt)
+        return backoff_s(self._options.retry, retry_state, attempt)
 
     def _without_charge(
         self, attempt: Attempt, judged: Judgement, retry_state: RetryState

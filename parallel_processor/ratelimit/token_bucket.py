@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 
 from parallel_processor.models import LimitReading, Rejection, Upstream, WaitCause
 from parallel_processor.options import Limits, shown_url
+from parallel_processor.ratelimit.quota import CAUSES
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import ServerLimits
 from parallel_processor.ratelimit.server_rates import LimitChange
@@ -313,6 +314,11 @@ class TokenBucket:
     def wait_cause(self) -> WaitCause:
         """What the head of the queue waits for."""
         return self._state.wait_cause
+
+    def shares_wait_of(self, other: TokenBucket) -> bool:
+        """True if the queue of ``other`` seems to wait for limits that it has in common with this one."""
+        shares = self.shared_limits is other.shared_limits and not self.shared_limits.is_open
+        return shares and other.wait_cause in CAUSES
 
     @property
     def counts_tokens(self) -> bool:
