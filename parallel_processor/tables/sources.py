@@ -64,8 +64,8 @@ def open_table(
     >>> with open_table(f"{folder}/prompts.csv", template, id_column="id") as table:
     ...     for number, line in table.numbered():
     ...         print(number, line.decode())
-    1 {"custom_id": "7", "body": {"model": "text-embedding-3-small", "input": "Say hello"}}
-    2 {"custom_id": "8", "body": {"model": "text-embedding-3-small", "input": "Say goodbye"}}
+    1 {"custom_id": "7", "method": "POST", "body": {"model": "text-embedding-3-small", "input": "Say hello"}}
+    2 {"custom_id": "8", "method": "POST", "body": {"model": "text-embedding-3-small", "input": "Say goodbye"}}
     """
     check_table(str(path), template)
     name = "the template"
@@ -161,11 +161,11 @@ def _line(
         made = _metadata(template.get("metadata") or {}, id_value, columns, name)
         rest = {key: value for key, value in template.items() if key != "metadata"}
         return Template(rest | {"metadata": made}, table, name)
-    return (
-        bare
-        if id_value is None
-        else Template({"custom_id": id_value, "body": template}, table, name)
-    )
+    if id_value is None:
+        return bare
+    # With a method, as OpenAI's rows have one: then no other form is guessed.
+    row = {"custom_id": id_value, "method": "POST", "body": template}
+    return Template(row, table, name)
 
 
 def _with_text_id(row: Mapping[str, Any], template: Template) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 from commands import read_lines, run, write_lines
 
-from parallel_processor import Limits, open_table, process_file, read_results, verify_results
+from parallel_processor import (
+    Limits,
+    open_table,
+    process_file,
+    read_requests,
+    read_results,
+    verify_results,
+)
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.formats import requests_in
 from parallel_processor.simulator import Simulator, SimulatorOptions
@@ -113,7 +120,11 @@ BODY = {"model": "m", "input": "{{text}}"}
     ("template", "arguments", "expected"),
     [
         (BODY, {}, {"model": "m", "input": "x"}),
-        (BODY, {"id_column": "id"}, {"custom_id": "07", "body": {"model": "m", "input": "x"}}),
+        (
+            BODY,
+            {"id_column": "id"},
+            {"custom_id": "07", "method": "POST", "body": {"model": "m", "input": "x"}},
+        ),
         (
             BODY,
             {"metadata_columns": "id, n|json"},
@@ -330,6 +341,16 @@ def test_lines_are_requests_of_rows(path: Path) -> None:
     with open_table(path, {"input": "{{text}}", "stream": True}) as source:
         first, second = requests_in(source.numbered(), "https://example.com/v1/x", source.place)
     assert (first.number, second.number, source.place(2)) == (1, 2, "row 2")
+
+
+def test_rows_with_an_id_are_not_taken_for_anothers_form(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The form that ``id_column`` makes is the package's own: there is nothing to tell."""
+    caplog.set_level(logging.INFO)
+    with open_table(path, BODY, id_column="id") as source:
+        assert [each.custom_id for each in read_requests(source)] == ["07", "08"]
+    assert "in the form of" not in caplog.text
 
 
 def test_no_descriptor_stays_open(path: Path, caplog: pytest.LogCaptureFixture) -> None:
