@@ -9,7 +9,7 @@ import os
 import selectors
 import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +37,8 @@ class InvalidLine(NamedTuple):
 
     text: str  # what is known of the line; it is recorded in the request's place
     reason: str
+    custom_id: str | None = None  # of a Batch row
+    metadata: Mapping[str, Any] | None = None  # of a cookbook line
 
 
 class RequestLines(Protocol):

@@ -212,13 +212,38 @@ def test_an_empty_id_fails_its_row(tmp_path: Path, server: Simulator) -> None:
     assert (summary.answered, summary.failed) == (2, 4)
     outcomes = list(read_results(tmp_path / "t_results.jsonl"))
     assert {o.custom_id for o in outcomes if o.ok} == {"a", "e"}
+    assert {o.custom_id for o in outcomes if not o.ok} == {"d", None}
     assert sorted(o.error or "" for o in outcomes if not o.ok) == [
         "row 2: column 'id' is empty: each row needs an id",
         "row 3: line 4: the number of fields is 1, that of columns 2",
         "row 4: line 5: ',' expected after '\"'",
         "row 5: column 'n' is not JSON: 'no'",
     ]
-    assert {o.request.body for o in outcomes if not o.ok} == {", 2", "b\n", 'c,"x"y\n', "d, no"}
+    assert {o.request.body for o in outcomes if not o.ok} == {", 2", "b\n", 'c,"x"y\n', None}
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments"),
+    [
+        ({}, {"id_column": "id", "metadata_columns": "k"}),
+        ({"metadata": {"custom_id": "{{id}}"}}, {}),
+    ],
+)
+def test_a_bad_row_keeps_its_id_in_the_metadata(
+    tmp_path: Path, server: Simulator, template: Any, arguments: Any
+) -> None:
+    """Its record is one of the lines' form, and is replaced once the row can be read."""
+    path = tmp_path / "t.csv"
+    path.write_text("id,n,k\na,1,x\nd,no,y\n")
+    made = {"model": "m", "input": "t", "seed": "{{n|json}}", **template}
+    account = {"request_url": f"{server.url}/v1/embeddings", "limits": NO_LIMITS}
+    assert process_file(path, template=made, **arguments, **account).failed == 1
+    records = read_lines(tmp_path / "t_results.jsonl")
+    (bad,) = [record for record in records if isinstance(record[0], str)]
+    assert bad[2] == {"custom_id": "d"} and "'n' is not JSON" in bad[1][0]
+    path.write_text("id,n,k\na,1,x\nd,2,y\n")
+    summary = process_file(path, template=made, **arguments, **account)
+    assert (summary.already_answered, summary.answered, summary.failed) == (1, 1, 0)
 
 
 def test_two_rows_with_one_id_are_refused(tmp_path: Path, server: Simulator) -> None:
