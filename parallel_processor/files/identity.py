@@ -74,11 +74,16 @@ def keys(request: Request) -> Iterator[bytes]:
 
 def given_id(request: Request) -> str:
     """The id of the Batch record of a cookbook line: that in its metadata, else one of its line."""
-    metadata: Any = request.metadata
+    own = id_in(request.metadata)
+    return line_id(request.number) if own is None else own
+
+
+def id_in(metadata: Any) -> str | None:
+    """The ``custom_id`` in the metadata of a cookbook line, as a text; ``None`` if there is none."""
     own = metadata.get("custom_id") if isinstance(metadata, Mapping) else None
     if isinstance(own, int) and not isinstance(own, bool):
-        own = str(own)
-    return own if isinstance(own, str) else line_id(request.number)
+        return str(own)
+    return own if isinstance(own, str) else None
 
 
 def line_id(number: int) -> str:
