@@ -43,7 +43,7 @@ Names that cross the border (module, names):
     requests_file  InvalidLine, Place, RequestLines, check_paths, line_place,
                    plain_stem
     resume         AnsweredRequests, open_files, prepare
-    shape          why_not_in_blocks, why_not_jsonl, why_not_plain
+    shape          packed_table_text, why_not_in_blocks, why_not_jsonl, why_not_plain
     sources        STDIN, Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 import math
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -309,6 +312,28 @@ def test_a_table_needs_a_template_and_a_template_a_table(tmp_path: Path, path: P
         with pytest.raises(ConfigurationError, match="prompts.csv is none"):
             process_file(source, tmp_path / "out.jsonl", template=BODY, request_url=NOWHERE)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_compressed_table_is_to_be_unpacked(tmp_path: Path) -> None:
+    """With a template and without one; the command that is named does it."""
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"id,text\n7,x\n"))
+    for arguments in ({"template": BODY}, {}):
+        with pytest.raises((ConfigurationError, InputFileError)) as caught:
+            process_file(path, request_url=NOWHERE, **arguments)
+        said = re.search(r"is a compressed table: unpack it first \((.*)\), and", str(caught.value))
+        assert said is not None
+    subprocess.run(said[1], shell=True, check=True, timeout=30)
+    assert [json.loads(line)["input"] for _, line in lines(tmp_path / "t.csv", BODY)] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "T.TSV", "t.parquet"])
+def test_what_takes_no_template_says_that_a_table_needs_one(tmp_path: Path, name: str) -> None:
+    """In one line, instead of one for each row."""
+    path = tmp_path / name
+    path.write_bytes(b"PAR1\x15" if name == "t.parquet" else b"id,text\n7,x\n")
+    with pytest.raises(InputFileError, match="is a table, which needs a template"):
+        read_requests(path)
 
 
 def test_an_output_is_no_input(tmp_path: Path, path: Path) -> None:
