@@ -170,6 +170,17 @@ def test_ids_that_collide_end_the_run_and_name_both_lines(
         assert run(source, tmp_path / "c.jsonl", server, output_format="cookbook").answered == 2
 
 
+def test_a_line_whose_number_is_the_id_of_another_is_told_to_have_one(tmp_path: Path) -> None:
+    """It has no id that could be replaced by another."""
+    lines = [body(1) | {"metadata": {"custom_id": "request-2"}}, body(2)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    with RawServer(answer_all) as server, pytest.raises(InputFileError) as caught:
+        run(source, tmp_path / "out.jsonl", server, output_format="batch")
+    assert "line 2, which has none, would be given it. Give line 2 an id of its own" in str(
+        caught.value
+    )
+
+
 def fail_some(visit: Visit) -> None:
     """Refuses requests for the number 2, has a web page for 3, breaks off at 4, and answers others."""
     while visit.read():
