@@ -155,17 +155,15 @@ def _verify(words: Sequence[str]) -> int:
 
 def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
     """Compare a results file with its requests; also gives what names their places."""
-    save, errors = flags.save_filepath, flags.errors_filepath
-    sources = apart_from(find_sources(flags.requests_filepath), (save, errors))
+    found, errors = find_sources(flags.requests_filepath), flags.errors_filepath
+    save = flags.save_filepath or str(find_save_path(found))
+    sources = apart_from(found, (save, errors))
     lines = open_sources(with_template(sources, **table_arguments(flags)))
-    with (
-        fetched(save or str(find_save_path(sources))) as save_path,
-        fetched(errors) if errors else nullcontext() as errors_path,
-    ):
-        found = verify_results(
+    with fetched(save) as save_path, fetched(errors) if errors else nullcontext() as errors_path:
+        result = verify_results(
             lines, save_path, errors_path, request_url=flags.request_url, model=flags.model
         )
-    return found, lines.place
+    return result, lines.place
 
 
 def _verdict(found: Verification) -> str:

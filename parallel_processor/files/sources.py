@@ -221,12 +221,23 @@ def find_save_path(sources: Sequence[Source]) -> Path:
 
     Raises :class:`ConfigurationError` if there is no such place.
     """
-    if len(sources) == 1 and (path := sources[0].path) is not None:
-        return STDOUT if sources[0].name == "standard input" else default_save_path(path)
+    if (only := _only_file(sources)) is not None and (path := only.path) is not None:
+        return STDOUT if only.name == "standard input" else default_save_path(path)
     what = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     raise ConfigurationError(
         f"the requests come from {what}: name a results file (--save_filepath, in a program save_path)"
     )
+
+
+def _only_file(sources: Sequence[Source]) -> Source | None:
+    """The only one of ``sources``, apart from the results beside it, which a pattern matches, too."""
+    if len(sources) != 2 or not all(each.is_match and each.path for each in sources):
+        return sources[0] if len(sources) == 1 else None
+    for source, other in (sources, sources[::-1]):
+        beside = default_save_path(cast(Path, source.path))
+        if other.path == beside and _has_records(beside):
+            return source
+    return None
 
 
 def open_sources(sources: Sequence[Source]) -> RequestLines:

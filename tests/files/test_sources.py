@@ -188,8 +188,12 @@ def test_where_results_go_is_found_out_before_they_are_there(
 ) -> None:
     """They may match the pattern: then the run would end with an error behind its last answer."""
     words = ("--requests_filepath", "part-0*.jsonl", "--request_url", server.url, "--api_key", "k")
-    done = run(*words)
-    assert done.returncode == 0 and "results are in part-0_results.jsonl" in done.stderr
+    for answered in (10, 0):
+        done = run(*words)
+        assert done.returncode == 0 and "results are in part-0_results.jsonl" in done.stderr
+        assert f"requests: {answered} answered" in done.stderr
+    done = run("verify", "--requests_filepath", "part-0*.jsonl")
+    assert done.returncode == 0 and "answered 10\n" in done.stdout, done.stderr
 
 
 def test_a_file_named_like_a_pattern_is_a_file(folder: Path) -> None:
