@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 from parallel_processor.cli.batch import from_batch, to_batch
 from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
@@ -40,7 +39,13 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.files.object_stores import StoredFile, fetched, is_object, is_url
+from parallel_processor.files.object_stores import (
+    StoredFile,
+    fetched,
+    is_object,
+    is_url,
+    local_path,
+)
 from parallel_processor.files.requests_file import Place
 from parallel_processor.files.sources import apart_from, find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
@@ -125,10 +130,10 @@ def _verify(words: Sequence[str]) -> int:
     requests_paths = flags.requests_filepath
     save_path = flags.save_filepath or ""
     place: Place = "byte {}".format
-    has_parts = Path(save_path or "-").is_dir()
+    has_parts = local_path(save_path or "-").is_dir()
     try:
-        if "://" in save_path:
-            has_parts = not is_url(save_path) or not is_object(save_path)
+        if is_url(save_path):
+            has_parts = not is_object(save_path)
         if has_parts:
             if len(requests_paths) > 1:
                 raise ConfigurationError(

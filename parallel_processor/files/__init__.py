@@ -38,7 +38,7 @@ Names that cross the border (module, names):
     formats        made_request, read_requests, requests_in, tell_notes
     identity       Record, content_key, id_in, id_key, identity, read_record
     input_order    RequestOrder
-    object_stores  StoredFile, fetched, file_system, is_object, is_url
+    object_stores  StoredFile, fetched, file_system, is_object, is_url, local_path
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, check_paths, line_place,
                    plain_stem

@@ -9,6 +9,7 @@ from pathlib import Path
 from parallel_processor.files.custom_ids import CustomIds, with_id
 from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import Record, identity, keys, read_record
+from parallel_processor.files.object_stores import local_path
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
@@ -76,7 +77,7 @@ def verify_results(
     >>> verify_results(f"{folder}/requests.jsonl", f"{folder}/results.jsonl").ok
     True
     """
-    paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
+    paths = [local_path(each) for each in (save_path, errors_path) if each is not None]
     lines = open_sources(apart_from(find_sources(requests_path), paths))
     return verify_lines(lines, lambda: _records(paths), request_url, model, lambda: _forms(paths))
 

@@ -399,6 +399,8 @@ def test_the_command_says_what_is_wrong(results: Path, tmp_path: Path) -> None:
         ([results, path, "--columns", "nothing"], 2, "there is no column 'nothing'"),
         ([results, results], 2, "must end with .csv, .tsv or .parquet"),
         ([tmp_path / "none.jsonl", path], 1, "can't read"),
+        (["s3://bucket/r.jsonl", path], 2, "s3://bucket/r.jsonl is on an object store: export"),
+        ([results, "s3://bucket/t.csv"], 2, "s3://bucket/t.csv is on an object store: export"),
     ]:
         done = run("export", *words)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

@@ -374,6 +374,11 @@ def test_the_command_refuses_what_can_not_work(tmp_path: Path, path: Path) -> No
     done = run("run-on-ray", "--requests_filepath", path, "--request_url", NOWHERE)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "prompts.csv is a table, which run-on-ray doesn't take" in done.stderr
+    words = ("--requests_filepath", requests, "--request_url", NOWHERE)
+    for flag in ("--save_filepath", "--errors_filepath"):
+        done = run("run-on-ray", *words, flag, "s3://b/out.jsonl.gz")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "not compressed: name a folder, such as s3://b/out\n" in done.stderr
     assert sorted(os.listdir(tmp_path)) == before
 
 
