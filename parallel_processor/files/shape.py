@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.records import take_apart
+from parallel_processor.files.records import BOM, take_apart
 from parallel_processor.providers.jsontext import parse
 
-_BOM = b"\xef\xbb\xbf"
 # What a request has, and a response that stands behind one in a record has not.
 _ASKED = frozenset(
     {"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"}
@@ -48,7 +47,7 @@ def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:
 
     ``is_whole`` says that ``head`` is the whole file.
     """
-    return why_not_plain(head, path) or _why_no_lines(head.removeprefix(_BOM), is_whole, path)
+    return why_not_plain(head, path) or _why_no_lines(head.removeprefix(BOM), is_whole, path)
 
 
 def why_not_plain(head: bytes, path: Path) -> str | None:
@@ -153,7 +152,7 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
 
 def is_array(head: bytes) -> bool:
     """True if the text that begins with ``head`` is one JSON array, rather than lines."""
-    text = head.removeprefix(_BOM).lstrip()
+    text = head.removeprefix(BOM).lstrip()
     if text[:1] != b"[":
         return False
     first, _, rest = text.partition(b"\n")
@@ -172,7 +171,7 @@ def elements(file: io.BufferedReader, name: str) -> Iterator[bytes]:
 
     Raises :class:`InputFileError` if the array has no end, or something follows it.
     """
-    data = file.read1(_PIECE_BYTES).removeprefix(_BOM)
+    data = file.read1(_PIECE_BYTES).removeprefix(BOM)
     start, place, depth = data.find(b"[") + 1, data.find(b"[") + 1, 1
     pattern = _TOKEN
     while depth:
