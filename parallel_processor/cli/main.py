@@ -150,6 +150,7 @@ def _verify(words: Sequence[str]) -> int:
     except ParallelProcessorError as error:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
+    del counts["by_id"]  # the verdict tells it
     show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
         pair = f"{place(earlier)} and {place(later)}"
@@ -179,8 +180,15 @@ def _verdict(found: Verification) -> str:
         if found.foreign == 1
         else f"{found.foreign:,} records are of requests"
     )
-    more = f"; {records} that the file does not have"
-    return "every line has its answer" + (more if found.foreign else "")
+    text = "every line has its answer"
+    if found.foreign:
+        text += f"; {records} that the file does not have"
+    if found.by_id:
+        text += (
+            f"; {found.by_id:,} are taken by the ids of Batch records from elsewhere: give a run with "
+            "these results --output_format batch"
+        )
+    return text
 
 
 def _stop(processor: Processor, signal_name: str) -> None:

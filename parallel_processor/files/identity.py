@@ -29,6 +29,7 @@ class Record(NamedTuple):
     ok: bool | None  # None for another program's form, which may be an answer or a failure
     given_id: bytes | None = None  # the key of the id that a cookbook line was given, if it was one
     origin: bytes | None = None  # the identity of that line
+    has_id_alone: bool = False  # a Batch record that tells nothing else of its request
 
     @property
     def content(self) -> bytes:
@@ -46,7 +47,7 @@ def read_record(line: bytes) -> Record | None:
         return Record(_identity(parts.request, parts.metadata), ok)
     key = id_key(parts.custom_id)
     if parts.origin is None:
-        return Record(key, ok)
+        return Record(key, ok, has_id_alone=True)
     return Record(_both(key, parts.origin), ok, key, parts.origin)
 
 
