@@ -155,7 +155,7 @@ def _verify(words: Sequence[str]) -> int:
     for earlier, later in found.conflicts:
         pair = f"{place(earlier)} and {place(later)}"
         say(f"{pair} have the same custom_id but different requests")
-    say(_verdict(found))
+    say(_verdict(found, is_table=bool(flags.template)))
     return 0 if found.ok else 1
 
 
@@ -172,22 +172,20 @@ def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
     return result, lines.place
 
 
-def _verdict(found: Verification) -> str:
+def _verdict(found: Verification, *, is_table: bool) -> str:
+    is_one = found.foreign == 1
+    records = "1 record is of a request" if is_one else f"{found.foreign:,} records are of requests"
+    foreign = f"; {records} that the file does not have" if found.foreign else ""
     if not found.ok:
-        return "not every line has exactly one answer"
-    records = (
-        "1 record is of a request"
-        if found.foreign == 1
-        else f"{found.foreign:,} records are of requests"
-    )
-    text = "every line has its answer"
-    if found.foreign:
-        text += f"; {records} that the file does not have"
+        text = "not every line has exactly one answer" + foreign
+        if found.missing and found.foreign:
+            names = "--template, --id_column, --metadata_columns, --delimiter and --model"
+            text += f": give the run's {names if is_table else '--model here, too, if it had one'}"
+        return text
+    text = "every line has its answer" + foreign
     if found.by_id:
-        text += (
-            f"; {found.by_id:,} are taken by the ids of Batch records from elsewhere: give a run with "
-            "these results --output_format batch"
-        )
+        text += f"; {found.by_id:,} are taken by the ids of Batch records from elsewhere: "
+        text += "give a run with these results --output_format batch"
     return text
 
 

@@ -327,6 +327,20 @@ def test_a_compressed_table_is_to_be_unpacked(tmp_path: Path) -> None:
     assert [json.loads(line)["input"] for _, line in lines(tmp_path / "t.csv", BODY)] == ["x"]
 
 
+def test_verify_names_the_flags_that_a_run_may_have_had(
+    tmp_path: Path, path: Path, server: Simulator
+) -> None:
+    """With others than those, each row makes another request."""
+    template = write_lines(tmp_path / "t.json", [BODY])
+    process_file(path, template=BODY, id_column="id", request_url=f"{server.url}/v1/embeddings")
+    words = ("verify", "--requests_filepath", path, "--template", template)
+    assert run(*words, "--id_column", "id").returncode == 0
+    done = run(*words)
+    assert done.returncode == 1
+    assert "2 records are of requests that the file does not have: give the run's" in done.stderr
+    assert "--template, --id_column, --metadata_columns" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["t.csv", "T.TSV", "t.parquet"])
 def test_what_takes_no_template_says_that_a_table_needs_one(tmp_path: Path, name: str) -> None:
     """In one line, instead of one for each row."""
