@@ -8,7 +8,7 @@ Names that cross the border (module, names):
 
     answers        UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    dialects       endpoint_of
+    dialects       endpoint_of, url_model
     endpoints      auth_headers, basic_auth, charges_reservation, check_key, check_url,
                    is_loopback, needs_key, resolve_url, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,

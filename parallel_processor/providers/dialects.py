@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from parallel_processor.models import Endpoint
+from parallel_processor.models import MODEL_PLACE, Endpoint
 
 _SECOND_S, _MINUTE_S, _DAY_S = 1.0, 60.0, 86_400.0
 _TOKENS = ("tokens", "input-tokens", "output-tokens")
@@ -293,16 +293,6 @@ def url_model(url: str) -> str:
     found = _MODEL_IN_PATH.search(urlsplit(url).path)
     name = unquote(next(filter(None, found.groups()), "")) if found else ""
     return "" if name == MODEL_PLACE else name
-
-
-MODEL_PLACE = "{model}"
-"""Stands in a URL for the model of each request, which its body then doesn't name."""
-
-
-@lru_cache(maxsize=1024)
-def filled_url(url: str, model: str) -> str:
-    """``url`` with ``model`` in the place of ``{model}``."""
-    return url.replace(MODEL_PLACE, quote(model.removeprefix("models/"), safe=""))
 
 
 def stream_refusal(url: str) -> str:
