@@ -41,7 +41,7 @@ from parallel_processor.files.sources import (
 )
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
-from parallel_processor.providers.endpoints import check_key
+from parallel_processor.providers.endpoints import check_key, check_url
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.tables.kinds import with_template
@@ -71,6 +71,7 @@ class Processor:
         self, *, clock: Callable[[], float] = time.monotonic, **settings: Unpack[Settings]
     ) -> None:
         self._options = Options(**settings)
+        check_url(self._options)
         check_key(self._options)
         self._clock = clock
         self._accounts: dict[int, Account] = {}  # by process

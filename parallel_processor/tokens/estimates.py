@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from parallel_processor.models import Endpoint, Estimate, Request
 from parallel_processor.options import Options
-from parallel_processor.providers.endpoints import charges_reservation, endpoint_of
+from parallel_processor.providers.dialects import endpoint_of, url_model
+from parallel_processor.providers.endpoints import charges_reservation
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.counter import TokenCounter
 
@@ -123,17 +124,23 @@ class CostEstimator:
         if options.token_accounting == "auto":
             self.charges_use = not charges_reservation(options.request_url)
 
+    def url_and_model(self, request: Request) -> tuple[str, str]:
+        """Where ``request`` goes, and the model that it, or that URL, names; empty if neither does."""
+        url = request.url or self._request_url
+        return url, request.model or url_model(url)
+
     def estimate(self, request: Request) -> Estimate:
         """What ``request`` may use. Its tokens are counted here, once."""
-        kind = self._kind_of(request, request.model)
-        tokens = self._counter.input_tokens(request.body, kind.endpoint)
+        _, model = self.url_and_model(request)
+        kind = self._kind_of(request, model)
+        tokens = self._counter.input_tokens(request.body, kind.endpoint, model)
         kind.counted(tokens, len(request.payload))
         return Estimate(tokens, *self._output(request.body, kind.endpoint), kind)
 
     def guess(self, request: Request, model: str) -> Estimate | None:
         """A guess that reads nothing of its body; ``None`` before enough of its kind were counted.
 
-        ``model`` is the request's.
+        ``model`` is that of :meth:`url_and_model`.
         """
         kind = self._kind_of(request, model)
         if kind.tokens_per_byte is None:
