@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from parallel_processor.contents import (
     response_embeddings,
@@ -123,6 +125,25 @@ class Upstream(NamedTuple):
     key: int = 0  # which of the keys for its host
     tier: str = ""  # the service tier to ask for; empty leaves the request as it is
     model: str = ""  # in place of the model that the request names; empty leaves it
+
+
+MODEL_PLACE = "{model}"
+"""Stands in a URL for the model of each request, which then is not in what is sent."""
+
+
+def destination(request: Request, upstream: Upstream, request_url: str) -> str:
+    """Where ``request`` is sent: the URL of ``upstream``, else its own, else ``request_url``.
+
+    The model that is asked for takes the place of ``{model}`` in it.
+    """
+    url = upstream.url or request.url or request_url
+    return filled_url(url, upstream.model or request.model) if MODEL_PLACE in url else url
+
+
+@functools.lru_cache(maxsize=1024)
+def filled_url(url: str, model: str) -> str:
+    """``url`` with ``model``, quoted, in the place of ``{model}``."""
+    return url.replace(MODEL_PLACE, quote(model.removeprefix("models/"), safe=""))
 
 
 class Estimate(NamedTuple):

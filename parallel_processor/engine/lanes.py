@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.models import Attempt, AttemptStatus, Request, Upstream
+from parallel_processor.models import MODEL_PLACE, Attempt, AttemptStatus, Request, Upstream
 from parallel_processor.options import Options, shown_url
 from parallel_processor.providers.dialects import (
     answered_tier,
@@ -61,7 +61,8 @@ def check_lanes(options: Options) -> None:
     if len(set(options.service_tiers)) < len(options.service_tiers):
         raise ConfigurationError("service_tiers names a tier twice")
     asked = other or url
-    if options.fallback_model and (endpoint_of(asked).has_model_in_path or url_model(asked)):
+    has_model = endpoint_of(asked).has_model_in_path or url_model(asked)
+    if options.fallback_model and has_model and MODEL_PLACE not in asked:
         what = "names the model itself: give a fallback_url in place of fallback_model"
         raise ConfigurationError(f"{shown_url(asked)} {what}")
     if other is None:
@@ -116,7 +117,7 @@ class Lanes:
 
     def _bucket(self, request: Request, lane: Upstream) -> TokenBucket:
         url = lane.url or request.url or self._url
-        return self._buckets.bucket(url, request.model, lane)
+        return self._buckets.bucket(url, request.model or url_model(url), lane)
 
     def _next(self, pending: PendingRequest) -> tuple[int, TokenBucket] | None:
         """The next lane that ``pending`` may go on to, and its bucket there."""

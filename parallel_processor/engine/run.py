@@ -9,8 +9,7 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 * *Workers* send. A worker that has settled an attempt takes the next admitted request from the dispatcher's
   queues itself. No request that waits occupies a worker.
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
-  worker for an admitted request that no worker asks for. It and the workers also count tokens
-  (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
+  worker for an admitted request that no worker asks for. It and the workers also count tokens.
 * The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
@@ -275,7 +274,8 @@ class Run:
     def _put(self, request: Request) -> None:
         bucket = (pending := self._lanes.enter(request)).bucket
         if not bucket.counts_tokens:
-            pending.estimate = self._estimator.guess(request, request.model)
+            _, model = self._estimator.url_and_model(request)
+            pending.estimate = self._estimator.guess(request, model)
         if pending.estimate is None and (self._options.processes > 1 or bucket not in self._seen):
             self._seen.add(bucket)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between

@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from parallel_processor.models import Endpoint
+from parallel_processor.models import MODEL_PLACE, Endpoint
 
 _SECOND_S, _MINUTE_S, _DAY_S = 1.0, 60.0, 86_400.0
 _TOKENS = ("tokens", "input-tokens", "output-tokens")
@@ -52,6 +52,7 @@ class Provider(NamedTuple):
     auth: Auth | None = None  # None: by the form of the URL
     headers: Mapping[str, str] = _NOTHING  # that every request has
     charges_use: bool = False  # its token limit counts what an answer used, not the most it may use
+    counts_cache: bool = True  # and in it the cached tokens of usage.prompt_tokens_details
     windows_s: Mapping[str, float] = (
         _NOTHING  # of limits whose headers don't name it, by their kind
     )
@@ -149,6 +150,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "https://api.groq.com/openai/v1/chat/completions",
         keys=("GROQ_API_KEY",),
         charges_use=True,
+        counts_cache=False,
         windows_s={"requests": _DAY_S, **dict.fromkeys(("req", *_TOKENS), _MINUTE_S)},
         tiers={"default": "on_demand", "priority": "performance"},
     ),
@@ -293,16 +295,6 @@ def url_model(url: str) -> str:
     found = _MODEL_IN_PATH.search(urlsplit(url).path)
     name = unquote(next(filter(None, found.groups()), "")) if found else ""
     return "" if name == MODEL_PLACE else name
-
-
-MODEL_PLACE = "{model}"
-"""Stands in a URL for the model of each request, which its body then doesn't name."""
-
-
-@lru_cache(maxsize=1024)
-def filled_url(url: str, model: str) -> str:
-    """``url`` with ``model`` in the place of ``{model}``."""
-    return url.replace(MODEL_PLACE, quote(model.removeprefix("models/"), safe=""))
 
 
 def stream_refusal(url: str) -> str:

@@ -89,6 +89,8 @@ def read_error(response: Response) -> ErrorInfo:
     levels = _error_levels(response)
     codes = [label for level in levels for label in _labels(level.fields, _CODES)]
     types = [label for level in levels for label in _labels(level.fields, _TYPES)]
+    if amazons := response.headers.get("x-amzn-errortype"):
+        types.append(_label(amazons.partition(":")[0]))
     details = [label for level in levels for label in _detail_codes(level.fields)]
     messages = [message for level in levels for message in level.messages]
     text = _joined(messages)

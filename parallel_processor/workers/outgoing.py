@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from parallel_processor.models import Request, Upstream
+from parallel_processor.models import MODEL_PLACE, Request, Upstream, destination
 from parallel_processor.options import shown_url
 from parallel_processor.providers.answers import Expected, count_inputs
 from parallel_processor.providers.dialects import endpoint_of, tier_spelling, url_model
 from parallel_processor.providers.endpoints import streams_unasked
-from parallel_processor.providers.jsontext import dump, with_member
+from parallel_processor.providers.jsontext import dump, members, with_member, without
 
 _log = logging.getLogger("parallel_processor")
+_MODEL = frozenset({"model"})
 
 
 class Outgoing:
     """Completes the requests of one run. Any thread may call it.
 
-    The service tier and the model of the upstream are put into what is sent, and Ollama's own endpoints,
-    which stream unless they are told not to, are told. The record has the request as it was read.
+    The record has the request as it was read. What is sent has the service tier and the model of the
+    upstream, and lacks the model if the URL has a place for it. Ollama's own endpoints are told in it not
+    to stream, as they do if they are not told.
     """
 
     def __init__(self, request_url: str) -> None:
@@ -30,14 +32,15 @@ class Outgoing:
 
     def expected(self, request: Request, upstream: Upstream) -> Expected:
         """What is known of the answer of ``upstream`` to ``request``."""
-        url = upstream.url or request.url or self._url
-        inputs = count_inputs(request.body)
-        return Expected(url, inputs, request.is_row)
+        url = destination(request, upstream, self._url)
+        return Expected(url, count_inputs(request.body), request.is_row)
 
     def payload(self, request: Request, upstream: Upstream) -> bytes:
         """The bytes to send to ``upstream``."""
         url, body = upstream.url or request.url or self._url, request.body
         payload = request.payload
+        if MODEL_PLACE in url and body is not None and "model" in body:
+            payload = without(members(payload.decode()), _MODEL).encode()
         if upstream.tier or upstream.model:
             payload = _for_lane(payload, url, upstream)
         if not streams_unasked(url) or body is None or "stream" in body:
@@ -51,10 +54,11 @@ class Outgoing:
 
 def _for_lane(payload: bytes, url: str, upstream: Upstream) -> bytes:
     """``payload`` with the tier and the model of ``upstream``; every other byte stays as it is."""
-    members = tier_spelling(url, upstream.tier)
-    if upstream.model and not (endpoint_of(url).has_model_in_path or url_model(url)):
-        members = {"model": upstream.model, **members}
+    added = tier_spelling(url, upstream.tier)
+    has_model = MODEL_PLACE in url or endpoint_of(url).has_model_in_path or url_model(url)
+    if upstream.model and not has_model:
+        added = {"model": upstream.model, **added}
     text = payload.decode()
-    for name, value in members.items():
+    for name, value in added.items():
         text = with_member(text, name, dump(value).decode())
     return text.encode()
