@@ -23,6 +23,7 @@ from parallel_processor import (
     Request,
     RetryPolicy,
     RunStoppedError,
+    StopCause,
     read_results,
 )
 from parallel_processor.engine.lanes import Lanes, lanes_of
@@ -331,6 +332,34 @@ def test_lanes_work_with(settings: dict[str, Any], tmp_path: Path) -> None:
         each[0]["messages"][0]["content"] for each in read_lines(tmp_path / "in_results.jsonl")
     ]
     assert contents == list("01230123")
+
+
+def test_a_stop_leaves_both_lanes_to_the_next_run(tmp_path: Path) -> None:
+    """What was refused when it came has no record, and nothing goes on after it."""
+    source = write_lines(tmp_path / "in.jsonl", rows(6))
+    stops: list[Callable[[], object]] = []
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if body["service_tier"] == "default":
+            return good()
+        if len(provider.asked) >= 5 and stops:
+            stops.pop()()
+        return FULL
+
+    provider = Provider(reply)
+    settings: Any = {"service_tiers": ("flex", "default"), "max_workers": 1}
+    with (
+        RawServer(provider) as server,
+        services.processor(server.url, CHAT, **settings) as processor,
+    ):
+        stops.append(processor.stop)
+        first = processor.process_file(source)
+        sent = len(provider.asked)
+        second = processor.process_file(source)
+    assert first.stop_cause is StopCause.CALLER and first.failed == 0
+    assert sent == 5 and first.answered + second.answered == 6
+    assert second.already_answered == first.answered and second.failed == 0
+    assert len(read_lines(tmp_path / "in_results.jsonl")) == 6
 
 
 # The queues.
