@@ -356,7 +356,7 @@ _ALL = (
                 "Remaining: 0", "throttling_error", "429"),
         _openai(400, "litellm.BadRequestError: model <model> unknown", "None", "400"),
         _openai(500, "litellm.InternalServerError: Connection error.", "None", "500"),
-        style="litellm",
+        key_headers=("authorization", "x-api-key", "x-goog-api-key", "api-key"), style="litellm",
     ),
 )
 # fmt: on

@@ -50,7 +50,7 @@ class LimitHeaders:
         """Write how long to wait, as lines."""
         if self._style == "azure_unknown":
             return ""
-        if self._style == "litellm":
+        if self._style == "litellm" and wait_s > 0:
             ends_at = datetime.fromtimestamp(self._wall() + wait_s, timezone.utc)
             return (
                 f"Retry-After: {_LITELLM_WAIT_S}\r\nreset_at: {ends_at:%Y-%m-%d %H:%M:%S} UTC\r\n"

@@ -1,10 +1,11 @@
-"""Every provider's dialect, by its own requests: the whole Processor against the simulator, which speaks it.
+"""Every dialect, by its own requests: the whole Processor against the simulator, which speaks it.
 
 The simulator stands where a proxy would, so that each request goes to its provider's own host.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ import pytest
 
 from parallel_processor import Processor, RetryPolicy, RunStoppedError
 from parallel_processor.exceptions import StopCause
-from parallel_processor.models import AttemptStatus, Outcome
+from parallel_processor.models import AttemptStatus, Outcome, Response
 from parallel_processor.providers.limit_headers import read_limits
+from parallel_processor.providers.responses import classify
 from parallel_processor.simulator import Rule, Simulator, SimulatorOptions
+from parallel_processor.simulator.dialects import DIALECTS, Canned, Dialect
 
 KEY = "sk-right"
 MESSAGES = {"model": "m", "messages": [{"role": "user", "content": "one two"}]}
@@ -37,7 +40,7 @@ class Case:
         answers: the text that is asked for comes back, or two vectors, or neither.
         usage: the members of its usage; empty if it says nothing.
         limits: the limits that its headers tell, and each one's window in seconds.
-        rate_limited: what its refusal means: to wait for the limit, or for the server.
+        key: the right one.
     """
 
     url: str
@@ -46,7 +49,6 @@ class Case:
     usage: set[str] = field(default_factory=lambda: {*COUNTS, "completion_tokens"})
     limits: dict[str, float] = field(default_factory=dict)
     key: str = KEY
-    refusal: AttemptStatus = AttemptStatus.RATE_LIMITED
 
 
 MINUTE = {"requests": 60.0, "tokens": 60.0}
@@ -80,9 +82,8 @@ CASES: dict[str, Case] = {
         url=f"{OPENAI}/moderations", body=INPUT, answers="", usage=set(), limits=MINUTE
     ),
     "OpenAI images": Case(
-        *(),
         url=f"{OPENAI}/images/generations",
-        body={"model": "m", "prompt": "a cat"},
+        body={"model": "m", "prompt": "one cat"},
         answers="",
         usage=set(),
         limits=MINUTE,
@@ -177,25 +178,16 @@ CASES: dict[str, Case] = {
         url="http://dashscope-intl.aliyuncs.com/compatible-mode/v1/chat/completions", body=MESSAGES
     ),
     "Zhipu": Case(url="http://open.bigmodel.cn/api/paas/v4/chat/completions", body=MESSAGES),
-    "Ollama": Case(url="ollama:/v1/chat/completions", body=MESSAGES, refusal=AttemptStatus.RETRY),
+    "Ollama": Case(url="ollama:/v1/chat/completions", body=MESSAGES),
     "Ollama native": Case(
-        url="ollama:/api/chat",
-        body=MESSAGES,
-        usage={"prompt_eval_count", "eval_count"},
-        refusal=AttemptStatus.RETRY,
+        url="ollama:/api/chat", body=MESSAGES, usage={"prompt_eval_count", "eval_count"}
     ),
     "Ollama embed": Case(
-        url="ollama:/api/embed",
-        body=INPUT,
-        answers=VECTORS,
-        usage={"prompt_eval_count"},
-        refusal=AttemptStatus.RETRY,
+        url="ollama:/api/embed", body=INPUT, answers=VECTORS, usage={"prompt_eval_count"}
     ),
-    "vLLM": Case(url="vllm:/v1/chat/completions", body=MESSAGES, refusal=AttemptStatus.RETRY),
-    "SGLang": Case(url="sglang:/v1/chat/completions", body=MESSAGES, refusal=AttemptStatus.RETRY),
-    "llama.cpp": Case(
-        url="llama.cpp:/v1/chat/completions", body=MESSAGES, refusal=AttemptStatus.NOT_READY
-    ),
+    "vLLM": Case(url="vllm:/v1/chat/completions", body=MESSAGES),
+    "SGLang": Case(url="sglang:/v1/chat/completions", body=MESSAGES),
+    "llama.cpp": Case(url="llama.cpp:/v1/chat/completions", body=MESSAGES),
     "TGI": Case(url="tgi:/generate", body={"inputs": "one two"}, usage=set()),
     "TGI compatible": Case(url="tgi:/v1/chat/completions", body=MESSAGES),
     "TEI": Case(url="tei:/embed", body=TEXTS, answers=VECTORS, usage=set()),
@@ -230,14 +222,17 @@ def speaking(case: Case, monkeypatch: pytest.MonkeyPatch, *rules: Rule) -> Itera
         yield case.url if name == "http" else simulator.url + path
 
 
-def ask(url: str, case: Case, key: str = "") -> Outcome:
-    """The outcome of the case's request, which waits for nothing."""
-    retry = RetryPolicy(pause_s=0.01, backoff_initial_s=0.01, backoff_max_s=0.01, max_attempts=2)
-    with Processor(
-        request_url=url, api_key=key or case.key, allow_plain_http=True, max_workers=1, retry=retry
-    ) as processor:
-        (outcome,) = processor.map([case.body])
-        return outcome
+def saying(case: Case, word: str) -> dict[str, Any]:
+    """The case's request, with another first word."""
+    body: dict[str, Any] = json.loads(json.dumps(case.body).replace('"one', f'"{word}'))
+    assert word in json.dumps(body)
+    return body
+
+
+RULES = tuple(
+    Rule(answer=name, containing=name, first=1) for name in ("limited", "broken", "bad_request")
+)
+RETRY = RetryPolicy(pause_s=0.01, backoff_initial_s=0.01)
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -247,12 +242,25 @@ def case(request: pytest.FixtureRequest, clean_environment: None) -> Case:
     return found
 
 
-def test_an_answer_is_read(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text or vectors, the usage, the tokens used and the limits that the headers tell."""
-    with speaking(case, monkeypatch) as url:
-        outcome = ask(url, case)
+def test_a_dialect_is_spoken(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is read; a refusal and a failure are gone through; an error is of its request alone."""
+    words = ("one", "limited", "broken", "bad_request")
+    with speaking(case, monkeypatch, *RULES) as url:
+        with Processor(
+            request_url=url, api_key=case.key, allow_plain_http=True, retry=RETRY
+        ) as processor:
+            outcomes = processor.map(saying(case, word) for word in words)
+            stats = processor.stats()
+    plain, limited, broken, failed = outcomes
+    check_answer(plain, case, url)
+    assert [(each.ok, each.attempts) for each in (limited, broken)] == [(True, 2)] * 2
+    assert (failed.ok, failed.attempts) == (False, 1)
+    assert stats.retries == 2
+
+
+def check_answer(outcome: Outcome, case: Case, url: str) -> None:
+    """Check text or vectors, the usage, the tokens used and the limits that the headers tell."""
     assert outcome.ok, outcome.error
-    assert outcome.attempts == 1
     assert outcome.text == ("one two" if case.answers == ECHO else None)
     count = {VECTORS: 2, "vector": 1}.get(case.answers, 0)
     assert [len(vector) for vector in outcome.embeddings or []] == [8] * count
@@ -267,47 +275,40 @@ def test_an_answer_is_read(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {reading.name: reading.window_s for reading in readings} == case.limits
 
 
-def test_a_refusal_is_waited_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told from other failures, its request is sent again, and it costs no attempt of a limit's."""
-    with speaking(case, monkeypatch, Rule(answer="limited", first=1)) as url:
-        with Processor(
-            request_url=url,
-            api_key=case.key,
-            allow_plain_http=True,
-            retry=RetryPolicy(pause_s=0.01, backoff_initial_s=0.01),
-        ) as processor:
-            (outcome,) = processor.map([case.body])
-            stats = processor.stats()
-    assert outcome.ok, outcome.error
-    is_limit = case.refusal is AttemptStatus.RATE_LIMITED
-    assert stats.rate_limited == (1 if is_limit else 0)
+WAITED_FOR = {"llama.cpp": AttemptStatus.NOT_READY}
+OVERLOADED = ("ollama", "vllm", "sglang")  # these have no limits
 
 
-def test_an_error_is_of_its_request_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own words are in the outcome; it is not tried again, and the run goes on."""
-    with speaking(case, monkeypatch, Rule(answer="bad_request", first=1)) as url:
-        with Processor(
-            request_url=url, api_key=case.key, allow_plain_http=True, max_workers=1
-        ) as processor:
-            failed, answered = processor.imap([case.body, case.body])
-    assert not failed.ok
-    assert failed.attempts == 1
-    assert failed.error is not None
-    assert len(failed.error) > len("HTTP 400: ")
-    assert answered.ok
+@pytest.mark.parametrize("row", DIALECTS.values(), ids=DIALECTS)
+def test_a_refusal_is_no_failure(row: Dialect) -> None:
+    """A limit is waited for, and a server without limits that has too much to do is tried again."""
+    usual = AttemptStatus.RETRY if row.name in OVERLOADED else AttemptStatus.RATE_LIMITED
+    attempt = classify(response_of(row.limited))
+    assert attempt.status is WAITED_FOR.get(row.name, usual)
+    assert classify(response_of(row.wrong_key)).stop_cause is StopCause.KEY
+    assert classify(response_of(row.bad_request)).status is AttemptStatus.FAILED
 
 
-def test_a_failure_of_the_server_is_tried_again(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever its status."""
-    with speaking(case, monkeypatch, Rule(answer="broken", first=1)) as url:
-        outcome = ask(url, case)
-    assert outcome.ok, outcome.error
+def response_of(canned: Canned) -> Response:
+    """The response that the transport would make of it."""
+    reply = canned.reply("", id="req_1", wait="7", model="m")
+    pairs = (line.split(": ", 1) for line in reply.headers.splitlines())
+    headers = {name.lower(): value for name, value in pairs}
+    try:
+        return Response(
+            status=reply.status,
+            headers=headers,
+            body=reply.body,
+            data=json.loads(reply.body),
+            is_json=True,
+        )
+    except ValueError:
+        return Response(status=reply.status, headers=headers, body=reply.body)
 
 
 def test_a_wrong_key_stops_the_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the vendor calls it a bad request."""
     with speaking(case, monkeypatch) as url, pytest.raises(RunStoppedError) as caught:
-        ask(url, case, key=case.key + "X")
-    assert caught.value.cause is StopCause.KEY
+        with Processor(request_url=url, api_key=f"{case.key}X", allow_plain_http=True) as processor:
+            processor.map([case.body])
+    assert caught.value.stop_cause is StopCause.KEY
