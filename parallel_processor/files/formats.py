@@ -98,7 +98,14 @@ def requests_in(
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
-            yield _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
+            request = _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
+            metadata = line.metadata
+            yield replace(
+                request,
+                custom_id=line.custom_id,
+                metadata=metadata,
+                metadata_json=None if metadata is None else dump(metadata),
+            )
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:

@@ -8,7 +8,7 @@ Names that cross the border (module, names):
 
     answers        UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    dialects       endpoint_of, url_model
+    dialects       endpoint_of, provider_of, url_model
     endpoints      auth_headers, basic_auth, charges_reservation, check_key, check_url,
                    is_loopback, needs_key, resolve_url, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
@@ -18,5 +18,5 @@ Names that cross the border (module, names):
     promises       POLLED
     responses      classify
     texts          plain_line
-    usage          read_usage, used_tokens
+    usage          cached_tokens, read_usage, used_tokens
 """
