@@ -14,8 +14,18 @@ from typing import Any
 import pytest
 
 from parallel_processor import Processor, RetryPolicy, RunStoppedError
-from parallel_processor.exceptions import StopCause
+from parallel_processor.exceptions import ConfigurationError, StopCause
 from parallel_processor.models import AttemptStatus, Outcome, Response
+from parallel_processor.providers import dialects
+from parallel_processor.providers.dialects import (
+    PROVIDERS,
+    answered_tier,
+    key_variables_of,
+    provider_at,
+    tier_headers,
+    tier_spelling,
+    url_model,
+)
 from parallel_processor.providers.limit_headers import read_limits
 from parallel_processor.providers.responses import classify
 from parallel_processor.simulator import Rule, Simulator, SimulatorOptions
@@ -312,3 +322,216 @@ def test_a_wrong_key_stops_the_run(case: Case, monkeypatch: pytest.MonkeyPatch) 
         with Processor(request_url=url, api_key=f"{case.key}X", allow_plain_http=True) as processor:
             processor.map([case.body])
     assert caught.value.stop_cause is StopCause.KEY
+
+
+# What people reported of other tools, as they quote it: where it came from, and what it must mean.
+REPORTS = {
+    "continuedev/continue#11412: xAI's wrong key looked like a bad request": (
+        400,
+        {
+            "code": "invalid",
+            "error": "Incorrect API key provided: sk***YA. You can obtain an API key from",
+        },
+        (AttemptStatus.FATAL, StopCause.KEY),
+    ),
+    "anomalyco/opencode#47073: Bedrock's expired key was not told from other refusals": (
+        403,
+        {"Message": "Authentication failed: Please make sure your API Key is valid."},
+        (AttemptStatus.FATAL, StopCause.KEY),
+    ),
+    "Wei-Shaw/sub2api#1709: requests went on to be sent with a key that Gemini didn't know": (
+        400,
+        {
+            "error": {
+                "code": 400,
+                "message": "API Key not found. Please pass a valid API key.",
+                "status": "INVALID_ARGUMENT",
+                "details": [{"reason": "API_KEY_INVALID", "domain": "googleapis.com"}],
+            }
+        },
+        (AttemptStatus.FATAL, StopCause.KEY),
+    ),
+    "RooCodeInc/Roo-Code#5050: Bedrock's limit was taken for the end of the task": (
+        429,
+        {"message": "Too many tokens, please wait before trying again."},
+        (AttemptStatus.RATE_LIMITED, StopCause.NOTHING),
+    ),
+    "memodb-io/memobase#142: one request with too many texts for Qwen failed the whole job": (
+        400,
+        {
+            "error": {
+                "message": "<400> InternalError.Algo.InvalidParameter: Value error, batch size is invalid,"
+                " it should not be larger than 10.: input.contents",
+                "type": "InvalidParameter",
+                "param": None,
+                "code": "InvalidParameter",
+            }
+        },
+        (AttemptStatus.FAILED, StopCause.NOTHING),
+    ),
+    "huggingface/text-embeddings-inference#50: TEI's 413 was sent again and again": (
+        413,
+        {"error": "batch size 64 > maximum allowed batch size 32", "error_type": "Validation"},
+        (AttemptStatus.FAILED, StopCause.NOTHING),
+    ),
+    "Voyage and Cohere name the plan in what is a limit of a minute": (
+        429,
+        {"message": "You are using a Trial key, which is limited to 20 API calls / minute."},
+        (AttemptStatus.RATE_LIMITED, StopCause.NOTHING),
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "meant"), REPORTS.values(), ids=REPORTS)
+def test_what_others_stumbled_over_is_understood(
+    status: int, body: Any, meant: tuple[AttemptStatus, StopCause]
+) -> None:
+    """The run stops for a key, waits for a limit, and goes on after a bad request."""
+    attempt = classify(response_of(Canned(status, body)))
+    assert (attempt.status, attempt.stop_cause) == meant
+
+
+def test_a_gateway_before_azure_gets_azures_header(
+    monkeypatch: pytest.MonkeyPatch, clean_environment: None
+) -> None:
+    """On any host, as by openai/codex#3048: its URLs have a deployment, its hosts are one's own."""
+    case = CASES["Azure classic"]
+    with speaking(case, monkeypatch) as url:
+        gateway = url.replace("r.openai.azure.com", "apim.azure-api.net/openai2")
+        with Processor(request_url=gateway, api_key=KEY, allow_plain_http=True) as processor:
+            (outcome,) = processor.map([case.body])
+    assert outcome.ok, outcome.error
+
+
+NEXT = """Provider(
+    "Next", ("http://api.next.example/v1/chat/completions",), hosts=("api.next.example",),
+    keys=("NEXT_API_KEY",), auth=Auth("api-key", ""), windows_s={"requests": 86_400.0},
+)"""
+
+
+def test_the_next_provider_takes_four_lines(
+    monkeypatch: pytest.MonkeyPatch, clean_environment: None
+) -> None:
+    """Its row is all: its key gets its header, its limits their windows, its variable is known."""
+    assert len(NEXT.splitlines()) == 4
+    monkeypatch.setattr(dialects, "PROVIDERS", (*PROVIDERS, eval(NEXT, vars(dialects).copy())))
+    provider_at.cache_clear()
+    try:
+        url = "http://api.next.example/v1/chat/completions"
+        assert key_variables_of(url) == ("NEXT_API_KEY",)
+        case = Case(url=url, body=MESSAGES, limits={"requests": 86_400.0, "tokens": 60.0})
+        with speaking(case, monkeypatch) as url:
+            with Processor(request_url=url, api_key=KEY, allow_plain_http=True) as processor:
+                (outcome,) = processor.map([case.body])
+        check_answer(outcome, case, url)
+    finally:
+        provider_at.cache_clear()
+
+
+def test_each_provider_is_known_by_its_own_hosts() -> None:
+    """The hosts of its URLs are its own, or this machine, which is nobody's."""
+    for row in PROVIDERS:
+        for url in row.urls:
+            host = url.partition("://")[2].partition("/")[0].partition(":")[0].lower()
+            assert provider_at(host).name == ("" if host == "localhost" else row.name)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("eu.api.openai.com", "OpenAI"),
+        ("us-central1-aiplatform.googleapis.com", "Vertex AI"),
+        ("bedrock-runtime-fips.us-east-1.amazonaws.com", "Bedrock"),
+        ("bedrock-mantle.us-west-2.api.aws", "Bedrock"),
+        ("eu.ai.mongodb.com", "Voyage"),
+        ("openai.azure.com.evil.example", ""),
+        ("notopenai.com", ""),
+        ("aiplatform.googleapis.com.evil.example", ""),
+        ("bedrock-runtime.us-east-1.amazonaws.com.evil.example", ""),
+        ("127.0.0.1", ""),
+    ],
+)
+def test_a_host_is_its_providers_or_nobodys(host: str, name: str) -> None:
+    """No host is taken for a provider's whose name it only holds: a key may depend on it."""
+    assert provider_at(host).name == name
+
+
+@pytest.mark.parametrize(
+    ("url", "model"),
+    [
+        (f"{GOOGLE}/models/gemini-2.5-pro:generateContent", "gemini-2.5-pro"),
+        (f"{GOOGLE}/tunedModels/my-own:generateContent?key=x", "my-own"),
+        (f"{VERTEX}/publishers/google/models/gemini-2.5-pro:generateContent", "gemini-2.5-pro"),
+        (f"{AZURE}/deployments/gpt-4o/embeddings?api-version=1", "gpt-4o"),
+        (f"{BEDROCK}/model/us.a.b-v1%3A0/converse", "us.a.b-v1:0"),
+        (f"{BEDROCK}/model/{{model}}/converse", ""),
+        (f"{GOOGLE}/openai/chat/completions", ""),
+        (f"{OPENAI}/chat/completions", ""),
+    ],
+)
+def test_a_path_names_its_model(url: str, model: str) -> None:
+    """Gemini's, Azure's and Bedrock's do."""
+    assert url_model(url) == model
+
+
+@pytest.mark.parametrize(
+    ("url", "tier", "members"),
+    [
+        (f"{OPENAI}/responses", "flex", {"service_tier": "flex"}),
+        (f"{AZURE}/v1/responses", "priority", {"service_tier": "priority"}),
+        ("https://api.groq.com/openai/v1/chat/completions", "flex", {"service_tier": "flex"}),
+        (
+            "https://api.groq.com/openai/v1/chat/completions",
+            "default",
+            {"service_tier": "on_demand"},
+        ),
+        ("https://api.groq.com/openai/v1/chat/completions", "auto", {"service_tier": "auto"}),
+        (f"{GOOGLE}/models/g:generateContent", "flex", {"service_tier": "flex"}),
+        (f"{GOOGLE}/models/g:generateContent", "default", {"service_tier": "standard"}),
+        ("http://gateway/v1beta/models/g:generateContent", "default", {"service_tier": "standard"}),
+        (f"{BEDROCK}/model/m/converse", "flex", {"serviceTier": {"type": "flex"}}),
+        (f"{BEDROCK}/openai/v1/chat/completions", "flex", {"service_tier": "flex"}),
+        ("https://api.anthropic.com/v1/messages", "default", {"service_tier": "standard_only"}),
+        (f"{VERTEX}/publishers/google/models/g:generateContent", "flex", {}),
+        (f"{OPENAI}/responses", "", {}),
+    ],
+)
+def test_a_tier_is_spelled_the_providers_way(url: str, tier: str, members: dict[str, Any]) -> None:
+    """As a member of the body; Vertex has a header instead."""
+    assert tier_spelling(url, tier) == members
+    is_vertex = url.startswith(VERTEX)
+    name = "X-Vertex-AI-LLM-Shared-Request-Type"
+    assert tier_headers(url, tier) == ({name: tier} if is_vertex else {})
+    assert tier_headers(url, "default") == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer", "tier"),
+    [
+        ({}, {"service_tier": "flex"}, "flex"),
+        ({}, {"service_tier": "on_demand"}, "default"),
+        ({}, {"serviceTier": {"type": "priority"}}, "priority"),
+        ({}, {"usage": {"service_tier": "standard"}}, "default"),
+        ({"x-gemini-service-tier": "standard"}, {"usageMetadata": {}}, "default"),
+        ({}, {"usageMetadata": {"trafficType": "ON_DEMAND_FLEX"}}, "flex"),
+        ({}, {"service_tier": None, "usage": None}, ""),
+        ({}, [1], ""),
+    ],
+)
+def test_the_tier_that_answered_is_read(headers: dict[str, str], answer: Any, tier: str) -> None:
+    """In one set of words, from the body or a header."""
+    assert answered_tier(headers, answer) == tier
+
+
+@pytest.mark.parametrize(
+    ("end", "instead"),
+    [
+        ("/v1beta/models/m:streamGenerateContent?alt=sse", ":generateContent"),
+        ("/model/m/converse-stream", "/converse"),
+        ("/model/m/invoke-with-response-stream", "/invoke"),
+    ],
+)
+def test_an_endpoint_that_only_streams_is_refused(end: str, instead: str) -> None:
+    """At once, with the endpoint to use instead."""
+    with pytest.raises(ConfigurationError, match=f"streams its answers.*: use {instead}$"):
+        Processor(request_url=f"http://localhost{end}")
