@@ -146,7 +146,8 @@ class Service:
         reply = self._turn_down(request, exchange)
         if reply is not None:
             return reply, None
-        exchange.digest = digest_of(request.body, self._options.seed)
+        place = request.path.encode() if model_in(request.path) else b""
+        exchange.digest = digest_of(place + request.body, self._options.seed)
         work_s = self._latency_s() * self._load.slowdown(exchange.in_flight)
         exchange.latency_s = self._load.time_s(self._clock(), work_s)
         if exchange.latency_s > 0:

@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parallel_processor import Processor, RetryPolicy, RunStoppedError
+from parallel_processor import Limits, Processor, RetryPolicy, RunStoppedError, process_file
 from parallel_processor.exceptions import ConfigurationError, StopCause
 from parallel_processor.models import AttemptStatus, Outcome, Response
 from parallel_processor.providers import dialects
@@ -535,3 +536,39 @@ def test_an_endpoint_that_only_streams_is_refused(end: str, instead: str) -> Non
     """At once, with the endpoint to use instead."""
     with pytest.raises(ConfigurationError, match=f"streams its answers.*: use {instead}$"):
         Processor(request_url=f"http://localhost{end}")
+
+
+def test_models_in_a_url_are_apart_and_resumed(tmp_path: Path, clean_environment: None) -> None:
+    """Each has its bucket; the results keep the model, so that no request is sent twice."""
+    lines = [{**GEMINI, "model": f"g-{number % 2}", "metadata": number} for number in range(4)]
+    source = tmp_path / "requests.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"contents": []}]))
+    with Simulator() as simulator:
+        settings: dict[str, Any] = {
+            "request_url": f"{simulator.url}/v1beta/models/{{model}}:generateContent"
+        }
+        first = process_file(source, **settings)
+        again = process_file(source, **settings)
+        assert simulator.stats()["answered"] == 4
+    assert (first.answered, first.failed, again.already_answered) == (4, 1, 4)
+    assert sorted(bucket.model for bucket in first.buckets) == ["g-0", "g-1"]
+    results = (tmp_path / "requests_results.jsonl").read_text()
+    assert results.count('"model": "g-') == 4
+    assert "names no model to take the place of {model} in the request URL" in results
+
+
+def test_limits_by_model_hold_for_a_model_in_the_path(
+    tmp_path: Path, clean_environment: None
+) -> None:
+    """Its bucket has the name, though no body has it."""
+    source = tmp_path / "requests.jsonl"
+    source.write_text(json.dumps({"contents": [CONTENT]}))
+    with Simulator() as simulator:
+        summary = process_file(
+            source,
+            request_url=f"{simulator.url}/v1beta/models/g-1:generateContent",
+            limits_by_model={"g-*": Limits(requests_per_minute=600)},
+        )
+    (bucket,) = summary.buckets
+    assert bucket.model == "g-1"
+    assert {limit.pattern for limit in bucket.limits if limit.name == "requests"} == {"g-*"}
