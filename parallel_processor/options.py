@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import unquote, urlsplit
@@ -106,6 +106,10 @@ def _is_url(url: object) -> bool:
         return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:  # the port, the IPv6 address or a label is malformed
         return False
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _check_limiter(limiter: object) -> None:
@@ -229,6 +233,8 @@ class Options:
     Attributes:
         request_url: where requests go, an ``http`` or ``https`` URL. A login in it is taken out of it,
             and becomes ``login``.
+        replica_urls: further URLs that serve the same models. Each request goes where the fewest are under
+            way; one that fails is left alone for a while. A login in one must be that of ``request_url``.
         api_key: the key that is sent with each request, printable ASCII; it is not in ``repr``.
         login: ``user:password`` for Basic authentication, in place of a key or besides one that has
             another header; it is not in ``repr``.
@@ -270,6 +276,7 @@ class Options:
     """
 
     request_url: str = DEFAULT_REQUEST_URL
+    replica_urls: Sequence[str] = ()
     api_key: str | None = field(default=None, repr=False)
     login: str | None = field(default=None, repr=False)
     ca_bundle: str | os.PathLike[str] | None = None
@@ -299,6 +306,7 @@ class Options:
         shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
         _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
         self._take_login_out()
+        self._check_replicas()
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
         _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
         if self.api_key is not None and not _is_key(self.api_key):
@@ -338,6 +346,21 @@ class Options:
         ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)
         _check(ok, "login", "…", "user:password")
 
+    def _check_replicas(self) -> None:
+        """Keep the URLs of ``replica_urls`` without their logins, each once."""
+        urls: object = self.replica_urls
+        _check(_is_list(urls), "replica_urls", "…", "a list of URLs")
+        found: dict[str, None] = {}
+        for url in self.replica_urls:
+            shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
+            _check(_is_url(url), "replica_urls", shown, "http:// or https:// URLs")
+            bare, login = without_login(url)
+            if login not in (None, self.login):
+                raise ConfigurationError("replica_urls can't have a login other than request_url")
+            found[bare] = None
+        found.pop(self.request_url, None)
+        object.__setattr__(self, "replica_urls", tuple(found))
+
 
 class Settings(TypedDict, total=False):
     """The fields of :class:`Options` as keyword arguments; any may be missing.
@@ -351,6 +374,7 @@ class Settings(TypedDict, total=False):
     """
 
     request_url: str
+    replica_urls: Sequence[str]
     api_key: str | None
     login: str | None
     ca_bundle: str | os.PathLike[str] | None

@@ -97,6 +97,9 @@ class Flag:
     choices: tuple[str, ...] | None = None
     repeatable: bool = False  # each gives one more value
     is_single: bool = False  # given twice it is an error; else the last one counts
+    action: type[argparse.Action] | None = (
+        None  # what becomes of its values, if it is something else
+    )
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Make the flag known to a parser."""
@@ -108,7 +111,7 @@ class Flag:
         action = "append" if self.repeatable else "extend" if self.several else "store"
         group.add_argument(
             flag,
-            action=_Once if self.is_single else action,
+            action=self.action or (_Once if self.is_single else action),
             metavar=self.metavar or None,
             type=self.read or READERS.get(type(default), str),
             default=default,
@@ -123,6 +126,23 @@ class Flag:
         if not text and isinstance(default, (int, float, str)):
             text = f"{default:g}" if isinstance(default, float) else str(default)
         return f"{self.help} (default: {text})" if text else self.help
+
+
+class _AndReplicas(argparse.Action):
+    """Keeps the first value under its name, and further ones in ``replica_urls``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        urls = getattr(namespace, "replica_urls", None)
+        if urls is None:
+            namespace.request_url, namespace.replica_urls = values, ()
+        else:
+            namespace.replica_urls = (*urls, values)
 
 
 class _Once(argparse.Action):
@@ -173,7 +193,10 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               default_text="a comma, in .tsv a tab"),
     ),
     "service": (
-        Flag("request_url", "request_url", "URL", "where to send the requests"),
+        Flag("request_url", "request_url", "URL",
+              "where to send the requests; given several times, they are servers of the same models: each "
+              "has the limits for itself, and one that fails is left alone for a while",
+              action=_AndReplicas),
         Flag("api_key", "api_key", "KEY", "the key",
               default_text="$OPENAI_API_KEY; a key on the command line is visible to other users"),
         Flag("api_key_file", "", "FILE", "a file with nothing but the key in it"),
@@ -279,6 +302,7 @@ def settings(flags: argparse.Namespace) -> Settings:
     if flags.limits:
         common = {name: made["limits"][name] for name in ("burst_seconds", "headroom")}
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
+    made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)
 
