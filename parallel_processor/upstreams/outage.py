@@ -12,7 +12,8 @@ a streak. An answer to a request that was sent after the streak began ends it: t
 
 Where other upstreams serve the same requests, all that a server may be to blame for counts: any 5xx, any
 timeout, a torn response. Once another has answered meanwhile, 3 such requests in a row are an outage. A
-wrong verdict costs little there.
+wrong verdict costs little there. Then a server that can't be reached pauses for 1 second at most: its
+request goes to another at once.
 
 In an outage no attempt counts, and the model's requests pause. After each pause a single request is sent,
 each time another one: a request that is itself to blame can't keep the outage alive. The pauses grow to
@@ -40,6 +41,7 @@ _LEAST_S = 2.0
 _LEAST_REQUESTS = 3
 _LEAST_FAILURES = 5
 _LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 5.0, 0.1
+_SPARED_PAUSE_S = 1.0  # while others serve, for a server whose refusal of a connection costs nothing
 _BURST_S = 10.0  # in which the failures of a server that ends may be between its last answers
 _ROUNDS = 3  # from so many on, load was not the reason
 _SELDOM_S = 300.0  # outages that follow each other sooner may be a limit
@@ -175,7 +177,8 @@ class Outages:
             streak.requests.add(number)
         lasts_s, is_alone = now - streak.began_s, len(streak.requests) < _LEAST_REQUESTS
         is_out = streak.failures >= _LEAST_FAILURES and lasts_s >= _LEAST_S and not is_alone
-        is_out = is_out or (others_answered_at > streak.sent_at and not is_alone)
+        is_spared = others_answered_at > streak.sent_at
+        is_out = is_out or (is_spared and not is_alone)
         is_out = is_out or streak.rounds > 0 or attempt.status in _AT_ONCE
         if serves or not is_out:
             verdict = Verdict.SERVES if serves or is_alone else Verdict.DOUBTFUL
@@ -186,7 +189,10 @@ class Outages:
             streak.paused_at, round_ = now, streak.rounds
         is_lost = lasts_s >= self._policy.rate_limit_deadline_s
         verdict = Verdict.LOST if is_lost else Verdict.OUT
-        return Judgement(verdict, self._pause_s(streak.rounds), round_, streak.began_s)
+        pause_s = self._pause_s(streak.rounds)
+        if is_spared and attempt.status is AttemptStatus.UNREACHABLE:
+            pause_s = min(pause_s, _SPARED_PAUSE_S)
+        return Judgement(verdict, pause_s, round_, streak.began_s)
 
     def _pause_s(self, rounds: int) -> float:
         backoff_s = longest_backoff_s(self._policy, max(rounds, 1))  # the user may have set 0

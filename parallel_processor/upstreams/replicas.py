@@ -114,7 +114,7 @@ class BucketGroup:
         """Admit all that may be sent; seconds until ``reservation`` should be polled again."""
         places = dict(self._places.get(reservation, ()))
         delay = math.inf
-        for member in self.alive:
+        for member in self.members:  # one that is set aside may have a place still
             delay = min(delay, member.poll(places.get(member, reservation)))
             if reservation.admitted_at is not None:
                 return 0.0
@@ -154,12 +154,12 @@ class BucketGroup:
     @property
     def delay(self) -> float:
         """Seconds that the head of the queue has to wait; infinite if the queue is empty."""
-        return min(member.delay for member in self.alive)
+        return min(member.delay for member in self.members)
 
     @property
     def wait_cause(self) -> WaitCause:
         """What the head of the queue waits for, where it has to wait the least."""
-        return min(self.alive, key=lambda member: member.delay).wait_cause
+        return min(self.members, key=lambda member: member.delay).wait_cause
 
     @property
     def counts_tokens(self) -> bool:
