@@ -19,6 +19,7 @@ from parallel_processor.cluster.ray_engine import connected, environment, on_ray
 from parallel_processor.cluster.run import ClusterJob, ClusterRun
 from parallel_processor.cluster.tally import ClusterSummary
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.files.object_stores import local_path
 from parallel_processor.options import Options, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.summary import Stats
@@ -66,7 +67,7 @@ class OnRay:
             overwrite=overwrite,
             keep_failures=keep_failures,
             progress=progress,
-            report_path=Path(report_path) if report_path is not None else None,
+            report_path=local_path(report_path) if report_path is not None else None,
             block_bytes=block_bytes,
         )
         self._run = ClusterRun(self._job)

@@ -271,7 +271,7 @@ class Run:
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        url, model = request.url or self._options.request_url, request.model
+        url, model = self._estimator.url_and_model(request)
         group = self._routes.group(url, model)
         pending = PendingRequest(request=request, group=group, bucket=group.members[0])
         if not group.counts_tokens:

@@ -148,20 +148,15 @@ class Settlement:
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Release:
         """Charge what was used. Only some providers give back what was reserved and not used."""
-        used, output, estimate = attempt.used_tokens, attempt.output_tokens, pending.estimate
-        if output is not None and estimate is not None and estimate.kind is not None:
-            estimate.kind.answered(output)
-        charged = used
-        if used is not None and used < reservation.costs[1] and not self._estimator.charges_use:
-            charged = None
+        charged = self._estimator.charge(pending.estimate, reservation.costs[1], attempt)
         return pending.bucket.ended(
             reservation,
             attempt.readings,
             answered=attempt.status is _ANSWERED,
             rejected=attempt.rejection is not None,
             used_tokens=charged,
-            output_tokens=output or 0,
-            answer_tokens=used or 0,
+            output_tokens=attempt.output_tokens or 0,
+            answer_tokens=attempt.used_tokens or 0,
             waker=self._waker,
         )
 
@@ -305,10 +300,11 @@ class Settlement:
 
     def _leave_out(self, bucket: AnyBucket, reason: str, cause: StopCause) -> None:
         """Send no more requests of ``bucket``; the others go on."""
-        if message := self._left_out.add(bucket, reason, cause):
+        message = self._left_out.add(bucket, reason, cause)
+        self._on_left_out(bucket)  # by each: no worker takes another one before the queue is empty
+        if message:
             bucket.free()
             _log.error("%s", message)
-            self._on_left_out(bucket)
 
     def _look_for_equal_failures(self, bucket: AnyBucket, attempt: Attempt) -> None:
         """Stop the run if every request of the model fails for one reason."""

@@ -6,15 +6,17 @@ tokens used. ``jsontext`` takes JSON text apart without changing a byte of it.
 
 Names that cross the border (module, names):
 
-    answers        POLLED, UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
+    answers        UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    endpoints      auth_headers, basic_auth, charges_reservation, check_key, endpoint_of,
+    dialects       endpoint_of, provider_of, url_model
+    endpoints      auth_headers, basic_auth, charges_reservation, check_key, check_url,
                    is_loopback, needs_key, resolve_url, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
     failures       of_failure
     limit_headers  IN_EVERY_LIMIT, read_limits
+    promises       POLLED
     responses      classify
     texts          plain_line
-    usage          read_usage, used_tokens
+    usage          cached_tokens, read_usage, used_tokens
 """
