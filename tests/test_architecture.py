@@ -43,7 +43,17 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
-    "engine": {"workers", "ratelimit", "limiter", "files", "tokens", "report", "providers"},
+    "upstreams": {"ratelimit", "providers"},
+    "engine": {
+        "workers",
+        "upstreams",
+        "ratelimit",
+        "limiter",
+        "files",
+        "tokens",
+        "report",
+        "providers",
+    },
     "batches": {"files", "providers"},
     "processor": {"engine", "tables", "report", "files", "providers"},
     "api": {"processor", "files", "report"},
@@ -58,6 +68,8 @@ TYPES_ONLY = {
     ("exceptions", "models"),  # exceptions carry an outcome
     ("exceptions", "report"),  # exceptions carry a summary
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
+    ("workers", "upstreams"),  # or with that of a group of buckets
+    ("upstreams", "workers"),  # a group is told which request it is for
 }
 
 # Who imports a third-party package: exactly these modules.
@@ -100,7 +112,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
-    *("engine.outage", "engine.repeats", "engine.stops"),
+    *("engine.repeats", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),

@@ -197,7 +197,9 @@ class Settlement:
             retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
         if others_at is None or not self._is_taken_over(attempt, reservation, pending, judged):
             self._react(attempt, reservation, pending, judged)
-        elif retry_state.has_other or attempt.status not in _OUT:
+        elif attempt.status not in _OUT or (
+            retry_state.has_other and judged.verdict is not Verdict.SERVES
+        ):
             return 0.0
         if attempt.status not in RETRIED:
             return None

@@ -10,7 +10,7 @@ Names that cross the border (module, names):
     claims         is_said
     dialects       endpoint_of, provider_of, url_model
     endpoints      auth_headers, basic_auth, charges_reservation, check_key, check_url,
-                   is_loopback, needs_key, resolve_url, streams_unasked, url_advice
+                   is_loopback, needs_key, on_replica, resolve_url, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
     failures       of_failure

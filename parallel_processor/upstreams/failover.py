@@ -127,7 +127,10 @@ class Failover:
             return False
         retry_state.failed_by[bucket] = reservation.admitted_at or 0.0
         retry_state.refused_by[bucket] = attempt.error
-        return any(not has_failed(other, pending) for other in others)
+        return any(
+            not has_failed(other, pending) and not other.server.in_flight.is_confined
+            for other in others
+        )
 
     def answered(self, pending: PendingRequest) -> None:
         """Another upstream has answered ``pending``: those that failed it for good may be wrong."""

@@ -41,7 +41,9 @@ _LEAST_S = 2.0
 _LEAST_REQUESTS = 3
 _LEAST_FAILURES = 5
 _LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 5.0, 0.1
-_SPARED_PAUSE_S = 1.0  # while others serve, for a server whose refusal of a connection costs nothing
+_SPARED_PAUSE_S = (
+    1.0  # while others serve, for a server whose refusal of a connection costs nothing
+)
 _BURST_S = 10.0  # in which the failures of a server that ends may be between its last answers
 _ROUNDS = 3  # from so many on, load was not the reason
 _SELDOM_S = 300.0  # outages that follow each other sooner may be a limit

@@ -1,7 +1,7 @@
-"""Three replicas, one of them ten times slower, one dead for a while: what was done of what the living could.
+"""Three replicas, one of them ten times slower, one dead for a while: what was done of what they could.
 
-What a server can do is its slots over the time that it takes for an answer. The dead one is a process that is
-killed, and started again at the same port.
+What a server can do is its slots over the time that it takes for an answer. The dead one is a process that
+is killed, and started again at the same port.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from urllib.parse import urlsplit
 from parallel_processor import Limits, process_file, verify_results
 
 SLOTS, LATENCY_S, SLOWER = 16, 0.1, 10
-SIZES = {"tiny": (8.0, 2.0), "small": (30.0, 10.0), "full": (60.0, 20.0)}  # in all, and dead; seconds
+SIZES = {
+    "tiny": (8.0, 2.0),
+    "small": (30.0, 10.0),
+    "full": (60.0, 20.0),
+}  # in all, and dead; seconds
 GOAL, MOST_TO_THE_DEAD = 0.95, 0.01
 
 
