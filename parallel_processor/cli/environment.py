@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 
-from parallel_processor.cli.keys import read_key, read_key_file
+from parallel_processor.credentials.key_text import read_key, read_key_file
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import SYSTEM_STORE, shown_url, without_login
 from parallel_processor.providers.endpoints import needs_key

@@ -36,6 +36,8 @@ from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import identity, read_record
 from parallel_processor.models import Request
+from parallel_processor.options import Options
+from parallel_processor.providers.endpoints import host_rule
 
 JOURNALS = "journals"
 _MOST_LOOKS = 200  # at parts of an object store
@@ -97,7 +99,7 @@ def read_journals(folder: Folder) -> tuple[JournalName, ...]:
 
 
 def check_parts(
-    folder: Folder, state: State, open_lines: Callable[[Block], BlockLines], request_url: str
+    folder: Folder, state: State, open_lines: Callable[[Block], BlockLines], options: Options
 ) -> None:
     """Raise :class:`InputFileError` if a line before a part was changed, which moved the bytes of the part.
 
@@ -115,7 +117,7 @@ def check_parts(
             folder.open(part_name(block, failed=block in state.failed)) as part,
             open_lines(block) as lines,
         ):
-            requests = map(identity, requests_in(lines.numbered(), request_url, lines.place))
+            requests = map(identity, requests_of(lines, options))
             most = 1 if is_followed else None
             records = filter(None, map(read_record, part))
             if block in state.failed:
@@ -203,10 +205,16 @@ class Match(NamedTuple):
     ok: bool
 
 
-def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Match | None]:
+def requests_of(lines: BlockLines, options: Options) -> Iterator[Request]:
+    """The requests of a block as a run with ``options`` reads them."""
+    rule = host_rule(options)
+    return requests_in(lines.numbered(), options.request_url, lines.place, rule=rule)
+
+
+def match(lines: BlockLines, options: Options, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in requests_in(lines.numbered(), request_url, lines.place):
+        for request in requests_of(lines, options):
             yield records.take(request)
 
 

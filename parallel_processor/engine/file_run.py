@@ -26,6 +26,7 @@ from parallel_processor.files.sources import Source, open_sources
 from parallel_processor.files.writer import InputOrder, ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, shown_url
+from parallel_processor.providers.endpoints import host_rule
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.report_file import Highlights, LiveReport
 from parallel_processor.report.samples import RunReport, Sample
@@ -113,7 +114,8 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        requests = requests_in(lines.numbered(), self._options.request_url, lines.place, job.model)
+        url, rule = self._options.request_url, host_rule(self._options)
+        requests = requests_in(lines.numbered(), url, lines.place, job.model, rule)
         order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order

@@ -24,8 +24,14 @@ from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import InvalidLine, Place, line_place
 from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
-from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat, shown_url
-from parallel_processor.providers.endpoints import endpoint_of, resolve_url
+from parallel_processor.options import DEFAULT_REQUEST_URL, Options, OutputFormat, shown_url
+from parallel_processor.providers.endpoints import (
+    HostRule,
+    endpoint_of,
+    host_rule,
+    own_host_only,
+    resolve_url,
+)
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -51,11 +57,12 @@ def read_requests(
     request_url: str = DEFAULT_REQUEST_URL,
     model: str | None = None,
     output_format: OutputFormat = "auto",
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[Request]:
     """The requests of a file as :meth:`Processor.process_file` reads them, one by one.
 
     That of an invalid line has an ``invalid_reason``. ``number`` is the number of the line. The arguments
-    are those of :meth:`Processor.process_file`. An iterator of requests is what
+    are those of :meth:`Processor.process_file` and of :class:`Options`. An iterator of requests is what
     :meth:`Processor.imap_unordered` takes.
 
     Raises :class:`InputFileError` for a file that can't be read, at once, and for rows that share an id,
@@ -74,14 +81,16 @@ def read_requests(
         ):  # a file: an error is raised here, not in the caller's loop
             with source.open():
                 pass
-    return _requests_of(sources, request_url, model, output_format)
+    options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
+    return _requests_of(sources, options, model, output_format)
 
 
 def _requests_of(
-    sources: Sequence[Source], request_url: str, model: str | None, output_format: OutputFormat
+    sources: Sequence[Source], options: Options, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
     with open_sources(sources) as lines:
-        requests = requests_in(lines.numbered(), request_url, lines.place, model)
+        url, rule = options.request_url, host_rule(options)
+        requests = requests_in(lines.numbered(), url, lines.place, model, rule)
         yield from arranged(requests, output_format, lines.place)
 
 
@@ -90,10 +99,11 @@ def requests_in(
     request_url: str,
     place: Place = line_place,
     model: str | None = None,
+    rule: HostRule = own_host_only,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
-    A line comes with its number. ``model`` is for bodies without one.
+    A line comes with its number. ``model`` is for bodies without one. ``rule`` tells where rows may go.
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
@@ -101,11 +111,16 @@ def requests_in(
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, place, model)
+            yield parse_line(line, number, request_url, place, model, rule)
 
 
 def parse_line(
-    line: bytes, number: int, request_url: str, place: Place = line_place, model: str | None = None
+    line: bytes,
+    number: int,
+    request_url: str,
+    place: Place = line_place,
+    model: str | None = None,
+    rule: HostRule = own_host_only,
 ) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     body = None
@@ -122,7 +137,7 @@ def parse_line(
             raise ValueError(f"not a JSON object{hint}")
         # A bare request with a model, which most are, is no row.
         if ("custom_id" in body or "model" not in body) and (dialect := row_dialect(body)):
-            return _row_request(members(text), body, number, request_url, dialect, model)
+            return _row_request(members(text), body, number, request_url, dialect, model, rule)
         if model is not None:
             text, body = _with_model(text, body, model)
         return _request(text, body, number)
@@ -223,6 +238,7 @@ def _row_request(
     request_url: str,
     dialect: Dialect,
     model: str | None,
+    rule: HostRule,
 ) -> Request:
     custom_id, method, url = row[dialect.id_key], row.get("method"), row.get("url")
     if not isinstance(custom_id, str):
@@ -252,7 +268,7 @@ def _row_request(
         payload=one_line(text.encode()),
         number=number,
         custom_id=custom_id,
-        url=resolve_url(request_url, url),
+        url=resolve_url(request_url, url, rule),
         dropped=dropped,
     )
     return request if dialect is OPENAI else as_row(request, custom_id, dialect)
@@ -266,7 +282,10 @@ def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
 
 
 def made_request(
-    given: Request | Mapping[str, Any], number: int, request_url: str = DEFAULT_REQUEST_URL
+    given: Request | Mapping[str, Any],
+    number: int,
+    request_url: str = DEFAULT_REQUEST_URL,
+    rule: HostRule = own_host_only,
 ) -> Request:
     """The request that a program passed in, ready to be sent.
 
@@ -281,7 +300,7 @@ def made_request(
         raise TypeError(f"request {number} is a {name}, not a dict or a Request")
     try:
         if isinstance(given, Request):
-            return _completed(given, number, request_url)
+            return _completed(given, number, request_url, rule)
         text = _as_json(dict(given))
         try:
             return _request(text, parse(text), number)
@@ -295,7 +314,7 @@ def made_request(
         )
 
 
-def _completed(given: Request, number: int, request_url: str) -> Request:
+def _completed(given: Request, number: int, request_url: str, rule: HostRule) -> Request:
     """``given`` with its ``number``. One that was read from a file stays as it is."""
     if given.payload or given.invalid_reason is not None:
         return replace(given, number=number)
@@ -316,7 +335,7 @@ def _completed(given: Request, number: int, request_url: str) -> Request:
         body=parse(text),
         payload=text.encode(),
         metadata_json=None if metadata is None else metadata.encode(),
-        url=resolve_url(request_url, given.url) if given.url else None,
+        url=resolve_url(request_url, given.url, rule) if given.url else None,
         dropped=dropped,
     )
 

@@ -8,8 +8,9 @@ Names that cross the border (module, names):
 
     answers        POLLED, UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    endpoints      auth_headers, basic_auth, charges_reservation, check_key, endpoint_of,
-                   is_loopback, needs_key, resolve_url, streams_unasked, url_advice
+    endpoints      HostRule, basic_auth, charges_reservation, check_key, endpoint_of, host_rule,
+                   is_exposed, is_loopback, key_variables_of, needs_key, own_host_only, resolve_url,
+                   sent_headers, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
     failures       of_failure

@@ -19,7 +19,7 @@ from parallel_processor.providers.jsontext import parse
 from parallel_processor.providers.limit_headers import IN_EVERY_LIMIT, read_limits
 from parallel_processor.providers.responses import classify
 from parallel_processor.transport.http1 import Headers
-from parallel_processor.transport.redact import Redactor
+from parallel_processor.credentials.redact import Redactor
 
 if TYPE_CHECKING:
     from parallel_processor.transport.session import Transport

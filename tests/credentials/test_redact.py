@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.transport.redact import Redactor
+from parallel_processor.credentials.redact import Redactor
 
 KEY = "sk-proj-Ab3dEfGh1jKlMn0pQrStUvWxYz"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel_processor.cli.keys import read_key, read_key_file
+from parallel_processor.credentials.key_text import read_key, read_key_file
 from parallel_processor.exceptions import ConfigurationError
 
 KEY = "sk-proj-0123_4567=="
