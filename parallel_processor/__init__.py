@@ -22,6 +22,7 @@ from parallel_processor.runtime.forks import load_here as _load
 
 if _TYPE_CHECKING:
     from parallel_processor.api import process_api_requests_from_file, process_file
+    from parallel_processor.contents import response_embeddings, response_text
     from parallel_processor.exceptions import (
         ConfigurationError,
         InputFileError,
@@ -36,14 +37,7 @@ if _TYPE_CHECKING:
     from parallel_processor.files.formats import read_requests
     from parallel_processor.files.records import read_results
     from parallel_processor.files.verify import Verification, verify_results
-    from parallel_processor.models import (
-        Outcome,
-        Request,
-        Response,
-        WaitCause,
-        response_embeddings,
-        response_text,
-    )
+    from parallel_processor.models import Outcome, Request, Response, WaitCause
     from parallel_processor.options import Limits, Options, RetryPolicy, Settings
     from parallel_processor.processor import Processor
     from parallel_processor.ratelimit.reports import BucketReport, LimitReport

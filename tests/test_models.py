@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor import response_embeddings, response_text
-from parallel_processor.models import response_usage
+from parallel_processor.contents import response_usage
 
 CHAT = {"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}
 TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

@@ -103,7 +103,7 @@ class RequestQueues:
         """Put ``pending`` into the inbox; true if its queue is empty. For the reader, without the lock."""
         self._put_bytes += len(pending.request.payload)
         self.inbox.append(pending)
-        return pending.bucket not in self._queues
+        return pending.group not in self._queues
 
     def take_out(self) -> PendingRequest | None:
         """Take a request out of the inbox again, if there is one. For the reader, without the lock."""
@@ -119,7 +119,7 @@ class RequestQueues:
         self._queued += count  # first: the reader may look at any moment
         for _ in range(count):
             pending = self.inbox.popleft()
-            queue = self._queue_of(pending.bucket)
+            queue = self._queue_of(pending.group)
             (queue.uncounted if pending.estimate is None else queue.pending).append(pending)
 
     def take_uncounted(self) -> PendingRequest | None:
@@ -132,7 +132,7 @@ class RequestQueues:
 
     def add_counted(self, pending: PendingRequest) -> bool:
         """Put back a request that was counted; false if its queue was removed meanwhile."""
-        queue = self._queues.get(pending.bucket)
+        queue = self._queues.get(pending.group)
         if queue is None or not queue.counting:
             self._gone_bytes += len(pending.request.payload)
             return False
@@ -158,7 +158,7 @@ class RequestQueues:
         return later[0][0] if later else math.inf
 
     def _put_first(self, pending: PendingRequest) -> None:
-        self._queue_of(pending.bucket).pending.appendleft(pending)
+        self._queue_of(pending.group).pending.appendleft(pending)
         self._queued += 1
 
     def _queue_of(self, bucket: TokenBucket) -> _BucketQueue:
@@ -265,8 +265,8 @@ class RequestQueues:
                 bucket.cancel(queue.reservation)
                 left.append(queue.first)
             self._queued -= len(left) + queue.counting
-        left += [pending for _, _, pending in self._later if pending.bucket is bucket]
-        self._later = [each for each in self._later if each[2].bucket is not bucket]
+        left += [pending for _, _, pending in self._later if pending.group is bucket]
+        self._later = [each for each in self._later if each[2].group is not bucket]
         heapq.heapify(self._later)
         self._gone_bytes += sum(len(pending.request.payload) for pending in left)
         return left

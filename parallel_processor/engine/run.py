@@ -272,7 +272,7 @@ class Run:
     def _put(self, request: Request) -> None:
         url, model = request.url or self._options.request_url, request.model
         bucket = self._buckets.bucket(url, model)
-        pending = PendingRequest(request=request, bucket=bucket)
+        pending = PendingRequest(request=request, group=bucket, bucket=bucket)
         if not bucket.counts_tokens:
             pending.estimate = self._estimator.guess(request, model)
         if pending.estimate is None and (self._options.processes > 1 or bucket not in self._seen):

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from parallel_processor.models import Response, mappings
+from parallel_processor.contents import mappings
+from parallel_processor.models import Response
 from parallel_processor.providers.patterns import Pattern
 from parallel_processor.providers.texts import is_page, page_text, plain_line
 

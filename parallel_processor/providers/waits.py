@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from parallel_processor.models import Response, mappings
+from parallel_processor.contents import mappings
+from parallel_processor.models import Response
 from parallel_processor.providers.durations import (
     duration_s,
     milliseconds_s,

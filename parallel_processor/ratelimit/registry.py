@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from parallel_processor.models import WaitCause
+from parallel_processor.models import Upstream, WaitCause
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.accounts import AccountLimits, Accounts
 from parallel_processor.ratelimit.quota import MINUTE_S
@@ -87,7 +87,7 @@ class TokenBuckets:
             shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
             longest_s=self._options.request_timeout_s,
-            url=url,
+            upstream=Upstream(url),
             model=model,
         )
 

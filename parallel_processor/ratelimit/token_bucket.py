@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.models import LimitReading, Rejection, WaitCause
+from parallel_processor.models import LimitReading, Rejection, Upstream, WaitCause
 from parallel_processor.options import Limits, shown_url
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import ServerLimits
@@ -50,6 +50,7 @@ class Release(NamedTuple):
 
 
 _NOTHING_FOLLOWS = Release((), False)
+_ANY = Upstream()
 
 
 class Tally(NamedTuple):
@@ -74,9 +75,9 @@ class TokenBucket:
     """Admits requests so that no 60 seconds hold more than the limits. Any thread may call it.
 
     Attributes:
-        url: where its requests go; empty if it is for several URLs.
+        upstream: where its requests go; its URL is empty if they go to several.
+        url: the URL of ``upstream``, ``host`` that URL's host.
         model: the model of its requests; empty if it is for several.
-        host: the host of ``url``.
         shared_limits: the configured limits, which other buckets may share.
     """
 
@@ -88,7 +89,7 @@ class TokenBucket:
         shared_limits: SharedLimits | None = None,
         most_in_flight: int | None = None,
         longest_s: float = math.inf,
-        url: str = "",
+        upstream: Upstream = _ANY,
         model: str = "",
     ) -> None:
         """Make a bucket under ``shared_limits``; by default under one of its own, made from ``limits``.
@@ -97,8 +98,8 @@ class TokenBucket:
         limits, the bucket searches for the number in flight that suits the server, up to that many. An
         answer may take ``longest_s``.
         """
-        self.url, self.model = url, model
-        self.host = urlsplit(url).hostname or ""
+        self.upstream, self.url, self.model = upstream, upstream.url, model
+        self.host = urlsplit(self.url).hostname or ""
         self.shared_limits = shared_limits or SharedLimits(limits, clock)
         self._clock = clock
         self._lock = self.shared_limits.lock  # guards _state and _waiting
@@ -113,7 +114,7 @@ class TokenBucket:
             longest_s=longest_s,
         )
         with self._lock:
-            self.shared_limits.adopt(url, model, self._state)
+            self.shared_limits.adopt(self.url, model, self._state)
 
     # Before an attempt.
 

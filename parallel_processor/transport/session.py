@@ -36,7 +36,7 @@ from requests.utils import select_proxy
 from urllib3.util import Timeout
 
 from parallel_processor.exceptions import ConfigurationError, TransportError
-from parallel_processor.models import Request, Response
+from parallel_processor.models import Request, Response, Upstream
 from parallel_processor.options import SYSTEM_STORE, Options, shown_url
 from parallel_processor.providers.endpoints import auth_headers, is_loopback
 from parallel_processor.providers.jsontext import parsed_bytes, read_answer
@@ -61,6 +61,7 @@ from parallel_processor.transport.timeouts import Timeouts
 from parallel_processor.transport.tls import system_store
 
 _dispatch: Any = dispatch_hook
+_ITS_OWN = Upstream()
 _MAX_PREPARED_URLS = 64
 _MAX_CONNECTIONS = 8
 _SILENT_BEFORE_PROBE = 3
@@ -134,13 +135,13 @@ class Transport:
         self._workers: list[_WorkerSession] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
-    def send(self, request: Request) -> Response:
-        """Send one attempt, and read the whole response.
+    def send(self, request: Request, upstream: Upstream = _ITS_OWN) -> Response:
+        """Send one attempt to ``upstream``, and read the whole response.
 
         Raises :class:`TransportError` if no complete response came, and :class:`ConfigurationError`
         if the session factory fails.
         """
-        url = request.url or self._options.request_url
+        url = upstream.url or request.url or self._options.request_url
         route: _PreparedRoute | None = None
         worker = self._threads.worker or self._make_worker()
         try:

@@ -11,7 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from parallel_processor.exceptions import StopCause, TransportError
-from parallel_processor.models import Attempt, AttemptStatus, LimitReading, Request, Response
+from parallel_processor.models import (
+    Attempt,
+    AttemptStatus,
+    LimitReading,
+    Request,
+    Response,
+    Upstream,
+)
 from parallel_processor.options import Options
 from parallel_processor.providers.answers import UNKNOWN, Expected
 from parallel_processor.providers.endpoints import basic_auth
@@ -34,14 +41,16 @@ class AttemptRunner:
         header = basic_auth(login).partition(" ")[2] if login else None
         self._redact = Redactor(options.api_key, login.partition(":")[2], header)
 
-    def send_once(self, request: Request, host: str, expected: Expected = UNKNOWN) -> Attempt:
-        """Send ``request`` once.
+    def send_once(
+        self, request: Request, upstream: Upstream, host: str, expected: Expected = UNKNOWN
+    ) -> Attempt:
+        """Send ``request`` to ``upstream`` once.
 
         ``host`` decides how the limit headers of the answer are read, ``expected`` what is an answer.
         """
         began_at_s = time.monotonic()
         try:
-            response = self._transport.send(request)
+            response = self._transport.send(request, upstream)
         except TransportError as error:
             return self._broken(error, began_at_s)
         ended_at_s = time.monotonic()

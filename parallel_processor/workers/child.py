@@ -77,10 +77,10 @@ class Child:
 
     def _work(self, item: WorkItem) -> None:
         """Runs in a worker thread: make one attempt."""
-        number, url, payload, host, expected = item
-        request = Request(body=None, payload=payload, number=number, url=url)
+        number, upstream, payload, host, expected = item
+        request = Request(body=None, payload=payload, number=number)
         try:
-            attempt = self._attempts.send_once(request, host, expected)
+            attempt = self._attempts.send_once(request, upstream, host, expected)
             self._ended.put((number, pipe.pack(attempt)))
         except BaseException as error:  # a bug: the run ends with it
             self._ended.put((number, _picklable(error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from parallel_processor.models import Request
+from parallel_processor.models import Request, Upstream
 from parallel_processor.options import shown_url
 from parallel_processor.providers.answers import Expected, count_inputs
 from parallel_processor.providers.endpoints import streams_unasked
@@ -26,14 +26,15 @@ class Outgoing:
             '%s streams by default: requests are sent with "stream": false, which their records lack'
         ]
 
-    def expected(self, request: Request) -> Expected:
-        """What is known of the answer to ``request``."""
-        url, inputs = request.url or self._url, count_inputs(request.body)
+    def expected(self, request: Request, upstream: Upstream) -> Expected:
+        """What is known of the answer of ``upstream`` to ``request``."""
+        url = upstream.url or request.url or self._url
+        inputs = count_inputs(request.body)
         return Expected(url, inputs, request.is_row)
 
-    def payload(self, request: Request) -> bytes:
-        """The bytes to send."""
-        url, body = request.url or self._url, request.body
+    def payload(self, request: Request, upstream: Upstream) -> bytes:
+        """The bytes to send to ``upstream``."""
+        url, body = upstream.url or request.url or self._url, request.body
         if not streams_unasked(url) or body is None or "stream" in body:
             return request.payload
         if self._warnings:

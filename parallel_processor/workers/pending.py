@@ -69,13 +69,17 @@ class PendingRequest:
 
     Attributes:
         request: the request.
-        bucket: the token bucket that admits it.
+        group: what it waits for in a queue: its bucket, or the bucket of any of several upstreams.
+        bucket: the token bucket that admitted it, else one of ``group``.
+        lane: the number of the lane that it is in. Each lane has a group of its own.
         estimate: its expected tokens; ``None`` until they are counted.
         retry_state: its attempts; ``None`` until one failed.
     """
 
     request: Request
+    group: TokenBucket
     bucket: TokenBucket
+    lane: int = 0
     estimate: Estimate | None = None
     retry_state: RetryState | None = None
 

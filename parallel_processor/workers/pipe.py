@@ -11,7 +11,7 @@ import pickle
 import struct
 from typing import Any, BinaryIO, NamedTuple
 
-from parallel_processor.models import Attempt, AttemptStatus, Response
+from parallel_processor.models import Attempt, AttemptStatus, Response, Upstream
 from parallel_processor.options import Options
 from parallel_processor.providers.answers import Expected
 from parallel_processor.providers.jsontext import parse
@@ -41,14 +41,14 @@ class WorkItem(NamedTuple):
 
     Attributes:
         number: what the answering message refers to.
-        url: the request's own URL, if it has one.
+        upstream: where to send it.
         payload: the body.
         host: decides how the limit headers of the answer are read.
         expected: decides what is an answer.
     """
 
     number: int
-    url: str | None
+    upstream: Upstream
     payload: bytes
     host: str
     expected: Expected

@@ -248,9 +248,13 @@ class WorkerProcesses:
                 self._settle(admitted, error)
 
     def _work_item(self, number: int, admitted: AdmittedRequest) -> WorkItem:
-        request, host = admitted.pending.request, admitted.pending.bucket.host
-        payload, expected = self._outgoing.payload(request), self._outgoing.expected(request)
-        return WorkItem(number, request.url, payload, host, expected)
+        request, bucket = admitted.pending.request, admitted.pending.bucket
+        upstream = bucket.upstream
+        if not upstream.url and request.url:
+            upstream = upstream._replace(url=request.url)
+        payload = self._outgoing.payload(request, upstream)
+        expected = self._outgoing.expected(request, upstream)
+        return WorkItem(number, upstream, payload, bucket.host, expected)
 
     def _idlest(self) -> _Child:
         with self._lock:

@@ -82,13 +82,13 @@ class WorkerThreads:
         if self._stop.cause is not None:
             return Attempt(status=AttemptStatus.STOPPED)
         pending = admitted.pending
-        request = pending.request
+        request, bucket = pending.request, pending.bucket
         try:
-            payload = self._outgoing.payload(request)
-            expected = self._outgoing.expected(request)
+            payload = self._outgoing.payload(request, bucket.upstream)
+            expected = self._outgoing.expected(request, bucket.upstream)
             if payload is not request.payload:  # else no copy is needed
                 request = replace(request, payload=payload)
-            attempt = self._attempts.send_once(request, pending.bucket.host, expected)
+            attempt = self._attempts.send_once(request, bucket.upstream, bucket.host, expected)
             response = attempt.response
             if response is not None and len(response.body) > self._kept_bytes:
                 attempt = replace(attempt, response=replace(response, data=None))

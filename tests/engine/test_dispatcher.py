@@ -100,7 +100,7 @@ def request_of(
     """A request on its way."""
     request = Request(body={}, payload=bytes(size_bytes), number=number)
     estimate = Estimate(input_tokens=tokens, output_cap=0)
-    return PendingRequest(request=request, estimate=estimate, bucket=bucket)
+    return PendingRequest(request=request, estimate=estimate, group=bucket, bucket=bucket)
 
 
 def tried(pending: PendingRequest) -> PendingRequest:

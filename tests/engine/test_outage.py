@@ -86,7 +86,10 @@ class Crowd:
         self._began_s = self.clock()
         self._queue = deque(
             PendingRequest(
-                request=made_request({"n": n}, n), bucket=self.bucket, estimate=Estimate(1)
+                request=made_request({"n": n}, n),
+                group=self.bucket,
+                bucket=self.bucket,
+                estimate=Estimate(1),
             )
             for n in range(1, count + 1)
         )

@@ -77,7 +77,7 @@ def make(
     retry_state = RetryState(request=request, sent=1) if tried else None
     estimate = Estimate(input_tokens=tokens, output_cap=0)
     return PendingRequest(
-        request=request, estimate=estimate, bucket=bucket, retry_state=retry_state
+        request=request, estimate=estimate, group=bucket, bucket=bucket, retry_state=retry_state
     )
 
 

@@ -15,7 +15,7 @@ from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import RunStoppedError, StopRequested, TransportError
 from parallel_processor.files.formats import made_request
 from parallel_processor.files.records import record
-from parallel_processor.models import Estimate, Outcome, Request, Response
+from parallel_processor.models import Estimate, Outcome, Request, Response, Upstream
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -59,7 +59,7 @@ class Scripted:
         self.sent: list[Request] = []
         self.before_send: Callable[[], None] = lambda: None
 
-    def send(self, request: Request) -> Response:
+    def send(self, request: Request, _: Upstream) -> Response:
         self.before_send()
         self.sent.append(request)
         end = self._ends.pop(0) if len(self._ends) > 1 else self._ends[0]
@@ -108,7 +108,9 @@ class Bench:
     def run(self, number: int = 1) -> Outcome:
         """Take a request to its outcome, as the dispatcher and a worker thread do."""
         request = made_request({"input": "hello"}, number)
-        pending = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=self.bucket)
+        pending = PendingRequest(
+            request=request, estimate=Estimate(TOKENS), group=self.bucket, bucket=self.bucket
+        )
         while True:
             outcome, retry_in_s, _ = self.attempt(pending, self.reservation())
             if outcome is not None:
@@ -117,7 +119,7 @@ class Bench:
 
     def attempt(self, pending: PendingRequest, reservation: Reservation) -> Settled:
         """What one attempt ends in."""
-        attempt = self.attempts.send_once(pending.request, self.bucket.host)
+        attempt = self.attempts.send_once(pending.request, self.bucket.upstream, self.bucket.host)
         return self.settlement.settle(pending, reservation, attempt)
 
     def admitted(self) -> tuple[float, float]:
@@ -200,7 +202,9 @@ def test_a_backoff_is_nobodys_wait() -> None:
     """A failed attempt gives its request back with a time, and keeps neither thread nor place."""
     bench = Bench(SERVER_ERROR, retry=RetryPolicy(backoff_initial_s=1e6, backoff_max_s=1e6))
     request = made_request({"input": "hello"}, 1)
-    pending = PendingRequest(request=request, estimate=Estimate(TOKENS), bucket=bench.bucket)
+    pending = PendingRequest(
+        request=request, estimate=Estimate(TOKENS), group=bench.bucket, bucket=bench.bucket
+    )
     outcome, retry_in_s, _ = bench.attempt(pending, bench.reservation())
     assert outcome is None
     assert 0 <= retry_in_s <= 1e6

@@ -13,7 +13,7 @@ from services import NO_LIMITS, in_background, threads
 from parallel_processor.engine.stops import EqualFailures, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Attempt, AttemptStatus, Request, Response
+from parallel_processor.models import Attempt, AttemptStatus, Request, Response, Upstream
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -32,7 +32,7 @@ def failure(status: int, text: str, kind: str = "") -> Attempt:
 
 def bucket_of(url: str = "https://host/v1/chat/completions") -> TokenBucket:
     """The bucket of a model of which nothing is in flight."""
-    return TokenBucket(NO_LIMITS, url=url, model="m")
+    return TokenBucket(NO_LIMITS, upstream=Upstream(url), model="m")
 
 
 def stopped_by(

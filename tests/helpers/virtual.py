@@ -24,7 +24,7 @@ from parallel_processor.limiter.buckets import SharedBuckets
 from parallel_processor.limiter.leases import Ask, Lease
 from parallel_processor.limiter.leasing import Leasing
 from parallel_processor.limiter.limits import LeasedLimits
-from parallel_processor.models import AttemptStatus, Rejection, Response
+from parallel_processor.models import AttemptStatus, Rejection, Response, Upstream
 from parallel_processor.options import Limits
 from parallel_processor.providers.limit_headers import read_limits
 from parallel_processor.providers.responses import classify
@@ -170,7 +170,7 @@ class Client:
             clock=world.clock,
             shared_limits=shared_limits,
             most_in_flight=max_workers,
-            url=url,
+            upstream=Upstream(url),
             model=model if url else "",
         )
         self._world, self._server, self._model = world, server, model

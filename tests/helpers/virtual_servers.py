@@ -248,7 +248,9 @@ class VirtualRun:
             return None
         self._left -= 1
         return PendingRequest(
-            request=Request(body={"model": "m"}, number=next(self._numbers)), bucket=self.bucket
+            request=Request(body={"model": "m"}, number=next(self._numbers)),
+            group=self.bucket,
+            bucket=self.bucket,
         )
 
     def turn(self) -> None:

@@ -13,7 +13,7 @@ from raw_server import RawServer, Visit
 
 from parallel_processor import Processor, RetryPolicy, process_file
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Request
+from parallel_processor.models import Request, Upstream
 from parallel_processor.providers.answers import Expected
 from parallel_processor.workers.outgoing import Outgoing
 
@@ -38,7 +38,7 @@ def test_endpoints_that_stream_unasked_are_told_not_to(
     """Only what is sent changes; the request stays as it was read."""
     request = made_request(body, 1, url)
     before = request.payload
-    sent = json.loads(Outgoing(url).payload(request))
+    sent = json.loads(Outgoing(url).payload(request, Upstream(url)))
     assert sent == json.loads(before) | added
     assert request.payload == before
 
@@ -47,9 +47,9 @@ def test_the_url_the_inputs_and_the_form_of_the_record_are_known() -> None:
     """The request's own URL goes before the run's."""
     outgoing = Outgoing("https://a/v1/embeddings")
     row = Request(body={"input": ["a", "b"]}, custom_id="x", url="https://a/v1/moderations")
-    assert outgoing.expected(row) == Expected("https://a/v1/moderations", 2, True)
+    assert outgoing.expected(row, Upstream()) == Expected("https://a/v1/moderations", 2, True)
     line = made_request({"input": "a"}, 1)
-    assert outgoing.expected(line) == Expected("https://a/v1/embeddings", 1, False)
+    assert outgoing.expected(line, Upstream()) == Expected("https://a/v1/embeddings", 1, False)
 
 
 def test_a_worker_process_knows_how_many_vectors_there_must_be() -> None:

@@ -34,6 +34,7 @@ from parallel_processor import (
     WorkerProcessError,
     verify_results,
 )
+from parallel_processor.models import Upstream
 from parallel_processor.options import Options
 from parallel_processor.providers.answers import UNKNOWN
 from parallel_processor.simulator import Simulator, SimulatorOptions
@@ -385,7 +386,9 @@ def test_a_process_that_lacks_threads_goes_on_with_fewer(monkeypatch: pytest.Mon
         monkeypatch.setattr(threading.Thread, "start", start_no_worker)
         runner = threading.Thread(target=child.run, args=[requests_in])
         runner.start()
-        pipe.write(requests_out, [pipe.WorkItem(n, None, b"{}", "h", UNKNOWN) for n in range(6)])
+        pipe.write(
+            requests_out, [pipe.WorkItem(n, Upstream(), b"{}", "h", UNKNOWN) for n in range(6)]
+        )
         said: list[Any] = []
         numbers: list[int] = []
         while len(numbers) < 6:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Attempt, AttemptStatus, Response
+from parallel_processor.models import Attempt, AttemptStatus, Response, Upstream
 from parallel_processor.options import Options
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.transport.session import LONG_BYTES
@@ -31,7 +31,8 @@ def test_the_value_of_a_long_answer_is_kept_only_where_it_is_used(
     stub: Any = SimpleNamespace(send_once=lambda *_: answered)
     pool._attempts = stub
     pending = SimpleNamespace(
-        request=made_request({"input": "x"}, 1), bucket=SimpleNamespace(host="")
+        request=made_request({"input": "x"}, 1),
+        bucket=SimpleNamespace(host="", upstream=Upstream()),
     )
     admitted: Any = SimpleNamespace(pending=pending)
     attempt = pool._send(admitted)
