@@ -268,10 +268,11 @@ class Settlement:
 
     def _leave_out(self, bucket: TokenBucket, reason: str, cause: StopCause) -> None:
         """Send no more requests of ``bucket``; the others go on."""
-        if message := self._left_out.add(bucket, reason, cause):
+        message = self._left_out.add(bucket, reason, cause)
+        self._on_left_out(bucket)  # by each: no worker takes another one before the queue is empty
+        if message:
             bucket.free()
             _log.error("%s", message)
-            self._on_left_out(bucket)
 
     def _look_for_equal_failures(self, bucket: TokenBucket, attempt: Attempt) -> None:
         """Stop the run if every request of the model fails for one reason."""

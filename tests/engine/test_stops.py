@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -211,6 +213,33 @@ def test_a_spent_model_leaves_the_others_alone() -> None:
     assert error.models == ("a",)
     assert str(error).startswith("requests for a are left unanswered: HTTP 429")
     assert threads() == []
+
+
+def test_a_spent_model_is_not_sent_while_its_end_is_being_logged() -> None:
+    """A slow log handler holds one worker up, and no other sends one more request for that model."""
+    all_of_b = threading.Event()
+    answered = itertools.count(1)
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        if body["model"] == "a":
+            return SPENT
+        if next(answered) == 400:
+            all_of_b.set()
+        return ok(body)
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "left unanswered" in record.getMessage():
+                all_of_b.wait(20)
+
+    handler, log = Slow(), logging.getLogger("parallel_processor")
+    log.addHandler(handler)
+    try:
+        run = run_with(answer, max_workers=20)
+        list(run.outcomes(of_models(*["a"] * 2000, *["b"] * 400)))
+    finally:
+        log.removeHandler(handler)
+    assert all_of_b.is_set() and run.counters.counts().attempts <= 400 + 60
 
 
 def test_two_spent_models_are_both_named() -> None:
