@@ -28,7 +28,14 @@ from parallel_processor.credentials.urls import shown_url as shown_url
 from parallel_processor.credentials.urls import without_login as without_login
 from parallel_processor.exceptions import ConfigurationError
 
-DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
+
+class DefaultUrl(str):
+    """The URL that nobody set: the environment may know another."""
+
+    __slots__ = ()
+
+
+DEFAULT_REQUEST_URL = DefaultUrl("https://api.openai.com/v1/embeddings")
 
 
 class DefaultLimit(float):

@@ -72,6 +72,8 @@ class Processor:
     ) -> None:
         self._options = Options(**settings)
         check_key(self._options)
+        for key in self._options.keyring.rotating():
+            key.fetch_first()
         self._clock = clock
         self._accounts: dict[int, Account] = {}  # by process
         _ = self._account  # made here: its clock begins now

@@ -33,11 +33,10 @@ from typing import BinaryIO, NamedTuple
 from parallel_processor.cluster.blocks import Block, BlockLines
 from parallel_processor.cluster.folders import Folder, LocalFolder
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.formats import requests_in
+from parallel_processor.files.formats import requests_of
 from parallel_processor.files.identity import identity, read_record
 from parallel_processor.models import Request
 from parallel_processor.options import Options
-from parallel_processor.providers.endpoints import host_rule
 
 JOURNALS = "journals"
 _MOST_LOOKS = 200  # at parts of an object store
@@ -117,7 +116,7 @@ def check_parts(
             folder.open(part_name(block, failed=block in state.failed)) as part,
             open_lines(block) as lines,
         ):
-            requests = map(identity, requests_of(lines, options))
+            requests = map(identity, requests_of(lines, options, None))
             most = 1 if is_followed else None
             records = filter(None, map(read_record, part))
             if block in state.failed:
@@ -205,16 +204,10 @@ class Match(NamedTuple):
     ok: bool
 
 
-def requests_of(lines: BlockLines, options: Options) -> Iterator[Request]:
-    """The requests of a block as a run with ``options`` reads them."""
-    rule = host_rule(options)
-    return requests_in(lines.numbered(), options.request_url, lines.place, rule=rule)
-
-
 def match(lines: BlockLines, options: Options, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in requests_of(lines, options):
+        for request in requests_of(lines, options, None):
             yield records.take(request)
 
 

@@ -9,7 +9,7 @@ Names that cross the border (module, names):
                   is_secret_name, keys_by_host
     key_command   KeyCommand
     key_text      read_key, read_key_file
-    keyring       Key, KeyLike, Keyring
+    keyring       KeyLike, Keyring, hosts_of
     redact        Redactor
     rotating_key  RotatingKey
     urls          host_of, is_url, shown_url, with_query, without_login

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 from parallel_processor.credentials.redact import Redactor
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.runtime.locks import InterruptSafeRLock
 from parallel_processor.runtime.threads import InterruptSafeThread
 
 _log = logging.getLogger("parallel_processor")
@@ -72,14 +71,14 @@ class RotatingKey:
     def _begin(self) -> None:
         """Nothing is known of the present key but itself."""
         self._process_id = os.getpid()
-        self._changed = threading.Condition(InterruptSafeRLock())  # guards the fields below
+        self._changed = threading.Condition()  # guards the fields below
         self._is_fetching = False
         self._is_for_refusal = False  # the present key was fetched for one
         self._refused = 0  # the newest generation that was refused
         self._fetched_at_s, self._next_fetch_at_s = -math.inf, -math.inf
         self._due_at_s = math.inf  # when the present key is old
         self._failures = 0  # in a row
-        self._fault = ""  # the last one
+        self._fault, self._is_told = "", False  # the last one, and whether it was logged
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _copy, (self.fetch, self.ttl_s, self.version.text, self.texts)
@@ -138,16 +137,21 @@ class RotatingKey:
         """Wait until the key of ``generation`` is replaced; ``None``, or why it is not."""
         if self._process_id != os.getpid():  # a fork: a lock of its parent may be held for ever
             self._begin()
+        with self._changed:
+            if self._clock() >= self._next_fetch_at_s:
+                self._failures %= _MOST_FAILURES  # those who waited for the last series are told by now
         while not is_cancelled():
-            self._fetch_if_possible()
             with self._changed:
                 if self.version.generation > generation:
                     return None
                 if self._failures >= _MOST_FAILURES:
                     return self._fault
                 wait_s = None if self._is_fetching else self._next_fetch_at_s - self._clock()
-                if (wait_s is None or wait_s > 0) and not is_cancelled():
-                    self._changed.wait(wait_s)
+                if wait_s is None or wait_s > 0:
+                    if not is_cancelled():
+                        self._changed.wait(wait_s)
+                    continue
+            self._fetch_if_possible()
         return "cancelled"
 
     def _fetch_if_possible(self) -> None:
@@ -156,8 +160,8 @@ class RotatingKey:
             now = self._clock()
             if self._is_fetching or now < self._next_fetch_at_s:
                 return
-            self._is_fetching, self._next_fetch_at_s = True, now + _LEAST_INTERVAL_S
-            self._failures %= _MOST_FAILURES  # those who waited for the last series are told by now
+            self._is_fetching, self._due_at_s = True, math.inf
+            self._next_fetch_at_s = now + _LEAST_INTERVAL_S
         try:
             InterruptSafeThread(self._fetch_again, "parallel-processor-key").start()
         except RuntimeError:  # the system has no thread left
@@ -190,7 +194,7 @@ class RotatingKey:
         with self._changed:
             now, (before, generation) = self._clock(), self.version
             self._is_for_refusal = 0 < generation == self._refused
-            self._is_fetching, self._failures = False, 0
+            self._is_fetching, self._failures, self._is_told = False, 0, False
             self._fetched_at_s, self._due_at_s = now, now + self.ttl_s
             self._next_fetch_at_s = max(self._next_fetch_at_s, now)
             if not generation:
@@ -205,10 +209,12 @@ class RotatingKey:
         with self._changed:
             self._failures += 1
             self._is_fetching, self._fault = False, fault
-            self._due_at_s = self._next_fetch_at_s if self.ttl_s < math.inf else math.inf
-            is_first = self._failures == 1
+            self._next_fetch_at_s = self._clock() + _LEAST_INTERVAL_S
+            if self.ttl_s < math.inf:
+                self._due_at_s = self._next_fetch_at_s
+            was_told, self._is_told = self._is_told, True
             self._changed.notify_all()
-        if is_first:
+        if not was_told:
             _log.warning("%s: the old key is kept, and a new one is tried for every 10 s", fault)
 
 

@@ -17,7 +17,7 @@ from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import arranged
-from parallel_processor.files.formats import requests_in, tell_notes
+from parallel_processor.files.formats import requests_of, tell_notes
 from parallel_processor.files.input_order import RequestOrder
 from parallel_processor.files.object_stores import StoredFile
 from parallel_processor.files.requests_file import Place, RequestLines, line_place
@@ -26,7 +26,6 @@ from parallel_processor.files.sources import Source, open_sources
 from parallel_processor.files.writer import InputOrder, ResultWriter
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, shown_url
-from parallel_processor.providers.endpoints import host_rule
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.report_file import Highlights, LiveReport
 from parallel_processor.report.samples import RunReport, Sample
@@ -114,8 +113,7 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        url, rule = self._options.request_url, host_rule(self._options)
-        requests = requests_in(lines.numbered(), url, lines.place, job.model, rule)
+        requests = requests_of(lines, self._options, job.model)
         order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order

@@ -21,7 +21,7 @@ from typing import Any
 from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
-from parallel_processor.files.requests_file import InvalidLine, Place, line_place
+from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
 from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options, OutputFormat, shown_url
@@ -89,9 +89,14 @@ def _requests_of(
     sources: Sequence[Source], options: Options, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
     with open_sources(sources) as lines:
-        url, rule = options.request_url, host_rule(options)
-        requests = requests_in(lines.numbered(), url, lines.place, model, rule)
+        requests = requests_of(lines, options, model)
         yield from arranged(requests, output_format, lines.place)
+
+
+def requests_of(lines: RequestLines, options: Options, model: str | None) -> Iterator[Request]:
+    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``."""
+    rule = host_rule(options)
+    return requests_in(lines.numbered(), options.request_url, lines.place, model, rule)
 
 
 def requests_in(
@@ -250,8 +255,7 @@ def _row_request(
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
     body, text = row[dialect.body_key], _last(parts, dialect.body_key)
-    dropped = unsendable(body)
-    if dropped:
+    if dropped := unsendable(body):
         text = without(members(text), dropped)
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:

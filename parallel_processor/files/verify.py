@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.files.custom_ids import CustomIds, with_id
-from parallel_processor.files.formats import requests_in
+from parallel_processor.files.formats import requests_of
 from parallel_processor.files.identity import Record, identity, keys, read_record
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options
-from parallel_processor.providers.endpoints import host_rule
 
 _MAX_CONFLICTS = 100
 
@@ -67,9 +66,9 @@ def verify_results(
 
     The results may have either form, whatever the requests have. Takes about 170 bytes of memory per
     line, or 600 if the forms differ. ``request_url`` matters only for Batch rows: one for another host is
-    invalid, unless it is among ``allowed_hosts``. ``model`` is that of the run, for requests that name none. Don't call it while a run writes the
-    files: the last line may be incomplete. ``requests_path`` is what :func:`process_file` takes;
-    for a table, give what :func:`open_table` returns.
+    invalid, unless ``allowed_hosts`` has it. ``model`` is that of the run, for requests that name none.
+    Don't call it while a run writes the files: the last line may be incomplete. ``requests_path`` is what
+    :func:`process_file` takes; for a table, give what :func:`open_table` returns.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 
@@ -98,8 +97,7 @@ def verify_lines(
     """
     with lines:
         wanted = _Wanted(forms())
-        url, rule = options.request_url, host_rule(options)
-        for request in requests_in(lines.numbered(), url, lines.place, model, rule):
+        for request in requests_of(lines, options, model):
             wanted.add(request)
     torn = 0
     for record in records():

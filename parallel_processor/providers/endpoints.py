@@ -26,6 +26,42 @@ _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 # may use. An unknown provider is taken for one of the latter: that never exceeds a limit.
 _CHARGES_USE = ("anthropic.com", "api.groq.com", "api.mistral.ai", _GEMINI)
 
+# The variables of the environment that hold a provider's key, by its hosts.
+_KEY_VARIABLES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    # The cookbook's script takes Azure's key from OpenAI's variable.
+    (_AZURE, ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY")),
+    (("openai.com",), ("OPENAI_API_KEY",)),
+    (("anthropic.com",), ("ANTHROPIC_API_KEY",)),
+    ((_GEMINI,), ("GEMINI_API_KEY", "GOOGLE_API_KEY")),
+    (("aiplatform.googleapis.com",), ()),
+    (("groq.com",), ("GROQ_API_KEY",)),
+    (("mistral.ai",), ("MISTRAL_API_KEY",)),
+    (("deepseek.com",), ("DEEPSEEK_API_KEY",)),
+    (("x.ai",), ("XAI_API_KEY",)),
+    (("openrouter.ai",), ("OPENROUTER_API_KEY",)),
+    (("together.xyz", "together.ai"), ("TOGETHER_API_KEY",)),
+    (("fireworks.ai",), ("FIREWORKS_API_KEY",)),
+    (("cohere.com", "cohere.ai"), ("CO_API_KEY", "COHERE_API_KEY")),
+    (("voyageai.com",), ("VOYAGE_API_KEY",)),
+    (("jina.ai",), ("JINA_API_KEY",)),
+    (("moonshot.ai", "moonshot.cn"), ("MOONSHOT_API_KEY",)),
+    (("aliyuncs.com",), ("DASHSCOPE_API_KEY",)),
+    (("bigmodel.cn",), ("ZHIPUAI_API_KEY", "ZAI_API_KEY")),
+    (("z.ai",), ("ZAI_API_KEY",)),
+    (("amazonaws.com", "api.aws"), ("AWS_BEARER_TOKEN_BEDROCK",)),
+    (("cerebras.ai",), ("CEREBRAS_API_KEY",)),
+    (("perplexity.ai",), ("PERPLEXITY_API_KEY",)),
+    (("nvidia.com",), ("NVIDIA_API_KEY",)),
+    (("huggingface.co", "hf.space"), ("HF_TOKEN",)),
+    (("deepinfra.com",), ("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN")),
+)
+
+
+def key_variables_of(url: str) -> tuple[str, ...] | None:
+    """The variables that hold the key of the provider of ``url``; ``None`` for an unknown provider."""
+    host = _host(url)
+    return next((names for hosts, names in _KEY_VARIABLES if is_host(host, *hosts)), None)
+
 
 def _host(url: str) -> str:
     return urlsplit(url).hostname or ""
@@ -206,9 +242,7 @@ def url_advice(url: str) -> str:
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
 
-def resolve_url(
-    request_url: str, relative: str | None, rule: HostRule = own_host_only
-) -> str:
+def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_host_only) -> str:
     """The URL of a Batch row: its endpoint on the host of ``request_url``.
 
     What precedes the endpoint in ``request_url`` replaces the ``/v1`` of the row. So under

@@ -47,9 +47,7 @@ class Credentials:
 
     def credential(self, url: str, index: int = 0) -> Credential:
         """What ``url`` is sent with, with the key of that ``index``."""
-        if is_exposed(url, self._options):
-            return Credential({})
-        keys = self._keyring.keys(url)
+        keys = () if is_exposed(url, self._options) else self._keyring.keys(url)
         key = keys[min(index, len(keys) - 1)] if keys else None
         if isinstance(key, RotatingKey):
             version = key.usable(self._cancelled)

@@ -37,7 +37,14 @@ def test_a_key_file_of_any_editor_is_read(data: bytes, tmp_path: Path) -> None:
     """A byte-order mark is no part of the key, nor is UTF-16 a fault."""
     path = tmp_path / "key"
     path.write_bytes(data)
-    assert read_key_file(str(path)) == KEY
+    assert read_key_file(str(path), "FILE") == (KEY,)
+
+
+def test_a_key_file_may_have_several_keys(tmp_path: Path) -> None:
+    """Each is on a line of its own; blank lines, remarks and repetitions are left out."""
+    path = tmp_path / "keys"
+    path.write_text(f"# the team's\n{KEY}\n\n  Bearer sk-2\nOPENAI_API_KEY='sk-3'\n{KEY}\n")
+    assert read_key_file(str(path), "FILE") == (KEY, "sk-2", "sk-3")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,8 @@ def test_a_key_file_of_any_editor_is_read(data: bytes, tmp_path: Path) -> None:
     [
         (b"", "there is no key in --api_key_file"),
         (b'""', "there is no key in --api_key_file"),
-        (f"{KEY}\nsk-2".encode(), "must hold one key and nothing else, but has 2 lines"),
+        (b"# none\n\n", "there is no key in --api_key_file"),
+        (f"{KEY}\nsk-\u00e9".encode(), r"line 2 of --api_key_file {path} has a character that no"),
         ("sk-123\u200b".encode(), r"at position 7: '\u200b'"),
         ("sk-\u00e9".encode(), r"at position 4: '\xe9'"),
         (b"sk\x00", r"at position 3: '\x00'"),
@@ -58,7 +66,7 @@ def test_what_is_no_key_is_explained(data: bytes, words: str, tmp_path: Path) ->
     path = tmp_path / "key"
     path.write_bytes(data)
     with pytest.raises(ConfigurationError) as caught:
-        read_key_file(str(path))
-    assert words in str(caught.value)
+        read_key_file(str(path), f"--api_key_file {path}")
+    assert words.replace("{path}", str(path)) in str(caught.value)
     assert f"--api_key_file {path}" in str(caught.value)
     assert "sk-" not in str(caught.value).replace(str(path), "")
