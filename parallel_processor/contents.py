@@ -14,6 +14,8 @@ def response_text(response: Any) -> str | None:
     >>> response_text({"choices": [{"message": {"role": "assistant", "content": "Yes."}}]})
     'Yes.'
     """
+    if isinstance(response, list):  # TGI's root endpoint
+        response = response[0] if response else None
     if not isinstance(response, Mapping):
         return None
     for choice in mappings(response.get("choices"))[:1]:  # chat, completions
@@ -22,11 +24,19 @@ def response_text(response: Any) -> str | None:
         content = candidate.get("content")
         parts = mappings(content.get("parts")) if isinstance(content, Mapping) else []
         return _joined({"type": "text"} | dict(part) for part in parts if not part.get("thought"))
+    if isinstance(output := response.get("output"), Mapping):  # Converse
+        message = output.get("message")
+        content = message.get("content") if isinstance(message, Mapping) else None
+        return _joined({"type": "text"} | dict(part) for part in mappings(content))
+    if isinstance(text := response.get("generated_text"), str):  # TGI
+        return text
     if "done" in response:  # Ollama
         return _text_of(response.get("message"), response.get("response"))
     items = [item for item in mappings(response.get("output")) if "content" in item]  # responses
     if items:
         return _joined(part for item in items for part in mappings(item["content"]))
+    if isinstance(message := response.get("message"), Mapping):  # Cohere
+        return _text_of(message, None)
     return _joined(mappings(response.get("content")))  # messages
 
 
@@ -54,6 +64,8 @@ def response_embeddings(response: Any) -> list[list[float]] | None:
     found: Any = response
     if isinstance(response, Mapping):  # OpenAI's, Ollama's and Gemini's names
         found = response.get("data") or response.get("embeddings") or [response]
+        if isinstance(found, Mapping):  # Cohere's, by type
+            found = found.get("float") or next(iter(found.values()), None)
     rows = [row for row in mappings(found) if "embedding" in row or "values" in row]
     vectors = [_vector(row.get("embedding", row)) for row in sorted(rows, key=_index)]
     if not rows and isinstance(found, list):  # bare vectors
@@ -77,10 +89,18 @@ def _vector(value: Any) -> list[float] | None:
         return None
 
 
+_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")
+
+
 def response_usage(response: Any) -> Mapping[str, Any] | None:
     """What a response says about the tokens that it used, in its own form; ``None`` if it says nothing."""
-    usage = response.get("usage") if isinstance(response, Mapping) else None
-    return usage if isinstance(usage, Mapping) else None
+    if not isinstance(response, Mapping):
+        return None
+    for name in ("usage", "usageMetadata", "meta"):  # "meta" is that of Cohere's embeddings
+        if isinstance(usage := response.get(name), Mapping):
+            return usage
+    counts = {name: response[name] for name in _OLLAMA_COUNTS if name in response}
+    return counts or None
 
 
 def mappings(values: Any) -> list[Mapping[str, Any]]:

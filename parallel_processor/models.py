@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from parallel_processor.contents import response_embeddings, response_text, response_usage
 from parallel_processor.exceptions import RequestFailedError, StopCause
@@ -24,14 +26,38 @@ class Endpoint(enum.Enum):
     COMPLETIONS = "/completions"
     EMBEDDINGS = "/embeddings"
     MODERATIONS = "/moderations"
-    MESSAGES = "/messages"
+    IMAGES = "/images/generations"
+    MESSAGES = "/messages"  # Anthropic
+    GENERATE_CONTENT = ":generatecontent"  # Gemini, Vertex
+    EMBED_CONTENT = ":embedcontent"
+    BATCH_EMBED_CONTENTS = ":batchembedcontents"
+    CONVERSE = "/converse"  # Bedrock
+    COHERE_CHAT = "/v2/chat"
+    COHERE_EMBED = "/v2/embed"
+    OLLAMA_CHAT = "/api/chat"
+    OLLAMA_GENERATE = "/api/generate"
+    OLLAMA_EMBED = "/api/embed"
+    RERANK = "/rerank"  # Cohere, Voyage, Jina, TEI
+    TEI_EMBED = "/embed"  # after all others that end so
+    TGI_GENERATE = "/generate"
     UNKNOWN = ""
+
+    @property
+    def has_model_in_path(self) -> bool:
+        """True if the URL names the model, and the body doesn't."""
+        return self in _WITH_MODEL_IN_PATH
 
     @classmethod
     def of_path(cls, path: str) -> Endpoint:
         """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
         path = path.rstrip("/").lower()
         return next(endpoint for endpoint in cls if path.endswith(endpoint.value))
+
+
+_WITH_MODEL_IN_PATH = {
+    *(Endpoint.GENERATE_CONTENT, Endpoint.EMBED_CONTENT, Endpoint.BATCH_EMBED_CONTENTS),
+    Endpoint.CONVERSE,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +120,25 @@ class Upstream(NamedTuple):
     key: int = 0  # which of the keys for its host
     tier: str = ""  # the service tier to ask for; empty leaves the request as it is
     model: str = ""  # in place of the model that the request names; empty leaves it
+
+
+MODEL_PLACE = "{model}"
+"""Stands in a URL for the model of each request, which then is not in what is sent."""
+
+
+def destination(request: Request, upstream: Upstream, request_url: str) -> str:
+    """Where ``request`` is sent: the URL of ``upstream``, else its own, else ``request_url``.
+
+    The model that is asked for takes the place of ``{model}`` in it.
+    """
+    url = upstream.url or request.url or request_url
+    return filled_url(url, upstream.model or request.model) if MODEL_PLACE in url else url
+
+
+@functools.lru_cache(maxsize=1024)
+def filled_url(url: str, model: str) -> str:
+    """``url`` with ``model``, quoted, in the place of ``{model}``."""
+    return url.replace(MODEL_PLACE, quote(model.removeprefix("models/"), safe=""))
 
 
 class Estimate(NamedTuple):

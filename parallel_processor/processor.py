@@ -30,7 +30,7 @@ from parallel_processor.exceptions import (
     StopRequested,
 )
 from parallel_processor.files.append_file import STDOUT
-from parallel_processor.files.object_stores import StoredFile, is_url
+from parallel_processor.files.object_stores import StoredFile, is_url, local_path
 from parallel_processor.files.requests_file import check_paths
 from parallel_processor.files.sources import (
     Source,
@@ -41,7 +41,7 @@ from parallel_processor.files.sources import (
 )
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
-from parallel_processor.providers.endpoints import check_key
+from parallel_processor.providers.endpoints import check_key, check_url
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.tables.kinds import with_template
@@ -71,6 +71,7 @@ class Processor:
         self, *, clock: Callable[[], float] = time.monotonic, **settings: Unpack[Settings]
     ) -> None:
         self._options = Options(**settings)
+        check_url(self._options)
         check_key(self._options)
         for key in self._options.keyring.rotating():
             key.fetch_first()
@@ -254,7 +255,7 @@ class Processor:
             sources=sources,
             save=_output(save_path) or find_save_path(sources),
             errors=_output(errors_path),
-            report=Path(report_path) if report_path is not None else None,
+            report=local_path(report_path) if report_path is not None else None,
             overwrite=overwrite,
             keep_failures=keep_failures,
             output_format=output_format,
@@ -359,7 +360,7 @@ def _output(path: StrPath | None) -> Path | StoredFile | None:
         return None
     if str(path) == "-":
         return STDOUT
-    return StoredFile(str(path)) if is_url(str(path)) else Path(path)
+    return StoredFile(str(path)) if is_url(str(path)) else local_path(path)
 
 
 def _checked_sources(job: FileJob, template: object) -> list[Source]:

@@ -19,7 +19,8 @@ from parallel_processor.credentials.urls import host_of, is_url
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
 from parallel_processor.options import SYSTEM_STORE, DefaultUrl, Settings, shown_url, without_login
-from parallel_processor.providers.endpoints import key_variables_of, needs_key
+from parallel_processor.providers.dialects import key_variables_of, provider_of
+from parallel_processor.providers.endpoints import needs_key
 
 _log = logging.getLogger("parallel_processor")
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -81,10 +82,10 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
 def own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
     """The variables that may hold the key for the request URL, the likeliest first."""
     known = key_variables_of(url)
-    if known is None:
-        return (KEY_VARIABLE,)
     is_from_environment = isinstance(flags.request_url, DefaultUrl)  # base URL and key are a pair
-    return tuple(dict.fromkeys((*known, KEY_VARIABLE) if is_from_environment else known))
+    # The cookbook's script takes Azure's key from OpenAI's variable.
+    is_pair = is_from_environment or "AZURE_OPENAI_API_KEY" in known
+    return tuple(dict.fromkeys((*known, KEY_VARIABLE))) if is_pair else known
 
 
 def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
@@ -117,11 +118,11 @@ def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
 
 def known_here(host: str) -> tuple[str, ...]:
     """The variable of the provider of ``host`` that is set, if it has one."""
-    names = key_variables_of(f"https://{host}") or ()
-    own = (
-        names[:1] if KEY_VARIABLE in names else names
-    )  # nobody typed that a host gets OpenAI's key
-    return tuple(name for name in own if os.environ.get(name))[:1]
+    url = f"https://{host}"
+    names = (
+        key_variables_of(url) if provider_of(url).name else ()
+    )  # nobody typed OPENAI_API_KEY for it
+    return tuple(name for name in names if os.environ.get(name))[:1]
 
 
 def _in_environment(names: Iterable[str]) -> str:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 from parallel_processor.cli.batch import from_batch, to_batch
 from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
@@ -40,7 +39,13 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
-from parallel_processor.files.object_stores import StoredFile, fetched, is_object, is_url
+from parallel_processor.files.object_stores import (
+    StoredFile,
+    fetched,
+    is_object,
+    is_url,
+    local_path,
+)
 from parallel_processor.files.requests_file import Place
 from parallel_processor.files.sources import apart_from, find_save_path, find_sources, open_sources
 from parallel_processor.files.verify import Verification, verify_results
@@ -126,10 +131,10 @@ def _verify(words: Sequence[str]) -> int:
     requests_paths = flags.requests_filepath
     save_path = flags.save_filepath or ""
     place: Place = "byte {}".format
-    has_parts = Path(save_path or "-").is_dir()
+    has_parts = local_path(save_path or "-").is_dir()
     try:
-        if "://" in save_path:
-            has_parts = not is_url(save_path) or not is_object(save_path)
+        if is_url(save_path):
+            has_parts = not is_object(save_path)
         if has_parts:
             if len(requests_paths) > 1:
                 raise ConfigurationError(
@@ -150,24 +155,23 @@ def _verify(words: Sequence[str]) -> int:
     except ParallelProcessorError as error:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
+    del counts["by_id"]  # the verdict tells it
     show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
         pair = f"{place(earlier)} and {place(later)}"
         say(f"{pair} have the same custom_id but different requests")
-    say(_verdict(found))
+    say(_verdict(found, is_table=bool(flags.template)))
     return 0 if found.ok else 1
 
 
 def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
     """Compare a results file with its requests; also gives what names their places."""
-    save, errors = flags.save_filepath, flags.errors_filepath
-    sources = apart_from(find_sources(flags.requests_filepath), (save, errors))
+    found, errors = find_sources(flags.requests_filepath), flags.errors_filepath
+    save = flags.save_filepath or str(find_save_path(found))
+    sources = apart_from(found, (save, errors))
     lines = open_sources(with_template(sources, **table_arguments(flags)))
-    with (
-        fetched(save or str(find_save_path(sources))) as save_path,
-        fetched(errors) if errors else nullcontext() as errors_path,
-    ):
-        found = verify_results(
+    with fetched(save) as save_path, fetched(errors) if errors else nullcontext() as errors_path:
+        result = verify_results(
             lines,
             save_path,
             errors_path,
@@ -175,19 +179,24 @@ def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
             model=flags.model,
             allowed_hosts=flags.allow_host or (),
         )
-    return found, lines.place
+    return result, lines.place
 
 
-def _verdict(found: Verification) -> str:
+def _verdict(found: Verification, *, is_table: bool) -> str:
+    is_one = found.foreign == 1
+    records = "1 record is of a request" if is_one else f"{found.foreign:,} records are of requests"
+    foreign = f"; {records} that the file does not have" if found.foreign else ""
     if not found.ok:
-        return "not every line has exactly one answer"
-    records = (
-        "1 record is of a request"
-        if found.foreign == 1
-        else f"{found.foreign:,} records are of requests"
-    )
-    more = f"; {records} that the file does not have"
-    return "every line has its answer" + (more if found.foreign else "")
+        text = "not every line has exactly one answer" + foreign
+        if found.missing and found.foreign:
+            names = "--template, --id_column, --metadata_columns, --delimiter and --model"
+            text += f": give the run's {names if is_table else '--model here, too, if it had one'}"
+        return text
+    text = "every line has its answer" + foreign
+    if found.by_id:
+        text += f"; {found.by_id:,} are taken by the ids of Batch records from elsewhere: "
+        text += "give a run with these results --output_format batch"
+    return text
 
 
 def _stop(processor: Processor, signal_name: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import (
@@ -28,18 +29,22 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     WorkerProcessError,
 )
+from parallel_processor.files.requests_file import plain_stem
 from parallel_processor.options import Settings, without_login
 from parallel_processor.providers.endpoints import needs_key
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 from parallel_processor.tables.kinds import is_table
 
+_PACKED = (".gz", ".zst")
 _log = logging.getLogger("parallel_processor")
 
 
 def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
     """Run the job; gives the exit code."""
     _check_requests(flags.requests_filepath)
+    for path in filter(None, (flags.save_filepath, flags.errors_filepath)):
+        _check_folder(path)
     job = _job(flags, made)
     with (
         SignalWatcher(
@@ -91,6 +96,15 @@ def _job(flags: argparse.Namespace, made: Settings) -> OnRay:
 def _check_requests(path: str) -> None:
     if is_table(path):
         raise ConfigurationError(f"{path} is a table, which run-on-ray doesn't take: only JSONL")
+
+
+def _check_folder(path: str) -> None:
+    name = Path(path)
+    if name.suffix.lower() in _PACKED and not name.is_dir():
+        raise ConfigurationError(
+            f"{path} has the name of a compressed file, but run-on-ray writes a folder of parts, which are "
+            f"not compressed: name a folder, such as {path.partition(name.name)[0]}{plain_stem(name)}"
+        )
 
 
 def _key_source(flags: argparse.Namespace) -> KeySource:

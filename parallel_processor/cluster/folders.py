@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, cast
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import sync_directory
-from parallel_processor.files.object_stores import file_system, is_url
+from parallel_processor.files.object_stores import file_system, is_url, local_path
 
 _PIECE_BYTES = 8 << 20
 _TEMPORARY = ".tmp"
@@ -25,17 +25,13 @@ _TEMPORARY = ".tmp"
 
 def everywhere(path: str) -> str:
     """``path`` for a process with another working directory: absolute, unless it is a URL or empty."""
-    return str(_path(path).absolute()) if path and not is_url(path) else path
-
-
-def _path(path: str) -> Path:
-    return Path(path.removeprefix("file://"))
+    return str(local_path(path).absolute()) if path and not is_url(path) else path
 
 
 def open_input(path: str) -> BinaryIO:
     """Open the requests file for reading at any place; ``OSError`` if that fails."""
     if not is_url(path):
-        return _path(path).open("rb", buffering=0)
+        return local_path(path).open("rb", buffering=0)
     return cast(BinaryIO, file_system(path).open(path, "rb", block_size=_PIECE_BYTES))
 
 
@@ -46,9 +42,9 @@ def input_size(path: str) -> int:
             found = file_system(path).info(path)
             size = found["size"] if found["type"] == "file" else None
         else:
-            size = _path(path).stat().st_size if _path(path).is_file() else None
+            size = local_path(path).stat().st_size if local_path(path).is_file() else None
             if size is None:
-                _path(path).stat()
+                local_path(path).stat()
     except OSError as error:
         raise InputFileError(f"can't read {path}: {error.strerror or error}") from error
     if size is None:
@@ -189,4 +185,4 @@ class RemoteFolder:
 
 def open_folder(path: str) -> LocalFolder | RemoteFolder:
     """The folder at a path or URL. It is made when its first file is."""
-    return RemoteFolder(path) if is_url(path) else LocalFolder(_path(path))
+    return RemoteFolder(path) if is_url(path) else LocalFolder(local_path(path))

@@ -25,6 +25,7 @@ from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.credentials.keyring import KeyLike
 from parallel_processor.credentials.rotating_key import RotatingKey
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.files.object_stores import local_path
 from parallel_processor.options import Options, Settings
 from parallel_processor.providers.endpoints import check_key
 from parallel_processor.report.summary import Stats
@@ -72,7 +73,7 @@ class OnRay:
             overwrite=overwrite,
             keep_failures=keep_failures,
             progress=progress,
-            report_path=Path(report_path) if report_path is not None else None,
+            report_path=local_path(report_path) if report_path is not None else None,
             block_bytes=block_bytes,
         )
         self._run = ClusterRun(self._job)

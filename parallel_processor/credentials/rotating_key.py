@@ -139,7 +139,9 @@ class RotatingKey:
             self._begin()
         with self._changed:
             if self._clock() >= self._next_fetch_at_s:
-                self._failures %= _MOST_FAILURES  # those who waited for the last series are told by now
+                self._failures %= (
+                    _MOST_FAILURES  # those who waited for the last series are told by now
+                )
         while not is_cancelled():
             with self._changed:
                 if self.version.generation > generation:

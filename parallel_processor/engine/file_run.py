@@ -100,15 +100,9 @@ class FileRun:
     def _process(
         self, run: Run, lines: RequestLines, files: list[AppendFile], output: _Output
     ) -> None:
-        def check() -> None:
-            if run.stop_cause is not None:
-                raise run.stop_cause
-
         job = self._job
         try:
-            answered = prepare(
-                files, overwrite=job.overwrite, keep_failures=job.keep_failures, check=check
-            )
+            answered = self._answered(run, files)
         except StopRequested:  # nothing was changed yet
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
@@ -137,6 +131,24 @@ class FileRun:
                 raise
         if is_noted and run.stop_cause is None:
             order.restore(files)
+
+    def _answered(self, run: Run, files: list[AppendFile]) -> AnsweredRequests:
+        """What is answered, after a repair of ``files``. Raises what stops the run meanwhile."""
+
+        def check() -> None:
+            if run.stop_cause is not None:
+                raise run.stop_cause
+
+        job = self._job
+        answered = prepare(
+            files, overwrite=job.overwrite, keep_failures=job.keep_failures, check=check
+        )
+        may_refuse = answered.has_ids_alone and job.output_format != "batch"
+        if may_refuse and all(source.size_bytes is not None for source in job.sources):
+            with open_sources(job.sources) as lines:
+                requests = requests_of(lines, self._options, job.model)
+                answered.check_lines(requests, lines.place, check)
+        return answered
 
     def _live_report(self, path: Path, run: Run, lines: RequestLines) -> LiveReport:
         report = LiveReport(

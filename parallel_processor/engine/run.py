@@ -270,7 +270,7 @@ class Run:
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        url, model = request.url or self._options.request_url, request.model
+        url, model = self._estimator.url_and_model(request)
         bucket = self._buckets.bucket(url, model)
         pending = PendingRequest(request=request, group=bucket, bucket=bucket)
         if not bucket.counts_tokens:

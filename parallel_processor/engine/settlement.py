@@ -141,8 +141,8 @@ class Settlement:
     ) -> Release:
         """Charge what was used. Only some providers give back what was reserved and not used."""
         used, output, estimate = attempt.used_tokens, attempt.output_tokens, pending.estimate
-        if output is not None and estimate is not None and estimate.kind is not None:
-            estimate.kind.answered(output)
+        if used is not None and output is not None and estimate is not None:
+            self._estimator.learn(estimate, used, output)
         charged = used
         if used is not None and used < reservation.costs[1] and not self._estimator.charges_use:
             charged = None

@@ -36,14 +36,14 @@ Names that cross the border (module, names):
     compression    Unpacked, new_member, unpacked, written_compression
     custom_ids     CustomIds, arranged, conflict_text, with_id
     formats        made_request, read_requests, requests_in, requests_of, tell_notes
-    identity       Record, content_key, id_key, identity, read_record
+    identity       Record, content_key, id_in, id_key, identity, read_record
     input_order    RequestOrder
-    object_stores  StoredFile, fetched, file_system, is_object, is_url
+    object_stores  StoredFile, fetched, file_system, is_object, is_url, local_path
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, check_paths, line_place,
                    plain_stem
     resume         AnsweredRequests, open_files, prepare
-    shape          why_not_in_blocks, why_not_jsonl, why_not_plain
+    shape          packed_table_text, why_not_in_blocks, why_not_jsonl, why_not_plain
     sources        STDIN, Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
     verify         Verification, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
-from parallel_processor.files.identity import given_id, identity
+from parallel_processor.files.identity import given_id, id_in, identity
 from parallel_processor.files.requests_file import Place, line_place
 from parallel_processor.models import Request
 from parallel_processor.options import OutputFormat, shown_url
@@ -143,6 +143,11 @@ def conflict_text(earlier: EarlierRow, request: Request, place: Place = line_pla
     both += repr(str(request.custom_id)[:100])
     if earlier.is_equal:
         return f"{both}, which a Batch API takes once: remove one of them, or give it another id"
+    if isinstance(request, RowRequest) and request.origin and not id_in(request.metadata):
+        return (
+            f"{both}: {first} has it itself, and {later}, which has none, would be given it. "
+            f'Give {later} an id of its own, in its metadata ("custom_id")'
+        )
     another = "another id of as many characters" if later.startswith("byte ") else "another id"
     return (
         f"{both} but different requests: their answers could not be told apart. "

@@ -23,15 +23,10 @@ from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
 from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
-from parallel_processor.models import Endpoint, Request
+from parallel_processor.models import MODEL_PLACE, Endpoint, Request, filled_url, model_name
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options, OutputFormat, shown_url
-from parallel_processor.providers.endpoints import (
-    HostRule,
-    endpoint_of,
-    host_rule,
-    own_host_only,
-    resolve_url,
-)
+from parallel_processor.providers.dialects import endpoint_of
+from parallel_processor.providers.endpoints import HostRule, host_rule, own_host_only, resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -79,8 +74,7 @@ def read_requests(
         if (
             source.size_bytes is not None
         ):  # a file: an error is raised here, not in the caller's loop
-            with source.open():
-                pass
+            source.open().close()
     options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
     return _requests_of(sources, options, model, output_format)
 
@@ -112,7 +106,14 @@ def requests_in(
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
-            yield _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
+            request = _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
+            metadata = line.metadata
+            yield replace(
+                request,
+                custom_id=line.custom_id,
+                metadata=metadata,
+                metadata_json=None if metadata is None else dump(metadata),
+            )
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
@@ -145,6 +146,8 @@ def parse_line(
             return _row_request(members(text), body, number, request_url, dialect, model, rule)
         if model is not None:
             text, body = _with_model(text, body, model)
+        if MODEL_PLACE in request_url and not model_name(body):
+            raise ValueError(_NO_MODEL)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
@@ -155,6 +158,10 @@ def parse_line(
     text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")
     request = _invalid_request(text, f"{place(number)}: {invalid_reason}", number)
     return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
+
+
+_NO_MODEL_IN_BODY = f"it names no model to take the place of {MODEL_PLACE} in the request URL"
+_NO_MODEL = f"{_NO_MODEL_IN_BODY}: give one with --model"
 
 
 def _invalid_request(text: str, reason: str, number: int) -> Request:
@@ -260,22 +267,36 @@ def _row_request(
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
         text, body = _with_model(text, body, model)
-    if url is None and endpoint_of(request_url) is not Endpoint.UNKNOWN:
-        if not dialect.has_model:
-            raise ValueError(
-                f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
-                f"of a model there as the request URL, not {shown_url(request_url)}"
-            )
-        url = dialect.path
+    url = resolve_url(request_url, url or _endpoint_of_rows(dialect, request_url), rule)
+    if MODEL_PLACE in url and not model_name(body):
+        if model is None:
+            raise ValueError(_NO_MODEL)
+        url = filled_url(url, model)
     request = Request(
         body=body,
         payload=one_line(text.encode()),
         number=number,
         custom_id=custom_id,
-        url=resolve_url(request_url, url, rule),
+        url=url,
         dropped=dropped,
     )
     return request if dialect is OPENAI else as_row(request, custom_id, dialect)
+
+
+def _endpoint_of_rows(dialect: Dialect, request_url: str) -> str:
+    """The endpoint of rows of ``dialect`` that name none; empty if it is that of ``request_url``.
+
+    Raises ``ValueError`` if such rows can't go there.
+    """
+    asked = endpoint_of(request_url)
+    if asked is Endpoint.UNKNOWN or asked.has_model_in_path:
+        return ""
+    if not dialect.has_model:
+        raise ValueError(
+            f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
+            f"of a model there as the request URL, not {shown_url(request_url)}"
+        )
+    return dialect.path
 
 
 def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
@@ -306,6 +327,8 @@ def made_request(
         if isinstance(given, Request):
             return _completed(given, number, request_url, rule)
         text = _as_json(dict(given))
+        if MODEL_PLACE in request_url and not model_name(given):
+            raise ValueError(_NO_MODEL_IN_BODY)
         try:
             return _request(text, parse(text), number)
         except ValueError:
@@ -326,6 +349,8 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
         raise TypeError(f"its body is a {type(given.body).__name__}, not a dict")
     if given.custom_id is not None and not isinstance(given.custom_id, str):
         raise TypeError("its custom_id is not a string")
+    if MODEL_PLACE in (given.url or request_url) and not model_name(given.body):
+        raise ValueError(_NO_MODEL_IN_BODY)
     dropped = unsendable(given.body)
     text = _as_json({key: given.body[key] for key in given.body if key not in dropped})
     metadata = None if given.metadata is None else _as_json(given.metadata)

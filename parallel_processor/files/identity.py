@@ -29,6 +29,7 @@ class Record(NamedTuple):
     ok: bool | None  # None for another program's form, which may be an answer or a failure
     given_id: bytes | None = None  # the key of the id that a cookbook line was given, if it was one
     origin: bytes | None = None  # the identity of that line
+    has_id_alone: bool = False  # a Batch record that tells nothing else of its request
 
     @property
     def content(self) -> bytes:
@@ -46,7 +47,7 @@ def read_record(line: bytes) -> Record | None:
         return Record(_identity(parts.request, parts.metadata), ok)
     key = id_key(parts.custom_id)
     if parts.origin is None:
-        return Record(key, ok)
+        return Record(key, ok, has_id_alone=True)
     return Record(_both(key, parts.origin), ok, key, parts.origin)
 
 
@@ -74,11 +75,16 @@ def keys(request: Request) -> Iterator[bytes]:
 
 def given_id(request: Request) -> str:
     """The id of the Batch record of a cookbook line: that in its metadata, else one of its line."""
-    metadata: Any = request.metadata
+    own = id_in(request.metadata)
+    return line_id(request.number) if own is None else own
+
+
+def id_in(metadata: Any) -> str | None:
+    """The ``custom_id`` in the metadata of a cookbook line, as a text; ``None`` if there is none."""
     own = metadata.get("custom_id") if isinstance(metadata, Mapping) else None
     if isinstance(own, int) and not isinstance(own, bool):
-        own = str(own)
-    return own if isinstance(own, str) else line_id(request.number)
+        return str(own)
+    return own if isinstance(own, str) else None
 
 
 def line_id(number: int) -> str:

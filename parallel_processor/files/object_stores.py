@@ -37,6 +37,11 @@ def is_url(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
+def local_path(path: str | Path) -> Path:
+    """``path``, or the path that a ``file://`` URL names."""
+    return Path(str(path).removeprefix("file://"))
+
+
 def file_system(url: str) -> Any:
     """The file system of ``url``. Raises :class:`ConfigurationError` if a package for it is missing."""
     try:
@@ -119,7 +124,7 @@ def is_object(url: str) -> bool:
 def fetched(path: str) -> Iterator[Path]:
     """The results file at ``path``; if that is a URL, a copy of it that is removed at the end."""
     if not is_url(path):
-        yield Path(path)
+        yield local_path(path)
         return
     from tempfile import TemporaryDirectory  # it loads all that packs files
 

@@ -20,7 +20,6 @@ from parallel_processor.files.batch_rows import row_record, row_result
 from parallel_processor.files.compression import unpacked
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.answers import (
-    POLLED,
     Expected,
     Fault,
     count_inputs,
@@ -30,6 +29,7 @@ from parallel_processor.providers.answers import (
 from parallel_processor.providers.claims import is_said
 from parallel_processor.providers.failures import of_failure
 from parallel_processor.providers.jsontext import MAX_NESTING, dump, elements, members, parse
+from parallel_processor.providers.promises import POLLED
 from parallel_processor.providers.usage import used_tokens
 
 _log = logging.getLogger("parallel_processor")

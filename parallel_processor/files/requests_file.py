@@ -9,13 +9,14 @@ import os
 import selectors
 import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX
 from parallel_processor.files.compression import Unpacked, unpacked, written_compression
+from parallel_processor.files.records import BOM
 from parallel_processor.files.shape import elements, is_array, why_not_jsonl
 
 _BUFFER_BYTES = 256 * 1024
@@ -37,6 +38,8 @@ class InvalidLine(NamedTuple):
 
     text: str  # what is known of the line; it is recorded in the request's place
     reason: str
+    custom_id: str | None = None  # of a Batch row
+    metadata: Mapping[str, Any] | None = None  # of a cookbook line
 
 
 class RequestLines(Protocol):
@@ -159,8 +162,8 @@ class RequestsFile:
         raw = self._file.raw
         self._pipe = raw if isinstance(raw, _Pipe) else None
         self._packed: Unpacked | None = None
-        self._is_array = False
-        self._read = 0
+        self._is_array = self._is_known = False
+        self._read = self._blank_lines = 0  # in front of the first line that isn't blank
         self._ended = False
         if self._size is not None:
             try:
@@ -171,25 +174,40 @@ class RequestsFile:
 
     def _look(self) -> None:
         """Find out what the file holds, by its begin."""
+        self._is_known = True
         try:
             self._file = unpacked(self._file, self.name)
             raw = self._file.raw
             self._packed = raw if isinstance(raw, Unpacked) else None
-            head = self._file.peek(_BUFFER_BYTES)
+            head = self._without_blank_lines()
         except OSError as error:
             raise self._error(error) from error
-        is_whole = self._size is not None and self._packed is None and len(head) >= self._size
+        size = self._size if self._packed is None else None
+        is_whole = size is not None and self._read + len(head) >= size
         if (reason := why_not_jsonl(head, is_whole, Path(self.name))) is not None:
             raise InputFileError(reason)
         self._is_array = is_array(head)
         self.unit = "element" if self._is_array else "line"
 
+    def _look_at_pipe(self) -> None:
+        """Look at a pipe, which waits for its first bytes; a file was looked at when it was opened."""
+        if not self._is_known:
+            self._look()
+
+    def _without_blank_lines(self) -> bytes:
+        """What the file begins with; a piece that is blank, as a pipe may have it, is read and counted."""
+        head = self._file.peek(_BUFFER_BYTES)
+        while head and not head.removeprefix(BOM).strip():
+            self._blank_lines += head.count(b"\n")
+            self._read += len(self._file.read(len(head)))
+            head = self._file.peek(_BUFFER_BYTES)
+        return head
+
     def _error(self, error: OSError) -> InputFileError:
         return InputFileError(f"can't read {self.name}: {error.strerror or error}")
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._size is None:
-            self._look()
+        self._look_at_pipe()
         try:
             for line in elements(self._file, self.name) if self._is_array else self._file:
                 if self._pipe is not None and self._pipe.is_interrupted:
@@ -205,8 +223,9 @@ class RequestsFile:
         self._ended = self._pipe is None or not self._pipe.is_interrupted
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """The lines, each with its number."""
-        return enumerate(self, 1)
+        """The lines, each with its number. Blank ones at the begin are counted, but may be missing."""
+        self._look_at_pipe()
+        yield from enumerate(self, 1 if self._is_array else 1 + self._blank_lines)
 
     def place(self, number: int) -> str:
         """``line 3``."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import chain, islice
@@ -34,6 +34,7 @@ from parallel_processor.files.identity import (
     line_id,
     read_record,
 )
+from parallel_processor.files.requests_file import Place
 from parallel_processor.models import Request
 
 _log = logging.getLogger("parallel_processor")
@@ -57,6 +58,7 @@ class AnsweredRequests:
         self._has_warned = False
         # What the scan of the files found: good and failed records, and lines that are no records.
         self.answered = self.failed = self.foreign = 0
+        self.has_ids_alone = False  # true if Batch records tell nothing else of their requests
 
     @cached_property
     def kept_failures(self) -> AnsweredRequests:
@@ -81,6 +83,7 @@ class AnsweredRequests:
     def add_record(self, record: Record) -> None:
         """Add what ``record`` answers."""
         self.add(record.identity)
+        self.has_ids_alone = self.has_ids_alone or record.has_id_alone
         if record.origin is not None:
             self.lines.add(record.origin)
         if record.given_id is not None:
@@ -108,6 +111,21 @@ class AnsweredRequests:
                     self._note_place(request)
                 return True
         return False
+
+    def check_lines(self, requests: Iterable[Request], place: Place, check: Check) -> None:
+        """Raise what :meth:`check_id` would, before anything is sent, for lines that are no Batch rows.
+
+        It need not be called unless ``has_ids_alone``. ``requests`` is read up to the first row: a record
+        with nothing but an id may be that of a row.
+        """
+        for number, request in enumerate(requests):
+            if number % _LINES_PER_CHECK == 0:
+                check()
+            if request.custom_id is not None:
+                return
+            kept = (self, self.kept_failures)
+            if not any(each._has(key) for key in keys(request) for each in kept):
+                self.check_id(request, place(request.number))
 
     def check_id(self, request: Request, place: str) -> None:
         """Raise :class:`InputFileError` if the record of another request may have the id of this one.

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.records import take_apart
+from parallel_processor.files.records import BOM, take_apart
 from parallel_processor.providers.jsontext import parse
 
-_BOM = b"\xef\xbb\xbf"
 # What a request has, and a response that stands behind one in a record has not.
 _ASKED = frozenset(
     {"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"}
 )
-_TABLES = ("csv", "tsv")  # the other texts that are read, by their names' ends
+_TABLES = ("csv", "tsv", "parquet")  # what else is read, by the ends of its names
 _LEAST_LINES = 10  # that must all be bad before a file of no known format is refused
 # How a file begins; what it is; the command that makes JSONL of it, for its name.
 _COMPRESSED = (  # some are unpacked before they are looked at, but for tables
@@ -35,6 +34,12 @@ _COMPRESSED = (  # some are unpacked before they are looked at, but for tables
     (b"\x04\x22\x4d\x18", "lz4", "lz4 -dc {}"),
     (b"PK\x03\x04", "zip", "unzip -p {}"),
 )
+_UNPACK = {  # by the end of a name
+    **dict.fromkeys((".zst", ".zstd"), "zstd -dc {}"),
+    ".gz": "gunzip -c {}",
+    ".bz2": "bunzip2 -c {}",
+    ".xz": "xz -dc {}",
+}
 
 
 def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:
@@ -42,7 +47,7 @@ def why_not_jsonl(head: bytes, is_whole: bool, path: Path) -> str | None:
 
     ``is_whole`` says that ``head`` is the whole file.
     """
-    return why_not_plain(head, path) or _why_no_lines(head.removeprefix(_BOM), is_whole, path)
+    return why_not_plain(head, path) or _why_no_lines(head.removeprefix(BOM), is_whole, path)
 
 
 def why_not_plain(head: bytes, path: Path) -> str | None:
@@ -51,6 +56,8 @@ def why_not_plain(head: bytes, path: Path) -> str | None:
         if head.startswith(magic):
             return f"{path} is compressed ({name}): unpack it first ({_shell(command, path)})"
     if head.startswith(b"PAR1"):
+        if path.suffix.lower() == ".parquet":
+            return _table_text(path)
         return (
             f"{path} is a Parquet file: name it so that it ends with .parquet, and give a template"
         )
@@ -59,6 +66,26 @@ def why_not_plain(head: bytes, path: Path) -> str | None:
         command = _shell(f"iconv -f {encoding} -t UTF-8 {{}}", path)
         return f"{path} is {encoding}, not UTF-8: convert it first ({command})"
     return None
+
+
+def packed_table_text(path: Path) -> str | None:
+    """What to do with a table that is compressed, by its name; ``None`` for any other file."""
+    command, inner = _UNPACK.get(path.suffix.lower()), Path(path.stem)
+    if command is None or not _is_table(inner):
+        return None
+    made = f"{command.format(shlex.quote(str(path)))} > {shlex.quote(str(path.with_suffix('')))}"
+    return f"{path} is a compressed table: unpack it first ({made}), and give a template"
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower().removeprefix(".") in _TABLES
+
+
+def _table_text(path: Path) -> str:
+    return (
+        f"{path} is a table, which needs a template: a run and verify take one (--template, in a program "
+        "template=); other commands take JSONL alone"
+    )
 
 
 def why_not_in_blocks(head: bytes, path: Path) -> str | None:
@@ -97,6 +124,10 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
     if not lines or isinstance(value := _value(lines[0]), dict):
         return None
     first = lines[0].lstrip()[:1]
+    if first not in (b"[", b"{") and (packed := packed_table_text(path)) is not None:
+        return packed
+    if first not in (b"[", b"{") and _is_table(path):
+        return _table_text(path)
     if isinstance(value, list) and len(lines) > 1 and all(x.lstrip()[:1] == b"[" for x in lines):
         what = "a JSON array in each line, as a results file does"
         return f"{path} holds {what}: name the file of the requests, one JSON object a line"
@@ -121,7 +152,7 @@ def _why_no_lines(head: bytes, is_whole: bool, path: Path) -> str | None:
 
 def is_array(head: bytes) -> bool:
     """True if the text that begins with ``head`` is one JSON array, rather than lines."""
-    text = head.removeprefix(_BOM).lstrip()
+    text = head.removeprefix(BOM).lstrip()
     if text[:1] != b"[":
         return False
     first, _, rest = text.partition(b"\n")
@@ -140,7 +171,7 @@ def elements(file: io.BufferedReader, name: str) -> Iterator[bytes]:
 
     Raises :class:`InputFileError` if the array has no end, or something follows it.
     """
-    data = file.read1(_PIECE_BYTES).removeprefix(_BOM)
+    data = file.read1(_PIECE_BYTES).removeprefix(BOM)
     start, place, depth = data.find(b"[") + 1, data.find(b"[") + 1, 1
     pattern = _TOKEN
     while depth:

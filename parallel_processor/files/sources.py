@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
 from parallel_processor.files.append_file import STDOUT
-from parallel_processor.files.object_stores import is_url, open_remote, remote_files
+from parallel_processor.files.object_stores import is_url, local_path, open_remote, remote_files
 from parallel_processor.files.records import reading, take_apart
 from parallel_processor.files.requests_file import (
     InvalidLine,
@@ -112,7 +112,7 @@ def _named(name: str) -> list[Source]:
     if is_url(name):
         found = remote_files(name)
         return [_remote(name)] if found == [name] else _found(name, list(map(_remote, found)))
-    path = Path(name.removeprefix("file://"))
+    path = local_path(name)
     if not glob.has_magic(str(path)) or path.exists():
         return [_local(path)]
     matches = sorted(glob.glob(str(path), recursive=True))
@@ -131,7 +131,9 @@ def apart_from(sources: Sequence[Source], outputs: Iterable[str | Path | None]) 
     Only a file that has nothing but records is left out. An output of an object store is its URL. Raises
     :class:`ConfigurationError` if that is among the requests.
     """
-    paths = [(str(each), None if is_url(str(each)) else Path(each)) for each in outputs if each]
+    paths = [
+        (str(each), None if is_url(str(each)) else local_path(each)) for each in outputs if each
+    ]
     keys = {_key(*each) for each in paths}
     left: list[Source] = []
     for source in sources:
@@ -221,12 +223,23 @@ def find_save_path(sources: Sequence[Source]) -> Path:
 
     Raises :class:`ConfigurationError` if there is no such place.
     """
-    if len(sources) == 1 and (path := sources[0].path) is not None:
-        return STDOUT if sources[0].name == "standard input" else default_save_path(path)
+    if (only := _only_file(sources)) is not None and (path := only.path) is not None:
+        return STDOUT if only.name == "standard input" else default_save_path(path)
     what = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     raise ConfigurationError(
         f"the requests come from {what}: name a results file (--save_filepath, in a program save_path)"
     )
+
+
+def _only_file(sources: Sequence[Source]) -> Source | None:
+    """The only one of ``sources``, apart from the results beside it, which a pattern matches, too."""
+    if len(sources) != 2 or not all(each.is_match and each.path for each in sources):
+        return sources[0] if len(sources) == 1 else None
+    for source, other in (sources, sources[::-1]):
+        beside = default_save_path(cast(Path, source.path))
+        if other.path == beside and _has_records(beside):
+            return source
+    return None
 
 
 def open_sources(sources: Sequence[Source]) -> RequestLines:

@@ -9,6 +9,7 @@ from pathlib import Path
 from parallel_processor.files.custom_ids import CustomIds, with_id
 from parallel_processor.files.formats import requests_of
 from parallel_processor.files.identity import Record, identity, keys, read_record
+from parallel_processor.files.object_stores import local_path
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
@@ -32,6 +33,8 @@ class Verification:
         foreign: records that belong to no request. They do no harm.
         conflicts: pairs of lines whose requests differ but share a ``custom_id``, at most 100. Nobody can
             tell whose answer a record of it is.
+        by_id: answered requests, no rows, whose record is of a Batch API, and tells nothing of them but
+            their id. A run takes such records only with ``output_format="batch"``.
 
     >>> Verification(lines=3, answered=2, failed=0, missing=1, doubled=0, torn=0, foreign=0).ok
     False
@@ -45,6 +48,7 @@ class Verification:
     torn: int
     foreign: int
     conflicts: tuple[tuple[int, int], ...] = ()
+    by_id: int = 0
 
     @property
     def ok(self) -> bool:
@@ -77,7 +81,7 @@ def verify_results(
     >>> verify_results(f"{folder}/requests.jsonl", f"{folder}/results.jsonl").ok
     True
     """
-    paths = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
+    paths = [local_path(each) for each in (save_path, errors_path) if each is not None]
     lines = open_sources(apart_from(find_sources(requests_path), paths))
     options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
     return verify_lines(lines, lambda: _records(paths), options, model, lambda: _forms(paths))
@@ -117,6 +121,7 @@ def verify_lines(
         torn=torn,
         foreign=wanted.foreign,
         conflicts=tuple(wanted.conflicts),
+        by_id=wanted.by_id,
     )
 
 
@@ -125,6 +130,7 @@ class _Wanted:
 
     def __init__(self, forms: Collection[bytes]) -> None:
         self.lines = self.answered = self.failed = self.doubled = self.foreign = 0
+        self.by_id = 0
         self.conflicts: list[tuple[int, int]] = []
         self._forms = forms
         self._left: dict[bytes, int] = {}
@@ -148,8 +154,8 @@ class _Wanted:
 
     def count(self, record: Record) -> None:
         """Count ``record`` for a line that needs one, or as one too many."""
-        key = record.identity
-        if key not in self._left:
+        key, is_usual = record.identity, record.identity in self._left
+        if not is_usual:
             key = self._other_keys.get(key, key)
         left = self._left.get(key)
         if left is None:
@@ -159,6 +165,7 @@ class _Wanted:
         else:
             self._left[key] = left - 1
             self.answered += bool(record.ok)
+            self.by_id += bool(record.ok and record.has_id_alone and not is_usual)
             self.failed += not record.ok
 
 

@@ -6,15 +6,17 @@ tokens used. ``jsontext`` takes JSON text apart without changing a byte of it.
 
 Names that cross the border (module, names):
 
-    answers        POLLED, UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
+    answers        UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    endpoints      HostRule, basic_auth, charges_reservation, check_key, endpoint_of, host_rule,
-                   is_exposed, is_loopback, key_variables_of, needs_key, own_host_only, resolve_url,
-                   sent_headers, streams_unasked, url_advice
+    dialects       endpoint_of, key_variables_of, provider_of, url_model
+    endpoints      HostRule, basic_auth, charges_reservation, check_key, check_url, host_rule,
+                   is_exposed, is_loopback, needs_key, own_host_only, resolve_url, sent_headers,
+                   streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
     failures       of_failure
     limit_headers  IN_EVERY_LIMIT, read_limits
+    promises       POLLED
     responses      classify
     texts          plain_line
     usage          read_usage, used_tokens

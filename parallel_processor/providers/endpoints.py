@@ -1,4 +1,4 @@
-"""What a URL says about its provider: the kind of endpoint, the header for the key, the way of charging."""
+"""What is done with a URL: a key gets its header, a row's URL is resolved, a false one is explained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import ipaddress
 import re
 from collections.abc import Callable
-from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.credentials.checks import is_secret_name
@@ -14,74 +13,31 @@ from parallel_processor.credentials.urls import host_of
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
 from parallel_processor.options import Options, shown_url, without_login
+from parallel_processor.providers.dialects import (
+    auth_of,
+    endpoint_of,
+    headers_of,
+    provider_of,
+    stream_refusal,
+)
 
-_AZURE = ("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com")
-_GEMINI = "generativelanguage.googleapis.com"
-
-_TOKEN = re.compile(r"eyJ[-\w]+\.[-\w]+\.[-\w]+")  # a JSON Web Token
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 
-# Providers whose limits count the tokens that a response used. OpenAI and Azure count the most that it
-# may use. An unknown provider is taken for one of the latter: that never exceeds a limit.
-_CHARGES_USE = ("anthropic.com", "api.groq.com", "api.mistral.ai", _GEMINI)
-
-# The variables of the environment that hold a provider's key, by its hosts.
-_KEY_VARIABLES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    # The cookbook's script takes Azure's key from OpenAI's variable.
-    (_AZURE, ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY")),
-    (("openai.com",), ("OPENAI_API_KEY",)),
-    (("anthropic.com",), ("ANTHROPIC_API_KEY",)),
-    ((_GEMINI,), ("GEMINI_API_KEY", "GOOGLE_API_KEY")),
-    (("aiplatform.googleapis.com",), ()),
-    (("groq.com",), ("GROQ_API_KEY",)),
-    (("mistral.ai",), ("MISTRAL_API_KEY",)),
-    (("deepseek.com",), ("DEEPSEEK_API_KEY",)),
-    (("x.ai",), ("XAI_API_KEY",)),
-    (("openrouter.ai",), ("OPENROUTER_API_KEY",)),
-    (("together.xyz", "together.ai"), ("TOGETHER_API_KEY",)),
-    (("fireworks.ai",), ("FIREWORKS_API_KEY",)),
-    (("cohere.com", "cohere.ai"), ("CO_API_KEY", "COHERE_API_KEY")),
-    (("voyageai.com",), ("VOYAGE_API_KEY",)),
-    (("jina.ai",), ("JINA_API_KEY",)),
-    (("moonshot.ai", "moonshot.cn"), ("MOONSHOT_API_KEY",)),
-    (("aliyuncs.com",), ("DASHSCOPE_API_KEY",)),
-    (("bigmodel.cn",), ("ZHIPUAI_API_KEY", "ZAI_API_KEY")),
-    (("z.ai",), ("ZAI_API_KEY",)),
-    (("amazonaws.com", "api.aws"), ("AWS_BEARER_TOKEN_BEDROCK",)),
-    (("cerebras.ai",), ("CEREBRAS_API_KEY",)),
-    (("perplexity.ai",), ("PERPLEXITY_API_KEY",)),
-    (("nvidia.com",), ("NVIDIA_API_KEY",)),
-    (("huggingface.co", "hf.space"), ("HF_TOKEN",)),
-    (("deepinfra.com",), ("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN")),
-)
-
-
-def key_variables_of(url: str) -> tuple[str, ...] | None:
-    """The variables that hold the key of the provider of ``url``; ``None`` for an unknown provider."""
-    host = _host(url)
-    return next((names for hosts, names in _KEY_VARIABLES if is_host(host, *hosts)), None)
+# The endpoints that are mostly behind /v1.
+_BEHIND_V1 = {
+    *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
+    *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
+}
 
 
 def _host(url: str) -> str:
     return urlsplit(url).hostname or ""
 
 
-def is_host(host: str, *names: str) -> bool:
-    """True if ``host`` is one of ``names``, or a subdomain of one."""
-    return any(host == name or host.endswith("." + name) for name in names)
-
-
-@lru_cache(maxsize=256)
-def endpoint_of(url: str) -> Endpoint:
-    """The kind of endpoint, by the end of the URL's path on any host; ``UNKNOWN`` for any other end."""
-    return Endpoint.of_path(urlsplit(url).path)
-
-
-@lru_cache(maxsize=256)
 def streams_unasked(url: str) -> bool:
     """True for Ollama's own endpoints, which stream unless the request says ``"stream": false``."""
-    return urlsplit(url).path.rstrip("/").lower().endswith(("/api/chat", "/api/generate"))
+    return endpoint_of(url) in (Endpoint.OLLAMA_CHAT, Endpoint.OLLAMA_GENERATE)
 
 
 def basic_auth(login: str) -> str:
@@ -92,29 +48,14 @@ def basic_auth(login: str) -> str:
 def auth_headers(url: str, api_key: str | None, login: str | None = None) -> dict[str, str]:
     """The headers that carry ``api_key`` and ``login`` to ``url``. Without them, no header holds one.
 
-    * Azure's hosts and deployments: ``api-key``, but for a token of Entra.
-    * Anthropic's host, and the Messages API on any host: ``x-api-key`` and ``anthropic-version``.
-    * Gemini's native API: ``x-goog-api-key``.
-    * All others: a bearer token.
-
     A login is the ``Authorization`` header, unless a bearer token is.
     """
-    parts, host = urlsplit(url), _host(url)
-    anthropic = is_host(host, "anthropic.com") or endpoint_of(url) is Endpoint.MESSAGES
-    headers = {"anthropic-version": "2023-06-01"} if anthropic else {}
+    headers = dict(headers_of(url))
     if login:
         headers["Authorization"] = basic_auth(login)
-    if not api_key:
-        return headers
-    is_azure = "/deployments/" in parts.path or is_host(host, *_AZURE)
-    if is_azure and not _TOKEN.fullmatch(api_key):
-        headers["api-key"] = api_key
-    elif anthropic:
-        headers["x-api-key"] = api_key
-    elif is_host(host, _GEMINI) and "/openai/" not in parts.path:
-        headers["x-goog-api-key"] = api_key
-    else:
-        headers["Authorization"] = f"Bearer {api_key}"
+    if api_key:
+        auth = auth_of(url, api_key)
+        headers[auth.header] = auth.prefix + api_key
     return headers
 
 
@@ -223,9 +164,18 @@ def host_rule(options: Options) -> HostRule:
     return rule
 
 
+def check_url(options: Options) -> None:
+    """Raise :class:`ConfigurationError` for an endpoint that does nothing but stream."""
+    if reason := stream_refusal(options.request_url):
+        raise ConfigurationError(f"{shown_url(options.request_url)} can't be used: {reason}")
+
+
 def charges_reservation(url: str) -> bool:
-    """True if the provider charges the reserved maximum, whatever the response used."""
-    return not is_host(_host(url), *_CHARGES_USE)
+    """True if the provider charges the reserved maximum, whatever the response used.
+
+    An unknown one is taken for such: that never exceeds a limit.
+    """
+    return not provider_of(url).charges_use
 
 
 def url_advice(url: str) -> str:
@@ -236,9 +186,9 @@ def url_advice(url: str) -> str:
             f"{shown} names no endpoint: a request URL ends in /chat/completions, /responses, "
             "/embeddings or the like, mostly behind /v1"
         )
-    endpoint = endpoint_of(url).value
-    if endpoint and path == endpoint:
-        return f"{shown} has a path that few servers know: most have /v1{endpoint}"
+    endpoint = endpoint_of(url)
+    if endpoint in _BEHIND_V1 and path == endpoint.value:
+        return f"{shown} has a path that few servers know: most have /v1{endpoint.value}"
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
 
@@ -249,10 +199,15 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
     ``http://host/proxy/v1/chat/completions`` the row's ``/v1/embeddings`` becomes
     ``http://host/proxy/v1/embeddings``, and an Azure deployment stays in the path.
 
-    Raises ``ValueError`` for an absolute URL on another host, unless ``rule`` permits it.
+    A provider's own API is not behind ``/v1``: such a path is that of the host, as it stands.
+
+    Raises ``ValueError`` for an absolute URL on another host, unless ``rule`` permits it, and for an
+    endpoint that does nothing but stream.
     """
     if not relative:
         return request_url
+    if reason := stream_refusal(relative):
+        raise ValueError(f"its url {shown_url(relative)} can't be used: {reason}")
     base, row = urlsplit(without_login(request_url)[0]), urlsplit(relative)
     if row.netloc or row.scheme:
         target = urlsplit(without_login(urljoin(request_url, relative))[0])
@@ -265,10 +220,17 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
     path, base_path = "/" + row.path.lstrip("/"), base.path.rstrip("/")
     endpoint = Endpoint.of_path(base_path)
     stem = base_path[: len(base_path) - len(endpoint.value)]  # what precedes the endpoint
-    if base_path.lower().endswith(path.lower()) and Endpoint.of_path(path) is endpoint:
+    asked = Endpoint.of_path(path)
+    if base_path.lower().endswith(path.lower()) and asked is endpoint:
         path = base.path
+    elif _stands_alone(endpoint) or _stands_alone(asked):
+        pass  # there is no /v1 to take the place of
     elif path.startswith("/v1/") and (endpoint.value or stem.endswith("/v1")):
         path = stem + path[len("/v1") :]
     elif not path.startswith(stem + "/"):
         path = stem + path
     return base._replace(path=path, query=row.query or base.query).geturl()
+
+
+def _stands_alone(endpoint: Endpoint) -> bool:
+    return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN

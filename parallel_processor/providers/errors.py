@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from parallel_processor.contents import mappings
 from parallel_processor.models import Response
-from parallel_processor.providers.patterns import Pattern
-from parallel_processor.providers.texts import is_page, page_text, plain_line
+from parallel_processor.providers.texts import Pattern, is_page, page_text, plain_line
 
 _MAX_MESSAGE = 500
 _MAX_TEXT = 2000  # of a message whose words are judged
@@ -90,6 +89,8 @@ def read_error(response: Response) -> ErrorInfo:
     levels = _error_levels(response)
     codes = [label for level in levels for label in _labels(level.fields, _CODES)]
     types = [label for level in levels for label in _labels(level.fields, _TYPES)]
+    if amazons := response.headers.get("x-amzn-errortype"):
+        types.append(_label(amazons.partition(":")[0]))
     details = [label for level in levels for label in _detail_codes(level.fields)]
     messages = [message for level in levels for message in level.messages]
     text = _joined(messages)

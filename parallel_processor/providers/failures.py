@@ -14,9 +14,8 @@ from parallel_processor.exceptions import StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Response
 from parallel_processor.providers.errors import ErrorInfo, read_error, unquoted
 from parallel_processor.providers.money import NO_ACCESS, NO_QUOTA_LEFT, Verdict, spent
-from parallel_processor.providers.patterns import Pattern
 from parallel_processor.providers.rejections import rejection_of
-from parallel_processor.providers.texts import phrases, plain_line
+from parallel_processor.providers.texts import Pattern, phrases, plain_line
 from parallel_processor.providers.waits import (
     RATE_LIMIT_STATUSES,
     WAIT_STATUSES,

@@ -1,9 +1,10 @@
 """Reads the account's limits from the headers of a response.
 
 Understood are the names of OpenAI (also used by Azure, Groq, Cerebras, SambaNova and most gateways,
-some with a unit at the end), Anthropic, Mistral, OpenRouter, Together, LiteLLM (limits of a key, a team,
-a user …, by model or not, in fixed minutes) and Kong, and the IETF's ``RateLimit-Policy``, which says its
-window. LiteLLM's limit of requests in flight is named ``in_flight`` and has no window.
+some with a unit at the end), Anthropic, Mistral, OpenRouter, Together, Fireworks, LiteLLM (limits of a
+key, a team, a user …, by model or not, in fixed minutes) and Kong, and the IETF's ``RateLimit-Policy``,
+which says its window. What a name means at one provider alone is in its row of ``dialects.py``.
+LiteLLM's limit of requests in flight is named ``in_flight`` and has no window.
 
 **Window.** OpenAI's names don't say which window a limit is for. ``limit-requests`` is per minute
 for one account and per day for another. There are two kinds of servers:
@@ -37,8 +38,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from parallel_processor.models import LimitReading, refill_s
+from parallel_processor.providers.dialects import provider_at
 from parallel_processor.providers.durations import duration_s, number, timestamp, wait_s
-from parallel_processor.providers.endpoints import is_host
 
 _MINUTE_S, _DAY_S = 60.0, 86_400.0
 _WINDOW_S = {"second": 1.0, "minute": _MINUTE_S, "hour": 3600.0, "day": _DAY_S}
@@ -56,6 +57,7 @@ _ANY = r"(requests|req|(?:input-|output-)?tokens)"
 _OPENAI = re.compile(rf"x-ratelimit-limit-(?:project-)?{_ANY}(?:-(second|minute|hour|day))?")
 _ANTHROPIC = re.compile(rf"anthropic-ratelimit-{_ANY}-limit")
 _TOGETHER = re.compile(r"x-(rate|token)limit-limit(?:-dynamic)?")
+_FIREWORKS = re.compile(r"x-ratelimit-limit-tokens-(prompt|generated)")  # per second
 _OPENROUTER = "x-ratelimit-limit"
 _LITELLM = re.compile(
     r"x-ratelimit-[a-z]+(?:_[a-z]+)*-limit-(requests|tokens|max_parallel_requests)"
@@ -65,7 +67,6 @@ _KONG = re.compile(r"x-ratelimit-limit-(second|minute|hour|day)")
 _POLICY = re.compile(r"\s*(?:\"([^\"]*)\"|(\d+))((?:\s*;[^,;]*)*)\s*(?:,|$)")
 _PARAMETER = re.compile(r";\s*([a-z]+)\s*=\s*\"?([\w-]+)")
 
-_TOGETHER_HOSTS = ("api.together.xyz", "api.together.ai")
 _LIMIT_NAMES = {
     "req": "requests",
     "rate": "requests",
@@ -73,6 +74,8 @@ _LIMIT_NAMES = {
     "token": "tokens",
     "tpm": "tokens",
     "max_parallel_requests": "in_flight",
+    "prompt": "input_tokens",
+    "generated": "output_tokens",
     **dict.fromkeys(_WINDOW_S, "requests"),
 }
 
@@ -134,17 +137,20 @@ def _plan(
 
 def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
     """How to read the limit whose header is ``name``, in lower case; ``None`` for another header."""
-    window_s, stamped = None, False
+    stamped, windows_s = False, provider_at(host).windows_s
+    window_s: float | None = None
     if match := _OPENAI.fullmatch(name):
-        window_s = _known_window_s(match[1], match[2], host)
+        window_s = _WINDOW_S[match[2]] if match[2] else windows_s.get(match[1])
     elif match := _ANTHROPIC.fullmatch(name):
         window_s = _MINUTE_S
     elif match := _LITELLM.fullmatch(name):
         window_s = 0.0 if match[1] == "max_parallel_requests" else _MINUTE_S
     elif match := _KONG.fullmatch(name):
         window_s = _WINDOW_S[match[1]]
-    elif is_host(host, *_TOGETHER_HOSTS) and (match := _TOGETHER.fullmatch(name)):
+    elif match := _FIREWORKS.fullmatch(name):
         window_s = _WINDOW_S["second"]
+    elif (match := _TOGETHER.fullmatch(name)) and match[1] in windows_s:
+        window_s = windows_s[match[1]]
     elif name == _OPENROUTER:
         stamped = True
     else:
@@ -158,15 +164,6 @@ def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
         window_s=window_s,
         stamped=stamped,
     )
-
-
-def _known_window_s(kind: str, unit: str | None, host: str) -> float | None:
-    """The window of an OpenAI-style name, by its unit or at ``host``; ``None`` if it may be any."""
-    if unit:
-        return _WINDOW_S[unit]
-    if is_host(host, "api.groq.com"):
-        return _DAY_S if kind == "requests" else _MINUTE_S
-    return _MINUTE_S if is_host(host, "azure.com") else None
 
 
 def _read(

@@ -22,8 +22,7 @@ from typing import NamedTuple
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import AttemptStatus
 from parallel_processor.providers.errors import ErrorInfo, unquoted
-from parallel_processor.providers.patterns import Pattern
-from parallel_processor.providers.texts import phrases
+from parallel_processor.providers.texts import Pattern, phrases
 
 _KEY, _QUOTA, _MODEL = "key", "quota", "model"
 
@@ -69,6 +68,8 @@ SPENT: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     ("Qwen", (), "commoditynotpurchased", _QUOTA),
     ("Qwen", (), "allocationquota.freetieronly", _MODEL),  # each model has a free quota of its own
     ("Qwen", (), "invalidapikey", _KEY),
+    ("Bedrock", (), "unrecognizedclientexception", _KEY),
+    ("Bedrock", (), "expiredtokenexception", _KEY),
     ("SiliconFlow", (400, 402, 403, 429), "30001", _QUOTA),
     ("SiliconFlow", (400, 402, 403, 429), "30011", _QUOTA),
     ("Volcengine", (), "accountoverdueerror", _QUOTA),
@@ -153,6 +154,14 @@ _ACCOUNT_CLOSED = phrases(
     r"(?:suspended|deactivated|disabled|inactive|not active|locked|banned|terminated|blocked)\b"
     r"|账[户号][^。；，,\n]{0,6}(?:停用|冻结|封禁|锁定|禁用)",
 )
+# xAI says so with 400, Bedrock with 403, neither with a code.
+_KEY_REFUSED = phrases(
+    "api key|api-key|apikey|api token|bearer token",
+    r"\b(?:incorrect|invalid|wrong|expired|malformed) api[ -]?(?:key|token)\b"
+    r"|\bapi[ -]?(?:key|token) (?:is |has |was )?(?:not valid|invalid|incorrect|expired|not found)\b"
+    r"|\bmake sure your api key is valid\b"
+    r"|\bbearer token\b[^.;\n]{0,30}\b(?:is )?(?:invalid|expired)\b",
+)
 _PLAN = (
     r"(?:quota|usage (?:limit|cap)s?|subscription|trial|free tier|package"
     r"|(?:purchased|free|included) tokens|plan(?: limits?)?"
@@ -221,6 +230,7 @@ _ECHO = Pattern(
     re.IGNORECASE | re.DOTALL,
 )
 _REQUESTS_FAULT = (400, 404, 405, 413, 415, 422)
+_WITH_REFUSED_KEYS = (400, 403)
 _WITH_ACCOUNTS = (400, 401, 403, 404, 412, 429)
 _WITH_QUOTAS = (400, 401, 402, 403, 412, 422, 429)
 _SHORT_WAIT_S = 600.0
@@ -288,6 +298,8 @@ def _is_money(text: str) -> bool:
 
 def _by_words(http_status: int, info: ErrorInfo, text: str, wait_s: float | None) -> Verdict | None:
     is_gone = _QUOTA_GONE.search(text) and not _NO_QUOTA.search(text)
+    if http_status in _WITH_REFUSED_KEYS and _KEY_REFUSED.search(text):
+        return NO_ACCESS
     if http_status in _WITH_ACCOUNTS and _ACCOUNT_CLOSED.search(text):
         return NO_QUOTA_LEFT if is_gone else NO_ACCESS
     if http_status not in _WITH_QUOTAS:

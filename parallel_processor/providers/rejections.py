@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from parallel_processor.models import Rejection
 from parallel_processor.providers.durations import number
 from parallel_processor.providers.errors import ErrorInfo
-from parallel_processor.providers.patterns import Pattern
-from parallel_processor.providers.texts import phrases
+from parallel_processor.providers.texts import Pattern, phrases
 
 # The rate of requests rose too fast: OpenAI's word and Anthropic's.
 _RAMP_CODES = {"slow_down", "ramp_limit_exceeded"}

@@ -14,16 +14,20 @@ _USAGE_FIELDS = (
     ("totalTokenCount",),
     ("prompt_tokens", "completion_tokens"),
     ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
+    ("inputTokens", "cacheWriteInputTokens", "outputTokens"),  # Converse: as Anthropic's
     (*_GEMINI_INPUT, "candidatesTokenCount", "thoughtsTokenCount"),
     _OLLAMA_COUNTS,
 )
 _INPUT_FIELDS = (
     ("prompt_tokens",),
     ("input_tokens", "cache_creation_input_tokens"),
+    ("inputTokens", "cacheWriteInputTokens"),
     _GEMINI_INPUT,
     ("prompt_eval_count",),
 )
-_OUTPUT_FIELDS = ("completion_tokens", "output_tokens", "candidatesTokenCount", "eval_count")
+_OUTPUT_FIELDS = (
+    *("completion_tokens", "output_tokens", "outputTokens", "candidatesTokenCount", "eval_count"),
+)
 
 _MOST = 1e15  # larger numbers are none
 
@@ -31,7 +35,7 @@ _MOST = 1e15  # larger numbers are none
 def used_tokens(data: Any) -> int | None:
     """The tokens that a response used, input and output together; ``None`` if it doesn't say.
 
-    Reads the fields of OpenAI, Anthropic, Gemini, Cohere and Ollama.
+    Reads the fields of OpenAI, Anthropic, Gemini, Bedrock, Cohere and Ollama.
     """
     return read_usage(data)[0]
 
@@ -45,11 +49,13 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
             return total, total - given  # as nearly every answer says it
     if not isinstance(data, Mapping):
         return None, None
-    usage = data.get("usage") or data.get("usageMetadata")
+    usage = data.get("usage") or data.get("usageMetadata") or data.get("meta")
     if not isinstance(usage, Mapping):
         usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
     elif isinstance(usage.get("tokens"), Mapping):
         usage = usage["tokens"]  # Cohere's own API
+    elif isinstance(usage.get("billed_units"), Mapping):
+        usage = usage["billed_units"]  # Cohere's embeddings, which say nothing else
     for names in _USAGE_FIELDS:
         found = (usage.get(name) for name in names)
         counts = [int(count) for count in found if _is_count(count)]

@@ -17,7 +17,7 @@ from parallel_processor.providers.durations import (
     wait_s,
 )
 from parallel_processor.providers.errors import ErrorInfo, read_error, unquoted
-from parallel_processor.providers.patterns import Pattern
+from parallel_processor.providers.texts import Pattern
 
 RATE_LIMIT_STATUSES = (429, 529)
 WAIT_STATUSES = (402, 403, 503)

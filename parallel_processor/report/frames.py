@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from parallel_processor.files.identity import id_in
 from parallel_processor.models import Outcome, model_name
 from parallel_processor.providers.usage import read_usage
 
@@ -18,7 +19,8 @@ _EMBEDDING = "embedding"
 def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """A row for each outcome, for ``pandas.DataFrame``, ``polars.DataFrame`` or ``Dataset.from_list``.
 
-    number, custom_id: those of the request.
+    number: that of the request.
+    custom_id: that of the request, or the one in its metadata.
     ok: true if it was answered.
     text: the text of the answer.
     embedding: the vector of the first input. The column is left out where no answer has a vector.
@@ -61,11 +63,11 @@ def to_records(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def row_of(outcome: Outcome) -> dict[str, Any]:
     """The columns that every outcome has."""
-    response = outcome.response
+    response, own_id = outcome.response, outcome.custom_id
     total, output = read_usage(response) if outcome.ok else (None, None)
     return {
         "number": outcome.request.number,
-        "custom_id": _clean(outcome.custom_id),
+        "custom_id": _clean(id_in(outcome.metadata) if own_id is None else own_id),
         "ok": outcome.ok,
         "text": _clean(outcome.text),
         _EMBEDDING: _floats(outcome.embedding),

@@ -115,6 +115,7 @@ class Highlights:
 
 
 def request_note(outcome: Outcome) -> RequestNote:
+    """What the report says of one request. The text of its last error is cut off at a bound."""
     return RequestNote(
         number=outcome.request.number,
         custom_id=outcome.request.custom_id,

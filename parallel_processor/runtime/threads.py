@@ -33,6 +33,7 @@ def run_apart(function: Callable[[], _Result]) -> _Result:
     errors: list[BaseException] = []
 
     def call() -> None:
+        """Keep what ``function`` returns or raises, for the caller's thread."""
         try:
             results.append(function())
         except BaseException as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import InvalidLine
 from parallel_processor.files.shape import why_not_plain
 
@@ -24,7 +25,6 @@ _BUFFER_BYTES = 256 * 1024
 # would take the rest of the file for one field: this bounds the memory that it takes.
 _MOST_FIELD_CHARS = 32 * 1024 * 1024
 _SHOWN_CHARS = 2000
-_BOM = b"\xef\xbb\xbf"
 _KINDS_OF_UTF8 = (
     "write it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8, or 'CSV UTF-8' in a spreadsheet)"
 )
@@ -152,7 +152,7 @@ class _Lines:
         self.read_bytes += len(line)
         self.number += 1
         if self.number == 1:
-            line = line.removeprefix(_BOM)
+            line = line.removeprefix(BOM)
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 
 from parallel_processor.exceptions import ConfigurationError, ResultsFileError
 from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile, sync_directory
+from parallel_processor.files.object_stores import is_url, local_path
 from parallel_processor.files.records import read_outcome, reading
 from parallel_processor.models import Outcome
+from parallel_processor.options import shown_url
 from parallel_processor.tables.arrow import load_arrow
 from parallel_processor.tables.columns import Columns, csv_text, in_batches
 from parallel_processor.tables.kinds import DELIMITERS, PARQUET, is_table
@@ -68,8 +70,8 @@ def export_results(
     3,true,text ...
     <BLANKLINE>
     """
-    sources = [Path(save_path)] + ([Path(errors_path)] if errors_path is not None else [])
-    table = Path(table_path)
+    sources = [_on_disk(each) for each in (save_path, errors_path) if each is not None]
+    table = _on_disk(table_path)
     _check_table(table, sources, overwrite)
     if table.suffix.lower() == PARQUET:
         load_arrow(f"to write {table}")
@@ -90,6 +92,16 @@ def export_results(
     for name in chosen.empty:
         _log.warning("no record has a value for %s: the column is empty", name)
     return count
+
+
+def _on_disk(path: str | Path) -> Path:
+    """Where a file is on this machine. Raises :class:`ConfigurationError` for one on an object store."""
+    if is_url(str(path)):
+        raise ConfigurationError(
+            f"{shown_url(str(path))} is on an object store: export reads and writes files of this machine. "
+            "Copy the results here, and the table there"
+        )
+    return local_path(path)
 
 
 def _distinct(names: list[str]) -> list[str]:

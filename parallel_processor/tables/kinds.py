@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.files.shape import packed_table_text
 from parallel_processor.files.sources import Source
 from parallel_processor.runtime.forks import load_here
 
@@ -36,6 +37,8 @@ def check_table(name: str, template: object, **others: object) -> bool:
             if value:
                 raise ConfigurationError(f"{other} is for a table with a template: {name}")
         return False
+    if (text := packed_table_text(Path(name))) is not None:
+        raise ConfigurationError(text)
     if not is_table(name):
         raise ConfigurationError(
             f"a template is for a table, but {name} is none: a table's name ends with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,13 +60,13 @@ def open_table(
     Parquet, and :class:`InputFileError` if the table can't be read.
 
     >>> from pathlib import Path
-    >>> _ = Path(f"{folder}/prompts.csv").write_text("id,prompt\\n7,Say hello\\n8,Say goodbye\\n")
+    >>> _ = Path(f"{folder}/prompts.csv").write_text("id,prompt\\n7,Hello\\n8,Goodbye\\n")
     >>> template = {"model": "text-embedding-3-small", "input": "{{prompt}}"}
     >>> with open_table(f"{folder}/prompts.csv", template, id_column="id") as table:
     ...     for number, line in table.numbered():
     ...         print(number, line.decode())
-    1 {"custom_id": "7", "body": {"model": "text-embedding-3-small", "input": "Say hello"}}
-    2 {"custom_id": "8", "body": {"model": "text-embedding-3-small", "input": "Say goodbye"}}
+    1 {"custom_id": "7", "method": "POST", "body": {"model": "text-embedding-3-small", "input": "Hello"}}
+    2 {"custom_id": "8", "method": "POST", "body": {"model": "text-embedding-3-small", "input": "Goodbye"}}
     """
     check_table(str(path), template)
     name = "the template"
@@ -78,19 +79,30 @@ def open_table(
     try:
         table = Table(reader.name, reader.columns, reader.binary)
         line = _line(template, name, id_column, _names(metadata_columns), table)
-        return TableRequests(reader, line)
+        given_id = _id_alone(line)
+        return TableRequests(
+            reader,
+            Template(line, table, name),
+            None if given_id is None else Template(given_id, table, name),
+        )
     except BaseException:
         reader.close()
         raise
 
 
 class TableRequests:
-    """The rows of a table as request lines. For one thread; made by :func:`open_table`."""
+    """The rows of a table as request lines. For one thread; made by :func:`open_table`.
 
-    def __init__(self, reader: _Reader, template: Template) -> None:
+    ``of_id`` makes the part of a line that has its id; ``None`` if lines have none.
+    """
+
+    def __init__(self, reader: _Reader, template: Template, of_id: Template | None) -> None:
         self.name = reader.name
-        self._reader, self._template = reader, template
-        template.bind(reader.select(template.columns))
+        self._reader, self._template, self._of_id = reader, template, of_id
+        places = reader.select(template.columns)
+        template.bind(places)
+        if of_id is not None:
+            of_id.bind(places)
 
     def numbered(self) -> Iterator[tuple[int, bytes | InvalidLine]]:
         """A line for each row, with its number from 1. Can be read once."""
@@ -102,7 +114,20 @@ class TableRequests:
             try:
                 yield number, render(row)
             except ValueError as error:
-                yield number, InvalidLine(_shown(row), str(error))
+                known = self._id_of(row)
+                yield (
+                    number,
+                    InvalidLine(
+                        _shown(row), str(error), known.get("custom_id"), known.get("metadata")
+                    ),
+                )
+
+    def _id_of(self, row: Sequence[Any]) -> dict[str, Any]:
+        """The part of the row's line that has its id; empty if there is none."""
+        try:
+            return {} if self._of_id is None else dict(json.loads(self._of_id.render(row)))
+        except ValueError:
+            return {}
 
     def place(self, number: int) -> str:
         """Where a line is, for messages."""
@@ -141,8 +166,8 @@ def _names(columns: Sequence[str] | str) -> list[str]:
 
 def _line(
     template: Mapping[str, Any], name: str, id_column: str | None, metadata: list[str], table: Table
-) -> Template:
-    """The template of a whole line: the request, with its id and its metadata."""
+) -> Mapping[str, Any]:
+    """What a whole line is: the request, with its id and its metadata."""
     bare = Template(template, table, name)
     if not bare.columns:
         raise ConfigurationError(
@@ -155,17 +180,26 @@ def _line(
                 "a custom_id already" if id_value is not None else "no place for metadata columns"
             )
             raise ConfigurationError(f"{name} is a Batch row, which has {what}")
-        return Template(_with_text_id(template, bare), table, name)
+        return _with_text_id(template, bare)
     if metadata or template.get("metadata") is not None:
         columns = [bare.column(each) for each in metadata]
         made = _metadata(template.get("metadata") or {}, id_value, columns, name)
         rest = {key: value for key, value in template.items() if key != "metadata"}
-        return Template(rest | {"metadata": made}, table, name)
-    return (
-        bare
-        if id_value is None
-        else Template({"custom_id": id_value, "body": template}, table, name)
-    )
+        return rest | {"metadata": made}
+    if id_value is None:
+        return template
+    # With a method, as OpenAI's rows have one: then no other form is guessed.
+    return {"custom_id": id_value, "method": "POST", "body": template}
+
+
+def _id_alone(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part of ``line`` that has its id, or the one in its metadata; ``None`` if it has neither."""
+    if "body" in line:
+        return {"custom_id": line["custom_id"]} if "custom_id" in line else None
+    metadata = line.get("metadata")
+    if not isinstance(metadata, Mapping) or "custom_id" not in metadata:
+        return None
+    return {"metadata": {"custom_id": metadata["custom_id"]}}
 
 
 def _with_text_id(row: Mapping[str, Any], template: Template) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class ContentCounter:
             return PER_MESSAGE + self.content(message)
         total = PER_MESSAGE
         for key, value in message.items():
-            if key == "content":
+            if key in ("content", "parts"):
                 is_repeated = isinstance(value, str) and message.get("role") in _SYSTEM_ROLES
                 total += self.repeated(value) if is_repeated else self.content(value)
             elif key == "role" and isinstance(value, str):
@@ -133,6 +133,8 @@ class ContentCounter:
             return self.text(part)
         if not isinstance(part, dict):
             return self.json(part)
+        if "parts" in part:  # Gemini's content
+            return self.content(part["parts"], depth + 1)
         kind = part.get("type")
         if not isinstance(kind, str):
             kind = "text"

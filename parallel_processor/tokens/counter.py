@@ -8,7 +8,8 @@ formulas are not published. The cost here is the conservative reading of both::
     completions  prompts + number of prompts * max(n, best_of) * (max_tokens, else 16)
     responses    input + (max_output_tokens, else the default)
     messages     prompt + (max_tokens, else the default)
-    embeddings, moderations   input
+    other chats  prompt + (the largest output that it names, else the default) * candidateCount
+    embeddings, moderations, reranking   input
     unknown      everything that is in it + the largest output that it names
 
 What a server adds from its own store (``previous_response_id``, ``conversation``, files) can't be
@@ -38,8 +39,23 @@ MAX_OUTPUT_TOKENS = 1_000_000
 MAX_CHOICES = 128  # the API's maximum of ``n``; it rejects larger values, which are counted as this
 _COMPLETION_OUTPUT_TOKENS = 16  # the API's own default
 _CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_OTHER_CAPS = (*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens")
+_OTHER_CAPS = (
+    *(*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens"),
+    "num_predict",
+)
 _OTHER_CAPS_IN = ("generationConfig", "inferenceConfig", "parameters", "options")
+
+# Endpoints of the providers' own: those that chat, and those whose answers have no text.
+_CHATS = {
+    *(Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.GENERATE_CONTENT, Endpoint.CONVERSE),
+    *(Endpoint.COHERE_CHAT, Endpoint.OLLAMA_CHAT),
+}
+_WITHOUT_OUTPUT = {
+    *(Endpoint.EMBEDDINGS, Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.RERANK),
+    *(Endpoint.EMBED_CONTENT, Endpoint.BATCH_EMBED_CONTENTS, Endpoint.COHERE_EMBED),
+    *(Endpoint.OLLAMA_EMBED, Endpoint.TEI_EMBED),
+}
+_INPUTS = ("input", "inputs", "texts", "content", "query", "documents", "prompt", "system")
 
 
 class TokenCounter:
@@ -67,19 +83,24 @@ class TokenCounter:
         self._encoding_name = encoding_name
         self._default_output_tokens = default_output_tokens
 
-    def input_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
-        """The prompt's tokens, with tools, images and the like."""
-        content = _content_counter(self._encoding_name, model_name(body))
-        if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
+    def input_tokens(self, body: Mapping[str, Any], endpoint: Endpoint, model: str = "") -> int:
+        """The prompt's tokens, with tools, images and the like.
+
+        ``model`` is that of a body which names none.
+        """
+        content = _content_counter(self._encoding_name, model_name(body) or model)
+        if endpoint in _CHATS:
             return _chat_input(content, body)
         if endpoint is Endpoint.RESPONSES:
             return _responses_input(content, body)
         if endpoint is Endpoint.COMPLETIONS:
             prompts = _inputs(content, body.get("prompt", "<|endoftext|>"))
             return prompts + content.content(body.get("suffix"))
-        if endpoint is not Endpoint.UNKNOWN and "input" in body:
-            return _inputs(content, body["input"])
-        # An unknown API, or another vendor's, with another name for the input.
+        if endpoint is Endpoint.BATCH_EMBED_CONTENTS and isinstance(body.get("requests"), list):
+            return sum(_all_inputs(content, each) for each in body["requests"])
+        if endpoint is not Endpoint.UNKNOWN and not body.keys().isdisjoint(_INPUTS):
+            return _all_inputs(content, body)
+        # An unknown API, or one with another name for the input.
         return content.json({key: body[key] for key in body if key != "model"})
 
     def output_tokens(self, body: Mapping[str, Any], endpoint: Endpoint) -> int:
@@ -91,14 +112,13 @@ class TokenCounter:
         """The tokens to reserve for a response that the request doesn't bound, with all its choices."""
         if endpoint is Endpoint.UNKNOWN:
             return 0
-        choices = _choices(body, "n") if endpoint is Endpoint.CHAT else 1
-        return choices * self._default_output_tokens
+        return _answers(body, endpoint) * self._default_output_tokens
 
     def output_cap(self, body: Mapping[str, Any], endpoint: Endpoint) -> int | None:
         """The most tokens that the response may have, all choices together; ``None`` if not bounded."""
         if endpoint is Endpoint.CHAT:
             cap = _largest_cap(body, ("max_tokens", "max_completion_tokens"))
-            return None if cap is None else _choices(body, "n") * cap
+            return None if cap is None else _answers(body, endpoint) * cap
         if endpoint is Endpoint.COMPLETIONS:
             cap = _largest_cap(body, ("max_tokens",))
             each = _COMPLETION_OUTPUT_TOKENS if cap is None else cap
@@ -107,12 +127,13 @@ class TokenCounter:
             return _largest_cap(body, ("max_output_tokens",))
         if endpoint is Endpoint.MESSAGES:
             return _largest_cap(body, ("max_tokens",))
-        if endpoint is Endpoint.EMBEDDINGS or endpoint is Endpoint.MODERATIONS:
+        if endpoint in _WITHOUT_OUTPUT:
             return 0
         nested = (body.get(key) for key in _OTHER_CAPS_IN)
         places = (body, *(place for place in nested if isinstance(place, dict)))
         caps = (_largest_cap(place, _OTHER_CAPS) for place in places)
-        return max((cap for cap in caps if cap is not None), default=None)
+        cap = max((cap for cap in caps if cap is not None), default=None)
+        return None if cap is None else _answers(body, endpoint) * cap
 
 
 @functools.lru_cache(maxsize=256)
@@ -121,12 +142,29 @@ def _content_counter(encoding_name: str | None, model: str) -> ContentCounter:
     return ContentCounter(text_counter(name), base_model_name(model))
 
 
+def _answers(body: Mapping[str, Any], endpoint: Endpoint) -> int:
+    """How many answers a chat asks for."""
+    if endpoint is Endpoint.CHAT:
+        return _choices(body, "n")
+    config = body.get("generationConfig") if endpoint is Endpoint.GENERATE_CONTENT else None
+    return _choices(config, "candidateCount") if isinstance(config, dict) else 1
+
+
 def _chat_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
-    total = PER_REPLY + content.messages(body.get("messages"))
-    if "system" in body:  # Anthropic's
+    total = PER_REPLY + content.messages(body.get("messages", body.get("contents")))
+    if "system" in body:  # Anthropic's, Bedrock's
         total += PER_MESSAGE + _instructions(content, body["system"])
+    for name in ("systemInstruction", "system_instruction"):  # Gemini's
+        if isinstance(instruction := body.get(name), dict):
+            total += content.messages([instruction])
+    total += content.json(body["toolConfig"]["tools"]) if _has_tools(body.get("toolConfig")) else 0
     total += content.functions(body.get("tools")) + content.functions(body.get("functions"))
     return total + _schema(content, body.get("response_format"), "json_schema")
+
+
+def _has_tools(config: Any) -> bool:
+    """True for the tools in Bedrock's form."""
+    return isinstance(config, dict) and bool(config.get("tools"))
 
 
 def _responses_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
@@ -159,6 +197,13 @@ def _inputs(content: ContentCounter, value: Any) -> int:
         len(item) if isinstance(item, list) and _are_tokens(item) else content.content(item)
         for item in value
     )
+
+
+def _all_inputs(content: ContentCounter, body: Any) -> int:
+    """The tokens of all that is an input under one of its names."""
+    if not isinstance(body, Mapping):
+        return content.json(body)
+    return sum(_inputs(content, body[name]) for name in _INPUTS if name in body)
 
 
 def _prompts(prompt: Any) -> int:

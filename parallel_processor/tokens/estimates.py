@@ -6,7 +6,8 @@ Servers differ:
   that. To reserve less would be rejected.
 * Others charge what a response used. There, a ``max_tokens`` that is ten times too high would leave
   nine tenths of the limit unused until each response comes. So the cost is what recent responses of
-  the same model and endpoint used.
+  the same model and endpoint used. The same holds for a prompt: what its provider keeps in a cache may
+  not count, and a tokenizer of its own makes more tokens of the same text.
 
 A request without a cap is estimated by recent responses everywhere.
 
@@ -17,13 +18,15 @@ responses alone.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from parallel_processor.models import Endpoint, Estimate, Request
 from parallel_processor.options import Options
-from parallel_processor.providers.endpoints import charges_reservation, endpoint_of
+from parallel_processor.providers.dialects import endpoint_of, url_model
+from parallel_processor.providers.endpoints import charges_reservation
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.counter import TokenCounter
 
@@ -32,6 +35,10 @@ _QUANTILE = 0.9
 _EVERY = 10  # after so many responses the quantile is computed again; fewer say nothing
 _MAX_KINDS = 256
 _COUNTED = 100  # prompts, after which others can be guessed
+_LARGEST_SHARE = 10.0  # of a prompt's count; what is charged above that is not about the prompt
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Cost(NamedTuple):
@@ -50,20 +57,25 @@ class RequestKind:
         plain_output: the output to reserve for such a request before responses have come.
         expected_output: the tokens that nine of ten recent responses stayed within; ``None`` before ten
             have come.
+        input_share: the part of a prompt's counted tokens that nine of ten recent responses were charged,
+            at most 10; ``None`` before ten have come, and where servers charge the reservation.
         tokens_per_byte: input tokens per byte of a request's JSON; ``None`` before 100 were counted.
     """
 
     __slots__ = (
-        *("_bytes", "_counted", "_fresh", "_lock", "_sizes", "_tokens"),
-        *("endpoint", "expected_output", "plain_cap", "plain_output", "tokens_per_byte"),
+        *("_bytes", "_counted", "_fresh", "_lock", "_shares", "_sizes", "_tokens"),
+        *("endpoint", "expected_output", "input_share"),
+        *("plain_cap", "plain_output", "tokens_per_byte"),
     )
 
     def __init__(self, endpoint: Endpoint, plain_cap: int | None, plain_output: int) -> None:
         self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
         self.expected_output: int | None = None
+        self.input_share: float | None = None
         self.tokens_per_byte: float | None = None
         self._lock = InterruptSafeLock()  # guards all that follows, and every change
         self._sizes: deque[int] = deque(maxlen=_KEPT)
+        self._shares: deque[float] = deque(maxlen=_KEPT)
         self._fresh = self._counted = self._tokens = self._bytes = 0
 
     def counted(self, input_tokens: int, size_bytes: int) -> None:
@@ -75,15 +87,27 @@ class RequestKind:
             if self._counted >= _COUNTED and self._bytes:
                 self.tokens_per_byte = self._tokens / self._bytes
 
-    def answered(self, output_tokens: int) -> None:
-        """Note the length of a response; compute ``expected_output`` after each ten."""
+    def answered(self, output_tokens: int, input_share: float | None = None) -> None:
+        """Note the length of a response, and what share of its prompt was charged, if that may be learned.
+
+        After each ten, what is expected is computed.
+        """
         with self._lock:
             self._sizes.append(output_tokens)
+            if input_share is not None:
+                self._shares.append(min(input_share, _LARGEST_SHARE))
             self._fresh += 1
             if self._fresh == _EVERY:
                 self._fresh = 0
-                ordered = sorted(self._sizes)
-                self.expected_output = ordered[int(_QUANTILE * (len(ordered) - 1))]
+                self.expected_output = _most_of(self._sizes)
+                if self._shares:
+                    self.input_share = _most_of(self._shares)
+
+
+def _most_of(values: Collection[_Number]) -> _Number:
+    """What nine of ten values stay within."""
+    ordered = sorted(values)
+    return ordered[int(_QUANTILE * (len(ordered) - 1))]
 
 
 class CostEstimator:
@@ -100,17 +124,23 @@ class CostEstimator:
         if options.token_accounting == "auto":
             self.charges_use = not charges_reservation(options.request_url)
 
+    def url_and_model(self, request: Request) -> tuple[str, str]:
+        """Where ``request`` goes, and the model that it, or that URL, names; empty if neither does."""
+        url = request.url or self._request_url
+        return url, request.model or url_model(url)
+
     def estimate(self, request: Request) -> Estimate:
         """What ``request`` may use. Its tokens are counted here, once."""
-        kind = self._kind_of(request, request.model)
-        tokens = self._counter.input_tokens(request.body, kind.endpoint)
+        _, model = self.url_and_model(request)
+        kind = self._kind_of(request, model)
+        tokens = self._counter.input_tokens(request.body, kind.endpoint, model)
         kind.counted(tokens, len(request.payload))
         return Estimate(tokens, *self._output(request.body, kind.endpoint), kind)
 
     def guess(self, request: Request, model: str) -> Estimate | None:
         """A guess that reads nothing of its body; ``None`` before enough of its kind were counted.
 
-        ``model`` is the request's.
+        ``model`` is that of :meth:`url_and_model`.
         """
         kind = self._kind_of(request, model)
         if kind.tokens_per_byte is None:
@@ -134,11 +164,23 @@ class CostEstimator:
                 kind = self._kinds.setdefault(key, kind)
         return kind
 
+    def learn(self, estimate: Estimate, used_tokens: int, output_tokens: int) -> None:
+        """Note what the response to a request used, of which ``output_tokens`` were output."""
+        kind, counted = estimate.kind, estimate.input_tokens
+        if kind is None:
+            return
+        if self.charges_use and counted > 0:
+            kind.answered(output_tokens, (used_tokens - output_tokens) / counted)
+        else:
+            kind.answered(output_tokens)
+
     def cost(self, estimate: Estimate) -> Cost:
         """What an attempt that is sent now is expected to be charged."""
-        output, cap, kind = estimate.output_tokens, estimate.output_cap, estimate.kind
+        inputs, cap, output, kind = estimate
         if kind is not None and (cap is None or (cap and self.charges_use)):
             expected = kind.expected_output
             if expected is not None:
                 output = expected if cap is None else min(cap, expected)
-        return Cost(estimate.input_tokens + output, output)
+        if kind is not None and (share := kind.input_share) is not None:
+            inputs = math.ceil(inputs * share)
+        return Cost(inputs + output, output)

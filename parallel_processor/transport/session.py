@@ -37,7 +37,7 @@ from requests.utils import select_proxy
 from urllib3.util import Timeout
 
 from parallel_processor.exceptions import TransportError
-from parallel_processor.models import Request, Response, Upstream
+from parallel_processor.models import Request, Response, Upstream, destination
 from parallel_processor.options import SYSTEM_STORE, Options, shown_url
 from parallel_processor.providers.endpoints import is_loopback
 from parallel_processor.providers.jsontext import parsed_bytes, read_answer
@@ -115,7 +115,7 @@ class Transport:
         Raises :class:`TransportError` if no complete response came, and :class:`ConfigurationError`
         if the session factory fails.
         """
-        url = upstream.url or request.url or self._options.request_url
+        url = destination(request, upstream, self._options.request_url)
         place, route = (url, upstream.key), None
         worker = self._threads.worker or self._make_worker()
         try:

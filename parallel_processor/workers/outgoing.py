@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from parallel_processor.models import Request, Upstream
+from parallel_processor.models import MODEL_PLACE, Request, Upstream, destination
 from parallel_processor.options import shown_url
 from parallel_processor.providers.answers import Expected, count_inputs
 from parallel_processor.providers.endpoints import streams_unasked
+from parallel_processor.providers.jsontext import members, without
 
 _log = logging.getLogger("parallel_processor")
+_MODEL = frozenset({"model"})
 
 
 class Outgoing:
     """Completes the requests of one run. Any thread may call it.
 
-    Ollama's own endpoints stream unless they are told not to. So they are told, in what is sent; the
-    record has the request as it was read.
+    The record has the request as it was read. What is sent lacks the model if the URL has a place for it.
+    Ollama's own endpoints are told in it not to stream, as they do if they are not told.
     """
 
     def __init__(self, request_url: str) -> None:
@@ -28,13 +30,14 @@ class Outgoing:
 
     def expected(self, request: Request, upstream: Upstream) -> Expected:
         """What is known of the answer of ``upstream`` to ``request``."""
-        url = upstream.url or request.url or self._url
-        inputs = count_inputs(request.body)
-        return Expected(url, inputs, request.is_row)
+        url = destination(request, upstream, self._url)
+        return Expected(url, count_inputs(request.body), request.is_row)
 
     def payload(self, request: Request, upstream: Upstream) -> bytes:
         """The bytes to send to ``upstream``."""
         url, body = upstream.url or request.url or self._url, request.body
+        if MODEL_PLACE in url and body is not None and "model" in body:
+            return without(members(request.payload.decode()), _MODEL).encode()
         if not streams_unasked(url) or body is None or "stream" in body:
             return request.payload
         if self._warnings:

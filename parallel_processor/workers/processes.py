@@ -250,10 +250,9 @@ class WorkerProcesses:
     def _work_item(self, number: int, admitted: AdmittedRequest) -> WorkItem:
         request, bucket = admitted.pending.request, admitted.pending.bucket
         upstream = bucket.upstream
-        if not upstream.url and request.url:
-            upstream = upstream._replace(url=request.url)
         payload = self._outgoing.payload(request, upstream)
         expected = self._outgoing.expected(request, upstream)
+        upstream = upstream._replace(url=expected.url)
         return WorkItem(number, upstream, payload, bucket.host, expected)
 
     def _idlest(self) -> _Child:

@@ -230,5 +230,10 @@ def test_names_of_the_files_to_upload(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="the name of one of the files to upload"):
             split(source, tmp_path / "up.jsonl", request_url=CHAT, overwrite=overwrite)
     assert source.read_bytes() == before
+    table = tmp_path / "prompts.csv"
+    table.write_text("id,text\n1,x\n")
+    done = run("to-batch", "--requests_filepath", table, "--request_url", CHAT)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "prompts.csv is a table, which needs a template" in done.stderr
     done = run("to-batch", "--requests_filepath", "")
     assert done.returncode == 2 and "the requests file . is a directory" in done.stderr

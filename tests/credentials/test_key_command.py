@@ -70,7 +70,9 @@ def test_a_command_that_gives_no_key_is_explained(command: str, words: str) -> N
 def test_a_command_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     """With what it has started: nothing holds its pipe open."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=0)"
-    command = shlex.join([sys.executable, "-c", f"import os; r, w = os.pipe(); os.dup2(r, 0); {code}"])
+    command = shlex.join(
+        [sys.executable, "-c", f"import os; r, w = os.pipe(); os.dup2(r, 0); {code}"]
+    )
     with pytest.raises(ConfigurationError, match="printed no key within 0.2 s"):
         KeyCommand(command, timeout_s=0.2)()
 

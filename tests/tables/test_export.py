@@ -168,6 +168,19 @@ def test_paths_lead_into_the_json(tmp_path: Path) -> None:
     assert second == ["id", "", "", "stop", usage, "", "", "", ""]
 
 
+def test_an_id_in_the_metadata_is_in_the_column_of_ids(tmp_path: Path) -> None:
+    """As ``--id_column`` puts it there beside ``--metadata_columns``; others stay empty."""
+    records = [cookbook("a", {"custom_id": "07", "n": 1}), cookbook("b", {"custom_id": 8})]
+    records += [cookbook("c", {"n": 2}), cookbook("d", ["custom_id"]), batch("9", "e")]
+    source = write_lines(tmp_path / "r.jsonl", records)
+    export_results(source, tmp_path / "t.csv", columns="custom_id,text")
+    assert (tmp_path / "t.csv").read_text().split() == (
+        ["custom_id,text", "07,a", "8,b", ",c", ",d", "9,e"]
+    )
+    rows = to_records(read_results(source))
+    assert [row["custom_id"] for row in rows] == ["07", "8", None, None, "9"]
+
+
 def test_a_column_without_a_value_is_told(
     results: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -386,6 +399,8 @@ def test_the_command_says_what_is_wrong(results: Path, tmp_path: Path) -> None:
         ([results, path, "--columns", "nothing"], 2, "there is no column 'nothing'"),
         ([results, results], 2, "must end with .csv, .tsv or .parquet"),
         ([tmp_path / "none.jsonl", path], 1, "can't read"),
+        (["s3://bucket/r.jsonl", path], 2, "s3://bucket/r.jsonl is on an object store: export"),
+        ([results, "s3://bucket/t.csv"], 2, "s3://bucket/t.csv is on an object store: export"),
     ]:
         done = run("export", *words)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 import math
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,14 @@ from typing import Any
 import pytest
 from commands import read_lines, run, write_lines
 
-from parallel_processor import Limits, open_table, process_file, read_results, verify_results
+from parallel_processor import (
+    Limits,
+    open_table,
+    process_file,
+    read_requests,
+    read_results,
+    verify_results,
+)
 from parallel_processor.exceptions import ConfigurationError, InputFileError
 from parallel_processor.files.formats import requests_in
 from parallel_processor.simulator import Simulator, SimulatorOptions
@@ -113,7 +123,11 @@ BODY = {"model": "m", "input": "{{text}}"}
     ("template", "arguments", "expected"),
     [
         (BODY, {}, {"model": "m", "input": "x"}),
-        (BODY, {"id_column": "id"}, {"custom_id": "07", "body": {"model": "m", "input": "x"}}),
+        (
+            BODY,
+            {"id_column": "id"},
+            {"custom_id": "07", "method": "POST", "body": {"model": "m", "input": "x"}},
+        ),
         (
             BODY,
             {"metadata_columns": "id, n|json"},
@@ -201,13 +215,38 @@ def test_an_empty_id_fails_its_row(tmp_path: Path, server: Simulator) -> None:
     assert (summary.answered, summary.failed) == (2, 4)
     outcomes = list(read_results(tmp_path / "t_results.jsonl"))
     assert {o.custom_id for o in outcomes if o.ok} == {"a", "e"}
+    assert {o.custom_id for o in outcomes if not o.ok} == {"d", None}
     assert sorted(o.error or "" for o in outcomes if not o.ok) == [
         "row 2: column 'id' is empty: each row needs an id",
         "row 3: line 4: the number of fields is 1, that of columns 2",
         "row 4: line 5: ',' expected after '\"'",
         "row 5: column 'n' is not JSON: 'no'",
     ]
-    assert {o.request.body for o in outcomes if not o.ok} == {", 2", "b\n", 'c,"x"y\n', "d, no"}
+    assert {o.request.body for o in outcomes if not o.ok} == {", 2", "b\n", 'c,"x"y\n', None}
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments"),
+    [
+        ({}, {"id_column": "id", "metadata_columns": "k"}),
+        ({"metadata": {"custom_id": "{{id}}"}}, {}),
+    ],
+)
+def test_a_bad_row_keeps_its_id_in_the_metadata(
+    tmp_path: Path, server: Simulator, template: Any, arguments: Any
+) -> None:
+    """Its record is one of the lines' form, and is replaced once the row can be read."""
+    path = tmp_path / "t.csv"
+    path.write_text("id,n,k\na,1,x\nd,no,y\n")
+    made = {"model": "m", "input": "t", "seed": "{{n|json}}", **template}
+    account = {"request_url": f"{server.url}/v1/embeddings", "limits": NO_LIMITS}
+    assert process_file(path, template=made, **arguments, **account).failed == 1
+    records = read_lines(tmp_path / "t_results.jsonl")
+    (bad,) = [record for record in records if isinstance(record[0], str)]
+    assert bad[2] == {"custom_id": "d"} and "'n' is not JSON" in bad[1][0]
+    path.write_text("id,n,k\na,1,x\nd,2,y\n")
+    summary = process_file(path, template=made, **arguments, **account)
+    assert (summary.already_answered, summary.answered, summary.failed) == (1, 1, 0)
 
 
 def test_two_rows_with_one_id_are_refused(tmp_path: Path, server: Simulator) -> None:
@@ -275,6 +314,42 @@ def test_a_table_needs_a_template_and_a_template_a_table(tmp_path: Path, path: P
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_compressed_table_is_to_be_unpacked(tmp_path: Path) -> None:
+    """With a template and without one; the command that is named does it."""
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"id,text\n7,x\n"))
+    for arguments in ({"template": BODY}, {}):
+        with pytest.raises((ConfigurationError, InputFileError)) as caught:
+            process_file(path, request_url=NOWHERE, **arguments)
+        said = re.search(r"is a compressed table: unpack it first \((.*)\), and", str(caught.value))
+        assert said is not None
+    subprocess.run(said[1], shell=True, check=True, timeout=30)
+    assert [json.loads(line)["input"] for _, line in lines(tmp_path / "t.csv", BODY)] == ["x"]
+
+
+def test_verify_names_the_flags_that_a_run_may_have_had(
+    tmp_path: Path, path: Path, server: Simulator
+) -> None:
+    """With others than those, each row makes another request."""
+    template = write_lines(tmp_path / "t.json", [BODY])
+    process_file(path, template=BODY, id_column="id", request_url=f"{server.url}/v1/embeddings")
+    words = ("verify", "--requests_filepath", path, "--template", template)
+    assert run(*words, "--id_column", "id").returncode == 0
+    done = run(*words)
+    assert done.returncode == 1
+    assert "2 records are of requests that the file does not have: give the run's" in done.stderr
+    assert "--template, --id_column, --metadata_columns" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["t.csv", "T.TSV", "t.parquet"])
+def test_what_takes_no_template_says_that_a_table_needs_one(tmp_path: Path, name: str) -> None:
+    """In one line, instead of one for each row."""
+    path = tmp_path / name
+    path.write_bytes(b"PAR1\x15" if name == "t.parquet" else b"id,text\n7,x\n")
+    with pytest.raises(InputFileError, match="is a table, which needs a template"):
+        read_requests(path)
+
+
 def test_an_output_is_no_input(tmp_path: Path, path: Path) -> None:
     """The table and the template are not written over, through a link neither."""
     template = write_lines(tmp_path / "request.json", [BODY])
@@ -313,6 +388,11 @@ def test_the_command_refuses_what_can_not_work(tmp_path: Path, path: Path) -> No
     done = run("run-on-ray", "--requests_filepath", path, "--request_url", NOWHERE)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "prompts.csv is a table, which run-on-ray doesn't take" in done.stderr
+    words = ("--requests_filepath", requests, "--request_url", NOWHERE)
+    for flag in ("--save_filepath", "--errors_filepath"):
+        done = run("run-on-ray", *words, flag, "s3://b/out.jsonl.gz")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "not compressed: name a folder, such as s3://b/out\n" in done.stderr
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -330,6 +410,16 @@ def test_lines_are_requests_of_rows(path: Path) -> None:
     with open_table(path, {"input": "{{text}}", "stream": True}) as source:
         first, second = requests_in(source.numbered(), "https://example.com/v1/x", source.place)
     assert (first.number, second.number, source.place(2)) == (1, 2, "row 2")
+
+
+def test_rows_with_an_id_are_not_taken_for_anothers_form(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The form that ``id_column`` makes is the package's own: there is nothing to tell."""
+    caplog.set_level(logging.INFO)
+    with open_table(path, BODY, id_column="id") as source:
+        assert [each.custom_id for each in read_requests(source)] == ["07", "08"]
+    assert "in the form of" not in caplog.text
 
 
 def test_no_descriptor_stays_open(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -106,7 +106,10 @@ def test_a_key_that_was_replaced_is_sent_from_then_on(factory: Any) -> None:
         sender.send(REQUEST)
         assert sender.renewal_fault() is None
         sender.send(REQUEST)
-    assert [header_of(h, "Authorization") for h in server.heads] == ["Bearer first", "Bearer second"]
+    assert [header_of(h, "Authorization") for h in server.heads] == [
+        "Bearer first",
+        "Bearer second",
+    ]
 
 
 def Rotating(fetch: Any, clock: Any) -> Any:
@@ -161,7 +164,9 @@ def test_no_key_ever_reaches_another_host(
             sender.send(request_to(f"http://{host}{path}"), Upstream(key=index))
     sent = {name: "".join(server.heads) for name, server in two_hosts.items()}
     assert "other-" not in sent["own"] and "own-" not in sent["other"]
-    assert (KEYS["other"] in sent["other"]) == ("other" in [n for n, *_ in places] and has_key(keys))
+    assert (KEYS["other"] in sent["other"]) == (
+        "other" in [n for n, *_ in places] and has_key(keys)
+    )
 
 
 def has_key(keys: dict[str, bool]) -> bool:
