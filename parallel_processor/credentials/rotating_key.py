@@ -48,6 +48,7 @@ class RotatingKey:
     Args:
         fetch: returns the key. One thread at a time calls it.
         ttl_s: seconds after which a key is replaced though no server has refused it.
+        interval_s: the least number of seconds between two fetches.
         clock: seconds that never go back.
 
     Attributes:
@@ -61,9 +62,11 @@ class RotatingKey:
         fetch: Callable[[], str],
         ttl_s: float = math.inf,
         *,
+        interval_s: float = _LEAST_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.fetch, self.ttl_s, self._clock = fetch, ttl_s, clock
+        self.fetch, self.ttl_s = fetch, ttl_s
+        self._interval_s, self._clock = interval_s, clock
         self.version, self.accepted = KeyVersion("", 0), 0
         self.texts: tuple[str, ...] = ()
         self._begin()
@@ -81,7 +84,7 @@ class RotatingKey:
         self._fault, self._is_told = "", False  # the last one, and whether it was logged
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _copy, (self.fetch, self.ttl_s, self.version.text, self.texts)
+        return _copy, (self.fetch, self.ttl_s, self._interval_s, self.version.text, self.texts)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"
@@ -163,7 +166,7 @@ class RotatingKey:
             if self._is_fetching or now < self._next_fetch_at_s:
                 return
             self._is_fetching, self._due_at_s = True, math.inf
-            self._next_fetch_at_s = now + _LEAST_INTERVAL_S
+            self._next_fetch_at_s = now + self._interval_s
         try:
             InterruptSafeThread(self._fetch_again, "parallel-processor-key").start()
         except RuntimeError:  # the system has no thread left
@@ -200,7 +203,7 @@ class RotatingKey:
             self._fetched_at_s, self._due_at_s = now, now + self.ttl_s
             self._next_fetch_at_s = max(self._next_fetch_at_s, now)
             if not generation:
-                self._next_fetch_at_s = now + _LEAST_INTERVAL_S
+                self._next_fetch_at_s = now + self._interval_s
             if text not in self.texts:
                 self.texts = (text, *self.texts[: _KEPT_TEXTS - 1])
             if text != before or self._is_for_refusal:
@@ -211,13 +214,13 @@ class RotatingKey:
         with self._changed:
             self._failures += 1
             self._is_fetching, self._fault = False, fault
-            self._next_fetch_at_s = self._clock() + _LEAST_INTERVAL_S
+            self._next_fetch_at_s = self._clock() + self._interval_s
             if self.ttl_s < math.inf:
                 self._due_at_s = self._next_fetch_at_s
             was_told, self._is_told = self._is_told, True
             self._changed.notify_all()
         if not was_told:
-            _log.warning("%s: the old key is kept, and a new one is tried for every 10 s", fault)
+            _log.warning("%s: the old key is kept, and this is tried again every 10 s", fault)
 
 
 def is_key(key: object) -> bool:
@@ -225,9 +228,11 @@ def is_key(key: object) -> bool:
     return isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
 
 
-def _copy(fetch: Callable[[], str], ttl_s: float, text: str, texts: tuple[str, ...]) -> RotatingKey:
-    made = RotatingKey(fetch, ttl_s)
+def _copy(
+    fetch: Callable[[], str], ttl_s: float, interval_s: float, text: str, texts: tuple[str, ...]
+) -> RotatingKey:
+    made = RotatingKey(fetch, ttl_s, interval_s=interval_s)
     if text:
         made._take(text)
-    made.texts = texts
+        made.texts, made._next_fetch_at_s = texts, -math.inf  # nothing was fetched here
     return made

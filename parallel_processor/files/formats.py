@@ -57,8 +57,7 @@ def read_requests(
     """The requests of a file as :meth:`Processor.process_file` reads them, one by one.
 
     That of an invalid line has an ``invalid_reason``. ``number`` is the number of the line. The arguments
-    are those of :meth:`Processor.process_file` and of :class:`Options`. An iterator of requests is what
-    :meth:`Processor.imap_unordered` takes.
+    are those of :meth:`Processor.process_file`. :meth:`Processor.imap_unordered` takes such iterators.
 
     Raises :class:`InputFileError` for a file that can't be read, at once, and for rows that share an id,
     when the second one is reached.
