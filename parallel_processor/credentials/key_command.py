@@ -35,10 +35,10 @@ class KeyCommand:
             self._words = shlex.split(command)
         except ValueError as error:
             raise ConfigurationError(
-                f"api_key_command can't be split into words: {error}"
+                f"--api_key_command can't be split into words: {error}"
             ) from None
         if not self._words:
-            raise ConfigurationError("api_key_command is empty")
+            raise ConfigurationError("--api_key_command is empty")
         self.command, self._timeout_s = command, timeout_s
 
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ class KeyCommand:
 
     def __call__(self) -> str:
         """The key."""
-        what = f"api_key_command ({os.path.basename(self._words[0])})"
+        what = f"--api_key_command ({os.path.basename(self._words[0])})"
         try:
             process = subprocess.Popen(
                 self._words,

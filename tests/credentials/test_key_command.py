@@ -53,7 +53,7 @@ def test_its_words_are_split_as_by_a_shell_and_nothing_else_is_done() -> None:
         ),
         ("sh -c 'echo no sk-proj-0123456789abcdef >&2; exit 1'", "code 1: no [redacted]"),
         ("sh -c 'kill -9 $$'", "(sh) was killed by signal 9"),
-        ("printf 'a\\nb'", "the output of api_key_command (printf) must hold one key"),
+        ("printf 'a\\nb'", "the output of --api_key_command (printf) must hold one key"),
         ("printf '{\"key\": 1}'", "is JSON without a text accessToken, access_token, token"),
         ("printf '{\"token\": 1}'", "is JSON without a text accessToken, access_token, token"),
         ("printf '{oops'", "is neither one key nor JSON"),
