@@ -49,7 +49,7 @@ class Account:
         self.buckets = _make_buckets(options, clock)
         self.routes = Routes(options, self.buckets)
         self.estimator = CostEstimator(options)
-        self.submissions = Submissions(self.run, options.request_url, options.dedupe)
+        self.submissions = Submissions(self.run, options)
         self._lock = InterruptSafeLock()  # guards the fields below
         self._runs: dict[Run, float] = {}  # as they began, and when
         self._runs_s = self._busy_s = (

@@ -56,6 +56,7 @@ def account_name(options: Options) -> str:
     if options.account is not None:
         return quote(options.account, safe="")
     host = urlsplit(options.request_url).netloc.rpartition("@")[2].lower()
-    secret = f"{options.api_key or ''}\0{options.login or ''}".encode()
+    key = options.keyring.identity(options.request_url)
+    secret = key + f"\0{options.login or ''}".encode()
     digest = hashlib.blake2b(secret, digest_size=10, person=b"pp-limiter").hexdigest()
     return f"{quote(host, safe='')}-{digest}"

@@ -31,12 +31,15 @@ MakeLimits = Callable[..., SharedLimits]
 
 def upstreams_of(options: Options) -> tuple[Upstream, ...]:
     """Where requests may be sent: each URL with each of the keys for its host."""
-    return tuple(Upstream(url) for url in (options.request_url, *options.replica_urls))
+    urls, keyring = (options.request_url, *options.replica_urls), options.keyring
+    return tuple(Upstream(url, key) for url in urls for key in range(len(keyring.keys(url)) or 1))
 
 
 def _options_of(options: Options, upstream: Upstream) -> Options:
     """``options`` of a processor that has ``upstream`` alone."""
-    return replace(options, request_url=upstream.url, replica_urls=())
+    keys = options.keyring.keys(upstream.url)
+    key = keys[upstream.key] if keys else None
+    return replace(options, request_url=upstream.url, replica_urls=(), api_key=key, api_keys={})
 
 
 class _AccountQuotas:
