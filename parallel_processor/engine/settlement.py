@@ -140,20 +140,15 @@ class Settlement:
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Release:
         """Charge what was used. Only some providers give back what was reserved and not used."""
-        used, output, estimate = attempt.used_tokens, attempt.output_tokens, pending.estimate
-        if used is not None and output is not None and estimate is not None:
-            self._estimator.learn(estimate, used, output)
-        charged = used
-        if used is not None and used < reservation.costs[1] and not self._estimator.charges_use:
-            charged = None
+        charged = self._estimator.charge(pending.estimate, reservation.costs[1], attempt)
         return pending.bucket.ended(
             reservation,
             attempt.readings,
             answered=attempt.status is _ANSWERED,
             rejected=attempt.rejection is not None,
             used_tokens=charged,
-            output_tokens=output or 0,
-            answer_tokens=used or 0,
+            output_tokens=attempt.output_tokens or 0,
+            answer_tokens=attempt.used_tokens or 0,
             waker=self._waker,
         )
 

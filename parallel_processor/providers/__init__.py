@@ -19,5 +19,5 @@ Names that cross the border (module, names):
     promises       POLLED
     responses      classify
     texts          plain_line
-    usage          read_usage, used_tokens
+    usage          cached_tokens, read_usage, used_tokens
 """

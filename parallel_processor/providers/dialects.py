@@ -52,6 +52,7 @@ class Provider(NamedTuple):
     auth: Auth | None = None  # None: by the form of the URL
     headers: Mapping[str, str] = _NOTHING  # that every request has
     charges_use: bool = False  # its token limit counts what an answer used, not the most it may use
+    counts_cache: bool = True  # and in it the cached tokens of usage.prompt_tokens_details
     windows_s: Mapping[str, float] = (
         _NOTHING  # of limits whose headers don't name it, by their kind
     )
@@ -149,6 +150,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "https://api.groq.com/openai/v1/chat/completions",
         keys=("GROQ_API_KEY",),
         charges_use=True,
+        counts_cache=False,
         windows_s={"requests": _DAY_S, **dict.fromkeys(("req", *_TOKENS), _MINUTE_S)},
         tiers={"default": "on_demand", "priority": "performance"},
     ),

@@ -65,6 +65,14 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
     return None, None
 
 
+def cached_tokens(data: Any) -> int:
+    """The tokens of a prompt that the server had in its cache, of those that ``usage`` counts."""
+    usage = data.get("usage") if isinstance(data, Mapping) else None
+    details = usage.get("prompt_tokens_details") if isinstance(usage, Mapping) else None
+    count = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return int(count) if _is_count(count) else 0
+
+
 def _output(usage: Mapping[str, Any], total: int) -> int | None:
     """How much of ``total`` is output: all but the input. So it includes a model's reasoning."""
     for names in _INPUT_FIELDS:

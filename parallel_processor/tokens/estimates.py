@@ -23,10 +23,11 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from parallel_processor.models import Endpoint, Estimate, Request
+from parallel_processor.models import Attempt, Endpoint, Estimate, Request
 from parallel_processor.options import Options
-from parallel_processor.providers.dialects import endpoint_of, url_model
+from parallel_processor.providers.dialects import endpoint_of, provider_of, url_model
 from parallel_processor.providers.endpoints import charges_reservation
+from parallel_processor.providers.usage import cached_tokens
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.counter import TokenCounter
 
@@ -53,6 +54,8 @@ class RequestKind:
 
     Attributes:
         endpoint: the endpoint.
+        charges_use: whether its server's token limit counts what an answer used.
+        counts_cache: whether that includes tokens which the server had in its cache.
         plain_cap: the most output that a request may get which names no cap; ``None`` if it isn't bounded.
         plain_output: the output to reserve for such a request before responses have come.
         expected_output: the tokens that nine of ten recent responses stayed within; ``None`` before ten
@@ -64,12 +67,21 @@ class RequestKind:
 
     __slots__ = (
         *("_bytes", "_counted", "_fresh", "_lock", "_shares", "_sizes", "_tokens"),
-        *("endpoint", "expected_output", "input_share"),
+        *("charges_use", "counts_cache", "endpoint", "expected_output", "input_share"),
         *("plain_cap", "plain_output", "tokens_per_byte"),
     )
 
-    def __init__(self, endpoint: Endpoint, plain_cap: int | None, plain_output: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        plain_cap: int | None,
+        plain_output: int,
+        *,
+        charges_use: bool = False,
+        counts_cache: bool = True,
+    ) -> None:
         self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
+        self.charges_use, self.counts_cache = charges_use, counts_cache
         self.expected_output: int | None = None
         self.input_share: float | None = None
         self.tokens_per_byte: float | None = None
@@ -120,9 +132,7 @@ class CostEstimator:
             default_output_tokens=options.default_output_tokens,
         )
         self._kinds: dict[tuple[str, str], RequestKind] = {}
-        self.charges_use = options.token_accounting == "usage"
-        if options.token_accounting == "auto":
-            self.charges_use = not charges_reservation(options.request_url)
+        self._accounting = options.token_accounting
 
     def url_and_model(self, request: Request) -> tuple[str, str]:
         """Where ``request`` goes, and the model that it, or that URL, names; empty if neither does."""
@@ -159,25 +169,43 @@ class CostEstimator:
         kind = self._kinds.get(key)
         if kind is None:
             endpoint = endpoint_of(key[0])
-            kind = RequestKind(endpoint, *self._output({}, endpoint))
+            charges_use = self._accounting == "usage"
+            if self._accounting == "auto":
+                charges_use = not charges_reservation(key[0])
+            kind = RequestKind(
+                endpoint,
+                *self._output({}, endpoint),
+                charges_use=charges_use,
+                counts_cache=provider_of(key[0]).counts_cache,
+            )
             if len(self._kinds) < _MAX_KINDS:
                 kind = self._kinds.setdefault(key, kind)
         return kind
 
-    def learn(self, estimate: Estimate, used_tokens: int, output_tokens: int) -> None:
-        """Note what the response to a request used, of which ``output_tokens`` were output."""
-        kind, counted = estimate.kind, estimate.input_tokens
-        if kind is None:
-            return
-        if self.charges_use and counted > 0:
-            kind.answered(output_tokens, (used_tokens - output_tokens) / counted)
-        else:
-            kind.answered(output_tokens)
+    def charge(self, estimate: Estimate | None, reserved: float, attempt: Attempt) -> int | None:
+        """The tokens to charge for ``attempt`` instead of those ``reserved``; ``None`` to leave these.
+
+        What its answer used is learned.
+        """
+        used, output = attempt.used_tokens, attempt.output_tokens
+        kind: RequestKind | None = None if estimate is None else estimate.kind
+        if used is None or estimate is None or kind is None:
+            return used if used is not None and used > reserved else None
+        if not kind.charges_use:
+            if output is not None:
+                kind.answered(output)
+            return used if used > reserved else None
+        if not kind.counts_cache and attempt.response is not None:
+            used = max(output or 0, used - cached_tokens(attempt.response.data))
+        if output is not None:
+            counted = estimate.input_tokens
+            kind.answered(output, (used - output) / counted if counted > 0 else None)
+        return used
 
     def cost(self, estimate: Estimate) -> Cost:
         """What an attempt that is sent now is expected to be charged."""
         inputs, cap, output, kind = estimate
-        if kind is not None and (cap is None or (cap and self.charges_use)):
+        if kind is not None and (cap is None or (cap and kind.charges_use)):
             expected = kind.expected_output
             if expected is not None:
                 output = expected if cap is None else min(cap, expected)

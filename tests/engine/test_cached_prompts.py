@@ -11,6 +11,7 @@ import pytest
 from clocks import MINUTE_S, FakeClock, SlidingCount
 
 from parallel_processor.files.formats import made_request
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -60,10 +61,11 @@ def charged_by(charge: Callable[[int], float], minutes: int, most: int = 200) ->
             _, number, reservation = heapq.heappop(in_flight)
             used = charge(number)
             count.add(reservation.admitted_at or 0.0, used)
-            prices.learn(estimate, int(used) + OUTPUT, OUTPUT)
-            bucket.ended(
-                reservation, answered=True, used_tokens=used + OUTPUT, output_tokens=OUTPUT
+            attempt = Attempt(
+                status=AttemptStatus.ANSWERED, used_tokens=int(used) + OUTPUT, output_tokens=OUTPUT
             )
+            charged = prices.charge(estimate, reservation.costs[1], attempt)
+            bucket.ended(reservation, answered=True, used_tokens=charged, output_tokens=OUTPUT)
     count.entries.sort()
     return count
 

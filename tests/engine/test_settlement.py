@@ -89,9 +89,10 @@ class Bench:
         self.counters = Counters()
         self.stop = StopSignal()
         self.left_out = LeftOut(None)
+        self.estimator = CostEstimator(self.options)
         self.settlement = Settlement(
             self.options,
-            estimator=CostEstimator(self.options),
+            estimator=self.estimator,
             counters=self.counters,
             stop=self.stop,
             waker=None,
@@ -115,7 +116,10 @@ class Bench:
         """Take a request to its outcome, as the dispatcher and a worker thread do."""
         request = made_request({"input": "hello"}, number)
         pending = PendingRequest(
-            request=request, estimate=Estimate(TOKENS), group=self.bucket, bucket=self.bucket
+            request=request,
+            estimate=Estimate(TOKENS, kind=self.estimator.estimate(request).kind),
+            group=self.bucket,
+            bucket=self.bucket,
         )
         while True:
             outcome, retry_in_s, _ = self.attempt(pending, self.reservation())

@@ -114,13 +114,13 @@ class Room:
         while visit.read():
             if not self._answers.acquire(blocking=False):
                 self._entered.release()
-                self.opened.wait(60)  # a failing test must end, too
+                self.opened.wait(120)  # a failing test must end, too
             visit.answer()
 
     def wait_for(self, count: int) -> None:
         """Return once so many more requests are held."""
         for _ in range(count):
-            assert self._entered.acquire(timeout=30)
+            assert self._entered.acquire(timeout=90)
 
 
 class RawServer:

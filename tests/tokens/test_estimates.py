@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Endpoint, Request
+from parallel_processor.models import Attempt, AttemptStatus, Endpoint, Request, Response
 from parallel_processor.options import Options
 from parallel_processor.tokens.counter import TokenCounter
 from parallel_processor.tokens.estimates import Cost, CostEstimator, RequestKind
@@ -20,6 +20,7 @@ from parallel_processor.tokens.estimates import Cost, CostEstimator, RequestKind
 OPENAI = "https://api.openai.com/v1/chat/completions"
 AZURE = "https://r.openai.azure.com/openai/v1/chat/completions"
 GROQ = "https://api.groq.com/openai/v1/chat/completions"
+MISTRAL = "https://api.mistral.ai/v1/chat/completions"
 ANTHROPIC = "https://api.anthropic.com/v1/messages"
 LOCAL = "http://localhost:8000/v1/chat/completions"
 REAL_TIMEOUT_S = 20.0  # after which a test that hangs fails
@@ -74,14 +75,12 @@ def test_where_the_cap_is_charged_it_is_reserved(url: str) -> None:
     """OpenAI, Azure and unknown hosts charge the most that a request may use."""
     prices = estimator(url)
     learn(prices, chat(max_tokens=4000), 10)
-    assert prices.charges_use is False
     assert cost(prices, chat(max_tokens=4000)).output_tokens == 4000
 
 
 def test_where_use_is_charged_a_high_cap_costs_what_answers_use() -> None:
     """A cap that is ten times too high doesn't leave nine tenths of the limit unused."""
     prices = estimator(GROQ)
-    assert prices.charges_use is True
     assert cost(prices, chat(max_tokens=4000)).output_tokens == 4000  # nothing is known yet
     learn(prices, chat(max_tokens=4000), 30)
     assert cost(prices, chat(max_tokens=4000)).output_tokens == 30
@@ -105,7 +104,6 @@ def test_no_more_than_the_cap_is_reserved() -> None:
 def test_the_setting_has_the_last_word(url: str, accounting: Any, output: int) -> None:
     """An explicit setting overrides what is known about the host."""
     prices = estimator(url, token_accounting=accounting)
-    assert prices.charges_use is (output == 30)
     learn(prices, chat(), 30)
     assert cost(prices, chat(max_tokens=4000)).output_tokens == output
 
@@ -297,3 +295,16 @@ def test_what_is_guessed_and_counted_learns_from_the_same_answers() -> None:
     for _ in range(10):
         guess.kind.answered(77)
     assert prices.cost(counted[0]).output_tokens == prices.cost(guess).output_tokens == 77
+
+
+def test_cached_tokens_are_not_charged_where_they_do_not_count() -> None:
+    """Groq's usage counts them in the prompt, but its limit doesn't; OpenAI's limit counts all."""
+    usage = {"prompt_tokens": 900, "prompt_tokens_details": {"cached_tokens": 640}}
+    response = Response(status=200, headers={}, body=b"", data={"usage": usage}, is_json=True)
+    attempt = Attempt(
+        status=AttemptStatus.ANSWERED, response=response, used_tokens=1000, output_tokens=100
+    )
+    for url, charged in ((GROQ, 360), (MISTRAL, 1000), (OPENAI, None)):
+        prices = estimator(url)
+        estimate = prices.estimate(chat(max_tokens=4000))
+        assert prices.charge(estimate, 5000.0, attempt) == charged
