@@ -73,7 +73,8 @@ def read_requests(
         if (
             source.size_bytes is not None
         ):  # a file: an error is raised here, not in the caller's loop
-            source.open().close()
+            with source.open():
+                pass
     options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
     return _requests_of(sources, options, model, output_format)
 
@@ -82,8 +83,7 @@ def _requests_of(
     sources: Sequence[Source], options: Options, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
     with open_sources(sources) as lines:
-        requests = requests_of(lines, options, model)
-        yield from arranged(requests, output_format, lines.place)
+        yield from arranged(requests_of(lines, options, model), output_format, lines.place)
 
 
 def requests_of(lines: RequestLines, options: Options, model: str | None) -> Iterator[Request]:
