@@ -32,10 +32,11 @@ from parallel_processor.providers.dialects import (
     tier_spelling,
     url_model,
 )
+from parallel_processor.providers.endpoints import is_exposed, needs_key
 from parallel_processor.providers.jsontext import dump, with_member
-from parallel_processor.ratelimit.registry import TokenBuckets
-from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
+from parallel_processor.upstreams.replicas import AnyBucket
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
@@ -69,10 +70,23 @@ def check_lanes(options: Options) -> None:
         return
     if "@" in urlsplit(other).netloc:
         raise ConfigurationError(f"fallback_url {shown_url(other)} must have no login in it")
-    has_secret = options.api_key or options.login or options.session_factory
-    if has_secret and urlsplit(other)[:2] != urlsplit(url)[:2]:
-        what = "is on another host than request_url, which the key is for"
-        raise ConfigurationError(f"fallback_url {shown_url(other)} {what}")
+    if not options.keyring.is_own(other):
+        _check_other_host(options, other)
+
+
+def _check_other_host(options: Options, url: str) -> None:
+    """Raise if the host of a fallback has no key of its own, or would get one in plain text."""
+    host = urlsplit(url).netloc
+    if options.session_factory is not None:  # which may log in wherever it goes
+        raise ConfigurationError(
+            f"fallback_url {shown_url(url)} must be on the host of request_url"
+        )
+    if options.keyring.keys(url):
+        if is_exposed(url, options):
+            raise ConfigurationError(f"{shown_url(url)} would get a key in plain text: use https")
+    elif needs_key(url):
+        how = f"--api_key_for {host}=VARIABLE (api_keys)"
+        raise ConfigurationError(f"fallback_url {shown_url(url)} needs a key of its own: {how}")
 
 
 def lane_name(lane: Upstream) -> str:
@@ -87,48 +101,48 @@ class Lanes:
 
     Args:
         options: the settings.
-        buckets: where each lane of a model has its bucket.
+        routes: where each lane of a model has its buckets.
         left_out: no request goes on to a bucket that is left out.
         clock: seconds that never go back.
     """
 
     def __init__(
-        self, options: Options, buckets: TokenBuckets, left_out: LeftOut, clock: Callable[[], float]
+        self, options: Options, routes: Routes, left_out: LeftOut, clock: Callable[[], float]
     ) -> None:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
-        self._buckets, self._left_out, self._clock = buckets, left_out, clock
+        self._routes, self._left_out, self._clock = routes, left_out, clock
         self.is_single = len(self._lanes) == 1
         self.is_plain = self._lanes == (Upstream(),)
         self._lock = InterruptSafeLock()  # guards the two fields below
-        self._closed: set[TokenBucket] = set()
-        self._downgraded: set[TokenBucket] = set()
+        self._closed: set[AnyBucket] = set()
+        self._downgraded: set[AnyBucket] = set()
 
     def enter(self, request: Request) -> PendingRequest:
         """``request`` in the first lane that is open."""
-        bucket = self._bucket(request, self._lanes[0])
-        pending = PendingRequest(request=request, group=bucket, bucket=bucket)
+        group = self._group(request, self._lanes[0])
+        pending = PendingRequest(request=request, group=group, bucket=group.members[0])
         if not self.is_single:
             pending.entered_s = self._clock()
-            if bucket in self._closed and (found := self._next(pending)) is not None:
+            if group in self._closed and (found := self._next(pending)) is not None:
                 pending.lane, pending.group = found
-                pending.bucket = pending.group
+                pending.bucket = pending.group.members[0]
         return pending
 
-    def _bucket(self, request: Request, lane: Upstream) -> TokenBucket:
+    def _group(self, request: Request, lane: Upstream) -> AnyBucket:
         url = lane.url or request.url or self._url
-        return self._buckets.bucket(url, request.model or url_model(url), lane)
+        return self._routes.group(url, request.model or url_model(url), lane)
 
-    def _next(self, pending: PendingRequest) -> tuple[int, TokenBucket] | None:
-        """The next lane that ``pending`` may go on to, and its bucket there."""
+    def _next(self, pending: PendingRequest) -> tuple[int, AnyBucket] | None:
+        """The next lane that ``pending`` may go on to, and its group there."""
         for number in range(pending.lane + 1, len(self._lanes)):
-            bucket = self._bucket(pending.request, self._lanes[number])
-            if bucket not in self._closed and bucket not in self._left_out:
-                return number, bucket
+            group = self._group(pending.request, self._lanes[number])
+            if group not in self._closed and group not in self._left_out:
+                return number, group
         return None
 
-    def next_tier(self, pending: PendingRequest) -> TokenBucket | None:
-        """The bucket of the next tier; ``None`` if there is none, or only a fallback."""
+    def next_tier(self, pending: PendingRequest) -> AnyBucket | None:
+        """The group of the next tier; ``None`` if there is none, or only a fallback."""
         found = None if self.is_single else self._next(pending)
         return None if found is None or self._is_fallback(found[0]) else found[1]
 
@@ -168,11 +182,11 @@ class Lanes:
         """
         if self.is_single or (found := self._next(pending)) is None:
             return False
-        before, (number, bucket) = pending.group, found
-        before.count_moved()
-        if bucket.counts_tokens and not before.counts_tokens:
+        before, (pending.lane, group) = pending.group, found
+        pending.bucket.count_moved()
+        if group.counts_tokens and not before.counts_tokens:
             pending.estimate = None  # a guess is not enough there
-        pending.lane, pending.group, pending.bucket = number, bucket, bucket
+        pending.group, pending.bucket = group, group.members[0]
         pending.entered_s = self._clock()
         if (tried := pending.retry_state) is not None:
             pending.retry_state = RetryState(
@@ -187,13 +201,13 @@ class Lanes:
         """
         if self.is_single or (found := self._next(pending)) is None:
             return False
-        bucket = pending.group
+        group = pending.group
         with self._lock:
-            is_new = bucket not in self._closed
-            self._closed.add(bucket)
+            is_new = group not in self._closed
+            self._closed.add(group)
         if is_new:
-            bucket.free()
-            here = self.name_of(pending) or f"model {bucket.model or 'of the requests'}"
+            group.free()
+            here = self.name_of(pending) or f"model {group.model or 'of the requests'}"
             there = lane_name(self._lanes[found[0]])
             _log.warning(
                 "the %s is not used any more, requests go to the %s: %s", here, there, error
@@ -202,7 +216,7 @@ class Lanes:
 
     @property
     def closings(self) -> int:
-        """How many buckets are not used any more."""
+        """How many groups are not used any more."""
         return len(self._closed)
 
     def with_lane(self, pending: PendingRequest, attempt: Attempt) -> Attempt:

@@ -43,15 +43,15 @@ from parallel_processor.engine.credits import (
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.lanes import Lanes
-from parallel_processor.engine.queues import RequestQueues, tell_large
-from parallel_processor.engine.settlement import Settlement, invalid
+from parallel_processor.engine.outcomes import invalid
+from parallel_processor.engine.queues import RequestQueues
+from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
-from parallel_processor.ratelimit.registry import TokenBuckets
-from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.limit_news import tell_large
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
@@ -60,6 +60,7 @@ from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
 from parallel_processor.runtime.threads import run_apart
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
@@ -72,7 +73,7 @@ class Run:
 
     Args:
         options: the settings.
-        buckets: the limits, which other runs may share.
+        routes: the token buckets of its upstreams, which other runs may share.
         estimator: estimates what a request will cost.
         make_sink: makes the sink, which takes each outcome from a worker. ``None``: they are yielded.
         on_begin: called before the first request is queued; it may raise.
@@ -90,7 +91,7 @@ class Run:
         self,
         options: Options,
         *,
-        buckets: TokenBuckets,
+        routes: Routes,
         estimator: CostEstimator,
         make_sink: MakeSink | None = None,
         on_begin: Callable[[], None] | None = None,
@@ -104,17 +105,16 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._estimator = estimator
-        self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
-        self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
-        self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
-        self._activity, self._seen = WaitCause.INPUT, set[TokenBucket]()  # what the reader does
+        self._routes, self._estimator, self._ahead = routes, estimator, ahead
+        self._on_begin, self._on_cancel, self._process_id = on_begin, on_cancel, os.getpid()
+        self._left_out, self._has_begun, self._is_stopping = LeftOut(on_left_out), False, False
+        self._stop, self._give_up_at, self.waker = StopSignal(), math.inf, WakeEvent()
+        self._activity, self._seen = WaitCause.INPUT, set[object]()  # what the reader does
         self._max_workers = affordable_workers(options.max_workers)
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
-        self._lanes = Lanes(options, buckets, self._left_out, clock)
+        self._lanes = Lanes(options, routes, self._left_out, clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
@@ -165,7 +165,8 @@ class Run:
             left_out=self._left_out,
             lanes=self._lanes,
             is_crowded=self._queues.is_crowded,
-            on_left_out=lambda bucket: self._leave(*self._dispatcher.remove(bucket)),
+            on_left_out=lambda group: self._leave(*self._dispatcher.remove(group)),
+            routes=self._routes,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
@@ -272,14 +273,13 @@ class Run:
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        bucket = (pending := self._lanes.enter(request)).bucket
-        if not bucket.counts_tokens:
-            _, model = self._estimator.url_and_model(request)
-            pending.estimate = self._estimator.guess(request, model)
-        if pending.estimate is None and (self._options.processes > 1 or bucket not in self._seen):
-            self._seen.add(bucket)
+        group = (pending := self._lanes.enter(request)).group
+        if not group.counts_tokens:
+            pending.estimate = self._estimator.guess(request)
+        if pending.estimate is None and (self._options.processes > 1 or group not in self._seen):
+            self._seen.add(group)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between
-        if bucket in self._left_out:
+        if group in self._left_out:
             self._leave(pending)
             return
         if not self._has_begun:
@@ -302,13 +302,13 @@ class Run:
     def _leave(self, *left_out: PendingRequest) -> None:
         """The model of these requests is left out."""
         for pending in left_out:
-            self._left_out.tell(pending.request, pending.bucket)
+            self._left_out.tell(pending.request, pending.group)
             self._delivery.drop(pending)
 
     def _count(self, pending: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
-        pending.estimate = self._estimator.estimate(pending.request)
-        tell_large(pending, self._estimator.cost(pending.estimate).tokens)
+        pending.estimate = estimate = self._estimator.estimate(pending.request)
+        tell_large(pending.bucket, pending.request.number, self._estimator.cost(estimate).tokens)
 
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""
@@ -350,7 +350,7 @@ class Run:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
                 if outcome.unanswered:
-                    self._left_out.tell(outcome.request, admitted.pending.bucket)
+                    self._left_out.tell(outcome.request, admitted.pending.group)
                 size_bytes = self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room, size_bytes=size_bytes)
             pending = admitted.pending

@@ -13,16 +13,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from parallel_processor.engine.lanes import Lanes
-from parallel_processor.engine.outage import Judgement, Outages, Verdict
+from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
 from parallel_processor.engine.rejections import Rejections, is_timeout
 from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
 from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
-from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
+from parallel_processor.models import Attempt, AttemptStatus, Outcome
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
@@ -31,14 +31,17 @@ from parallel_processor.report.limit_news import LimitNews
 from parallel_processor.report.repeats import RepeatedWarnings
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.failover import Failover
+from parallel_processor.upstreams.outage import Judgement, Outages, Verdict
+from parallel_processor.upstreams.replicas import AnyBucket
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
-_MAX_ERROR_CHARS = 1000
-_ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 _STOPPED = AttemptStatus.STOPPED
-_UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
+_ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
+_OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 
 
 class Settled(NamedTuple):
@@ -73,9 +76,10 @@ class Settlement:
         waker: object,
         clock: Callable[[], float],
         left_out: LeftOut,
-        on_left_out: Callable[[TokenBucket], None],
+        on_left_out: Callable[[AnyBucket], None],
+        routes: Routes,
         lanes: Lanes | None = None,
-        is_crowded: Callable[[TokenBucket], bool] = lambda bucket: False,
+        is_crowded: Callable[[AnyBucket], bool] = lambda group: False,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
@@ -86,6 +90,7 @@ class Settlement:
         self._has_answer = False  # to any request of this run
         self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
+        self._failover = Failover(routes, self._outages, options.retry)
         self._rejections = Rejections(options.retry, counters, self._stop_run)
         self._equal_failures = EqualFailures(
             options.stop_after_equal_failures,
@@ -125,11 +130,13 @@ class Settlement:
         if release.limit_changes:
             self._limit_news.tell(pending.bucket, release.limit_changes)
         if attempt.status is _ANSWERED and self._options.validate is not None:
-            attempt = _validated(attempt, self._options.validate)
+            attempt = validated(attempt, self._options.validate)
             if attempt.status is _ANSWERED:
-                self._equal_failures.works(pending.bucket)
+                self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
+            if pending.retry_state is not None:
+                self._failover.answered(pending)
             if self._lanes is not None:
                 attempt = self._lanes.with_lane(pending, attempt)
         else:
@@ -138,12 +145,12 @@ class Settlement:
                 stopped = unanswered(pending) if self._stop.cause is not None else None
                 return Settled(stopped, 0.0, release.made_room)
             if delay_s is not None:
-                if self._stop.cause is not None or pending.bucket in self._left_out:
+                if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
-            if attempt.status not in _UNANSWERED:
+            if attempt.status not in UNANSWERED:
                 self._look_for_equal_failures(pending, attempt)
-        return Settled(_outcome(pending, attempt), 0.0, release.made_room)
+        return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""
@@ -189,22 +196,28 @@ class Settlement:
         retry_state = pending.retry_state
         if retry_state is None:
             retry_state = pending.retry_state = RetryState(request=pending.request)
-        number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
         if self._lanes is not None and (name := self._lanes.name_of(pending)) and attempt.error:
             attempt.error = f"{name}: {attempt.error}"
         if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
             return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
-        judged = self._outages.judge(pending.bucket, number, admitted_at, attempt)
+        number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
+        others_at = self._failover.others_answered_at(pending)
+        judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
         attempt = self._without_charge(attempt, judged, retry_state)
-        attempt = self._rejections.judged(attempt, pending.bucket, retry_state)
+        attempt = self._rejections.judged(attempt, pending, retry_state)
         retry_state.note(attempt, self._clock())
         if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:
             # An earlier rejection has ended: the outage has its own deadline.
             retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
-        self._react(attempt, reservation, pending, judged)
+        if others_at is None or not self._is_taken_over(attempt, reservation, pending, judged):
+            self._react(attempt, reservation, pending, judged)
+        elif attempt.status not in _OUT or (
+            retry_state.has_other and judged.verdict is not Verdict.SERVES
+        ):
+            return 0.0
         if attempt.status not in RETRIED:
             return None
-        if pending.bucket in self._left_out or judged.verdict is Verdict.LOST:
+        if pending.group in self._left_out or judged.verdict is Verdict.LOST:
             return 0.0
         delay_s = self._schedule.retry_in_s(retry_state, attempt)
         if delay_s is None or attempt.status is AttemptStatus.RETRY:
@@ -225,7 +238,7 @@ class Settlement:
         """
         bucket = pending.bucket
         self._counters.refused()
-        self._equal_failures.works(bucket)
+        self._equal_failures.works(pending.group)
         if attempt.retry_after_s:
             bucket.pause(attempt.retry_after_s, refused)
         attempt = replace(attempt, status=AttemptStatus.RATE_LIMITED)
@@ -235,6 +248,21 @@ class Settlement:
         if following is None or not self._is_crowded(following):
             return None
         return backoff_s(self._options.retry, retry_state, attempt)
+
+    def _is_taken_over(
+        self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
+    ) -> bool:
+        """True if other upstreams serve the request, so that the failure means nothing for the run."""
+        failover, is_taken_over = (
+            self._failover,
+            self._failover.takes_over(
+                pending, reservation, attempt, judged, was_reached=self._was_reached
+            ),
+        )
+        if is_taken_over and attempt.status in _OUT:
+            self._pause_server(attempt, reservation, pending.bucket, judged)
+        failover.note(pending, reservation, attempt)
+        return is_taken_over
 
     def _without_charge(
         self, attempt: Attempt, judged: Judgement, retry_state: RetryState
@@ -259,7 +287,7 @@ class Settlement:
             self._stop_run(RunStoppedError(attempt.error, attempt.stop_cause), pending)
         elif attempt.status is AttemptStatus.MODEL_SPENT:
             self._leave_out(pending, attempt.error, StopCause.QUOTA)
-        elif attempt.status in (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY):
+        elif attempt.status in _OUT:
             self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
@@ -274,10 +302,13 @@ class Settlement:
     def _stop_if_silent(self, timed_out: Reservation, pending: PendingRequest) -> None:
         """Stop the run if the server takes connections, and never answers."""
         if text := self._silence.timed_out(timed_out.place):
-            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            host = self._host(pending.bucket)
             after_s = self._options.request_timeout_s
             message = f"{host} takes connections but doesn't answer within {after_s:g} s: {text}"
             self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
+
+    def _host(self, bucket: TokenBucket) -> str:
+        return urlsplit(bucket.url or self._options.request_url).netloc.rpartition("@")[2]
 
     def _wait_for_server(
         self, attempt: Attempt, failed: Reservation, pending: PendingRequest, judged: Judgement
@@ -287,9 +318,8 @@ class Settlement:
         If no response ever came, ``max_attempts`` rounds end the run.
         """
         is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
-        bucket = pending.bucket
         if not self._was_reached and judged.round >= policy.max_attempts:
-            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            host = self._host(pending.bucket)
             what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
             message = attempt.error if is_proxys else what + attempt.error
@@ -300,17 +330,24 @@ class Settlement:
             waited_s = policy.rate_limit_deadline_s
             reason = f"the server was not ready for {waited_s:,.0f} s: {attempt.error}"
             self._leave_out(pending, reason, StopCause.UNREACHABLE)
-        elif judged.verdict is Verdict.SERVES and not is_unreachable:
+        else:
+            self._pause_server(attempt, failed, pending.bucket, judged)
+
+    def _pause_server(
+        self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement
+    ) -> None:
+        """Send nothing to a server for a while, then single requests."""
+        if judged.verdict is Verdict.SERVES and attempt.status is not AttemptStatus.UNREACHABLE:
             return  # one of several servers behind the URL: the others answer
-        elif bucket.probe(judged.pause_s, failed):
+        if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", judged.pause_s, attempt.error)
 
     def _leave_out(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
-        """Send no more requests of the bucket of ``pending``; the others go on, or all in the next lane."""
-        bucket = pending.bucket
+        """Send no more for the bucket of ``pending``; if there is a next lane, its requests go on there."""
         if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
             return
+        bucket = pending.group
         message = self._left_out.add(bucket, reason, cause)
         self._on_left_out(bucket)  # by each: no worker takes another one before the queue is empty
         if message:
@@ -319,7 +356,7 @@ class Settlement:
 
     def _look_for_equal_failures(self, pending: PendingRequest, attempt: Attempt) -> None:
         """Stop the run if every request of the model fails for one reason."""
-        if (error := self._equal_failures.failed(pending.bucket, attempt)) is not None:
+        if (error := self._equal_failures.failed(pending.group, attempt)) is not None:
             self._stop_run(error, pending)
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
@@ -336,48 +373,3 @@ class Settlement:
     def close(self) -> None:
         """The run is over: tell how often its warnings came."""
         self._warnings.close()
-
-
-def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
-    """The attempt if the caller's ``validate`` accepts the answer, else a failure that was paid for."""
-    assert attempt.response is not None
-    try:
-        validate(attempt.response.data)
-        return attempt
-    except Exception as error:
-        name = type(error).__name__
-        kind, text = f"invalid answer {name}", f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
-        return replace(attempt, status=AttemptStatus.RETRY, kind=kind, error=text)
-
-
-def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
-    """The outcome of a request whose last attempt this was."""
-    ok, failed_before = attempt.status is _ANSWERED, pending.retry_state is not None
-    return Outcome(
-        request=pending.request,
-        ok=ok,
-        raw_response=attempt.response,
-        errors=pending.errors if failed_before else (),
-        error_kind=attempt.kind,
-        attempts=ok + (pending.failed_attempts if failed_before else 0),
-        used_tokens=attempt.used_tokens,
-        latency_s=attempt.latency_s,
-        unanswered=not ok and attempt.status in _UNANSWERED,
-    )
-
-
-def unanswered(pending: PendingRequest) -> Outcome:
-    """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
-    return Outcome(
-        request=pending.request,
-        ok=False,
-        errors=pending.errors,
-        attempts=pending.failed_attempts,
-        unanswered=True,
-    )
-
-
-def invalid(request: Request) -> Outcome:
-    """The outcome of a line that is no valid request."""
-    errors = (request.invalid_reason or "",)
-    return Outcome(request=request, ok=False, errors=errors, error_kind=INVALID_REQUEST)

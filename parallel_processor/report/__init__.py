@@ -8,7 +8,7 @@ Names that cross the border (module, names):
     advice       advice
     counters     Counters, Counts
     frames       ColumnType, metadata_columns, row_of, to_records
-    limit_news   LimitNews
+    limit_news   LimitNews, tell_large
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
     repeats      RepeatedWarnings

@@ -43,3 +43,10 @@ class LimitNews:
                 "set --max_%s_per_minute (in a program Limits.%s_per_minute) to that number or to auto",
                 *(f"{allowed:,.0f}", name, f"{default:,.0f}", name, name),
             )
+
+
+def tell_large(bucket: TokenBucket, number: int, tokens: float) -> None:
+    """Log that a request of ``tokens`` is larger than the limit of a minute, if it is."""
+    if tokens > (limit := bucket.shared_limits.tokens_per_minute):
+        text = "request %d needs %d tokens, but the limit is %g a minute: it is sent alone"
+        _log.warning(text, number, tokens, limit, extra={"request_number": number})

@@ -14,7 +14,8 @@ import pytest
 import services
 from clocks import FakeClock
 from commands import read_lines, write_lines
-from raw_server import RawServer, Visit
+from raw_server import RawServer, Visit, header_of
+from requests import Session
 
 from parallel_processor import (
     ConfigurationError,
@@ -33,9 +34,11 @@ from parallel_processor.models import Estimate
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.simulator.tiers import no_capacity
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest
 
 CHAT = "/v1/chat/completions"
@@ -205,19 +208,47 @@ def test_a_fallback_model_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert [text.startswith("2 more like this") for text in told] == [False, True]
 
 
-def test_a_fallback_url_gets_no_key() -> None:
-    """Of another host: it is refused while there is a key, which isn't for it."""
-    with pytest.raises(ConfigurationError, match="another host"):
-        Processor(
-            request_url="https://a.example/v1/chat/completions",
-            api_key="sk-1",
-            fallback_url="https://b.example/v1/chat/completions",
-        )
+@pytest.mark.parametrize("own", [None, "sk-of-the-other"])
+def test_a_fallback_url_gets_the_key_of_its_host_alone(own: str | None) -> None:
+    """None, if there is none for it."""
     first, second = Provider(lambda body: error(400, "no")), Provider(lambda body: good())
     with RawServer(second) as other:
-        (outcome,) = ask(first, *rows(1), service_tiers=(), fallback_url=other.url + CHAT)
+        host = other.url.partition("//")[2]
+        settings: Any = {"api_key": "sk-first", "api_keys": {host: own} if own else {}}
+        url = other.url + CHAT
+        (outcome,) = ask(first, *rows(1), service_tiers=(), fallback_url=url, **settings)
         assert outcome.ok and len(second.asked) == 1
-        assert not any("authorization" in head.lower() for head in other.heads)
+        sent = header_of(other.heads[0], "authorization")
+        assert sent == (f"Bearer {own}" if own else None)
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "message"),
+    [
+        (
+            "https://b.example/v1/chat/completions",
+            {},
+            "needs a key of its own: --api_key_for b.example",
+        ),
+        (
+            "http://b.example/v1/chat/completions",
+            {"api_keys": {"b.example": "sk"}},
+            "in plain text",
+        ),
+        (
+            "https://b.example/v1/chat/completions",
+            {"session_factory": Session},
+            "must be on the host",
+        ),
+    ],
+)
+def test_a_fallback_url_without_a_safe_key_is_refused(
+    url: str, settings: dict[str, Any], message: str
+) -> None:
+    """When the processor is made."""
+    first = "https://a.example/v1/chat/completions"
+    with pytest.raises(ConfigurationError, match=message):
+        Processor(request_url=first, api_key="sk-1", fallback_url=url, **settings)
 
 
 # Lanes that are closed.
@@ -379,8 +410,8 @@ class Waiting:
             limits_by_model={} if "common" in limits else by_model,
             limits=limits.get("common", Limits()),
         )
-        buckets = TokenBuckets(self.options, self.clock)
-        self.lanes = Lanes(self.options, buckets, LeftOut(None), self.clock)
+        routes = Routes(self.options, TokenBuckets(self.options, self.clock))
+        self.lanes = Lanes(self.options, routes, LeftOut(None), self.clock)
         cost: Callable[[Estimate], Cost] = lambda estimate: Cost(1.0, 0.0)  # noqa: E731
         self.queues = RequestQueues(cost, WakeEvent(), self.lanes)
 
@@ -460,7 +491,7 @@ def test_the_limits_of_a_tier_are_its_own_if_they_name_it() -> None:
     for waiting, shares in ((own, False), (common, True)):
         (pending,) = waiting.put(1)
         following = waiting.lanes.next_tier(pending)
-        assert following is not None and following is not pending.bucket
+        assert isinstance(following, TokenBucket) and following is not pending.bucket
         assert (following.shared_limits is pending.bucket.shared_limits) is shares
         pending.bucket.enqueue(Reservation(1.0))
         second = Reservation(1.0)

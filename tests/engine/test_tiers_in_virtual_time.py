@@ -29,6 +29,7 @@ from parallel_processor.simulator import ModelLimits, SimulatorOptions
 from parallel_processor.simulator.limits import RateLimits
 from parallel_processor.simulator.tiers import Tiers
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest
 
 GOOD = {"choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}]}
@@ -76,7 +77,8 @@ class TieredRun:
         self._tiers = Tiers({"flex": grants}, "openai", world.random.random)
         self.stop, left_out = StopSignal(), LeftOut(None)
         estimator = CostEstimator(options)
-        self._lanes = Lanes(options, TokenBuckets(options, world.clock), left_out, world.clock)
+        routes = Routes(options, TokenBuckets(options, world.clock))
+        self._lanes = Lanes(options, routes, left_out, world.clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._settlement = Settlement(
             options,
@@ -87,6 +89,7 @@ class TieredRun:
             clock=world.clock,
             left_out=left_out,
             on_left_out=lambda bucket: None,
+            routes=routes,
             lanes=self._lanes,
             is_crowded=self._queues.is_crowded,
         )
