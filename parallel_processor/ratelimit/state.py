@@ -86,6 +86,8 @@ class BucketState:
         answered: how many attempts were answered.
         newest_answered_at: when the newest of them was admitted.
         answer_tokens: how many tokens the answers say they used.
+        moved_on: how many requests went on to another lane.
+        downgraded: how many answers came from another tier than was asked for.
         configured: the quotas that the user configured for it, which other buckets may share.
     """
 
@@ -112,7 +114,7 @@ class BucketState:
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
         self.wait_cause = WaitCause.NOTHING
-        self.answered = self.answer_tokens = 0
+        self.answered = self.answer_tokens = self.moved_on = self.downgraded = 0
         self.newest_answered_at = -math.inf
         self.configured = configured
         self._minute_count = minute_count
@@ -308,6 +310,8 @@ class BucketState:
             rejections=server.rejections,
             pauses=server.pauses,
             answered=self.answered,
+            moved_on=self.moved_on,
+            downgraded=self.downgraded,
             reserved_tokens=round(self._totals[TOKENS]),
             used_tokens=self.answer_tokens,
             in_flight_limit=in_flight.limit if in_flight.limit < math.inf else None,
