@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
+from parallel_processor.files.batch_rows import (
+    COOKBOOK,
+    OPENAI,
+    Dialect,
+    RowRequest,
+    as_row,
+    dialect_of,
+    wrong_api,
+)
 from parallel_processor.files.identity import given_id, id_in, identity
 from parallel_processor.files.requests_file import Place, line_place
 from parallel_processor.models import Request
@@ -104,6 +112,22 @@ def arranged(
                     extra={"request_number": request.number},
                 )
         yield request
+
+
+def refusing_wrong_api(
+    requests: Iterator[Request], request_url: str, place: Place
+) -> Iterator[Request]:
+    """Pass on ``requests``. If the first is a row that ``request_url`` can't take, so are others.
+
+    Raises :class:`InputFileError` then. A later one is a bad line, as any other.
+    """
+    for request in requests:
+        is_refused = isinstance(request, RowRequest) and request.invalid_reason is not None
+        if is_refused and (fault := wrong_api(dialect_of(request), request_url)):
+            raise InputFileError(f"{place(request.number)} {fault}")
+        yield request
+        break
+    yield from requests
 
 
 def _tell(request: RowRequest, dialect: Dialect, place: Place, *, is_sent: bool) -> None:

@@ -18,14 +18,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
+from parallel_processor.files.batch_rows import (
+    OPENAI,
+    Dialect,
+    as_row,
+    claimed_id,
+    row_dialect,
+    wrong_api,
+)
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import InvalidLine, Place, line_place
 from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import Endpoint, Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat, shown_url
-from parallel_processor.providers.endpoints import endpoint_of, resolve_url
+from parallel_processor.providers.endpoints import endpoint_of, lacking_members, resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -71,7 +78,7 @@ def read_requests(
     for source in sources:
         if (
             source.size_bytes is not None
-        ):  # a file: an error is raised here, not in the caller's loop
+        ):  # so that an error is raised here, not in the caller's loop
             with source.open():
                 pass
     return _requests_of(sources, request_url, model, output_format)
@@ -90,10 +97,13 @@ def requests_in(
     request_url: str,
     place: Place = line_place,
     model: str | None = None,
+    *,
+    is_sent: bool = False,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
-    A line comes with its number. ``model`` is for bodies without one.
+    A line comes with its number. ``model`` is for bodies without one. With ``is_sent``, what the API of
+    ``request_url`` can't take is invalid, too.
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
@@ -108,11 +118,16 @@ def requests_in(
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, place, model)
+            yield parse_line(line, number, request_url, place, model, is_sent)
 
 
 def parse_line(
-    line: bytes, number: int, request_url: str, place: Place = line_place, model: str | None = None
+    line: bytes,
+    number: int,
+    request_url: str,
+    place: Place = line_place,
+    model: str | None = None,
+    is_sent: bool = False,
 ) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     body = None
@@ -128,8 +143,12 @@ def parse_line(
             hint = " but an array; write one object a line" if isinstance(body, list) else ""
             raise ValueError(f"not a JSON object{hint}")
         # A bare request with a model, which most are, is no row.
-        if ("custom_id" in body or "model" not in body) and (dialect := row_dialect(body)):
-            return _row_request(members(text), body, number, request_url, dialect, model)
+        if "custom_id" in body or "model" not in body:
+            dialect = row_dialect(body)
+            row = dialect and _row_request(text, body, number, request_url, dialect, model)
+            fault = _why_not_for(request_url, body, dialect) if is_sent else ""
+            if row or fault:
+                return _refused(row or _request(text, body, number), fault, place)
         if model is not None:
             text, body = _with_model(text, body, model)
         return _request(text, body, number)
@@ -142,6 +161,22 @@ def parse_line(
     text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")
     request = _invalid_request(text, f"{place(number)}: {invalid_reason}", number)
     return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
+
+
+def _refused(request: Request, fault: str, place: Place) -> Request:
+    """``request`` as an invalid one, if there is a ``fault``."""
+    if not fault:
+        return request
+    return replace(request, invalid_reason=f"{place(request.number)} {fault}")
+
+
+def _why_not_for(url: str, body: dict[str, Any], dialect: Dialect | None) -> str:
+    """Why ``body`` can't be sent to ``url``, whose API is another; empty if it may be."""
+    if dialect is not None:
+        return wrong_api(dialect, url) if body.get("url") is None else ""
+    lacking = lacking_members(body, url)
+    fault = f"has neither model nor {lacking}: it is no request for {shown_url(url)}"
+    return fault if lacking else ""
 
 
 def _invalid_request(text: str, reason: str, number: int) -> Request:
@@ -224,15 +259,15 @@ def _null(match: re.Match[str]) -> str:
 
 
 def _row_request(
-    parts: list[Member],
+    text: str,
     row: dict[str, Any],
     number: int,
     request_url: str,
     dialect: Dialect,
     model: str | None,
 ) -> Request:
-    custom_id, method, url = row[dialect.id_key], row.get("method"), row.get("url")
-    if not isinstance(custom_id, str):
+    custom_id, method, url = row.get(dialect.id_key), row.get("method"), row.get("url")
+    if not isinstance(custom_id, str) and dialect.id_key in row:
         raise ValueError(f"{dialect.id_key} is not a string")
     if method is not None and method != "POST":
         raise ValueError(f"method is {method!r}, not POST")
@@ -240,7 +275,7 @@ def _row_request(
         raise ValueError("url is not a string")
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
-    body, text = row[dialect.body_key], _last(parts, dialect.body_key)
+    body, text = row[dialect.body_key], _last(members(text), dialect.body_key)
     dropped = unsendable(body)
     if dropped:
         text = without(members(text), dropped)
@@ -248,11 +283,6 @@ def _row_request(
     if model is not None and dialect.has_model:
         text, body = _with_model(text, body, model)
     if url is None and endpoint_of(request_url) is not Endpoint.UNKNOWN:
-        if not dialect.has_model:
-            raise ValueError(
-                f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
-                f"of a model there as the request URL, not {shown_url(request_url)}"
-            )
         url = dialect.path
     request = Request(
         body=body,

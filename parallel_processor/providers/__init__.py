@@ -9,7 +9,8 @@ Names that cross the border (module, names):
     answers        POLLED, UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
     endpoints      auth_headers, basic_auth, charges_reservation, check_key, endpoint_of,
-                   is_loopback, needs_key, resolve_url, streams_unasked, url_advice
+                   is_host, is_loopback, lacking_members, needs_key, resolve_url,
+                   streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
                    read_answer, split_last, without
     failures       of_failure

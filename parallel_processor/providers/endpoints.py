@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -17,6 +19,15 @@ _GEMINI = "generativelanguage.googleapis.com"
 
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
+
+# Of these members of a body, a request has one at least; it may have none for /completions.
+_NEEDED: Mapping[Endpoint, frozenset[str]] = {
+    Endpoint.CHAT: frozenset({"messages"}),
+    Endpoint.MESSAGES: frozenset({"messages"}),
+    Endpoint.EMBEDDINGS: frozenset({"input"}),
+    Endpoint.MODERATIONS: frozenset({"input"}),
+    Endpoint.RESPONSES: frozenset({"input", "prompt", "conversation", "previous_response_id"}),
+}
 
 # Providers whose limits count the tokens that a response used. OpenAI and Azure count the most that it
 # may use. An unknown provider is taken for one of the latter: that never exceeds a limit.
@@ -115,6 +126,17 @@ def check_key(options: Options) -> None:
             f"{shown_url(url)} can't get both the login in the URL and the api_key: each is the"
             " Authorization header; give one of them"
         )
+
+
+def lacking_members(body: Mapping[str, Any], url: str) -> str:
+    """The members of which ``body`` must have one for ``url``, but has none; empty if it may be a request.
+
+    Only on hosts whose API is known: elsewhere a server may take anything.
+    """
+    needed = _NEEDED.get(endpoint_of(url), frozenset())
+    if not needed.isdisjoint(body) or not is_host(_host(url), "openai.com", "anthropic.com"):
+        return ""
+    return " or ".join(sorted(needed))
 
 
 def charges_reservation(url: str) -> bool:
