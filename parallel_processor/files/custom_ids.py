@@ -117,13 +117,17 @@ def arranged(
 def refusing_wrong_api(
     requests: Iterator[Request], request_url: str, place: Place
 ) -> Iterator[Request]:
-    """Pass on ``requests``. If the first is a row that ``request_url`` can't take, so are others.
+    """Pass on ``requests``. If line 1 is a row that ``request_url`` can't take, others will be such, too.
 
     Raises :class:`InputFileError` then. A later one is a bad line, as any other.
     """
     for request in requests:
-        is_refused = isinstance(request, RowRequest) and request.invalid_reason is not None
-        if is_refused and (fault := wrong_api(dialect_of(request), request_url)):
+        is_invalid = isinstance(request, RowRequest) and request.invalid_reason is not None
+        if (
+            request.number == 1
+            and is_invalid
+            and (fault := wrong_api(dialect_of(request), request_url))
+        ):
             raise InputFileError(f"{place(request.number)} {fault}")
         yield request
         break
