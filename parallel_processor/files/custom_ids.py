@@ -148,7 +148,8 @@ def _tell(request: RowRequest, dialect: Dialect, place: Place, *, is_sent: bool)
 def with_id(request: Request) -> RowRequest:
     """``request`` with the id of its Batch record: its own, that in its metadata, or one of its line."""
     if request.custom_id is not None:
-        return as_row(request, request.custom_id, OPENAI)
+        origin = request.origin if isinstance(request, RowRequest) else b""
+        return as_row(request, request.custom_id, OPENAI, origin)
     return as_row(request, given_id(request), OPENAI, identity(request))
 
 

@@ -26,7 +26,7 @@ from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.providers.jsontext import dump, parse
 from parallel_processor.tables.arrow import Unreadable
 
-# A text in quotes, which may have braces in it, or the name of a column. Each can be matched in one way only:
+# A text in quotes, which may have braces in it, or the name of a column. Each is matched in one way only:
 # otherwise a text that opens a placeholder and never closes it would take forever.
 _PLACEHOLDER = re.compile(r"\{\{(\s*(?:'[^']*'|\"[^\"]*\")\s*|[^{}]*)\}\}")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
