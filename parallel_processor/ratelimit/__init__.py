@@ -12,7 +12,7 @@ Names that cross the border (module, names):
     registry      PLAIN, MakeLimits, TokenBuckets, upstreams_of
     remaining     LONGEST_PACED_S
     reports       BucketReport, LimitReport, Usage
-    server_quota  Sent, ServerQuota
+    server_quota  Sent, ServerQuota, Span
     server_rates  LimitChange, ServerRates
     shared        SharedLimits
     state         BucketState, Reservation
