@@ -110,16 +110,13 @@ class FileRun:
         url = self._options.request_url
         requests = requests_in(lines.numbered(), url, lines.place, job.model, is_sent=True)
         requests = refusing_wrong_api(requests, url, lines.place)
+        requests = arranged(requests, job.output_format, lines.place)
         order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order
             requests = order.noting(requests)
         requests = unanswered(
-            arranged(requests, job.output_format, lines.place),
-            answered,
-            run.counters,
-            lambda: run.stop_cause is not None,
-            lines.place,
+            requests, answered, run.counters, lambda: run.stop_cause is not None, lines.place
         )
         try:
             with run.waking(_Interrupt(lines)):
