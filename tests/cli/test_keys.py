@@ -51,7 +51,13 @@ def key_of(*words: str) -> object:
         ("https://api.anthropic.com/v1/messages", "ANTHROPIC OPENAI", "ANTHROPIC"),
         ("https://gateway.example/v1/chat/completions", "GROQ OPENAI", "OPENAI"),
         ("https://gateway.example/v1/chat/completions", "GROQ", "set OPENAI_API_KEY"),
-        ("https://api.openai.com.evil.example/v1/x", "GROQ", "set OPENAI_API_KEY"),
+        # NousResearch/hermes-agent issue 28660
+        (
+            "https://api.deepseek.com/v1/chat/completions",
+            "OPENAI OPENROUTER",
+            "set DEEPSEEK_API_KEY",
+        ),
+        ("https://api.deepseek.com.evil.example/v1/x", "DEEPSEEK", "set OPENAI_API_KEY"),
         ("https://r.openai.azure.com/openai/v1/chat/completions", "OPENAI", "OPENAI"),
         ("https://r.openai.azure.com/openai/v1/responses", "OPENAI AZURE_OPENAI", "AZURE_OPENAI"),
         ("https://aiplatform.googleapis.com/v1/x", "OPENAI GOOGLE", "give --api_key_command"),
@@ -135,6 +141,7 @@ def test_a_header_with_a_key_is_a_key() -> None:
 @pytest.mark.parametrize(
     ("base", "expected"),
     [
+        # rohitg00/agentmemory issue 628, FerroxLabs/wayland issue 1178, BerriAI/litellm issue 8350
         ("http://h:8000/v1", "http://h:8000/v1/embeddings"),
         ("http://h:8000/v1/", "http://h:8000/v1/embeddings"),
         (" http://h:8000 ", "http://h:8000/embeddings"),
@@ -242,7 +249,7 @@ def test_a_key_goes_to_no_other_machine_in_plain_text(tmp_path: Path) -> None:
 
 
 def test_base_url_headers_query_and_a_command_in_one_run(tmp_path: Path) -> None:
-    """No /v1 is doubled, and no secret is in the log, the results or the report."""
+    """No /v1 is doubled by a row's own, and no secret is in the log, the results or the report."""
 
     def refuse_once(visit: Visit) -> None:
         while visit.read():

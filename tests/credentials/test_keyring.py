@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.credentials.urls import host_of, with_query
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options
@@ -120,6 +121,24 @@ def test_no_secret_is_in_the_repr() -> None:
         query={"code": "secret"},
     )
     assert "secret" not in repr(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        # github/copilot-sdk issue 355, NousResearch/hermes-agent 57038, Aider-AI/aider issue 2755
+        *(("Ocp-Apim-Subscription-Key", True), ("CF-Access-Client-Secret", True)),
+        *(("x-portkey-virtual-key", True), ("cf-aig-authorization", True)),
+        # superset-sh/superset pull request 3956, lathe-cli/lathe issue 17
+        *(("x-api-key", True), ("api_key", True), ("Cookie", True), ("X-Auth-Token", True)),
+        *(("code", True), ("sig", True), ("subscription-key", True)),
+        *(("CF-Access-Client-Id", False), ("X-Team", False), ("api-version", False)),
+        *(("OpenAI-Organization", False), ("anthropic-version", False), ("X-Encoding", False)),
+    ],
+)
+def test_the_name_of_a_header_says_whether_it_is_secret(name: str, is_secret: bool) -> None:
+    """The headers of gateways, as people ask for them, and the parameters of URLs."""
+    assert is_secret_name(name) is is_secret
 
 
 @pytest.mark.parametrize(
