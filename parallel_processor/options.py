@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 from parallel_processor.credentials.checks import (
     check_auth_header,
     check_headers,
+    check_limiter,
     check_query,
     checked_hosts,
     checked_keys,
+    checked_replicas,
     keys_by_host,
 )
 from parallel_processor.credentials.keyring import KeyLike, Keyring
@@ -91,15 +93,6 @@ def _check_seconds(name: str, value: float, *, above: bool = True) -> None:
 def _check_whole(name: str, value: int, least: int) -> None:
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
     _check(ok, name, value, f"a whole number of at least {least}")
-
-
-def _check_limiter(limiter: object) -> None:
-    if isinstance(limiter, str):  # which may hold a password
-        ok = limiter.startswith(("redis://", "rediss://", "unix://"))
-        shown = _LOGIN.sub("//", shown_url(limiter))
-        _check(ok, "limiter", shown, "a redis://, rediss:// or unix:// URL")
-    else:
-        _check(limiter is None or callable(limiter), "limiter", limiter, "a URL, or a function")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +203,7 @@ class Options:
     Attributes:
         request_url: where requests go, an ``http`` or ``https`` URL. A login in it is taken out of it,
             and becomes ``login``.
+        replica_urls: further URLs of the same models. A request goes where the fewest are under way.
         api_key: the key that is sent to the host of ``request_url``, printable ASCII; several, to be used
             in turn; or a function that returns one, which is called again when the key has expired. It is
             not in ``repr``.
@@ -259,6 +253,7 @@ class Options:
     """
 
     request_url: str = DEFAULT_REQUEST_URL
+    replica_urls: Sequence[str] = ()
     api_key: KeyLike | None = field(default=None, repr=False)
     api_key_ttl_s: float = math.inf
     api_keys: Mapping[str, KeyLike] = field(default_factory=dict, repr=False)
@@ -305,7 +300,7 @@ class Options:
         _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
         ok = self.account is None or (isinstance(self.account, str) and self.account != "")
         _check(ok, "account", self.account, "a name")
-        _check_limiter(self.limiter)
+        check_limiter(self.limiter)
         ok = self.token_accounting in get_args(TokenAccounting)
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
@@ -327,6 +322,7 @@ class Options:
         check_query(self.query)
         check_auth_header(self.auth_header)
         kept = {
+            "replica_urls": checked_replicas(self.replica_urls, self.request_url, self.login),
             "api_key": checked_keys("api_key", self.api_key, self.api_key_ttl_s),
             "api_keys": keys_by_host(self.api_keys, self.api_key_ttl_s),
             "allowed_hosts": checked_hosts(self.allowed_hosts),
@@ -337,7 +333,9 @@ class Options:
     @property
     def keyring(self) -> Keyring:
         """Which keys are for which host."""
-        return Keyring([self.request_url], self.api_key, self.api_keys, self.allowed_hosts)
+        return Keyring(
+            [self.request_url, *self.replica_urls], self.api_key, self.api_keys, self.allowed_hosts
+        )
 
     def _take_login_out(self) -> None:
         """Make the login of ``request_url`` that of the options."""
@@ -364,6 +362,7 @@ class Settings(TypedDict, total=False):
     """
 
     request_url: str
+    replica_urls: Sequence[str]
     api_key: KeyLike | None
     api_key_ttl_s: float
     api_keys: Mapping[str, KeyLike]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
 from parallel_processor import __version__
+from parallel_processor.cli.actions import AndReplicas, Once
 from parallel_processor.cli.headers import read_headers, read_query
 from parallel_processor.cli.limits_file import read_limits_file
 from parallel_processor.options import (
@@ -98,6 +99,9 @@ class Flag:
     choices: tuple[str, ...] | None = None
     repeatable: bool = False  # each gives one more value
     is_single: bool = False  # given twice it is an error; else the last one counts
+    action: type[argparse.Action] | None = (
+        None  # what becomes of its values, if it is something else
+    )
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Make the flag known to a parser."""
@@ -110,7 +114,7 @@ class Flag:
         action = "append" if self.repeatable else "extend" if self.several else "store"
         group.add_argument(
             flag,
-            action=_Once if self.is_single else action,
+            action=self.action or (Once if self.is_single else action),
             metavar=self.metavar or None,
             type=self.read or READERS.get(type(default), str),
             default=default,
@@ -125,21 +129,6 @@ class Flag:
         if not text and isinstance(default, (int, float, str)):
             text = f"{default:g}" if isinstance(default, float) else str(default)
         return f"{self.help} (default: {text})" if text else self.help
-
-
-class _Once(argparse.Action):
-    """Refuses a second value, which would silently take the place of the first."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is given twice: it takes one file here")
-        setattr(namespace, self.dest, values)
 
 
 _DEFAULTS = Options()
@@ -175,8 +164,11 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               default_text="a comma, in .tsv a tab"),
     ),
     "service": (
-        Flag("request_url", "request_url", "URL", "where to send the requests; without it, to the "
-             "embeddings of $OPENAI_BASE_URL, if that is set", read=lambda text: text),
+        Flag("request_url", "request_url", "URL",
+              "where to send the requests; without it, to the embeddings of $OPENAI_BASE_URL, if that is "
+              "set; given several times, they are servers of the same models: each has the limits for "
+              "itself, and one that fails is left alone for a while",
+              read=lambda text: text, action=AndReplicas),
         Flag("api_key", "api_key", "KEY", "the key",
              default_text="the variable of the URL's provider, such as $OPENAI_API_KEY; a key on the "
              "command line is visible to other users"),
@@ -304,6 +296,7 @@ def settings(flags: argparse.Namespace) -> Settings:
     if flags.limits:
         common = {name: made["limits"][name] for name in ("burst_seconds", "headroom")}
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
+    made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)
 

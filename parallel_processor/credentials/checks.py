@@ -8,10 +8,12 @@ from typing import Any
 
 from parallel_processor.credentials.keyring import KeyLike, hosts_of
 from parallel_processor.credentials.rotating_key import RotatingKey, is_key
+from parallel_processor.credentials.urls import is_url, shown_url, without_login
 from parallel_processor.exceptions import ConfigurationError
 
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _OF_THE_MESSAGE = {"content-length", "transfer-encoding", "connection", "content-encoding", "te"}
+_LOGIN = re.compile(r"//.*@", re.DOTALL)  # of a URL that can't be read, perhaps for its password
 _SECRET = re.compile(
     r"auth|key|token|secret|cookie|passw|credential|signature|\bsig\b|\bcode\b", re.I
 )
@@ -58,6 +60,25 @@ def checked_hosts(hosts: Any) -> tuple[str, ...]:
     for host in hosts:
         _check_host("allowed_hosts", host)
     return tuple(hosts)
+
+
+def checked_replicas(urls: Any, request_url: str, login: str | None) -> tuple[str, ...]:
+    """``replica_urls`` as they are kept: each once, without its login, which must be ``login``."""
+    if isinstance(urls, (str, bytes)) or not isinstance(urls, Sequence):
+        raise ConfigurationError("replica_urls must be a list of URLs")
+    found: dict[str, None] = {}
+    for url in urls:
+        if not is_url(url):
+            shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
+            raise ConfigurationError(
+                f"replica_urls must be http:// or https:// URLs, not {shown!r}"
+            )
+        bare, own_login = without_login(url)
+        if own_login not in (None, login):
+            raise ConfigurationError("replica_urls can't have another login than request_url")
+        found[bare] = None
+    found.pop(request_url, None)
+    return tuple(found)
 
 
 def _check_host(name: str, host: object) -> None:
@@ -108,3 +129,15 @@ def check_auth_header(header: Any) -> None:
         raise ConfigurationError(
             f"auth_header must be NAME or NAME: PREFIX, such as api-key, not {header!r}"
         )
+
+
+def check_limiter(limiter: Any) -> None:
+    """Raise unless ``limiter``, which may hold a password, is a URL of Redis or a function."""
+    if isinstance(limiter, str):
+        if not limiter.startswith(("redis://", "rediss://", "unix://")):
+            shown = _LOGIN.sub("//", shown_url(limiter))
+            raise ConfigurationError(
+                f"limiter must be a redis://, rediss:// or unix:// URL, not {shown!r}"
+            )
+    elif limiter is not None and not callable(limiter):
+        raise ConfigurationError(f"limiter must be a URL, or a function, not {limiter!r}")

@@ -234,3 +234,19 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
 
 def _stands_alone(endpoint: Endpoint) -> bool:
     return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN
+
+
+def on_replica(replica_url: str, request_url: str, url: str) -> str:
+    """The endpoint of ``url``, which is on the host of ``request_url``, under ``replica_url``.
+
+    So what a row's URL became by :func:`resolve_url` is resolved anew.
+    """
+    if url == request_url:
+        return replica_url
+    base, own = urlsplit(request_url), urlsplit(url)
+    base_path, path = base.path.rstrip("/"), own.path
+    stem = base_path[: len(base_path) - len(Endpoint.of_path(base_path).value)]
+    if stem and path.startswith(stem + "/"):
+        path = "/v1" + path[len(stem) :]
+    query = f"?{own.query}" if own.query and own.query != base.query else ""
+    return resolve_url(replica_url, path + query)

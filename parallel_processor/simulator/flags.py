@@ -39,7 +39,12 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("rival_until_s", float, "seconds after the first request at which it ends"),
     ("token_charge", str, "charge the most an answer may have, at once, or what it has, later"),
     ("answer_tokens", int, "tokens of an answer, about, by its usage (default: its text's)"),
-    ("header_style", str, "the provider whose limit headers are sent"),
+    (
+        "dialect",
+        str,
+        "the provider that it speaks like; auto: by the host that is asked, or the path",
+    ),
+    ("header_style", str, "the provider whose limit headers are sent; auto: that of the dialect"),
     ("refusal_code", str, "error code of what the limits refuse"),
     ("latency_s", float, "seconds that an answer takes"),
     ("latency_jitter", float, "share, 0 to 1, by which the latency varies up and down"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.simulator.dialects import DIALECTS
 from parallel_processor.simulator.faults import FAULT_KINDS
 from parallel_processor.simulator.headers import HEADER_STYLES
 from parallel_processor.simulator.quotas import METRICS
@@ -19,6 +20,7 @@ DEFAULT_ERRORS = ("500", "503", "429", "reset", "torn", "html", "detail", "bad_j
 CHOICES = {
     "enforcement": ("bucket", "window"),
     "header_style": HEADER_STYLES,
+    "dialect": ("auto", *DIALECTS),
     "token_charge": ("reserve", "usage"),
 }
 
@@ -111,6 +113,10 @@ class SimulatorOptions:
     has its part of the limit instead. `requests_per_day` is always a bucket. `changes` and the
     rival, another client of the same account, go by the seconds since the first request.
 
+    `dialect` is the provider that the server speaks like: its errors, the header of its key, and its
+    `header_style` if none is given. With "auto" the host that the client names tells it, as behind a proxy,
+    else the path.
+
     `token_charge="reserve"` charges the most that an answer may have at admission; "usage" charges
     the prompt, and the answer once it is written. Then `answer_tokens` is how long answers are, by
     their usage, half as much more or less. With `retry_after` off, refusals say no time to wait;
@@ -139,7 +145,8 @@ class SimulatorOptions:
     reject_oversize: bool = False
     token_charge: str = "reserve"
     answer_tokens: int | None = None
-    header_style: str = "openai"
+    header_style: str = "auto"
+    dialect: str = "auto"
     retry_after: bool = True
     refusal_code: str = DEFAULT_REFUSAL_CODE
     latency_s: float = 0.0

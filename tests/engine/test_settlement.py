@@ -17,12 +17,14 @@ from parallel_processor.files.formats import made_request
 from parallel_processor.files.records import record
 from parallel_processor.models import Estimate, Outcome, Request, Response, Upstream
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.transport.credentials import Credentials
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.attempt import AttemptRunner
 from parallel_processor.workers.pending import PendingRequest
 
@@ -99,6 +101,7 @@ class Bench:
             clock=self.clock,
             left_out=self.left_out,
             on_left_out=lambda bucket: None,
+            routes=Routes(self.options, TokenBuckets(self.options, self.clock)),
         )
 
     def clock(self) -> float:

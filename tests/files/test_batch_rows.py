@@ -313,6 +313,18 @@ def test_a_file_of_a_dialect_is_sent_once_and_resumed(
     assert path in told[0]
 
 
+@pytest.mark.parametrize("name", OWN_URLS)
+def test_a_model_is_filled_into_the_url_of_its_own_api(name: str) -> None:
+    """The row's body stays as it is; without a model it can't be sent."""
+    url = "https://api.example/models/{model}:generateContent"
+    request = line_of(ROWS[name], "m:1", url)
+    assert request.url == "https://api.example/models/m%3A1:generateContent"
+    assert "model" not in request.body
+    reason = line_of(ROWS[name], None, url).invalid_reason
+    assert reason is not None
+    assert "names no model to take the place of {model}" in reason
+
+
 def test_rows_without_a_model_say_how_to_name_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
