@@ -104,6 +104,28 @@ def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.Monke
     assert found == {"gateway.example": "team"}
 
 
+def test_each_replica_gets_the_key_of_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is for no other provider, though the servers have the same models."""
+    urls = (
+        "--request_url",
+        "https://api.openai.com/v1/x",
+        "--request_url",
+        "https://api.groq.com/v1/x",
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    with pytest.raises(ConfigurationError, match="groq.com/v1/x needs a key: set GROQ_API_KEY"):
+        find_keys_by_host(parsed(*urls))
+    assert find_keys_by_host(parsed(*urls, "--api_key", "typed")) == {}
+    monkeypatch.setenv("TEAM_KEY", "team")
+    named = ("--api_key_for", "api.groq.com=TEAM_KEY")
+    assert find_keys_by_host(parsed(*urls, *named)) == {"api.groq.com": "team"}
+    monkeypatch.setenv("GROQ_API_KEY", "groq")
+    assert find_keys_by_host(parsed(*urls)) == {"api.groq.com": "groq"}
+    assert key_of(*urls) == "openai"
+    local = ("--request_url", "http://127.0.0.1:1/v1/x", "--request_url", "http://127.0.0.2:1/v1/x")
+    assert find_keys_by_host(parsed(*local)) == dict.fromkeys(["127.0.0.2:1"], "openai")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
