@@ -175,6 +175,27 @@ def has_key(keys: dict[str, bool]) -> bool:
     return keys.get("other", False)
 
 
+@pytest.mark.parametrize("auth", [None, ("me", "session-0123456789")])
+def test_what_a_session_has_stays_on_its_own_host(
+    two_hosts: dict[str, RawServer], auth: Any
+) -> None:
+    """Its headers, its parameters and its login: another host gets its own key, and nothing else."""
+    factory = session_with(
+        {"X-Api-Key": "session-0123456789", "authorization": "session-0123456789", "X-Team": "a"},
+        params={"code": "session-0123456789"},
+        auth=auth,
+    )
+    own, other = two_hosts["own"], two_hosts["other"]
+    keys = {other.url.partition("//")[2]: KEYS["other"]}
+    with transport(own.url, api_key=None, api_keys=keys, session_factory=factory) as sender:
+        for server in (own, other, own):
+            sender.send(request_to(server.url + "/v1/x"))
+            count = "".join(server.heads[-1:]).count("session-0123456789")
+            assert count == (0 if server is other else 3 if auth is None else 2)
+    assert header_of(other.heads[-1], "authorization") == f"Bearer {KEYS['other']}"
+    assert header_of(other.heads[-1], "x-team") == "a"
+
+
 def test_a_url_that_two_parsers_read_differently_gets_no_key(
     two_hosts: dict[str, RawServer],
 ) -> None:
