@@ -152,7 +152,7 @@ HostRule = Callable[[str], str]
 
 def own_host_only(url: str) -> str:
     """The rule where no other host is allowed."""
-    host = host_of(url).removesuffix(":443")
+    host = urlsplit(url).netloc.removesuffix(":443")
     return f"on another host than the request URL: --allow_host {host} permits it (allowed_hosts)"
 
 
