@@ -59,6 +59,7 @@ class BucketReport:
     Attributes:
         url: the endpoint; empty where it makes no difference.
         model: the model; empty where it makes no difference.
+        key: which of the keys for its host, counted from 0.
         waited_s: the seconds for which its requests waited, by cause.
         admitted: the attempts that were sent.
         rejections: the attempts that the server rejected for a limit.
@@ -78,6 +79,7 @@ class BucketReport:
 
     url: str
     model: str
+    key: int = 0
     waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     admitted: int = 0
     rejections: int = 0

@@ -369,4 +369,5 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        return replace(report, url=shown_url(self.url), model=self.model, limits=limits)
+        url, key = shown_url(self.url), self.upstream.key
+        return replace(report, url=url, model=self.model, key=key, limits=limits)

@@ -21,7 +21,7 @@ class Routes:
     def __init__(self, options: Options, buckets: TokenBuckets) -> None:
         self._url, self.buckets = options.request_url, buckets
         self._host = urlsplit(options.request_url).netloc
-        self._upstreams = upstreams_of(options)
+        self._upstreams, self._keyring = upstreams_of(options), options.keyring
         self._lock = InterruptSafeLock()  # guards the fields below
         self._known: dict[tuple[str, str], AnyBucket] = {}  # by URL and model
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
@@ -30,25 +30,28 @@ class Routes:
     def group(self, url: str, model: str) -> AnyBucket:
         """What requests to ``url`` for ``model`` wait for.
 
-        ``url`` is on the host of ``request_url``. A replica has the same endpoint on its own.
+        On the host of ``request_url`` it stands for the same endpoint of each replica, too.
         """
         found = self._known.get((url, model))
         if found is not None:
             return found
-        if len(self._upstreams) == 1 or urlsplit(url).netloc != self._host:
+        upstreams = self._upstreams_for(url)
+        if len(upstreams) == 1:
             found = self.buckets.bucket(url, model)
         else:
-            found = self._find_group(url, model)
+            found = self._find_group(upstreams, model)
         if len(self._known) < _MOST_KNOWN:
             self._known[url, model] = found
         return found
 
-    def _find_group(self, url: str, model: str) -> AnyBucket:
-        urls = [on_replica(upstream.url, self._url, url) for upstream in self._upstreams]
-        keys = [upstream.key for upstream in self._upstreams]
-        buckets = [
-            self.buckets.bucket(url, model, key) for url, key in zip(urls, keys, strict=True)
-        ]
+    def _upstreams_for(self, url: str) -> list[tuple[str, int]]:
+        """The URLs that stand for ``url``, each with the number of a key."""
+        if urlsplit(url).netloc == self._host:
+            return [(on_replica(each.url, self._url, url), each.key) for each in self._upstreams]
+        return [(url, key) for key in range(len(self._keyring.keys(url)) or 1)]
+
+    def _find_group(self, upstreams: list[tuple[str, int]], model: str) -> AnyBucket:
+        buckets = [self.buckets.bucket(url, model, key) for url, key in upstreams]
         members = tuple(dict.fromkeys(buckets))
         if len(members) == 1:
             return members[0]
