@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from raw_server import RawServer, Visit, answer_all, header_of
+from services import in_background
 
 from parallel_processor import (
     Limits,
@@ -287,3 +289,57 @@ def test_the_summary_has_a_line_for_each_server(tmp_path: Path) -> None:
     text = str(summary)
     assert f"m at {hosts[0]}: {sent[0]} sent" in text
     assert f" at {hosts[1]}: {sent[1]} sent" in text and f"0 answered, {sent[1]} failed" in text
+
+
+def at_first(count: int, status: str, headers: str = "") -> Callable[[Visit], None]:
+    """A server that gives its first requests this error, and then answers."""
+    taken = itertools.count()
+
+    def serve(visit: Visit) -> None:
+        while visit.read():
+            if next(taken) < count:
+                visit.answer(b'{"error": {"message": "no"}}', status=status, headers=headers)
+            else:
+                visit.answer()
+
+    return serve
+
+
+# What users of other balancers reported: LiteLLM #3646 (all in a cooldown, so the request fails), nginx with
+# max_fails=1 (aptible/docker-nginx #131: one error each, and no server is left).
+@pytest.mark.parametrize(
+    ("count", "status", "headers"),
+    [
+        (3, "429 Too Many Requests", "retry-after-ms: 100\r\n"),
+        (1, "500 Internal Server Error", ""),
+        (2, "502 Bad Gateway", ""),
+    ],
+)
+def test_what_all_refuse_for_a_while_is_answered_later(
+    count: int, status: str, headers: str
+) -> None:
+    """No request fails because every server has had a weak moment, and none is lost for that."""
+    script = at_first(count, status, headers)
+    with servers(script, at_first(count, status, headers)) as found:
+        outcomes, _ = send(found, 40)
+        shares = [len(server.bodies) for server in found]
+    assert all(outcome.ok for outcome in outcomes)
+    assert min(shares) > count
+
+
+def test_a_quick_error_attracts_no_requests() -> None:
+    """A server that fails at once has the fewest under way all the time (kubernetes/ingress-nginx #9025)."""
+    held = threading.Semaphore(0)
+
+    def slow(visit: Visit) -> None:
+        while visit.read():
+            held.acquire(timeout=20)
+            visit.answer()
+
+    with servers(always("500 Internal Server Error"), slow) as found:
+        sent = in_background(lambda: send(found, 30, max_workers=4))
+        for _ in range(40):
+            held.release()
+        outcomes, _ = sent()
+        assert all(outcome.ok for outcome in outcomes)
+        assert len(found[0].bodies) <= 30
