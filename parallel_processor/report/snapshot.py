@@ -70,6 +70,7 @@ class Snapshot:
             latency_s={each: s for each, s in latencies.items() if s is not None},
             read=counts.read,
             errors=counts.errors,
+            buckets=self.buckets,
             **counters_of(counts),
         )
 
