@@ -61,6 +61,7 @@ class RequestQueues:
     Attributes:
         inbox: what the reader has put, and is not in its queue yet.
         is_closed: true after :meth:`clear`: nothing is taken in any more.
+        is_last: true once nothing more will be put. The reader sets it.
         all_wait: true if, at the last :meth:`take_places`, every queue waited for its bucket, so that
             requests for another bucket may be read. False if all requests so far were for one bucket,
             which waits for the server's load: it is not worth it to look further.
@@ -74,7 +75,7 @@ class RequestQueues:
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
         self.inbox: deque[PendingRequest] = deque()
-        self.all_wait = self.is_closed = False
+        self.all_wait = self.is_closed = self.is_last = False
         self._queued = self._gone_bytes = 0
         self._put_bytes = 0  # the reader alone changes this one
 
@@ -198,7 +199,7 @@ class RequestQueues:
         )
         queue.first = pending = queue.pending.popleft()
         if isinstance(bucket, BucketGroup):
-            bucket.place(reservation, pending)
+            bucket.place(reservation, pending, self.count if self.is_last else math.inf)
         else:
             bucket.enqueue(reservation)
         return reservation

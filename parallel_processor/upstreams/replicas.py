@@ -9,6 +9,9 @@ flight for longer, and one that pauses, or is out of order, admits nothing.
 **A failure is not repeated where it happened.** A request is not offered to an upstream that failed it, as
 long as that has answered no later request, and another is there. (nginx calls this the next upstream.)
 
+**The end.** What is left at the end of the input is not offered to an upstream that would take longer for
+its answer than the others take for all that is left. So a slow upstream does not hold up the end.
+
 **Set aside.** A member that can't serve, whose key is refused for example, is offered nothing any more. The
 last one never is.
 """
@@ -85,9 +88,16 @@ class BucketGroup:
 
     # Before an attempt.
 
-    def place(self, reservation: Reservation, pending: PendingRequest) -> None:
-        """Have ``reservation`` admitted by the first member that can, now or later."""
+    def place(
+        self, reservation: Reservation, pending: PendingRequest, left: float = math.inf
+    ) -> None:
+        """Have ``reservation`` admitted by the first member that can, now or later.
+
+        ``left`` is how many requests wait, if no others will come.
+        """
         members = self._offered(pending)
+        if left < math.inf:
+            members = _in_time(members, left)
         for member in members:
             if member.admit_at_once(reservation):
                 self._places[reservation] = ((member, reservation),)
@@ -186,6 +196,20 @@ class BucketGroup:
     def newest_answered_at(self) -> float:
         """When the newest of the answered attempts was admitted; minus infinity if there is none."""
         return max(member.newest_answered_at for member in self.members)
+
+
+def _in_time(members: list[TokenBucket], left: float) -> list[TokenBucket]:
+    """The members that answer a request before the others could have answered all that is left."""
+    known = {each: each.server.in_flight.latency_s for each in members}
+    rates = {each: each.in_flight / latency_s for each, latency_s in known.items()}  # Little's law
+    total, found = sum(rates.values()), []
+    for member in members:
+        others_rate = total - rates[member]
+        others_s = [known[each] for each in members if each is not member and rates[each]]
+        is_late = others_s and min(others_s) + left / others_rate < known[member] < math.inf
+        if not is_late:
+            found.append(member)
+    return found or members
 
 
 AnyBucket = TokenBucket | BucketGroup
