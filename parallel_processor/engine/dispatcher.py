@@ -122,8 +122,8 @@ class Dispatcher:
 
     def close(self, *, hurry: bool = False) -> None:
         """Nothing more will be put. In a ``hurry``, what is admitted or being counted is sent, no more."""
-        self._queues.is_last = self.credits.is_last = True
-        self._hurries, self._closed = hurry, True
+        self._queues.is_last = self._closed = self.credits.is_last = True
+        self._hurries = hurry
         self.waker.set()
 
     def is_busy(self) -> bool:

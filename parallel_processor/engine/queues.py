@@ -244,7 +244,10 @@ class RequestQueues:
                 reservation = self._take_place(bucket, queue)
             if reservation.admitted_at is not None:
                 break
-            delay = min(delay, bucket.delay)
+            if isinstance(bucket, BucketGroup):
+                delay = min(delay, bucket.delay_of(reservation))
+            else:
+                delay = min(delay, bucket.delay)
         else:
             is_worth_it = len(self._known) > 1 or (
                 all_wait and self.wait_cause is not WaitCause.CONCURRENCY

@@ -57,7 +57,7 @@ class Routes:
             return members[0]
         with self._lock:
             if members not in self._groups:
-                group = self._groups[members] = BucketGroup(members)
+                group = self._groups[members] = BucketGroup(members, self.buckets.clock)
                 for member in members:
                     if _owner(member) in self._refused:
                         group.set_aside(member)
