@@ -50,8 +50,12 @@ class Endpoint(enum.Enum):
     @classmethod
     def of_path(cls, path: str) -> Endpoint:
         """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
-        path = path.rstrip("/").lower()
-        return next(endpoint for endpoint in cls if path.endswith(endpoint.value))
+        return _endpoint_at(path.rstrip("/").lower())
+
+
+@functools.lru_cache(maxsize=1024)
+def _endpoint_at(path: str) -> Endpoint:
+    return next(endpoint for endpoint in Endpoint if path.endswith(endpoint.value))
 
 
 _WITH_MODEL_IN_PATH = {

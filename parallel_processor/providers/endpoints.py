@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -124,6 +125,7 @@ def url_advice(url: str) -> str:
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
 
+@lru_cache(maxsize=1024)
 def resolve_url(request_url: str, relative: str | None) -> str:
     """The URL of a Batch row: its endpoint on the host of ``request_url``.
 

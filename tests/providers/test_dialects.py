@@ -538,6 +538,23 @@ def test_an_endpoint_that_only_streams_is_refused(end: str, instead: str) -> Non
         Processor(request_url=f"http://localhost{end}")
 
 
+NATIVE = [name for name, case in CASES.items() if not case.url.endswith("/completions")]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_records_of_every_form_are_resumed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_environment: None
+) -> None:
+    """What is on record as answered is not sent again, be it a list of numbers."""
+    case, source = CASES[name], tmp_path / "requests.jsonl"
+    source.write_text(json.dumps(case.body) + "\n")
+    settings: dict[str, Any] = {"api_key": case.key, "allow_plain_http": True}
+    with speaking(case, monkeypatch) as url:
+        first = process_file(source, request_url=url, **settings)
+        again = process_file(source, request_url=url, **settings)
+    assert (first.answered, again.already_answered, again.attempts) == (1, 1, 0)
+
+
 def test_models_in_a_url_are_apart_and_resumed(tmp_path: Path, clean_environment: None) -> None:
     """Each has its bucket; the results keep the model, so that no request is sent twice."""
     lines = [{**GEMINI, "model": f"g-{number % 2}", "metadata": number} for number in range(4)]
