@@ -9,15 +9,35 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from parallel_processor.credentials.checks import (
+    check_auth_header,
+    check_headers,
+    check_limiter,
+    check_query,
+    checked_hosts,
+    checked_keys,
+    checked_replicas,
+    keys_by_host,
+)
+from parallel_processor.credentials.keyring import KeyLike, Keyring
+from parallel_processor.credentials.urls import is_url
+from parallel_processor.credentials.urls import shown_url as shown_url
+from parallel_processor.credentials.urls import without_login as without_login
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.runtime.forks import FORK_LOCK
 
-DEFAULT_REQUEST_URL = "https://api.openai.com/v1/embeddings"
+
+class DefaultUrl(str):
+    """The URL that nobody set: the environment may know another."""
+
+    __slots__ = ()
+
+
+DEFAULT_REQUEST_URL = DefaultUrl("https://api.openai.com/v1/embeddings")
 
 
 class DefaultLimit(float):
@@ -47,26 +67,7 @@ _LEAST = {  # of the settings that are whole numbers
     "default_output_tokens": 0,
 }
 _LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
-_SECRET_IN_URL = re.compile(r"(?<=//)[^/\s]*@|\?.*", re.DOTALL)  # a login, a query
 _LOGIN = re.compile(r"//.*@", re.DOTALL)  # of a URL that can't be read, perhaps for its password
-
-
-def shown_url(url: str) -> str:
-    """``url`` without its login and its query: both may hold a secret."""
-    return _SECRET_IN_URL.sub("", url)
-
-
-def without_login(url: str) -> tuple[str, str | None]:
-    """``url`` without its login, and that login as ``user:password``; ``None`` if it has none."""
-    parts = urlsplit(url)
-    login, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, None
-    bare = parts._replace(netloc=host).geturl()
-    if login in ("", ":"):
-        return bare, None
-    user, _, password = login.partition(":")
-    return bare, f"{unquote(user)}:{unquote(password)}"
 
 
 def _check(ok: bool, name: str, value: object, want: str) -> None:
@@ -92,33 +93,6 @@ def _check_seconds(name: str, value: float, *, above: bool = True) -> None:
 def _check_whole(name: str, value: int, least: int) -> None:
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
     _check(ok, name, value, f"a whole number of at least {least}")
-
-
-def _is_url(url: object) -> bool:
-    if not isinstance(url, str) or not url.isprintable() or " " in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if ":" not in host:  # no IPv6 address
-            with FORK_LOCK:  # the first time, this imports a module
-                host.encode("idna")
-        return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
-    except ValueError:  # the port, the IPv6 address or a label is malformed
-        return False
-
-
-def _check_limiter(limiter: object) -> None:
-    if isinstance(limiter, str):  # which may hold a password
-        ok = limiter.startswith(("redis://", "rediss://", "unix://"))
-        shown = _LOGIN.sub("//", shown_url(limiter))
-        _check(ok, "limiter", shown, "a redis://, rediss:// or unix:// URL")
-    else:
-        _check(limiter is None or callable(limiter), "limiter", limiter, "a URL, or a function")
-
-
-def _is_key(key: object) -> bool:
-    return isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +203,16 @@ class Options:
     Attributes:
         request_url: where requests go, an ``http`` or ``https`` URL. A login in it is taken out of it,
             and becomes ``login``.
-        api_key: the key that is sent with each request, printable ASCII; it is not in ``repr``.
+        replica_urls: further URLs of the same models. A request goes where the fewest are under way.
+        api_key: the key that is sent to the host of ``request_url``, printable ASCII; several, to be used
+            in turn; or a function that returns one, which is called again when the key has expired. It is
+            not in ``repr``.
+        api_key_ttl_s: seconds after which a function is called again though no server refused its key.
+        api_keys: the keys for other hosts, by ``HOST`` or ``HOST:PORT``, each as ``api_key``.
+        allowed_hosts: other hosts that the URLs of requests may name, as ``HOST`` or ``HOST:PORT``.
+        headers: headers that are sent to the host of ``request_url``; they are not in ``repr``.
+        auth_header: the header for ``api_key``, ``NAME`` or ``NAME: PREFIX``. ``None``: that of its host.
+        query: parameters that are added to URLs on the host of ``request_url``; not in ``repr``.
         login: ``user:password`` for Basic authentication, in place of a key or besides one that has
             another header; it is not in ``repr``.
         ca_bundle: whose certificates to trust: a file or directory of authorities, or ``"system"`` for
@@ -270,7 +253,14 @@ class Options:
     """
 
     request_url: str = DEFAULT_REQUEST_URL
-    api_key: str | None = field(default=None, repr=False)
+    replica_urls: Sequence[str] = ()
+    api_key: KeyLike | None = field(default=None, repr=False)
+    api_key_ttl_s: float = math.inf
+    api_keys: Mapping[str, KeyLike] = field(default_factory=dict, repr=False)
+    allowed_hosts: Sequence[str] = ()
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    auth_header: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
     login: str | None = field(default=None, repr=False)
     ca_bundle: str | os.PathLike[str] | None = None
     limits: Limits = field(default_factory=Limits)
@@ -297,12 +287,11 @@ class Options:
     def __post_init__(self) -> None:
         url: object = self.request_url
         shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
-        _check(_is_url(url), "request_url", shown, "an http:// or https:// URL")
+        _check(is_url(url), "request_url", shown, "an http:// or https:// URL")
         self._take_login_out()
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
         _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
-        if self.api_key is not None and not _is_key(self.api_key):
-            raise ConfigurationError("api_key must be printable ASCII without spaces around it")
+        self._keep_keys()
         _check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
         ok = isinstance(self.limits_by_model, Mapping) and all(
             isinstance(pattern, str) and isinstance(limits, Limits)
@@ -311,7 +300,7 @@ class Options:
         _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
         ok = self.account is None or (isinstance(self.account, str) and self.account != "")
         _check(ok, "account", self.account, "a name")
-        _check_limiter(self.limiter)
+        check_limiter(self.limiter)
         ok = self.token_accounting in get_args(TokenAccounting)
         _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
         _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
@@ -325,6 +314,28 @@ class Options:
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             _check(function is None or callable(function), name, function, "a function")
+
+    def _keep_keys(self) -> None:
+        """Check the keys, and what is sent besides; make a function a key that is fetched."""
+        _check_number("api_key_ttl_s", self.api_key_ttl_s)
+        check_headers(self.headers)
+        check_query(self.query)
+        check_auth_header(self.auth_header)
+        kept = {
+            "replica_urls": checked_replicas(self.replica_urls, self.request_url, self.login),
+            "api_key": checked_keys("api_key", self.api_key, self.api_key_ttl_s),
+            "api_keys": keys_by_host(self.api_keys, self.api_key_ttl_s),
+            "allowed_hosts": checked_hosts(self.allowed_hosts),
+        }
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def keyring(self) -> Keyring:
+        """Which keys are for which host."""
+        return Keyring(
+            [self.request_url, *self.replica_urls], self.api_key, self.api_keys, self.allowed_hosts
+        )
 
     def _take_login_out(self) -> None:
         """Make the login of ``request_url`` that of the options."""
@@ -351,7 +362,14 @@ class Settings(TypedDict, total=False):
     """
 
     request_url: str
-    api_key: str | None
+    replica_urls: Sequence[str]
+    api_key: KeyLike | None
+    api_key_ttl_s: float
+    api_keys: Mapping[str, KeyLike]
+    allowed_hosts: Sequence[str]
+    headers: Mapping[str, str]
+    auth_header: str | None
+    query: Mapping[str, str]
     login: str | None
     ca_bundle: str | os.PathLike[str] | None
     limits: Limits

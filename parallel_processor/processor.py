@@ -73,6 +73,8 @@ class Processor:
         self._options = Options(**settings)
         check_url(self._options)
         check_key(self._options)
+        for key in self._options.keyring.rotating():
+            key.fetch_first()
         self._clock = clock
         self._accounts: dict[int, Account] = {}  # by process
         _ = self._account  # made here: its clock begins now
@@ -109,7 +111,7 @@ class Processor:
         ...         print(outcome.request.number, outcome.ok)
         1 True
         """
-        yield from self._outcomes(NumberedRequests(requests, self._options.request_url), progress)
+        yield from self._outcomes(NumberedRequests(requests, self._options), progress)
 
     def imap(
         self, requests: Iterable[RequestLike], *, window: int = 4096, progress: bool | None = False
@@ -131,7 +133,7 @@ class Processor:
     def _in_order(
         self, requests: Iterable[RequestLike], window: int, progress: bool | None
     ) -> Iterator[Outcome]:
-        given = NumberedRequests(requests, self._options.request_url)
+        given = NumberedRequests(requests, self._options)
         order = ReorderBuffer(given, window)
         try:
             for outcome in self._outcomes(given, progress, order.room):
@@ -158,7 +160,7 @@ class Processor:
         >>> [len(outcome.embedding) > 0 for outcome in outcomes]
         [True, True]
         """
-        given = NumberedRequests(requests, self._options.request_url)
+        given = NumberedRequests(requests, self._options)
         outcomes: list[Outcome] = []
         try:
             for outcome in self._outcomes(given, progress):

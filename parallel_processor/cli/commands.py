@@ -50,7 +50,7 @@ _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that
                         "default_text": "they stay in the parts"},
     "overwrite": {"help": "delete the parts in the folder, and send everything again"},
     "api_key": {"help": "the key; without --address alone"},
-    "api_key_file": {"help": "a file with nothing but the key in it, on each node"},
+    "api_key_file": {"help": "a file on each node with the key in it, or with several, one a line"},
     "ca_bundle": {"help": "whose certificates to trust: a file or directory of authorities on each node, "
                           "or system for its operating system's"},
     "limiter": {"default_text": "an actor on the Ray cluster, for all jobs there"},
@@ -108,6 +108,7 @@ def build_verify_parser() -> FlagParser:
         "save_filepath",
         "errors_filepath",
         "request_url",
+        "allow_host",
         "model",
         *TABLE_FLAGS,
     )

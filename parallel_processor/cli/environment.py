@@ -1,38 +1,134 @@
-"""What the command takes from the environment: the key, and whose certificates to trust."""
+"""What the command takes from its flags and the environment together: URL, keys, headers, certificates.
+
+A variable that holds a provider's key counts for the hosts of this provider alone. OpenAI's also counts for
+hosts of no known provider: gateways, and servers that imitate it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
 
-from parallel_processor.cli.keys import read_key, read_key_file
+from parallel_processor.credentials.checks import is_secret_name
+from parallel_processor.credentials.key_text import read_key, read_key_file
+from parallel_processor.credentials.keyring import KeyLike, hosts_of
+from parallel_processor.credentials.urls import host_of, is_url
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.options import SYSTEM_STORE, shown_url, without_login
+from parallel_processor.models import Endpoint
+from parallel_processor.options import SYSTEM_STORE, DefaultUrl, Settings, shown_url, without_login
+from parallel_processor.providers.dialects import key_variables_of, provider_of
 from parallel_processor.providers.endpoints import needs_key
 
 _log = logging.getLogger("parallel_processor")
 KEY_VARIABLE = "OPENAI_API_KEY"
-"""The variable that has the key, if no flag names one."""
+"""The variable that has the key for the host of an unknown provider, if no flag names one."""
+URL_VARIABLE = "OPENAI_BASE_URL"
+_AUTH_HEADERS = {"authorization", "api-key", "x-api-key", "x-goog-api-key"}
 
 
-def find_key(flags: argparse.Namespace) -> str | None:
+def find_url(flags: argparse.Namespace) -> str:
+    """Where requests go: what was typed, else the embeddings of the base URL in the environment."""
+    typed: str = flags.request_url
+    base = os.environ.get(URL_VARIABLE, "").strip()
+    if not base or not isinstance(typed, DefaultUrl):
+        return typed
+    if not is_url(base):
+        shown = shown_url(base)
+        raise ConfigurationError(
+            f"{URL_VARIABLE} must be an http:// or https:// URL, not {shown!r}"
+        )
+    parts = urlsplit(base)
+    path = parts.path.rstrip("/")
+    if Endpoint.of_path(path) is Endpoint.UNKNOWN:
+        path += Endpoint.EMBEDDINGS.value
+    return parts._replace(path=path).geturl()
+
+
+def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
     """The key from the flags, else from the environment; ``None`` if there is none and none is needed.
 
-    A login in the URL was typed, so the variable, which nobody typed, gives way to it.
+    A login in the URL or a header was typed, so a variable, which nobody typed, gives way to it.
     """
-    if flags.api_key and flags.api_key_file:
-        raise ConfigurationError("give --api_key or --api_key_file, not both")
-    has_login = without_login(flags.request_url)[1] is not None
+    url = made["request_url"]
+    typed = [n for n in ("api_key", "api_key_file", "api_key_command") if getattr(flags, n)]
+    if len(typed) > 1:
+        raise ConfigurationError(f"give --{typed[0]} or --{typed[1]}, not both")
+    if flags.api_key_command:
+        # Imported here: few need it.
+        from parallel_processor.credentials.key_command import KeyCommand
+
+        return KeyCommand(flags.api_key_command)
     if flags.api_key_file:
-        return read_key_file(flags.api_key_file)
-    key = read_key(flags.api_key or "", "--api_key") or None
-    if key is None and not has_login:
-        key = read_key(os.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE) or None
-    if key is None and not has_login and needs_key(flags.request_url):
-        what = f"needs a key: set {KEY_VARIABLE}, or give --api_key_file"
-        raise ConfigurationError(f"{shown_url(flags.request_url)} {what}")
-    return key
+        keys = read_key_file(flags.api_key_file, f"--api_key_file {flags.api_key_file}")
+        return keys[0] if len(keys) == 1 else keys
+    if key := read_key(flags.api_key or "", "--api_key"):
+        return key
+    given = [*made["headers"], *made["query"]]
+    if without_login(url)[1] is not None or _AUTH_HEADERS & {name.lower() for name in given}:
+        return None
+    if key := _in_environment(variables := own_variables(flags, url)):
+        return key
+    has_own = any(host_of(url) in hosts_of(host) for host, _ in key_places(flags))
+    if needs_key(url) and not has_own and not any(map(is_secret_name, given)):
+        names = " or ".join(variables)
+        how = f"set {names}, or give --api_key_file" if names else "give --api_key_command"
+        raise ConfigurationError(f"{shown_url(url)} needs a key: {how}")
+    return None
+
+
+def own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
+    """The variables that may hold the key for the request URL, the likeliest first."""
+    known = key_variables_of(url)
+    is_from_environment = isinstance(flags.request_url, DefaultUrl)  # base URL and key are a pair
+    # The cookbook's script takes Azure's key from OpenAI's variable.
+    is_pair = is_from_environment or "AZURE_OPENAI_API_KEY" in known
+    return tuple(dict.fromkeys((*known, KEY_VARIABLE))) if is_pair else known
+
+
+def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
+    """The hosts and variables of ``--api_key_for``."""
+    pairs = [each.partition("=") for each in flags.api_key_for or ()]
+    for host, _, name in pairs:
+        try:
+            ok = name.isidentifier() and bool(hosts_of(host))
+        except ValueError:
+            ok = False
+        if not ok:
+            raise ConfigurationError(
+                f"--api_key_for {host} must be HOST=VARIABLE, with the name of a variable that holds a key"
+            )
+    return [(host, name) for host, _, name in pairs]
+
+
+def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
+    """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host."""
+    found = {}
+    for host in flags.allow_host or ():
+        if key := _in_environment(known_here(host)):
+            found[host] = key
+    for host, name in key_places(flags):
+        if not (key := _in_environment([name])):
+            raise ConfigurationError(f"--api_key_for {host}: the variable {name} is not set")
+        found[host] = key
+    return found
+
+
+def known_here(host: str) -> tuple[str, ...]:
+    """The variable of the provider of ``host`` that is set, if it has one."""
+    url = f"https://{host}"
+    names = (
+        key_variables_of(url) if provider_of(url).name else ()
+    )  # nobody typed OPENAI_API_KEY for it
+    return tuple(name for name in names if os.environ.get(name))[:1]
+
+
+def _in_environment(names: Iterable[str]) -> str:
+    """The key in the first of the variables that is set; empty if none is."""
+    keys = (read_key(os.environ.get(name, ""), name) for name in names)
+    return next(filter(None, keys), "")
 
 
 def find_ca_bundle(flags: argparse.Namespace) -> str | None:

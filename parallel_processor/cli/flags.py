@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
 from parallel_processor import __version__
+from parallel_processor.cli.actions import AndReplicas, Once
+from parallel_processor.cli.headers import read_headers, read_query
 from parallel_processor.cli.limits_file import read_limits_file
 from parallel_processor.options import (
     Limits,
@@ -97,6 +99,9 @@ class Flag:
     choices: tuple[str, ...] | None = None
     repeatable: bool = False  # each gives one more value
     is_single: bool = False  # given twice it is an error; else the last one counts
+    action: type[argparse.Action] | None = (
+        None  # what becomes of its values, if it is something else
+    )
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Make the flag known to a parser."""
@@ -104,11 +109,12 @@ class Flag:
         if not self.metavar and not self.choices:
             group.add_argument(flag, action="store_true", help=self.help)
             return
-        default = attrgetter(self.setting)(_DEFAULTS) if self.setting else self.own_default
+        is_plain = bool(self.setting) and not self.repeatable
+        default = attrgetter(self.setting)(_DEFAULTS) if is_plain else self.own_default
         action = "append" if self.repeatable else "extend" if self.several else "store"
         group.add_argument(
             flag,
-            action=_Once if self.is_single else action,
+            action=self.action or (Once if self.is_single else action),
             metavar=self.metavar or None,
             type=self.read or READERS.get(type(default), str),
             default=default,
@@ -123,21 +129,6 @@ class Flag:
         if not text and isinstance(default, (int, float, str)):
             text = f"{default:g}" if isinstance(default, float) else str(default)
         return f"{self.help} (default: {text})" if text else self.help
-
-
-class _Once(argparse.Action):
-    """Refuses a second value, which would silently take the place of the first."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is given twice: it takes one file here")
-        setattr(namespace, self.dest, values)
 
 
 _DEFAULTS = Options()
@@ -173,10 +164,34 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               default_text="a comma, in .tsv a tab"),
     ),
     "service": (
-        Flag("request_url", "request_url", "URL", "where to send the requests"),
+        Flag("request_url", "request_url", "URL",
+              "where to send the requests; without it, to the embeddings of $OPENAI_BASE_URL, if that is "
+              "set; given several times, they are servers of the same models: each has the limits for "
+              "itself, and one that fails is left alone for a while",
+              read=lambda text: text, action=AndReplicas),
         Flag("api_key", "api_key", "KEY", "the key",
-              default_text="$OPENAI_API_KEY; a key on the command line is visible to other users"),
-        Flag("api_key_file", "", "FILE", "a file with nothing but the key in it"),
+             default_text="the variable of the URL's provider, such as $OPENAI_API_KEY; a key on the "
+             "command line is visible to other users"),
+        Flag("api_key_file", "", "FILE", "a file with the key in it, or with several, one a line"),
+        Flag("api_key_command", "", "COMMAND",
+             "a command that prints the key, such as 'az account get-access-token'; it is run again when "
+             "the key has expired, without a shell"),
+        Flag("api_key_ttl", "api_key_ttl_s", _S, "run that command again after so long, too",
+             default_text="only when the key is refused"),
+        Flag("auth_header", "auth_header", "NAME[: PREFIX]",
+             "the header for the key, such as api-key or 'Authorization: Token'",
+             default_text="that of the URL's provider"),
+        Flag("header", "headers", "'NAME: VALUE'",
+             "a header to send, or @FILE for those in the lines of a file, which other users can't see; "
+             "may be given several times", repeatable=True),
+        Flag("query", "query", "NAME=VALUE",
+             "a parameter to add to the URL, such as api-version=2024-10-21; may be given several times",
+             repeatable=True),
+        Flag("allow_host", "allowed_hosts", "HOST[:PORT]",
+             "another host that the url of a row may name; may be given several times", repeatable=True),
+        Flag("api_key_for", "api_keys", "HOST=VARIABLE",
+             "the variable that has the key for that host; may be given several times",
+             default_text="the one of its provider", repeatable=True),
         Flag("ca_bundle", "ca_bundle", "FILE",
               "whose certificates to trust: a file or directory of authorities, or system for the "
               "operating system's", default_text="$REQUESTS_CA_BUNDLE, $SSL_CERT_FILE, else certifi's"),
@@ -276,9 +291,12 @@ def settings(flags: argparse.Namespace) -> Settings:
         if row.setting:
             part, _, name = row.setting.rpartition(".")
             made[part][name] = getattr(flags, row.name)
+    made[""] |= {"headers": read_headers(flags.header), "query": read_query(flags.query)}
+    made[""] |= {"allowed_hosts": tuple(flags.allow_host or ()), "api_keys": {}}
     if flags.limits:
         common = {name: made["limits"][name] for name in ("burst_seconds", "headroom")}
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
+    made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)
 

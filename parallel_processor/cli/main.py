@@ -19,7 +19,7 @@ from parallel_processor.cli.batch import from_batch, to_batch
 from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
 from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
-from parallel_processor.cli.environment import find_ca_bundle, find_key
+from parallel_processor.cli.environment import find_ca_bundle, find_key, find_keys_by_host, find_url
 from parallel_processor.cli.flags import (
     COMMANDS,
     PROGRAM,
@@ -88,6 +88,7 @@ def _run(flags: argparse.Namespace, process: Callable[[argparse.Namespace, Setti
     raise_soft_limit(flags.max_workers)
     try:
         made: Settings = settings(flags)
+        made["request_url"] = find_url(flags)
         made["api_key"] = None  # a wrong setting is named before a missing key is
         made["ca_bundle"] = find_ca_bundle(flags)
         Options(**made)
@@ -143,7 +144,11 @@ def _verify(words: Sequence[str]) -> int:
             from parallel_processor.cluster.verify import verify_parts
 
             found = verify_parts(
-                requests_paths[0], save_path, flags.errors_filepath, request_url=flags.request_url
+                requests_paths[0],
+                save_path,
+                flags.errors_filepath,
+                request_url=find_url(flags),
+                allowed_hosts=flags.allow_host or (),
             )
         else:
             found, place = _compared(flags)
@@ -167,7 +172,12 @@ def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
     lines = open_sources(with_template(sources, **table_arguments(flags)))
     with fetched(save) as save_path, fetched(errors) if errors else nullcontext() as errors_path:
         result = verify_results(
-            lines, save_path, errors_path, request_url=flags.request_url, model=flags.model
+            lines,
+            save_path,
+            errors_path,
+            request_url=find_url(flags),
+            model=flags.model,
+            allowed_hosts=flags.allow_host or (),
         )
     return result, lines.place
 
@@ -200,7 +210,7 @@ def _cancel(processor: Processor, signal_name: str) -> None:
 
 
 def _process(flags: argparse.Namespace, made: Settings) -> int:
-    made["api_key"] = find_key(flags)
+    made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags)
     _collect_seldom()
     with (
         Processor(**made) as processor,

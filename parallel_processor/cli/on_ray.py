@@ -9,8 +9,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from parallel_processor.cli.ending import exit_code, tell
-from parallel_processor.cli.environment import KEY_VARIABLE, find_key
+from parallel_processor.cli.environment import (
+    KEY_VARIABLE,
+    find_key,
+    find_keys_by_host,
+    find_url,
+    key_places,
+    known_here,
+    own_variables,
+)
 from parallel_processor.cli.signals import SignalWatcher
+from parallel_processor.cluster.job import KeySource
 from parallel_processor.cluster.on_ray import OnRay
 from parallel_processor.exceptions import (
     ConfigurationError,
@@ -63,19 +72,18 @@ def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
 
 
 def _job(flags: argparse.Namespace, made: Settings) -> OnRay:
-    variable, file = "", ""
+    key = KeySource()
     if flags.address is None:
-        made["api_key"] = find_key(flags)
+        made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags)
     else:
-        variable, file = _key_source(flags)
+        key = _key_source(flags)
     return OnRay(
         flags.requests_filepath,
         flags.save_filepath,
         errors_path=flags.errors_filepath,
         address=flags.address,
         num_workers=flags.num_workers,
-        key_variable=variable,
-        key_file=file,
+        key=key,
         overwrite=flags.overwrite,
         keep_failures=flags.keep_failures,
         progress=not flags.no_progress,
@@ -99,8 +107,8 @@ def _check_folder(path: str) -> None:
         )
 
 
-def _key_source(flags: argparse.Namespace) -> tuple[str, str]:
-    """Where workers on a cluster find the key: the name of a variable, or of a file."""
+def _key_source(flags: argparse.Namespace) -> KeySource:
+    """Where workers on a cluster find the keys: the names of variables or of a file, or a command."""
     has_password = flags.limiter and "@" in flags.limiter
     if has_password or without_login(flags.request_url)[1] is not None:
         raise ConfigurationError(
@@ -112,10 +120,17 @@ def _key_source(flags: argparse.Namespace) -> tuple[str, str]:
             "a key in a flag would be visible to everybody who can see the cluster: set "
             f"{KEY_VARIABLE} on its nodes, or give --api_key_file with a file that is there"
         )
+    by_host = {host: name for host in flags.allow_host or () for name in known_here(host)}
+    by_host |= dict(key_places(flags))
+    if flags.api_key_command:
+        return KeySource(command=flags.api_key_command, host_variables=by_host)
     if flags.api_key_file:
-        return "", flags.api_key_file
-    is_used = KEY_VARIABLE in os.environ or needs_key(flags.request_url)
-    return (KEY_VARIABLE if is_used else ""), ""
+        return KeySource(file=flags.api_key_file, host_variables=by_host)
+    url = find_url(flags)
+    names = own_variables(flags, url)
+    here = [name for name in names if name in os.environ]
+    needed = here or (names if needs_key(url) else ())
+    return KeySource(variable=next(iter(needed), ""), host_variables=by_host)
 
 
 def _stop(job: OnRay, signal_name: str) -> None:

@@ -33,6 +33,7 @@ that began a journal writes it. A part is created by whoever is first.
 
 Names that cross the border (module, names):
 
+    job     KeySource
     on_ray  OnRay
     verify  verify_parts
 """

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import cast
 
 from parallel_processor.cluster.blocks import Block
+from parallel_processor.credentials.key_text import read_key_file
+from parallel_processor.credentials.keyring import KeyLike
 from parallel_processor.exceptions import (
     ConfigurationError,
     LimiterError,
@@ -23,39 +26,52 @@ from parallel_processor.report.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySource:
-    """Where each worker finds the key: in a variable of its environment, or in a file. Empty for no key."""
+    """Where each worker finds the key: in a variable of its environment, in a file, or by a command.
+
+    Empty for no key. There may be several, one a line.
+    """
 
     variable: str = ""
     file: str = ""
+    command: str = ""
+    host_variables: Mapping[str, str] = field(default_factory=dict)  # of keys for other hosts
+    secrets_variable: str = ""  # where headers, query and keys for other hosts are, as JSON
     login_variable: str = ""  # where the login of the URL is, if it has one
     limiter_variable: str = ""  # where the URL of the limiter is, if it has a password
 
-    def read(self) -> str | None:
+    def read(self) -> KeyLike | None:
         """The key. Raises :class:`ConfigurationError` if it is not there."""
-        if self.variable:
-            key = os.environ.get(self.variable, "").strip()
-            if not key:
-                raise ConfigurationError(
-                    f"the variable {self.variable} is not set where a worker runs"
-                )
-            return key
+        if self.command:
+            # Imported here: few need it.
+            from parallel_processor.credentials.key_command import KeyCommand
+
+            return KeyCommand(self.command)
         if self.file:
-            try:
-                return Path(self.file).read_text("utf-8-sig").strip()
-            except (OSError, ValueError) as error:
-                raise ConfigurationError(
-                    f"a worker can't read the key file {self.file}: {error}"
-                ) from None
+            return read_key_file(self.file, f"the key file {self.file} of a worker")
+        if self.variable:
+            keys = _variable(self.variable).splitlines()
+            return keys[0] if len(keys) == 1 else keys
         return None
 
     def complete(self, settings: Settings) -> Settings:
-        """``settings`` with key, login and limiter; :class:`ConfigurationError` if there is no key."""
+        """``settings`` with what is secret of them; :class:`ConfigurationError` if there is no key."""
         found: Settings = {**settings, "api_key": self.read()}
+        if self.secrets_variable:
+            found |= cast(Settings, json.loads(_variable(self.secrets_variable)))
+        by_host = {host: _variable(name) for host, name in self.host_variables.items()}
+        if by_host:
+            found["api_keys"] = {**found.get("api_keys", {}), **by_host}
         if self.login_variable:
             found["login"] = os.environ.get(self.login_variable)
         if self.limiter_variable:
             found["limiter"] = os.environ.get(self.limiter_variable)
         return found
+
+
+def _variable(name: str) -> str:
+    if value := os.environ.get(name, "").strip():
+        return value
+    raise ConfigurationError(f"the variable {name} is not set where a worker runs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

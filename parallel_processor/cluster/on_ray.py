@@ -7,8 +7,11 @@ variable, for as long as the run lasts.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +21,9 @@ from parallel_processor.cluster.load import check_ray
 from parallel_processor.cluster.ray_engine import connected, environment, on_ray
 from parallel_processor.cluster.run import ClusterJob, ClusterRun
 from parallel_processor.cluster.tally import ClusterSummary
+from parallel_processor.credentials.checks import is_secret_name
+from parallel_processor.credentials.keyring import KeyLike
+from parallel_processor.credentials.rotating_key import RotatingKey
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.files.object_stores import local_path
 from parallel_processor.options import Options, Settings
@@ -28,7 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _KEY, _LOGIN = "PARALLEL_PROCESSOR_API_KEY", "PARALLEL_PROCESSOR_LOGIN"
-_LIMITER = "PARALLEL_PROCESSOR_LIMITER"
+_NO_KEY = KeySource()
+_LIMITER, _SECRETS = "PARALLEL_PROCESSOR_LIMITER", "PARALLEL_PROCESSOR_SECRETS"
 
 
 class OnRay:
@@ -42,8 +49,7 @@ class OnRay:
         errors_path: str | None = None,
         address: str | None = None,
         num_workers: int | None = None,
-        key_variable: str = "",
-        key_file: str = "",
+        key: KeySource = _NO_KEY,
         overwrite: bool = False,
         keep_failures: bool = False,
         progress: bool | None = None,
@@ -55,15 +61,15 @@ class OnRay:
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
         self._address, self._num_workers = address, num_workers
-        named = KeySource(variable=key_variable, file=key_file and str(Path(key_file).resolve()))
-        bare, key, self._secrets = _without_secrets(settings, named, address)
+        named = replace(key, file=key.file and str(Path(key.file).resolve()))
+        bare, found, self._secrets = _without_secrets(settings, named, address)
         self._job = ClusterJob(
             requests_path=requests_path,
             save_path=save_path,
             errors_path=errors_path or "",
             workers=num_workers or len(os.sched_getaffinity(0)),
             settings=bare,
-            key=key,
+            key=found,
             overwrite=overwrite,
             keep_failures=keep_failures,
             progress=progress,
@@ -103,35 +109,75 @@ def _without_secrets(
 ) -> tuple[Settings, KeySource, dict[str, str]]:
     """The settings without key and login, where workers find these, and the variables for that."""
     options = Options(**settings)
-    is_named = bool(named.variable or named.file)
+    is_named = bool(named.variable or named.file or named.command)
     if address is None and not is_named:
         check_key(options)
     url = options.limiter if isinstance(options.limiter, str) else ""
     found = {
-        _KEY: "" if is_named else options.api_key or "",
+        _KEY: "" if is_named else "\n".join(_texts(options.api_key)),
         _LOGIN: options.login or "",
         _LIMITER: url if "@" in url else "",  # it may have a password
+        _SECRETS: _packed(options, address),
     }
     secrets = {name: value for name, value in found.items() if value}
     if address is not None and secrets:
         raise ConfigurationError(
-            "a key, a login or a password would be visible to everybody who can see the cluster: name a "
-            "variable that is set on its nodes, or a file that is there (key_variable, key_file)"
+            "a key, a login, a password or a header with one would be visible to everybody who can see the "
+            "cluster: name a variable that is set on its nodes, or a file that is there (key_variable, "
+            "key_file, key_variables)"
         )
     bare: Settings = {
         **settings,
         "api_key": None,
+        "api_keys": {},
         "login": None,
         "request_url": options.request_url,
         "limiter": None if _LIMITER in secrets else options.limiter,
     }
-    key = KeySource(
+    if _SECRETS in secrets:
+        bare |= {"headers": {}, "query": {}}
+    key = replace(
+        named,
         variable=named.variable or (_KEY if _KEY in secrets else ""),
-        file=named.file,
+        command=named.command or _command(options.api_key),
         login_variable=_LOGIN if _LOGIN in secrets else "",
         limiter_variable=_LIMITER if _LIMITER in secrets else "",
+        secrets_variable=_SECRETS if _SECRETS in secrets else "",
     )
     return bare, key, secrets
+
+
+def _texts(key: KeyLike | None) -> Sequence[str]:
+    """The keys that are texts."""
+    if isinstance(key, str):
+        return [key]
+    return key if isinstance(key, tuple) else []
+
+
+def _command(key: KeyLike | None) -> str:
+    """The command that prints the key, if one does. A function can't be sent without what it knows."""
+    if not isinstance(key, RotatingKey):
+        return ""
+    if command := getattr(key.fetch, "command", ""):
+        return str(command)
+    raise ConfigurationError(
+        "api_key can't be a function on Ray, which would show what it knows: name a variable, a file or a "
+        "command (key_variable, key_file, key_command)"
+    )
+
+
+def _packed(options: Options, address: str | None) -> str:
+    """Headers, query and the keys for other hosts, as JSON; empty if nothing of it is secret."""
+    if any(isinstance(key, RotatingKey) for key in options.api_keys.values()):
+        raise ConfigurationError(
+            "api_keys can't be functions on Ray: name variables (key_variables)"
+        )
+    is_secret = bool(options.api_keys)
+    is_secret |= any(map(is_secret_name, (*options.headers, *options.query)))
+    if not is_secret and (address is not None or not (options.headers or options.query)):
+        return ""
+    packed = {"headers": options.headers, "query": options.query, "api_keys": options.api_keys}
+    return json.dumps({name: dict(value) for name, value in packed.items()})
 
 
 def process_on_ray(
@@ -143,6 +189,8 @@ def process_on_ray(
     num_workers: int | None = None,
     key_variable: str = "",
     key_file: str = "",
+    key_command: str = "",
+    key_variables: Mapping[str, str] | None = None,
     overwrite: bool = False,
     keep_failures: bool = False,
     progress: bool | None = None,
@@ -163,7 +211,9 @@ def process_on_ray(
             the program has connected.
         num_workers: by default one for each CPU.
         key_variable: the variable of the workers' environment that has the key.
-        key_file: a file with the key, on each node.
+        key_file: a file with the key, on each node, or with several, one a line.
+        key_command: a command that prints the key, which each worker runs. Ray shows its text.
+        key_variables: the variables that have the keys for other hosts, by host.
         overwrite: start afresh, without the old parts.
         keep_failures: leave failed records as they are, and don't send their requests.
         progress: as in :meth:`Processor.process_file`.
@@ -178,8 +228,12 @@ def process_on_ray(
         errors_path=errors_path,
         address=address,
         num_workers=num_workers,
-        key_variable=key_variable,
-        key_file=key_file,
+        key=KeySource(
+            variable=key_variable,
+            file=key_file,
+            command=key_command,
+            host_variables=dict(key_variables or {}),
+        ),
         overwrite=overwrite,
         keep_failures=keep_failures,
         progress=progress,

@@ -33,9 +33,10 @@ from typing import BinaryIO, NamedTuple
 from parallel_processor.cluster.blocks import Block, BlockLines
 from parallel_processor.cluster.folders import Folder, LocalFolder
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.formats import requests_in
+from parallel_processor.files.formats import requests_of
 from parallel_processor.files.identity import identity, read_record
 from parallel_processor.models import Request
+from parallel_processor.options import Options
 
 JOURNALS = "journals"
 _MOST_LOOKS = 200  # at parts of an object store
@@ -97,7 +98,7 @@ def read_journals(folder: Folder) -> tuple[JournalName, ...]:
 
 
 def check_parts(
-    folder: Folder, state: State, open_lines: Callable[[Block], BlockLines], request_url: str
+    folder: Folder, state: State, open_lines: Callable[[Block], BlockLines], options: Options
 ) -> None:
     """Raise :class:`InputFileError` if a line before a part was changed, which moved the bytes of the part.
 
@@ -115,7 +116,7 @@ def check_parts(
             folder.open(part_name(block, failed=block in state.failed)) as part,
             open_lines(block) as lines,
         ):
-            requests = map(identity, requests_in(lines.numbered(), request_url, lines.place))
+            requests = map(identity, requests_of(lines, options, None))
             most = 1 if is_followed else None
             records = filter(None, map(read_record, part))
             if block in state.failed:
@@ -203,10 +204,10 @@ class Match(NamedTuple):
     ok: bool
 
 
-def match(lines: BlockLines, request_url: str, records: Records) -> Iterator[Match | None]:
+def match(lines: BlockLines, options: Options, records: Records) -> Iterator[Match | None]:
     """The record of each line in their order; ``None`` for a line that has none. Reads no record yet."""
     with lines:
-        for request in requests_in(lines.numbered(), request_url, lines.place):
+        for request in requests_of(lines, options, None):
             yield records.take(request)
 
 

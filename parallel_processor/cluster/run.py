@@ -139,7 +139,7 @@ class ClusterRun:
                 keep_failures=job.keep_failures,
                 is_compressed=is_compressed,
             )
-            check_parts(folder, state, self._lines, self._options.request_url)
+            check_parts(folder, state, self._lines, self._options)
             has_limiter = shares_limits or job.settings.get("limiter") is not None
             kept = state.failed if job.keep_failures else ()
             already_failed = sum(failures_in(folder, block, errors) for block in kept)

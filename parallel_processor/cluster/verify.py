@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from parallel_processor.cluster.blocks import BlockLines, uncovered
@@ -12,7 +12,7 @@ from parallel_processor.cluster.parts import part_name, read_state
 from parallel_processor.cluster.plan import check_folders
 from parallel_processor.files.identity import Record
 from parallel_processor.files.verify import Verification, records_in, verify_lines
-from parallel_processor.options import DEFAULT_REQUEST_URL
+from parallel_processor.options import DEFAULT_REQUEST_URL, Options
 
 _MAX_CONFLICTS = 100
 
@@ -23,6 +23,7 @@ def verify_parts(
     errors_path: str | None = None,
     *,
     request_url: str = DEFAULT_REQUEST_URL,
+    allowed_hosts: Sequence[str] = (),
 ) -> Verification:
     """Compare the parts in a folder with the requests, block by block; lines without a part are missing.
 
@@ -34,6 +35,7 @@ def verify_parts(
     folder is a file.
     """
     check_folders(folder_path, errors_path or "")
+    options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
     folder, size = open_folder(folder_path), input_size(requests_path)
     errors = open_folder(errors_path) if errors_path else None
     state = read_state(folder)
@@ -51,7 +53,7 @@ def verify_parts(
             return _records(files)
 
         lines = BlockLines(open_input(requests_path), block, requests_path)
-        total = _added(total, verify_lines(lines, records, request_url))
+        total = _added(total, verify_lines(lines, records, options))
     return total
 
 

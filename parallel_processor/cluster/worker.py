@@ -28,7 +28,6 @@ from parallel_processor.exceptions import (
     stop_cause_of,
 )
 from parallel_processor.files.records import read_outcome
-from parallel_processor.options import DEFAULT_REQUEST_URL
 from parallel_processor.processor import Processor
 from parallel_processor.report.report_file import request_note
 from parallel_processor.report.samples import RequestNote
@@ -63,7 +62,6 @@ class BlockWorker:
         self._job = job
         self._folder = open_folder(job.folder)
         self._errors = open_folder(job.errors) if job.errors else None
-        self._url = job.settings.get("request_url", DEFAULT_REQUEST_URL)
         self._processor = Processor(**job.key.complete(job.settings))
         self._incarnation = f"{uuid.uuid4().hex}-{os.getpid()}"
         self._lock = InterruptSafeLock()  # guards the fields below
@@ -151,7 +149,7 @@ class BlockWorker:
                     retaken += count if run == self._job.run else 0
                     already += count if run != self._job.run else 0
             if already + retaken:
-                found = match(self._open(block), self._url, records)
+                found = match(self._open(block), self._processor.options, records)
                 good = (records.read(each.place) for each in found if each is not None and each.ok)
                 journal.begin(good)
         finally:
@@ -166,7 +164,7 @@ class BlockWorker:
         records = Records()
         try:
             records.add(journal.path.open("rb"))
-            found = list(match(self._open(attempt.block), self._url, records))
+            found = list(match(self._open(attempt.block), self._processor.options, records))
             matches = [each for each in found if each is not None]
             if len(matches) < len(found):
                 text = f"{len(found) - len(matches)} lines have no record"

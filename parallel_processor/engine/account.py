@@ -24,6 +24,7 @@ from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.routes import Routes
 
 _Waits = Mapping[Hashable, Mapping[WaitCause, float]]
 
@@ -46,8 +47,9 @@ class Account:
     def __init__(self, options: Options, clock: Callable[[], float]) -> None:
         self._options, self._clock, self._made_at = options, clock, clock()
         self.buckets = _make_buckets(options, clock)
+        self.routes = Routes(options, self.buckets)
         self.estimator = CostEstimator(options)
-        self.submissions = Submissions(self.run, options.request_url, options.dedupe)
+        self.submissions = Submissions(self.run, options)
         self._lock = InterruptSafeLock()  # guards the fields below
         self._runs: dict[Run, float] = {}  # as they began, and when
         self._runs_s = self._busy_s = (
@@ -80,7 +82,7 @@ class Account:
         """
         run = Run(
             self._options,
-            buckets=self.buckets,
+            routes=self.routes,
             estimator=self.estimator,
             make_sink=make_sink and partial(self._sink, make_sink),
             on_begin=on_begin,

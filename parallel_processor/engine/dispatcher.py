@@ -25,13 +25,13 @@ from parallel_processor.engine.credits import Credits, WriterSlack
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Estimate, Request, WaitCause
-from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.stop import StopSignal, WakeEvent
 from parallel_processor.runtime.threads import InterruptSafeThread
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 _log = logging.getLogger("parallel_processor")
@@ -142,7 +142,7 @@ class Dispatcher:
             self.credits.open()
             self._wake()
 
-    def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
+    def remove(self, bucket: AnyBucket) -> list[PendingRequest]:
         """Take every request for ``bucket`` out of the queues."""
         with self._lock:
             self.credits.take_in()

@@ -17,7 +17,7 @@ from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import arranged
-from parallel_processor.files.formats import requests_in, tell_notes
+from parallel_processor.files.formats import requests_of, tell_notes
 from parallel_processor.files.input_order import RequestOrder
 from parallel_processor.files.object_stores import StoredFile
 from parallel_processor.files.requests_file import Place, RequestLines, line_place
@@ -107,7 +107,7 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        requests = requests_in(lines.numbered(), self._options.request_url, lines.place, job.model)
+        requests = requests_of(lines, self._options, job.model)
         order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order
@@ -146,8 +146,7 @@ class FileRun:
         may_refuse = answered.has_ids_alone and job.output_format != "batch"
         if may_refuse and all(source.size_bytes is not None for source in job.sources):
             with open_sources(job.sources) as lines:
-                url = self._options.request_url
-                requests = requests_in(lines.numbered(), url, lines.place, job.model)
+                requests = requests_of(lines, self._options, job.model)
                 answered.check_lines(requests, lines.place, check)
         return answered
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from parallel_processor.files.formats import made_request, tell_notes
 from parallel_processor.models import Outcome, Request
+from parallel_processor.options import Options
+from parallel_processor.providers.endpoints import host_rule
 
 
 class NumberedRequests:
@@ -19,9 +21,9 @@ class NumberedRequests:
         is_over: true once there are no more.
     """
 
-    def __init__(self, given: Iterable[Request | Mapping[str, Any]], request_url: str) -> None:
+    def __init__(self, given: Iterable[Request | Mapping[str, Any]], options: Options) -> None:
         self._given = given
-        self._request_url = request_url
+        self._request_url, self._rule = options.request_url, host_rule(options)
         self._total = len(given) if isinstance(given, Sized) else None
         self.read = 0
         self.is_over = False
@@ -29,7 +31,7 @@ class NumberedRequests:
     def __iter__(self) -> Iterator[Request]:
         noted: set[str] = set()
         for each in self._given:
-            request = made_request(each, self.read + 1, self._request_url)
+            request = made_request(each, self.read + 1, self._request_url, self._rule)
             self.read += 1
             if request.dropped:
                 tell_notes(request, noted, "request {}".format)

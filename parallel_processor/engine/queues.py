@@ -1,5 +1,7 @@
 """One FIFO queue for each token bucket, so that an exhausted bucket never blocks another.
 
+A group of buckets (``upstreams/replicas.py``) has one queue. Here, a bucket may be a group.
+
 Only the head of a queue holds a place in its bucket: a reservation that the bucket admits in its turn. Its
 tokens must have been counted before, by any thread, outside the lock. A request that is to be sent again
 returns to the head of its queue once its backoff has expired. Other runs may share a bucket. If a call of
@@ -13,14 +15,14 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from parallel_processor.models import Estimate, WaitCause
-from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import Settable
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
 _log = logging.getLogger("parallel_processor")
@@ -67,8 +69,8 @@ class RequestQueues:
     def __init__(self, cost: Callable[[Estimate], Cost], wake: Settable) -> None:
         self._cost = cost
         self._wake = wake
-        self._queues: dict[TokenBucket, _BucketQueue] = {}  # in turn; no queue is empty
-        self._known: set[TokenBucket] = set()
+        self._queues: dict[AnyBucket, _BucketQueue] = {}  # in turn; no queue is empty
+        self._known: set[AnyBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
         self.inbox: deque[PendingRequest] = deque()
@@ -161,7 +163,7 @@ class RequestQueues:
         self._queue_of(pending.group).pending.appendleft(pending)
         self._queued += 1
 
-    def _queue_of(self, bucket: TokenBucket) -> _BucketQueue:
+    def _queue_of(self, bucket: AnyBucket) -> _BucketQueue:
         queue = self._queues.get(bucket)
         if queue is None:
             queue = self._queues[bucket] = _BucketQueue()
@@ -171,7 +173,7 @@ class RequestQueues:
 
     def admit(self) -> AdmittedRequest | None:
         """The next head of a queue that its bucket admits, each queue in its turn; ``None`` if none."""
-        asked: set[SharedLimits] | None = None  # a poll is for all buckets that share limits
+        asked: set[Hashable] | None = None  # a poll is for all buckets that share limits
         for bucket, queue in self._queues.items():
             reservation = queue.reservation
             if reservation is None:
@@ -187,22 +189,27 @@ class RequestQueues:
                 return self._leave(bucket, queue, reservation)
         return None
 
-    def _take_place(self, bucket: TokenBucket, queue: _BucketQueue) -> Reservation:
+    def _take_place(self, bucket: AnyBucket, queue: _BucketQueue) -> Reservation:
         estimate = queue.pending[0].estimate
         assert estimate is not None
         tokens, output_tokens = self._cost(estimate)
         queue.reservation = reservation = Reservation(
             tokens, self._wake, output_tokens=output_tokens
         )
-        queue.first = queue.pending.popleft()
-        bucket.enqueue(reservation)
+        queue.first = pending = queue.pending.popleft()
+        if isinstance(bucket, BucketGroup):
+            bucket.place(reservation, pending)
+        else:
+            bucket.enqueue(reservation)
         return reservation
 
     def _leave(
-        self, bucket: TokenBucket, queue: _BucketQueue, reservation: Reservation
+        self, bucket: AnyBucket, queue: _BucketQueue, reservation: Reservation
     ) -> AdmittedRequest:
         pending, queue.reservation, queue.first = queue.first, None, None
         assert pending is not None
+        if isinstance(bucket, BucketGroup):
+            pending.bucket, reservation = bucket.admitted(reservation)
         is_empty = not (queue.pending or queue.uncounted or queue.counting)
         if is_empty or len(self._queues) > 1:
             del self._queues[bucket]
@@ -255,7 +262,7 @@ class RequestQueues:
                 queue.reservation = queue.first = None
                 self.all_wait = False
 
-    def remove(self, bucket: TokenBucket) -> list[PendingRequest]:
+    def remove(self, bucket: AnyBucket) -> list[PendingRequest]:
         """Remove every request for ``bucket``, also those in a backoff, and return them."""
         queue, left = self._queues.pop(bucket, None), []
         self._known.discard(bucket)
@@ -293,11 +300,16 @@ class RequestQueues:
 
     def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
         """What each bucket waits for: ``idle`` if it has no queue, or if the run is full."""
-        causes = [(bucket, idle if is_full else _cause(bucket)) for bucket in self._queues]
-        return causes + [(bucket, idle) for bucket in self._known - self._queues.keys()]
+        causes = [
+            (bucket, idle if is_full else _cause(bucket))
+            for group in self._queues
+            for bucket in group.members
+        ]
+        idle_groups = self._known - self._queues.keys()
+        return causes + [(bucket, idle) for group in idle_groups for bucket in group.members]
 
 
-def _cause(bucket: TokenBucket) -> WaitCause:
+def _cause(bucket: AnyBucket) -> WaitCause:
     """What the queue of ``bucket`` waits for, even if its head has no place yet."""
     if bucket.wait_cause:
         return WaitCause(bucket.wait_cause)

@@ -37,7 +37,7 @@ class Rejections:
     def __init__(self, policy: RetryPolicy, counters: Counters, stop: StopSignal) -> None:
         self._policy, self._counters, self._stop = policy, counters, stop
 
-    def judged(self, attempt: Attempt, bucket: TokenBucket, retry_state: RetryState) -> Attempt:
+    def judged(self, attempt: Attempt, pending: PendingRequest, retry_state: RetryState) -> Attempt:
         """``attempt`` with the status that counts for its request."""
         rejection = attempt.rejection
         if rejection is None or attempt.status not in (
@@ -46,10 +46,10 @@ class Rejections:
         ):
             return attempt
         status = attempt.status
-        answers = bucket.tally().answers
+        answers = sum(bucket.tally().answers for bucket in pending.group.members)
         if rejection.overload and answers > retry_state.answers_at_refusal:
             status = AttemptStatus.RATE_LIMITED
-        if status is AttemptStatus.RATE_LIMITED and _is_own(rejection, bucket, retry_state):
+        if status is AttemptStatus.RATE_LIMITED and _is_own(rejection, pending.bucket, retry_state):
             status = AttemptStatus.RETRY
         retry_state.answers_at_refusal = answers
         return attempt if status is attempt.status else replace(attempt, status=status)
@@ -97,7 +97,9 @@ def _is_own(rejection: Rejection, bucket: TokenBucket, retry_state: RetryState) 
     """Note a refusal of a request; true if the request is the reason, and not a limit."""
     if rejection.kind or rejection.concurrency or rejection.ramp_too_fast:
         return False
-    now, first = bucket.tally(), retry_state.first_refusal
+    if retry_state.judged_by not in (None, bucket):
+        return False
+    now, first, retry_state.judged_by = bucket.tally(), retry_state.first_refusal, bucket
     if first is not None:
         others = now.refusals - first.refusals - retry_state.own_refusals
         if others > _SHARED * (now.answers - first.answers):

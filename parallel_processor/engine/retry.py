@@ -22,6 +22,7 @@ from parallel_processor.engine.rejections import is_timeout
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.runtime.forks import load
+from parallel_processor.upstreams.outage import longest_backoff_s
 from parallel_processor.workers.pending import RetryState
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def backoff_s(policy: RetryPolicy, retry_state: RetryState, attempt: Attempt) ->
     """
     asked = min(attempt.retry_after_s or 0.0, policy.rate_limit_deadline_s)
     if attempt.status is AttemptStatus.RETRY:
+        if retry_state.has_other:
+            return 0.0
         longest = longest_backoff_s(policy, retry_state.failures)
         backoff = random.uniform(0.0, longest)
         if is_timeout(attempt):
@@ -115,8 +118,3 @@ def backoff_s(policy: RetryPolicy, retry_state: RetryState, attempt: Attempt) ->
     if attempt.rejection is not None and attempt.rejection.overload:
         return random.uniform(0.0, longest_backoff_s(policy, max(1, retry_state.own_refusals)))
     return 0.0
-
-
-def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:
-    """The longest backoff after that many ``failures``, which are at least one."""
-    return min(policy.backoff_max_s, policy.backoff_initial_s * 2.0 ** min(failures - 1, 60))

@@ -49,8 +49,6 @@ from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
-from parallel_processor.ratelimit.registry import TokenBuckets
-from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
@@ -60,6 +58,8 @@ from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
 from parallel_processor.runtime.threads import run_apart
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.replicas import AnyBucket
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
@@ -72,7 +72,7 @@ class Run:
 
     Args:
         options: the settings.
-        buckets: the limits, which other runs may share.
+        routes: the token buckets of its upstreams, which other runs may share.
         estimator: estimates what a request will cost.
         make_sink: makes the sink, which takes each outcome from a worker. ``None``: they are yielded.
         on_begin: called before the first request is queued; it may raise.
@@ -90,7 +90,7 @@ class Run:
         self,
         options: Options,
         *,
-        buckets: TokenBuckets,
+        routes: Routes,
         estimator: CostEstimator,
         make_sink: MakeSink | None = None,
         on_begin: Callable[[], None] | None = None,
@@ -104,14 +104,14 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._buckets, self._estimator = buckets, estimator
+        self._routes, self._estimator = routes, estimator
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._stop = StopSignal()
         self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
         self.waker = WakeEvent()  # for the reader
         self._activity = WaitCause.INPUT  # what the reader is doing
-        self._seen: set[TokenBucket] = set()
+        self._seen: set[AnyBucket] = set()
         self._max_workers = affordable_workers(options.max_workers)
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
@@ -163,7 +163,8 @@ class Run:
             waker=self._dispatcher.waker,
             clock=self._clock,
             left_out=self._left_out,
-            on_left_out=lambda bucket: self._leave(*self._dispatcher.remove(bucket)),
+            on_left_out=lambda group: self._leave(*self._dispatcher.remove(group)),
+            routes=self._routes,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
@@ -271,14 +272,14 @@ class Run:
 
     def _put(self, request: Request) -> None:
         url, model = self._estimator.url_and_model(request)
-        bucket = self._buckets.bucket(url, model)
-        pending = PendingRequest(request=request, group=bucket, bucket=bucket)
-        if not bucket.counts_tokens:
+        group = self._routes.group(url, model)
+        pending = PendingRequest(request=request, group=group, bucket=group.members[0])
+        if not group.counts_tokens:
             pending.estimate = self._estimator.guess(request, model)
-        if pending.estimate is None and (self._options.processes > 1 or bucket not in self._seen):
-            self._seen.add(bucket)
+        if pending.estimate is None and (self._options.processes > 1 or group not in self._seen):
+            self._seen.add(group)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between
-        if bucket in self._left_out:
+        if group in self._left_out:
             self._leave(pending)
             return
         if not self._has_begun:
@@ -301,7 +302,7 @@ class Run:
     def _leave(self, *left_out: PendingRequest) -> None:
         """The model of these requests is left out."""
         for pending in left_out:
-            self._left_out.tell(pending.request, pending.bucket)
+            self._left_out.tell(pending.request, pending.group)
             self._delivery.drop(pending)
 
     def _count(self, pending: PendingRequest) -> None:
@@ -349,7 +350,7 @@ class Run:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
                 if outcome.unanswered:
-                    self._left_out.tell(outcome.request, admitted.pending.bucket)
+                    self._left_out.tell(outcome.request, admitted.pending.group)
                 size_bytes = self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room, size_bytes=size_bytes)
             pending = admitted.pending

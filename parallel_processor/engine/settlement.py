@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.engine.outage import Judgement, Outages, Verdict
 from parallel_processor.engine.rejections import Rejections, is_timeout
 from parallel_processor.engine.repeats import RepeatedWarnings
 from parallel_processor.engine.retry import RETRIED, RetrySchedule
@@ -30,6 +29,10 @@ from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.failover import Failover
+from parallel_processor.upstreams.outage import Judgement, Outages, Verdict
+from parallel_processor.upstreams.replicas import AnyBucket
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
@@ -37,6 +40,7 @@ _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the w
 _MAX_ERROR_CHARS = 1000
 _ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 _UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
+_OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 _MINUTE_S = 60.0
 
 
@@ -72,7 +76,8 @@ class Settlement:
         waker: object,
         clock: Callable[[], float],
         left_out: LeftOut,
-        on_left_out: Callable[[TokenBucket], None],
+        on_left_out: Callable[[AnyBucket], None],
+        routes: Routes,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
@@ -81,6 +86,7 @@ class Settlement:
         self._has_answer = False  # to any request of this run
         self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
+        self._failover = Failover(routes, self._outages, options.retry)
         self._rejections = Rejections(options.retry, counters, stop)
         self._equal_failures = EqualFailures(
             options.stop_after_equal_failures,
@@ -123,17 +129,19 @@ class Settlement:
         if attempt.status is _ANSWERED and self._options.validate is not None:
             attempt = _validated(attempt, self._options.validate)
             if attempt.status is _ANSWERED:
-                self._equal_failures.works(pending.bucket)
+                self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
+            if pending.retry_state is not None:
+                self._failover.answered(pending)
         else:
             delay_s = self._fail(pending, reservation, attempt)
             if delay_s is not None:
-                if self._stop.cause is not None or pending.bucket in self._left_out:
+                if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
             if attempt.status not in _UNANSWERED:
-                self._look_for_equal_failures(pending.bucket, attempt)
+                self._look_for_equal_failures(pending.group, attempt)
         return Settled(_outcome(pending, attempt), 0.0, release.made_room)
 
     def _charge(
@@ -179,22 +187,43 @@ class Settlement:
         if retry_state is None:
             retry_state = pending.retry_state = RetryState(request=pending.request)
         number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
-        judged = self._outages.judge(pending.bucket, number, admitted_at, attempt)
+        others_at = self._failover.others_answered_at(pending)
+        judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
         attempt = self._without_charge(attempt, judged, retry_state)
-        attempt = self._rejections.judged(attempt, pending.bucket, retry_state)
+        attempt = self._rejections.judged(attempt, pending, retry_state)
         retry_state.note(attempt, self._clock())
         if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:
             # An earlier rejection has ended: the outage has its own deadline.
             retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
-        self._react(attempt, reservation, pending, judged)
+        if others_at is None or not self._is_taken_over(attempt, reservation, pending, judged):
+            self._react(attempt, reservation, pending, judged)
+        elif attempt.status not in _OUT or (
+            retry_state.has_other and judged.verdict is not Verdict.SERVES
+        ):
+            return 0.0
         if attempt.status not in RETRIED:
             return None
-        if pending.bucket in self._left_out or judged.verdict is Verdict.LOST:
+        if pending.group in self._left_out or judged.verdict is Verdict.LOST:
             return 0.0
         delay_s = self._schedule.retry_in_s(retry_state, attempt)
         if delay_s is None or attempt.status is AttemptStatus.RETRY:
             return delay_s
         return max(delay_s, judged.pause_s)
+
+    def _is_taken_over(
+        self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
+    ) -> bool:
+        """True if other upstreams serve the request, so that the failure means nothing for the run."""
+        failover, is_taken_over = (
+            self._failover,
+            self._failover.takes_over(
+                pending, reservation, attempt, judged, was_reached=self._was_reached
+            ),
+        )
+        if is_taken_over and attempt.status in _OUT:
+            self._pause_server(attempt, reservation, pending.bucket, judged)
+        failover.note(pending, reservation, attempt)
+        return is_taken_over
 
     def _without_charge(
         self, attempt: Attempt, judged: Judgement, retry_state: RetryState
@@ -219,24 +248,27 @@ class Settlement:
         if attempt.status is AttemptStatus.FATAL or is_setup:
             self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
         elif attempt.status is AttemptStatus.MODEL_SPENT:
-            self._leave_out(bucket, attempt.error, StopCause.QUOTA)
-        elif attempt.status in (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY):
-            self._wait_for_server(attempt, reservation, bucket, judged)
+            self._leave_out(pending.group, attempt.error, StopCause.QUOTA)
+        elif attempt.status in _OUT:
+            self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
             if not self._was_reached and is_timeout(attempt):
-                self._stop_if_silent(reservation)
+                self._stop_if_silent(reservation, bucket)
 
-    def _stop_if_silent(self, timed_out: Reservation) -> None:
+    def _stop_if_silent(self, timed_out: Reservation, bucket: TokenBucket) -> None:
         """Stop the run if the server takes connections, and never answers."""
         if text := self._silence.timed_out(timed_out.place):
-            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            host = self._host(bucket)
             after_s = self._options.request_timeout_s
             message = f"{host} takes connections but doesn't answer within {after_s:g} s: {text}"
             self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
 
+    def _host(self, bucket: TokenBucket) -> str:
+        return urlsplit(bucket.url or self._options.request_url).netloc.rpartition("@")[2]
+
     def _wait_for_server(
-        self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement
+        self, attempt: Attempt, failed: Reservation, pending: PendingRequest, judged: Judgement
     ) -> None:
         """Pause while the server can't be reached, or isn't ready, and try it with single requests.
 
@@ -244,7 +276,7 @@ class Settlement:
         """
         is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
         if not self._was_reached and judged.round >= policy.max_attempts:
-            host = urlsplit(self._options.request_url).netloc.rpartition("@")[2]
+            host = self._host(pending.bucket)
             what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
             message = attempt.error if is_proxys else what + attempt.error
@@ -254,14 +286,21 @@ class Settlement:
         elif judged.verdict is Verdict.LOST:
             waited_s = policy.rate_limit_deadline_s
             reason = f"the server was not ready for {waited_s:,.0f} s: {attempt.error}"
-            self._leave_out(bucket, reason, StopCause.UNREACHABLE)
-        elif judged.verdict is Verdict.SERVES and not is_unreachable:
+            self._leave_out(pending.group, reason, StopCause.UNREACHABLE)
+        else:
+            self._pause_server(attempt, failed, pending.bucket, judged)
+
+    def _pause_server(
+        self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement
+    ) -> None:
+        """Send nothing to a server for a while, then single requests."""
+        if judged.verdict is Verdict.SERVES and attempt.status is not AttemptStatus.UNREACHABLE:
             return  # one of several servers behind the URL: the others answer
-        elif bucket.probe(judged.pause_s, failed):
+        if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
             _log.info("pausing for %.3g s: %s", judged.pause_s, attempt.error)
 
-    def _leave_out(self, bucket: TokenBucket, reason: str, cause: StopCause) -> None:
+    def _leave_out(self, bucket: AnyBucket, reason: str, cause: StopCause) -> None:
         """Send no more requests of ``bucket``; the others go on."""
         message = self._left_out.add(bucket, reason, cause)
         self._on_left_out(bucket)  # by each: no worker takes another one before the queue is empty
@@ -269,7 +308,7 @@ class Settlement:
             bucket.free()
             _log.error("%s", message)
 
-    def _look_for_equal_failures(self, bucket: TokenBucket, attempt: Attempt) -> None:
+    def _look_for_equal_failures(self, bucket: AnyBucket, attempt: Attempt) -> None:
         """Stop the run if every request of the model fails for one reason."""
         if (error := self._equal_failures.failed(bucket, attempt)) is not None:
             self._stop.set(error)

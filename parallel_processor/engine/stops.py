@@ -31,8 +31,8 @@ from parallel_processor.exceptions import (
 from parallel_processor.models import Attempt, Request
 from parallel_processor.options import Options, RetryPolicy, shown_url
 from parallel_processor.providers.endpoints import url_advice
-from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
+from parallel_processor.upstreams.replicas import AnyBucket
 
 _SILENT_S = 60.0  # after the first timeout
 _MOST_REASONS = 50  # with more of them, the reasons are the requests' own
@@ -97,17 +97,17 @@ class EqualFailures:
         """``most`` is 0 for no bound. With ``validates``, only :meth:`works` says that a model answers."""
         self._most, self._validates, self._answered_before = most, validates, answered_before
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._reasons: dict[TokenBucket, Counter[str]] = {}
-        self._works: set[TokenBucket] = set()
+        self._reasons: dict[AnyBucket, Counter[str]] = {}
+        self._works: set[AnyBucket] = set()
 
-    def works(self, bucket: TokenBucket) -> None:
+    def works(self, bucket: AnyBucket) -> None:
         """The model answers: none of its failures counts."""
         if bucket not in self._works:
             with self._lock:
                 self._works.add(bucket)
                 self._reasons.pop(bucket, None)
 
-    def failed(self, bucket: TokenBucket, attempt: Attempt) -> RunStoppedError | None:
+    def failed(self, bucket: AnyBucket, attempt: Attempt) -> RunStoppedError | None:
         """Count a request that failed for good; an error if that is to stop the run."""
         if not self._most or bucket in self._works:
             return None
@@ -135,12 +135,12 @@ class EqualFailures:
         return RunStoppedError(message + hint, StopCause.EQUAL_FAILURES, models=(bucket.model,))
 
 
-def _requests_of(bucket: TokenBucket, number: int) -> str:
+def _requests_of(bucket: AnyBucket, number: int) -> str:
     model = f" for {bucket.model}" if bucket.model else ""
     return f"the first {number} requests{model}"
 
 
-def _hint(bucket: TokenBucket, attempt: Attempt) -> str:
+def _hint(bucket: AnyBucket, attempt: Attempt) -> str:
     """What a URL should look like, where the server doesn't know it."""
     url = shown_url(bucket.url)
     if _status(attempt) not in (404, 405, 410):
@@ -158,7 +158,7 @@ class LeftOut:
     def __init__(self, on_left_out: OnLeftOut | None) -> None:
         self._on_left_out = on_left_out
         self._lock = InterruptSafeLock()  # guards the field below
-        self._errors: dict[TokenBucket, RunStoppedError] = {}
+        self._errors: dict[AnyBucket, RunStoppedError] = {}
 
     def __contains__(self, bucket: object) -> bool:
         return bucket in self._errors
@@ -166,7 +166,7 @@ class LeftOut:
     def __bool__(self) -> bool:
         return bool(self._errors)
 
-    def add(self, bucket: TokenBucket, reason: str, cause: StopCause) -> str:
+    def add(self, bucket: AnyBucket, reason: str, cause: StopCause) -> str:
         """Leave ``bucket`` out; the message, which is empty if it was left out already."""
         with self._lock:
             if bucket in self._errors:
@@ -176,7 +176,7 @@ class LeftOut:
             self._errors[bucket] = RunStoppedError(message, cause, models=(bucket.model,))
             return message
 
-    def tell(self, request: Request, bucket: TokenBucket) -> None:
+    def tell(self, request: Request, bucket: AnyBucket) -> None:
         """Tell of a request of ``bucket`` that is unanswered, if that is the reason."""
         if self._on_left_out is not None and bucket in self._errors:
             self._on_left_out(request, self._errors[bucket])

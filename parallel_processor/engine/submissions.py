@@ -26,6 +26,8 @@ from parallel_processor.exceptions import RunStoppedError, StopRequested
 from parallel_processor.files.formats import made_request, tell_notes
 from parallel_processor.files.writer import held_bytes
 from parallel_processor.models import Outcome, Request
+from parallel_processor.options import Options
+from parallel_processor.providers.endpoints import host_rule
 from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.runtime.threads import InterruptSafeThread
@@ -52,8 +54,9 @@ class OpenRun(Protocol):
 class Submissions:
     """The inbox of one processor, and the thread that empties it. Any thread may call it."""
 
-    def __init__(self, open_run: OpenRun, request_url: str, dedupe: bool) -> None:
-        self._open_run, self._request_url, self._dedupe = open_run, request_url, dedupe
+    def __init__(self, open_run: OpenRun, options: Options) -> None:
+        self._open_run, self._dedupe = open_run, options.dedupe
+        self._request_url, self._rule = options.request_url, host_rule(options)
         self._inbox: queue.SimpleQueue[tuple[Request, Future[Outcome]] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._noted: set[str] = set()  # what was told of requests that had to be changed
@@ -67,7 +70,7 @@ class Submissions:
     def submit(self, given: Request | Mapping[str, Any]) -> Future[Outcome]:
         """Send a request; ``TypeError`` if it is none."""
         future: Future[Outcome] = Future()
-        request = made_request(given, next(self._numbers), self._request_url)
+        request = made_request(given, next(self._numbers), self._request_url, self._rule)
         if request.dropped:
             tell_notes(request, self._noted, "request {}".format)
         with self._lock:

@@ -35,7 +35,7 @@ Names that cross the border (module, names):
     batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
     compression    Unpacked, new_member, unpacked, written_compression
     custom_ids     CustomIds, arranged, conflict_text, with_id
-    formats        made_request, read_requests, requests_in, tell_notes
+    formats        made_request, read_requests, requests_in, requests_of, tell_notes
     identity       Record, content_key, id_in, id_key, identity, read_record
     input_order    RequestOrder
     object_stores  StoredFile, fetched, file_system, is_object, is_url, local_path

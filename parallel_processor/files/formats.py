@@ -21,12 +21,12 @@ from typing import Any
 from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
-from parallel_processor.files.requests_file import InvalidLine, Place, line_place
+from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
 from parallel_processor.files.sources import Source, SourceLike, find_sources, open_sources
 from parallel_processor.models import MODEL_PLACE, Endpoint, Request, filled_url, model_name
-from parallel_processor.options import DEFAULT_REQUEST_URL, OutputFormat, shown_url
+from parallel_processor.options import DEFAULT_REQUEST_URL, Options, OutputFormat, shown_url
 from parallel_processor.providers.dialects import endpoint_of
-from parallel_processor.providers.endpoints import resolve_url
+from parallel_processor.providers.endpoints import HostRule, host_rule, own_host_only, resolve_url
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -52,12 +52,12 @@ def read_requests(
     request_url: str = DEFAULT_REQUEST_URL,
     model: str | None = None,
     output_format: OutputFormat = "auto",
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[Request]:
     """The requests of a file as :meth:`Processor.process_file` reads them, one by one.
 
     That of an invalid line has an ``invalid_reason``. ``number`` is the number of the line. The arguments
-    are those of :meth:`Processor.process_file`. An iterator of requests is what
-    :meth:`Processor.imap_unordered` takes.
+    are those of :meth:`Processor.process_file`. :meth:`Processor.imap_unordered` takes such iterators.
 
     Raises :class:`InputFileError` for a file that can't be read, at once, and for rows that share an id,
     when the second one is reached.
@@ -75,15 +75,21 @@ def read_requests(
         ):  # a file: an error is raised here, not in the caller's loop
             with source.open():
                 pass
-    return _requests_of(sources, request_url, model, output_format)
+    options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
+    return _requests_of(sources, options, model, output_format)
 
 
 def _requests_of(
-    sources: Sequence[Source], request_url: str, model: str | None, output_format: OutputFormat
+    sources: Sequence[Source], options: Options, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
     with open_sources(sources) as lines:
-        requests = requests_in(lines.numbered(), request_url, lines.place, model)
-        yield from arranged(requests, output_format, lines.place)
+        yield from arranged(requests_of(lines, options, model), output_format, lines.place)
+
+
+def requests_of(lines: RequestLines, options: Options, model: str | None) -> Iterator[Request]:
+    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``."""
+    rule = host_rule(options)
+    return requests_in(lines.numbered(), options.request_url, lines.place, model, rule)
 
 
 def requests_in(
@@ -91,10 +97,11 @@ def requests_in(
     request_url: str,
     place: Place = line_place,
     model: str | None = None,
+    rule: HostRule = own_host_only,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
-    A line comes with its number. ``model`` is for bodies without one.
+    A line comes with its number. ``model`` is for bodies without one. ``rule`` tells where rows may go.
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
@@ -109,11 +116,16 @@ def requests_in(
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, place, model)
+            yield parse_line(line, number, request_url, place, model, rule)
 
 
 def parse_line(
-    line: bytes, number: int, request_url: str, place: Place = line_place, model: str | None = None
+    line: bytes,
+    number: int,
+    request_url: str,
+    place: Place = line_place,
+    model: str | None = None,
+    rule: HostRule = own_host_only,
 ) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     body = None
@@ -130,7 +142,7 @@ def parse_line(
             raise ValueError(f"not a JSON object{hint}")
         # A bare request with a model, which most are, is no row.
         if ("custom_id" in body or "model" not in body) and (dialect := row_dialect(body)):
-            return _row_request(members(text), body, number, request_url, dialect, model)
+            return _row_request(members(text), body, number, request_url, dialect, model, rule)
         if model is not None:
             text, body = _with_model(text, body, model)
         if MODEL_PLACE in request_url and not model_name(body):
@@ -237,6 +249,7 @@ def _row_request(
     request_url: str,
     dialect: Dialect,
     model: str | None,
+    rule: HostRule,
 ) -> Request:
     custom_id, method, url = row[dialect.id_key], row.get("method"), row.get("url")
     if not isinstance(custom_id, str):
@@ -248,13 +261,12 @@ def _row_request(
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
     body, text = row[dialect.body_key], _last(parts, dialect.body_key)
-    dropped = unsendable(body)
-    if dropped:
+    if dropped := unsendable(body):
         text = without(members(text), dropped)
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
         text, body = _with_model(text, body, model)
-    url = resolve_url(request_url, url or _endpoint_of_rows(dialect, request_url))
+    url = resolve_url(request_url, url or _endpoint_of_rows(dialect, request_url), rule)
     if MODEL_PLACE in url and not model_name(body):
         if model is None:
             raise ValueError(_NO_MODEL)
@@ -294,7 +306,10 @@ def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
 
 
 def made_request(
-    given: Request | Mapping[str, Any], number: int, request_url: str = DEFAULT_REQUEST_URL
+    given: Request | Mapping[str, Any],
+    number: int,
+    request_url: str = DEFAULT_REQUEST_URL,
+    rule: HostRule = own_host_only,
 ) -> Request:
     """The request that a program passed in, ready to be sent.
 
@@ -309,7 +324,7 @@ def made_request(
         raise TypeError(f"request {number} is a {name}, not a dict or a Request")
     try:
         if isinstance(given, Request):
-            return _completed(given, number, request_url)
+            return _completed(given, number, request_url, rule)
         text = _as_json(dict(given))
         if MODEL_PLACE in request_url and not model_name(given):
             raise ValueError(_NO_MODEL_IN_BODY)
@@ -325,7 +340,7 @@ def made_request(
         )
 
 
-def _completed(given: Request, number: int, request_url: str) -> Request:
+def _completed(given: Request, number: int, request_url: str, rule: HostRule) -> Request:
     """``given`` with its ``number``. One that was read from a file stays as it is."""
     if given.payload or given.invalid_reason is not None:
         return replace(given, number=number)
@@ -348,7 +363,7 @@ def _completed(given: Request, number: int, request_url: str) -> Request:
         body=parse(text),
         payload=text.encode(),
         metadata_json=None if metadata is None else metadata.encode(),
-        url=resolve_url(request_url, given.url) if given.url else None,
+        url=resolve_url(request_url, given.url, rule) if given.url else None,
         dropped=dropped,
     )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.files.custom_ids import CustomIds, with_id
-from parallel_processor.files.formats import requests_in
+from parallel_processor.files.formats import requests_of
 from parallel_processor.files.identity import Record, identity, keys, read_record
 from parallel_processor.files.object_stores import local_path
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
 from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
 from parallel_processor.models import Request
-from parallel_processor.options import DEFAULT_REQUEST_URL
+from parallel_processor.options import DEFAULT_REQUEST_URL, Options
 
 _MAX_CONFLICTS = 100
 
@@ -64,14 +64,15 @@ def verify_results(
     *,
     request_url: str = DEFAULT_REQUEST_URL,
     model: str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> Verification:
     """Compare a results file, and an errors file if there is one, with the requests.
 
     The results may have either form, whatever the requests have. Takes about 170 bytes of memory per
     line, or 600 if the forms differ. ``request_url`` matters only for Batch rows: one for another host is
-    invalid. ``model`` is that of the run, for requests that name none. Don't call it while a run writes the
-    files: the last line may be incomplete. ``requests_path`` is what :func:`process_file` takes;
-    for a table, give what :func:`open_table` returns.
+    invalid, unless ``allowed_hosts`` has it. ``model`` is that of the run, for requests that name none.
+    Don't call it while a run writes the files: the last line may be incomplete. ``requests_path`` is what
+    :func:`process_file` takes; for a table, give what :func:`open_table` returns.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that can't be read.
 
@@ -82,13 +83,14 @@ def verify_results(
     """
     paths = [local_path(each) for each in (save_path, errors_path) if each is not None]
     lines = open_sources(apart_from(find_sources(requests_path), paths))
-    return verify_lines(lines, lambda: _records(paths), request_url, model, lambda: _forms(paths))
+    options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
+    return verify_lines(lines, lambda: _records(paths), options, model, lambda: _forms(paths))
 
 
 def verify_lines(
     lines: RequestLines,
     records: Callable[[], Iterable[Record | None]],
-    request_url: str,
+    options: Options,
     model: str | None = None,
     forms: Callable[[], Collection[bytes]] = tuple,
 ) -> Verification:
@@ -99,7 +101,7 @@ def verify_lines(
     """
     with lines:
         wanted = _Wanted(forms())
-        for request in requests_in(lines.numbered(), request_url, lines.place, model):
+        for request in requests_of(lines, options, model):
             wanted.add(request)
     torn = 0
     for record in records():

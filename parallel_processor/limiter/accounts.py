@@ -14,7 +14,7 @@ from parallel_processor.limiter.limits import LeasedLimits
 from parallel_processor.limiter.redis_limiter import RedisLimiter
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.accounts import ACCOUNTS
-from parallel_processor.ratelimit.registry import TokenBuckets
+from parallel_processor.ratelimit.registry import MakeLimits, TokenBuckets
 
 
 def leased_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets:
@@ -30,8 +30,11 @@ def leased_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets
             "limiter has nothing to share: give a limit as a number, such as max_requests_per_minute"
         )
     limiter = connector(options)
-    make = partial(LeasedLimits, limiter=limiter, name=account_name(options))
-    buckets = TokenBuckets(options, clock, ACCOUNTS, make_limits=make)
+
+    def make_limits(own: Options) -> MakeLimits:
+        return partial(LeasedLimits, limiter=limiter, name=account_name(own))
+
+    buckets = TokenBuckets(options, clock, ACCOUNTS, make_limits=make_limits)
     for shared in buckets.limits():
         if isinstance(shared, LeasedLimits):
             shared.check(limiter)
@@ -53,6 +56,7 @@ def account_name(options: Options) -> str:
     if options.account is not None:
         return quote(options.account, safe="")
     host = urlsplit(options.request_url).netloc.rpartition("@")[2].lower()
-    secret = f"{options.api_key or ''}\0{options.login or ''}".encode()
+    key = options.keyring.identity(options.request_url)
+    secret = key + f"\0{options.login or ''}".encode()
     digest = hashlib.blake2b(secret, digest_size=10, person=b"pp-limiter").hexdigest()
     return f"{quote(host, safe='')}-{digest}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from functools import lru_cache
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
+from parallel_processor.credentials.checks import is_secret_name
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
 from parallel_processor.options import Options, shown_url, without_login
@@ -73,28 +75,93 @@ def needs_key(url: str) -> bool:
     return urlsplit(url).scheme != "http" and not is_loopback(url)
 
 
+def is_exposed(url: str, options: Options) -> bool:
+    """True if what is sent to ``url`` would cross a network in plain text, and nobody permitted that."""
+    is_plain = urlsplit(url).scheme == "http" and not is_loopback(url)
+    return is_plain and not options.allow_plain_http
+
+
+def sent_headers(options: Options, url: str, key: str | None) -> dict[str, str]:
+    """What proves to ``url`` who sends: ``key``, and on the options' own host their login and headers."""
+    if not options.keyring.is_own(url):
+        return auth_headers(url, key)
+    if options.auth_header and key:
+        headers = auth_headers(url, None, options.login)
+        name, _, prefix = options.auth_header.partition(":")
+        added = {name: f"{prefix.strip()} {key}".strip(), **options.headers}
+    else:
+        headers, added = auth_headers(url, key, options.login), dict(options.headers)
+    replaced = {name.lower() for name in added}
+    return {n: v for n, v in headers.items() if n.lower() not in replaced} | added
+
+
 def check_key(options: Options) -> None:
     """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS.
 
-    A login counts as a key. Both are refused if they are for the same header.
+    A login counts as a key, and so do headers and parameters whose names say so. Two of them that are for
+    the same header are refused.
     """
-    url, key, login = options.request_url, options.api_key, options.login
-    if not key and not login:
+    url, login = options.request_url, options.login
+    has_key = bool(options.keyring.keys(url))
+    secrets = [name for name in (*options.headers, *options.query) if is_secret_name(name)]
+    if not has_key and not login and not secrets:
         if options.session_factory is None and needs_key(url):
             raise ConfigurationError(
                 f"{shown_url(url)} needs an api_key, or a session_factory that logs in"
             )
-    elif urlsplit(url).scheme == "http" and not (is_loopback(url) or options.allow_plain_http):
-        what = "api_key" if key else "login"
+    elif is_exposed(url, options):
+        what = "api_key" if has_key else "login" if login else secrets[0]
         raise ConfigurationError(
             f"{shown_url(url)} would get the {what} in plain text: use https, set"
             " allow_plain_http, or give no key"
         )
-    if key and login and "Authorization" in auth_headers(url, key):
+    _check_one_header(options, has_key)
+
+
+def _check_one_header(options: Options, has_key: bool) -> None:
+    """Raise if two of key, login and headers are for one header."""
+    url, login, key = options.request_url, options.login, "key" if has_key else None
+    keys_header = options.auth_header or next(iter(auth_headers(url, key) if key else {}), "")
+    name = keys_header.partition(":")[0].lower() if key else ""
+    if key and login and name == "authorization":
         raise ConfigurationError(
             f"{shown_url(url)} can't get both the login in the URL and the api_key: each is the"
             " Authorization header; give one of them"
         )
+    given = {each.lower() for each in options.headers}
+    for what, header in (("api_key", name), ("login in the URL", "authorization" if login else "")):
+        if header and header in given:
+            raise ConfigurationError(
+                f"{shown_url(url)} can't get both the {what} and the header {header}: each is the same"
+                " header; give one of them"
+            )
+
+
+HostRule = Callable[[str], str]
+"""Tells why no request may go to a URL on another host; empty if one may."""
+
+
+def own_host_only(url: str) -> str:
+    """The rule where no other host is allowed."""
+    host = host_of(url).removesuffix(":443")
+    return f"on another host than the request URL: --allow_host {host} permits it (allowed_hosts)"
+
+
+def host_rule(options: Options) -> HostRule:
+    """The rule of ``options``: their own host, and those that they allow."""
+    keyring = options.keyring
+    if not keyring.allowed_hosts:
+        return own_host_only
+
+    def rule(url: str) -> str:
+        """Why no request may go to ``url``."""
+        if host_of(url) not in keyring.allowed_hosts:
+            return own_host_only(url)
+        if keyring.keys(url) and is_exposed(url, options):
+            return "without TLS, and its host would get a key in plain text: use https"
+        return ""
+
+    return rule
 
 
 def check_url(options: Options) -> None:
@@ -125,8 +192,7 @@ def url_advice(url: str) -> str:
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
 
-@lru_cache(maxsize=1024)
-def resolve_url(request_url: str, relative: str | None) -> str:
+def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_host_only) -> str:
     """The URL of a Batch row: its endpoint on the host of ``request_url``.
 
     What precedes the endpoint in ``request_url`` replaces the ``/v1`` of the row. So under
@@ -135,7 +201,7 @@ def resolve_url(request_url: str, relative: str | None) -> str:
 
     A provider's own API is not behind ``/v1``: such a path is that of the host, as it stands.
 
-    Raises ``ValueError`` for an absolute URL on another host, since no key may go there, and for an
+    Raises ``ValueError`` for an absolute URL on another host, unless ``rule`` permits it, and for an
     endpoint that does nothing but stream.
     """
     if not relative:
@@ -146,8 +212,10 @@ def resolve_url(request_url: str, relative: str | None) -> str:
     if row.netloc or row.scheme:
         target = urlsplit(without_login(urljoin(request_url, relative))[0])
         if (target.scheme, target.netloc.lower()) != (base.scheme, base.netloc.lower()):
-            shown = without_login(relative)[0]
-            raise ValueError(f"its url {shown!r} is on another host than the request URL")
+            is_http = target.scheme in ("http", "https") and target.hostname
+            why = rule(target.geturl()) if is_http else "no http or https URL"
+            if why:
+                raise ValueError(f"its url {without_login(relative)[0]!r} is {why}")
         return target.geturl()
     path, base_path = "/" + row.path.lstrip("/"), base.path.rstrip("/")
     endpoint = Endpoint.of_path(base_path)
@@ -166,3 +234,19 @@ def resolve_url(request_url: str, relative: str | None) -> str:
 
 def _stands_alone(endpoint: Endpoint) -> bool:
     return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN
+
+
+def on_replica(replica_url: str, request_url: str, url: str) -> str:
+    """The endpoint of ``url``, which is on the host of ``request_url``, under ``replica_url``.
+
+    So what a row's URL became by :func:`resolve_url` is resolved anew.
+    """
+    if url == request_url:
+        return replica_url
+    base, own = urlsplit(request_url), urlsplit(url)
+    base_path, path = base.path.rstrip("/"), own.path
+    stem = base_path[: len(base_path) - len(Endpoint.of_path(base_path).value)]
+    if stem and path.startswith(stem + "/"):
+        path = "/v1" + path[len(stem) :]
+    query = f"?{own.query}" if own.query and own.query != base.query else ""
+    return resolve_url(replica_url, path + query)

@@ -9,7 +9,7 @@ Names that cross the border (module, names):
 
     accounts      ACCOUNTS, AccountLimits
     quota         CAUSES, KINDS, MINUTE_S, WINDOW_S, ConfiguredQuota, Costs, Slot
-    registry      TokenBuckets
+    registry      MakeLimits, TokenBuckets, upstreams_of
     remaining     LONGEST_PACED_S
     reports       BucketReport, LimitReport, Usage
     server_quota  Sent, ServerQuota

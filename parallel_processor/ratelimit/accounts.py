@@ -142,5 +142,5 @@ def _identity(options: Options) -> tuple[str, bytes]:
     if options.account is not None:
         return options.account, b""
     host = urlsplit(options.request_url).netloc.rpartition("@")[2].lower()
-    key = (options.api_key or "").encode()
+    key = options.keyring.identity(options.request_url)
     return host, hashlib.blake2b(key, digest_size=16, key=_SALT).digest()

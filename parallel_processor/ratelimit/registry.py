@@ -1,4 +1,8 @@
-"""The token buckets of one processor: one for each model and endpoint, under the limits meant for it."""
+"""The token buckets of one processor: one for each model, endpoint and key, under the limits meant for it.
+
+What a user types holds for one account: one host, with one key. So each replica and each key has the typed
+limits for itself. With the setting ``account``, all of them are one account.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
 from parallel_processor.models import Upstream, WaitCause
 from parallel_processor.options import Limits, Options
@@ -19,6 +24,95 @@ from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
+_KINDS = ("requests", "tokens")
+MakeLimits = Callable[..., SharedLimits]
+"""Takes the arguments of ``SharedLimits``."""
+
+
+def upstreams_of(options: Options) -> tuple[Upstream, ...]:
+    """Where requests may be sent: each URL with each of the keys for its host."""
+    urls, keyring = (options.request_url, *options.replica_urls), options.keyring
+    return tuple(Upstream(url, key) for url in urls for key in range(len(keyring.keys(url)) or 1))
+
+
+def _options_of(options: Options, upstream: Upstream) -> Options:
+    """``options`` of a processor that has ``upstream`` alone."""
+    keys = options.keyring.keys(upstream.url)
+    key = keys[upstream.key] if keys else None
+    return replace(options, request_url=upstream.url, replica_urls=(), api_key=key, api_keys={})
+
+
+class _AccountQuotas:
+    """The configured limits of one account: those of each pattern, and those of all other models."""
+
+    def __init__(
+        self,
+        options: Options,
+        clock: Callable[[], float],
+        accounts: Accounts,
+        make_limits: Callable[[Options], MakeLimits],
+    ) -> None:
+        """Take them from ``accounts``. Caller holds ``FORK_LOCK``."""
+        self._make, self._clock = make_limits(options), clock
+        account = accounts.of(options, options.limits, clock)
+        self.opened_at = account.opened_at
+        self.default = self._make(options.limits, clock, account=account)
+        self.patterns = [
+            (pattern, self._of_pattern(options, accounts, account, pattern, limits))
+            for pattern, limits in options.limits_by_model.items()
+        ]
+
+    def _of_pattern(
+        self,
+        options: Options,
+        accounts: Accounts,
+        account: AccountLimits,
+        pattern: str,
+        limits: Limits,
+    ) -> SharedLimits:
+        """The limits of ``pattern``, under those that the user set for all models, if there are any."""
+        under = self.default if self.default.ceilings else None
+        if under is None:
+            account = accounts.of(options, limits, self._clock, pattern)
+        return self._make(limits, self._clock, account=account, pattern=pattern, under=under)
+
+    def of_model(self, model: str) -> SharedLimits:
+        """The limits that are meant for ``model``."""
+        for pattern, shared_limits in self.patterns:
+            if fnmatchcase(model, pattern):
+                return shared_limits
+        return self.default
+
+    @property
+    def all(self) -> list[SharedLimits]:
+        """Those of all models, then those of the patterns."""
+        return [self.default, *(limits for _, limits in self.patterns)]
+
+    def usage(
+        self, buckets: list[TokenBucket], now: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """What was admitted in the last 60 seconds, and what may be, by kind; ``buckets`` are all."""
+        admitted, limits = dict.fromkeys(_KINDS, 0.0), dict.fromkeys(_KINDS, 0.0)
+        own = [bucket for bucket in buckets if bucket.shared_limits in self.all]
+        for shared_limits in {bucket.shared_limits for bucket in own} or {self.default}:
+            with shared_limits.lock:
+                used, configured = shared_limits.levels(now)
+            under = [bucket for bucket in own if bucket.shared_limits is shared_limits]
+            for name in _KINDS:
+                found = [bucket.server.rates.found_limit(name) for bucket in under] or [math.inf]
+                admitted[name] += used[name]
+                limits[name] += min(configured[name], sum(found))
+        with self.default.lock:
+            total, _ = self.default.levels(now)
+        for ceiling in self.default.ceilings if self.patterns else ():
+            if ceiling.name in admitted:  # it counts what all buckets together take
+                admitted[ceiling.name] = total[ceiling.name]
+                limits[ceiling.name] = min(limits[ceiling.name], ceiling.limit)
+        return admitted, limits
+
+
+def _plain(options: Options) -> MakeLimits:
+    return SharedLimits
 
 
 class TokenBuckets:
@@ -32,70 +126,69 @@ class TokenBuckets:
         options: Options,
         clock: Callable[[], float] = time.monotonic,
         accounts: Accounts | None = None,
-        make_limits: Callable[..., SharedLimits] = SharedLimits,
+        make_limits: Callable[[Options], MakeLimits] = _plain,
     ) -> None:
         """Make buckets that share the configured limits with others of their account in ``accounts``.
 
-        Without ``accounts``, nothing is shared. ``make_limits`` takes the arguments of ``SharedLimits``.
+        Without ``accounts``, nothing is shared. ``make_limits`` is called with the options of each account,
+        and returns what takes the arguments of ``SharedLimits``.
         """
         accounts = accounts or Accounts(clock)
-        self._make_limits = make_limits
         self._options = options
         self._clock = clock
         self._lock = InterruptSafeLock()  # guards both fields below
-        self._buckets: dict[tuple[str, str], TokenBucket] = {}  # by URL and model
-        self._shared: dict[SharedLimits, TokenBucket] = {}  # for further models
+        self._buckets: dict[tuple[str, str, int], TokenBucket] = {}  # by URL, model and key
+        self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
+        self._quotas: dict[tuple[str, int], _AccountQuotas] = {}
         with FORK_LOCK:  # no other thread takes quotas meanwhile, and none is forgotten
             accounts.forget_unused()
-            account = accounts.of(options, options.limits, clock)
-            self._default = make_limits(options.limits, clock, account=account)
-            self._patterns = [
-                (pattern, self._of_pattern(accounts, account, pattern, limits))
-                for pattern, limits in options.limits_by_model.items()
-            ]
-        self._opened_at = account.opened_at
+            for upstream in upstreams_of(options):
+                if (owner := self._owner(upstream)) not in self._quotas:
+                    own = _options_of(options, upstream)
+                    self._quotas[owner] = _AccountQuotas(own, clock, accounts, make_limits)
+        self._first = next(iter(self._quotas.values()))
 
-    def _of_pattern(
-        self, accounts: Accounts, account: AccountLimits, pattern: str, limits: Limits
-    ) -> SharedLimits:
-        """The limits of ``pattern``, under those that the user set for all models, if there are any."""
-        under = self._default if self._default.ceilings else None
-        if under is None:
-            account = accounts.of(self._options, limits, self._clock, pattern)
-        return self._make_limits(limits, self._clock, account=account, pattern=pattern, under=under)
+    def _owner(self, upstream: Upstream) -> tuple[str, int]:
+        """What tells the account of ``upstream`` from those of others."""
+        is_one = self._options.account is not None
+        return ("", 0) if is_one else (urlsplit(upstream.url).netloc.lower(), upstream.key)
 
     def limits(self) -> list[SharedLimits]:
-        """The configured limits: those of each pattern, and those of all other models."""
-        return [self._default, *(limits for _, limits in self._patterns)]
+        """The configured limits of each account: those of each pattern, and those of all other models."""
+        return [limits for quotas in self._quotas.values() for limits in quotas.all]
 
-    def bucket(self, url: str, model: str) -> TokenBucket:
-        """The bucket of requests to ``url`` for ``model``."""
-        key = (url, model)
-        bucket = self._buckets.get(key)
+    def bucket(self, url: str, model: str, key: int = 0) -> TokenBucket:
+        """The bucket of requests to ``url`` for ``model``, by the key with that number."""
+        place = (url, model, key)
+        bucket = self._buckets.get(place)
         if bucket is not None:
             return bucket
+        upstream = Upstream(url, key)
         with self._lock:
-            shared_limits = self._shared_limits(model)
-            if key not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
-                return self._shared.setdefault(shared_limits, self._make(shared_limits, "", ""))
-            return self._buckets.setdefault(key, self._make(shared_limits, url, model))
+            quotas = self._quotas.get(self._owner(upstream), self._first)
+            shared_limits = quotas.of_model(model)
+            if place not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
+                return self._overflow(shared_limits, upstream)
+            return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))
 
-    def _make(self, shared_limits: SharedLimits, url: str, model: str) -> TokenBucket:
+    def _overflow(self, shared_limits: SharedLimits, upstream: Upstream) -> TokenBucket:
+        """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
+        is_alone = len(self._quotas) == 1 or len(self._shared) >= _MAX_BUCKETS
+        upstream = Upstream() if is_alone else upstream
+        return self._shared.setdefault(
+            (shared_limits, upstream), self._make(shared_limits, upstream, "")
+        )
+
+    def _make(self, shared_limits: SharedLimits, upstream: Upstream, model: str) -> TokenBucket:
         return TokenBucket(
             shared_limits.limits,
             clock=self._clock,
             shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
             longest_s=self._options.request_timeout_s,
-            upstream=Upstream(url),
+            upstream=upstream,
             model=model,
         )
-
-    def _shared_limits(self, model: str) -> SharedLimits:
-        for pattern, shared_limits in self._patterns:
-            if fnmatchcase(model, pattern):
-                return shared_limits
-        return self._default
 
     def _all(self) -> list[TokenBucket]:
         with self._lock:
@@ -106,28 +199,14 @@ class TokenBuckets:
 
         What other processors admitted under the same limits is included.
         """
-        admitted: dict[str, float] = {"requests": 0.0, "tokens": 0.0}
-        limits = dict.fromkeys(admitted, 0.0)
+        admitted, limits = dict.fromkeys(_KINDS, 0.0), dict.fromkeys(_KINDS, 0.0)
         buckets, now = self._all(), self._clock()
-        for shared_limits in {bucket.shared_limits for bucket in buckets} or {self._default}:
-            with shared_limits.lock:
-                used, configured = shared_limits.levels(now)
-            own = [bucket for bucket in buckets if bucket.shared_limits is shared_limits]
-            for name in admitted:
-                found = (
-                    sum(bucket.server.rates.found_limit(name) for bucket in own)
-                    if own
-                    else math.inf
-                )
+        for quotas in self._quotas.values():
+            used, allowed = quotas.usage(buckets, now)
+            for name in _KINDS:
                 admitted[name] += used[name]
-                limits[name] += min(configured[name], found)
-        with self._default.lock:
-            total, _ = self._default.levels(now)
-        for ceiling in self._default.ceilings if self._patterns else ():
-            if ceiling.name in admitted:  # it counts what all buckets together take
-                admitted[ceiling.name] = total[ceiling.name]
-                limits[ceiling.name] = min(limits[ceiling.name], ceiling.limit)
-        span_s = min(MINUTE_S, now - self._opened_at + self._options.limits.burst_seconds)
+                limits[name] += allowed[name]
+        span_s = min(MINUTE_S, now - self._first.opened_at + self._options.limits.burst_seconds)
         waiting_for = next(
             (bucket.wait_cause for bucket in buckets if bucket.queue), WaitCause.NOTHING
         )

@@ -134,6 +134,11 @@ class TokenBucket:
             wake(woken, reservation)
         return admitted
 
+    def admit_at_once(self, reservation: Reservation) -> bool:
+        """Admit ``reservation`` if nothing delays it; otherwise it gets no place in the queue."""
+        with self._lock:
+            return not self._waiting and self._state.admit_at_once(reservation, self._clock())
+
     def poll(self, reservation: Reservation) -> float:
         """Admit all that may be sent; seconds until ``reservation`` should be polled again.
 
@@ -286,6 +291,11 @@ class TokenBucket:
         wake(woken)
 
     # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
+
+    @property
+    def members(self) -> tuple[TokenBucket, ...]:
+        """The buckets that it stands for: itself alone. A group of buckets has several."""
+        return (self,)
 
     @property
     def queue(self) -> deque[Reservation]:

@@ -6,6 +6,5 @@ whole exchange has one deadline, another thread can cancel it, and nothing is se
 Names that cross the border (module, names):
 
     http1    Headers
-    redact   Redactor
     session  LONG_BYTES, Transport
 """

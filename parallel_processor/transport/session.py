@@ -25,31 +25,32 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import requests
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.hooks import dispatch_hook
+from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.util import Timeout
 
-from parallel_processor.exceptions import ConfigurationError, TransportError
+from parallel_processor.exceptions import TransportError
 from parallel_processor.models import Request, Response, Upstream, destination
 from parallel_processor.options import SYSTEM_STORE, Options, shown_url
-from parallel_processor.providers.endpoints import auth_headers, is_loopback
+from parallel_processor.providers.endpoints import is_loopback
 from parallel_processor.providers.jsontext import parsed_bytes, read_answer
 from parallel_processor.transport.connections import (
     BoundedAdapter,
-    BoundedPool,
     ConnectionRegistry,
     bounded_pools,
 )
+from parallel_processor.transport.credentials import Credential, Credentials
 from parallel_processor.transport.exchange import KeptConnection, RawResponse, decoded, read_bounded
 from parallel_processor.transport.failures import FAILURES, is_silent, transport_error
 from parallel_processor.transport.http1 import request_head
-from parallel_processor.transport.interception import is_intercepted, is_recorded
+from parallel_processor.transport.interception import is_recorded
 from parallel_processor.transport.probe import speaks_other_scheme
 from parallel_processor.transport.setup_faults import (
     Way,
@@ -59,6 +60,7 @@ from parallel_processor.transport.setup_faults import (
 )
 from parallel_processor.transport.timeouts import Timeouts
 from parallel_processor.transport.tls import system_store
+from parallel_processor.transport.worker_session import Place, PreparedRoute, WorkerSession, made_by
 
 _dispatch: Any = dispatch_hook
 _ITS_OWN = Upstream()
@@ -71,39 +73,10 @@ _WORST_TIMES = 80  # the bytes of a parsed value, in those of its text
 _LOGIN = re.compile("(?<=//).*@", re.DOTALL)
 
 
-class _PreparedRoute(NamedTuple):
-    """How requests to one URL are sent: with this head, over this connection."""
-
-    head: bytes
-    connection: KeptConnection
-
-
-class _WorkerSession:
-    """What one worker thread sends with.
-
-    ``routes`` has ``None`` for a URL whose requests the session's adapter has to send.
-    """
-
-    def __init__(self, session: requests.Session, settings: dict[str, dict[str, Any]]) -> None:
-        self.session = session
-        self.is_intercepted = is_intercepted(session)
-        self.settings = settings
-        self.prepared: dict[str, PreparedRequest] = {}
-        self.routes: dict[str, _PreparedRoute | None] = {}
-        self.connections: dict[BoundedPool, KeptConnection] = {}
-
-    def close(self) -> None:
-        """Close the connections of this thread."""
-        for connection in self.connections.values():
-            connection.close()
-        self.connections.clear()
-        self.routes.clear()
-
-
 class _Thread(threading.local):
     """What the calling thread sends with; ``None`` before its first request."""
 
-    worker: _WorkerSession | None = None
+    worker: WorkerSession | None = None
 
 
 class Transport:
@@ -111,6 +84,7 @@ class Transport:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.credentials = Credentials(options)
         self._registry = ConnectionRegistry()
         self._timeouts = Timeouts(options.request_timeout_s)
         pools = bounded_pools(options.request_timeout_s, self._registry)
@@ -132,7 +106,7 @@ class Transport:
         self._max_bytes = options.max_response_bytes
         self._parsing = threading.Lock()  # held while a long answer is parsed; guards nothing
         self._lock = threading.Lock()  # guards _workers, the workers' settings, and _silent
-        self._workers: list[_WorkerSession] = []
+        self._workers: list[WorkerSession] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
     def send(self, request: Request, upstream: Upstream = _ITS_OWN) -> Response:
@@ -142,20 +116,25 @@ class Transport:
         if the session factory fails.
         """
         url = destination(request, upstream, self._options.request_url)
-        route: _PreparedRoute | None = None
+        place, route = (url, upstream.key), None
         worker = self._threads.worker or self._make_worker()
         try:
-            route = worker.routes.get(url) or self._make_route(worker, url)
+            route = worker.routes.get(place) or self._make_route(worker, place)
             if route is None:
                 with self._turn:
-                    raw = self._send_by_adapter(worker, url, request.payload)
+                    raw = self._send_by_adapter(worker, place, request.payload)
             else:
+                if route.credential.source is not None:
+                    route = self._with_present_key(worker, place, route)
+                worker.sent_with = route.credential
                 raw = route.connection.exchange(route.head, request.payload, self._max_bytes)
         except FAILURES as error:
             raise self._failure(error, worker, url, is_ready=route is not None) from error
         status, headers, body = raw
         if status >= 300:
             self._check_failure(raw, worker, url)
+        elif worker.sent_with.source is not None:
+            self.credentials.accepted(worker.sent_with)
         self._was_answered = True
         try:
             data, line = read_answer(body) if len(body) < LONG_BYTES else self._parsed_alone(body)
@@ -180,7 +159,7 @@ class Transport:
             return read_answer(body)
 
     def _failure(
-        self, error: Exception, worker: _WorkerSession, url: str, *, is_ready: bool
+        self, error: Exception, worker: WorkerSession, url: str, *, is_ready: bool
     ) -> TransportError:
         """What ``error`` means: the server's fault, the network's, or one of the set-up."""
         way = self._way(worker, url)
@@ -202,21 +181,21 @@ class Transport:
             self._silent += 1
             return self._silent == _SILENT_BEFORE_PROBE
 
-    def _check_failure(self, raw: RawResponse, worker: _WorkerSession, url: str) -> None:
+    def _check_failure(self, raw: RawResponse, worker: WorkerSession, url: str) -> None:
         """Raise :class:`TransportError` if the response is that of a proxy, or wants another scheme."""
         if fault := fault_in_response(raw.status, raw.headers, raw.body, self._way(worker, url)):
             raise _setup_error(*fault)
 
-    def _way(self, worker: _WorkerSession, url: str) -> Way:
+    def _way(self, worker: WorkerSession, url: str) -> Way:
         way = _way_of(url, worker.settings.get(url, {}))
         return way._replace(trusts_system=self._ca_bundle == SYSTEM_STORE)
 
-    def _make_worker(self) -> _WorkerSession:
+    def _make_worker(self) -> WorkerSession:
         factory = self._options.session_factory
         if factory is None:
-            worker = _WorkerSession(requests.Session(), self._settings)
+            worker = WorkerSession(requests.Session(), self._settings)
         else:
-            worker = _WorkerSession(_made_by(factory), {})  # not shared: its proxies may be its own
+            worker = WorkerSession(made_by(factory), {})  # not shared: its proxies may be its own
         self._threads.worker = worker
         for scheme in ("http://", "https://"):
             is_stock = type(worker.session.adapters.get(scheme)) is HTTPAdapter
@@ -226,21 +205,39 @@ class Transport:
             self._workers.append(worker)
         return worker
 
-    def _make_route(self, worker: _WorkerSession, url: str) -> _PreparedRoute | None:
-        if url in worker.routes:  # the session's adapter sends
+    def renewal_fault(self) -> str | None:
+        """A server refused the key of this thread's last request; waits for a new one, if it expires.
+
+        ``None``: send the request again. Else the reason, which is empty if there is none but the refusal.
+        """
+        worker = self._threads.worker
+        return "" if worker is None else self.credentials.renewal_fault(worker.sent_with)
+
+    def _with_present_key(
+        self, worker: WorkerSession, place: Place, route: PreparedRoute
+    ) -> PreparedRoute:
+        if self.credentials.is_present(route.credential):
+            return route
+        del worker.routes[place]
+        return self._make_route(worker, place) or route
+
+    def _make_route(self, worker: WorkerSession, place: Place) -> PreparedRoute | None:
+        if place in worker.routes:  # the session's adapter sends
             return None
         if len(worker.routes) >= _MAX_PREPARED_URLS:
             worker.routes.clear()
-        route = worker.routes[url] = self._find_route(worker, url)
+        route = worker.routes[place] = self._find_route(worker, place)
         return route
 
-    def _find_route(self, worker: _WorkerSession, url: str) -> _PreparedRoute | None:
-        """How requests to ``url`` are sent; ``None`` if the session's adapter has to send them."""
+    def _find_route(self, worker: WorkerSession, place: Place) -> PreparedRoute | None:
+        """How requests to ``place`` are sent; ``None`` if the session's adapter has to send them."""
+        url, key = place
         if worker.is_intercepted or worker.session.auth is not None:
             return None
         if worker.session.get_adapter(url) is not self._adapter:
             return None
-        prepared = self._prepare_new(worker, url, b"")
+        credential = self.credentials.credential(url, key)
+        prepared = self._prepare_new(worker, url, b"", credential)
         settings = worker.settings.get(url) or self._merge_settings(worker, url)
         pool = self._adapter.pool_for(prepared, settings)
         if pool is None:
@@ -257,11 +254,12 @@ class Transport:
             worker.connections[pool] = KeptConnection(
                 pool, self._registry, self._options.connect_timeout_s, self._timeouts
             )
-        return _PreparedRoute(head, worker.connections[pool])
+        return PreparedRoute(head, credential, worker.connections[pool])
 
-    def _send_by_adapter(self, worker: _WorkerSession, url: str, payload: bytes) -> RawResponse:
+    def _send_by_adapter(self, worker: WorkerSession, place: Place, payload: bytes) -> RawResponse:
         """Send the request by the session's adapter, or by the session if it is intercepted."""
-        prepared = self._prepare(worker, url, payload)
+        url = place[0]
+        prepared = self._prepare(worker, place, payload)
         settings = worker.settings.get(url) or self._merge_settings(worker, url)
         settings = settings | {"timeout": self._timeout}
         adapter = worker.session.get_adapter(url)
@@ -288,15 +286,18 @@ class Transport:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return RawResponse(response.status_code, headers, body)
 
-    def _prepare(self, worker: _WorkerSession, url: str, payload: bytes) -> PreparedRequest:
+    def _prepare(self, worker: WorkerSession, place: Place, payload: bytes) -> PreparedRequest:
         """The request to send. A session's auth class sees each body; else a prepared request is copied."""
         if worker.session.auth is not None:
-            return self._prepare_new(worker, url, payload)
-        template = worker.prepared.get(url)
-        if template is None:
+            return self._prepare_new(worker, place[0], payload, Credential({}))
+        template, credential = worker.prepared.get(place) or (None, worker.sent_with)
+        if template is None or not self.credentials.is_present(credential):
             if len(worker.prepared) >= _MAX_PREPARED_URLS:
                 worker.prepared.clear()
-            template = worker.prepared[url] = self._prepare_new(worker, url, b"")
+            credential = self.credentials.credential(*place)
+            template = self._prepare_new(worker, place[0], b"", credential)
+            worker.prepared[place] = template, credential
+        worker.sent_with = credential
         prepared = PreparedRequest()
         prepared.method, prepared.url, prepared.hooks = "POST", template.url, template.hooks
         prepared.headers = template.headers.copy()
@@ -305,15 +306,17 @@ class Transport:
         prepared.body = payload
         return prepared
 
-    def _prepare_new(self, worker: _WorkerSession, url: str, payload: bytes) -> PreparedRequest:
-        headers = {"Content-Type": "application/json"}
-        if worker.session.auth is None:
-            headers |= auth_headers(url, self._options.api_key, self._options.login)
+    def _prepare_new(
+        self, worker: WorkerSession, url: str, payload: bytes, credential: Credential
+    ) -> PreparedRequest:
+        headers = CaseInsensitiveDict({"Content-Type": "application/json"})
+        headers.update(credential.headers)
         auth = worker.session.auth or _keep_headers
-        request = requests.Request("POST", url, headers=headers, data=payload, auth=auth)
+        target = self.credentials.target(url)
+        request = requests.Request("POST", target, headers=headers, data=payload, auth=auth)
         return worker.session.prepare_request(request)
 
-    def _merge_settings(self, worker: _WorkerSession, url: str) -> dict[str, Any]:
+    def _merge_settings(self, worker: WorkerSession, url: str) -> dict[str, Any]:
         """Proxies, CA bundle and client certificate for ``url``, from the session and the environment."""
         settings = dict(worker.session.merge_environment_settings(url, {}, True, None, None))
         if is_loopback(url) and not worker.session.proxies:
@@ -336,6 +339,7 @@ class Transport:
     def cancel(self) -> None:
         """Cancel every exchange under way. Each fails as if its connection had broken."""
         self._registry.cancel()
+        self.credentials.cancel()
         self._timeouts.close()  # no exchange is left, and at the interpreter's end the thread would be lost
 
     def close(self) -> None:
@@ -348,18 +352,6 @@ class Transport:
         self._adapter.close()
         self._registry.close()
         self._timeouts.close()
-
-
-def _made_by(factory: Callable[[], Any]) -> requests.Session:
-    try:
-        session = factory()
-    except Exception as error:
-        message = f"session_factory failed: {type(error).__name__}: {error}"
-        raise ConfigurationError(message) from error
-    if not isinstance(session, requests.Session):
-        kind = type(session).__name__
-        raise ConfigurationError(f"session_factory must return a requests.Session, not {kind}")
-    return session
 
 
 def _way_of(url: str, settings: Mapping[str, Any]) -> Way:

@@ -19,35 +19,45 @@ from parallel_processor.models import (
     Response,
     Upstream,
 )
-from parallel_processor.options import Options
 from parallel_processor.providers.answers import UNKNOWN, Expected
-from parallel_processor.providers.endpoints import basic_auth
 from parallel_processor.providers.jsontext import parse
 from parallel_processor.providers.limit_headers import IN_EVERY_LIMIT, read_limits
 from parallel_processor.providers.responses import classify
 from parallel_processor.transport.http1 import Headers
-from parallel_processor.transport.redact import Redactor
 
 if TYPE_CHECKING:
     from parallel_processor.transport.session import Transport
+
+_MOST_KEYS = 3  # of one attempt: each may expire while the request waits for its answer
 
 
 class AttemptRunner:
     """Sends requests. Any thread may call it; each thread has a session of its own."""
 
-    def __init__(self, options: Options, transport: Transport) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        login = options.login or ""
-        header = basic_auth(login).partition(" ")[2] if login else None
-        self._redact = Redactor(options.api_key, login.partition(":")[2], header)
+        self._redact = transport.credentials.redactor()
 
     def send_once(
         self, request: Request, upstream: Upstream, host: str, expected: Expected = UNKNOWN
     ) -> Attempt:
         """Send ``request`` to ``upstream`` once.
 
-        ``host`` decides how the limit headers of the answer are read, ``expected`` what is an answer.
+        ``host`` decides how the limit headers of the answer are read, ``expected`` what is an answer. If
+        the key has expired, it is sent again with a new one: nothing was processed, so that is one attempt.
         """
+        attempt = self._send(request, upstream, host, expected)
+        for _ in range(_MOST_KEYS):
+            if attempt.stop_cause is not StopCause.KEY or attempt.status is not AttemptStatus.FATAL:
+                break
+            fault = self._transport.renewal_fault()
+            if fault is not None:
+                error = f"{attempt.error}; {fault}" if fault else attempt.error
+                return replace(attempt, error=error)
+            attempt = self._send(request, upstream, host, expected)
+        return attempt
+
+    def _send(self, request: Request, upstream: Upstream, host: str, expected: Expected) -> Attempt:
         began_at_s = time.monotonic()
         try:
             response = self._transport.send(request, upstream)

@@ -36,7 +36,7 @@ class Child:
     def __init__(self, options: Options, results: BinaryIO) -> None:
         self._results = results
         self._transport = Transport(options)
-        self._attempts = AttemptRunner(options, self._transport)
+        self._attempts = AttemptRunner(self._transport)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._executor = ThreadPoolExecutor(

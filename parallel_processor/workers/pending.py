@@ -10,6 +10,7 @@ from parallel_processor.models import Attempt, AttemptStatus, Estimate, Request
 if TYPE_CHECKING:  # a child process sends without loading the limits
     from parallel_processor.ratelimit.state import Reservation
     from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
+    from parallel_processor.upstreams.replicas import AnyBucket
 
 _MAX_ERRORS = 1000  # a rate limit may reject a request much more often
 _UNCOUNTED = (AttemptStatus.RATE_LIMITED, AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
@@ -30,6 +31,10 @@ class RetryState:
         first_refusal: how its bucket stood at the first refusal that others may not share.
         own_refusals: how many refusals there were since, that one included.
         is_refused_alone: others are answered, so that the refusals are about the request itself.
+        judged_by: the bucket that these refusals are of; of several upstreams, the others don't count.
+        failed_by: which of several upstreams failed it, and when that attempt was admitted.
+        refused_by: which of them failed it for good, and why.
+        has_other: another upstream may answer it now.
         errors: the error texts of the attempts, for the record.
         state: the request's ``tenacity.RetryCallState``; ``Any``, as only ``retry.py`` imports tenacity.
     """
@@ -43,6 +48,10 @@ class RetryState:
     first_refusal: Tally | None = None
     own_refusals: int = 0
     is_refused_alone: bool = False
+    judged_by: TokenBucket | None = None
+    failed_by: dict[TokenBucket, float] = field(default_factory=dict)
+    refused_by: dict[TokenBucket, str] = field(default_factory=dict)
+    has_other: bool = False
     errors: list[str] = field(default_factory=list)
     state: Any = None
 
@@ -77,7 +86,7 @@ class PendingRequest:
     """
 
     request: Request
-    group: TokenBucket
+    group: AnyBucket
     bucket: TokenBucket
     lane: int = 0
     estimate: Estimate | None = None

@@ -358,13 +358,13 @@ class WorkerProcesses:
 
 
 def _pickled(options: Options) -> bytes:
-    factory = options.session_factory
+    functions = [options.session_factory, *(key.fetch for key in options.keyring.rotating())]
     try:
-        if getattr(factory, "__module__", "") == "__main__":
+        if any(getattr(function, "__module__", "") == "__main__" for function in functions):
             raise pickle.PicklingError("it is in the main module")
         return pickle.dumps(replace(options, validate=None))  # which is called in this process
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigurationError(
-            f"with processes={options.processes} the session_factory must be a function of a module that "
-            f"another process can import: {error}"
+            f"with processes={options.processes} a session_factory and an api_key that is fetched must be "
+            f"functions of a module that another process can import: {error}"
         ) from None

@@ -48,7 +48,7 @@ class WorkerThreads:
         shares_core: bool = False,
     ) -> None:
         self._transport = Transport(options)
-        self._attempts = AttemptRunner(options, self._transport)
+        self._attempts = AttemptRunner(self._transport)
         self._outgoing = Outgoing(options.request_url)
         self._settle = settle
         self._stop = stop

@@ -24,6 +24,12 @@ from parallel_processor.options import Limits, Options
 KEY = "sk-test-0123456789abcdef"
 IN = "--requests_filepath in.jsonl"
 ROWS = [row for rows in FLAGS.values() for row in rows]
+TYPED: dict[str, Any] = {  # words, and what they become
+    "headers": ("X-Team: a: b", {"X-Team": "a: b"}),
+    "query": ("api-version=2024-10-21", {"api-version": "2024-10-21"}),
+    "allowed_hosts": ("h.example:8443", ("h.example:8443",)),
+    "auth_header": ("Authorization: Token", "Authorization: Token"),
+}
 
 
 @pytest.fixture
@@ -116,13 +122,18 @@ def values() -> dict[str, Any]:
 
 def test_every_setting_has_a_flag() -> None:
     """The command can do what the library can, but for functions and logins."""
-    python_only = {"session_factory", "validate", "login"}
+    python_only = {
+        "session_factory",
+        "validate",
+        "login",
+        "replica_urls",
+    }  # the last: repeat a flag
     assert {row.setting for row in ROWS if row.setting} == set(values()) - python_only
 
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in ROWS if row.setting not in ("", "limits_by_model")],
+    [row for row in ROWS if row.setting not in ("", "limits_by_model", "api_keys")],
     ids=lambda row: row.name,
 )
 def test_a_flag_becomes_its_setting(row: Any) -> None:
@@ -133,8 +144,10 @@ def test_a_flag_becomes_its_setting(row: Any) -> None:
         value = "http://h/v1/responses"
     if row.setting == "limiter":
         value = "redis://h/7"
+    if row.setting in TYPED:
+        value = TYPED[row.setting][0]
     kind = float if row.setting == "retry.pause_s" else str if before is None else type(before)
-    wanted = kind(value)
+    wanted = TYPED[row.setting][1] if row.setting in TYPED else kind(value)
     words = [f"--{row.name}={value}"]
     if row.choices:
         words, wanted = [f"--{row.name}={row.choices[-1]}"], row.choices[-1]
@@ -306,9 +319,10 @@ def test_a_flag_that_cant_work_is_bad_usage(usage_error_of: Callable[..., str], 
     """The message names the flag and the value, in the command's words, and never shows a key."""
     words, _, expected = case.partition(" => ")
     expected = re.sub("^~", re.split("[ =]", words)[0], expected)
-    url = "--request_url=http://127.0.0.1:1/v1/embeddings"
     base = [] if "requests_filepath" in words else ["--requests_filepath=in.jsonl"]
-    line = usage_error_of(*base, url, *words.replace("KEY", KEY).split())
+    if "request_url" not in words:
+        base.append("--request_url=http://127.0.0.1:1/v1/embeddings")
+    line = usage_error_of(*base, *words.replace("KEY", KEY).split())
     assert line.startswith(f"parallel-processor: error: {expected}")
     assert KEY not in line
 

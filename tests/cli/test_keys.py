@@ -1,64 +1,295 @@
-"""Keys as people keep them."""
+"""Keys, headers and URLs from flags and the environment."""
 
 from __future__ import annotations
 
-import codecs
+import argparse
+import json
 from pathlib import Path
 
 import pytest
+from commands import read_lines, run, write_lines
+from raw_server import RawServer, Visit, answer_all, header_of
 
-from parallel_processor.cli.keys import read_key, read_key_file
+from parallel_processor.cli.environment import find_key, find_keys_by_host, find_url
+from parallel_processor.cli.flags import build_parser, settings
+from parallel_processor.cli.headers import read_headers, read_query
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.options import Options
+from parallel_processor.providers.dialects import PROVIDERS
 
-KEY = "sk-proj-0123_4567=="
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(KEY, f"  {KEY}\r\n", f'"{KEY}"', f"'{KEY}'\n", f"Bearer {KEY}", f"bearer  {KEY}"),
-        *(f"Authorization: Bearer {KEY}", f'"Bearer {KEY}"', f"OPENAI_API_KEY={KEY}"),
-        *(f'export OPENAI_API_KEY="{KEY}"\n', f"api_key: {KEY}", f"\ufeff{KEY}"),
-    ],
-)
-def test_what_stands_around_a_key_is_left_out(text: str) -> None:
-    """Quotes, a header's words and a shell's are no part of it."""
-    assert read_key(text, "--api_key") == KEY
+VARIABLES = {name for row in PROVIDERS for name in row.keys} | {"OPENAI_API_KEY"}
+CHAT = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(KEY.encode(), codecs.BOM_UTF8 + KEY.encode(), f"Bearer {KEY}\n".encode()),
-        *(codecs.BOM_UTF16_LE + f"{KEY}\r\n".encode("utf-16-le"), KEY.encode("utf-16")),
-    ],
-)
-def test_a_key_file_of_any_editor_is_read(data: bytes, tmp_path: Path) -> None:
-    """A byte-order mark is no part of the key, nor is UTF-16 a fault."""
-    path = tmp_path / "key"
-    path.write_bytes(data)
-    assert read_key_file(str(path)) == KEY
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without keys."""
+    for name in (*VARIABLES, "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    return build_parser().parse(["--requests_filepath", "in.jsonl", *words])
+
+
+def key_of(*words: str) -> object:
+    """The key that the command takes."""
+    flags = parsed(*words)
+    made = settings(flags)
+    made["request_url"] = find_url(flags)
+    return find_key(flags, made)
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("url", "variables", "expected"),
     [
-        (b"", "there is no key in --api_key_file"),
-        (b'""', "there is no key in --api_key_file"),
-        (f"{KEY}\nsk-2".encode(), "must hold one key and nothing else, but has 2 lines"),
-        ("sk-123\u200b".encode(), r"at position 7: '\u200b'"),
-        ("sk-\u00e9".encode(), r"at position 4: '\xe9'"),
-        (b"sk\x00", r"at position 3: '\x00'"),
-        (b"\xff\xfe\x00", "is no text"),
-        (b"sk-\xe9", "is no text"),
+        ("https://api.openai.com/v1/responses", "OPENAI GROQ", "OPENAI"),
+        ("https://eu.api.openai.com/v1/responses", "OPENAI", "OPENAI"),
+        ("https://api.groq.com/openai/v1/chat/completions", "OPENAI GROQ", "GROQ"),
+        ("https://api.groq.com/openai/v1/chat/completions", "OPENAI", "set GROQ_API_KEY"),
+        ("https://api.anthropic.com/v1/messages", "OPENAI", "set ANTHROPIC_API_KEY"),
+        ("https://api.anthropic.com/v1/messages", "ANTHROPIC OPENAI", "ANTHROPIC"),
+        ("https://gateway.example/v1/chat/completions", "GROQ OPENAI", "OPENAI"),
+        ("https://gateway.example/v1/chat/completions", "GROQ", "set OPENAI_API_KEY"),
+        ("https://api.openai.com.evil.example/v1/x", "GROQ", "set OPENAI_API_KEY"),
+        ("https://r.openai.azure.com/openai/v1/chat/completions", "OPENAI", "OPENAI"),
+        ("https://r.openai.azure.com/openai/v1/responses", "OPENAI AZURE_OPENAI", "AZURE_OPENAI"),
+        ("https://aiplatform.googleapis.com/v1/x", "OPENAI GOOGLE", "give --api_key_command"),
+        ("https://generativelanguage.googleapis.com/v1beta/x", "GOOGLE", "GOOGLE"),
+        ("https://generativelanguage.googleapis.com/v1beta/x", "GOOGLE GEMINI", "GEMINI"),
+        ("http://localhost:8000/v1/chat/completions", "", None),
+        ("http://localhost:8000/v1/chat/completions", "OPENAI", "OPENAI"),
     ],
 )
-def test_what_is_no_key_is_explained(data: bytes, words: str, tmp_path: Path) -> None:
-    """The message names the flag and the file, and never the key."""
-    path = tmp_path / "key"
-    path.write_bytes(data)
-    with pytest.raises(ConfigurationError) as caught:
-        read_key_file(str(path))
-    assert words in str(caught.value)
-    assert f"--api_key_file {path}" in str(caught.value)
-    assert "sk-" not in str(caught.value).replace(str(path), "")
+def test_the_variable_is_that_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, url: str, variables: str, expected: str | None
+) -> None:
+    """OpenAI's is for unknown hosts, too, and never for those of another provider."""
+    for name in variables.split():
+        monkeypatch.setenv(f"{name}_API_KEY", f"{name}'s")
+    if expected is None or expected.isupper():
+        assert key_of("--request_url", url) == (expected and f"{expected}'s")
+        return
+    with pytest.raises(ConfigurationError, match=expected):
+        key_of("--request_url", url)
+
+
+@pytest.mark.parametrize("row", [row for row in PROVIDERS if row.hosts], ids=lambda row: row.name)
+def test_no_variable_is_for_another_provider(monkeypatch: pytest.MonkeyPatch, row: object) -> None:
+    """Each provider of the table finds its own key, if there is one, and no other."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, f"key-of-{name}")
+    names, hosts = row.keys, [host.replace("*", "x") for host in row.hosts]  # type: ignore[attr-defined]
+    for host in hosts:
+        found = dict(find_keys_by_host(parsed("--allow_host", host)))
+        assert found == ({host: f"key-of-{names[0]}"} if names else {})
+        url = f"https://{host}/v1/x"
+        if names:
+            assert key_of("--request_url", url) == f"key-of-{names[0]}"
+
+
+def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's is for an unknown host only if that is the request URL's."""
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    monkeypatch.setenv("TEAM_KEY", "team")
+    words = ("--allow_host", "gateway.example", "--allow_host", "r.openai.azure.com")
+    assert find_keys_by_host(parsed(*words)) == {}
+    found = find_keys_by_host(parsed(*words, "--api_key_for", "gateway.example=TEAM_KEY"))
+    assert found == {"gateway.example": "team"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--api_key_for", "h"], "--api_key_for h must be HOST=VARIABLE"),
+        (["--api_key_for", "h=sk-secret-0123456789"], "--api_key_for h must be HOST=VARIABLE"),
+        (["--api_key_for", "=NAME"], "must be HOST=VARIABLE"),
+        (["--api_key_for", "h=NOT_SET"], "--api_key_for h: the variable NOT_SET is not set"),
+    ],
+)
+def test_a_key_for_a_host_is_in_a_variable(words: list[str], expected: str) -> None:
+    """A key that was typed there is not shown."""
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        find_keys_by_host(parsed(*words))
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_what_was_typed_outranks_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that carries a key, or a login; a gateway's own header does not."""
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    assert key_of("--header", "authorization: Bearer x") is None
+    assert key_of("--request_url", "https://me:pass@h/v1") is None
+    assert key_of("--header", "Helicone-Auth: Bearer x") == "openai"
+    assert key_of("--api_key", "typed") == "typed"
+
+
+def test_a_header_with_a_key_is_a_key() -> None:
+    """So is a parameter; a header without one is none."""
+    url = ("--request_url", "https://h.example/v1")
+    assert key_of(*url, "--header", "X-Gateway-Key: x") is None
+    assert key_of(*url, "--query", "code=x") is None
+    with pytest.raises(ConfigurationError, match="needs a key"):
+        key_of(*url, "--header", "X-Team: x")
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("http://h:8000/v1", "http://h:8000/v1/embeddings"),
+        ("http://h:8000/v1/", "http://h:8000/v1/embeddings"),
+        (" http://h:8000 ", "http://h:8000/embeddings"),
+        ("http://h/v1/chat/completions", "http://h/v1/chat/completions"),
+        ("https://h/v1?api-version=1", "https://h/v1/embeddings?api-version=1"),
+        ("", "https://api.openai.com/v1/embeddings"),
+    ],
+)
+def test_the_base_url_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, base: str, expected: str
+) -> None:
+    """It counts if no URL was typed, be it the default one."""
+    monkeypatch.setenv("OPENAI_BASE_URL", base)
+    default = str(Options().request_url)
+    assert find_url(parsed()) == expected
+    assert find_url(parsed("--request_url", default)) == default
+
+
+def test_the_key_belongs_to_the_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two variables of OpenAI's clients are a pair; the provider's own still comes first."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.groq.com/openai/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    assert key_of() == "openai"
+    monkeypatch.setenv("GROQ_API_KEY", "groq")
+    assert key_of() == "groq"
+
+
+def test_a_base_url_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the variable."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "h:8000/v1?key=secret")
+    with pytest.raises(ConfigurationError, match="OPENAI_BASE_URL must be an http") as caught:
+        find_url(parsed())
+    assert "secret" not in str(caught.value)
+
+
+def test_headers_may_be_in_a_file(tmp_path: Path) -> None:
+    """One a line; blank lines and remarks are left out, and a colon may be in a value."""
+    path = tmp_path / "headers"
+    path.write_text("# the gateway's\nX-Key:  a:b \n\nX-Team: blue\n")
+    assert read_headers([f"@{path}", "X-Team: red"]) == {"X-Key": "a:b", "X-Team": "red"}
+    assert read_query(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("secret", "a --header without a colon is no header"),
+        ("X-Key:", "--header 'X-Key' is no header: write it as"),
+        (": secret", "--header '' is no header"),
+        ("@nowhere", "can't read --header @nowhere: No such file"),
+    ],
+)
+def test_what_is_no_header_is_explained(header: str, words: str) -> None:
+    """Its value is not shown."""
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        read_headers([header])
+    assert "secret" not in str(caught.value)
+
+
+def row(number: int, url: str) -> dict[str, object]:
+    """A line of a Batch file."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    return {"custom_id": f"row-{number}", "method": "POST", "url": url, "body": body}
+
+
+def test_one_file_may_hold_several_providers(tmp_path: Path) -> None:
+    """Each row goes to its host with that host's key; one for a third host fails by itself."""
+    with RawServer(answer_all) as own, RawServer(answer_all, host="127.0.0.2") as other:
+        host = other.url.partition("//")[2]
+        urls = [CHAT, other.url + CHAT, "https://third.example/v1/chat/completions", own.url + CHAT]
+        source = write_lines(tmp_path / "in.jsonl", [row(n, url) for n, url in enumerate(urls)])
+        words = ["--requests_filepath", source, "--request_url", own.url + CHAT]
+        words += ["--allow_host", host]
+        done = run(
+            *words,
+            *("--api_key_for", f"{host}=OTHER_KEY", "--header", "X-Team: blue"),
+            OPENAI_API_KEY="own-0123456789",
+            OTHER_KEY="other-0123456789",
+        )
+        found = {r["custom_id"]: r for r in read_lines(tmp_path / "in_results.jsonl")[:]}
+        checked = run("verify", *words)
+    assert done.returncode == 1, done.stderr
+    assert (
+        "line 3: its url 'https://third.example/v1/chat/completions' is on another" in done.stderr
+    )
+    assert "--allow_host third.example permits it" in done.stderr
+    assert [name for name, r in found.items() if r["error"]] == ["row-2"]
+    assert {header_of(h, "authorization") for h in own.heads} == {"Bearer own-0123456789"}
+    assert {header_of(h, "authorization") for h in other.heads} == {"Bearer other-0123456789"}
+    assert [header_of(h, "x-team") for h in other.heads] == [None]
+    assert "answered 3" in checked.stdout and "failed 1" in checked.stdout
+
+
+def test_a_key_goes_to_no_other_machine_in_plain_text(tmp_path: Path) -> None:
+    """A row that would have it sent so is a failure by itself."""
+    source = write_lines(tmp_path / "in.jsonl", [row(1, "http://plain.example/v1/x"), row(2, CHAT)])
+    with RawServer(answer_all) as server:
+        done = run(
+            *("--requests_filepath", source, "--request_url", server.url + CHAT),
+            *("--allow_host", "plain.example", "--api_key_for", "plain.example=PLAIN_KEY"),
+            PLAIN_KEY="plain-0123456789",
+        )
+    assert done.returncode == 1
+    assert "line 1: its url 'http://plain.example/v1/x' is without TLS" in done.stderr
+
+
+def test_base_url_headers_query_and_a_command_in_one_run(tmp_path: Path) -> None:
+    """No /v1 is doubled, and no secret is in the log, the results or the report."""
+
+    def refuse_once(visit: Visit) -> None:
+        while visit.read():
+            is_good = visit.header("api-key") == "token-0123456789"
+            answer = {
+                "error": {"message": f"not {visit.header('x-gateway-key')}, but {visit.head}"}
+            }
+            if is_good:
+                visit.answer()
+            else:
+                visit.answer(json.dumps(answer).encode(), status="400 Bad Request")
+
+    source = write_lines(tmp_path / "in.jsonl", [row(1, "/v1/embeddings")])
+    (tmp_path / "headers").write_text("X-Gateway-Key: gateway-0123456789\n")
+    words = ["--requests_filepath", source, "--header", f"@{tmp_path / 'headers'}"]
+    words += ["--query", "api-version=2024-10-21", "--report_filepath", tmp_path / "report.json"]
+    with RawServer(refuse_once) as server:
+        base = {"OPENAI_BASE_URL": f"{server.url}/v1"}
+        good = ["--api_key_command", "echo token-0123456789", "--auth_header", "api-key"]
+        bad = ["--api_key_command", "echo wrong-0123456789", "--auth_header", "X-Auth: Token"]
+        failed = run(*words, *bad, "--logging_level", "10", **base)
+        texts = [path.read_text() for path in tmp_path.glob("*_results.jsonl")]
+        done = run(*words, *good, **base)
+    assert failed.returncode == 1 and done.returncode == 0, failed.stderr + done.stderr
+    assert [h.partition("\r\n")[0] for h in server.heads] == [
+        "POST /v1/embeddings?api-version=2024-10-21 HTTP/1.1"
+    ] * 2
+    assert header_of(server.heads[0], "x-auth") == "Token wrong-0123456789"
+    shown = failed.stderr + failed.stdout + "".join(texts) + (tmp_path / "report.json").read_text()
+    assert "[redacted]" in shown
+    assert "wrong-0123456789" not in shown and "gateway-0123456789" not in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("false", "--api_key_command (false) ended with exit code 1"),
+        ("echo", "--api_key_command (echo) printed no key"),
+        ("no-such-tool", "--api_key_command (no-such-tool) can't be run: No such file"),
+        ("'", "--api_key_command can't be split into words"),
+    ],
+)
+def test_a_command_that_gives_no_key_is_bad_usage(tmp_path: Path, command: str, words: str) -> None:
+    """Before anything is sent or written."""
+    source = write_lines(tmp_path / "in.jsonl", [{"input": "a"}])
+    url = "http://127.0.0.1:1/v1/embeddings"
+    done = run(*("--requests_filepath", source, "--request_url", url, "--api_key_command", command))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "in_results.jsonl").exists()

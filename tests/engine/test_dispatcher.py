@@ -34,6 +34,7 @@ from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
 from parallel_processor.workers.processes import WorkerProcesses
 
@@ -95,12 +96,13 @@ def activity_of(is_full: bool) -> WaitCause:
 
 
 def request_of(
-    number: int, bucket: TokenBucket, *, size_bytes: int = 1, tokens: int = 1
+    number: int, group: AnyBucket, *, size_bytes: int = 1, tokens: int = 1
 ) -> PendingRequest:
     """A request on its way."""
     request = Request(body={}, payload=bytes(size_bytes), number=number)
     estimate = Estimate(input_tokens=tokens, output_cap=0)
-    return PendingRequest(request=request, estimate=estimate, group=bucket, bucket=bucket)
+    bucket = group.members[0]
+    return PendingRequest(request=request, estimate=estimate, group=group, bucket=bucket)
 
 
 def tried(pending: PendingRequest) -> PendingRequest:
@@ -206,7 +208,7 @@ class Room:
                 changed = self._changed.wait_for(lambda: self._changes != seen, REAL_TIMEOUT_S)  # noqa: B023
             assert changed, "this never comes"
 
-    def put(self, number: int, bucket: TokenBucket, size_bytes: int = 1) -> None:
+    def put(self, number: int, bucket: AnyBucket, size_bytes: int = 1) -> None:
         """Put a request in."""
         self.pending[number] = request_of(number, bucket, size_bytes=size_bytes)
         self.dispatcher.put(self.pending[number])
@@ -700,13 +702,16 @@ class Load:
         free = TokenBucket(NO_LIMITS, clock=clock, most_in_flight=max(1, max_workers // 2))
         one, shared = bucket_of(rate, clock), bucket_of(rate, clock).shared_limits
         both = [TokenBucket(shared.limits, clock=clock, shared_limits=shared) for _ in range(2)]
-        self.buckets = [one, bucket_of(clock=clock), free, *both]
+        found = [TokenBucket(NO_LIMITS, clock=clock, most_in_flight=2) for _ in range(2)]
+        replicas = [*found, bucket_of(rate, clock), both[0]]
+        self.members = [one, bucket_of(clock=clock), free, *both, *replicas[:3]]
+        self.buckets: list[AnyBucket] = [*self.members[:5], BucketGroup(replicas)]
         self.again = again
         self.lock = threading.Lock()  # guards what follows
         self.in_flight = self.peak = self.ahead = 0
         self.attempts = 0
         self.done: list[int] = []
-        self.lines: defaultdict[TokenBucket, list[tuple[int, int]]] = defaultdict(list)
+        self.lines: defaultdict[AnyBucket, list[tuple[int, int]]] = defaultdict(list)
         self.executor = ThreadPoolExecutor(max_workers)
         self.unwritten: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.writer = threading.Thread(target=self.write, daemon=True)
@@ -734,13 +739,15 @@ class Load:
             self.in_flight += 1
             self.attempts += 1
             self.peak = max(self.peak, self.in_flight)
-            if pending.retry_state is None:
+            if pending.retry_state is None and pending.group is pending.bucket:
                 self.lines[pending.bucket].append((reservation.ticket, pending.request.number))
             luck = self.random.random()
         waker = self.room.dispatcher.waker
         ending = pending.bucket.ended(reservation, answered=True, waker=waker)
-        if luck < self.again / 10:
+        if luck < self.again / 20:
             pending.bucket.pause(0.002)
+        elif luck < self.again / 10:
+            pending.bucket.probe(0.002, reservation)
         with self.lock:
             self.in_flight -= 1
         if luck < self.again:
@@ -807,8 +814,8 @@ class Load:
                 self.writer.join(REAL_TIMEOUT_S)
         assert self.room.dispatcher.error is None
         assert self.room.dispatcher.credits.in_flight == self.room.unrecorded == 0
-        assert not any(bucket.queue for bucket in self.buckets)
-        assert not any(bucket.server.in_flight.count for bucket in self.buckets)
+        assert not any(bucket.queue for bucket in self.members)
+        assert not any(bucket.server.in_flight.count for bucket in self.members)
 
 
 @pytest.fixture
@@ -912,7 +919,7 @@ class ModelRun:
         self.ended: list[tuple[PendingRequest, bool, float, bool]] = []  # whether, when, made room
         self.unrecorded = self.passed = 0
         self.outcomes: list[int] = []
-        self.order: defaultdict[TokenBucket, list[int]] = defaultdict(list)
+        self.order: defaultdict[AnyBucket, list[int]] = defaultdict(list)
         self.is_rung = True
         self.is_closed = False
         self.dispatcher = make(
@@ -937,7 +944,8 @@ class ModelRun:
     def send(self, admitted: AdmittedRequest) -> None:
         self.in_flight.append(admitted)
         if admitted.pending.retry_state is None:
-            self.order[admitted.pending.bucket].append(admitted.pending.request.number)
+            self.order[admitted.pending.group].append(admitted.pending.request.number)
+        assert admitted.pending.bucket in admitted.pending.group.members
 
     # What may happen.
 
@@ -997,8 +1005,14 @@ class ModelRun:
             retry_in_s = luck.uniform(0.0, 10.0)
         elif kind < 0.1:
             bucket.pause(luck.uniform(0.1, 20.0), reservation)
+        elif kind < 0.15:
+            bucket.probe(luck.uniform(0.1, 20.0), reservation)
+            if isinstance(pending.group, BucketGroup) and luck.random() < 0.1:
+                pending.group.set_aside(bucket)
         elif again:
             retry_in_s = luck.choice((0.0, luck.uniform(0.0, 2.0), luck.uniform(0.0, 60.0)))
+        if again and luck.random() < 0.5:
+            tried(pending).retry_state.failed_by[bucket] = reservation.admitted_at or 0.0
         self.ended.append((pending, again, retry_in_s, ending.made_room))
 
     def done(self) -> None:
@@ -1037,37 +1051,51 @@ class ModelRun:
             return
         assert all(due_at >= self.due_at for due_at, _, _ in dispatcher._queues._later)
         made_room = any(ending[3] for ending in self.ended)
-        for bucket, line in dispatcher._queues._queues.items():
+        for group, line in dispatcher._queues._queues.items():
             if (
                 line.reservation is None
             ):  # the end of a request of this run will be the first to help it
-                ended = any(pending.bucket is bucket for pending, *_ in self.ended)
-                assert ended or not bucket.has_room
-                assert ended or any(pending.bucket is bucket for pending, _ in self.in_flight)
+                ended = any(pending.group is group for pending, *_ in self.ended)
+                assert ended or not group.has_room
+                assert ended or any(pending.group is group for pending, _ in self.in_flight)
                 continue
             assert line.reservation.admitted_at is None
-            if bucket.queue[0] is line.reservation and not made_room:  # else who made it will ask
-                delay = soonest(bucket.shared_limits, now).get(line.reservation, math.inf)
-                assert self.due_at <= now + delay + 1e-6, (delay, bucket.wait_cause)
+            for bucket, reservation in places_of(group, line.reservation):
+                if bucket.queue[0] is reservation and not made_room:  # else who made it will ask
+                    delay = soonest(bucket.shared_limits, now).get(reservation, math.inf)
+                    assert self.due_at <= now + delay + 1e-6, (delay, bucket.wait_cause)
+
+
+def places_of(group: AnyBucket, reservation: Reservation) -> list[tuple[TokenBucket, Reservation]]:
+    """Where the head of a queue has a place."""
+    if isinstance(group, BucketGroup):
+        return list(group._places[reservation])
+    return [(group, reservation)]
 
 
 class World:
     """Buckets of all kinds, and the runs that use them, in a time that passes when nothing else does."""
 
-    def __init__(self, seed: int, runs: int) -> None:
+    def __init__(self, seed: int, runs: int, *, has_groups: bool = False) -> None:
         self.random = random.Random(seed)
         self.clock = FakeClock()
-        self.buckets: list[TokenBucket] = []
+        members: list[TokenBucket] = []
         for limits in ((60, math.inf), (600, 6000), (math.inf, 20_000), (math.inf, math.inf)):
             requests, tokens = limits
             made = Limits(requests_per_minute=requests, tokens_per_minute=tokens)
             shared_limits = SharedLimits(made, self.clock)
             for most in (None, self.random.choice((1, 2, 5))):
                 how: Any = {"clock": self.clock, "shared_limits": shared_limits}
-                self.buckets.append(TokenBucket(made, most_in_flight=most, **how))
-        self.buckets = self.random.sample(self.buckets, self.random.randint(1, len(self.buckets)))
+                members.append(TokenBucket(made, most_in_flight=most, **how))
+        self.members = members
+        groups = [self._group() for _ in range(self.random.randint(0, 2))] if has_groups else []
+        kept = self.random.sample(self.members, self.random.randint(not groups, len(self.members)))
+        self.buckets: list[AnyBucket] = [*kept, *groups]
         most_workers = (1, 2, 3, 8, 100)
         self.runs = [ModelRun(self, self.random.choice(most_workers), 120) for _ in range(runs)]
+
+    def _group(self) -> BucketGroup:
+        return BucketGroup(self.random.sample(self.members, self.random.randint(2, 5)))
 
     def step(self) -> bool:
         """Let one thing happen; false if nothing can any more."""
@@ -1097,15 +1125,16 @@ class World:
             assert not run.dispatcher.is_busy()
             for line in run.order.values():
                 assert line == sorted(line)
-        assert not any(bucket.queue for bucket in self.buckets)
-        assert not any(bucket.server.in_flight.count for bucket in self.buckets)
+        assert not any(bucket.queue for bucket in self.members)
+        assert not any(bucket.server.in_flight.count for bucket in self.members)
+        assert not any(getattr(bucket, "_places", None) for bucket in self.buckets)
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(60))
 def test_nobody_who_may_be_admitted_is_left_waiting(seed: int, runs: int) -> None:
     """Whatever happens, by one run or two, the thread wakes when the first of any queue may go."""
-    World(seed, runs).run()
+    World(seed, runs, has_groups=seed % 3 > 0).run()
 
 
 # How it ends.

@@ -29,6 +29,7 @@ from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.tokens.counter import TokenCounter
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.routes import Routes
 
 ONE_A_MINUTE = Limits(requests_per_minute=1.0, tokens_per_minute=math.inf)
 
@@ -77,7 +78,9 @@ def real_run(server: RawServer, **settings: Any) -> tuple[Run, TickingClock]:
     parts = {name: settings.pop(name, None) for name in ("make_sink", "on_cancel")}
     options = Options(request_url=server.url, limits=NO_LIMITS, **settings)
     clock, buckets, estimator = TickingClock(), TokenBuckets(options), CostEstimator(options)
-    return Run(options, buckets=buckets, estimator=estimator, clock=clock, **parts), clock
+    return Run(
+        options, routes=Routes(options, buckets), estimator=estimator, clock=clock, **parts
+    ), clock
 
 
 class Writer:
@@ -425,7 +428,7 @@ def test_a_stop_ends_the_wait_for_capacity() -> None:
     run.stop(StopRequested("enough"))
     join()
     assert numbers(got) == [1]
-    assert run._buckets.usage().waiting_for == ""
+    assert run._routes.buckets.usage().waiting_for == ""
     assert str(run.stop_cause) == "enough"
 
 

@@ -17,11 +17,14 @@ from parallel_processor.files.formats import made_request
 from parallel_processor.files.records import record
 from parallel_processor.models import Estimate, Outcome, Request, Response, Upstream
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.transport.credentials import Credentials
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.attempt import AttemptRunner
 from parallel_processor.workers.pending import PendingRequest
 
@@ -54,10 +57,15 @@ class Scripted:
 
     sending_since_s = 0.0
 
-    def __init__(self, *ends: Response | BaseException) -> None:
+    def __init__(self, options: Options, *ends: Response | BaseException) -> None:
         self._ends = list(ends)
         self.sent: list[Request] = []
         self.before_send: Callable[[], None] = lambda: None
+        self.credentials = Credentials(options)
+
+    def renewal_fault(self) -> str:
+        """Its key doesn't expire."""
+        return ""
 
     def send(self, request: Request, _: Upstream) -> Response:
         self.before_send()
@@ -78,8 +86,8 @@ class Bench:
         settings = {"limits": limits, **settings}
         self.options = Options(request_url=url, retry=retry, **settings)
         self.bucket = TokenBucket(self.options.limits, clock=self.clock)
-        self.transport: Any = Scripted(*ends)
-        self.attempts = AttemptRunner(self.options, self.transport)
+        self.transport: Any = Scripted(self.options, *ends)
+        self.attempts = AttemptRunner(self.transport)
         self.counters = Counters()
         self.stop = StopSignal()
         self.left_out = LeftOut(None)
@@ -93,6 +101,7 @@ class Bench:
             clock=self.clock,
             left_out=self.left_out,
             on_left_out=lambda bucket: None,
+            routes=Routes(self.options, TokenBuckets(self.options, self.clock)),
         )
 
     def clock(self) -> float:

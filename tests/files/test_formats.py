@@ -145,7 +145,8 @@ def test_a_batch_line_names_its_endpoint() -> None:
         (b'{"custom_id": "i", "url": 5, "body": {}}', "url is not a string"),
         (
             b'{"custom_id": "i", "url": "https://evil.example/v1", "body": {}}',
-            "its url 'https://evil.example/v1' is on another host than the request URL",
+            "its url 'https://evil.example/v1' is on another host than the request URL: "
+            "--allow_host evil.example permits it (allowed_hosts)",
         ),
     ],
 )

@@ -131,8 +131,14 @@ class RawServer:
     """
 
     def __init__(
-        self, script: Callable[[Visit], None], *, tls: bool = False, certificate: str = CERTIFICATE
+        self,
+        script: Callable[[Visit], None],
+        *,
+        tls: bool = False,
+        certificate: str = CERTIFICATE,
+        host: str = "127.0.0.1",
     ) -> None:
+        self._host = host
         self._script = script
         self._tls = _server_context(certificate) if tls else None
         self.heads: list[str] = []
@@ -147,10 +153,10 @@ class RawServer:
     @property
     def url(self) -> str:
         """The address without a path."""
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}"
 
     def __enter__(self) -> RawServer:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server((self._host, 0), backlog=256)
         self._port = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, name="raw-server")
         self._accepting.start()

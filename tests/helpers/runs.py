@@ -18,6 +18,7 @@ from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.routes import Routes
 
 URL = "http://127.0.0.1:1/v1/embeddings"
 
@@ -62,7 +63,12 @@ def run_with(answer: Answer, limits: Limits = NO_LIMITS, **settings: Any) -> Run
     options = Options(
         request_url=URL, limits=limits, retry=retry, session_factory=sessions_of(answer), **settings
     )
-    return Run(options, buckets=TokenBuckets(options), estimator=CostEstimator(options), **parts)
+    return Run(
+        options,
+        routes=Routes(options, TokenBuckets(options)),
+        estimator=CostEstimator(options),
+        **parts,
+    )
 
 
 def bodies(count: int) -> Iterator[Request]:

@@ -27,6 +27,7 @@ from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest
 
 Respond = Callable[[Response], None]
@@ -207,7 +208,8 @@ class VirtualRun:
             max_workers=max_workers,
         )
         self._world, self._server, self._options = world, server, options
-        self.bucket = TokenBuckets(options, world.clock).bucket(options.request_url, "m")
+        buckets = TokenBuckets(options, world.clock)
+        self.bucket = buckets.bucket(options.request_url, "m")
         self.stop, self.counters = StopSignal(), Counters()
         self._wake = threading.Event()
         self._settlement = Settlement(
@@ -219,6 +221,7 @@ class VirtualRun:
             on_left_out=lambda bucket: None,
             waker=self._wake,
             clock=world.clock,
+            routes=Routes(options, buckets),
         )
         self._left = count
         self._count = count

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,7 @@ def settings() -> None:
     options = Options(limits=limits, limits_by_model={"gpt-*": limits}, retry=retry)
     assert_type(options.limits.headroom, float)
     assert_type(options.retry.max_attempts, int)
-    assert_type(options.api_key, str | None)
+    assert_type(options.api_keys, Mapping[str, str | Sequence[str] | Callable[[], str]])
     account: Settings = {}
     account["retry"] = retry
     account["token_accounting"] = "usage"

@@ -41,9 +41,12 @@ def read_key(text: str, place: str) -> str:
     return key
 
 
-def read_key_file(path: str) -> str:
-    """The key in the file at ``path``. Raises :class:`ConfigurationError` if there is none."""
-    place = f"--api_key_file {path}"
+def read_key_file(path: str, place: str) -> tuple[str, ...]:
+    """The keys in the file at ``path``, one a line, without those that stand there twice.
+
+    ``place`` names the file in messages. Blank lines, and those that begin with ``#``, are left out. Raises
+    :class:`ConfigurationError` if there is no key.
+    """
     try:
         data = Path(path).read_bytes()
         is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -52,6 +55,16 @@ def read_key_file(path: str) -> str:
         raise ConfigurationError(f"can't read {place}: {error.strerror or error}") from None
     except ValueError as error:
         raise ConfigurationError(f"{place} is no text: {error}") from None
-    if not (key := read_key(text, place)):
+    lines = text.lstrip("\ufeff").splitlines()
+    found = {
+        number: line.strip()
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    }
+    keys = [
+        read_key(line, place if len(found) == 1 else f"line {number} of {place}")
+        for number, line in found.items()
+    ]
+    if not any(keys):
         raise ConfigurationError(f"there is no key in {place}")
-    return key
+    return tuple(dict.fromkeys(filter(None, keys)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.transport.redact import Redactor
+from parallel_processor.credentials.redact import Redactor
 
 KEY = "sk-proj-Ab3dEfGh1jKlMn0pQrStUvWxYz"
 
@@ -114,3 +114,13 @@ def test_every_secret_of_a_login_is_replaced() -> None:
     redact = Redactor(None, "hunter2-hunter2", "bWU6aHVudGVyMi1odW50ZXIy", "")
     text = "got hunter2-hunter2, Basic bWU6aHVudGVyMi1odW50ZXIy and hunt...ter2"
     assert redact(text) == "got [redacted], Basic [redacted] and [redacted]"
+
+
+def test_secrets_that_come_and_go_are_replaced() -> None:
+    """What a key was before it expired is as secret as what it is."""
+    keys = ["first-0123456789"]
+    redact = Redactor("fixed-0123456789", more=lambda: keys)
+    assert redact("first-0123456789 second-0123456789") == "[redacted] second-0123456789"
+    keys.append("second-0123456789")
+    text = "first-0123456789 second-0123456789 fixed-0123456789"
+    assert redact(text) == "[redacted] [redacted] [redacted]"

@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 from virtual import World
 
-from parallel_processor.engine.outage import Outages, Verdict
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Rejection, Response
 from parallel_processor.options import Limits, Options, RetryPolicy
+from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.outage import Outages, Verdict
+from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest
 
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
@@ -78,6 +80,7 @@ class Crowd:
             clock=self.clock,
             left_out=self.left_out,
             on_left_out=lambda bucket: None,
+            routes=Routes(self.options, TokenBuckets(self.options, self.clock)),
         )
         self.outcomes: list[Outcome] = []
         self.sent: list[float] = []

@@ -10,6 +10,11 @@ a streak. An answer to a request that was sent after the streak began ends it: t
   or says itself that it isn't ready.
 * In between it is too early to say. The failure counts, but no request fails for good by it.
 
+Where other upstreams serve the same requests, all that a server may be to blame for counts: any 5xx, any
+timeout, a torn response. Once another has answered meanwhile, 3 such requests in a row are an outage. A
+wrong verdict costs little there. Then a server that can't be reached pauses for 1 second at most: its
+request goes to another at once.
+
 In an outage no attempt counts, and the model's requests pause. After each pause a single request is sent,
 each time another one: a request that is itself to blame can't keep the outage alive. The pauses grow to
 5 seconds, whatever the server asks for: a single request is cheap, and too long a wait is not. The first
@@ -24,7 +29,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from parallel_processor.engine.retry import longest_backoff_s
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
@@ -37,6 +41,9 @@ _LEAST_S = 2.0
 _LEAST_REQUESTS = 3
 _LEAST_FAILURES = 5
 _LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 5.0, 0.1
+_SPARED_PAUSE_S = (
+    1.0  # while others serve, for a server whose refusal of a connection costs nothing
+)
 _BURST_S = 10.0  # in which the failures of a server that ends may be between its last answers
 _ROUNDS = 3  # from so many on, load was not the reason
 _SELDOM_S = 300.0  # outages that follow each other sooner may be a limit
@@ -90,17 +97,25 @@ class Outages:
         self._streaks: dict[TokenBucket, _Streak] = {}
 
     def judge(
-        self, bucket: TokenBucket, number: int, admitted_at: float, attempt: Attempt
+        self,
+        bucket: TokenBucket,
+        number: int,
+        admitted_at: float,
+        attempt: Attempt,
+        others_answered_at: float | None = None,
     ) -> Judgement:
         """Judge a failure of ``bucket``, of the request ``number``, admitted at ``admitted_at``.
 
-        A complete response below 500 ends the streak, and the confinement of the bucket.
+        A complete response below 500 ends the streak, and the confinement of the bucket. If other
+        upstreams serve such requests, ``others_answered_at`` is when the newest was admitted that one of
+        them answered.
         """
         with self._lock:
             streak = self._streaks.get(bucket)
-            is_outage_like = _is_outage_like(attempt, streak)
+            is_outage_like = _is_outage_like(attempt, streak, others_answered_at is not None)
             if is_outage_like:
-                judgement = self._judge(bucket, streak, number, admitted_at, attempt)
+                answered_at = -math.inf if others_answered_at is None else others_answered_at
+                judgement = self._judge(bucket, streak, number, admitted_at, attempt, answered_at)
                 streak = self._streaks[bucket]
             elif attempt.response is None or attempt.response.status >= 500:
                 return Judgement(Verdict.SERVES)
@@ -113,6 +128,28 @@ class Outages:
         elif not is_outage_like and streak is not None and streak.rounds:
             bucket.free()
         return judgement
+
+    def _outage(self, bucket: TokenBucket) -> _Streak | None:
+        """The outage that ``bucket`` is in."""
+        with self._lock:
+            streak = self._streaks.get(bucket)
+        if streak is None or bucket.newest_answered_at > streak.sent_at:
+            return None
+        return streak if streak.rounds else None
+
+    def is_out(self, bucket: TokenBucket) -> bool:
+        """True while an outage of ``bucket`` lasts."""
+        return self._outage(bucket) is not None
+
+    def rounds(self, bucket: TokenBucket) -> int:
+        """How often ``bucket`` has paused in the outage that it is in; 0 if it is in none."""
+        outage = self._outage(bucket)
+        return 0 if outage is None else outage.rounds
+
+    def out_for_s(self, bucket: TokenBucket) -> float:
+        """For how long ``bucket`` has been in an outage, in seconds; 0 if it is in none."""
+        outage = self._outage(bucket)
+        return 0.0 if outage is None else self._clock() - outage.began_s
 
     def _may_take_back(self, bucket: TokenBucket) -> bool:
         """Note an outage; false if the one before it is too recent. Caller holds ``_lock``."""
@@ -127,6 +164,7 @@ class Outages:
         number: int,
         admitted_at: float,
         attempt: Attempt,
+        others_answered_at: float,
     ) -> Judgement:
         """Caller holds ``_lock``."""
         now, answered_at = self._clock(), bucket.newest_answered_at
@@ -141,6 +179,8 @@ class Outages:
             streak.requests.add(number)
         lasts_s, is_alone = now - streak.began_s, len(streak.requests) < _LEAST_REQUESTS
         is_out = streak.failures >= _LEAST_FAILURES and lasts_s >= _LEAST_S and not is_alone
+        is_spared = others_answered_at > streak.sent_at
+        is_out = is_out or (is_spared and not is_alone)
         is_out = is_out or streak.rounds > 0 or attempt.status in _AT_ONCE
         if serves or not is_out:
             verdict = Verdict.SERVES if serves or is_alone else Verdict.DOUBTFUL
@@ -151,19 +191,30 @@ class Outages:
             streak.paused_at, round_ = now, streak.rounds
         is_lost = lasts_s >= self._policy.rate_limit_deadline_s
         verdict = Verdict.LOST if is_lost else Verdict.OUT
-        return Judgement(verdict, self._pause_s(streak.rounds), round_, streak.began_s)
+        pause_s = self._pause_s(streak.rounds)
+        if is_spared and attempt.status is AttemptStatus.UNREACHABLE:
+            pause_s = min(pause_s, _SPARED_PAUSE_S)
+        return Judgement(verdict, pause_s, round_, streak.began_s)
 
     def _pause_s(self, rounds: int) -> float:
         backoff_s = longest_backoff_s(self._policy, max(rounds, 1))  # the user may have set 0
         return min(max(backoff_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
 
-def _is_outage_like(attempt: Attempt, streak: _Streak | None) -> bool:
+def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:
+    """The longest backoff after that many ``failures``, which are at least one."""
+    return min(policy.backoff_max_s, policy.backoff_initial_s * 2.0 ** min(failures - 1, 60))
+
+
+def _is_outage_like(attempt: Attempt, streak: _Streak | None, has_others: bool) -> bool:
     if attempt.status in _AT_ONCE:
         return True
     if attempt.status is not AttemptStatus.RETRY:
         return False
     if attempt.response is not None:
-        return attempt.response.status in _STATUSES
+        status = attempt.response.status
+        return status in _STATUSES or (has_others and status >= 500)
+    if has_others:
+        return True
     is_out = streak is not None and streak.rounds > 0
     return attempt.kind == _BROKEN or (is_out and attempt.kind in ("timeout", "connect timeout"))

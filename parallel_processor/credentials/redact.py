@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 
 _ESCAPE = r"(?<=\\[nrt])"  # after an escaped line end in JSON: its letter belongs to no word
 _LOOKS_LIKE_A_KEY = re.compile(
@@ -27,16 +28,26 @@ _PLACEHOLDER = "[redacted]"
 class Redactor:
     """Replaces the secrets of a run, parts of them, and anything else that looks like a key.
 
-    The secrets are the API key, or a password and the header that carries it; any may be missing.
+    The secrets are API keys, a password and the header that carries it, and whatever else must not be seen;
+    any may be missing. ``more`` tells those that come and go. Any thread may call it.
     """
 
-    def __init__(self, *secrets: str | None) -> None:
-        self._secrets = [_Secret(secret) for secret in secrets if secret]
+    def __init__(
+        self, *secrets: str | None, more: Callable[[], Iterable[str]] | None = None
+    ) -> None:
+        self._secrets = [_Secret(secret) for secret in dict.fromkeys(secrets) if secret]
+        self._more = more
+        self._changing: dict[str, _Secret] = {}
 
     def __call__(self, text: str) -> str:
         """``text`` without secrets."""
         for secret in self._secrets:
             text = secret.cut_out(text)
+        if self._more is not None:
+            known = self._changing
+            self._changing = {each: known.get(each) or _Secret(each) for each in self._more()}
+            for secret in tuple(self._changing.values()):
+                text = secret.cut_out(text)
         return _LOOKS_LIKE_A_KEY.sub(_replace_random, text)
 
 

@@ -1,0 +1,117 @@
+"""A command that prints a key, such as ``az account get-access-token``.
+
+It is run without a shell: its words are split as a shell would, and nothing else is done with them. For
+pipes and variables, make it ``sh -c '…'``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from typing import Any
+
+from parallel_processor.credentials.key_text import read_key
+from parallel_processor.credentials.redact import Redactor
+from parallel_processor.exceptions import ConfigurationError
+
+_TIMEOUT_S = 60.0
+_MEMBERS = ("accessToken", "access_token", "token")  # of JSON: Azure, OAuth, others
+_MOST_CHARS = 300  # of its last words
+
+
+class KeyCommand:
+    """Runs ``command`` and returns the key that it prints. It can be pickled; its ``repr`` says nothing.
+
+    The output is one key, or JSON with ``accessToken``, ``access_token`` or ``token``. Raises
+    :class:`ConfigurationError` if the command can't be run, fails, takes longer than ``timeout_s``, or
+    prints no key. The message has the end of what it wrote to its standard error, without keys.
+    """
+
+    def __init__(self, command: str, timeout_s: float = _TIMEOUT_S) -> None:
+        try:
+            self._words = shlex.split(command)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"--api_key_command can't be split into words: {error}"
+            ) from None
+        if not self._words:
+            raise ConfigurationError("--api_key_command is empty")
+        self.command, self._timeout_s = command, timeout_s
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+    def __call__(self) -> str:
+        """The key."""
+        what = f"--api_key_command ({os.path.basename(self._words[0])})"
+        try:
+            process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is for the run alone
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigurationError(f"{what} can't be run: {reason}") from None
+        with process:
+            try:
+                output, errors = process.communicate(timeout=self._timeout_s)
+            except subprocess.TimeoutExpired:
+                _kill(process)
+                raise ConfigurationError(
+                    f"{what} printed no key within {self._timeout_s:g} s"
+                ) from None
+            except BaseException:
+                _kill(process)
+                raise
+        if process.returncode:
+            code = process.returncode
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise ConfigurationError(f"{what} {how}{_last_words(errors)}")
+        return _key_in(output, what, errors)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the command, and what it has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        process.kill()
+
+
+def _key_in(output: bytes, what: str, errors: bytes) -> str:
+    """The key that ``output`` holds."""
+    place = f"the output of {what}"
+    try:
+        text = output.decode("utf-8-sig").strip()
+    except ValueError:
+        raise ConfigurationError(f"{place} is no text") from None
+    if text.startswith(("{", "[")):
+        text = _member(text, place)
+    key = read_key(text, place)
+    if not key:
+        raise ConfigurationError(f"{what} printed no key{_last_words(errors)}")
+    return key
+
+
+def _member(text: str, place: str) -> str:
+    try:
+        value: Any = json.loads(text)
+    except ValueError:
+        raise ConfigurationError(f"{place} is neither one key nor JSON") from None
+    found = [value[name] for name in _MEMBERS if isinstance(value, dict) and name in value]
+    if not found or not isinstance(found[0], str):
+        raise ConfigurationError(f"{place} is JSON without a text {', '.join(_MEMBERS)}")
+    return found[0]
+
+
+def _last_words(errors: bytes) -> str:
+    """The last line of what a command wrote to its standard error, without what looks like a key."""
+    lines = errors.decode("utf-8", "replace").split("\n")
+    words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {Redactor()(words)[:_MOST_CHARS]}" if words else ""

@@ -1,0 +1,200 @@
+"""Keys that expire, in whole runs: nothing fails, and what is wrong stops the run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_server import RawServer, Visit
+from services import processor, rows
+
+from parallel_processor.credentials.key_command import KeyCommand
+from parallel_processor.credentials.rotating_key import RotatingKey
+from parallel_processor.exceptions import ConfigurationError, RunStoppedError, StopCause
+
+_KEY = "rotating-0123456789-"
+
+
+class Rotating:
+    """A server whose key expires after so many requests; what it refuses, it has not processed."""
+
+    def __init__(self, lifetime: int, path: Path | None = None) -> None:
+        self._lifetime, self._path = lifetime, path
+        self._lock = threading.Lock()
+        self._uses = itertools.count()
+        self._number = 1
+        self.refusals = self.fetches = 0
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._path is not None:
+            self._path.write_text(self.key)
+
+    @property
+    def key(self) -> str:
+        return f"{_KEY}{self._number}"
+
+    def fetch(self) -> str:
+        """The key that is valid now."""
+        with self._lock:
+            self.fetches += 1
+            return self.key
+
+    def __call__(self, visit: Visit) -> None:
+        while visit.read():
+            with self._lock:
+                is_valid = visit.header("authorization") == f"Bearer {self.key}"
+                if not is_valid:
+                    self.refusals += 1
+                elif (next(self._uses) + 1) % self._lifetime == 0:
+                    self._number += 1
+                    self._publish()
+            if is_valid:
+                visit.answer()
+            else:
+                visit.answer(REFUSAL, status="401 Unauthorized")
+
+
+REFUSAL = json.dumps({"error": {"message": f"expired: {_KEY}1", "code": "token_expired"}}).encode()
+
+
+@pytest.mark.parametrize("max_workers", [1, 16])
+def test_a_key_that_expires_fails_no_request(max_workers: int) -> None:
+    """A refused request is sent again with the new key, and that costs no attempt."""
+    service = Rotating(50)
+    key = RotatingKey(service.fetch, interval_s=0.01)
+    with RawServer(service) as server:
+        with processor(server.url, api_key=key, max_workers=max_workers) as sender:
+            outcomes = sender.map(rows(400))
+    assert all(outcome.ok and outcome.attempts == 1 for outcome in outcomes)
+    assert service.refusals and 8 <= service.fetches <= 10
+    assert service.refusals <= max_workers * service.fetches
+
+
+def test_worker_processes_fetch_by_themselves(tmp_path: Path) -> None:
+    """Each begins with the key that there is, and runs the command when that has expired."""
+    path = tmp_path / "key"
+    service = Rotating(60, path)
+    command = KeyCommand(f"cat {path}")
+    with RawServer(service) as server:
+        with processor(server.url, api_key=command, processes=2, max_workers=4) as sender:
+            outcomes = sender.map(rows(100))
+    assert all(outcome.ok and outcome.attempts == 1 for outcome in outcomes)
+    assert service.refusals
+
+
+def test_a_function_that_another_process_cannot_have_is_refused() -> None:
+    """As a session factory is."""
+    service = Rotating(60)
+    with RawServer(service) as server:
+        with processor(server.url, api_key=lambda: service.key, processes=2) as sender:
+            with pytest.raises(ConfigurationError, match="an api_key that is fetched must be"):
+                sender.map(rows(1))
+
+
+def stopped(server: RawServer, **settings: Any) -> RunStoppedError:
+    """Why a run stops."""
+    with processor(server.url, **settings) as sender:
+        with pytest.raises(RunStoppedError) as caught:
+            sender.map(rows(40))
+    assert caught.value.stop_cause is StopCause.KEY
+    return caught.value
+
+
+def test_a_wrong_key_stops_the_run() -> None:
+    """The one that was fetched for the refusal is tried, too, and none after it."""
+    service, calls = Rotating(10**6), []
+
+    def fetch() -> str:
+        calls.append(1)
+        return "wrong-0123456789"
+
+    with RawServer(service) as server:
+        error = stopped(server, api_key=RotatingKey(fetch, interval_s=0.01), max_workers=4)
+    assert len(calls) == 2
+    assert "expired" in str(error)
+
+
+def test_a_key_that_is_not_to_be_had_any_more_stops_the_run() -> None:
+    """The refusal and the last failure are named; what was answered stays answered."""
+    service = Rotating(20)
+    fetches = itertools.count()
+
+    def fetch() -> str:
+        if next(fetches):
+            raise OSError("no network")
+        return service.key
+
+    with RawServer(service) as server:
+        error = stopped(server, api_key=RotatingKey(fetch, interval_s=0.01), max_workers=4)
+    assert str(error).endswith("the function api_key failed: OSError: no network")
+    assert next(fetches) == 7  # the first one, and six failures
+    assert "expired: [redacted]" in str(error)
+
+
+def test_a_key_that_is_not_to_be_had_keeps_the_run_from_beginning() -> None:
+    """That is an error of the program, and nothing is sent."""
+
+    def fail() -> str:
+        raise OSError("no network")
+
+    with RawServer(Rotating(1)) as server:
+        with pytest.raises(ConfigurationError, match="the function api_key failed: OSError"):
+            with processor(server.url, api_key=fail):
+                pass
+        assert not server.heads
+
+
+def test_a_run_that_is_cancelled_waits_for_no_key() -> None:
+    """Not for ten seconds, and not for a function that hangs."""
+    service, hangs, is_called = Rotating(5), threading.Event(), threading.Event()
+    fetches = itertools.count()
+
+    def fetch() -> str:
+        if next(fetches):
+            is_called.set()
+            hangs.wait(30)
+        return service.key
+
+    with RawServer(service) as server:
+        with processor(server.url, api_key=RotatingKey(fetch, interval_s=0.01)) as sender:
+
+            def cancel() -> None:
+                is_called.wait(30)
+                sender.cancel("enough")
+
+            thread = threading.Thread(target=cancel)
+            thread.start()
+            with pytest.raises(RunStoppedError, match="enough"):
+                sender.map(rows(40))
+            thread.join()
+        assert not hangs.is_set()
+        hangs.set()
+
+
+def test_no_key_is_in_an_error() -> None:
+    """Neither the present one, nor those before it, nor a header with a secret."""
+    service = Rotating(10**6)
+    keys = ["first-0123456789", service.key]
+
+    def tell(visit: Visit) -> None:
+        text = f"{keys} team-0123456789 login-0123456789"
+        while visit.read():
+            is_good = visit.header("authorization") == f"Bearer {service.key}"
+            status = "400 Bad Request" if is_good else "401 Unauthorized"
+            visit.answer(json.dumps({"error": {"message": text}}).encode(), status=status)
+
+    key = RotatingKey(iter(keys).__next__, interval_s=0.01)
+    headers = {"X-Team": "team-0123456789", "X-Auth": "Token login-0123456789"}
+    with RawServer(tell) as server:
+        with processor(server.url, api_key=key, headers=headers) as sender:
+            (outcome,) = sender.map(rows(1))
+    assert not outcome.ok
+    text = f"{outcome.errors} {outcome.raw_response.body!r}" if outcome.raw_response else ""
+    assert "team-0123456789" in text  # its name says nothing of a secret
+    assert text.count("[redacted]") >= 3
+    assert not [word for word in (*keys, "login-0123456789") if word in text]
