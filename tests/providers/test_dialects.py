@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from parallel_processor import Limits, Processor, RetryPolicy, RunStoppedError, process_file
+from parallel_processor import (
+    Limits,
+    Processor,
+    RetryPolicy,
+    RunStoppedError,
+    process_file,
+    response_text,
+)
 from parallel_processor.exceptions import ConfigurationError, StopCause
 from parallel_processor.models import AttemptStatus, Outcome, Response
 from parallel_processor.providers import dialects
@@ -589,3 +596,35 @@ def test_limits_by_model_hold_for_a_model_in_the_path(
     (bucket,) = summary.buckets
     assert bucket.model == "g-1"
     assert {limit.pattern for limit in bucket.limits if limit.name == "requests"} == {"g-*"}
+
+
+def test_one_file_may_hold_several_providers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_environment: None
+) -> None:
+    """Each row goes to its own host, with its key in that host's header, in its own form."""
+    names = ("Anthropic", "Gemini", "Bedrock Converse", "Cohere", "OpenAI chat")
+    hosts = [CASES[name].url.split("/")[2] for name in names[:-1]]
+    source = tmp_path / "requests.jsonl"
+    rows = [
+        {"custom_id": name, "method": "POST", "url": CASES[name].url, "body": CASES[name].body}
+        for name in names
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with speaking(CASES["OpenAI chat"], monkeypatch) as url:
+        summary = process_file(
+            source,
+            request_url=url,
+            api_key=KEY,
+            api_keys=dict.fromkeys(hosts, KEY),
+            allowed_hosts=hosts,
+            allow_plain_http=True,
+        )
+    assert summary.answered == len(names), summary
+    lines = (tmp_path / "requests_results.jsonl").read_text().splitlines()
+    results = [json.loads(line) for line in lines]
+    answers = {each["custom_id"]: each["response"]["body"] for each in results}
+    assert {name: response_text(answers[name]) for name in names} == dict.fromkeys(names, "one two")
+    models = {bucket.url.split("/")[2]: bucket.model for bucket in summary.buckets}
+    assert models == dict(
+        zip([*hosts, "api.openai.com"], ["m", "g-1", "a.b-v1:0", "m", "m"], strict=True)
+    )
