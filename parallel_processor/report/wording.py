@@ -134,17 +134,18 @@ def limit_text(limit: LimitReport, number: float | None = None) -> str:
 
 def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str:
     """The model, or the endpoint where it has no name; both if the model has several of ``among``."""
-    path = urlsplit(bucket.url).path
+    path, tier = urlsplit(bucket.url).path, bucket.tier and f"@{bucket.tier}"
     if bucket.model and any(o.model == bucket.model and o.url != bucket.url for o in among):
-        return f"{bucket.model} ({path or 'other URLs'})"
-    return bucket.model or path or "all"
+        return f"{bucket.model}{tier} ({path or 'other URLs'})"
+    return (bucket.model or path or "all") + tier
 
 
 def bucket_text(
     bucket: BucketReport, elapsed_s: float, among: Sequence[BucketReport] = ()
 ) -> tuple[str, str]:
     """The bucket's name, and in one line what its requests waited for and what its limits were."""
-    words = [f"waited for {waits_text(bucket.waited_s, elapsed_s)}"]
+    words = [lane_text(bucket)] if bucket.tier or bucket.moved_on else []
+    words += [f"waited for {waits_text(bucket.waited_s, elapsed_s)}"]
     words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
     if (
         bucket.in_flight_limit is not None
@@ -152,6 +153,14 @@ def bucket_text(
     ):
         words.append(f"limited to {bucket.in_flight_limit:,.0f} requests in flight")
     return bucket_name(bucket, among), "; ".join(words)
+
+
+def lane_text(bucket: BucketReport) -> str:
+    """What a tier, or a model with a fallback, did: sent, answered, moved on."""
+    text = f"{bucket.admitted:,} sent, {bucket.answered:,} answered"
+    text += f", {bucket.moved_on:,} moved on" if bucket.moved_on else ""
+    text += f", {bucket.downgraded:,} answered by another tier" if bucket.downgraded else ""
+    return f"{text}, {bucket.used_tokens:,} tokens"
 
 
 def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:

@@ -15,7 +15,8 @@ class Exchange:
 
     `model` is the name it goes under in the limits, `cost` the tokens charged so far, `in_flight`
     how many requests were being answered when this one began, itself included; 0 before. `ruled` is
-    true once the rules have let it through. `dialect` is how it is answered.
+    true once the rules have let it through. `dialect` is how it is answered, `tier` the service tier
+    that answers.
     """
 
     __slots__ = (
@@ -32,6 +33,7 @@ class Exchange:
         "number",
         "read",
         "ruled",
+        "tier",
     )
 
     def __init__(self, number: int, arrived_s: float, dialect: Dialect) -> None:
@@ -45,6 +47,7 @@ class Exchange:
         self.digest = 0
         self.in_flight = 0
         self.ruled = False
+        self.tier = ""
         self.latency_s = 0.0
         self.levels: tuple[QuotaLevel, ...] = ()
 

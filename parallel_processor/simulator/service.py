@@ -41,6 +41,7 @@ from parallel_processor.simulator.refusals import (
 )
 from parallel_processor.simulator.rules import IN_DIALECT, CannedAnswer, Rule, Rules
 from parallel_processor.simulator.stats import Stats
+from parallel_processor.simulator.tiers import Tiers, asked_tier
 from parallel_processor.simulator.timeline import Timeline
 from parallel_processor.simulator.wire import HttpReply, HttpRequest
 
@@ -79,6 +80,7 @@ class Service:
             slots=options.slots,
         )
         self._rules = Rules(options.rules, draw=self._random.random)
+        self._tiers = Tiers(options.tier_grants, options.tier_refusal, self._random.random)
         self._faults = FaultPlan(
             rate=options.error_rate, attempts=options.error_attempts, kinds=options.errors
         )
@@ -206,7 +208,9 @@ class Service:
         exchange.endpoint = endpoint_at(request.path)
         if "model" not in exchange.body and (model := model_in(request.path)):
             exchange.body["model"] = model
+        exchange.tier = asked_tier(exchange.body) if options.tier_grants else ""
         exchange.model = self._names.of(model_of(exchange.body))
+        exchange.model += f"@{exchange.tier}" if exchange.tier else ""
         exchange.read = self._counter.input_tokens(exchange.body, exchange.endpoint)
         exchange.in_flight = self._load.enter()
         if not exchange.in_flight:
@@ -235,7 +239,10 @@ class Service:
             return self._refused(verdict.refusal, exchange)
         self.stats.admitted(exchange.arrived_s, exchange.cost)
         self.timeline.book(exchange.model, verdict.at_s, admitted=1, tokens=exchange.cost)
-        return None
+        exchange.tier, full = self._tiers.admit(exchange.tier, self._lines(exchange))
+        if full is not None:
+            self.stats.count("tier_full")
+        return full
 
     def _refused(self, refusal: Refusal, exchange: Exchange) -> HttpReply:
         options, model, style = self._options, model_of(exchange.body), self._style_name(exchange)
@@ -272,7 +279,9 @@ class Service:
         if exchange.body.get("stream") is True:
             content, content_type = SSE_BODY.encode(), "text/event-stream"
         headers = self._lines(exchange)
-        return HttpReply(status=200, body=content, headers=headers, content_type=content_type)
+        reply = HttpReply(status=200, body=content, headers=headers, content_type=content_type)
+        is_told = exchange.tier and content_type == "application/json"
+        return self._tiers.tell(exchange.tier, reply) if is_told else reply
 
     def _settle(self, exchange: Exchange, written: int) -> None:
         """Charge what was written."""

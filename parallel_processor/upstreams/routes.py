@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from urllib.parse import urlsplit
 
+from parallel_processor.models import Upstream
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import on_replica
-from parallel_processor.ratelimit.registry import TokenBuckets, upstreams_of
+from parallel_processor.ratelimit.registry import PLAIN, TokenBuckets, upstreams_of
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
@@ -23,31 +25,33 @@ class Routes:
         self._host = urlsplit(options.request_url).netloc
         self._upstreams = upstreams_of(options)
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._known: dict[tuple[str, str], AnyBucket] = {}  # by URL and model
+        self._known: dict[Hashable, AnyBucket] = {}  # by URL, model and lane
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
         self._refused: set[_Owner] = set()
 
-    def group(self, url: str, model: str) -> AnyBucket:
-        """What requests to ``url`` for ``model`` wait for.
+    def group(self, url: str, model: str, lane: Upstream = PLAIN) -> AnyBucket:
+        """What requests to ``url`` for ``model`` wait for, with the tier and the model of ``lane``.
 
-        ``url`` is on the host of ``request_url``. A replica has the same endpoint on its own.
+        A replica has the same endpoint on its own host.
         """
-        found = self._known.get((url, model))
+        known = (url, model) if lane is PLAIN else (url, model, lane)
+        found = self._known.get(known)
         if found is not None:
             return found
         if len(self._upstreams) == 1 or urlsplit(url).netloc != self._host:
-            found = self.buckets.bucket(url, model)
+            found = self.buckets.bucket(url, model, lane)
         else:
-            found = self._find_group(url, model)
+            found = self._find_group(url, model, lane)
         if len(self._known) < _MOST_KNOWN:
-            self._known[url, model] = found
+            self._known[known] = found
         return found
 
-    def _find_group(self, url: str, model: str) -> AnyBucket:
-        urls = [on_replica(upstream.url, self._url, url) for upstream in self._upstreams]
-        keys = [upstream.key for upstream in self._upstreams]
+    def _find_group(self, url: str, model: str, lane: Upstream) -> AnyBucket:
         buckets = [
-            self.buckets.bucket(url, model, key) for url, key in zip(urls, keys, strict=True)
+            self.buckets.bucket(
+                on_replica(each.url, self._url, url), model, lane._replace(url="", key=each.key)
+            )
+            for each in self._upstreams
         ]
         members = tuple(dict.fromkeys(buckets))
         if len(members) == 1:

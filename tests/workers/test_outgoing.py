@@ -68,6 +68,70 @@ def test_the_model_goes_into_the_url_that_has_a_place_for_it(
     assert request.payload == before
 
 
+ITS_OWN = '{"model" : "m", "messages": [{"service_tier": 1}], "n": 1.50'
+
+
+@pytest.mark.parametrize(
+    ("url", "upstream", "text", "sent"),
+    [
+        (
+            "https://api.openai.com/v1/responses",
+            Upstream(tier="flex"),
+            "{}",
+            '{"service_tier": "flex"}',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(tier="flex"),
+            ITS_OWN + "}",
+            ITS_OWN + ', "service_tier": "flex"}',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(tier="flex"),
+            ITS_OWN + ',"service_tier":null }',
+            ITS_OWN + ',"service_tier":"flex" }',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(tier="flex"),
+            '{"service_\\u0074ier":"x", "service_tier": "y"}',
+            '{"service_\\u0074ier":"flex", "service_tier": "flex"}',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(model="big"),
+            ITS_OWN + "}",
+            ITS_OWN.replace('"m"', '"big"') + "}",
+        ),
+        (
+            "https://api.groq.com/openai/v1/chat/completions",
+            Upstream(tier="default"),
+            '{"a": "é"}',
+            '{"a": "é", "service_tier": "on_demand"}',
+        ),
+        (
+            "https://bedrock-runtime.us-east-1.amazonaws.com/model/x/converse",
+            Upstream(tier="flex"),
+            "{}",
+            '{"serviceTier": {"type": "flex"}}',
+        ),
+        (
+            "https://generativelanguage.googleapis.com/v1beta/models/{model}:generateContent",
+            Upstream(tier="default", model="big"),
+            '{"contents": [], "model": "m"}',
+            '{"contents": [], "service_tier": "standard"}',
+        ),
+    ],
+)
+def test_a_lane_changes_its_own_members_and_no_other_byte(
+    url: str, upstream: Upstream, text: str, sent: str
+) -> None:
+    """Wherever the provider wants the tier. A model in the URL is in no body."""
+    request = Request(body=json.loads(text), payload=text.encode())
+    assert Outgoing(url).payload(request, upstream).decode() == sent
+
+
 def test_the_url_the_inputs_and_the_form_of_the_record_are_known() -> None:
     """The request's own URL goes before the run's."""
     outgoing = Outgoing("https://a/v1/embeddings")
