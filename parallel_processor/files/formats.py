@@ -236,7 +236,7 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
 def _with_model(
     text: str, body: dict[str, Any], model: str | None, request_url: str = ""
 ) -> tuple[str, dict[str, Any]]:
-    """``text`` and its value, with ``model`` if they name none; ``ValueError`` if the URL then lacks one."""
+    """``text`` and its value, with ``model`` if they name none; ``ValueError`` if a URL then lacks one."""
     if model is not None and body.get("model") is None:
         if "model" in body:  # as null
             text = without(members(text), frozenset({"model"}))
