@@ -325,7 +325,7 @@ def stream_refusal(url: str) -> str:
 
 def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     """The members of a body that ask for ``tier`` at ``url``: ``default``, ``flex``, ``priority``, or the
-    provider's own word. None at Vertex, which has a header: see :func:`tier_headers`.
+    provider's own word. None at Vertex, which has a header for it (X-Vertex-AI-LLM-Shared-Request-Type).
     """
     provider = provider_of(url)
     if not tier or provider.name == "Vertex AI":
@@ -336,13 +336,6 @@ def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     if endpoint is Endpoint.GENERATE_CONTENT and not provider.name:
         word = _GEMINI_TIERS.get(word, word)  # Gemini's API behind a gateway
     return {"service_tier": word}
-
-
-def tier_headers(url: str, tier: str) -> dict[str, str]:
-    """The headers that ask for ``tier`` at ``url``: Vertex alone has any."""
-    if provider_of(url).name != "Vertex AI" or tier in ("", "default", "standard"):
-        return {}
-    return {"X-Vertex-AI-LLM-Shared-Request-Type": tier}
 
 
 _GEMINI_TIERS = {"default": "standard"}

@@ -30,7 +30,6 @@ from parallel_processor.providers.dialects import (
     answered_tier,
     key_variables_of,
     provider_at,
-    tier_headers,
     tier_spelling,
     url_model,
 )
@@ -532,12 +531,8 @@ def test_a_path_names_its_model(url: str, model: str) -> None:
     ],
 )
 def test_a_tier_is_spelled_the_providers_way(url: str, tier: str, members: dict[str, Any]) -> None:
-    """As a member of the body; Vertex has a header instead."""
+    """As a member of the body; Vertex has none, but a header."""
     assert tier_spelling(url, tier) == members
-    is_vertex = url.startswith(VERTEX)
-    name = "X-Vertex-AI-LLM-Shared-Request-Type"
-    assert tier_headers(url, tier) == ({name: tier} if is_vertex else {})
-    assert tier_headers(url, "default") == {}
 
 
 @pytest.mark.parametrize(
