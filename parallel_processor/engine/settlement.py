@@ -337,7 +337,8 @@ class Settlement:
             return  # one of several servers behind the URL: the others answer
         if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
-            _log.info("pausing for %.3g s: %s", judged.pause_s, attempt.error)
+            which = f" {self._host(bucket)}" if self._options.replica_urls else ""
+            _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
     def _leave_out(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
         """Send no more requests of the group of ``pending``; the others go on, or all in the next lane."""
@@ -363,6 +364,8 @@ class Settlement:
             return
         number, is_retry = retry_state.request.number, attempt.status is AttemptStatus.RETRY
         when = f"is tried again in {seconds:.1f} s" if is_retry else "waits to be sent again"
+        if is_retry and retry_state.has_other:
+            when = "is tried again at another server"
         text = f"request {number} {when}: {attempt.error}"
         self._warnings.warn(reason_of(attempt), number, text)
 

@@ -102,10 +102,17 @@ def sent_headers(options: Options, url: str, key: str | None) -> dict[str, str]:
 def check_key(options: Options) -> None:
     """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS.
 
+    Each of the URLs has to pass.
+
     A login counts as a key, and so do headers and parameters whose names say so. Two of them that are for
     the same header are refused.
     """
-    url, login = options.request_url, options.login
+    for url in (options.request_url, *options.replica_urls):
+        _check_key(options, url)
+
+
+def _check_key(options: Options, url: str) -> None:
+    login = options.login
     has_key = bool(options.keyring.keys(url))
     secrets = [name for name in (*options.headers, *options.query) if is_secret_name(name)]
     if not has_key and not login and not secrets:
@@ -119,12 +126,12 @@ def check_key(options: Options) -> None:
             f"{shown_url(url)} would get the {what} in plain text: use https, set"
             " allow_plain_http, or give no key"
         )
-    _check_one_header(options, has_key)
+    _check_one_header(options, url, has_key)
 
 
-def _check_one_header(options: Options, has_key: bool) -> None:
+def _check_one_header(options: Options, url: str, has_key: bool) -> None:
     """Raise if two of key, login and headers are for one header."""
-    url, login, key = options.request_url, options.login, "key" if has_key else None
+    login, key = options.login, "key" if has_key else None
     keys_header = options.auth_header or next(iter(auth_headers(url, key) if key else {}), "")
     name = keys_header.partition(":")[0].lower() if key else ""
     if key and login and name == "authorization":
@@ -147,7 +154,7 @@ HostRule = Callable[[str], str]
 
 def own_host_only(url: str) -> str:
     """The rule where no other host is allowed."""
-    host = host_of(url).removesuffix(":443")
+    host = urlsplit(url).netloc.removesuffix(":443")
     return f"on another host than the request URL: --allow_host {host} permits it (allowed_hosts)"
 
 
