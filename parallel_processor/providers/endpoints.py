@@ -25,11 +25,6 @@ from parallel_processor.providers.dialects import (
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 
-# The endpoints that are mostly behind /v1.
-_BEHIND_V1 = {
-    *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
-    *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
-}
 # Of these members of a body, a request has one at least; it may have none for /completions.
 _NEEDED: Mapping[Endpoint, frozenset[str]] = {
     Endpoint.CHAT: frozenset({"messages"}),
@@ -214,7 +209,7 @@ def url_advice(url: str) -> str:
             "/embeddings or the like, mostly behind /v1"
         )
     endpoint = endpoint_of(url)
-    if endpoint in _BEHIND_V1 and path == endpoint.value:
+    if endpoint.is_behind_v1 and path == endpoint.value:
         return f"{shown} has a path that few servers know: most have /v1{endpoint.value}"
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
@@ -260,7 +255,7 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
 
 
 def _stands_alone(endpoint: Endpoint) -> bool:
-    return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN
+    return not endpoint.is_behind_v1 and endpoint is not Endpoint.UNKNOWN
 
 
 def on_replica(replica_url: str, request_url: str, url: str) -> str:
