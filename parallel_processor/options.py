@@ -11,22 +11,20 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
-from urllib.parse import urlsplit
 
-from parallel_processor.checks import check, check_number, check_seconds, check_whole
 from parallel_processor.credentials.checks import (
     check_auth_header,
     check_headers,
+    check_lanes,
     check_limiter,
     check_query,
-    check_url,
     checked_hosts,
     checked_keys,
     checked_replicas,
+    checked_url,
     keys_by_host,
 )
 from parallel_processor.credentials.keyring import KeyLike, Keyring
-from parallel_processor.credentials.rotating_key import is_key
 from parallel_processor.credentials.urls import shown_url as shown_url
 from parallel_processor.credentials.urls import without_login as without_login
 from parallel_processor.exceptions import ConfigurationError
@@ -58,6 +56,7 @@ OutputFormat = Literal["auto", "batch", "cookbook"]
 
 SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""
+_LARGEST = 1e300
 _MOST_PROCESSES = 64
 _LEAST = {  # of the settings that are whole numbers
     "max_workers": 1,
@@ -66,6 +65,32 @@ _LEAST = {  # of the settings that are whole numbers
     "stop_after_equal_failures": 0,
     "default_output_tokens": 0,
 }
+_LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
+
+
+def _check(ok: bool, name: str, value: object, want: str) -> None:
+    if not ok:
+        raise ConfigurationError(f"{name} must be {want}, not {value!r}")
+
+
+def _check_number(name: str, value: float, *, least: float = 0.0, above: bool = True) -> None:
+    """Raise unless ``value`` is a number above ``least``, or equal to it if ``above`` is false."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise ConfigurationError(f"{name} must be a number, not {value!r}")
+    ok, words = (value > least, "above") if above else (value >= least, "at least")
+    _check(ok, name, value, f"{words} {least:g}")
+    _check(value <= _LARGEST or value == math.inf, name, value, f"at most {_LARGEST:g} or infinite")
+
+
+def _check_seconds(name: str, value: float, *, above: bool = True) -> None:
+    """Raise unless ``value`` is a time that the operating system can wait for."""
+    _check_number(name, value, above=above)
+    _check(value <= _LONGEST_S, name, value, f"at most {_LONGEST_S:,} seconds")
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    _check(ok, name, value, f"a whole number of at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +126,14 @@ class Limits:
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)
             if isinstance(value, str):
-                check(value == "auto", name, value, "a number, inf or auto")
+                _check(value == "auto", name, value, "a number, inf or auto")
             else:
-                check_number(name, value)
+                _check_number(name, value)
         for name in ("input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds"):
-            check_number(name, getattr(self, name))
-        check(self.burst_seconds <= 60, "burst_seconds", self.burst_seconds, "at most 60")
-        check_number("headroom", self.headroom, above=False)
-        check(self.headroom <= 0.9, "headroom", self.headroom, "at most 0.9")
+            _check_number(name, getattr(self, name))
+        _check(self.burst_seconds <= 60, "burst_seconds", self.burst_seconds, "at most 60")
+        _check_number("headroom", self.headroom, above=False)
+        _check(self.headroom <= 0.9, "headroom", self.headroom, "at most 0.9")
 
     @property
     def is_auto(self) -> bool:
@@ -161,12 +186,12 @@ class RetryPolicy:
     rate_limit_deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
-        check_whole("max_attempts", self.max_attempts, 1)
+        _check_whole("max_attempts", self.max_attempts, 1)
         for name in ("backoff_initial_s", "backoff_max_s"):
-            check_seconds(name, getattr(self, name), above=False)
+            _check_seconds(name, getattr(self, name), above=False)
         if self.pause_s is not None:
-            check_seconds("pause_s", self.pause_s, above=False)
-        check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
+            _check_seconds("pause_s", self.pause_s, above=False)
+        _check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +199,8 @@ class Options:
     """The settings of a :class:`~parallel_processor.Processor`.
 
     Attributes:
-        request_url: where requests go, an ``http`` or ``https`` URL. A login in it is taken out of it,
-            and becomes ``login``.
+        request_url: where requests go, an ``http`` or ``https`` URL. ``{model}`` in it stands for the
+            model of each request. A login in it is taken out of it, and becomes ``login``.
         replica_urls: further URLs of the same models. A request goes where the fewest are under way.
         api_key: the key that is sent to the host of ``request_url``, printable ASCII; several, to be used
             in turn; or a function that returns one, which is called again when the key has expired. It is
@@ -266,46 +291,40 @@ class Options:
     fallback_url: str | None = None
 
     def __post_init__(self) -> None:
-        check_url("request_url", self.request_url)
-        self._take_login_out()
+        url, login = checked_url(self.request_url, self.login)
+        object.__setattr__(self, "request_url", url)
+        object.__setattr__(self, "login", login)
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
-        check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
+        _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
         self._keep_keys()
-        check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
+        _check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
         ok = isinstance(self.limits_by_model, Mapping) and all(
             isinstance(pattern, str) and isinstance(limits, Limits)
             for pattern, limits in self.limits_by_model.items()
         )
-        check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
+        _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
         ok = self.account is None or (isinstance(self.account, str) and self.account != "")
-        check(ok, "account", self.account, "a name")
+        _check(ok, "account", self.account, "a name")
         check_limiter(self.limiter)
         ok = self.token_accounting in get_args(TokenAccounting)
-        check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
-        check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
+        _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
+        _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         for name, least in _LEAST.items():
-            check_whole(name, getattr(self, name), least)
-        check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
-        check_seconds("request_timeout_s", self.request_timeout_s)
-        check_seconds("connect_timeout_s", self.connect_timeout_s)
-        check_number("drain_s", self.drain_s, above=False)
-        check_number("write_retry_s", self.write_retry_s, above=False)
-        self._check_lanes()
+            _check_whole(name, getattr(self, name), least)
+        _check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
+        _check_seconds("request_timeout_s", self.request_timeout_s)
+        _check_seconds("connect_timeout_s", self.connect_timeout_s)
+        _check_number("drain_s", self.drain_s, above=False)
+        _check_number("write_retry_s", self.write_retry_s, above=False)
+        _check_seconds("tier_patience_s", self.tier_patience_s, above=False)
+        check_lanes(self.service_tiers, self.fallback_model, self.fallback_url)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
-            check(function is None or callable(function), name, function, "a function")
-
-    def _check_lanes(self) -> None:
-        tiers, model = self.service_tiers, self.fallback_model
-        ok = isinstance(tiers, (tuple, list)) and all(is_key(tier) and tier for tier in tiers)
-        check(ok, "service_tiers", tiers, "a sequence of names, such as flex and default")
-        check_seconds("tier_patience_s", self.tier_patience_s, above=False)
-        check(model is None or is_key(model or " "), "fallback_model", model, "a name")
-        check_url("fallback_url", self.fallback_url or self.request_url)
+            _check(function is None or callable(function), name, function, "a function")
 
     def _keep_keys(self) -> None:
         """Check the keys, and what is sent besides; make a function a key that is fetched."""
-        check_number("api_key_ttl_s", self.api_key_ttl_s)
+        _check_number("api_key_ttl_s", self.api_key_ttl_s)
         check_headers(self.headers)
         check_query(self.query)
         check_auth_header(self.auth_header)
@@ -324,18 +343,6 @@ class Options:
         return Keyring(
             [self.request_url, *self.replica_urls], self.api_key, self.api_keys, self.allowed_hosts
         )
-
-    def _take_login_out(self) -> None:
-        """Make the login of ``request_url`` that of the options."""
-        bare, login = without_login(self.request_url)
-        if login and "@" in urlsplit(bare).path:  # the login may have ended at a slash within it
-            raise ConfigurationError(
-                "request_url has an @ behind its login: write / in a password as %2F, and @ as %40"
-            )
-        object.__setattr__(self, "request_url", bare)
-        object.__setattr__(self, "login", self.login or login)
-        ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)
-        check(ok, "login", "…", "user:password")
 
 
 class Settings(TypedDict, total=False):

@@ -34,6 +34,8 @@ from parallel_processor.providers.dialects import (
 )
 from parallel_processor.providers.endpoints import is_exposed, needs_key
 from parallel_processor.providers.jsontext import dump, with_member
+from parallel_processor.ratelimit.registry import PLAIN
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.upstreams.routes import Routes
@@ -46,7 +48,7 @@ _REFUSALS = (AttemptStatus.RATE_LIMITED, AttemptStatus.RETRY)
 def lanes_of(options: Options) -> tuple[Upstream, ...]:
     """The lanes in their order; the first one changes nothing unless a tier is asked for."""
     tiers = tuple(options.service_tiers) or ("",)
-    lanes = [Upstream(tier=tier) for tier in tiers]
+    lanes = [Upstream(tier=tier) if tier else PLAIN for tier in tiers]
     url, model = options.fallback_url or "", options.fallback_model or ""
     if url or model:  # the tiers are those of the first server
         lanes.append(Upstream(url=url, tier="" if url else tiers[-1], model=model))
@@ -101,7 +103,7 @@ class Lanes:
 
     Args:
         options: the settings.
-        routes: where each lane of a model has its buckets.
+        routes: what each lane of a model waits for.
         left_out: no request goes on to a bucket that is left out.
         clock: seconds that never go back.
     """
@@ -111,16 +113,16 @@ class Lanes:
     ) -> None:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
-        self._routes, self._left_out, self._clock = routes, left_out, clock
+        self.routes, self._left_out, self._clock = routes, left_out, clock
         self.is_single = len(self._lanes) == 1
-        self.is_plain = self._lanes == (Upstream(),)
+        self.is_plain = self._lanes == (PLAIN,)
         self._lock = InterruptSafeLock()  # guards the two fields below
         self._closed: set[AnyBucket] = set()
-        self._downgraded: set[AnyBucket] = set()
+        self._downgraded: set[TokenBucket] = set()
 
-    def enter(self, request: Request) -> PendingRequest:
-        """``request`` in the first lane that is open."""
-        group = self._group(request, self._lanes[0])
+    def enter(self, request: Request, url: str, model: str) -> PendingRequest:
+        """``request``, which is to ``url`` for ``model``, in the first lane that is open."""
+        group = self.routes.group(url, model, self._lanes[0])
         pending = PendingRequest(request=request, group=group, bucket=group.members[0])
         if not self.is_single:
             pending.entered_s = self._clock()
@@ -129,20 +131,19 @@ class Lanes:
                 pending.bucket = pending.group.members[0]
         return pending
 
-    def _group(self, request: Request, lane: Upstream) -> AnyBucket:
-        url = lane.url or request.url or self._url
-        return self._routes.group(url, request.model or url_model(url), lane)
-
     def _next(self, pending: PendingRequest) -> tuple[int, AnyBucket] | None:
-        """The next lane that ``pending`` may go on to, and its group there."""
+        """The next lane that ``pending`` may go on to, and what it waits for there."""
+        request = pending.request
         for number in range(pending.lane + 1, len(self._lanes)):
-            group = self._group(pending.request, self._lanes[number])
+            lane = self._lanes[number]
+            url = lane.url or request.url or self._url
+            group = self.routes.group(url, request.model or url_model(url), lane)
             if group not in self._closed and group not in self._left_out:
                 return number, group
         return None
 
     def next_tier(self, pending: PendingRequest) -> AnyBucket | None:
-        """The group of the next tier; ``None`` if there is none, or only a fallback."""
+        """What the next tier's requests wait for; ``None`` if there is none, or only a fallback."""
         found = None if self.is_single else self._next(pending)
         return None if found is None or self._is_fallback(found[0]) else found[1]
 
@@ -182,11 +183,11 @@ class Lanes:
         """
         if self.is_single or (found := self._next(pending)) is None:
             return False
-        before, (pending.lane, group) = pending.group, found
+        before, (number, group) = pending.group, found
         pending.bucket.count_moved()
         if group.counts_tokens and not before.counts_tokens:
             pending.estimate = None  # a guess is not enough there
-        pending.group, pending.bucket = group, group.members[0]
+        pending.lane, pending.group, pending.bucket = number, group, group.members[0]
         pending.entered_s = self._clock()
         if (tried := pending.retry_state) is not None:
             pending.retry_state = RetryState(
@@ -216,7 +217,7 @@ class Lanes:
 
     @property
     def closings(self) -> int:
-        """How many groups are not used any more."""
+        """How many lanes of models are not used any more."""
         return len(self._closed)
 
     def with_lane(self, pending: PendingRequest, attempt: Attempt) -> Attempt:

@@ -1,4 +1,4 @@
-"""What becomes of a request in the end: its outcome, from its last attempt or without one."""
+"""What becomes of a request: the outcome of its last attempt, or of none."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
 from parallel_processor.workers.pending import PendingRequest
 
-UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
-"""After these, the next run sends the request."""
-_ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 _MAX_ERROR_CHARS = 1000
+_ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
+UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
+"""The ends of requests that the next run sends again."""
 
 
 def validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:

@@ -14,14 +14,11 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
-table of stops says how long requests in flight have to end. Three places see to it:
+table of stops says how long requests in flight have to end: by ``stops.drain_s`` for most causes, by the
+handlers in :meth:`Run.outcomes` for exceptions in the reader's thread. :meth:`Run._finish` cancels what is
+left, at once if nobody takes the outcomes any more.
 
-* :func:`~parallel_processor.engine.stops.drain_s`, by the cause, for most stops;
-* the handlers in :meth:`Run.outcomes`, for exceptions in the thread of the reader;
-* :meth:`Run._finish`, which cancels what is left, at once if nobody takes the outcomes any more.
-
-What is dropped or cancelled is unanswered: it has no record, and the next run sends it. No thread, socket
-or file is left. A model that is left out (``stops.py``) stops its own requests alone.
+What is dropped or cancelled has no record, and the next run sends it. No thread, socket or file is left.
 """
 
 from __future__ import annotations
@@ -60,6 +57,7 @@ from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
 from parallel_processor.runtime.threads import run_apart
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
@@ -105,11 +103,12 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._routes, self._estimator, self._ahead = routes, estimator, ahead
-        self._on_begin, self._on_cancel, self._process_id = on_begin, on_cancel, os.getpid()
-        self._left_out, self._has_begun, self._is_stopping = LeftOut(on_left_out), False, False
-        self._stop, self._give_up_at, self.waker = StopSignal(), math.inf, WakeEvent()
-        self._activity, self._seen = WaitCause.INPUT, set[object]()  # what the reader does
+        self._estimator = estimator
+        self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
+        self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
+        self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
+        self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self._activity, self._seen = WaitCause.INPUT, set[AnyBucket]()  # what the reader does
         self._max_workers = affordable_workers(options.max_workers)
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
@@ -166,7 +165,7 @@ class Run:
             lanes=self._lanes,
             is_crowded=self._queues.is_crowded,
             on_left_out=lambda group: self._leave(*self._dispatcher.remove(group)),
-            routes=self._routes,
+            routes=self._lanes.routes,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
@@ -273,9 +272,10 @@ class Run:
         return True if self._duplicates is None else self._duplicates.claim(request)
 
     def _put(self, request: Request) -> None:
-        group = (pending := self._lanes.enter(request)).group
+        url, model = self._estimator.url_and_model(request)
+        group = (pending := self._lanes.enter(request, url, model)).group
         if not group.counts_tokens:
-            pending.estimate = self._estimator.guess(request)
+            pending.estimate = self._estimator.guess(request, model)
         if pending.estimate is None and (self._options.processes > 1 or group not in self._seen):
             self._seen.add(group)
             self._count(pending)  # loads the encoding in this thread: no fork comes in between
@@ -307,8 +307,8 @@ class Run:
 
     def _count(self, pending: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
-        pending.estimate = estimate = self._estimator.estimate(pending.request)
-        tell_large(pending.bucket, pending.request.number, self._estimator.cost(estimate).tokens)
+        pending.estimate = self._estimator.estimate(pending.request)
+        tell_large(pending.bucket, pending.request, self._estimator.cost(pending.estimate).tokens)
 
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""

@@ -39,8 +39,8 @@ from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
-_STOPPED = AttemptStatus.STOPPED
 _ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
+_STOPPED = AttemptStatus.STOPPED
 _OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 
 
@@ -79,7 +79,7 @@ class Settlement:
         on_left_out: Callable[[AnyBucket], None],
         routes: Routes,
         lanes: Lanes | None = None,
-        is_crowded: Callable[[AnyBucket], bool] = lambda group: False,
+        is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
@@ -196,11 +196,11 @@ class Settlement:
         retry_state = pending.retry_state
         if retry_state is None:
             retry_state = pending.retry_state = RetryState(request=pending.request)
+        number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
         if self._lanes is not None and (name := self._lanes.name_of(pending)) and attempt.error:
             attempt.error = f"{name}: {attempt.error}"
         if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
             return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
-        number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
         attempt = self._without_charge(attempt, judged, retry_state)
@@ -224,6 +224,19 @@ class Settlement:
             return delay_s
         return max(delay_s, judged.pause_s)
 
+    def _is_taken_over(
+        self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
+    ) -> bool:
+        """True if other upstreams serve the request, so that the failure means nothing for the run."""
+        was_reached, failover = self._was_reached, self._failover
+        is_taken_over = failover.takes_over(
+            pending, reservation, attempt, judged, was_reached=was_reached
+        )
+        if is_taken_over and attempt.status in _OUT:
+            self._pause_server(attempt, reservation, pending.bucket, judged)
+        failover.note(pending, reservation, attempt)
+        return is_taken_over
+
     def _give_way(
         self,
         lanes: Lanes,
@@ -236,11 +249,10 @@ class Settlement:
 
         It is about one request: others may be answered, so nothing pauses unless the server asks for it.
         """
-        bucket = pending.bucket
         self._counters.refused()
         self._equal_failures.works(pending.group)
         if attempt.retry_after_s:
-            bucket.pause(attempt.retry_after_s, refused)
+            pending.bucket.pause(attempt.retry_after_s, refused)
         attempt = replace(attempt, status=AttemptStatus.RATE_LIMITED)
         retry_state.note(attempt, self._clock())
         retry_state.own_refusals += 1
@@ -248,21 +260,6 @@ class Settlement:
         if following is None or not self._is_crowded(following):
             return None
         return backoff_s(self._options.retry, retry_state, attempt)
-
-    def _is_taken_over(
-        self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
-    ) -> bool:
-        """True if other upstreams serve the request, so that the failure means nothing for the run."""
-        failover, is_taken_over = (
-            self._failover,
-            self._failover.takes_over(
-                pending, reservation, attempt, judged, was_reached=self._was_reached
-            ),
-        )
-        if is_taken_over and attempt.status in _OUT:
-            self._pause_server(attempt, reservation, pending.bucket, judged)
-        failover.note(pending, reservation, attempt)
-        return is_taken_over
 
     def _without_charge(
         self, attempt: Attempt, judged: Judgement, retry_state: RetryState
@@ -341,17 +338,18 @@ class Settlement:
             return  # one of several servers behind the URL: the others answer
         if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
-            _log.info("pausing for %.3g s: %s", judged.pause_s, attempt.error)
+            which = f" {self._host(bucket)}" if self._options.replica_urls else ""
+            _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
     def _leave_out(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
-        """Send no more for the bucket of ``pending``; if there is a next lane, its requests go on there."""
+        """Send no more requests of the group of ``pending``; the others go on, or all in the next lane."""
+        group = pending.group
         if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
             return
-        bucket = pending.group
-        message = self._left_out.add(bucket, reason, cause)
-        self._on_left_out(bucket)  # by each: no worker takes another one before the queue is empty
+        message = self._left_out.add(group, reason, cause)
+        self._on_left_out(group)  # by each: no worker takes another one before the queue is empty
         if message:
-            bucket.free()
+            group.free()
             _log.error("%s", message)
 
     def _look_for_equal_failures(self, pending: PendingRequest, attempt: Attempt) -> None:
@@ -367,6 +365,8 @@ class Settlement:
             return
         number, is_retry = retry_state.request.number, attempt.status is AttemptStatus.RETRY
         when = f"is tried again in {seconds:.1f} s" if is_retry else "waits to be sent again"
+        if is_retry and retry_state.has_other:
+            when = "is tried again at another server"
         text = f"request {number} {when}: {attempt.error}"
         self._warnings.warn(reason_of(attempt), number, text)
 

@@ -13,12 +13,18 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
+from parallel_processor.files.batch_rows import (
+    OPENAI,
+    Dialect,
+    as_row,
+    claimed_id,
+    row_dialect,
+    wrong_api,
+)
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
@@ -26,15 +32,24 @@ from parallel_processor.files.sources import Source, SourceLike, find_sources, o
 from parallel_processor.models import MODEL_PLACE, Endpoint, Request, filled_url, model_name
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options, OutputFormat, shown_url
 from parallel_processor.providers.dialects import endpoint_of
-from parallel_processor.providers.endpoints import HostRule, host_rule, own_host_only, resolve_url
+from parallel_processor.providers.endpoints import (
+    HostRule,
+    host_rule,
+    lacking_members,
+    own_host_only,
+    resolve_url,
+)
 from parallel_processor.providers.jsontext import (
-    Member,
+    as_json,
     dump,
+    last_value,
     members,
     one_line,
     parse,
     split_last,
+    with_first,
     without,
+    without_nan,
 )
 
 _log = logging.getLogger("parallel_processor")
@@ -43,7 +58,6 @@ _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
 NAN_IN_METADATA = "NaN or Infinity in metadata"
 """Is among what :attr:`Request.dropped` names if such numbers became null."""
-_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
 
 
 def read_requests(
@@ -72,7 +86,7 @@ def read_requests(
     for source in sources:
         if (
             source.size_bytes is not None
-        ):  # a file: an error is raised here, not in the caller's loop
+        ):  # so that an error is raised here, not in the caller's loop
             with source.open():
                 pass
     options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
@@ -86,10 +100,15 @@ def _requests_of(
         yield from arranged(requests_of(lines, options, model), output_format, lines.place)
 
 
-def requests_of(lines: RequestLines, options: Options, model: str | None) -> Iterator[Request]:
-    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``."""
-    rule = host_rule(options)
-    return requests_in(lines.numbered(), options.request_url, lines.place, model, rule)
+def requests_of(
+    lines: RequestLines, options: Options, model: str | None, *, is_sent: bool = False
+) -> Iterator[Request]:
+    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``.
+
+    ``is_sent`` is that of :func:`requests_in`.
+    """
+    url, rule = options.request_url, host_rule(options)
+    return requests_in(lines.numbered(), url, lines.place, model, rule, is_sent=is_sent)
 
 
 def requests_in(
@@ -98,10 +117,13 @@ def requests_in(
     place: Place = line_place,
     model: str | None = None,
     rule: HostRule = own_host_only,
+    *,
+    is_sent: bool = False,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
     A line comes with its number. ``model`` is for bodies without one. ``rule`` tells where rows may go.
+    With ``is_sent``, what the API of ``request_url`` can't take is invalid, too.
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
@@ -116,7 +138,7 @@ def requests_in(
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, place, model, rule)
+            yield parse_line(line, number, request_url, place, model, rule, is_sent)
 
 
 def parse_line(
@@ -126,6 +148,7 @@ def parse_line(
     place: Place = line_place,
     model: str | None = None,
     rule: HostRule = own_host_only,
+    is_sent: bool = False,
 ) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     body = None
@@ -136,17 +159,18 @@ def parse_line(
         except json.JSONDecodeError:
             raise
         except ValueError:
-            return _request_with_nan(text, number, model)
+            return _request_with_nan(text, number, model, request_url)
         if not isinstance(body, dict):
             hint = " but an array; write one object a line" if isinstance(body, list) else ""
             raise ValueError(f"not a JSON object{hint}")
         # A bare request with a model, which most are, is no row.
-        if ("custom_id" in body or "model" not in body) and (dialect := row_dialect(body)):
-            return _row_request(members(text), body, number, request_url, dialect, model, rule)
-        if model is not None:
-            text, body = _with_model(text, body, model)
-        if MODEL_PLACE in request_url and not model_name(body):
-            raise ValueError(_NO_MODEL)
+        if "custom_id" in body or "model" not in body:
+            dialect = row_dialect(body)
+            row = dialect and _row_request(text, body, number, request_url, dialect, model, rule)
+            fault = _why_not_for(request_url, body, dialect) if is_sent else ""
+            if row or fault:
+                return _refused(row or _request(text, body, number), fault, place)
+        text, body = _with_model(text, body, model, request_url)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
@@ -161,6 +185,22 @@ def parse_line(
 
 _NO_MODEL_IN_BODY = f"it names no model to take the place of {MODEL_PLACE} in the request URL"
 _NO_MODEL = f"{_NO_MODEL_IN_BODY}: give one with --model"
+
+
+def _refused(request: Request, fault: str, place: Place) -> Request:
+    """``request`` as an invalid one, if there is a ``fault``."""
+    if not fault:
+        return request
+    return replace(request, invalid_reason=f"{place(request.number)} {fault}")
+
+
+def _why_not_for(url: str, body: dict[str, Any], dialect: Dialect | None) -> str:
+    """Why ``body`` can't be sent to ``url``, whose API is another; empty if it may be."""
+    if dialect is not None:
+        return wrong_api(dialect, url) if body.get("url") is None else ""
+    lacking = lacking_members(body, url)
+    fault = f"has neither model nor {lacking}: it is no request for {shown_url(url)}"
+    return fault if lacking else ""
 
 
 def _invalid_request(text: str, reason: str, number: int) -> Request:
@@ -180,7 +220,7 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     elif dropped or "metadata" in body:
         parts = members(text)
         if metadata is not None:
-            metadata_json = one_line(_last(parts, "metadata").encode())
+            metadata_json = one_line(last_value(parts, "metadata").encode())
         text = without(parts, dropped | _METADATA)
         body = {key: value for key, value in body.items() if key not in dropped | _METADATA}
     return Request(
@@ -193,25 +233,29 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     )
 
 
-def _with_model(text: str, body: dict[str, Any], model: str) -> tuple[str, dict[str, Any]]:
-    """``text`` and its value, with ``model`` as their model if they name none."""
-    if body.get("model") is not None:
-        return text, body
-    if "model" in body:  # as null
-        text = without(members(text), frozenset({"model"}))
-    rest = text.lstrip()[1:].lstrip()
-    comma = "" if rest == "}" else ", "
-    return f'{{"model": {dump(model).decode()}{comma}{rest}', {**body, "model": model}
+def _with_model(
+    text: str, body: dict[str, Any], model: str | None, request_url: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """``text`` and its value, with ``model`` if they name none; ``ValueError`` if a URL then lacks one."""
+    if model is not None and body.get("model") is None:
+        if "model" in body:  # as null
+            text = without(members(text), frozenset({"model"}))
+        text, body = with_first(text, "model", model), {**body, "model": model}
+    if MODEL_PLACE in request_url and not model_name(body):
+        raise ValueError(_NO_MODEL)
+    return text, body
 
 
-def _request_with_nan(text: str, number: int, model: str | None = None) -> Request:
+def _request_with_nan(
+    text: str, number: int, model: str | None = None, request_url: str = ""
+) -> Request:
     """The request of a cookbook line that strict JSON rejects: NaN in its metadata becomes null.
 
     The metadata aren't sent, so they need not be JSON. Raises ``ValueError`` if the rest is at fault.
     """
     parts = members(text) if isinstance(parse(text, strict=False), dict) else []
     made = [
-        part._replace(text=f"{json.dumps(part.key)}: {_NAN.sub(_null, part.value)}")
+        part._replace(text=f"{json.dumps(part.key)}: {without_nan(part.value)}")
         if part.key == "metadata"
         else part
         for part in parts
@@ -220,8 +264,7 @@ def _request_with_nan(text: str, number: int, model: str | None = None) -> Reque
     body = parse(mended)
     if row_dialect(body):  # its metadata are the API's own, and are sent
         parse(text)
-    if model is not None:
-        mended, body = _with_model(mended, body, model)
+    mended, body = _with_model(mended, body, model, request_url)
     request = _request(mended, body, number)
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
@@ -238,12 +281,8 @@ def tell_notes(request: Request, noted: set[str], place: Place) -> None:
         _log.warning("%s: %s, here and below", place(request.number), note, extra=extra)
 
 
-def _null(match: re.Match[str]) -> str:
-    return "null" if match[1] else match[0]
-
-
 def _row_request(
-    parts: list[Member],
+    text: str,
     row: dict[str, Any],
     number: int,
     request_url: str,
@@ -251,8 +290,8 @@ def _row_request(
     model: str | None,
     rule: HostRule,
 ) -> Request:
-    custom_id, method, url = row[dialect.id_key], row.get("method"), row.get("url")
-    if not isinstance(custom_id, str):
+    custom_id, method, url = row.get(dialect.id_key), row.get("method"), row.get("url")
+    if not isinstance(custom_id, str) and dialect.id_key in row:
         raise ValueError(f"{dialect.id_key} is not a string")
     if method is not None and method != "POST":
         raise ValueError(f"method is {method!r}, not POST")
@@ -260,8 +299,9 @@ def _row_request(
         raise ValueError("url is not a string")
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
-    body, text = row[dialect.body_key], _last(parts, dialect.body_key)
-    if dropped := unsendable(body):
+    body, text = row[dialect.body_key], last_value(members(text), dialect.body_key)
+    dropped = unsendable(body)
+    if dropped:
         text = without(members(text), dropped)
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
@@ -283,19 +323,9 @@ def _row_request(
 
 
 def _endpoint_of_rows(dialect: Dialect, request_url: str) -> str:
-    """The endpoint of rows of ``dialect`` that name none; empty if it is that of ``request_url``.
-
-    Raises ``ValueError`` if such rows can't go there.
-    """
+    """The endpoint of rows of ``dialect`` that name none; empty if it is that of ``request_url``."""
     asked = endpoint_of(request_url)
-    if asked is Endpoint.UNKNOWN or asked.has_model_in_path:
-        return ""
-    if not dialect.has_model:
-        raise ValueError(
-            f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
-            f"of a model there as the request URL, not {shown_url(request_url)}"
-        )
-    return dialect.path
+    return "" if asked is Endpoint.UNKNOWN or asked.has_model_in_path else dialect.path
 
 
 def unsendable(body: Mapping[str, Any]) -> frozenset[str]:
@@ -325,7 +355,7 @@ def made_request(
     try:
         if isinstance(given, Request):
             return _completed(given, number, request_url, rule)
-        text = _as_json(dict(given))
+        text = as_json(dict(given))
         if MODEL_PLACE in request_url and not model_name(given):
             raise ValueError(_NO_MODEL_IN_BODY)
         try:
@@ -351,10 +381,10 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
     if MODEL_PLACE in (given.url or request_url) and not model_name(given.body):
         raise ValueError(_NO_MODEL_IN_BODY)
     dropped = unsendable(given.body)
-    text = _as_json({key: given.body[key] for key in given.body if key not in dropped})
-    metadata = None if given.metadata is None else _as_json(given.metadata)
+    text = as_json({key: given.body[key] for key in given.body if key not in dropped})
+    metadata = None if given.metadata is None else as_json(given.metadata)
     if metadata is not None and ("NaN" in metadata or "Infinity" in metadata):
-        mended = _NAN.sub(_null, metadata)
+        mended = without_nan(metadata)
         dropped = dropped | {NAN_IN_METADATA} if mended != metadata else dropped
         metadata = mended
     return replace(
@@ -366,35 +396,3 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
         url=resolve_url(request_url, given.url, rule) if given.url else None,
         dropped=dropped,
     )
-
-
-def _as_json(value: Any) -> str:
-    """``value`` as one line of JSON, in which NaN may stand. Lone surrogates are escaped."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain)
-    except TypeError:  # a key may be a number of numpy
-        text = json.dumps(_with_plain_keys(value), ensure_ascii=False, default=_plain)
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _plain(value: Any) -> Any:
-    """A number or an array of numpy, and of packages like it, as what JSON knows."""
-    if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
-
-
-def _with_plain_keys(value: Any) -> Any:
-    """``value`` with the keys of its objects as what JSON knows."""
-    if isinstance(value, dict):
-        return {
-            _plain(key) if hasattr(key, "dtype") else key: _with_plain_keys(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_with_plain_keys(each) for each in value]
-    return value
-
-
-def _last(parts: list[Member], key: str) -> str:
-    return next(part.value for part in reversed(parts) if part.key == key)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.credentials.checks import is_secret_name
@@ -24,10 +25,13 @@ from parallel_processor.providers.dialects import (
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 
-# The endpoints that are mostly behind /v1.
-_BEHIND_V1 = {
-    *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
-    *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
+# Of these members of a body, a request has one at least; it may have none for /completions.
+_NEEDED: Mapping[Endpoint, frozenset[str]] = {
+    Endpoint.CHAT: frozenset({"messages"}),
+    Endpoint.MESSAGES: frozenset({"messages"}),
+    Endpoint.EMBEDDINGS: frozenset({"input"}),
+    Endpoint.MODERATIONS: frozenset({"input"}),
+    Endpoint.RESPONSES: frozenset({"input", "prompt", "conversation", "previous_response_id"}),
 }
 
 
@@ -98,10 +102,17 @@ def sent_headers(options: Options, url: str, key: str | None) -> dict[str, str]:
 def check_key(options: Options) -> None:
     """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS.
 
+    Each of the URLs has to pass.
+
     A login counts as a key, and so do headers and parameters whose names say so. Two of them that are for
     the same header are refused.
     """
-    url, login = options.request_url, options.login
+    for url in (options.request_url, *options.replica_urls):
+        _check_key(options, url)
+
+
+def _check_key(options: Options, url: str) -> None:
+    login = options.login
     has_key = bool(options.keyring.keys(url))
     secrets = [name for name in (*options.headers, *options.query) if is_secret_name(name)]
     if not has_key and not login and not secrets:
@@ -115,12 +126,12 @@ def check_key(options: Options) -> None:
             f"{shown_url(url)} would get the {what} in plain text: use https, set"
             " allow_plain_http, or give no key"
         )
-    _check_one_header(options, has_key)
+    _check_one_header(options, url, has_key)
 
 
-def _check_one_header(options: Options, has_key: bool) -> None:
+def _check_one_header(options: Options, url: str, has_key: bool) -> None:
     """Raise if two of key, login and headers are for one header."""
-    url, login, key = options.request_url, options.login, "key" if has_key else None
+    login, key = options.login, "key" if has_key else None
     keys_header = options.auth_header or next(iter(auth_headers(url, key) if key else {}), "")
     name = keys_header.partition(":")[0].lower() if key else ""
     if key and login and name == "authorization":
@@ -143,7 +154,7 @@ HostRule = Callable[[str], str]
 
 def own_host_only(url: str) -> str:
     """The rule where no other host is allowed."""
-    host = host_of(url).removesuffix(":443")
+    host = urlsplit(url).netloc.removesuffix(":443")
     return f"on another host than the request URL: --allow_host {host} permits it (allowed_hosts)"
 
 
@@ -170,6 +181,17 @@ def check_url(options: Options) -> None:
         raise ConfigurationError(f"{shown_url(options.request_url)} can't be used: {reason}")
 
 
+def lacking_members(body: Mapping[str, Any], url: str) -> str:
+    """The members of which ``body`` must have one for ``url``, but has none; empty if it may be a request.
+
+    Only on hosts whose API is known: elsewhere a server may take anything.
+    """
+    needed = _NEEDED.get(endpoint_of(url), frozenset())
+    if not needed.isdisjoint(body) or provider_of(url).name not in ("OpenAI", "Anthropic"):
+        return ""
+    return " or ".join(sorted(needed))
+
+
 def charges_reservation(url: str) -> bool:
     """True if the provider charges the reserved maximum, whatever the response used.
 
@@ -187,7 +209,7 @@ def url_advice(url: str) -> str:
             "/embeddings or the like, mostly behind /v1"
         )
     endpoint = endpoint_of(url)
-    if endpoint in _BEHIND_V1 and path == endpoint.value:
+    if endpoint.is_behind_v1 and path == endpoint.value:
         return f"{shown} has a path that few servers know: most have /v1{endpoint.value}"
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
@@ -233,7 +255,7 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
 
 
 def _stands_alone(endpoint: Endpoint) -> bool:
-    return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN
+    return not endpoint.is_behind_v1 and endpoint is not Endpoint.UNKNOWN
 
 
 def on_replica(replica_url: str, request_url: str, url: str) -> str:

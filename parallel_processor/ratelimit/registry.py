@@ -24,7 +24,6 @@ from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
-_PLAIN = Upstream()
 _KINDS = ("requests", "tokens")
 MakeLimits = Callable[..., SharedLimits]
 """Takes the arguments of ``SharedLimits``."""
@@ -78,7 +77,7 @@ class _AccountQuotas:
         return self._make(limits, self._clock, account=account, pattern=pattern, under=under)
 
     def of_model(self, model: str, tier: str = "") -> SharedLimits:
-        """The limits of the first pattern for ``model``, or for it in this ``tier``: ``gpt-5*@flex``."""
+        """Those of the first pattern that is for ``model``, or for it in this ``tier``: ``gpt*@flex``."""
         for pattern, shared_limits in self.patterns:
             if fnmatchcase(model, pattern) or (tier and fnmatchcase(f"{model}@{tier}", pattern)):
                 return shared_limits
@@ -116,10 +115,14 @@ def _plain(options: Options) -> MakeLimits:
     return SharedLimits
 
 
+PLAIN = Upstream()
+"""A request as it is."""
+
+
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
-    Beyond 256 buckets, all further models under the same limits share one bucket.
+    Beyond 256 buckets, all further models under the same limits share one bucket. ``clock`` is theirs.
     """
 
     def __init__(
@@ -135,11 +138,9 @@ class TokenBuckets:
         and returns what takes the arguments of ``SharedLimits``.
         """
         accounts = accounts or Accounts(clock)
-        self._options = options
-        self._clock = clock
+        self._options, self.clock = options, clock
         self._lock = InterruptSafeLock()  # guards both fields below
-        # By URL, model, and what the request is sent as.
-        self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}
+        self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}  # by URL and model
         self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
         self._quotas: dict[tuple[str, int], _AccountQuotas] = {}
         with FORK_LOCK:  # no other thread takes quotas meanwhile, and none is forgotten
@@ -159,17 +160,17 @@ class TokenBuckets:
         """The configured limits of each account: those of each pattern, and those of all other models."""
         return [limits for quotas in self._quotas.values() for limits in quotas.all]
 
-    def bucket(self, url: str, model: str, way: Upstream = _PLAIN) -> TokenBucket:
-        """The bucket of requests to ``url`` for ``model``, by the key and in the tier of ``way``."""
-        place = (url, model, way)
+    def bucket(self, url: str, model: str, like: Upstream = PLAIN) -> TokenBucket:
+        """The bucket of requests to ``url`` for ``model``, with the key, tier and model of ``like``."""
+        place = (url, model, like)
         bucket = self._buckets.get(place)
         if bucket is not None:
             return bucket
-        upstream = way._replace(url=url)
+        upstream = like._replace(url=url)
         with self._lock:
-            model = way.model or model
+            model = like.model or model
             quotas = self._quotas.get(self._owner(upstream), self._first)
-            shared_limits = quotas.of_model(model, way.tier)
+            shared_limits = quotas.of_model(model, like.tier)
             if place not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
                 return self._overflow(shared_limits, upstream)
             return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))
@@ -177,16 +178,14 @@ class TokenBuckets:
     def _overflow(self, shared_limits: SharedLimits, upstream: Upstream) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
         is_alone = len(self._quotas) == 1 or len(self._shared) >= _MAX_BUCKETS
-        if is_alone and upstream.url != self._options.fallback_url:
-            upstream = upstream._replace(url="", key=0)
-        return self._shared.setdefault(
-            (shared_limits, upstream), self._make(shared_limits, upstream, upstream.model)
-        )
+        upstream = upstream._replace(url="", key=0) if is_alone else upstream
+        made = self._make(shared_limits, upstream, upstream.model)
+        return self._shared.setdefault((shared_limits, upstream), made)
 
     def _make(self, shared_limits: SharedLimits, upstream: Upstream, model: str) -> TokenBucket:
         return TokenBucket(
             shared_limits.limits,
-            clock=self._clock,
+            clock=self.clock,
             shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
             longest_s=self._options.request_timeout_s,
@@ -204,7 +203,7 @@ class TokenBuckets:
         What other processors admitted under the same limits is included.
         """
         admitted, limits = dict.fromkeys(_KINDS, 0.0), dict.fromkeys(_KINDS, 0.0)
-        buckets, now = self._all(), self._clock()
+        buckets, now = self._all(), self.clock()
         for quotas in self._quotas.values():
             used, allowed = quotas.usage(buckets, now)
             for name in _KINDS:

@@ -18,7 +18,7 @@ from parallel_processor.ratelimit.minute_count import CountedSlot, MinuteCount
 from parallel_processor.ratelimit.quota import TOKENS, ConfiguredQuota, Costs, Slot
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import ServerLimits
-from parallel_processor.ratelimit.server_quota import ServerQuota
+from parallel_processor.ratelimit.server_quota import ServerQuota, Span
 from parallel_processor.ratelimit.server_rates import LimitChange
 from parallel_processor.runtime.stop import Settable, WakeEvent
 
@@ -268,14 +268,8 @@ class BucketState:
     ) -> tuple[bool, Sequence[LimitChange]]:
         """Follow the headers of an answer; see :meth:`ServerLimits.observe`."""
         self.advance(now)
-        return self.server.observe(
-            readings,
-            rejected=rejected,
-            sent_at=reservation.admitted_at or now,
-            totals=reservation.totals,
-            now=now,
-            totals_now=self._totals,
-        )
+        span = Span(reservation.admitted_at or now, reservation.totals, now, self._totals)
+        return self.server.observe(readings, span, rejected=rejected)
 
     def refuse(
         self, reservation: Reservation, rejection: Rejection, pause_s: float | None, now: float

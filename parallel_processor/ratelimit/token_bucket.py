@@ -79,6 +79,7 @@ class TokenBucket:
         upstream: where its requests go; its URL is empty if they go to several.
         url: the URL of ``upstream``, ``host`` that URL's host.
         model: the model of its requests; empty if it is for several.
+        members: this bucket alone; a group of several upstreams has more.
         shared_limits: the configured limits, which other buckets may share.
     """
 
@@ -100,6 +101,7 @@ class TokenBucket:
         answer may take ``longest_s``.
         """
         self.upstream, self.url, self.model = upstream, upstream.url, model
+        self.members = (self,)
         # As other processes know it: a pause of one tier is none of another's.
         self._name = f"{model}@{upstream.tier}" if upstream.tier else model
         self.host = urlsplit(self.url).hostname or ""
@@ -306,11 +308,6 @@ class TokenBucket:
     # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
     @property
-    def members(self) -> tuple[TokenBucket, ...]:
-        """The buckets that it stands for: itself alone. A group of buckets has several."""
-        return (self,)
-
-    @property
     def queue(self) -> deque[Reservation]:
         """The reservations that wait, oldest first."""
         return self._state.queue
@@ -387,5 +384,5 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        url, tier = shown_url(self.url), self.upstream.tier
-        return replace(report, url=url, model=self.model, tier=tier, limits=limits)
+        url, (_, key, tier, _) = shown_url(self.url), self.upstream
+        return replace(report, url=url, model=self.model, key=key, tier=tier, limits=limits)

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+from parallel_processor.models import Request
 from parallel_processor.ratelimit.server_rates import LimitChange
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
@@ -45,8 +46,9 @@ class LimitNews:
             )
 
 
-def tell_large(bucket: TokenBucket, number: int, tokens: float) -> None:
+def tell_large(bucket: TokenBucket, request: Request, tokens: float) -> None:
     """Log that a request of ``tokens`` is larger than the limit of a minute, if it is."""
-    if tokens > (limit := bucket.shared_limits.tokens_per_minute):
+    limit, number = bucket.shared_limits.tokens_per_minute, request.number
+    if tokens > limit:
         text = "request %d needs %d tokens, but the limit is %g a minute: it is sent alone"
         _log.warning(text, number, tokens, limit, extra={"request_number": number})

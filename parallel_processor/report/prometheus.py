@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.ratelimit.reports import BucketReport
@@ -87,6 +88,9 @@ class _Collector:
             yield CounterMetricFamily(_full(name), text, value=getattr(stats, name))
         for name, text in _GAUGES.items():
             yield GaugeMetricFamily(_full(name), text, value=getattr(stats, name))
+        for name, text, values in _by_upstream(stats):
+            family = CounterMetricFamily(_full(name), text, labels=["upstream"])
+            yield _filled(family, values)
         errors = CounterMetricFamily(_full("errors"), "Failed attempts by kind", labels=["kind"])
         yield _filled(errors, stats.errors)
         for name, text, label, values in _labelled(stats):
@@ -103,6 +107,19 @@ def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]
     yield "latency_seconds", "Latency of the answers so far", "quantile", quantiles
     waiting_for = {str(stats.waiting_for): 1.0} if stats.waiting_for else {}
     yield "waiting_for", "What sending waits for now", "cause", waiting_for
+
+
+def _by_upstream(stats: Stats) -> Iterator[tuple[str, str, Mapping[str, float]]]:
+    """The counters of each host, and of each of several keys: name, text, and the values."""
+    sent: dict[str, float] = {}
+    answered: dict[str, float] = {}
+    for bucket in stats.buckets:
+        host = urlsplit(bucket.url).netloc or "other"
+        upstream = f"{host} key {bucket.key + 1}" if bucket.key else host
+        sent[upstream] = sent.get(upstream, 0.0) + bucket.admitted
+        answered[upstream] = answered.get(upstream, 0.0) + bucket.answered
+    yield "upstream_attempts", "Attempts sent to a server with one key", sent
+    yield "upstream_answers", "Attempts that it answered", answered
 
 
 def _filled(family: Any, values: Mapping[str, float]) -> Any:

@@ -147,12 +147,12 @@ class CostEstimator:
         kind.counted(tokens, len(request.payload))
         return Estimate(tokens, *self._output(request.body, kind.endpoint), kind)
 
-    def guess(self, request: Request, model: str | None = None) -> Estimate | None:
+    def guess(self, request: Request, model: str) -> Estimate | None:
         """A guess that reads nothing of its body; ``None`` before enough of its kind were counted.
 
-        ``model`` is by default that of :meth:`url_and_model`.
+        ``model`` is that of :meth:`url_and_model`.
         """
-        kind = self._kind_of(request, self.url_and_model(request)[1] if model is None else model)
+        kind = self._kind_of(request, model)
         if kind.tokens_per_byte is None:
             return None
         input_tokens = int(len(request.payload) * kind.tokens_per_byte)

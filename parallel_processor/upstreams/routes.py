@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from urllib.parse import urlsplit
 
 from parallel_processor.models import Upstream
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import on_replica
-from parallel_processor.ratelimit.registry import TokenBuckets, upstreams_of
+from parallel_processor.ratelimit.registry import PLAIN, TokenBuckets, upstreams_of
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
 
 _MOST_KNOWN = 1024  # a file may name a new model in each line
-_PLAIN = Upstream()
 _Owner = tuple[str, int]  # a host, and the number of a key for it
 
 
@@ -23,40 +23,49 @@ class Routes:
     def __init__(self, options: Options, buckets: TokenBuckets) -> None:
         self._url, self.buckets = options.request_url, buckets
         self._host = urlsplit(options.request_url).netloc
-        self._upstreams = upstreams_of(options)
+        self._upstreams, self._keyring = upstreams_of(options), options.keyring
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._known: dict[tuple[str, str, Upstream], AnyBucket] = {}  # by URL, model and lane
+        self._known: dict[Hashable, AnyBucket] = {}  # by URL, model and lane
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
         self._refused: set[_Owner] = set()
 
-    def group(self, url: str, model: str, lane: Upstream = _PLAIN) -> AnyBucket:
-        """What requests to ``url`` for ``model`` wait for, as the tier or the model of ``lane``.
+    def group(self, url: str, model: str, lane: Upstream = PLAIN) -> AnyBucket:
+        """What requests to ``url`` for ``model`` wait for, with the tier and the model of ``lane``.
 
-        A replica has the same endpoint on its own host as ``url`` on that of ``request_url``.
+        On the host of ``request_url`` it stands for the same endpoint of each replica, too.
         """
-        found = self._known.get((url, model, lane))
+        known = (url, model) if lane is PLAIN else (url, model, lane)
+        found = self._known.get(known)
         if found is not None:
             return found
-        if len(self._upstreams) == 1 or lane.url or urlsplit(url).netloc != self._host:
+        upstreams = self._upstreams_for(url)
+        if len(upstreams) == 1:
             found = self.buckets.bucket(url, model, lane)
         else:
-            found = self._find_group(url, model, lane)
+            found = self._find_group(upstreams, model, lane)
         if len(self._known) < _MOST_KNOWN:
-            self._known[url, model, lane] = found
+            self._known[known] = found
         return found
 
-    def _find_group(self, url: str, model: str, lane: Upstream) -> AnyBucket:
-        urls = [on_replica(upstream.url, self._url, url) for upstream in self._upstreams]
-        ways = [lane._replace(key=upstream.key) for upstream in self._upstreams]
+    def _upstreams_for(self, url: str) -> list[tuple[str, int]]:
+        """The URLs that stand for ``url``, each with the number of a key."""
+        if urlsplit(url).netloc == self._host:
+            return [(on_replica(each.url, self._url, url), each.key) for each in self._upstreams]
+        return [(url, key) for key in range(len(self._keyring.keys(url)) or 1)]
+
+    def _find_group(
+        self, upstreams: list[tuple[str, int]], model: str, lane: Upstream
+    ) -> AnyBucket:
         buckets = [
-            self.buckets.bucket(url, model, way) for url, way in zip(urls, ways, strict=True)
+            self.buckets.bucket(url, model, lane._replace(url="", key=key))
+            for url, key in upstreams
         ]
         members = tuple(dict.fromkeys(buckets))
         if len(members) == 1:
             return members[0]
         with self._lock:
             if members not in self._groups:
-                group = self._groups[members] = BucketGroup(members)
+                group = self._groups[members] = BucketGroup(members, self.buckets.clock)
                 for member in members:
                     if _owner(member) in self._refused:
                         group.set_aside(member)

@@ -410,7 +410,8 @@ class Waiting:
             limits_by_model={} if "common" in limits else by_model,
             limits=limits.get("common", Limits()),
         )
-        routes = Routes(self.options, TokenBuckets(self.options, self.clock))
+        buckets = TokenBuckets(self.options, self.clock)
+        routes = Routes(self.options, buckets)
         self.lanes = Lanes(self.options, routes, LeftOut(None), self.clock)
         cost: Callable[[Estimate], Cost] = lambda estimate: Cost(1.0, 0.0)  # noqa: E731
         self.queues = RequestQueues(cost, WakeEvent(), self.lanes)
@@ -418,7 +419,8 @@ class Waiting:
     def put(self, count: int) -> list[PendingRequest]:
         made = []
         for number in range(1, count + 1):
-            pending = self.lanes.enter(Request(body={"model": "m"}, number=number))
+            request = Request(body={"model": "m"}, number=number)
+            pending = self.lanes.enter(request, self.options.request_url, "m")
             pending.estimate = Estimate(1)
             self.queues.put(pending)
             made.append(pending)

@@ -77,7 +77,7 @@ class TieredRun:
         self._tiers = Tiers({"flex": grants}, "openai", world.random.random)
         self.stop, left_out = StopSignal(), LeftOut(None)
         estimator = CostEstimator(options)
-        routes = Routes(options, TokenBuckets(options, world.clock))
+        routes, self._url = Routes(options, TokenBuckets(options, world.clock)), options.request_url
         self._lanes = Lanes(options, routes, left_out, world.clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._settlement = Settlement(
@@ -105,7 +105,9 @@ class TieredRun:
         """What the reader, the dispatcher and the workers do when something has changed."""
         while self._left > 0 and self._queues.count < READ_AHEAD:
             self._left -= 1
-            pending = self._lanes.enter(Request(body={"model": "m"}, number=next(self._numbers)))
+            pending = self._lanes.enter(
+                Request(body={"model": "m"}, number=next(self._numbers)), self._url, "m"
+            )
             pending.estimate = Estimate(1)
             self._queues.put(pending)
             self._queues.take_in(1)

@@ -290,6 +290,19 @@ def test_results_from_elsewhere_are_taken_by_their_ids(
     assert verify_results(source, save).ok
 
 
+def test_results_from_elsewhere_are_put_in_order_too(tmp_path: Path) -> None:
+    """Although nothing but an id says of which line each is."""
+    framed = {"status_code": 200, "request_id": "r", "body": {"data": [{"embedding": [1.0]}]}}
+    source = write_lines(tmp_path / "in.jsonl", [body(n) for n in range(1, 6)])
+    ids = [f"request-{n}" for n in (5, 3, 1)]
+    records = [{"id": "b", "custom_id": each, "response": framed, "error": None} for each in ids]
+    save = write_lines(tmp_path / "out.jsonl", records)
+    with RawServer(answer_all) as server:
+        summary = run(source, save, server, output_format="batch", ordered=True)
+    assert (summary.already_answered, summary.answered) == (3, 2)
+    assert [each["custom_id"] for each in read_lines(save)] == [f"request-{n}" for n in range(1, 6)]
+
+
 @pytest.mark.parametrize("ids", ["request-{}", "own-{}"])
 @pytest.mark.parametrize("form", ["auto", "cookbook"])
 def test_records_of_a_batch_api_are_refused_before_anything_is_sent(
