@@ -177,10 +177,7 @@ class RequestQueues:
         return True
 
     def add_again(self, pending: PendingRequest, due_at: float) -> None:
-        """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity.
-
-        One that has just come from another lane is put at the end.
-        """
+        """Queue ``pending`` first, or last if it is new in its lane, at ``due_at``; -inf is at once."""
         self._gone_bytes -= len(pending.request.payload)
         if self._lanes is not None and self._lanes.closings > self._closings:
             self._closings = (
@@ -328,10 +325,7 @@ class RequestQueues:
                 reservation = self._take_place(bucket, queue)
             if reservation.admitted_at is not None:
                 break
-            if isinstance(bucket, BucketGroup):
-                delay = min(delay, bucket.delay_of(reservation))
-            else:
-                delay = min(delay, bucket.delay)
+            delay = min(delay, bucket.delay_of(reservation))
         else:
             is_worth_it = len(self._known) > 1 or (
                 all_wait and self.wait_cause is not WaitCause.CONCURRENCY

@@ -256,6 +256,8 @@ class Settlement:
         attempt = replace(attempt, status=AttemptStatus.RATE_LIMITED)
         retry_state.note(attempt, self._clock())
         retry_state.own_refusals += 1
+        if self._failover.asks_other(pending, refused):
+            return 0.0
         following = lanes.next_tier(pending)
         if following is None or not self._is_crowded(following):
             return None

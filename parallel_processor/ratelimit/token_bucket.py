@@ -317,6 +317,10 @@ class TokenBucket:
         """Seconds that the head of the queue has to wait; infinite if the queue is empty."""
         return self._state.delay
 
+    def delay_of(self, reservation: Reservation) -> float:
+        """The same, for ``reservation``, which is that head; a group of buckets tells them apart."""
+        return self._state.delay
+
     @property
     def wait_cause(self) -> WaitCause:
         """What the head of the queue waits for."""
