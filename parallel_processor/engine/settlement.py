@@ -168,7 +168,7 @@ class Settlement:
         if lanes.is_fallback(pending):  # which may cost more: that is said
             self._warnings.warn(reason_of(attempt), number, text)
         else:
-            _log.info("%s", text, extra={"request_number": number})
+            _log.debug("%s", text, extra={"request_number": number})
         return True
 
     def _charge(
