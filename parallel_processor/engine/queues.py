@@ -336,10 +336,8 @@ class RequestQueues:
             else:
                 delay = min(delay, bucket.delay)
         else:
-            is_worth_it = len(self._known) > 1 or (
-                all_wait and self.wait_cause is not WaitCause.CONCURRENCY
-            )
-            self.all_wait = all_wait and is_worth_it
+            is_load = all_wait and self.wait_cause is WaitCause.CONCURRENCY
+            self.all_wait = all_wait and (len(self._known) > 1 or not is_load)
             return delay
         self.all_wait = False
         return 0.0
