@@ -42,6 +42,7 @@ from parallel_processor.providers.endpoints import (
 )
 from parallel_processor.providers.jsontext import (
     Member,
+    as_json,
     dump,
     members,
     one_line,
@@ -102,10 +103,7 @@ def _requests_of(
 def requests_of(
     lines: RequestLines, options: Options, model: str | None, *, is_sent: bool = False
 ) -> Iterator[Request]:
-    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``.
-
-    ``is_sent`` is that of :func:`requests_in`.
-    """
+    """The requests of ``lines`` as ``options`` say; ``model`` and ``is_sent`` are as in ``requests_in``."""
     url, rule = options.request_url, host_rule(options)
     return requests_in(lines.numbered(), url, lines.place, model, rule, is_sent=is_sent)
 
@@ -127,13 +125,9 @@ def requests_in(
     for number, line in lines:
         if isinstance(line, InvalidLine):
             request = _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
-            metadata = line.metadata
-            yield replace(
-                request,
-                custom_id=line.custom_id,
-                metadata=metadata,
-                metadata_json=None if metadata is None else dump(metadata),
-            )
+            known: dict[str, Any] = {"custom_id": line.custom_id, "metadata": line.metadata}
+            text = None if line.metadata is None else dump(line.metadata)
+            yield replace(request, metadata_json=text, **known)
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
@@ -160,8 +154,7 @@ def parse_line(
         except ValueError:
             return _request_with_nan(text, number, model)
         if not isinstance(body, dict):
-            hint = " but an array; write one object a line" if isinstance(body, list) else ""
-            raise ValueError(f"not a JSON object{hint}")
+            raise ValueError(_NO_ARRAY if isinstance(body, list) else _NO_OBJECT)
         # A bare request with a model, which most are, is no row.
         if "custom_id" in body or "model" not in body:
             dialect = row_dialect(body)
@@ -169,8 +162,7 @@ def parse_line(
             fault = _why_not_for(request_url, body, dialect) if is_sent else ""
             if row or fault:
                 return _refused(row or _request(text, body, number), fault, place)
-        if model is not None:
-            text, body = _with_model(text, body, model)
+        text, body = (text, body) if model is None else _with_model(text, body, model)
         if MODEL_PLACE in request_url and not model_name(body):
             raise ValueError(_NO_MODEL)
         return _request(text, body, number)
@@ -185,6 +177,8 @@ def parse_line(
     return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
 
 
+_NO_OBJECT = "not a JSON object"
+_NO_ARRAY = f"{_NO_OBJECT} but an array; write one object a line"
 _NO_MODEL_IN_BODY = f"it names no model to take the place of {MODEL_PLACE} in the request URL"
 _NO_MODEL = f"{_NO_MODEL_IN_BODY}: give one with --model"
 
@@ -358,7 +352,7 @@ def made_request(
     try:
         if isinstance(given, Request):
             return _completed(given, number, request_url, rule)
-        text = _as_json(dict(given))
+        text = as_json(dict(given))
         if MODEL_PLACE in request_url and not model_name(given):
             raise ValueError(_NO_MODEL_IN_BODY)
         try:
@@ -384,8 +378,8 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
     if MODEL_PLACE in (given.url or request_url) and not model_name(given.body):
         raise ValueError(_NO_MODEL_IN_BODY)
     dropped = unsendable(given.body)
-    text = _as_json({key: given.body[key] for key in given.body if key not in dropped})
-    metadata = None if given.metadata is None else _as_json(given.metadata)
+    text = as_json({key: given.body[key] for key in given.body if key not in dropped})
+    metadata = None if given.metadata is None else as_json(given.metadata)
     if metadata is not None and ("NaN" in metadata or "Infinity" in metadata):
         mended = _NAN.sub(_null, metadata)
         dropped = dropped | {NAN_IN_METADATA} if mended != metadata else dropped
@@ -399,34 +393,6 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
         url=resolve_url(request_url, given.url, rule) if given.url else None,
         dropped=dropped,
     )
-
-
-def _as_json(value: Any) -> str:
-    """``value`` as one line of JSON, in which NaN may stand. Lone surrogates are escaped."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain)
-    except TypeError:  # a key may be a number of numpy
-        text = json.dumps(_with_plain_keys(value), ensure_ascii=False, default=_plain)
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _plain(value: Any) -> Any:
-    """A number or an array of numpy, and of packages like it, as what JSON knows."""
-    if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
-
-
-def _with_plain_keys(value: Any) -> Any:
-    """``value`` with the keys of its objects as what JSON knows."""
-    if isinstance(value, dict):
-        return {
-            _plain(key) if hasattr(key, "dtype") else key: _with_plain_keys(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_with_plain_keys(each) for each in value]
-    return value
 
 
 def _last(parts: list[Member], key: str) -> str:
