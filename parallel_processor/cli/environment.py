@@ -117,7 +117,8 @@ def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
 def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
     """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host."""
     found = {}
-    for host in flags.allow_host or ():
+    fallback = [urlsplit(flags.fallback_url).netloc] if flags.fallback_url else []
+    for host in (*(flags.allow_host or ()), *filter(None, fallback)):
         if key := _in_environment(known_here(host)):
             found[host] = key
     places = key_places(flags)

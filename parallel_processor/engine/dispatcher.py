@@ -121,7 +121,8 @@ class Dispatcher:
 
     def close(self, *, hurry: bool = False) -> None:
         """Nothing more will be put. In a ``hurry``, what is admitted or being counted is sent, no more."""
-        self._hurries, self._closed, self.credits.is_last = hurry, True, True
+        self._queues.is_last = self._closed = self.credits.is_last = True
+        self._hurries = hurry
         self.waker.set()
 
     def is_busy(self) -> bool:

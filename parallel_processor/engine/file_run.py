@@ -343,6 +343,8 @@ def _target(options: Options) -> str:
     limits = options.limits.by_kind.items()
     bounds = [f"{limit:,.0f} {name} a minute" for name, limit in limits if limit < math.inf]
     url = shown_url(options.request_url)
+    if options.replica_urls:
+        url += f" and {len(options.replica_urls)} more (each has the limits for itself)"
     if options.limits_by_model:
         bounds.append(f"what the limits of {len(options.limits_by_model)} model patterns say")
     if bounds:

@@ -92,6 +92,7 @@ class RequestQueues:
         wake: as given.
         inbox: what the reader has put, and is not in its queue yet.
         is_closed: true after :meth:`clear`: nothing is taken in any more.
+        is_last: true once nothing more will be put. The reader sets it.
         all_wait: true if, at the last :meth:`take_places`, every queue waited for its bucket, so that
             requests for another bucket may be read. False if all requests so far were for one bucket,
             which waits for the server's load: it is not worth it to look further.
@@ -108,7 +109,7 @@ class RequestQueues:
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
         self.inbox: deque[PendingRequest] = deque()
-        self.all_wait = self.is_closed = False
+        self.all_wait = self.is_closed = self.is_last = False
         self._queued = self._gone_bytes = self._closings = 0
         self._put_bytes = 0  # the reader alone changes this one
 
@@ -282,7 +283,7 @@ class RequestQueues:
         )
         queue.first = pending = queue.pending.popleft()
         if isinstance(bucket, BucketGroup):
-            bucket.place(reservation, pending)
+            bucket.place(reservation, pending, self.count if self.is_last else math.inf)
         else:
             bucket.enqueue(reservation)
         return reservation
@@ -327,7 +328,10 @@ class RequestQueues:
                 reservation = self._take_place(bucket, queue)
             if reservation.admitted_at is not None:
                 break
-            delay = min(delay, bucket.delay)
+            if isinstance(bucket, BucketGroup):
+                delay = min(delay, bucket.delay_of(reservation))
+            else:
+                delay = min(delay, bucket.delay)
         else:
             is_worth_it = len(self._known) > 1 or (
                 all_wait and self.wait_cause is not WaitCause.CONCURRENCY

@@ -142,7 +142,8 @@ class Settlement:
         else:
             delay_s = self._fail(pending, reservation, attempt)
             if self._goes_on(pending, attempt, delay_s):
-                return Settled(None, 0.0, release.made_room)
+                stopped = unanswered(pending) if self._stop.cause is not None else None
+                return Settled(stopped, 0.0, release.made_room)
             if delay_s is not None:
                 if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
@@ -154,13 +155,13 @@ class Settlement:
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""
         lanes = self._lanes
-        if lanes is None or self._stop.cause is not None or attempt.status is _STOPPED:
+        if lanes is None or attempt.status is _STOPPED:
             return False
         if delay_s is not None and self._clock() + delay_s < lanes.leaves_at(pending):
             return False
         if delay_s is None and not lanes.lacks_capacity(pending, attempt):
             self._look_for_equal_failures(pending, attempt)
-        if self._stop.cause is not None or not lanes.move_on(pending):
+        if not lanes.move_on(pending):
             return False
         number, where = pending.request.number, lanes.name_of(pending)
         text = f"request {number} goes on to the {where}: {attempt.error}"
@@ -337,7 +338,8 @@ class Settlement:
             return  # one of several servers behind the URL: the others answer
         if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
-            _log.info("pausing for %.3g s: %s", judged.pause_s, attempt.error)
+            which = f" {self._host(bucket)}" if self._options.replica_urls else ""
+            _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
     def _leave_out(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
         """Send no more requests of the group of ``pending``; the others go on, or all in the next lane."""
@@ -363,6 +365,8 @@ class Settlement:
             return
         number, is_retry = retry_state.request.number, attempt.status is AttemptStatus.RETRY
         when = f"is tried again in {seconds:.1f} s" if is_retry else "waits to be sent again"
+        if is_retry and retry_state.has_other:
+            when = "is tried again at another server"
         text = f"request {number} {when}: {attempt.error}"
         self._warnings.warn(reason_of(attempt), number, text)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,14 +40,16 @@ from parallel_processor.providers.endpoints import (
     resolve_url,
 )
 from parallel_processor.providers.jsontext import (
-    Member,
     as_json,
     dump,
+    last_value,
     members,
     one_line,
     parse,
     split_last,
+    with_first,
     without,
+    without_nan,
 )
 
 _log = logging.getLogger("parallel_processor")
@@ -57,7 +58,6 @@ _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
 NAN_IN_METADATA = "NaN or Infinity in metadata"
 """Is among what :attr:`Request.dropped` names if such numbers became null."""
-_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
 
 
 def read_requests(
@@ -103,7 +103,10 @@ def _requests_of(
 def requests_of(
     lines: RequestLines, options: Options, model: str | None, *, is_sent: bool = False
 ) -> Iterator[Request]:
-    """The requests of ``lines`` as ``options`` say; ``model`` and ``is_sent`` are as in ``requests_in``."""
+    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``.
+
+    ``is_sent`` is that of :func:`requests_in`.
+    """
     url, rule = options.request_url, host_rule(options)
     return requests_in(lines.numbered(), url, lines.place, model, rule, is_sent=is_sent)
 
@@ -125,9 +128,13 @@ def requests_in(
     for number, line in lines:
         if isinstance(line, InvalidLine):
             request = _invalid_request(line.text, f"{place(number)}: {line.reason}", number)
-            known: dict[str, Any] = {"custom_id": line.custom_id, "metadata": line.metadata}
-            text = None if line.metadata is None else dump(line.metadata)
-            yield replace(request, metadata_json=text, **known)
+            metadata = line.metadata
+            yield replace(
+                request,
+                custom_id=line.custom_id,
+                metadata=metadata,
+                metadata_json=None if metadata is None else dump(metadata),
+            )
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
@@ -152,9 +159,10 @@ def parse_line(
         except json.JSONDecodeError:
             raise
         except ValueError:
-            return _request_with_nan(text, number, model)
+            return _request_with_nan(text, number, model, request_url)
         if not isinstance(body, dict):
-            raise ValueError(_NO_ARRAY if isinstance(body, list) else _NO_OBJECT)
+            hint = " but an array; write one object a line" if isinstance(body, list) else ""
+            raise ValueError(f"not a JSON object{hint}")
         # A bare request with a model, which most are, is no row.
         if "custom_id" in body or "model" not in body:
             dialect = row_dialect(body)
@@ -162,9 +170,7 @@ def parse_line(
             fault = _why_not_for(request_url, body, dialect) if is_sent else ""
             if row or fault:
                 return _refused(row or _request(text, body, number), fault, place)
-        text, body = (text, body) if model is None else _with_model(text, body, model)
-        if MODEL_PLACE in request_url and not model_name(body):
-            raise ValueError(_NO_MODEL)
+        text, body = _with_model(text, body, model, request_url)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
@@ -177,8 +183,6 @@ def parse_line(
     return request if (claim := claimed_id(body)) is None else as_row(request, *claim)
 
 
-_NO_OBJECT = "not a JSON object"
-_NO_ARRAY = f"{_NO_OBJECT} but an array; write one object a line"
 _NO_MODEL_IN_BODY = f"it names no model to take the place of {MODEL_PLACE} in the request URL"
 _NO_MODEL = f"{_NO_MODEL_IN_BODY}: give one with --model"
 
@@ -216,7 +220,7 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     elif dropped or "metadata" in body:
         parts = members(text)
         if metadata is not None:
-            metadata_json = one_line(_last(parts, "metadata").encode())
+            metadata_json = one_line(last_value(parts, "metadata").encode())
         text = without(parts, dropped | _METADATA)
         body = {key: value for key, value in body.items() if key not in dropped | _METADATA}
     return Request(
@@ -229,25 +233,29 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     )
 
 
-def _with_model(text: str, body: dict[str, Any], model: str) -> tuple[str, dict[str, Any]]:
-    """``text`` and its value, with ``model`` as their model if they name none."""
-    if body.get("model") is not None:
-        return text, body
-    if "model" in body:  # as null
-        text = without(members(text), frozenset({"model"}))
-    rest = text.lstrip()[1:].lstrip()
-    comma = "" if rest == "}" else ", "
-    return f'{{"model": {dump(model).decode()}{comma}{rest}', {**body, "model": model}
+def _with_model(
+    text: str, body: dict[str, Any], model: str | None, request_url: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """``text`` and its value, with ``model`` if they name none; ``ValueError`` if a URL then lacks one."""
+    if model is not None and body.get("model") is None:
+        if "model" in body:  # as null
+            text = without(members(text), frozenset({"model"}))
+        text, body = with_first(text, "model", model), {**body, "model": model}
+    if MODEL_PLACE in request_url and not model_name(body):
+        raise ValueError(_NO_MODEL)
+    return text, body
 
 
-def _request_with_nan(text: str, number: int, model: str | None = None) -> Request:
+def _request_with_nan(
+    text: str, number: int, model: str | None = None, request_url: str = ""
+) -> Request:
     """The request of a cookbook line that strict JSON rejects: NaN in its metadata becomes null.
 
     The metadata aren't sent, so they need not be JSON. Raises ``ValueError`` if the rest is at fault.
     """
     parts = members(text) if isinstance(parse(text, strict=False), dict) else []
     made = [
-        part._replace(text=f"{json.dumps(part.key)}: {_NAN.sub(_null, part.value)}")
+        part._replace(text=f"{json.dumps(part.key)}: {without_nan(part.value)}")
         if part.key == "metadata"
         else part
         for part in parts
@@ -256,8 +264,7 @@ def _request_with_nan(text: str, number: int, model: str | None = None) -> Reque
     body = parse(mended)
     if row_dialect(body):  # its metadata are the API's own, and are sent
         parse(text)
-    if model is not None:
-        mended, body = _with_model(mended, body, model)
+    mended, body = _with_model(mended, body, model, request_url)
     request = _request(mended, body, number)
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
@@ -272,10 +279,6 @@ def tell_notes(request: Request, noted: set[str], place: Place) -> None:
     for note in notes:
         extra = {"request_number": request.number}
         _log.warning("%s: %s, here and below", place(request.number), note, extra=extra)
-
-
-def _null(match: re.Match[str]) -> str:
-    return "null" if match[1] else match[0]
 
 
 def _row_request(
@@ -296,7 +299,7 @@ def _row_request(
         raise ValueError("url is not a string")
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
-    body, text = row[dialect.body_key], _last(members(text), dialect.body_key)
+    body, text = row[dialect.body_key], last_value(members(text), dialect.body_key)
     dropped = unsendable(body)
     if dropped:
         text = without(members(text), dropped)
@@ -381,7 +384,7 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
     text = as_json({key: given.body[key] for key in given.body if key not in dropped})
     metadata = None if given.metadata is None else as_json(given.metadata)
     if metadata is not None and ("NaN" in metadata or "Infinity" in metadata):
-        mended = _NAN.sub(_null, metadata)
+        mended = without_nan(metadata)
         dropped = dropped | {NAN_IN_METADATA} if mended != metadata else dropped
         metadata = mended
     return replace(
@@ -393,7 +396,3 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
         url=resolve_url(request_url, given.url, rule) if given.url else None,
         dropped=dropped,
     )
-
-
-def _last(parts: list[Member], key: str) -> str:
-    return next(part.value for part in reversed(parts) if part.key == key)

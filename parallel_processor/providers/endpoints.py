@@ -25,11 +25,6 @@ from parallel_processor.providers.dialects import (
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 
-# The endpoints that are mostly behind /v1.
-_BEHIND_V1 = {
-    *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
-    *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
-}
 # Of these members of a body, a request has one at least; it may have none for /completions.
 _NEEDED: Mapping[Endpoint, frozenset[str]] = {
     Endpoint.CHAT: frozenset({"messages"}),
@@ -107,10 +102,17 @@ def sent_headers(options: Options, url: str, key: str | None) -> dict[str, str]:
 def check_key(options: Options) -> None:
     """Raise :class:`ConfigurationError` if a key is missing, or would cross a network without TLS.
 
+    Each of the URLs has to pass.
+
     A login counts as a key, and so do headers and parameters whose names say so. Two of them that are for
     the same header are refused.
     """
-    url, login = options.request_url, options.login
+    for url in (options.request_url, *options.replica_urls):
+        _check_key(options, url)
+
+
+def _check_key(options: Options, url: str) -> None:
+    login = options.login
     has_key = bool(options.keyring.keys(url))
     secrets = [name for name in (*options.headers, *options.query) if is_secret_name(name)]
     if not has_key and not login and not secrets:
@@ -124,12 +126,12 @@ def check_key(options: Options) -> None:
             f"{shown_url(url)} would get the {what} in plain text: use https, set"
             " allow_plain_http, or give no key"
         )
-    _check_one_header(options, has_key)
+    _check_one_header(options, url, has_key)
 
 
-def _check_one_header(options: Options, has_key: bool) -> None:
+def _check_one_header(options: Options, url: str, has_key: bool) -> None:
     """Raise if two of key, login and headers are for one header."""
-    url, login, key = options.request_url, options.login, "key" if has_key else None
+    login, key = options.login, "key" if has_key else None
     keys_header = options.auth_header or next(iter(auth_headers(url, key) if key else {}), "")
     name = keys_header.partition(":")[0].lower() if key else ""
     if key and login and name == "authorization":
@@ -207,7 +209,7 @@ def url_advice(url: str) -> str:
             "/embeddings or the like, mostly behind /v1"
         )
     endpoint = endpoint_of(url)
-    if endpoint in _BEHIND_V1 and path == endpoint.value:
+    if endpoint.is_behind_v1 and path == endpoint.value:
         return f"{shown} has a path that few servers know: most have /v1{endpoint.value}"
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
@@ -253,7 +255,7 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
 
 
 def _stands_alone(endpoint: Endpoint) -> bool:
-    return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN
+    return not endpoint.is_behind_v1 and endpoint is not Endpoint.UNKNOWN
 
 
 def on_replica(replica_url: str, request_url: str, url: str) -> str:

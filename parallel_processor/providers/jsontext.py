@@ -226,3 +226,23 @@ def _with_plain_keys(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_plain_keys(each) for each in value]
     return value
+
+
+def last_value(parts: list[Member], key: str) -> str:
+    """The text of the last member with this key."""
+    return next(part.value for part in reversed(parts) if part.key == key)
+
+
+def with_first(text: str, key: str, value: Any) -> str:
+    """The object ``text`` with a member more in front."""
+    rest = text.lstrip()[1:].lstrip()
+    comma = "" if rest == "}" else ", "
+    return f"{{{json.dumps(key)}: {dump(value).decode()}{comma}{rest}"
+
+
+_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
+
+
+def without_nan(text: str) -> str:
+    """``text`` with null in place of the numbers that JSON doesn't know."""
+    return _NAN.sub(lambda match: "null" if match[1] else match[0], text)

@@ -123,7 +123,9 @@ def _bare_vectors(data: Mapping[str, Any], inputs: int | None) -> str | None:
         return _numbers(count, inputs) if is_wrong else None
     if isinstance(vectors, dict) and any(vectors.values()):
         return None
-    return "the answer has no vectors" if _is_empty(data.get("embedding")) else None
+    if _is_empty(data.get("embedding")):
+        return "the answer has no vectors"
+    return None if inputs in (None, 1) else _numbers(1, inputs)
 
 
 def _is_empty(vector: Any) -> bool:

@@ -122,7 +122,7 @@ PLAIN = Upstream()
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
-    Beyond 256 buckets, all further models under the same limits share one bucket.
+    Beyond 256 buckets, all further models under the same limits share one bucket. ``clock`` is theirs.
     """
 
     def __init__(
@@ -138,8 +138,7 @@ class TokenBuckets:
         and returns what takes the arguments of ``SharedLimits``.
         """
         accounts = accounts or Accounts(clock)
-        self._options = options
-        self._clock = clock
+        self._options, self.clock = options, clock
         self._lock = InterruptSafeLock()  # guards both fields below
         self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}  # by URL and model
         self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
@@ -186,7 +185,7 @@ class TokenBuckets:
     def _make(self, shared_limits: SharedLimits, upstream: Upstream, model: str) -> TokenBucket:
         return TokenBucket(
             shared_limits.limits,
-            clock=self._clock,
+            clock=self.clock,
             shared_limits=shared_limits,
             most_in_flight=self._options.max_workers,
             longest_s=self._options.request_timeout_s,
@@ -204,7 +203,7 @@ class TokenBuckets:
         What other processors admitted under the same limits is included.
         """
         admitted, limits = dict.fromkeys(_KINDS, 0.0), dict.fromkeys(_KINDS, 0.0)
-        buckets, now = self._all(), self._clock()
+        buckets, now = self._all(), self.clock()
         for quotas in self._quotas.values():
             used, allowed = quotas.usage(buckets, now)
             for name in _KINDS:

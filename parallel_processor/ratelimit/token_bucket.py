@@ -384,5 +384,5 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        url, tier = shown_url(self.url), self.upstream.tier
-        return replace(report, url=url, model=self.model, tier=tier, limits=limits)
+        url, (_, key, tier, _) = shown_url(self.url), self.upstream
+        return replace(report, url=url, model=self.model, key=key, tier=tier, limits=limits)

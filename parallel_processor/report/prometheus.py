@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.report.summary import COUNTER_TEXTS, Stats
 
 _log = logging.getLogger("parallel_processor")
@@ -19,6 +22,13 @@ _GAUGES = {
     "in_flight": "Requests sent that have no answer yet",
     "requests_per_minute": "Requests sent in the last 60 seconds",
     "tokens_per_minute": "Tokens charged in the last 60 seconds",
+}
+_OF_TIERS = {
+    "admitted": "Attempts that were sent to a service tier",
+    "answered": "Attempts that a service tier answered",
+    "moved_on": "Requests that went on to the next tier or to the fallback",
+    "downgraded": "Answers that came from another tier than was asked for",
+    "used_tokens": "Tokens that the answers of a service tier used",
 }
 
 
@@ -78,10 +88,16 @@ class _Collector:
             yield CounterMetricFamily(_full(name), text, value=getattr(stats, name))
         for name, text in _GAUGES.items():
             yield GaugeMetricFamily(_full(name), text, value=getattr(stats, name))
+        for name, text, values in _by_upstream(stats):
+            family = CounterMetricFamily(_full(name), text, labels=["upstream"])
+            yield _filled(family, values)
         errors = CounterMetricFamily(_full("errors"), "Failed attempts by kind", labels=["kind"])
         yield _filled(errors, stats.errors)
         for name, text, label, values in _labelled(stats):
             yield _filled(GaugeMetricFamily(_full(name), text, labels=[label]), values)
+        for name, text in _OF_TIERS.items():
+            family = CounterMetricFamily(_full(f"tier_{name}"), text, labels=["model", "tier"])
+            yield _filled_by_tier(family, name, stats.buckets)
 
 
 def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
@@ -93,9 +109,33 @@ def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]
     yield "waiting_for", "What sending waits for now", "cause", waiting_for
 
 
+def _by_upstream(stats: Stats) -> Iterator[tuple[str, str, Mapping[str, float]]]:
+    """The counters of each host, and of each of several keys: name, text, and the values."""
+    sent: dict[str, float] = {}
+    answered: dict[str, float] = {}
+    for bucket in stats.buckets:
+        host = urlsplit(bucket.url).netloc or "other"
+        upstream = f"{host} key {bucket.key + 1}" if bucket.key else host
+        sent[upstream] = sent.get(upstream, 0.0) + bucket.admitted
+        answered[upstream] = answered.get(upstream, 0.0) + bucket.answered
+    yield "upstream_attempts", "Attempts sent to a server with one key", sent
+    yield "upstream_answers", "Attempts that it answered", answered
+
+
 def _filled(family: Any, values: Mapping[str, float]) -> Any:
     for value_of, value in values.items():
         family.add_metric([value_of], value)
+    return family
+
+
+def _filled_by_tier(family: Any, name: str, buckets: Sequence[BucketReport]) -> Any:
+    """What each tier of each model did, and each model with a fallback; replicas are added up."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for bucket in buckets:
+        if bucket.tier or bucket.moved_on:
+            sums[bucket.model, bucket.tier] += getattr(bucket, name)
+    for labels, value in sums.items():
+        family.add_metric(labels, value)
     return family
 
 

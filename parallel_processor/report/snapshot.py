@@ -70,6 +70,7 @@ class Snapshot:
             latency_s={each: s for each, s in latencies.items() if s is not None},
             read=counts.read,
             errors=counts.errors,
+            buckets=self.buckets,
             **counters_of(counts),
         )
 
@@ -113,9 +114,9 @@ def _buckets(
     one: tuple[BucketReport, ...], other: tuple[BucketReport, ...], join: _Join
 ) -> tuple[BucketReport, ...]:
     """The reports of both, those of one model and endpoint together."""
-    found = {(each.url, each.model, each.tier): each for each in one}
+    found = {(each.url, each.model, each.key, each.tier): each for each in one}
     for each in other:
-        key = (each.url, each.model, each.tier)
+        key = (each.url, each.model, each.key, each.tier)
         found[key] = _bucket(found[key], each, join) if key in found else each
     return tuple(found.values())
 

@@ -183,6 +183,7 @@ class Stats(RunCounts):
         waiting_for: what sending waits for at this moment; empty if for nothing.
         latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
             Empty while there are no answers.
+        buckets: a report of each token bucket: of each model, endpoint and key.
 
     >>> with Processor(request_url=url) as processor:
     ...     outcomes = processor.map([{"model": "m", "input": "text"}])
@@ -200,3 +201,4 @@ class Stats(RunCounts):
     limits: Mapping[str, float] = field(default_factory=dict)
     waiting_for: WaitCause = WaitCause.NOTHING
     latency_s: Mapping[int, float] = field(default_factory=dict)
+    buckets: tuple[BucketReport, ...] = ()

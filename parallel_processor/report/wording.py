@@ -133,11 +133,38 @@ def limit_text(limit: LimitReport, number: float | None = None) -> str:
 
 
 def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str:
-    """The model, or the endpoint where it has no name; both if the model has several of ``among``."""
-    path, tier = urlsplit(bucket.url).path, bucket.tier and f"@{bucket.tier}"
-    if bucket.model and any(o.model == bucket.model and o.url != bucket.url for o in among):
-        return f"{bucket.model}{tier} ({path or 'other URLs'})"
-    return (bucket.model or path or "all") + tier
+    """The model, or the endpoint where it has no name; both if the model has several of ``among``.
+
+    Of several servers or keys, the one that it is.
+    """
+    _, host, path, *_ = urlsplit(bucket.url)
+    others = [each for each in among if each.model == bucket.model]
+    name = (bucket.model or path or "all") + (bucket.tier and f"@{bucket.tier}")
+    if any(urlsplit(each.url).netloc not in (host, "") for each in others) and host:
+        name += f" at {host}"
+        others = [each for each in others if urlsplit(each.url).netloc == host]
+    if bucket.model and any(each.url != bucket.url for each in others):
+        name += f" ({path or 'other URLs'})"
+    if any(each.url == bucket.url and each.key != bucket.key for each in others):
+        name += f" with key {bucket.key + 1}"
+    return name
+
+
+def _upstream_text(bucket: BucketReport, among: Sequence[BucketReport]) -> str:
+    """What a server, or a key, did of what several did for its model; empty for a single one."""
+    path = urlsplit(bucket.url).path
+    alike = [
+        each
+        for each in among
+        if (each.model, each.tier) == (bucket.model, bucket.tier)
+        and (each.key or urlsplit(each.url).path == path)
+    ]
+    sent = sum(each.admitted for each in alike)
+    if len({(each.url, each.key) for each in alike}) < 2 or not sent:
+        return ""
+    failed = max(0, bucket.admitted - bucket.answered)
+    share = share_text(bucket.admitted / sent)
+    return f"{bucket.admitted:,} sent ({share}), {bucket.answered:,} answered, {failed:,} failed"
 
 
 def bucket_text(
@@ -145,7 +172,8 @@ def bucket_text(
 ) -> tuple[str, str]:
     """The bucket's name, and in one line what its requests waited for and what its limits were."""
     words = [lane_text(bucket)] if bucket.tier or bucket.moved_on else []
-    words += [f"waited for {waits_text(bucket.waited_s, elapsed_s)}"]
+    words += [text] if (text := _upstream_text(bucket, among)) else []
+    words.append(f"waited for {waits_text(bucket.waited_s, elapsed_s)}")
     words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
     if (
         bucket.in_flight_limit is not None

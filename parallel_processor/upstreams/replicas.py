@@ -9,6 +9,11 @@ flight for longer, and one that pauses, or is out of order, admits nothing.
 **A failure is not repeated where it happened.** A request is not offered to an upstream that failed it, as
 long as that has answered no later request, and another is there. (nginx calls this the next upstream.)
 
+**The end.** What is left at the end of the input is not offered to an upstream that would take longer for
+its answer than the others take for all that is left. So a slow upstream does not hold up the end.
+
+In both cases the others may turn out to hang. So after a while it is offered to all.
+
 **Set aside.** A member that can't serve, whose key is refused for example, is offered nothing any more. The
 last one never is.
 """
@@ -17,7 +22,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parallel_processor.models import WaitCause
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
 
 _Place = tuple[TokenBucket, Reservation]
+_KeptBack = tuple[float, Sequence[TokenBucket]]  # until when, and from which members
+_KEPT_BACK_S = 30.0  # from an upstream that has failed it: others may have a long first answer
 
 
 class _Copy(Reservation):
@@ -65,12 +73,17 @@ class BucketGroup:
         url: the URL of the first.
     """
 
-    def __init__(self, members: Sequence[TokenBucket]) -> None:
+    def __init__(
+        self, members: Sequence[TokenBucket], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Make a group of ``members``, whose clock is ``clock``."""
         self.members = self.alive = tuple(members)
         self.model, self.url = members[0].model, members[0].url
+        self._clock = clock
         self._turns = itertools.count()  # of members that have equally many in flight
         # By the caller's reservation. Each key is used by one run, whose lock guards it.
-        self._places: dict[Reservation, Sequence[_Place]] = {}
+        self._places: dict[Reservation, list[_Place]] = {}
+        self._kept_back: dict[Reservation, _KeptBack] = {}
 
     def set_aside(self, member: TokenBucket) -> bool:
         """Offer nothing to ``member`` any more; false if it is the last. For one thread at a time."""
@@ -85,33 +98,46 @@ class BucketGroup:
 
     # Before an attempt.
 
-    def place(self, reservation: Reservation, pending: PendingRequest) -> None:
-        """Have ``reservation`` admitted by the first member that can, now or later."""
-        members = self._offered(pending)
+    def place(
+        self, reservation: Reservation, pending: PendingRequest, left: float = math.inf
+    ) -> None:
+        """Have ``reservation`` admitted by the first member that can, now or later.
+
+        ``left`` is how many requests wait, if no others will come.
+        """
+        ranked = self._ranked()
+        members, after_s = _preferred(ranked, pending, left)
         for member in members:
             if member.admit_at_once(reservation):
-                self._places[reservation] = ((member, reservation),)
+                self._places[reservation] = [(member, reservation)]
                 return
-        places: list[_Place] = []
-        self._places[reservation] = places
+        self._places[reservation] = []
+        self._queue(reservation, members)
+        if len(members) < len(ranked):
+            rest = [each for each in ranked if each not in members]
+            self._kept_back[reservation] = (self._clock() + after_s, rest)
+
+    def _queue(self, reservation: Reservation, members: Sequence[TokenBucket]) -> None:
+        """Give ``reservation`` a place in the queue of each of ``members``, until one admits it."""
+        places = self._places[reservation]
         for member in members:
             copy = _Copy(reservation)
             places.append((member, copy))
             if member.enqueue(copy):
                 return
 
-    def _offered(self, pending: PendingRequest) -> list[TokenBucket]:
-        """The members for ``pending``, the one with the fewest in flight first."""
+    def _ranked(self) -> list[TokenBucket]:
+        """The members that are alive, the one with the fewest in flight first."""
         members, count, turn = self.alive, len(self.alive), next(self._turns)
         ranked = sorted((each.in_flight, (i - turn) % count, i) for i, each in enumerate(members))
-        found = [members[i] for _, _, i in ranked]
-        if pending.retry_state is None or not pending.retry_state.failed_by:
-            return found
-        rest = [each for each in found if not has_failed(each, pending)]
-        return rest if any(not each.server.in_flight.is_confined for each in rest) else found
+        return [members[i] for _, _, i in ranked]
 
     def poll(self, reservation: Reservation) -> float:
         """Admit all that may be sent; seconds until ``reservation`` should be polled again."""
+        due_at, rest = self._kept_back.get(reservation, (math.inf, ()))
+        if self._clock() >= due_at and reservation.admitted_at is None:
+            del self._kept_back[reservation]
+            self._queue(reservation, rest)
         places = dict(self._places.get(reservation, ()))
         delay = math.inf
         for member in self.members:  # one that is set aside may have a place still
@@ -123,6 +149,7 @@ class BucketGroup:
     def admitted(self, reservation: Reservation) -> _Place:
         """The member that has admitted ``reservation``, and its own one; other places are cancelled."""
         places = self._places.pop(reservation)
+        self._kept_back.pop(reservation, None)
         winner = next(place for place in places if place[1].admitted_at is not None)
         for place in places:
             if place is not winner:
@@ -131,6 +158,7 @@ class BucketGroup:
 
     def cancel(self, reservation: Reservation) -> None:
         """Give back every place, or the charge of a request that was never sent."""
+        self._kept_back.pop(reservation, None)
         for member, copy in self._places.pop(reservation, ()):
             member.cancel(copy)
 
@@ -155,6 +183,11 @@ class BucketGroup:
     def delay(self) -> float:
         """Seconds that the head of the queue has to wait; infinite if the queue is empty."""
         return min(member.delay for member in self.members)
+
+    def delay_of(self, reservation: Reservation) -> float:
+        """Seconds until ``reservation``, which has a place, should be polled."""
+        due_at, _ = self._kept_back.get(reservation, (math.inf, ()))
+        return min(self.delay, max(0.0, due_at - self._clock()))
 
     @property
     def wait_cause(self) -> WaitCause:
@@ -186,6 +219,38 @@ class BucketGroup:
     def newest_answered_at(self) -> float:
         """When the newest of the answered attempts was admitted; minus infinity if there is none."""
         return max(member.newest_answered_at for member in self.members)
+
+
+def _preferred(
+    members: list[TokenBucket], pending: PendingRequest, left: float
+) -> tuple[list[TokenBucket], float]:
+    """To which of ``members`` a request is offered first, and seconds until it is to the others."""
+    if pending.retry_state is not None and pending.retry_state.failed_by:
+        rest = [each for each in members if not has_failed(each, pending)]
+        if any(not each.server.in_flight.is_confined for each in rest):
+            return rest, _KEPT_BACK_S
+    if left < math.inf:
+        rest = _in_time(members, left)
+        late = [each.server.in_flight.latency_s for each in members if each not in rest]
+        return rest, min(late, default=math.inf)
+    return members, math.inf
+
+
+def _in_time(members: list[TokenBucket], left: float) -> list[TokenBucket]:
+    """The members that answer a request before the others could have answered all that is left."""
+    known = {each: each.server.in_flight.latency_s for each in members}
+    rates = {  # Little's law
+        each: 0.0 if each.server.in_flight.is_confined else each.in_flight / max(latency_s, 1e-9)
+        for each, latency_s in known.items()
+    }
+    found = []
+    for member in members:
+        others = [each for each in members if each is not member and rates[each]]
+        rate = sum(rates[each] for each in others)
+        others_s = min(known[each] for each in others) + left / rate if others else math.inf
+        if not others_s < known[member] < math.inf:
+            found.append(member)
+    return found or members
 
 
 AnyBucket = TokenBucket | BucketGroup

@@ -23,7 +23,7 @@ class Routes:
     def __init__(self, options: Options, buckets: TokenBuckets) -> None:
         self._url, self.buckets = options.request_url, buckets
         self._host = urlsplit(options.request_url).netloc
-        self._upstreams = upstreams_of(options)
+        self._upstreams, self._keyring = upstreams_of(options), options.keyring
         self._lock = InterruptSafeLock()  # guards the fields below
         self._known: dict[Hashable, AnyBucket] = {}  # by URL, model and lane
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
@@ -32,33 +32,40 @@ class Routes:
     def group(self, url: str, model: str, lane: Upstream = PLAIN) -> AnyBucket:
         """What requests to ``url`` for ``model`` wait for, with the tier and the model of ``lane``.
 
-        A replica has the same endpoint on its own host.
+        On the host of ``request_url`` it stands for the same endpoint of each replica, too.
         """
         known = (url, model) if lane is PLAIN else (url, model, lane)
         found = self._known.get(known)
         if found is not None:
             return found
-        if len(self._upstreams) == 1 or urlsplit(url).netloc != self._host:
+        upstreams = self._upstreams_for(url)
+        if len(upstreams) == 1:
             found = self.buckets.bucket(url, model, lane)
         else:
-            found = self._find_group(url, model, lane)
+            found = self._find_group(upstreams, model, lane)
         if len(self._known) < _MOST_KNOWN:
             self._known[known] = found
         return found
 
-    def _find_group(self, url: str, model: str, lane: Upstream) -> AnyBucket:
+    def _upstreams_for(self, url: str) -> list[tuple[str, int]]:
+        """The URLs that stand for ``url``, each with the number of a key."""
+        if urlsplit(url).netloc == self._host:
+            return [(on_replica(each.url, self._url, url), each.key) for each in self._upstreams]
+        return [(url, key) for key in range(len(self._keyring.keys(url)) or 1)]
+
+    def _find_group(
+        self, upstreams: list[tuple[str, int]], model: str, lane: Upstream
+    ) -> AnyBucket:
         buckets = [
-            self.buckets.bucket(
-                on_replica(each.url, self._url, url), model, lane._replace(url="", key=each.key)
-            )
-            for each in self._upstreams
+            self.buckets.bucket(url, model, lane._replace(url="", key=key))
+            for url, key in upstreams
         ]
         members = tuple(dict.fromkeys(buckets))
         if len(members) == 1:
             return members[0]
         with self._lock:
             if members not in self._groups:
-                group = self._groups[members] = BucketGroup(members)
+                group = self._groups[members] = BucketGroup(members, self.buckets.clock)
                 for member in members:
                     if _owner(member) in self._refused:
                         group.set_aside(member)

@@ -28,6 +28,8 @@ TYPED: dict[str, Any] = {  # words, and what they become
     "headers": ("X-Team: a: b", {"X-Team": "a: b"}),
     "query": ("api-version=2024-10-21", {"api-version": "2024-10-21"}),
     "allowed_hosts": ("h.example:8443", ("h.example:8443",)),
+    "service_tiers": ("flex, default", ("flex", "default")),
+    "fallback_url": ("http://h/v1/chat/completions", "http://h/v1/chat/completions"),
     "auth_header": ("Authorization: Token", "Authorization: Token"),
 }
 

@@ -1062,6 +1062,8 @@ class ModelRun:
                 assert ended or any(pending.group is group for pending, _ in self.in_flight)
                 continue
             assert line.reservation.admitted_at is None
+            if isinstance(group, BucketGroup) and line.reservation in group._kept_back:
+                assert made_room or self.due_at <= group._kept_back[line.reservation][0] + 1e-6
             for bucket, reservation in places_of(group, line.reservation):
                 if bucket.queue[0] is reservation and not made_room:  # else who made it will ask
                     delay = soonest(bucket.shared_limits, now).get(reservation, math.inf)
@@ -1097,7 +1099,10 @@ class World:
         self.runs = [ModelRun(self, self.random.choice(most_workers), 120) for _ in range(runs)]
 
     def _group(self) -> BucketGroup:
-        return BucketGroup(self.random.sample(self.members, self.random.randint(2, 5)))
+        members = self.random.sample(self.members, self.random.randint(2, 5))
+        for member in members:  # as if it had been found out
+            member.server.in_flight.latency_s = self.random.choice((0.1, 1.0, 60.0, math.inf))
+        return BucketGroup(members, self.clock)
 
     def step(self) -> bool:
         """Let one thing happen; false if nothing can any more."""
@@ -1129,7 +1134,8 @@ class World:
                 assert line == sorted(line)
         assert not any(bucket.queue for bucket in self.members)
         assert not any(bucket.server.in_flight.count for bucket in self.members)
-        assert not any(getattr(bucket, "_places", None) for bucket in self.buckets)
+        for group in (each for each in self.buckets if isinstance(each, BucketGroup)):
+            assert not group._places and not group._kept_back
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3])

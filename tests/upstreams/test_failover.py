@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_server import RawServer, Visit, answer_all
+from raw_server import RawServer, Visit, answer_all, header_of
+from services import in_background
 
-from parallel_processor import Limits, Outcome, Processor, RetryPolicy, RunStoppedError
+from parallel_processor import (
+    Limits,
+    Outcome,
+    Processor,
+    Request,
+    RetryPolicy,
+    RunStoppedError,
+    process_file,
+)
 from parallel_processor.exceptions import StopCause
 
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
@@ -177,27 +189,158 @@ def test_a_row_has_its_endpoint_on_each_server() -> None:
         with Processor(
             request_url=urls[0], replica_urls=urls[1:], limits=NO_LIMITS, max_workers=4
         ) as processor:
-            rows = [
-                {"custom_id": str(n), "url": "/v1/embeddings", "body": {"model": "m", "input": "a"}}
-                for n in range(20)
-            ]
-            outcomes = processor.map(made(row) for row in rows)
+            body = {"model": "m", "input": "text"}
+            outcomes = processor.map(
+                Request(body=body, custom_id=str(n), url="/v1/embeddings") for n in range(20)
+            )
         paths = [{head.split()[1] for head in server.heads} for server in found]
     assert all(outcome.ok for outcome in outcomes)
     assert paths == [{"/v1/embeddings"}, {"/proxy/v1/embeddings"}]
 
 
-def made(row: dict[str, Any]) -> Any:
-    """The request of a Batch row."""
-    from parallel_processor import Request
-
-    return Request(body=row["body"], custom_id=row["custom_id"], url=row["url"])
-
-
-def test_each_server_has_the_limits_for_itself(tmp_path: Any) -> None:
+def test_each_server_has_the_limits_for_itself() -> None:
     """With an account's name, they are those of all together."""
     limits = Limits(requests_per_minute=600, tokens_per_minute=math.inf)
     for account, wanted in ((None, 1200), ("team", 600)):
         with servers(answer_all, answer_all) as found:
             _, processor = send(found, 8, limits=limits, account=account)
         assert processor.stats().limits["requests"] == wanted
+
+
+def refusing(key: str, after: int = 0) -> Callable[[Visit], None]:
+    """A server that refuses ``key`` once it has had so many requests with it."""
+    taken = itertools.count()
+
+    def serve(visit: Visit) -> None:
+        while visit.read():
+            if visit.header("authorization") == f"Bearer {key}" and next(taken) >= after:
+                body = b'{"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}'
+                visit.answer(body, status="401 Unauthorized")
+            else:
+                visit.answer()
+
+    return serve
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_a_refused_key_is_set_aside(after: int, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start or in the middle of a run; the warning has its number, and not the key itself."""
+    with servers(refusing("sk-bad", after)) as found:
+        outcomes, processor = send(found, api_key=["sk-good", "sk-bad"])
+        keys = [header_of(head, "authorization") for head in found[0].heads]
+    assert all(outcome.ok for outcome in outcomes)
+    assert after < keys.count("Bearer sk-bad") < after + 10
+    (warning,) = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+    assert f"{found[0].url}/v1/embeddings with key 2 is set aside" in warning
+    assert [bucket.key for bucket in processor.snapshot().buckets] == [0, 1]
+
+
+def test_each_key_has_the_limits_for_itself() -> None:
+    """Two keys may send twice as much."""
+    limits = Limits(requests_per_minute=600, tokens_per_minute=math.inf)
+    with servers(answer_all) as found:
+        outcomes, processor = send(found, 12, limits=limits, api_key=["sk-one", "sk-two"])
+        keys = {header_of(head, "authorization") for head in found[0].heads}
+    assert all(outcome.ok for outcome in outcomes)
+    assert keys == {"Bearer sk-one", "Bearer sk-two"}
+    assert processor.stats().limits["requests"] == 1200
+
+
+def test_what_is_set_aside_stays_so_for_the_next_run() -> None:
+    """A processor that is used again asks a refused key no more."""
+    with (
+        servers(refusing("sk-bad")) as found,
+        Processor(
+            request_url=url_of(found[0]), api_key=["sk-bad", "sk-good"], limits=NO_LIMITS
+        ) as processor,
+    ):
+        for _ in range(3):
+            outcomes = processor.map([{"model": "m", "input": "text"}] * 4)
+            assert all(outcome.ok for outcome in outcomes)
+        refused = [header_of(head, "authorization") for head in found[0].heads].count(
+            "Bearer sk-bad"
+        )
+    assert refused <= 4
+
+
+def test_worker_processes_send_to_each_server() -> None:
+    """What admits a request decides where a worker process sends it."""
+    with servers(answer_all, always("500 Internal Server Error"), answer_all) as found:
+        outcomes, _ = send(found, 40, processes=2)
+        shares = [len(server.bodies) for server in found]
+    assert all(outcome.ok for outcome in outcomes)
+    assert min(shares) > 0
+
+
+def test_the_summary_has_a_line_for_each_server(tmp_path: Path) -> None:
+    """What each was sent, answered and failed, and its share."""
+    requests = tmp_path / "in.jsonl"
+    requests.write_text('{"model": "m", "input": "text"}\n' * 20)
+    with servers(answer_all, always("500 Internal Server Error")) as found:
+        urls = [url_of(server) for server in found]
+        summary = process_file(
+            requests, request_url=urls[0], replica_urls=urls[1:], limits=NO_LIMITS, retry=QUICK
+        )
+        sent = [len(server.bodies) for server in found]
+    assert summary.answered == 20
+    assert summary.failed == 0
+    hosts = [server.url.removeprefix("http://") for server in found]
+    text = str(summary)
+    assert f"m at {hosts[0]}: {sent[0]} sent" in text
+    assert f" at {hosts[1]}: {sent[1]} sent" in text and f"0 answered, {sent[1]} failed" in text
+
+
+def at_first(count: int, status: str, headers: str = "") -> Callable[[Visit], None]:
+    """A server that gives its first requests this error, and then answers."""
+    taken = itertools.count()
+
+    def serve(visit: Visit) -> None:
+        while visit.read():
+            if next(taken) < count:
+                visit.answer(b'{"error": {"message": "no"}}', status=status, headers=headers)
+            else:
+                visit.answer()
+
+    return serve
+
+
+# What users of other balancers reported: LiteLLM #3646 (all in a cooldown, so the request fails), nginx
+# with max_fails=1 (aptible/docker-nginx #131: one error each, and no server is left).
+@pytest.mark.parametrize(
+    ("count", "status", "headers"),
+    [
+        (1, "429 Too Many Requests", "retry-after-ms: 100\r\n"),
+        (1, "500 Internal Server Error", ""),
+        (2, "502 Bad Gateway", ""),
+    ],
+)
+def test_what_all_refuse_for_a_while_is_answered_later(
+    count: int, status: str, headers: str
+) -> None:
+    """No request fails because every server has had a weak moment, and none is lost for that."""
+    script = at_first(count, status, headers)
+    with servers(script, at_first(count, status, headers)) as found:
+        outcomes, _ = send(found, 40)
+        shares = [len(server.bodies) for server in found]
+    assert all(outcome.ok for outcome in outcomes)
+    assert min(shares) > count
+
+
+def test_a_quick_error_attracts_no_requests() -> None:
+    """A server that fails at once has the fewest under way (kubernetes/ingress-nginx #9025)."""
+    held = threading.Semaphore(0)
+
+    def slow(visit: Visit) -> None:
+        while visit.read():
+            held.acquire(timeout=20)
+            visit.answer()
+
+    with servers(always("500 Internal Server Error"), slow) as found:
+        sent = in_background(lambda: send(found, 30, max_workers=4))
+        for _ in range(40):
+            held.release()
+        outcomes, _ = sent()
+        assert all(outcome.ok for outcome in outcomes)
+        assert len(found[0].bodies) <= 30
