@@ -40,6 +40,19 @@ def response_text(response: Any) -> str | None:
     return _joined(mappings(response.get("content")))  # messages
 
 
+def response_tier(response: Any) -> str | None:
+    """The service tier that answered, as the response names it; ``None`` if it doesn't."""
+    if not isinstance(response, Mapping):
+        return None
+    places = [response.get("service_tier"), response.get("serviceTier")]
+    places += [usage.get("service_tier") for usage in mappings([response.get("usage")])]
+    for place in places:
+        name = place.get("type") if isinstance(place, Mapping) else place
+        if isinstance(name, str) and name:
+            return name
+    return None
+
+
 def _text_of(message: Any, text: Any) -> str | None:
     """The content of ``message``, and ``text`` if there is no message."""
     content = message.get("content") if isinstance(message, Mapping) else text

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from parallel_processor.contents import response_embeddings, response_text, response_usage
+from parallel_processor.contents import (
+    response_embeddings,
+    response_text,
+    response_tier,
+    response_usage,
+)
 from parallel_processor.exceptions import RequestFailedError, StopCause
 from parallel_processor.runtime.notebook import html_table
 
@@ -327,6 +332,11 @@ class Outcome:
     def usage(self) -> Mapping[str, Any] | None:
         """The response's ``usage`` object as the server wrote it; ``None`` if it has none."""
         return response_usage(self.response) if self.ok else None
+
+    @property
+    def service_tier(self) -> str | None:
+        """The service tier that answered, as the response names it; ``None`` if it doesn't."""
+        return response_tier(self.response) if self.ok else None
 
     @property
     def error(self) -> str | None:

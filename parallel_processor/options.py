@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
-from urllib.parse import urlsplit
 
 from parallel_processor.credentials.checks import (
     check_auth_header,
     check_headers,
+    check_lanes,
     check_limiter,
     check_query,
     checked_hosts,
     checked_keys,
     checked_replicas,
+    checked_url,
     keys_by_host,
 )
 from parallel_processor.credentials.keyring import KeyLike, Keyring
-from parallel_processor.credentials.urls import is_url
 from parallel_processor.credentials.urls import shown_url as shown_url
 from parallel_processor.credentials.urls import without_login as without_login
 from parallel_processor.exceptions import ConfigurationError
@@ -67,7 +66,6 @@ _LEAST = {  # of the settings that are whole numbers
     "default_output_tokens": 0,
 }
 _LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
-_LOGIN = re.compile(r"//.*@", re.DOTALL)  # of a URL that can't be read, perhaps for its password
 
 
 def _check(ok: bool, name: str, value: object, want: str) -> None:
@@ -246,6 +244,10 @@ class Options:
         validate: called with the JSON of each answer, in several threads at once. If it raises, the
             attempt has failed; what it returns is ignored.
         dedupe: send equal requests of a run once, and give all of them that answer.
+        service_tiers: the tiers to ask for, the cheapest first; empty leaves each request as it is.
+        tier_patience_s: seconds after which a request that waits for a tier goes on to the next one.
+        fallback_model: the model to ask, instead of its own, for what has failed for good.
+        fallback_url: where to send what has failed for good.
 
     >>> options = Options(request_url=url, api_key="sk-secret", max_workers=50)
     >>> options.max_workers, options.limits.requests_per_minute, "secret" in repr(options)
@@ -283,12 +285,15 @@ class Options:
     session_factory: Callable[[], Any] | None = None
     validate: Callable[[Any], object] | None = None
     dedupe: bool = False
+    service_tiers: Sequence[str] = ()
+    tier_patience_s: float = 60.0
+    fallback_model: str | None = None
+    fallback_url: str | None = None
 
     def __post_init__(self) -> None:
-        url: object = self.request_url
-        shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
-        _check(is_url(url), "request_url", shown, "an http:// or https:// URL")
-        self._take_login_out()
+        url, login = checked_url(self.request_url, self.login)
+        object.__setattr__(self, "request_url", url)
+        object.__setattr__(self, "login", login)
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
         _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
         self._keep_keys()
@@ -311,6 +316,8 @@ class Options:
         _check_seconds("connect_timeout_s", self.connect_timeout_s)
         _check_number("drain_s", self.drain_s, above=False)
         _check_number("write_retry_s", self.write_retry_s, above=False)
+        _check_seconds("tier_patience_s", self.tier_patience_s, above=False)
+        check_lanes(self.service_tiers, self.fallback_model, self.fallback_url)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             _check(function is None or callable(function), name, function, "a function")
@@ -336,18 +343,6 @@ class Options:
         return Keyring(
             [self.request_url, *self.replica_urls], self.api_key, self.api_keys, self.allowed_hosts
         )
-
-    def _take_login_out(self) -> None:
-        """Make the login of ``request_url`` that of the options."""
-        bare, login = without_login(self.request_url)
-        if login and "@" in urlsplit(bare).path:  # the login may have ended at a slash within it
-            raise ConfigurationError(
-                "request_url has an @ behind its login: write / in a password as %2F, and @ as %40"
-            )
-        object.__setattr__(self, "request_url", bare)
-        object.__setattr__(self, "login", self.login or login)
-        ok = self.login is None or (isinstance(self.login, str) and ":" in self.login)
-        _check(ok, "login", "…", "user:password")
 
 
 class Settings(TypedDict, total=False):
@@ -392,3 +387,7 @@ class Settings(TypedDict, total=False):
     session_factory: Callable[[], Any] | None
     validate: Callable[[Any], object] | None
     dedupe: bool
+    service_tiers: Sequence[str]
+    tier_patience_s: float
+    fallback_model: str | None
+    fallback_url: str | None

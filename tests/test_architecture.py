@@ -113,9 +113,9 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dedupe", "engine.dispatcher", "engine.submissions"),
-    *("engine.repeats", "engine.stops", "upstreams.outage", "upstreams.routes"),
+    *("engine.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
-    *("report.counters", "report.wait_times", "report.report_file"),
+    *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),
     *("transport.tls", "credentials.rotating_key", "tokens.estimates"),
     *("cluster.worker", "cluster.processes"),

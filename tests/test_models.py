@@ -41,6 +41,12 @@ MESSAGES = {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", 
         (GEMINI, "ab"),
         ({"message": {"role": "assistant", "content": "ab"}, "done": True}, "ab"),
         ({"response": "ab", "done": True}, "ab"),
+        ({"output": {"message": {"content": [{"text": "a"}, {"text": "b"}]}}}, "ab"),  # Converse
+        ({"output": {"message": {"content": [{"reasoningContent": {}}, {"text": "ab"}]}}}, "ab"),
+        ({"output": {"text": "ab"}}, None),
+        ({"message": {"role": "assistant", "content": [{"type": "text", "text": "ab"}]}}, "ab"),
+        ({"generated_text": "ab"}, "ab"),
+        ([{"generated_text": "ab"}], "ab"),
         ({"promptFeedback": {"blockReason": "SAFETY"}}, None),
         ({"candidates": [{"finishReason": "SAFETY"}]}, None),
         ({"choices": []}, None),
@@ -68,11 +74,13 @@ def test_embeddings_have_the_order_of_their_inputs() -> None:
         {"embeddings": [[0.5], [1.0]]},
         {"embeddings": [{"values": [0.5]}, {"values": [1.0]}]},
         [[0.5], [1.0]],
+        {"embeddings": {"float": [[0.5], [1.0]], "int8": [[1], [2]]}},
+        {"embeddings": {"int8": [[0.5], [1.0]]}},
         [{"index": 1, "embedding": [1.0]}, {"index": 0, "embedding": [0.5]}],
     ],
 )
 def test_vectors_have_other_names_elsewhere(response: Any) -> None:
-    """Those of Ollama, Gemini, TEI and llama.cpp, in the order of the inputs."""
+    """Those of Ollama, Gemini, TEI, Cohere and llama.cpp, in the order of the inputs."""
     assert response_embeddings(response) == [[0.5], [1.0]]
 
 
@@ -92,6 +100,9 @@ def test_usage_is_the_servers_own_object() -> None:
     """As it stands in the answer."""
     assert response_usage({"usage": {"input_tokens": 3}}) == {"input_tokens": 3}
     assert response_usage({"usage": 3}) is None
+    assert response_usage({"usageMetadata": {"totalTokenCount": 3}}) == {"totalTokenCount": 3}
+    assert response_usage({"done": True, "eval_count": 3}) == {"eval_count": 3}
+    assert response_usage({"meta": {"billed_units": {}}}) == {"billed_units": {}}
 
 
 NAMES = ["choices", "message", "content", "text", "type", "output", "data", "embedding", "usage"]

@@ -21,6 +21,7 @@ from parallel_processor import Limits, Options, Processor, RetryPolicy
 from parallel_processor.cli.commands import PARSERS
 from parallel_processor.cli.flags import build_parser
 from parallel_processor.models import WaitCause
+from parallel_processor.providers.dialects import PROVIDERS
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,20 @@ def rows(text: str) -> list[list[str]]:
     tables = re.findall(r"^\|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
     lines = "".join(tables).splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_the_providers_are_those_of_the_table() -> None:
+    """With their URLs, the variables of their keys, and what was tried."""
+    expected = [
+        [
+            row.name,
+            "<br>".join(f"`{url}`" for url in row.urls),
+            ", ".join(f"`{name}`" for name in row.keys),
+            row.tried or "documented",
+        ]
+        for row in PROVIDERS
+    ]
+    assert rows(section("Providers")) == expected
 
 
 def names(cell: str) -> list[str]:
@@ -428,7 +443,7 @@ def test_the_limits_file_is_read(tmp_path: Path) -> None:
 
 def test_the_file_formats_are_read_as_described(tmp_path: Path) -> None:
     """The two example lines give the records that the README describes."""
-    lines = [line.replace("…", "x") for line in re.findall(r"`(\{.*\})`", TEXT)]
+    lines = [line.replace("…", "x") for line in re.findall(r"`(\{\".*\})`", TEXT)]
     assert len(lines) == 2
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(lines) + "\n", "utf-8")

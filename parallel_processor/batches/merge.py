@@ -33,6 +33,7 @@ from parallel_processor.files.records import (
     record,
     take_apart,
 )
+from parallel_processor.files.requests_file import Place
 from parallel_processor.files.sources import SourceLike, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import OutputFormat
@@ -155,8 +156,8 @@ def merge(
                 return _write_as_found(files, places, found, save)
             with open_sources(sources) as lines:
                 requests = requests_in(lines.numbered(), _ANYWHERE, lines.place, model)
-                wanted = arranged(requests, output_format, lines.place)
-                return _write_in_order(wanted, files, places, found, save)
+                wanted = arranged(requests, output_format, lines.place, is_strict=True)
+                return _write_in_order(wanted, lines.place, files, places, found, save)
 
 
 def _check_paths(inputs: Sequence[Path], save_path: Path) -> None:
@@ -275,6 +276,7 @@ def _write_as_found(
 
 def _write_in_order(
     requests: Iterable[Request],
+    place_of: Place,
     files: Sequence[BinaryIO],
     places: _Places,
     found: Merged,
@@ -285,7 +287,7 @@ def _write_in_order(
     for request in requests:
         with_its_id = with_id(request)
         if (earlier := ids.add(with_its_id)) is not None:
-            raise InputFileError(conflict_text(earlier, with_its_id))
+            raise InputFileError(conflict_text(earlier, with_its_id, place_of))
         place = places.get(id_key(with_its_id.custom_id or ""))
         if place is None:
             missing += 1
@@ -294,18 +296,18 @@ def _write_in_order(
         line = files[place.file].readline()
         parts = take_apart(line)
         assert parts is not None  # it was when the index was made
-        _check_origin(parts, with_its_id)
+        _check_origin(parts, with_its_id, place_of)
         save.write(_line_for(line, parts, request))
         answered, failed = answered + place.ok, failed + (not place.ok)
     foreign = places.count - answered - failed
     return replace(found, answered=answered, failed=failed, missing=missing, foreign=foreign)
 
 
-def _check_origin(parts: RecordParts, request: RowRequest) -> None:
+def _check_origin(parts: RecordParts, request: RowRequest, place_of: Place) -> None:
     """Raise :class:`InputFileError` if a result says that it is of another request than ``request``."""
     if parts.origin is not None and parts.origin != request.origin:
         raise InputFileError(
-            f"line {request.number} is not the request whose result has the id "
+            f"{place_of(request.number)} is not the request whose result has the id "
             f"{str(request.custom_id)[:100]!r}: lines were changed, or came or went before it. Undo that"
         )
 

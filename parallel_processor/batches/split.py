@@ -1,7 +1,7 @@
 """``to-batch``: files to upload to a Batch API, made of any requests.
 
-The requests are read once. Of each file, at most 256 kB wait to be written; for the ids it takes 21 bytes a
-line. The files get their names when all of them are whole.
+The requests are read once. Of each model and endpoint, at most 256 kB wait to be written; for the ids it
+takes 21 bytes a line. The files get their names when all of them are whole.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class _Part:
         self.size_bytes += len(line)
         self._buffer += line
         if len(self._buffer) >= _BUFFER_BYTES:
-            self._write()
+            self.write()
 
-    def _write(self, *, lasting: bool = False) -> None:
+    def write(self, *, lasting: bool = False) -> None:
+        """Write what waits. ``lasting``: it is on disk then."""
         # Opened for each piece: there may be more models than a process may have files open.
         with self.temporary.open("ab") as file:
             file.write(self._buffer)
@@ -79,7 +80,7 @@ class _Part:
 
     def close(self) -> BatchFile:
         """Write the rest, and give the file its name."""
-        self._write(lasting=True)
+        self.write(lasting=True)
         return BatchFile(self.path, self.model, self.endpoint, self.lines, self.size_bytes)
 
 
@@ -176,6 +177,8 @@ class _Parts:
         kind = (row.model, row.endpoint)
         part = self._last.get(kind)
         if part is None or not self._fits(row, part):
+            if part is not None:
+                part.write()  # it gets no more lines
             path = self._save_path
             name = f"{path.stem}-{len(self.all) + 1:03d}{path.suffix}"
             part = self._last[kind] = _Part(path.with_name(name), *kind)
@@ -227,7 +230,7 @@ def _for_openai(request: Request) -> Request:
     if dialect.has_model or request.invalid_reason is not None:
         return request
     reason = f"is a row in the form of {dialect.name}, which OpenAI's files can't have"
-    return replace(request, invalid_reason=f"line {request.number} {reason}")
+    return replace(request, invalid_reason=reason)
 
 
 def _row_of(request: Request, endpoint: str, max_bytes: int) -> _Row | str:

@@ -76,6 +76,10 @@ _limit = _reader(lambda text: text if text == "auto" else float(text), "a number
 READERS = {int: _reader(int, "a whole number"), float: _reader(float, "a number")}
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 def _address(text: str) -> tuple[int, str]:
     host, _, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -192,6 +196,14 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("api_key_for", "api_keys", "HOST=VARIABLE",
              "the variable that has the key for that host; may be given several times",
              default_text="the one of its provider", repeatable=True),
+        Flag("service_tier", "service_tiers", "NAMES",
+              "the service tiers to ask for, the cheapest first, such as flex,default: what one has no "
+              "capacity for goes on to the next", read=_names, default_text="as each request says"),
+        Flag("tier_patience", "tier_patience_s", _S,
+              "how long a request may wait for a tier before it goes on to the next"),
+        Flag("fallback_model", "fallback_model", "NAME",
+              "the model to send what has failed for good to"),
+        Flag("fallback_url", "fallback_url", "URL", "where to send what has failed for good"),
         Flag("ca_bundle", "ca_bundle", "FILE",
               "whose certificates to trust: a file or directory of authorities, or system for the "
               "operating system's", default_text="$REQUESTS_CA_BUNDLE, $SSL_CERT_FILE, else certifi's"),

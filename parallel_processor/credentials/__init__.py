@@ -5,8 +5,8 @@ keys are for which host.
 
 Names that cross the border (module, names):
 
-    checks        check_auth_header, check_headers, check_limiter, check_query, checked_hosts, checked_keys,
-                  checked_replicas, is_secret_name, keys_by_host
+    checks        check_auth_header, check_headers, check_lanes, check_limiter, check_query, checked_hosts,
+                  checked_keys, checked_replicas, checked_url, is_secret_name, keys_by_host
     key_command   KeyCommand
     key_text      read_key, read_key_file
     keyring       KeyLike, Keyring, hosts_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from parallel_processor.credentials.keyring import KeyLike, hosts_of
 from parallel_processor.credentials.rotating_key import RotatingKey, is_key
@@ -60,6 +61,38 @@ def checked_hosts(hosts: Any) -> tuple[str, ...]:
     for host in hosts:
         _check_host("allowed_hosts", host)
     return tuple(hosts)
+
+
+def _check_url(name: str, url: Any) -> None:
+    if not is_url(url):
+        shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
+        raise ConfigurationError(f"{name} must be an http:// or https:// URL, not {shown!r}")
+
+
+def checked_url(url: Any, login: Any) -> tuple[str, str | None]:
+    """``request_url`` without the login in it, and the login: ``login``, else that one."""
+    _check_url("request_url", url)
+    bare, own = without_login(url)
+    if own and "@" in urlsplit(bare).path:  # the login may have ended at a slash within it
+        raise ConfigurationError(
+            "request_url has an @ behind its login: write / in a password as %2F, and @ as %40"
+        )
+    login = login or own
+    if login is not None and not (isinstance(login, str) and ":" in login):
+        raise ConfigurationError("login must be user:password")
+    return bare, login
+
+
+def check_lanes(tiers: Any, model: Any, url: Any) -> None:
+    """Raise unless ``service_tiers``, ``fallback_model`` and ``fallback_url`` are names and a URL."""
+    is_list = isinstance(tiers, (tuple, list))
+    if not is_list or not all(is_key(tier) and tier for tier in tiers):
+        what = "must be a sequence of names, such as flex and default"
+        raise ConfigurationError(f"service_tiers {what}, not {tiers!r}")
+    if model is not None and not (is_key(model) and model):
+        raise ConfigurationError(f"fallback_model must be a name, not {model!r}")
+    if url is not None:
+        _check_url("fallback_url", url)
 
 
 def checked_replicas(urls: Any, request_url: str, login: str | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from functools import partial
 
 from parallel_processor.engine.credits import WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import MakeSink, Recorded, Sink
+from parallel_processor.engine.lanes import check_lanes
 from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
@@ -46,6 +47,7 @@ class Account:
 
     def __init__(self, options: Options, clock: Callable[[], float]) -> None:
         self._options, self._clock, self._made_at = options, clock, clock()
+        check_lanes(options)
         self.buckets = _make_buckets(options, clock)
         self.routes = Routes(options, self.buckets)
         self.estimator = CostEstimator(options)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from parallel_processor.engine.settlement import unanswered
+from parallel_processor.engine.outcomes import unanswered
 from parallel_processor.files.writer import held_bytes
 from parallel_processor.models import Outcome
 from parallel_processor.options import Options

@@ -24,13 +24,12 @@ from collections.abc import Callable
 from parallel_processor.engine.credits import Credits, WriterSlack
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
-from parallel_processor.models import Estimate, Request, WaitCause
+from parallel_processor.models import Request, WaitCause
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.locks import InterruptSafeLock
-from parallel_processor.runtime.stop import StopSignal, WakeEvent
+from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.runtime.threads import InterruptSafeThread
-from parallel_processor.tokens.estimates import Cost
 from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
@@ -43,7 +42,7 @@ class Dispatcher:
     """The waiting requests of one run, and the thread that waits for their buckets.
 
     Args:
-        cost: what an attempt is expected to be charged if it is sent now.
+        queues: where requests wait; new ones.
         start: has an admitted request sent by another thread, at the latest in ``flush``.
         flush: called when nothing more is started for now.
         drop: called with each request that will not be sent, or not again.
@@ -65,7 +64,7 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        cost: Callable[[Estimate], Cost],
+        queues: RequestQueues,
         start: Callable[[AdmittedRequest], object],
         flush: Callable[[], object],
         drop: Callable[[PendingRequest], None],
@@ -81,14 +80,14 @@ class Dispatcher:
         clock: Callable[[], float],
     ) -> None:
         self.error: BaseException | None = None
-        self.waker = WakeEvent()
+        self.waker = queues.wake
         self._start, self._flush, self._drop = start, flush, drop
         self._on_room, self._activity = on_room, activity
         self._counters, self._wait_times = counters, wait_times
         self._count, self._is_wanted = count, is_wanted
         self._stop, self._clock = stop, clock
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._queues = RequestQueues(cost, self.waker)
+        self._queues = queues
         self.credits = Credits(self._queues, max_workers, slack)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep

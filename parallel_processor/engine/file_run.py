@@ -16,7 +16,7 @@ from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
 from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
 from parallel_processor.files.append_file import AppendFile
-from parallel_processor.files.custom_ids import arranged
+from parallel_processor.files.custom_ids import arranged, refusing_wrong_api
 from parallel_processor.files.formats import requests_of, tell_notes
 from parallel_processor.files.input_order import RequestOrder
 from parallel_processor.files.object_stores import StoredFile
@@ -107,7 +107,8 @@ class FileRun:
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
         _log.info("sending %s to %s", lines.name, _target(self._options))
-        requests = requests_of(lines, self._options, job.model)
+        requests = requests_of(lines, self._options, job.model, is_sent=True)
+        requests = refusing_wrong_api(requests, self._options.request_url, lines.place)
         order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order

@@ -1,7 +1,5 @@
 """One FIFO queue for each token bucket, so that an exhausted bucket never blocks another.
 
-A group of buckets (``upstreams/replicas.py``) has one queue. Here, a bucket may be a group.
-
 Only the head of a queue holds a place in its bucket: a reservation that the bucket admits in its turn. Its
 tokens must have been counted before, by any thread, outside the lock. A request that is to be sent again
 returns to the head of its queue once its backoff has expired. Other runs may share a bucket. If a call of
@@ -10,22 +8,24 @@ theirs admits a head of this run, the next :meth:`RequestQueues.admit` returns i
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
-import logging
 import math
 from collections import deque
 from collections.abc import Callable, Hashable
 
+from parallel_processor.engine.lanes import Lanes
 from parallel_processor.models import Estimate, WaitCause
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
-from parallel_processor.runtime.stop import Settable
+from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.tokens.estimates import Cost
-from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
+from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup, share_wait
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
-_log = logging.getLogger("parallel_processor")
+_FEW = 8  # in a queue: no reason to stay in another lane
+_LOOK_AGAIN_S = 0.25  # while the next lane is crowded
 
 
 class _BucketQueue:
@@ -48,6 +48,33 @@ class _BucketQueue:
         self.first: PendingRequest | None = None
         self.reservation: Reservation | None = None
 
+    def append(self, pending: PendingRequest) -> None:
+        """Put ``pending`` at the end."""
+        (self.uncounted if pending.estimate is None else self.pending).append(pending)
+
+    def oldest(self) -> PendingRequest | None:
+        """The one that came first; ``None`` if there is none, or if it is admitted. Takes no lock."""
+        reservation = self.reservation
+        if (first := self.first) is not None:
+            return first if reservation is None or reservation.admitted_at is None else None
+        with contextlib.suppress(IndexError):  # taken meanwhile
+            return self.pending[0] if self.pending else self.uncounted[0]
+        return None
+
+    def take_oldest(self, bucket: AnyBucket) -> None:
+        """Take that one out; its place in ``bucket`` is given back."""
+        if self.first is None:
+            (self.pending or self.uncounted).popleft()
+            return
+        if self.reservation is not None:
+            bucket.cancel(self.reservation)
+        self.first = self.reservation = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing waits, and nothing is counted."""
+        return not (self.first or self.pending or self.uncounted or self.counting)
+
 
 class RequestQueues:
     """The waiting requests of one run. Not thread-safe: the dispatcher's lock guards it.
@@ -57,8 +84,10 @@ class RequestQueues:
     Args:
         cost: what an attempt is expected to be charged if it is sent now.
         wake: the event that a bucket sets when the head of its queue should be polled.
+        lanes: where a request goes on to that has waited too long; ``None`` if nowhere.
 
     Attributes:
+        wake: as given.
         inbox: what the reader has put, and is not in its queue yet.
         is_closed: true after :meth:`clear`: nothing is taken in any more.
         is_last: true once nothing more will be put. The reader sets it.
@@ -67,16 +96,19 @@ class RequestQueues:
             which waits for the server's load: it is not worth it to look further.
     """
 
-    def __init__(self, cost: Callable[[Estimate], Cost], wake: Settable) -> None:
+    def __init__(
+        self, cost: Callable[[Estimate], Cost], wake: WakeEvent, lanes: Lanes | None = None
+    ) -> None:
         self._cost = cost
-        self._wake = wake
+        self.wake = wake
+        self._lanes = None if lanes is None or lanes.is_single else lanes
         self._queues: dict[AnyBucket, _BucketQueue] = {}  # in turn; no queue is empty
         self._known: set[AnyBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers = itertools.count()
         self.inbox: deque[PendingRequest] = deque()
         self.all_wait = self.is_closed = self.is_last = False
-        self._queued = self._gone_bytes = 0
+        self._queued = self._gone_bytes = self._closings = 0
         self._put_bytes = 0  # the reader alone changes this one
 
     @property
@@ -122,8 +154,7 @@ class RequestQueues:
         self._queued += count  # first: the reader may look at any moment
         for _ in range(count):
             pending = self.inbox.popleft()
-            queue = self._queue_of(pending.group)
-            (queue.uncounted if pending.estimate is None else queue.pending).append(pending)
+            self._queue_of(pending.group).append(pending)
 
     def take_uncounted(self) -> PendingRequest | None:
         """A request whose queue can't go on before it is counted; give it to :meth:`add_counted`."""
@@ -144,21 +175,72 @@ class RequestQueues:
         return True
 
     def add_again(self, pending: PendingRequest, due_at: float) -> None:
-        """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity."""
+        """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity.
+
+        One that has just come from another lane is put at the end.
+        """
         self._gone_bytes -= len(pending.request.payload)
-        if due_at == -math.inf:
+        if self._lanes is not None and self._lanes.closings > self._closings:
+            self._closings = (
+                self._lanes.closings
+            )  # no worker takes a request of such a lane any more
+            self._let_go_on(self._lanes, -math.inf)
+        if due_at == -math.inf and pending.lane and pending.is_fresh:
+            self._put_last(pending)
+        elif due_at == -math.inf:
             self._put_first(pending)
         else:
             heapq.heappush(self._later, (due_at, next(self._numbers), pending))
 
     def release_due(self, now: float) -> float:
-        """Queue the requests whose backoff has expired; the time at which the next one does."""
+        """Queue what is due, and let go on what has waited too long; when there is more to do."""
         later, due = self._later, []
         while later and later[0][0] <= now:
             due.append(heapq.heappop(later)[2])
         for pending in reversed(due):
             self._put_first(pending)
-        return later[0][0] if later else math.inf
+        next_at = math.inf if self._lanes is None else self._let_go_on(self._lanes, now)
+        return min(next_at, later[0][0]) if later else next_at
+
+    def _let_go_on(self, lanes: Lanes, now: float) -> float:
+        """Put what has waited too long for its bucket, not for a worker, into the next lane's queue."""
+        next_at = math.inf
+        for bucket, queue in tuple(self._queues.items()):
+            waits = queue.reservation is not None and queue.reservation.admitted_at is None
+            while (pending := queue.oldest()) is not None:
+                due_at = self._leaves_at(pending, lanes, now)
+                if due_at > now or (not waits and due_at > -math.inf):
+                    next_at = min(next_at, due_at if waits else max(due_at, now + _LOOK_AGAIN_S))
+                    break
+                queue.take_oldest(bucket)
+                self._queued -= 1
+                if not lanes.move_on(pending):
+                    self._put_first(pending)
+                    break
+                self._put_last(pending)
+            if queue.is_empty:
+                del self._queues[bucket]
+        return next_at
+
+    def _leaves_at(self, pending: PendingRequest, lanes: Lanes, now: float) -> float:
+        """When ``pending`` goes on. One that had no turn yet stays while it would wait there as well."""
+        due_at = lanes.leaves_at(pending)
+        if not -math.inf < due_at <= now or not pending.is_fresh:
+            return due_at
+        there, here = lanes.next_tier(pending), pending.group
+        stays = there is None or self.is_crowded(there)
+        stays |= there is not None and share_wait(there, here)
+        return now + _LOOK_AGAIN_S if stays else due_at
+
+    def _put_last(self, pending: PendingRequest) -> None:
+        self._queue_of(pending.group).append(pending)
+        self._queued += 1
+
+    def is_crowded(self, bucket: AnyBucket) -> bool:
+        """True if many wait for ``bucket``: more than it has in flight. Any thread may ask."""
+        queue = self._queues.get(bucket)
+        waiting = 0 if queue is None else len(queue.pending) + len(queue.uncounted)
+        return waiting >= max(_FEW, bucket.in_flight)
 
     def _put_first(self, pending: PendingRequest) -> None:
         self._queue_of(pending.group).pending.appendleft(pending)
@@ -195,7 +277,7 @@ class RequestQueues:
         assert estimate is not None
         tokens, output_tokens = self._cost(estimate)
         queue.reservation = reservation = Reservation(
-            tokens, self._wake, output_tokens=output_tokens
+            tokens, self.wake, output_tokens=output_tokens
         )
         queue.first = pending = queue.pending.popleft()
         if isinstance(bucket, BucketGroup):
@@ -244,10 +326,8 @@ class RequestQueues:
                 reservation = self._take_place(bucket, queue)
             if reservation.admitted_at is not None:
                 break
-            if isinstance(bucket, BucketGroup):
-                delay = min(delay, bucket.delay_of(reservation))
-            else:
-                delay = min(delay, bucket.delay)
+            own = bucket.delay_of(reservation) if isinstance(bucket, BucketGroup) else bucket.delay
+            delay = min(delay, own)
         else:
             is_worth_it = len(self._known) > 1 or (
                 all_wait and self.wait_cause is not WaitCause.CONCURRENCY
@@ -318,11 +398,3 @@ def _cause(bucket: AnyBucket) -> WaitCause:
     if bucket.wait_cause:
         return WaitCause(bucket.wait_cause)
     return WaitCause.TOKEN_COUNTING if bucket.has_room else WaitCause.CONCURRENCY
-
-
-def tell_large(pending: PendingRequest, tokens: float) -> None:
-    """Log that a request of ``tokens`` is larger than the limit of a minute, if it is."""
-    limit, number = pending.bucket.shared_limits.tokens_per_minute, pending.request.number
-    if tokens > limit:
-        text = "request %d needs %d tokens, but the limit is %g a minute: it is sent alone"
-        _log.warning(text, number, tokens, limit, extra={"request_number": number})

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from parallel_processor.exceptions import RunStoppedError, StopCause
@@ -20,7 +21,6 @@ from parallel_processor.options import RetryPolicy
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
-from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
@@ -34,7 +34,13 @@ _LEAST_TIMEOUT_S = 3.0  # sooner than this, such a status is a fault, and no sig
 class Rejections:
     """Follows the refusals and timeouts of one run. Any thread may call it."""
 
-    def __init__(self, policy: RetryPolicy, counters: Counters, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        counters: Counters,
+        stop: Callable[[RunStoppedError, PendingRequest], None],
+    ) -> None:
+        """``stop`` is called if a request's server asks for a wait that is too long."""
         self._policy, self._counters, self._stop = policy, counters, stop
 
     def judged(self, attempt: Attempt, pending: PendingRequest, retry_state: RetryState) -> Attempt:
@@ -59,22 +65,24 @@ class Rejections:
         bucket, retry_state = pending.bucket, pending.retry_state
         is_alone = retry_state is not None and retry_state.is_refused_alone
         if attempt.status is AttemptStatus.RATE_LIMITED:
-            self._pause(attempt, reservation, bucket)
+            self._pause(attempt, reservation, pending)
         elif attempt.rejection is not None and not is_alone:
             self._tell(bucket.refuse(reservation, attempt.rejection, self._policy.pause_s), bucket)
         elif is_timeout(attempt):
             self._tell(bucket.timed_out(reservation), bucket, "timeouts")
 
-    def _pause(self, attempt: Attempt, refused: Reservation, bucket: TokenBucket) -> None:
+    def _pause(self, attempt: Attempt, refused: Reservation, pending: PendingRequest) -> None:
         """Pause the bucket as long as the server says; end the run if that is too long for the user."""
         self._counters.refused()
+        bucket = pending.bucket
         seconds = self._policy.pause_s if attempt.retry_after_s is None else attempt.retry_after_s
         if seconds is not None:
             seconds = max(seconds, _MIN_PAUSE_S)
             if seconds > self._policy.rate_limit_deadline_s:
                 message = f"the server asks to wait {seconds:,.0f} s: {attempt.error}"
                 models = (bucket.model,)
-                self._stop.set(RunStoppedError(message, StopCause.SERVER_WAIT, models=models))
+                error = RunStoppedError(message, StopCause.SERVER_WAIT, models=models)
+                self._stop(error, pending)
                 return
         self._tell(bucket.refuse(refused, attempt.rejection or Rejection(), seconds), bucket)
 

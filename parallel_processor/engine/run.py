@@ -9,20 +9,16 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 * *Workers* send. A worker that has settled an attempt takes the next admitted request from the dispatcher's
   queues itself. No request that waits occupies a worker.
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
-  worker for an admitted request that no worker asks for. It and the workers also count tokens
-  (:meth:`Run._put`). At the start few requests are in flight (``credits.py``).
+  worker for an admitted request that no worker asks for. It and the workers also count tokens.
 * The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
-table of stops says how long requests in flight have to end. Three places see to it:
+table of stops says how long requests in flight have to end: by ``stops.drain_s`` for most causes, by the
+handlers in :meth:`Run.outcomes` for exceptions in the reader's thread. :meth:`Run._finish` cancels what is
+left, at once if nobody takes the outcomes any more.
 
-* :func:`~parallel_processor.engine.stops.drain_s`, by the cause, for most stops;
-* the handlers in :meth:`Run.outcomes`, for exceptions in the thread of the reader;
-* :meth:`Run._finish`, which cancels what is left, at once if nobody takes the outcomes any more.
-
-What is dropped or cancelled is unanswered: it has no record, and the next run sends it. No thread, socket
-or file is left. A model that is left out (``stops.py``) stops its own requests alone.
+What is dropped or cancelled has no record, and the next run sends it. No thread, socket or file is left.
 """
 
 from __future__ import annotations
@@ -43,13 +39,16 @@ from parallel_processor.engine.credits import (
 )
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
-from parallel_processor.engine.queues import tell_large
-from parallel_processor.engine.settlement import Settlement, invalid
+from parallel_processor.engine.lanes import Lanes
+from parallel_processor.engine.outcomes import invalid
+from parallel_processor.engine.queues import RequestQueues
+from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.limit_news import tell_large
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
@@ -104,18 +103,18 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._routes, self._estimator = routes, estimator
+        self._estimator = estimator
         self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._stop = StopSignal()
         self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
-        self.waker = WakeEvent()  # for the reader
-        self._activity = WaitCause.INPUT  # what the reader is doing
-        self._seen: set[AnyBucket] = set()
+        self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self._activity, self._seen = WaitCause.INPUT, set[AnyBucket]()  # what the reader does
         self._max_workers = affordable_workers(options.max_workers)
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
+        self._lanes = Lanes(options, routes, self._left_out, clock)
+        self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
@@ -128,7 +127,7 @@ class Run:
 
     def _make_dispatcher(self, is_wanted: IsWanted | None, slack: WriterSlack) -> Dispatcher:
         return Dispatcher(
-            cost=self._estimator.cost,
+            queues=self._queues,
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
             drop=lambda pending: self._delivery.drop(pending),
@@ -163,8 +162,10 @@ class Run:
             waker=self._dispatcher.waker,
             clock=self._clock,
             left_out=self._left_out,
+            lanes=self._lanes,
+            is_crowded=self._queues.is_crowded,
             on_left_out=lambda group: self._leave(*self._dispatcher.remove(group)),
-            routes=self._routes,
+            routes=self._lanes.routes,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
@@ -272,8 +273,7 @@ class Run:
 
     def _put(self, request: Request) -> None:
         url, model = self._estimator.url_and_model(request)
-        group = self._routes.group(url, model)
-        pending = PendingRequest(request=request, group=group, bucket=group.members[0])
+        group = (pending := self._lanes.enter(request, url, model)).group
         if not group.counts_tokens:
             pending.estimate = self._estimator.guess(request, model)
         if pending.estimate is None and (self._options.processes > 1 or group not in self._seen):
@@ -308,7 +308,7 @@ class Run:
     def _count(self, pending: PendingRequest) -> None:
         """Count the request's tokens. Any thread may do it."""
         pending.estimate = self._estimator.estimate(pending.request)
-        tell_large(pending, self._estimator.cost(pending.estimate).tokens)
+        tell_large(pending.bucket, pending.request, self._estimator.cost(pending.estimate).tokens)
 
     def _room(self) -> int:
         """How many requests may be read now. If none may, wait for a change and return 0."""

@@ -11,22 +11,24 @@ attribute ``request_number`` (``extra``). Other records have no such attribute.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from parallel_processor.engine.lanes import Lanes
+from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
 from parallel_processor.engine.rejections import Rejections, is_timeout
-from parallel_processor.engine.repeats import RepeatedWarnings
-from parallel_processor.engine.retry import RETRIED, RetrySchedule
+from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
 from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
-from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
+from parallel_processor.models import Attempt, AttemptStatus, Outcome
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.limit_news import LimitNews
+from parallel_processor.report.repeats import RepeatedWarnings
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.upstreams.failover import Failover
@@ -37,11 +39,9 @@ from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
-_MAX_ERROR_CHARS = 1000
 _ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
-_UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
+_STOPPED = AttemptStatus.STOPPED
 _OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
-_MINUTE_S = 60.0
 
 
 class Settled(NamedTuple):
@@ -78,22 +78,26 @@ class Settlement:
         left_out: LeftOut,
         on_left_out: Callable[[AnyBucket], None],
         routes: Routes,
+        lanes: Lanes | None = None,
+        is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
         self._left_out, self._on_left_out = left_out, on_left_out
+        self._lanes = None if lanes is None or lanes.is_plain else lanes
+        self._is_crowded = is_crowded
         self._was_reached = False  # by any attempt of this run
         self._has_answer = False  # to any request of this run
         self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
         self._failover = Failover(routes, self._outages, options.retry)
-        self._rejections = Rejections(options.retry, counters, stop)
+        self._rejections = Rejections(options.retry, counters, self._stop_run)
         self._equal_failures = EqualFailures(
             options.stop_after_equal_failures,
             validates=options.validate is not None,
             answered_before=lambda: counters.counts().already_answered > 0,
         )
-        self._told_defaults: set[str] = set()  # kinds of limits
+        self._limit_news = LimitNews()
         self._warnings = RepeatedWarnings(clock)
         self._schedule = RetrySchedule(options.retry, tell=self._tell_retry, clock=clock)
 
@@ -124,25 +128,47 @@ class Settlement:
             pending.bucket.sent(reservation, attempt.sent_at_s)
         release = self._charge(pending, reservation, attempt)
         if release.limit_changes:
-            _log_limits(pending.bucket, release)
-            self._tell_low_defaults(pending.bucket, release)
+            self._limit_news.tell(pending.bucket, release.limit_changes)
         if attempt.status is _ANSWERED and self._options.validate is not None:
-            attempt = _validated(attempt, self._options.validate)
+            attempt = validated(attempt, self._options.validate)
             if attempt.status is _ANSWERED:
                 self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
             if pending.retry_state is not None:
                 self._failover.answered(pending)
+            if self._lanes is not None:
+                attempt = self._lanes.with_lane(pending, attempt)
         else:
             delay_s = self._fail(pending, reservation, attempt)
+            if self._goes_on(pending, attempt, delay_s):
+                return Settled(None, 0.0, release.made_room)
             if delay_s is not None:
                 if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
-            if attempt.status not in _UNANSWERED:
-                self._look_for_equal_failures(pending.group, attempt)
-        return Settled(_outcome(pending, attempt), 0.0, release.made_room)
+            if attempt.status not in UNANSWERED:
+                self._look_for_equal_failures(pending, attempt)
+        return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
+
+    def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
+        """Put a request that failed into its next lane, if that is due; false if it stays."""
+        lanes = self._lanes
+        if lanes is None or self._stop.cause is not None or attempt.status is _STOPPED:
+            return False
+        if delay_s is not None and self._clock() + delay_s < lanes.leaves_at(pending):
+            return False
+        if delay_s is None and not lanes.lacks_capacity(pending, attempt):
+            self._look_for_equal_failures(pending, attempt)
+        if self._stop.cause is not None or not lanes.move_on(pending):
+            return False
+        number, where = pending.request.number, lanes.name_of(pending)
+        text = f"request {number} goes on to the {where}: {attempt.error}"
+        if lanes.is_fallback(pending):  # which may cost more: that is said
+            self._warnings.warn(reason_of(attempt), number, text)
+        else:
+            _log.info("%s", text, extra={"request_number": number})
+        return True
 
     def _charge(
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
@@ -160,23 +186,6 @@ class Settlement:
             waker=self._waker,
         )
 
-    def _tell_low_defaults(self, bucket: TokenBucket, release: Release) -> None:
-        """Log, once a run, that a default which nobody set is below what the server allows."""
-        defaults = bucket.shared_limits.limits.defaults
-        for name, window_s, _, limit in release.limit_changes:
-            default = defaults.get(name)
-            if default is None or window_s > _MINUTE_S or name in self._told_defaults:
-                continue
-            allowed = limit * _MINUTE_S / window_s
-            if allowed <= default:
-                continue
-            self._told_defaults.add(name)
-            _log.warning(
-                "the server allows %s %s a minute, but the default of %s holds, because no limit was set: "
-                "set --max_%s_per_minute (in a program Limits.%s_per_minute) to that number or to auto",
-                *(f"{allowed:,.0f}", name, f"{default:,.0f}", name, name),
-            )
-
     def _fail(
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> float | None:
@@ -187,6 +196,10 @@ class Settlement:
         if retry_state is None:
             retry_state = pending.retry_state = RetryState(request=pending.request)
         number, admitted_at = pending.request.number, reservation.admitted_at or 0.0
+        if self._lanes is not None and (name := self._lanes.name_of(pending)) and attempt.error:
+            attempt.error = f"{name}: {attempt.error}"
+        if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
+            return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
         attempt = self._without_charge(attempt, judged, retry_state)
@@ -214,16 +227,38 @@ class Settlement:
         self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
     ) -> bool:
         """True if other upstreams serve the request, so that the failure means nothing for the run."""
-        failover, is_taken_over = (
-            self._failover,
-            self._failover.takes_over(
-                pending, reservation, attempt, judged, was_reached=self._was_reached
-            ),
+        was_reached, failover = self._was_reached, self._failover
+        is_taken_over = failover.takes_over(
+            pending, reservation, attempt, judged, was_reached=was_reached
         )
         if is_taken_over and attempt.status in _OUT:
             self._pause_server(attempt, reservation, pending.bucket, judged)
         failover.note(pending, reservation, attempt)
         return is_taken_over
+
+    def _give_way(
+        self,
+        lanes: Lanes,
+        pending: PendingRequest,
+        refused: Reservation,
+        attempt: Attempt,
+        retry_state: RetryState,
+    ) -> float | None:
+        """Follow a refusal of a tier that has no room now; seconds until its next attempt there, if any.
+
+        It is about one request: others may be answered, so nothing pauses unless the server asks for it.
+        """
+        self._counters.refused()
+        self._equal_failures.works(pending.group)
+        if attempt.retry_after_s:
+            pending.bucket.pause(attempt.retry_after_s, refused)
+        attempt = replace(attempt, status=AttemptStatus.RATE_LIMITED)
+        retry_state.note(attempt, self._clock())
+        retry_state.own_refusals += 1
+        following = lanes.next_tier(pending)
+        if following is None or not self._is_crowded(following):
+            return None
+        return backoff_s(self._options.retry, retry_state, attempt)
 
     def _without_charge(
         self, attempt: Attempt, judged: Judgement, retry_state: RetryState
@@ -242,27 +277,31 @@ class Settlement:
         self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
     ) -> None:
         """What a failure means for the other requests: a stop, a pause, or a lower rate."""
-        bucket = pending.bucket
         # What looks like a wrong set-up is none where it worked before.
         is_setup = attempt.stop_cause is StopCause.SETUP and not self._has_answer
         if attempt.status is AttemptStatus.FATAL or is_setup:
-            self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
+            self._stop_run(RunStoppedError(attempt.error, attempt.stop_cause), pending)
         elif attempt.status is AttemptStatus.MODEL_SPENT:
-            self._leave_out(pending.group, attempt.error, StopCause.QUOTA)
+            self._leave_out(pending, attempt.error, StopCause.QUOTA)
         elif attempt.status in _OUT:
             self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
             if not self._was_reached and is_timeout(attempt):
-                self._stop_if_silent(reservation, bucket)
+                self._stop_if_silent(reservation, pending)
 
-    def _stop_if_silent(self, timed_out: Reservation, bucket: TokenBucket) -> None:
+    def _stop_run(self, error: RunStoppedError, pending: PendingRequest) -> None:
+        """Stop the run, or the lane of ``pending`` alone if there is a next one."""
+        if self._lanes is None or not self._lanes.close(pending, error):
+            self._stop.set(error)
+
+    def _stop_if_silent(self, timed_out: Reservation, pending: PendingRequest) -> None:
         """Stop the run if the server takes connections, and never answers."""
         if text := self._silence.timed_out(timed_out.place):
-            host = self._host(bucket)
+            host = self._host(pending.bucket)
             after_s = self._options.request_timeout_s
             message = f"{host} takes connections but doesn't answer within {after_s:g} s: {text}"
-            self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
+            self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
 
     def _host(self, bucket: TokenBucket) -> str:
         return urlsplit(bucket.url or self._options.request_url).netloc.rpartition("@")[2]
@@ -280,13 +319,13 @@ class Settlement:
             what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
             message = attempt.error if is_proxys else what + attempt.error
-            self._stop.set(RunStoppedError(message, StopCause.UNREACHABLE))
+            self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
         elif judged.verdict is Verdict.LOST and attempt.stop_cause is StopCause.SETUP:
-            self._stop.set(RunStoppedError(attempt.error, attempt.stop_cause))
+            self._stop_run(RunStoppedError(attempt.error, attempt.stop_cause), pending)
         elif judged.verdict is Verdict.LOST:
             waited_s = policy.rate_limit_deadline_s
             reason = f"the server was not ready for {waited_s:,.0f} s: {attempt.error}"
-            self._leave_out(pending.group, reason, StopCause.UNREACHABLE)
+            self._leave_out(pending, reason, StopCause.UNREACHABLE)
         else:
             self._pause_server(attempt, failed, pending.bucket, judged)
 
@@ -301,18 +340,21 @@ class Settlement:
             which = f" {self._host(bucket)}" if self._options.replica_urls else ""
             _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
-    def _leave_out(self, bucket: AnyBucket, reason: str, cause: StopCause) -> None:
-        """Send no more requests of ``bucket``; the others go on."""
-        message = self._left_out.add(bucket, reason, cause)
-        self._on_left_out(bucket)  # by each: no worker takes another one before the queue is empty
+    def _leave_out(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
+        """Send no more requests of the group of ``pending``; the others go on, or all in the next lane."""
+        group = pending.group
+        if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
+            return
+        message = self._left_out.add(group, reason, cause)
+        self._on_left_out(group)  # by each: no worker takes another one before the queue is empty
         if message:
-            bucket.free()
+            group.free()
             _log.error("%s", message)
 
-    def _look_for_equal_failures(self, bucket: AnyBucket, attempt: Attempt) -> None:
+    def _look_for_equal_failures(self, pending: PendingRequest, attempt: Attempt) -> None:
         """Stop the run if every request of the model fails for one reason."""
-        if (error := self._equal_failures.failed(bucket, attempt)) is not None:
-            self._stop.set(error)
+        if (error := self._equal_failures.failed(pending.group, attempt)) is not None:
+            self._stop_run(error, pending)
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
@@ -330,59 +372,3 @@ class Settlement:
     def close(self) -> None:
         """The run is over: tell how often its warnings came."""
         self._warnings.close()
-
-
-def _log_limits(bucket: TokenBucket, release: Release) -> None:
-    """Log the limits that the server's headers have changed."""
-    for name, window_s, before, limit in release.limit_changes:
-        was = f", was {before:,.0f}" if before < math.inf else ""
-        _log.info("limit%s: %s %s in %g s%s", _of(bucket), f"{limit:,.0f}", name, window_s, was)
-
-
-def _of(bucket: TokenBucket) -> str:
-    return f" of {bucket.model}" if bucket.model else ""
-
-
-def _validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:
-    """The attempt if the caller's ``validate`` accepts the answer, else a failure that was paid for."""
-    assert attempt.response is not None
-    try:
-        validate(attempt.response.data)
-        return attempt
-    except Exception as error:
-        name = type(error).__name__
-        kind, text = f"invalid answer {name}", f"invalid answer: {name}: {error}"[:_MAX_ERROR_CHARS]
-        return replace(attempt, status=AttemptStatus.RETRY, kind=kind, error=text)
-
-
-def _outcome(pending: PendingRequest, attempt: Attempt) -> Outcome:
-    """The outcome of a request whose last attempt this was."""
-    ok, failed_before = attempt.status is _ANSWERED, pending.retry_state is not None
-    return Outcome(
-        request=pending.request,
-        ok=ok,
-        raw_response=attempt.response,
-        errors=pending.errors if failed_before else (),
-        error_kind=attempt.kind,
-        attempts=ok + (pending.failed_attempts if failed_before else 0),
-        used_tokens=attempt.used_tokens,
-        latency_s=attempt.latency_s,
-        unanswered=not ok and attempt.status in _UNANSWERED,
-    )
-
-
-def unanswered(pending: PendingRequest) -> Outcome:
-    """The outcome of a request that a stop keeps from its next attempt: the next run sends it."""
-    return Outcome(
-        request=pending.request,
-        ok=False,
-        errors=pending.errors,
-        attempts=pending.failed_attempts,
-        unanswered=True,
-    )
-
-
-def invalid(request: Request) -> Outcome:
-    """The outcome of a line that is no valid request."""
-    errors = (request.invalid_reason or "",)
-    return Outcome(request=request, ok=False, errors=errors, error_kind=INVALID_REQUEST)

@@ -105,7 +105,9 @@ class EqualFailures:
         if bucket not in self._works:
             with self._lock:
                 self._works.add(bucket)
-                self._reasons.pop(bucket, None)
+                was_counted = self._reasons.pop(bucket, None) is not None
+            if was_counted:
+                bucket.free()  # it may be held
 
     def failed(self, bucket: AnyBucket, attempt: Attempt) -> RunStoppedError | None:
         """Count a request that failed for good; an error if that is to stop the run."""

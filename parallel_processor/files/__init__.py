@@ -34,7 +34,7 @@ Names that cross the border (module, names):
     append_file    REPLACEMENT_SUFFIX, STDOUT, AppendFile, replace_file, sync_directory
     batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
     compression    Unpacked, new_member, unpacked, written_compression
-    custom_ids     CustomIds, arranged, conflict_text, with_id
+    custom_ids     CustomIds, arranged, conflict_text, refusing_wrong_api, with_id
     formats        made_request, read_requests, requests_in, requests_of, tell_notes
     identity       Record, content_key, id_in, id_key, identity, read_record
     input_order    RequestOrder

@@ -21,12 +21,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from parallel_processor.models import Outcome, Request
+from parallel_processor.models import Endpoint, Outcome, Request
+from parallel_processor.options import shown_url
+from parallel_processor.providers.dialects import endpoint_of, provider_of
 from parallel_processor.providers.jsontext import dump, parse
 
 ORIGIN = "batch_req_line_"
 """How the ``id`` of a record begins whose request was no row; the identity of that request follows."""
 _ASKED = frozenset({"messages", "prompt", "input", "inputs", "contents", "query"})
+
+
+_ANSWERED = frozenset({"response", "modelOutput", "error"})  # a line of results has one of them
 
 
 class RowResult(NamedTuple):
@@ -50,11 +55,15 @@ class Dialect(NamedTuple):
     read: Callable[[Mapping[str, Any]], RowResult | None]  # None if an object is no such line
     path: str = ""  # the endpoint of all rows; empty: that of each row, or of the request URL
     has_model: bool = True  # the body names the model; otherwise the URL does
+    needs_id: bool = True  # otherwise its Batch API takes rows without one
+    api_url: str = ""  # a request URL for rows that only one API takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRequest(Request):
     """The request of a row whose results don't have OpenAI's form, or that was no row in its file.
+
+    A row without an id is recorded as a cookbook line is.
 
     Attributes:
         dialect: the form of its record.
@@ -67,10 +76,12 @@ class RowRequest(Request):
     @property
     def is_row(self) -> bool:
         """False for the cookbook's form."""
-        return self.dialect is not COOKBOOK
+        return self.custom_id is not None and self.dialect is not COOKBOOK
 
 
-def as_row(request: Request, custom_id: str, dialect: Dialect, origin: bytes = b"") -> RowRequest:
+def as_row(
+    request: Request, custom_id: str | None, dialect: Dialect, origin: bytes = b""
+) -> RowRequest:
     """``request`` as one whose record has the form of ``dialect``, for this id."""
     return RowRequest(
         body=request.body,
@@ -101,8 +112,11 @@ def row_dialect(row: Mapping[str, Any]) -> Dialect | None:
         if dialect.body_key in row and dialect.id_key in row:
             is_openai = dialect is OPENAI and "url" not in row and "method" not in row
             return MISTRAL if is_openai else dialect
-    wraps = any(isinstance(row.get(each.body_key), dict) for each in DIALECTS)
-    if "custom_id" in row or (wraps and _ASKED.isdisjoint(row)):
+    wrapping = [each for each in DIALECTS if isinstance(row.get(each.body_key), dict)]
+    if "custom_id" in row or (wrapping and _ASKED.isdisjoint(row)):
+        for dialect in wrapping:
+            if not dialect.needs_id and _ANSWERED.isdisjoint(row) and "custom_id" not in row:
+                return dialect
         keys = ", ".join(list(row)[:8])
         raise ValueError(
             f"it is no request, but a row of no known form, with {keys[:200]}. Known are {_known_forms()},"
@@ -110,6 +124,23 @@ def row_dialect(row: Mapping[str, Any]) -> Dialect | None:
             '{"model": …, "metadata": {"custom_id": …}}'
         )
     return None
+
+
+def wrong_api(dialect: Dialect, request_url: str) -> str:
+    """Why rows of ``dialect`` can't be sent to ``request_url``, with the remedy; empty if they may be."""
+    if not dialect.api_url:
+        return ""
+    if dialect.has_model:  # servers of many providers take Anthropic's bodies
+        is_wrong = provider_of(request_url).name == "OpenAI"
+    else:
+        asked = endpoint_of(request_url)
+        is_wrong = asked is not Endpoint.UNKNOWN and not asked.has_model_in_path
+    if not is_wrong:
+        return ""
+    return (
+        f"is a row in the form of {dialect.name}, whose body only its own API takes: name the URL of that "
+        f"as the request URL (--request_url {dialect.api_url}), not {shown_url(request_url)}"
+    )
 
 
 def claimed_id(row: Any) -> tuple[str, Dialect] | None:
@@ -292,11 +323,20 @@ def _no_result(value: Mapping[str, Any]) -> RowResult | None:
 OPENAI = Dialect("OpenAI", "custom_id", "body", _write_openai, _read_openai)
 MISTRAL = OPENAI._replace(name="Mistral, Together and others")
 ANTHROPIC = Dialect(
-    *("Anthropic", "custom_id", "params", _write_anthropic, _read_anthropic, "/v1/messages")
+    *("Anthropic", "custom_id", "params", _write_anthropic, _read_anthropic, "/v1/messages"),
+    api_url="https://api.anthropic.com/v1/messages",
 )
-GEMINI = Dialect("Gemini", "key", "request", _write_gemini, _read_gemini, has_model=False)
+GEMINI = Dialect(
+    *("Gemini", "key", "request", _write_gemini, _read_gemini),
+    has_model=False,
+    needs_id=False,
+    api_url="https://generativelanguage.googleapis.com/v1beta/models/MODEL:generateContent",
+)
 BEDROCK = Dialect(
-    *("Bedrock", "recordId", "modelInput", _write_bedrock, _read_bedrock), has_model=False
+    *("Bedrock", "recordId", "modelInput", _write_bedrock, _read_bedrock),
+    has_model=False,
+    needs_id=False,
+    api_url="https://bedrock-runtime.REGION.amazonaws.com/model/MODEL/invoke",
 )
 DIALECTS = (OPENAI, ANTHROPIC, GEMINI, BEDROCK)
 COOKBOOK = Dialect("cookbook", "", "", _write_cookbook, _no_result)

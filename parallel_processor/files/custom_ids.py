@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from parallel_processor.exceptions import InputFileError
-from parallel_processor.files.batch_rows import COOKBOOK, OPENAI, Dialect, RowRequest, as_row
+from parallel_processor.files.batch_rows import (
+    COOKBOOK,
+    OPENAI,
+    Dialect,
+    RowRequest,
+    as_row,
+    dialect_of,
+    wrong_api,
+)
 from parallel_processor.files.identity import given_id, id_in, identity
 from parallel_processor.files.requests_file import Place, line_place
 from parallel_processor.models import Request
@@ -106,6 +114,26 @@ def arranged(
         yield request
 
 
+def refusing_wrong_api(
+    requests: Iterator[Request], request_url: str, place: Place
+) -> Iterator[Request]:
+    """Pass on ``requests``. If line 1 is a row that ``request_url`` can't take, others will be such, too.
+
+    Raises :class:`InputFileError` then. A later one is a bad line, as any other.
+    """
+    for request in requests:
+        is_invalid = isinstance(request, RowRequest) and request.invalid_reason is not None
+        if (
+            request.number == 1
+            and is_invalid
+            and (fault := wrong_api(dialect_of(request), request_url))
+        ):
+            raise InputFileError(f"{place(request.number)} {fault}")
+        yield request
+        break
+    yield from requests
+
+
 def _tell(request: RowRequest, dialect: Dialect, place: Place, *, is_sent: bool) -> None:
     lacks_model = dialect.has_model and not request.model and request.invalid_reason is None
     _log.info(
@@ -120,7 +148,8 @@ def _tell(request: RowRequest, dialect: Dialect, place: Place, *, is_sent: bool)
 def with_id(request: Request) -> RowRequest:
     """``request`` with the id of its Batch record: its own, that in its metadata, or one of its line."""
     if request.custom_id is not None:
-        return as_row(request, request.custom_id, OPENAI)
+        origin = request.origin if isinstance(request, RowRequest) else b""
+        return as_row(request, request.custom_id, OPENAI, origin)
     return as_row(request, given_id(request), OPENAI, identity(request))
 
 

@@ -18,7 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from parallel_processor.files.batch_rows import OPENAI, Dialect, as_row, claimed_id, row_dialect
+from parallel_processor.files.batch_rows import (
+    OPENAI,
+    Dialect,
+    as_row,
+    claimed_id,
+    row_dialect,
+    wrong_api,
+)
 from parallel_processor.files.custom_ids import arranged
 from parallel_processor.files.records import BOM
 from parallel_processor.files.requests_file import InvalidLine, Place, RequestLines, line_place
@@ -26,7 +33,13 @@ from parallel_processor.files.sources import Source, SourceLike, find_sources, o
 from parallel_processor.models import MODEL_PLACE, Endpoint, Request, filled_url, model_name
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options, OutputFormat, shown_url
 from parallel_processor.providers.dialects import endpoint_of
-from parallel_processor.providers.endpoints import HostRule, host_rule, own_host_only, resolve_url
+from parallel_processor.providers.endpoints import (
+    HostRule,
+    host_rule,
+    lacking_members,
+    own_host_only,
+    resolve_url,
+)
 from parallel_processor.providers.jsontext import (
     Member,
     dump,
@@ -72,8 +85,9 @@ def read_requests(
     for source in sources:
         if (
             source.size_bytes is not None
-        ):  # a file: an error is raised here, not in the caller's loop
-            source.open().close()
+        ):  # so that an error is raised here, not in the caller's loop
+            with source.open():
+                pass
     options = Options(request_url=request_url, allowed_hosts=allowed_hosts)
     return _requests_of(sources, options, model, output_format)
 
@@ -82,14 +96,18 @@ def _requests_of(
     sources: Sequence[Source], options: Options, model: str | None, output_format: OutputFormat
 ) -> Iterator[Request]:
     with open_sources(sources) as lines:
-        requests = requests_of(lines, options, model)
-        yield from arranged(requests, output_format, lines.place)
+        yield from arranged(requests_of(lines, options, model), output_format, lines.place)
 
 
-def requests_of(lines: RequestLines, options: Options, model: str | None) -> Iterator[Request]:
-    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``."""
-    rule = host_rule(options)
-    return requests_in(lines.numbered(), options.request_url, lines.place, model, rule)
+def requests_of(
+    lines: RequestLines, options: Options, model: str | None, *, is_sent: bool = False
+) -> Iterator[Request]:
+    """The requests of ``lines`` as a run with ``options`` reads them, and with ``model``.
+
+    ``is_sent`` is that of :func:`requests_in`.
+    """
+    url, rule = options.request_url, host_rule(options)
+    return requests_in(lines.numbered(), url, lines.place, model, rule, is_sent=is_sent)
 
 
 def requests_in(
@@ -98,10 +116,13 @@ def requests_in(
     place: Place = line_place,
     model: str | None = None,
     rule: HostRule = own_host_only,
+    *,
+    is_sent: bool = False,
 ) -> Iterator[Request]:
     """A request for each line that isn't blank. That of an invalid line has an ``invalid_reason``.
 
     A line comes with its number. ``model`` is for bodies without one. ``rule`` tells where rows may go.
+    With ``is_sent``, what the API of ``request_url`` can't take is invalid, too.
     """
     for number, line in lines:
         if isinstance(line, InvalidLine):
@@ -116,7 +137,7 @@ def requests_in(
             continue
         line = line.removeprefix(BOM).strip()  # joined files have a byte-order mark in the middle
         if line:
-            yield parse_line(line, number, request_url, place, model, rule)
+            yield parse_line(line, number, request_url, place, model, rule, is_sent)
 
 
 def parse_line(
@@ -126,6 +147,7 @@ def parse_line(
     place: Place = line_place,
     model: str | None = None,
     rule: HostRule = own_host_only,
+    is_sent: bool = False,
 ) -> Request:
     """The request of one line, which has no white space around it. ``number`` counts from 1."""
     body = None
@@ -141,8 +163,12 @@ def parse_line(
             hint = " but an array; write one object a line" if isinstance(body, list) else ""
             raise ValueError(f"not a JSON object{hint}")
         # A bare request with a model, which most are, is no row.
-        if ("custom_id" in body or "model" not in body) and (dialect := row_dialect(body)):
-            return _row_request(members(text), body, number, request_url, dialect, model, rule)
+        if "custom_id" in body or "model" not in body:
+            dialect = row_dialect(body)
+            row = dialect and _row_request(text, body, number, request_url, dialect, model, rule)
+            fault = _why_not_for(request_url, body, dialect) if is_sent else ""
+            if row or fault:
+                return _refused(row or _request(text, body, number), fault, place)
         if model is not None:
             text, body = _with_model(text, body, model)
         if MODEL_PLACE in request_url and not model_name(body):
@@ -161,6 +187,22 @@ def parse_line(
 
 _NO_MODEL_IN_BODY = f"it names no model to take the place of {MODEL_PLACE} in the request URL"
 _NO_MODEL = f"{_NO_MODEL_IN_BODY}: give one with --model"
+
+
+def _refused(request: Request, fault: str, place: Place) -> Request:
+    """``request`` as an invalid one, if there is a ``fault``."""
+    if not fault:
+        return request
+    return replace(request, invalid_reason=f"{place(request.number)} {fault}")
+
+
+def _why_not_for(url: str, body: dict[str, Any], dialect: Dialect | None) -> str:
+    """Why ``body`` can't be sent to ``url``, whose API is another; empty if it may be."""
+    if dialect is not None:
+        return wrong_api(dialect, url) if body.get("url") is None else ""
+    lacking = lacking_members(body, url)
+    fault = f"has neither model nor {lacking}: it is no request for {shown_url(url)}"
+    return fault if lacking else ""
 
 
 def _invalid_request(text: str, reason: str, number: int) -> Request:
@@ -243,7 +285,7 @@ def _null(match: re.Match[str]) -> str:
 
 
 def _row_request(
-    parts: list[Member],
+    text: str,
     row: dict[str, Any],
     number: int,
     request_url: str,
@@ -251,8 +293,8 @@ def _row_request(
     model: str | None,
     rule: HostRule,
 ) -> Request:
-    custom_id, method, url = row[dialect.id_key], row.get("method"), row.get("url")
-    if not isinstance(custom_id, str):
+    custom_id, method, url = row.get(dialect.id_key), row.get("method"), row.get("url")
+    if not isinstance(custom_id, str) and dialect.id_key in row:
         raise ValueError(f"{dialect.id_key} is not a string")
     if method is not None and method != "POST":
         raise ValueError(f"method is {method!r}, not POST")
@@ -260,8 +302,9 @@ def _row_request(
         raise ValueError("url is not a string")
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
-    body, text = row[dialect.body_key], _last(parts, dialect.body_key)
-    if dropped := unsendable(body):
+    body, text = row[dialect.body_key], _last(members(text), dialect.body_key)
+    dropped = unsendable(body)
+    if dropped:
         text = without(members(text), dropped)
         body = {key: value for key, value in body.items() if key not in dropped}
     if model is not None and dialect.has_model:
@@ -283,19 +326,9 @@ def _row_request(
 
 
 def _endpoint_of_rows(dialect: Dialect, request_url: str) -> str:
-    """The endpoint of rows of ``dialect`` that name none; empty if it is that of ``request_url``.
-
-    Raises ``ValueError`` if such rows can't go there.
-    """
+    """The endpoint of rows of ``dialect`` that name none; empty if it is that of ``request_url``."""
     asked = endpoint_of(request_url)
-    if asked is Endpoint.UNKNOWN or asked.has_model_in_path:
-        return ""
-    if not dialect.has_model:
-        raise ValueError(
-            f"a row in the form of {dialect.name} has a body that only its own API takes: name the URL "
-            f"of a model there as the request URL, not {shown_url(request_url)}"
-        )
-    return dialect.path
+    return "" if asked is Endpoint.UNKNOWN or asked.has_model_in_path else dialect.path
 
 
 def unsendable(body: Mapping[str, Any]) -> frozenset[str]:

@@ -20,7 +20,7 @@ from parallel_processor.options import Limits
 from parallel_processor.ratelimit.quota import KINDS, MINUTE_S, ConfiguredQuota
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
 from parallel_processor.ratelimit.reports import LimitReport
-from parallel_processor.ratelimit.server_quota import Sent
+from parallel_processor.ratelimit.server_quota import Sent, Span
 from parallel_processor.ratelimit.server_rates import LimitChange, ServerRates
 from parallel_processor.runtime.stop import Settable
 
@@ -194,19 +194,12 @@ class RemoteRates(ServerRates):
         self._begun(now).note(news, admitted_at, is_urgent=True)
 
     def observe(
-        self,
-        readings: Sequence[LimitReading],
-        *,
-        rejected: bool,
-        sent_at: float,
-        totals: Sequence[float],
-        now: float,
-        totals_now: Sequence[float],
+        self, readings: Sequence[LimitReading], span: Span, *, rejected: bool
     ) -> tuple[bool, Sequence[LimitChange]]:
         """Keep what the headers say for the holder. Returns what it has found to have changed."""
         if readings:
             news = News(age_s=0.0, readings=tuple(readings), rejected=rejected)
-            self._begun(now).note(news, sent_at, is_urgent=False)
+            self._begun(span.now).note(news, span.sent_at, is_urgent=False)
             self.is_told |= any(reading.window_s <= LONGEST_PACED_S for reading in readings)
         return False, self._stock.new_changes() if self._stock is not None else ()
 

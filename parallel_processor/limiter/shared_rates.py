@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from parallel_processor.limiter.leases import Ask, Lease, News, Rate, ServerNews
 from parallel_processor.models import LimitReading
 from parallel_processor.ratelimit.quota import KINDS, MINUTE_S, Costs
-from parallel_processor.ratelimit.server_quota import Sent, ServerQuota
+from parallel_processor.ratelimit.server_quota import Sent, ServerQuota, Span
 from parallel_processor.ratelimit.server_rates import ServerRates
 
 _PACE = 1.0 - 1.0 / MINUTE_S  # half a second for a burst, and half a second for which a lease lasts
@@ -67,9 +67,7 @@ class SharedRates:
                 reset_s=None,
                 window_s=rate.window_s,
             )
-            self._rates.observe(
-                [told], rejected=False, sent_at=now, totals=_NOTHING, now=now, totals_now=_NOTHING
-            )
+            self._rates.observe([told], Span(now, _NOTHING, now, _NOTHING), rejected=False)
         if rate.tried_per_s < math.inf:
             self._rates.search_from(rate.tried_per_s, rate.name, rate.window_s, now)
 
@@ -120,14 +118,8 @@ class SharedRates:
     def _follow(self, news: News, now: float) -> None:
         sent_at = now - news.age_s
         if news.readings:
-            self._rates.observe(
-                news.readings,
-                rejected=news.rejected,
-                sent_at=sent_at,
-                totals=self._leased_by(sent_at),
-                now=now,
-                totals_now=self._leased_by(now),
-            )
+            span = Span(sent_at, self._leased_by(sent_at), now, self._leased_by(now))
+            self._rates.observe(news.readings, span, rejected=news.rejected)
         if news.restored is not None:
             if news.restored == math.inf:
                 self._rates.give_up()

@@ -8,12 +8,12 @@ Names that cross the border (module, names):
 
     answers        UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    dialects       endpoint_of, key_variables_of, provider_of, url_model
+    dialects       answered_tier, endpoint_of, key_variables_of, provider_of, tier_spelling, url_model
     endpoints      HostRule, basic_auth, charges_reservation, check_key, check_url, host_rule,
-                   is_exposed, is_loopback, needs_key, on_replica, own_host_only, resolve_url,
-                   sent_headers, streams_unasked, url_advice
+                   is_exposed, is_loopback, lacking_members, needs_key, on_replica, own_host_only,
+                   resolve_url, sent_headers, streams_unasked, url_advice
     jsontext       MAX_NESTING, Member, dump, elements, members, one_line, parse, parsed_bytes,
-                   read_answer, split_last, without
+                   read_answer, split_last, with_member, without
     failures       of_failure
     limit_headers  IN_EVERY_LIMIT, read_limits
     promises       POLLED

@@ -218,7 +218,15 @@ PROVIDERS: tuple[Provider, ...] = (
         "TGI", ("http://localhost:8080/v1/chat/completions", "http://localhost:8080/generate")
     ),
     Provider("TEI", ("http://localhost:8080/embed", "http://localhost:8080/rerank")),
-    Provider("LiteLLM", ("http://localhost:4000/v1/chat/completions",)),
+    Provider(
+        "LiteLLM",
+        (
+            "http://localhost:4000/v1/chat/completions",
+            "http://localhost:4000/v1/messages",
+            "http://localhost:4000/v1beta/models/{model}:generateContent",
+        ),
+        tried="its proxy 1.108",
+    ),
 )
 _OTHER = Provider("", (), keys=("OPENAI_API_KEY",))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.credentials.checks import is_secret_name
@@ -28,6 +29,14 @@ _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 _BEHIND_V1 = {
     *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
     *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
+}
+# Of these members of a body, a request has one at least; it may have none for /completions.
+_NEEDED: Mapping[Endpoint, frozenset[str]] = {
+    Endpoint.CHAT: frozenset({"messages"}),
+    Endpoint.MESSAGES: frozenset({"messages"}),
+    Endpoint.EMBEDDINGS: frozenset({"input"}),
+    Endpoint.MODERATIONS: frozenset({"input"}),
+    Endpoint.RESPONSES: frozenset({"input", "prompt", "conversation", "previous_response_id"}),
 }
 
 
@@ -175,6 +184,17 @@ def check_url(options: Options) -> None:
     """Raise :class:`ConfigurationError` for an endpoint that does nothing but stream."""
     if reason := stream_refusal(options.request_url):
         raise ConfigurationError(f"{shown_url(options.request_url)} can't be used: {reason}")
+
+
+def lacking_members(body: Mapping[str, Any], url: str) -> str:
+    """The members of which ``body`` must have one for ``url``, but has none; empty if it may be a request.
+
+    Only on hosts whose API is known: elsewhere a server may take anything.
+    """
+    needed = _NEEDED.get(endpoint_of(url), frozenset())
+    if not needed.isdisjoint(body) or provider_of(url).name not in ("OpenAI", "Anthropic"):
+        return ""
+    return " or ".join(sorted(needed))
 
 
 def charges_reservation(url: str) -> bool:

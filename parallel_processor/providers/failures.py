@@ -41,6 +41,9 @@ _OF_THIS_MODEL_CODES = {  # LiteLLM: the key is good, but not for this request's
     *("org_model_access_denied", "project_model_access_denied"),
 }
 
+# What a 424 says of the server itself: TGI's, TEI's and Bedrock's.
+_SERVERS_FAULT_CODES = {"generation", "incomplete_generation", "backend", "modelerrorexception"}
+
 _TOO_LARGE = Pattern(r"^request too large", re.IGNORECASE)
 _LIMIT_AND_REQUESTED = Pattern(r"\bLimit:? (\d+)\b.*\bRequested:? (\d+)\b", re.IGNORECASE)
 _NO_QUOTA = Pattern(r"\blimit: 0\b", re.IGNORECASE)  # Gemini: the model isn't on the plan
@@ -144,7 +147,8 @@ def _status(
     by_code = http_status in _MAY_BE_RATE_STATUSES and info.codes & _RATE_CODES
     if http_status in RATE_LIMIT_STATUSES or asks_to_wait or by_code:
         return AttemptStatus.RATE_LIMITED
-    if http_status in _RETRY_STATUSES or http_status >= 500 or should_retry == "true":
+    is_servers = http_status == 424 and not info.codes.isdisjoint(_SERVERS_FAULT_CODES)
+    if http_status in _RETRY_STATUSES or http_status >= 500 or should_retry == "true" or is_servers:
         return AttemptStatus.RETRY
     return AttemptStatus.FAILED
 

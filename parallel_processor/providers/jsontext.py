@@ -129,6 +129,27 @@ def without(parts: list[Member], keys: frozenset[str]) -> str:
     return "{" + ", ".join(part.text for part in parts if part.key not in keys) + "}"
 
 
+def with_member(text: str, key: str, value: str) -> str:
+    """The object ``text`` with the text ``value`` as its member ``key``; nothing else of it changes.
+
+    A member that is there keeps its place, wherever it occurs; else it becomes the last one. The text must
+    have been parsed.
+    """
+    made, kept, i = "", 0, _skip(text, _skip(text, 0) + 1)
+    is_empty = text[i] == "}"
+    while text[i] != "}":
+        name, i = scanstring(text, i + 1)
+        start = _skip(text, _skip(text, i) + 1)  # after the colon
+        end = _end_of_value(text, start)
+        if name == key:
+            made, kept = made + text[kept:start] + value, end
+        i = _skip(text, end, _COMMA)
+    if kept:
+        return made + text[kept:]
+    comma = "" if is_empty else ", "
+    return f"{text[:i].rstrip()}{comma}{json.dumps(key)}: {value}{text[i:]}"
+
+
 def _end_of_value(text: str, start: int) -> int:
     try:
         return _LENIENT.raw_decode(text, start)[1]

@@ -80,6 +80,7 @@ SPENT: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     ("Tencent", (), "failedoperation.servicestoparrears", _QUOTA),
     ("Tencent", (), "resourceinsufficient.chargeresourceexhaust", _QUOTA),
     ("LiteLLM", (), "budget_exceeded", _QUOTA),
+    ("LiteLLM", (400,), "no_db_connection", _KEY),  # a key that is not the only one it knows
     ("one-api", (), "insufficient_user_quota", _QUOTA),
     ("one-api", (), "pre_consume_token_quota_failed", _QUOTA),
     ("Hugging Face", (), "not_enough_balance", _QUOTA),

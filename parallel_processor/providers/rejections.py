@@ -102,7 +102,7 @@ def rejection_of(
     """
     if info.codes & _RAMP_CODES:
         return Rejection(ramp_too_fast=True, has_retry_after=has_retry_after)
-    is_load = http_status in (503, 529)
+    is_load = http_status in (498, 503, 529)  # 498 is Groq's, of its flex tier
     if not is_rate_limit and not is_load:
         return None
     text, named = info.text, headers.get("rate_limit_type", "").lower()

@@ -9,10 +9,10 @@ Names that cross the border (module, names):
 
     accounts      ACCOUNTS, AccountLimits
     quota         CAUSES, KINDS, MINUTE_S, WINDOW_S, ConfiguredQuota, Costs, Slot
-    registry      MakeLimits, TokenBuckets, upstreams_of
+    registry      PLAIN, MakeLimits, TokenBuckets, upstreams_of
     remaining     LONGEST_PACED_S
     reports       BucketReport, LimitReport, Usage
-    server_quota  Sent, ServerQuota
+    server_quota  Sent, ServerQuota, Span
     server_rates  LimitChange, ServerRates
     shared        SharedLimits
     state         BucketState, Reservation

@@ -76,10 +76,10 @@ class _AccountQuotas:
             account = accounts.of(options, limits, self._clock, pattern)
         return self._make(limits, self._clock, account=account, pattern=pattern, under=under)
 
-    def of_model(self, model: str) -> SharedLimits:
-        """The limits that are meant for ``model``."""
+    def of_model(self, model: str, tier: str = "") -> SharedLimits:
+        """Those of the first pattern that is for ``model``, or for it in this ``tier``: ``gpt*@flex``."""
         for pattern, shared_limits in self.patterns:
-            if fnmatchcase(model, pattern):
+            if fnmatchcase(model, pattern) or (tier and fnmatchcase(f"{model}@{tier}", pattern)):
                 return shared_limits
         return self.default
 
@@ -115,6 +115,10 @@ def _plain(options: Options) -> MakeLimits:
     return SharedLimits
 
 
+PLAIN = Upstream()
+"""A request as it is."""
+
+
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
@@ -136,7 +140,7 @@ class TokenBuckets:
         accounts = accounts or Accounts(clock)
         self._options, self.clock = options, clock
         self._lock = InterruptSafeLock()  # guards both fields below
-        self._buckets: dict[tuple[str, str, int], TokenBucket] = {}  # by URL, model and key
+        self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}  # by URL and model
         self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
         self._quotas: dict[tuple[str, int], _AccountQuotas] = {}
         with FORK_LOCK:  # no other thread takes quotas meanwhile, and none is forgotten
@@ -156,16 +160,17 @@ class TokenBuckets:
         """The configured limits of each account: those of each pattern, and those of all other models."""
         return [limits for quotas in self._quotas.values() for limits in quotas.all]
 
-    def bucket(self, url: str, model: str, key: int = 0) -> TokenBucket:
-        """The bucket of requests to ``url`` for ``model``, by the key with that number."""
-        place = (url, model, key)
+    def bucket(self, url: str, model: str, like: Upstream = PLAIN) -> TokenBucket:
+        """The bucket of requests to ``url`` for ``model``, with the key, tier and model of ``like``."""
+        place = (url, model, like)
         bucket = self._buckets.get(place)
         if bucket is not None:
             return bucket
-        upstream = Upstream(url, key)
+        upstream = like._replace(url=url)
         with self._lock:
+            model = like.model or model
             quotas = self._quotas.get(self._owner(upstream), self._first)
-            shared_limits = quotas.of_model(model)
+            shared_limits = quotas.of_model(model, like.tier)
             if place not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
                 return self._overflow(shared_limits, upstream)
             return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))
@@ -173,10 +178,9 @@ class TokenBuckets:
     def _overflow(self, shared_limits: SharedLimits, upstream: Upstream) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
         is_alone = len(self._quotas) == 1 or len(self._shared) >= _MAX_BUCKETS
-        upstream = Upstream() if is_alone else upstream
-        return self._shared.setdefault(
-            (shared_limits, upstream), self._make(shared_limits, upstream, "")
-        )
+        upstream = upstream._replace(url="", key=0) if is_alone else upstream
+        made = self._make(shared_limits, upstream, upstream.model)
+        return self._shared.setdefault((shared_limits, upstream), made)
 
     def _make(self, shared_limits: SharedLimits, upstream: Upstream, model: str) -> TokenBucket:
         return TokenBucket(

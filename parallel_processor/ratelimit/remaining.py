@@ -128,7 +128,7 @@ class Remaining:
     def observe(
         self, reading: LimitReading, *, sent_at: float, total: float, now: float, total_now: float
     ) -> None:
-        """Follow the headers of an answer; the arguments are those of ``ServerQuota.observe``."""
+        """Follow ``reading``; the other arguments are what a ``Span`` has of this kind."""
         if reading.remaining is None:
             return
         self._heard_at = now

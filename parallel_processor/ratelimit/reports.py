@@ -60,11 +60,14 @@ class BucketReport:
         url: the endpoint; empty where it makes no difference.
         model: the model; empty where it makes no difference.
         key: which of the keys for its host, counted from 0.
+        tier: the service tier that its requests ask for; empty if the run doesn't choose one.
         waited_s: the seconds for which its requests waited, by cause.
         admitted: the attempts that were sent.
         rejections: the attempts that the server rejected for a limit.
         pauses: how often sending paused.
         answered: the attempts that got an answer.
+        moved_on: the requests that went on to the next tier or to the fallback.
+        downgraded: the answers that came from another tier than was asked for.
         reserved_tokens: the tokens that were charged to its limits before sending.
         used_tokens: the tokens that the answers used.
         in_flight_limit: the number of concurrent requests that the server sustains; ``None`` if unknown.
@@ -80,11 +83,14 @@ class BucketReport:
     url: str
     model: str
     key: int = 0
+    tier: str = ""
     waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     admitted: int = 0
     rejections: int = 0
     pauses: int = 0
     answered: int = 0
+    moved_on: int = 0
+    downgraded: int = 0
     reserved_tokens: int = 0
     used_tokens: int = 0
     in_flight_limit: float | None = None

@@ -10,7 +10,7 @@ from parallel_processor.options import Limits
 from parallel_processor.ratelimit.concurrency import ConcurrencyLimit
 from parallel_processor.ratelimit.evidence import RateEvidence
 from parallel_processor.ratelimit.quota import CAUSES, IN_FLIGHT, KINDS, MINUTE_S
-from parallel_processor.ratelimit.server_quota import Sent, ServerQuota
+from parallel_processor.ratelimit.server_quota import Sent, ServerQuota, Span
 from parallel_processor.ratelimit.server_rates import LimitChange, ServerRates
 
 _MARK_S = 1.5  # a rate is measured over this time to twice this time
@@ -107,38 +107,18 @@ class ServerLimits:
         return delay, wait_cause
 
     def observe(
-        self,
-        readings: Sequence[LimitReading],
-        *,
-        rejected: bool,
-        sent_at: float,
-        totals: Sequence[float],
-        now: float,
-        totals_now: Sequence[float],
+        self, readings: Sequence[LimitReading], span: Span, *, rejected: bool
     ) -> tuple[bool, Sequence[LimitChange]]:
         """Follow the headers of an answer. Returns whether more may be sent now, and what changed.
 
-        Args:
-            readings: the limits that the headers show.
-            rejected: whether the request was turned away.
-            sent_at: when the request was admitted.
-            totals: what had been charged by then, by kind, that request included.
-            now: the time.
-            totals_now: what has been charged by now, by kind.
+        ``rejected`` says that the request was turned away.
         """
         is_quicker = False
         numbers = [reading.limit for reading in readings if reading.name == IN_FLIGHT]
         if numbers:
             is_quicker = self.in_flight.told(min(numbers))
             readings = [reading for reading in readings if reading.name != IN_FLIGHT]
-        is_quicker_rate, changes = self.rates.observe(
-            readings,
-            rejected=rejected,
-            sent_at=sent_at,
-            totals=totals,
-            now=now,
-            totals_now=totals_now,
-        )
+        is_quicker_rate, changes = self.rates.observe(readings, span, rejected=rejected)
         if self.rates.is_told:  # they bound the number in flight, too
             is_quicker |= self.in_flight.set_free()
         return is_quicker or is_quicker_rate, changes

@@ -48,6 +48,22 @@ class Sent(NamedTuple):
     totals: Sequence[float]
 
 
+class Span(NamedTuple):
+    """The time from the admission of a request to its answer, and what was charged until either.
+
+    Attributes:
+        sent_at: when it was admitted.
+        totals: what had been charged by ``sent_at``, by kind, that request included.
+        now: when the answer came.
+        totals_now: what had been charged by ``now``, by kind.
+    """
+
+    sent_at: float
+    totals: Sequence[float]
+    now: float
+    totals_now: Sequence[float]
+
+
 class ServerQuota:
     """One limit of the server. Not thread-safe: the lock of the bucket guards it.
 
@@ -164,23 +180,16 @@ class ServerQuota:
 
     # What the server says.
 
-    def observe(
-        self, reading: LimitReading, *, sent_at: float, total: float, now: float, total_now: float
-    ) -> bool:
-        """Follow the headers of an answer; true if more may be sent now.
-
-        Args:
-            reading: what the headers say of this limit.
-            sent_at: when the request was admitted.
-            total: what had been charged of this kind by then, that request included.
-            now: the time.
-            total_now: what has been charged by now.
-        """
+    def observe(self, reading: LimitReading, span: Span) -> bool:
+        """Follow ``reading``, which the headers of an answer show; true if more may be sent now."""
+        now, total, total_now = span.now, span.totals[self.kind], span.totals_now[self.kind]
         if not self.remaining.is_newest(total):
             return False
         before = self.rate(now)
         self._note_limit(reading.limit, now)
-        self.remaining.observe(reading, sent_at=sent_at, total=total, now=now, total_now=total_now)
+        self.remaining.observe(
+            reading, sent_at=span.sent_at, total=total, now=now, total_now=total_now
+        )
         rate = self.rate(now)
         self.level = min(self.level, self.capacity(rate)) if rate < math.inf else math.inf
         return rate > before

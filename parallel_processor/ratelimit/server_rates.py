@@ -14,7 +14,7 @@ from parallel_processor.options import Limits
 from parallel_processor.ratelimit.quota import MINUTE_S
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
 from parallel_processor.ratelimit.reports import LimitReport
-from parallel_processor.ratelimit.server_quota import PACE, Sent, ServerQuota
+from parallel_processor.ratelimit.server_quota import PACE, Sent, ServerQuota, Span
 
 _SAME = 0.01  # two rejections name the same limit if they differ by no more than this share
 
@@ -156,52 +156,34 @@ class ServerRates:
     # What headers say.
 
     def observe(
-        self,
-        readings: Sequence[LimitReading],
-        *,
-        rejected: bool,
-        sent_at: float,
-        totals: Sequence[float],
-        now: float,
-        totals_now: Sequence[float],
+        self, readings: Sequence[LimitReading], span: Span, *, rejected: bool
     ) -> tuple[bool, Sequence[LimitChange]]:
         """Follow the headers of an answer. Returns whether more may be sent now, and what changed.
 
-        Args:
-            readings: the limits that the headers show.
-            rejected: whether the request was turned away.
-            sent_at: when the request was admitted.
-            totals: what had been charged by then, by kind, that request included.
-            now: the time.
-            totals_now: what has been charged by now, by kind.
+        ``rejected`` says that the request was turned away.
         """
         if rejected:
-            readings = [each for each in readings if not self._is_hearsay(each, now, sent_at)]
+            readings = [each for each in readings if not self._is_hearsay(each, span)]
         is_quicker, limit_changes = False, []
         if any(reading.window_s <= LONGEST_PACED_S for reading in readings):
             self.is_told = True
             for quota in self.quotas:
                 quota.probe.set_free()
         for reading in _tightest(readings):
-            quota = self._quota(reading.name, self._window_s(reading), now)
+            quota = self._quota(reading.name, self._window_s(reading), span.now)
             before, changes = quota.limit, len(quota.changes)
-            is_quicker |= quota.observe(
-                reading,
-                sent_at=sent_at,
-                total=totals[quota.kind],
-                now=now,
-                total_now=totals_now[quota.kind],
-            )
+            is_quicker |= quota.observe(reading, span)
             if len(quota.changes) > changes:
                 change = LimitChange(quota.name, quota.window_s, before, quota.limit)
                 limit_changes.append(change)
         return is_quicker, limit_changes
 
-    def _is_hearsay(self, reading: LimitReading, now: float, sent_at: float) -> bool:
+    def _is_hearsay(self, reading: LimitReading, span: Span) -> bool:
         """Whether a rejection is the first to name this limit, and no answer has named any."""
         if any(q.name == reading.name and q.limit < math.inf for q in self.quotas):
             return False
         per_minute = reading.limit * MINUTE_S / reading.window_s
+        sent_at, now = span.sent_at, span.now
         last, times = self._named.get(reading.name), 1
         if last is not None and abs(last.per_minute - per_minute) <= _SAME * per_minute:
             times = last.times + (sent_at > last.named_at)  # a burst counts once

@@ -18,7 +18,7 @@ from parallel_processor.ratelimit.minute_count import CountedSlot, MinuteCount
 from parallel_processor.ratelimit.quota import TOKENS, ConfiguredQuota, Costs, Slot
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import ServerLimits
-from parallel_processor.ratelimit.server_quota import ServerQuota
+from parallel_processor.ratelimit.server_quota import ServerQuota, Span
 from parallel_processor.ratelimit.server_rates import LimitChange
 from parallel_processor.runtime.stop import Settable, WakeEvent
 
@@ -86,6 +86,8 @@ class BucketState:
         answered: how many attempts were answered.
         newest_answered_at: when the newest of them was admitted.
         answer_tokens: how many tokens the answers say they used.
+        moved_on: how many requests went on to another lane.
+        downgraded: how many answers came from another tier than was asked for.
         configured: the quotas that the user configured for it, which other buckets may share.
     """
 
@@ -112,7 +114,7 @@ class BucketState:
         self.queue: deque[Reservation] = deque()
         self.delay = math.inf
         self.wait_cause = WaitCause.NOTHING
-        self.answered = self.answer_tokens = 0
+        self.answered = self.answer_tokens = self.moved_on = self.downgraded = 0
         self.newest_answered_at = -math.inf
         self.configured = configured
         self._minute_count = minute_count
@@ -266,14 +268,8 @@ class BucketState:
     ) -> tuple[bool, Sequence[LimitChange]]:
         """Follow the headers of an answer; see :meth:`ServerLimits.observe`."""
         self.advance(now)
-        return self.server.observe(
-            readings,
-            rejected=rejected,
-            sent_at=reservation.admitted_at or now,
-            totals=reservation.totals,
-            now=now,
-            totals_now=self._totals,
-        )
+        span = Span(reservation.admitted_at or now, reservation.totals, now, self._totals)
+        return self.server.observe(readings, span, rejected=rejected)
 
     def refuse(
         self, reservation: Reservation, rejection: Rejection, pause_s: float | None, now: float
@@ -308,6 +304,8 @@ class BucketState:
             rejections=server.rejections,
             pauses=server.pauses,
             answered=self.answered,
+            moved_on=self.moved_on,
+            downgraded=self.downgraded,
             reserved_tokens=round(self._totals[TOKENS]),
             used_tokens=self.answer_tokens,
             in_flight_limit=in_flight.limit if in_flight.limit < math.inf else None,

@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 
 from parallel_processor.models import LimitReading, Rejection, Upstream, WaitCause
 from parallel_processor.options import Limits, shown_url
+from parallel_processor.ratelimit.quota import CAUSES
 from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.ratelimit.server import ServerLimits
 from parallel_processor.ratelimit.server_rates import LimitChange
@@ -78,6 +79,7 @@ class TokenBucket:
         upstream: where its requests go; its URL is empty if they go to several.
         url: the URL of ``upstream``, ``host`` that URL's host.
         model: the model of its requests; empty if it is for several.
+        members: this bucket alone; a group of several upstreams has more.
         shared_limits: the configured limits, which other buckets may share.
     """
 
@@ -99,6 +101,9 @@ class TokenBucket:
         answer may take ``longest_s``.
         """
         self.upstream, self.url, self.model = upstream, upstream.url, model
+        self.members = (self,)
+        # As other processes know it: a pause of one tier is none of another's.
+        self._name = f"{model}@{upstream.tier}" if upstream.tier else model
         self.host = urlsplit(self.url).hostname or ""
         self.shared_limits = shared_limits or SharedLimits(limits, clock)
         self._clock = clock
@@ -114,7 +119,7 @@ class TokenBucket:
             longest_s=longest_s,
         )
         with self._lock:
-            self.shared_limits.adopt(self.url, model, self._state)
+            self.shared_limits.adopt(self.url, self._name, self._state)
 
     # Before an attempt.
 
@@ -239,7 +244,7 @@ class TokenBucket:
             now = self._clock()
             seconds = self._state.refuse(reservation, rejection, pause_s, now)
             woken = self.shared_limits.firsts()  # they may have waited behind this bucket's head
-            woken += self.shared_limits.tell_pause(self.url, self.model, seconds, now)
+            woken += self.shared_limits.tell_pause(self.url, self._name, seconds, now)
         wake(woken)
         return seconds
 
@@ -290,12 +295,17 @@ class TokenBucket:
             woken = self.shared_limits.firsts()
         wake(woken)
 
-    # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
+    def count_moved(self) -> None:
+        """Count a request that goes on to another lane."""
+        with self._lock:
+            self._state.moved_on += 1
 
-    @property
-    def members(self) -> tuple[TokenBucket, ...]:
-        """The buckets that it stands for: itself alone. A group of buckets has several."""
-        return (self,)
+    def count_downgraded(self) -> None:
+        """Count an answer of another tier than was asked for."""
+        with self._lock:
+            self._state.downgraded += 1
+
+    # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
     @property
     def queue(self) -> deque[Reservation]:
@@ -311,6 +321,11 @@ class TokenBucket:
     def wait_cause(self) -> WaitCause:
         """What the head of the queue waits for."""
         return self._state.wait_cause
+
+    def shares_wait_of(self, other: TokenBucket) -> bool:
+        """True if the queue of ``other`` seems to wait for limits that it has in common with this one."""
+        shares = self.shared_limits is other.shared_limits and not self.shared_limits.is_open
+        return shares and other.wait_cause in CAUSES
 
     @property
     def counts_tokens(self) -> bool:
@@ -369,5 +384,6 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        url, key = shown_url(self.url), self.upstream.key
-        return replace(report, url=url, model=self.model, key=key, limits=limits)
+        _, key, tier, _ = self.upstream
+        url, model = shown_url(self.url), self.model
+        return replace(report, url=url, model=model, key=key, tier=tier, limits=limits)

@@ -8,8 +8,10 @@ Names that cross the border (module, names):
     advice       advice
     counters     Counters, Counts
     frames       ColumnType, metadata_columns, row_of, to_records
+    limit_news   LimitNews, tell_large
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
+    repeats      RepeatedWarnings
     report_file  Highlights, LiveReport, request_note
     samples      RequestNote, RunReport, Sample
     snapshot     Snapshot, added, scaled

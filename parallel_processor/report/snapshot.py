@@ -104,16 +104,19 @@ def _usage(one: Usage, other: Usage, join: _Join) -> Usage:
     return Usage(admitted=admitted, limits=limits, waiting_for=waiting_for, span_s=span_s)
 
 
-_SUMS = ("admitted", "rejections", "pauses", "answered", "reserved_tokens", "used_tokens")
+_SUMS = (
+    *("admitted", "rejections", "pauses", "answered", "reserved_tokens", "used_tokens"),
+    *("moved_on", "downgraded"),
+)
 
 
 def _buckets(
     one: tuple[BucketReport, ...], other: tuple[BucketReport, ...], join: _Join
 ) -> tuple[BucketReport, ...]:
     """The reports of both, those of one model and endpoint together."""
-    found = {(each.url, each.model, each.key): each for each in one}
+    found = {(each.url, each.model, each.key, each.tier): each for each in one}
     for each in other:
-        key = (each.url, each.model, each.key)
+        key = (each.url, each.model, each.key, each.tier)
         found[key] = _bucket(found[key], each, join) if key in found else each
     return tuple(found.values())
 

@@ -140,6 +140,7 @@ def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str
     _, host, path, *_ = urlsplit(bucket.url)
     others = [each for each in among if each.model == bucket.model]
     name = bucket.model or path or "all"
+    name += bucket.tier and f"@{bucket.tier}"
     if any(urlsplit(each.url).netloc not in (host, "") for each in others) and host:
         name += f" at {host}"
         others = [each for each in others if urlsplit(each.url).netloc == host]
@@ -156,7 +157,8 @@ def _upstream_text(bucket: BucketReport, among: Sequence[BucketReport]) -> str:
     alike = [
         each
         for each in among
-        if each.model == bucket.model and (each.key or urlsplit(each.url).path == path)
+        if (each.model, each.tier) == (bucket.model, bucket.tier)
+        and (each.key or urlsplit(each.url).path == path)
     ]
     sent = sum(each.admitted for each in alike)
     if len({(each.url, each.key) for each in alike}) < 2 or not sent:
@@ -171,6 +173,7 @@ def bucket_text(
 ) -> tuple[str, str]:
     """The bucket's name, and in one line what its requests waited for and what its limits were."""
     words = [text] if (text := _upstream_text(bucket, among)) else []
+    words += [lane_text(bucket)] if bucket.tier or bucket.moved_on else []
     words.append(f"waited for {waits_text(bucket.waited_s, elapsed_s)}")
     words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
     if (
@@ -179,6 +182,14 @@ def bucket_text(
     ):
         words.append(f"limited to {bucket.in_flight_limit:,.0f} requests in flight")
     return bucket_name(bucket, among), "; ".join(words)
+
+
+def lane_text(bucket: BucketReport) -> str:
+    """What a tier, or a model with a fallback, did: sent, answered, moved on."""
+    text = f"{bucket.admitted:,} sent, {bucket.answered:,} answered"
+    text += f", {bucket.moved_on:,} moved on" if bucket.moved_on else ""
+    text += f", {bucket.downgraded:,} answered by another tier" if bucket.downgraded else ""
+    return f"{text}, {bucket.used_tokens:,} tokens"
 
 
 def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:

@@ -17,6 +17,14 @@ from hashlib import shake_128
 from typing import Any, Protocol
 
 from parallel_processor.models import Endpoint
+from parallel_processor.simulator.native_answers import (
+    ASKED,
+    CHATS,
+    VECTORS,
+    Said,
+    cap_of,
+    inputs_of,
+)
 
 _ECHOED_WORDS = 12
 
@@ -78,10 +86,14 @@ class Answerer:
             read=read,
             length=_varied(self._answer_tokens, digest),
         )
+        if endpoint in CHATS or endpoint in VECTORS:
+            return self._native(question, endpoint)
         if endpoint is Endpoint.EMBEDDINGS:
             content = self._embeddings(question)
         elif endpoint is Endpoint.MODERATIONS:
             content = _moderations(question)
+        elif endpoint is Endpoint.IMAGES:
+            content = _images(question)
         elif endpoint is Endpoint.RESPONSES:
             content = self._response(question)
         elif endpoint is Endpoint.COMPLETIONS:
@@ -107,6 +119,18 @@ class Answerer:
             if cap is None or tokens <= cap:
                 return text, tokens, kept < len(words)
         return "ok", 1, True
+
+    def _native(self, question: Question, endpoint: Endpoint) -> tuple[bytes, int]:
+        """Return what an API with a form of its own answers."""
+        body = question.body
+        if endpoint in VECTORS:
+            inputs = inputs_of(body)
+            vectors = [embedding(each, self._dimensions) for each in inputs]
+            return json.dumps(VECTORS[endpoint](inputs, vectors, question.read)).encode(), 0
+        asked = next((body[name] for name in ASKED if name in body), body)
+        text, written, cut = self._text(question, asked, cap_of(body))
+        said = Said(question.model, text, question.read, written, cut, question.number)
+        return json.dumps(CHATS[endpoint](said)).encode(), written
 
     def _chat(self, question: Question) -> dict[str, Any]:
         body = question.body
@@ -231,6 +255,11 @@ def _moderations(question: Question) -> dict[str, Any]:
     return {"id": f"modr-{question.number:024d}", "model": question.model, "results": results}
 
 
+def _images(question: Question) -> dict[str, Any]:
+    image = {"b64_json": base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()}
+    return {"created": int(time.time()), "data": [image] * _choices(question.body)}
+
+
 def _varied(tokens: int | None, digest: int) -> int | None:
     """Return half to one and a half times as many tokens, the same for the same digest."""
     return None if tokens is None else max(1, tokens // 2 + digest % (tokens + 1))
@@ -255,7 +284,7 @@ def _texts(value: Any) -> Iterator[str]:
         for element in reversed(value):
             yield from _texts(element)
     elif isinstance(value, dict):
-        for key in ("content", "text", "input", "prompt"):
+        for key in ("content", "parts", "text", "input", "prompt"):
             yield from _texts(value.get(key))
 
 

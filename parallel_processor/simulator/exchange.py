@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from parallel_processor.models import Endpoint
+from parallel_processor.simulator.dialects import Dialect
 from parallel_processor.simulator.headers import LimitHeaders
 from parallel_processor.simulator.quotas import QuotaLevel
 
@@ -14,13 +15,15 @@ class Exchange:
 
     `model` is the name it goes under in the limits, `cost` the tokens charged so far, `in_flight`
     how many requests were being answered when this one began, itself included; 0 before. `ruled` is
-    true once the rules have let it through.
+    true once the rules have let it through. `dialect` is how it is answered, `tier` the service tier
+    that answers.
     """
 
     __slots__ = (
         "arrived_s",
         "body",
         "cost",
+        "dialect",
         "digest",
         "endpoint",
         "in_flight",
@@ -30,10 +33,12 @@ class Exchange:
         "number",
         "read",
         "ruled",
+        "tier",
     )
 
-    def __init__(self, number: int, arrived_s: float) -> None:
+    def __init__(self, number: int, arrived_s: float, dialect: Dialect) -> None:
         self.number = number
+        self.dialect = dialect
         self.arrived_s = arrived_s
         self.body: dict[str, Any] = {}
         self.endpoint = Endpoint.UNKNOWN
@@ -42,6 +47,7 @@ class Exchange:
         self.digest = 0
         self.in_flight = 0
         self.ruled = False
+        self.tier = ""
         self.latency_s = 0.0
         self.levels: tuple[QuotaLevel, ...] = ()
 

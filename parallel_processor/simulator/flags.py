@@ -39,8 +39,14 @@ _FLAGS: tuple[tuple[str, type, str], ...] = (
     ("rival_until_s", float, "seconds after the first request at which it ends"),
     ("token_charge", str, "charge the most an answer may have, at once, or what it has, later"),
     ("answer_tokens", int, "tokens of an answer, about, by its usage (default: its text's)"),
-    ("header_style", str, "the provider whose limit headers are sent"),
+    (
+        "dialect",
+        str,
+        "the provider that it speaks like; auto: by the host that is asked, or the path",
+    ),
+    ("header_style", str, "the provider whose limit headers are sent; auto: that of the dialect"),
     ("refusal_code", str, "error code of what the limits refuse"),
+    ("tier_refusal", str, "how a service tier refuses what it has no room for"),
     ("latency_s", float, "seconds that an answer takes"),
     ("latency_jitter", float, "share, 0 to 1, by which the latency varies up and down"),
     ("best_in_flight", int, "requests in flight above which answers take longer (default: none)"),
@@ -66,6 +72,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> SimulatorOptions:
     for name in ("changes", "rules", "outages"):
         if name in given:
             given[name] = tuple(given[name])
+    given["tier_grants"] = dict(given.get("tier_grants", ()))
     if isinstance(given.get("errors"), str):
         kinds = (kind.strip() for kind in given["errors"].split(","))
         given["errors"] = tuple(kind for kind in kinds if kind)
@@ -131,6 +138,15 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        *_spellings("tier_grant"),
+        dest="tier_grants",
+        metavar="TIER=SHARE",
+        action="append",
+        type=_read_grant,
+        help="the share, 0 to 1, of a service tier's requests that it has room for, repeatable; models "
+        "are then known as MODEL@TIER, in --limits and in the timeline: flex=0.33",
+    )
     conditions = ", ".join(name for name in _CONDITIONS)
     parser.add_argument(
         "--rule",
@@ -177,6 +193,14 @@ def _read_rule(text: str) -> Rule:
         raise argparse.ArgumentTypeError(str(error)) from None
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(f"{text!r} is no ANSWER:CONDITION=VALUE,…") from None
+
+
+def _read_grant(text: str) -> tuple[str, float]:
+    tier, _, share = text.partition("=")
+    try:
+        return tier, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no TIER=SHARE") from None
 
 
 def _read_answer(path: str) -> CannedAnswer:

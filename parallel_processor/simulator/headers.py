@@ -16,10 +16,12 @@ from parallel_processor.simulator.quotas import QuotaLevel
 _ORGANISATION_FACTOR = 10  # how much larger an organisation's limit is than its project's
 _MISTRAL_NAMES = {"requests": "req-minute", "tokens": "tokens-minute"}
 _LITELLM_NAMES = {"requests": "rpm", "tokens": "tpm"}
+_TOGETHER_NAMES = {"requests": "rate", "tokens": "token"}
+_FIREWORKS_NAMES = {"input-tokens": "prompt", "output-tokens": "generated"}
 _LITELLM_WAIT_S = 60  # whatever is left of the minute
 _ANTHROPIC_NAMES = ("requests", "tokens", "input-tokens", "output-tokens")
 _LAST_SECOND = 253_402_300_799  # of the year 9999
-_WITH_MILLISECONDS = ("openai", "project", "azure", "none")
+_WITH_MILLISECONDS = ("auto", "openai", "project", "azure", "none")
 
 UNKNOWN_LIMITS = "".join(
     f"x-ratelimit-limit-{name}: -1\r\n"
@@ -48,7 +50,7 @@ class LimitHeaders:
         """Write how long to wait, as lines."""
         if self._style == "azure_unknown":
             return ""
-        if self._style == "litellm":
+        if self._style == "litellm" and wait_s > 0:
             ends_at = datetime.fromtimestamp(self._wall() + wait_s, timezone.utc)
             return (
                 f"Retry-After: {_LITELLM_WAIT_S}\r\nreset_at: {ends_at:%Y-%m-%d %H:%M:%S} UTC\r\n"
@@ -171,6 +173,42 @@ def _litellm(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
     return lines
 
 
+def _openrouter(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
+    """Write the requests alone, and the reset in milliseconds since 1970."""
+    return "".join(
+        [
+            f"X-RateLimit-Limit: {int(level.limit)}\r\n"
+            f"X-RateLimit-Remaining: {int(max(0.0, level.level))}\r\n"
+            f"X-RateLimit-Reset: {math.ceil((wall_s + level.reset_s) * 1000)}\r\n"
+            for level in levels
+            if level.name == "requests"
+        ]
+    )
+
+
+def _together(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
+    """Write limits per second."""
+    lines = ""
+    for level in levels:
+        if level.name in _TOGETHER_NAMES:
+            start = f"x-{_TOGETHER_NAMES[level.name]}limit"
+            lines += f"{start}-limit: {level.limit / 60:g}\r\n"
+            lines += f"{start}-remaining: {max(0.0, level.level) / 60:g}\r\n"
+            lines += f"{start}-reset: {_whole_seconds(level.reset_s)}\r\n"
+    return lines
+
+
+def _fireworks(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
+    """Write limits of tokens per second, of a prompt and of what is generated."""
+    lines = ""
+    for level in levels:
+        if level.name in _FIREWORKS_NAMES:
+            name = _FIREWORKS_NAMES[level.name]
+            lines += f"x-ratelimit-limit-tokens-{name}: {int(level.limit / 60)}\r\n"
+            lines += f"x-ratelimit-remaining-tokens-{name}: {int(max(0.0, level.level) / 60)}\r\n"
+    return lines
+
+
 def _unknown(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
     return UNKNOWN_LIMITS
 
@@ -180,6 +218,7 @@ def _none(levels: Sequence[QuotaLevel], cost: int, wall_s: float) -> str:
 
 
 _WRITERS: dict[str, Callable[[Sequence[QuotaLevel], int, float], str]] = {
+    "auto": _openai,
     "openai": _openai,
     "project": _project,
     "azure": _azure,
@@ -188,6 +227,9 @@ _WRITERS: dict[str, Callable[[Sequence[QuotaLevel], int, float], str]] = {
     "groq": _groq,
     "mistral": _mistral,
     "litellm": _litellm,
+    "openrouter": _openrouter,
+    "together": _together,
+    "fireworks": _fireworks,
     "none": _none,
 }
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.simulator.dialects import DIALECTS
 from parallel_processor.simulator.faults import FAULT_KINDS
 from parallel_processor.simulator.headers import HEADER_STYLES
 from parallel_processor.simulator.quotas import METRICS
 from parallel_processor.simulator.refusals import DEFAULT_REFUSAL_CODE
 from parallel_processor.simulator.rules import Rule
+from parallel_processor.simulator.tiers import TIER_REFUSALS
 
 DEFAULT_ERRORS = ("500", "503", "429", "reset", "torn", "html", "detail", "bad_json")
 """The faults a client is expected to get over by trying again."""
@@ -19,7 +21,9 @@ DEFAULT_ERRORS = ("500", "503", "429", "reset", "torn", "html", "detail", "bad_j
 CHOICES = {
     "enforcement": ("bucket", "window"),
     "header_style": HEADER_STYLES,
+    "dialect": ("auto", *DIALECTS),
     "token_charge": ("reserve", "usage"),
+    "tier_refusal": TIER_REFUSALS,
 }
 
 MOST_RIVAL_REQUESTS_PER_MINUTE = 60_000
@@ -111,6 +115,10 @@ class SimulatorOptions:
     has its part of the limit instead. `requests_per_day` is always a bucket. `changes` and the
     rival, another client of the same account, go by the seconds since the first request.
 
+    `dialect` is the provider that the server speaks like: its errors, the header of its key, and its
+    `header_style` if none is given. With "auto" the host that the client names tells it, as behind a proxy,
+    else the path.
+
     `token_charge="reserve"` charges the most that an answer may have at admission; "usage" charges
     the prompt, and the answer once it is written. Then `answer_tokens` is how long answers are, by
     their usage, half as much more or less. With `retry_after` off, refusals say no time to wait;
@@ -118,6 +126,10 @@ class SimulatorOptions:
     above `refuse_in_flight` requests the server says that it is overloaded; with `slots` it answers
     so many at once, and the others wait in a queue without end. `rules` give requests an answer of
     your own; the first that applies counts. In `outages` nothing listens.
+
+    With `tier_grants`, requests name service tiers: each has room for that share of its requests, and
+    `tier_refusal` is how it refuses the others. Models are then known as `model@tier`, in
+    `limits_by_model` and in the timeline.
     """
 
     host: str = "127.0.0.1"
@@ -139,7 +151,8 @@ class SimulatorOptions:
     reject_oversize: bool = False
     token_charge: str = "reserve"
     answer_tokens: int | None = None
-    header_style: str = "openai"
+    header_style: str = "auto"
+    dialect: str = "auto"
     retry_after: bool = True
     refusal_code: str = DEFAULT_REFUSAL_CODE
     latency_s: float = 0.0
@@ -150,6 +163,8 @@ class SimulatorOptions:
     slots: int | None = None
     rules: tuple[Rule, ...] = ()
     outages: tuple[Outage, ...] = ()
+    tier_grants: Mapping[str, float] = field(default_factory=dict)
+    tier_refusal: str = "openai"
     error_rate: float = 0.0
     error_attempts: int = 1
     errors: tuple[str, ...] = DEFAULT_ERRORS
@@ -168,6 +183,8 @@ class SimulatorOptions:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             _check(value in known, name, value, f"one of {', '.join(known)}")
+        ok = all(_is_number(share, 0.0, 1.0) for share in self.tier_grants.values())
+        _check(ok, "tier_grants", self.tier_grants, "a share, 0 to 1, for each tier")
         code: object = self.refusal_code
         _check(isinstance(code, str) and bool(code), "refusal_code", code, "a text")
         unknown = sorted(set(self.errors) - FAULT_KINDS)

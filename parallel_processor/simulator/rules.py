@@ -18,7 +18,10 @@ from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.simulator.faults import FAULT_REPLIES
 from parallel_processor.simulator.wire import HttpReply
 
-RULE_KINDS = frozenset({"reset", "stall", *FAULT_REPLIES})
+IN_DIALECT = frozenset({"limited", "bad_request", "broken"})
+"""The answers that each dialect words its own way; the names are the fields of a `Dialect`."""
+
+RULE_KINDS = frozenset({"reset", "stall", *IN_DIALECT, *FAULT_REPLIES})
 """The answers of a rule that have a name; the first two are no answers."""
 
 _HIGHEST = {

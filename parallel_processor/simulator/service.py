@@ -13,9 +13,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from parallel_processor.models import Endpoint
 from parallel_processor.simulator.answers import Answerer, TokenCounting, model_of
 from parallel_processor.simulator.connection import Connection
+from parallel_processor.simulator.dialects import Canned
 from parallel_processor.simulator.exchange import Exchange
 from parallel_processor.simulator.faults import (
     CONNECTION_FAULTS,
@@ -24,11 +24,12 @@ from parallel_processor.simulator.faults import (
     FaultPlan,
     digest_of,
 )
-from parallel_processor.simulator.headers import LimitHeaders
+from parallel_processor.simulator.headers import HEADER_STYLES, LimitHeaders
 from parallel_processor.simulator.limits import RateLimits
 from parallel_processor.simulator.load import Load
 from parallel_processor.simulator.names import ModelNames
 from parallel_processor.simulator.options import SimulatorOptions
+from parallel_processor.simulator.places import dialect_of, endpoint_at, model_in
 from parallel_processor.simulator.quotas import Refusal
 from parallel_processor.simulator.refusals import (
     error_reply,
@@ -38,8 +39,9 @@ from parallel_processor.simulator.refusals import (
     refused_by_litellm,
     wrong_key,
 )
-from parallel_processor.simulator.rules import CannedAnswer, Rule, Rules
+from parallel_processor.simulator.rules import IN_DIALECT, CannedAnswer, Rule, Rules
 from parallel_processor.simulator.stats import Stats
+from parallel_processor.simulator.tiers import Tiers, asked_tier
 from parallel_processor.simulator.timeline import Timeline
 from parallel_processor.simulator.wire import HttpReply, HttpRequest
 
@@ -70,7 +72,7 @@ class Service:
         )
         self._names = ModelNames()
         self._limits = RateLimits(options, clock=clock)
-        self._headers = LimitHeaders(options.header_style)
+        self._headers = {style: LimitHeaders(style) for style in HEADER_STYLES}
         self._load = Load(
             best=options.best_in_flight,
             exponent=options.overload_exponent,
@@ -78,6 +80,7 @@ class Service:
             slots=options.slots,
         )
         self._rules = Rules(options.rules, draw=self._random.random)
+        self._tiers = Tiers(options.tier_grants, options.tier_refusal, self._random.random)
         self._faults = FaultPlan(
             rate=options.error_rate, attempts=options.error_attempts, kinds=options.errors
         )
@@ -96,7 +99,8 @@ class Service:
         if request.method != "POST":
             connection.send(self._get(request), keep_alive=request.keep_alive)
             return
-        exchange = Exchange(self.stats.arrived(), self._clock())
+        dialect = dialect_of(request.host, request.path, self._options.dialect)
+        exchange = Exchange(self.stats.arrived(), self._clock(), dialect)
         try:
             try:
                 reply, fault = self._post(request, connection, exchange)
@@ -144,7 +148,8 @@ class Service:
         reply = self._turn_down(request, exchange)
         if reply is not None:
             return reply, None
-        exchange.digest = digest_of(request.body, self._options.seed)
+        place = request.path.encode() if model_in(request.path) else b""
+        exchange.digest = digest_of(place + request.body, self._options.seed)
         work_s = self._latency_s() * self._load.slowdown(exchange.in_flight)
         exchange.latency_s = self._load.time_s(self._clock(), work_s)
         if exchange.latency_s > 0:
@@ -166,16 +171,30 @@ class Service:
         """Return a rule's answer, or the fault of the connection that stands for it."""
         self.stats.faulted(rule.name)
         if isinstance(rule.answer, CannedAnswer):
-            return _with_headers(rule.answer.reply(), exchange.headers(self._headers)), None
+            return _with_headers(rule.answer.reply(), self._lines(exchange)), None
         if rule.answer in CONNECTION_FAULTS:
             return HttpReply(status=200, body=b""), rule.answer
-        return _with_headers(FAULT_REPLIES[rule.answer], exchange.headers(self._headers)), None
+        if rule.answer in IN_DIALECT:
+            exchange.levels = self._limits.levels()
+            return self._in_dialect(rule.answer, exchange, wait_s=0.0), None
+        return _with_headers(FAULT_REPLIES[rule.answer], self._lines(exchange)), None
+
+    def _in_dialect(self, name: str, exchange: Exchange, *, wait_s: float | None) -> HttpReply:
+        """Return an error as the dialect words it, with the time to wait if there is one."""
+        headers, dialect = self._lines(exchange), exchange.dialect
+        if name == "limited" and wait_s is not None and dialect.says_wait:
+            headers += self._style(exchange).wait(wait_s)
+        canned: Canned = getattr(dialect, name)
+        names = {"id": exchange.request_id, "wait": f"{wait_s or 0.0:g}", "model": exchange.model}
+        return canned.reply(headers, **names)
 
     def _turn_down(self, request: HttpRequest, exchange: Exchange) -> HttpReply | None:
         """Return a refusal; None, with the tokens charged, for a request that is to be answered."""
         options, stats = self._options, self.stats
-        if options.api_key not in (None, request.api_key):
+        if not self._has_key(request, exchange):
             stats.count("unauthorised")
+            if exchange.dialect.name != "openai":
+                return self._in_dialect("wrong_key", exchange, wait_s=None)
             return wrong_key(request.api_key, self._lines(exchange))
         if options.spend_limit is not None and stats.answers() >= options.spend_limit:
             stats.count("out_of_quota")
@@ -185,14 +204,25 @@ class Service:
             exchange.body = _parse(request.body)
         except ValueError:
             return self._unreadable(exchange)
-        exchange.endpoint = Endpoint.of_path(request.path)
+        exchange.endpoint = endpoint_at(request.path)
+        if "model" not in exchange.body and (model := model_in(request.path)):
+            exchange.body["model"] = model
+        exchange.tier = asked_tier(exchange.body) if options.tier_grants else ""
         exchange.model = self._names.of(model_of(exchange.body))
+        exchange.model += f"@{exchange.tier}" if exchange.tier else ""
         exchange.read = self._counter.input_tokens(exchange.body, exchange.endpoint)
         exchange.in_flight = self._load.enter()
         if not exchange.in_flight:
             stats.count("overloaded")
             return _with_headers(FAULT_REPLIES["503"], self._lines(exchange))
         return self._admit(exchange)
+
+    def _has_key(self, request: HttpRequest, exchange: Exchange) -> bool:
+        """Tell whether the key came in a header in which the dialect looks for it."""
+        wanted, names = self._options.api_key, exchange.dialect.key_headers
+        if wanted is None or (exchange.dialect.name == "openai" and wanted == request.api_key):
+            return True
+        return any(request.keys.get(name) == wanted for name in names)
 
     def _admit(self, exchange: Exchange) -> HttpReply | None:
         """Charge a request to the limits, and return None, or their refusal."""
@@ -208,17 +238,22 @@ class Service:
             return self._refused(verdict.refusal, exchange)
         self.stats.admitted(exchange.arrived_s, exchange.cost)
         self.timeline.book(exchange.model, verdict.at_s, admitted=1, tokens=exchange.cost)
-        return None
+        exchange.tier, full = self._tiers.admit(exchange.tier, self._lines(exchange))
+        if full is not None:
+            self.stats.count("tier_full")
+        return full
 
     def _refused(self, refusal: Refusal, exchange: Exchange) -> HttpReply:
-        options, model = self._options, model_of(exchange.body)
+        options, model, style = self._options, model_of(exchange.body), self._style_name(exchange)
         headers, hint = self._lines(exchange), options.retry_after
+        if exchange.dialect.name not in ("openai", style) and refusal.wait_s is not None:
+            return self._in_dialect("limited", exchange, wait_s=refusal.wait_s if hint else None)
         if hint and refusal.wait_s is not None:
-            headers += self._headers.wait(refusal.wait_s)
-        if options.header_style == "anthropic":
+            headers += self._style(exchange).wait(refusal.wait_s)
+        if style == "anthropic":
             request_id = exchange.request_id
             return refused_by_anthropic(refusal, model, headers, request_id=request_id, hint=hint)
-        if options.header_style == "litellm" and refusal.wait_s is not None:
+        if style == "litellm" and refusal.wait_s is not None:
             return refused_by_litellm(refusal, headers)
         return refused(refusal, model, headers, code=options.refusal_code, hint=hint)
 
@@ -242,7 +277,9 @@ class Service:
         if exchange.body.get("stream") is True:
             content, content_type = SSE_BODY.encode(), "text/event-stream"
         headers = self._lines(exchange)
-        return HttpReply(status=200, body=content, headers=headers, content_type=content_type)
+        reply = HttpReply(status=200, body=content, headers=headers, content_type=content_type)
+        is_told = exchange.tier and content_type == "application/json"
+        return self._tiers.tell(exchange.tier, reply) if is_told else reply
 
     def _settle(self, exchange: Exchange, written: int) -> None:
         """Charge what was written."""
@@ -260,7 +297,15 @@ class Service:
         return True
 
     def _lines(self, exchange: Exchange) -> str:
-        return exchange.headers(self._headers)
+        return exchange.headers(self._style(exchange))
+
+    def _style(self, exchange: Exchange) -> LimitHeaders:
+        return self._headers[self._style_name(exchange)]
+
+    def _style_name(self, exchange: Exchange) -> str:
+        """Return the form of the limits' headers: as told, else the dialect's."""
+        style = self._options.header_style
+        return exchange.dialect.style if style == "auto" else style
 
     def _latency_s(self) -> float:
         latency_s, jitter = self._options.latency_s, self._options.latency_jitter

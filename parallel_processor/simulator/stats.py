@@ -115,6 +115,7 @@ class Stats:
             "out_of_quota": counts["out_of_quota"],
             "bad_requests": counts["bad_requests"],
             "overloaded": counts["overloaded"],
+            "tier_full": counts["tier_full"],
             "abandoned": counts["abandoned"],
             "faults": faults,
             "tokens_received": sum(charges) + sum(settled),

@@ -6,8 +6,8 @@ everything else this server does. Here a head is one `find`, and only the fields
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -22,13 +22,18 @@ class MalformedRequest(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A request as it came; `path` has no query, `api_key` is None if no header carried one."""
+    """A request as it came; `path` has no query, `api_key` is None if no header carried one.
+
+    `keys` has the key of each header that carried one, by the header's name in lower case.
+    """
 
     method: str
     path: str
     body: bytes
     api_key: str | None
     keep_alive: bool
+    host: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +81,16 @@ class RequestReader:
             keep_alive = b"keep-alive" in connection
         else:
             keep_alive = b"close" not in connection
+        host, path = _place(target)
+        keys = _keys(head, lowered)
         return HttpRequest(
             method=method.decode("latin-1"),
-            path=target.partition(b"?")[0].decode("latin-1"),
+            path=path.decode("latin-1"),
             body=self._read_body(head, lowered),
-            api_key=_api_key(head, lowered),
+            api_key=next(iter(keys.values()), None),
             keep_alive=keep_alive,
+            host=(host or _field(head, lowered, b"host") or b"").decode("latin-1"),
+            keys=keys,
         )
 
     def _read_head(self) -> bytes | None:
@@ -161,14 +170,31 @@ def _field(head: bytes, lowered: bytes, name: bytes) -> bytes | None:
     return (head[start:] if end < 0 else head[start:end]).strip()
 
 
-def _api_key(head: bytes, lowered: bytes) -> str | None:
-    """Read the key where OpenAI, Anthropic or Azure expect it."""
+def _place(target: bytes) -> tuple[bytes, bytes]:
+    """Split a target into its host, which a client names to a proxy, and its path without the query."""
+    target = target.partition(b"?")[0]
+    if target[:1] == b"/":
+        return b"", target
+    _, _, rest = target.partition(b"://")
+    host, slash, path = rest.partition(b"/")
+    return host, slash + path
+
+
+_KEY_HEADERS = (b"x-api-key", b"api-key", b"x-goog-api-key")
+
+
+def _keys(head: bytes, lowered: bytes) -> dict[str, str]:
+    """Read the key in each of the headers in which the providers expect it."""
+    keys: dict[str, str] = {}
     bearer = _field(head, lowered, b"authorization")
     if bearer is not None:
         scheme, _, key = bearer.partition(b" ")
-        return (key or scheme).strip().decode("latin-1")
-    key_header = _field(head, lowered, b"x-api-key") or _field(head, lowered, b"api-key")
-    return None if key_header is None else key_header.decode("latin-1")
+        keys["authorization"] = (key or scheme).strip().decode("latin-1")
+    for name in _KEY_HEADERS if b"-key:" in lowered else ():
+        value = _field(head, lowered, name)
+        if value is not None:
+            keys[name.decode()] = value.decode("latin-1")
+    return keys
 
 
 def _size(digits: bytes, base: int) -> int:

@@ -26,7 +26,9 @@ from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.providers.jsontext import dump, parse
 from parallel_processor.tables.arrow import Unreadable
 
-_PLACEHOLDER = re.compile(r"\{\{((?:'[^']*'|\"[^\"]*\"|[^{}])*)\}\}")
+# A text in quotes, which may have braces in it, or the name of a column. Each is matched in one way only:
+# otherwise a text that opens a placeholder and never closes it would take forever.
+_PLACEHOLDER = re.compile(r"\{\{(\s*(?:'[^']*'|\"[^\"]*\")\s*|[^{}]*)\}\}")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _FILTERS = ("json", "base64")
 _SHOWN_CHARS = 100

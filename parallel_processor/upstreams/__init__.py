@@ -8,6 +8,6 @@ Names that cross the border (module, names):
 
     failover   Failover
     outage     Judgement, Outages, Verdict, longest_backoff_s
-    replicas   AnyBucket, BucketGroup
+    replicas   AnyBucket, BucketGroup, share_wait
     routes     Routes
 """

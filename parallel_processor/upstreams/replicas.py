@@ -257,6 +257,11 @@ AnyBucket = TokenBucket | BucketGroup
 """What a request waits for."""
 
 
+def share_wait(one: AnyBucket, other: AnyBucket) -> bool:
+    """True if the queue of ``other`` seems to wait for limits that ``one`` has in common with it."""
+    return all(any(each.shares_wait_of(them) for them in other.members) for each in one.members)
+
+
 def has_failed(member: TokenBucket, pending: PendingRequest) -> bool:
     """True if ``member`` has failed ``pending``, and has answered no later request since."""
     failed_by: dict[Any, float] = pending.retry_state.failed_by if pending.retry_state else {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from urllib.parse import urlsplit
 
+from parallel_processor.models import Upstream
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import on_replica
-from parallel_processor.ratelimit.registry import TokenBuckets, upstreams_of
+from parallel_processor.ratelimit.registry import PLAIN, TokenBuckets, upstreams_of
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
@@ -23,25 +25,26 @@ class Routes:
         self._host = urlsplit(options.request_url).netloc
         self._upstreams, self._keyring = upstreams_of(options), options.keyring
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._known: dict[tuple[str, str], AnyBucket] = {}  # by URL and model
+        self._known: dict[Hashable, AnyBucket] = {}  # by URL, model and lane
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
         self._refused: set[_Owner] = set()
 
-    def group(self, url: str, model: str) -> AnyBucket:
-        """What requests to ``url`` for ``model`` wait for.
+    def group(self, url: str, model: str, lane: Upstream = PLAIN) -> AnyBucket:
+        """What requests to ``url`` for ``model`` wait for, with the tier and the model of ``lane``.
 
         On the host of ``request_url`` it stands for the same endpoint of each replica, too.
         """
-        found = self._known.get((url, model))
+        known = (url, model) if lane is PLAIN else (url, model, lane)
+        found = self._known.get(known)
         if found is not None:
             return found
         upstreams = self._upstreams_for(url)
         if len(upstreams) == 1:
-            found = self.buckets.bucket(url, model)
+            found = self.buckets.bucket(url, model, lane)
         else:
-            found = self._find_group(upstreams, model)
+            found = self._find_group(upstreams, model, lane)
         if len(self._known) < _MOST_KNOWN:
-            self._known[url, model] = found
+            self._known[known] = found
         return found
 
     def _upstreams_for(self, url: str) -> list[tuple[str, int]]:
@@ -50,8 +53,11 @@ class Routes:
             return [(on_replica(each.url, self._url, url), each.key) for each in self._upstreams]
         return [(url, key) for key in range(len(self._keyring.keys(url)) or 1)]
 
-    def _find_group(self, upstreams: list[tuple[str, int]], model: str) -> AnyBucket:
-        buckets = [self.buckets.bucket(url, model, key) for url, key in upstreams]
+    def _find_group(
+        self, upstreams: list[tuple[str, int]], model: str, lane: Upstream
+    ) -> AnyBucket:
+        bucket, like = self.buckets.bucket, lane._replace(url="")
+        buckets = [bucket(url, model, like._replace(key=key)) for url, key in upstreams]
         members = tuple(dict.fromkeys(buckets))
         if len(members) == 1:
             return members[0]

@@ -55,6 +55,11 @@ class RetryState:
     errors: list[str] = field(default_factory=list)
     state: Any = None
 
+    @property
+    def is_fresh(self) -> bool:
+        """True if no attempt was made yet in the request's lane."""
+        return not self.failures and not self.lost and self.rejected_since_s is None
+
     def note(self, attempt: Attempt, now: float) -> None:
         """Count ``attempt``, and keep its error for the record."""
         self.sent += 1
@@ -81,6 +86,7 @@ class PendingRequest:
         group: what it waits for in a queue: its bucket, or the bucket of any of several upstreams.
         bucket: the token bucket that admitted it, else one of ``group``.
         lane: the number of the lane that it is in. Each lane has a group of its own.
+        entered_s: when it entered that lane, in seconds of the run's clock; 0 if there is only one.
         estimate: its expected tokens; ``None`` until they are counted.
         retry_state: its attempts; ``None`` until one failed.
     """
@@ -89,8 +95,14 @@ class PendingRequest:
     group: AnyBucket
     bucket: TokenBucket
     lane: int = 0
+    entered_s: float = 0.0
     estimate: Estimate | None = None
     retry_state: RetryState | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """True if no attempt was made yet in its lane."""
+        return self.retry_state is None or self.retry_state.is_fresh
 
     @property
     def failed_attempts(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import logging
 import random
 import subprocess
 from collections.abc import Callable
@@ -101,6 +102,31 @@ def test_there_and_back_is_the_identity(are_rows: bool, form: Any, tmp_path: Pat
         )
     assert (summary.already_answered, summary.answered) == (666, 334)
     assert verify_results(source, save).ok
+
+
+@pytest.mark.parametrize("form", ["auto", "batch", "cookbook"])
+def test_results_of_a_run_are_merged_in_any_form(
+    form: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They say of which lines they are; nothing is said to be sent."""
+    caplog.set_level(logging.INFO)
+    lines = [body(1), {"custom_id": "a", "body": body(2)}]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    with RawServer(answer_all) as server:
+        account: dict[str, Any] = {"request_url": server.url + PATH, "limits": NO_LIMITS}
+        process_file(source, tmp_path / "up", output_format="batch", **account)
+    caplog.clear()
+    found = merge(
+        [tmp_path / "up"], tmp_path / "out.jsonl", requests_path=source, output_format=form
+    )
+    assert found == Merged(answered=2)
+    assert "sent" not in caplog.text
+    assert verify_results(source, tmp_path / "out.jsonl").ok
+    other = write_lines(tmp_path / "other.jsonl", [body(3)])
+    with pytest.raises(
+        InputFileError, match=r"other\.jsonl, line 1 is not the request whose result"
+    ):
+        merge([tmp_path / "up"], tmp_path / "o.jsonl", requests_path=[other, source])
 
 
 def test_an_answer_comes_before_a_failure_and_the_first_before_the_second(tmp_path: Path) -> None:

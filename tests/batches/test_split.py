@@ -130,6 +130,17 @@ def test_what_cant_be_uploaded_is_named_and_nothing_is_written(
     assert names(tmp_path) == ["in.jsonl"]
 
 
+def test_a_line_that_cant_be_uploaded_is_named_with_its_file(tmp_path: Path) -> None:
+    """Once, whatever is wrong with it."""
+    one = write_lines(tmp_path / "one.jsonl", [body(1)])
+    two = write_lines(tmp_path / "two.jsonl", [{"key": "x", "request": {}}, {"messages": []}])
+    with pytest.raises(InputFileError) as caught:
+        split([one, two], tmp_path / "up.jsonl", request_url=CHAT)
+    first, second = str(caught.value).splitlines()[1:]
+    assert first.startswith(f"  {two}, line 1 is a row in the form of Gemini")
+    assert second.startswith(f"  {two}, line 2 names no model")
+
+
 def test_a_request_without_an_endpoint_is_refused(tmp_path: Path) -> None:
     """That of the default URL would be a guess."""
     source = write_lines(tmp_path / "in.jsonl", [body(1)])

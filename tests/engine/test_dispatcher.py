@@ -24,6 +24,7 @@ from clocks import FakeClock, admitted_by
 
 from parallel_processor.engine.credits import LOOK_AHEAD, READ_AHEAD, WriterSlack, ahead_of
 from parallel_processor.engine.dispatcher import Dispatcher
+from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import StopRequested
 from parallel_processor.models import AttemptStatus, Estimate, Rejection, Request, WaitCause
 from parallel_processor.options import Limits, Options
@@ -32,7 +33,7 @@ from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
-from parallel_processor.runtime.stop import StopSignal
+from parallel_processor.runtime.stop import StopSignal, WakeEvent
 from parallel_processor.tokens.estimates import Cost
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
@@ -115,8 +116,9 @@ def tried(pending: PendingRequest) -> PendingRequest:
 
 def make(kind: type[Dispatcher] = Dispatcher, **parts: Any) -> Any:
     """A dispatcher, with what most tests here don't care for."""
+    cost = parts.pop("cost", lambda estimate: Cost(estimate.input_tokens))
     usual: dict[str, Any] = {
-        "cost": lambda estimate: Cost(estimate.input_tokens),
+        "queues": RequestQueues(cost, WakeEvent()),
         "flush": lambda: None,
         "activity": activity_of,
         "counters": Counters(),

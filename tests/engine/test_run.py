@@ -428,7 +428,7 @@ def test_a_stop_ends_the_wait_for_capacity() -> None:
     run.stop(StopRequested("enough"))
     join()
     assert numbers(got) == [1]
-    assert run._routes.buckets.usage().waiting_for == ""
+    assert run._lanes.routes.buckets.usage().waiting_for == ""
     assert str(run.stop_cause) == "enough"
 
 
@@ -490,7 +490,7 @@ def test_no_stop_is_missed_on_the_way_to_the_bucket() -> None:
 
     def stop() -> None:
         if run.counters.counts().read == 3 and run.stop_cause is None:
-            while not run._buckets.usage().waiting_for:
+            while not run._lanes.routes.buckets.usage().waiting_for:
                 threading.Event().wait(0.001)
             run.stop(StopRequested("just now"))
 
@@ -505,12 +505,12 @@ def test_no_stop_is_missed_by_the_dispatcher() -> None:
 
     def source() -> Iterator[Request]:
         yield from bodies(2)
-        while not run._buckets.usage().waiting_for and run.stop_cause is None:
+        while not run._lanes.routes.buckets.usage().waiting_for and run.stop_cause is None:
             run.waker.wait(0.001)
         yield made_request({"n": 3, "model": "another"}, 3)  # which the thread has to look at
 
     def stop() -> None:
-        if run._buckets.usage().waiting_for:
+        if run._lanes.routes.buckets.usage().waiting_for:
             run.stop(StopRequested("just now"))
 
     call_at_clear(run._dispatcher.waker, stop)

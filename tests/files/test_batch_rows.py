@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def line_of(row: Any, model: str | None = None, url: str | None = None) -> Reque
         url = OWN_URLS.get(
             "Gemini" if "key" in row else "Bedrock" if "recordId" in row else "", URL
         )
-    return parse_line(json.dumps(row).encode(), 7, url, model=model)
+    return parse_line(json.dumps(row).encode(), 7, url, model=model, is_sent=True)
 
 
 def outcome_of(request: Request, status: int = 200, body: Any = None, **ends: Any) -> Outcome:
@@ -89,10 +90,31 @@ def test_rows_of_anthropic_go_to_the_messages(url: str, expected: str) -> None:
 def test_rows_of_gemini_and_bedrock_dont_go_to_other_apis(name: str) -> None:
     """Nobody else takes their bodies, and what is in them is not for everybody."""
     request = line_of(ROWS[name], url=URL)
-    assert f"name the URL of a model there as the request URL, not {URL}" in (
-        request.invalid_reason or ""
+    said = re.search(
+        r"as the request URL \(--request_url (.*)\), not (.*)", request.invalid_reason or ""
     )
+    assert said is not None and said[2] == URL
+    assert not line_of(ROWS[name], url=said[1]).invalid_reason
     assert request.custom_id == "a"
+
+
+@pytest.mark.parametrize("name", ["Anthropic", "Gemini", "Bedrock"])
+def test_a_file_for_another_api_is_refused_with_the_url_to_give(name: str, tmp_path: Path) -> None:
+    """The default URL is that of another provider, who would refuse each row."""
+    source = write_lines(tmp_path / "in.jsonl", [ROWS[name]])
+    with pytest.raises(InputFileError, match=r"line 1 .* \(--request_url https://.*\), not https"):
+        process_file(source, api_key="k")
+    assert read_lines(tmp_path / "in_results.jsonl") == []
+
+
+def test_one_row_for_another_api_stops_nothing(tmp_path: Path) -> None:
+    """It is a failed record, if other requests come first."""
+    rows = [{"model": "m", **CHAT}, ROWS["Gemini"], {"model": "m", **CHAT}]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    with RawServer(answer_all) as server:
+        url = f"{server.url}/v1/chat/completions"
+        summary = process_file(source, request_url=url, limits=NO_LIMITS)
+    assert (summary.answered, summary.failed) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["OpenAI", "Mistral, Together and others", "Anthropic"])
@@ -126,8 +148,8 @@ def test_a_model_that_belongs_into_the_url_is_not_put_into_the_body(name: str) -
         {"custom_id": "a", "method": "POST", "url": "/v1/x", "params_": {}},
         {"method": "POST", "url": "/v1/x", "body": CHAT},
         {"params": CHAT},
-        {"request": {"contents": []}},
-        {"modelInput": {"inputText": "Hi"}},
+        {"request": {"contents": []}, "response": {"candidates": []}},
+        {"modelInput": {"inputText": "Hi"}, "modelOutput": {}},
         {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200}, "error": None},
         {"custom_id": "a", "result": {"type": "succeeded", "message": {}}},
     ],
@@ -282,6 +304,32 @@ def answer_by_path(visit: Visit) -> None:
         visit.answer(json.dumps(answer).encode())
 
 
+WITHOUT_IDS: dict[str, dict[str, Any]] = {
+    "Gemini": {"request": {"contents": [{"parts": [{"text": "Hi"}]}]}},
+    "Bedrock": {"modelInput": {"inputText": "Hi", "metadata": {"user_id": "u"}}},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_IDS)
+def test_rows_without_an_id_are_known_by_their_content(name: str, tmp_path: Path) -> None:
+    """As Vertex and Bedrock take them. The whole body is sent, and lines may move."""
+    row = WITHOUT_IDS[name]
+    body = next(iter(row.values()))
+    rows = [{key: {**body, "n": n} for key in row} for n in range(4)]
+    source, save = write_lines(tmp_path / "in.jsonl", rows[1:]), tmp_path / "out.jsonl"
+    with RawServer(answer_by_path) as server:
+        url = server.url + OWN_URLS[name].removeprefix("https://api.example")
+        account: dict[str, Any] = {"request_url": url, "limits": NO_LIMITS}
+        assert process_file(source, save, **account).answered == 3
+        assert sorted(record[0]["n"] for record in read_lines(save)) == [1, 2, 3]
+        write_lines(source, rows)
+        summary = process_file(source, save, **account)
+        assert (summary.already_answered, summary.answered) == (3, 1)
+        assert verify_results(source, save).ok
+        sent = [json.loads(each) for each in server.bodies]
+    assert sorted(sent, key=lambda each: int(each["n"])) == [{**body, "n": n} for n in range(4)]
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [
@@ -311,6 +359,18 @@ def test_a_file_of_a_dialect_is_sent_once_and_resumed(
     assert len(told) == 2  # one of each run
     assert told[0].startswith(f"line 1 is a row in the form of {name} ({id_key}, ")
     assert path in told[0]
+
+
+@pytest.mark.parametrize("name", OWN_URLS)
+def test_a_model_is_filled_into_the_url_of_its_own_api(name: str) -> None:
+    """The row's body stays as it is; without a model it can't be sent."""
+    url = "https://api.example/models/{model}:generateContent"
+    request = line_of(ROWS[name], "m:1", url)
+    assert request.url == "https://api.example/models/m%3A1:generateContent"
+    assert "model" not in request.body
+    reason = line_of(ROWS[name], None, url).invalid_reason
+    assert reason is not None
+    assert "names no model to take the place of {model}" in reason
 
 
 def test_rows_without_a_model_say_how_to_name_one(

@@ -59,6 +59,40 @@ def test_a_cookbook_line_is_sent_as_it_is() -> None:
     assert (request.number, request.invalid_reason, request.metadata_json) == (7, None, None)
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "lacks"),
+    [
+        (URL, {"foo": 1}, "neither model nor messages"),
+        (URL, {}, "neither model nor messages"),
+        ("https://eu.api.openai.com/v1/embeddings", {"n": 1}, "neither model nor input"),
+        (
+            "https://api.openai.com/v1/responses",
+            {"n": 1},
+            "input or previous_response_id or prompt",
+        ),
+        ("https://api.anthropic.com/v1/messages", {"input": "x"}, "neither model nor messages"),
+        (URL, {"model": "m"}, ""),
+        (URL, {"messages": []}, ""),
+        ("https://api.openai.com/v1/responses", {"prompt": {"id": "p"}}, ""),
+        ("https://api.openai.com/v1/completions", {"n": 1}, ""),
+        ("https://api.openai.com/v1/new", {"n": 1}, ""),
+        ("https://my.example/v1/chat/completions", {"n": 1}, ""),
+        ("http://127.0.0.1/embeddings", {"sentences": []}, ""),
+    ],
+)
+def test_an_object_that_is_no_request_is_not_sent(url: str, body: Any, lacks: str) -> None:
+    """Where the API of the host is known; anywhere else a server may take what it likes."""
+    line = json.dumps(body).encode()
+    request, bare = parse_line(line, 7, url, is_sent=True), parse_line(line, 7, url)
+    reason = request.invalid_reason
+    if lacks:
+        assert reason is not None and lacks in reason and url in reason
+    else:
+        assert reason is None
+    assert bare.invalid_reason is None  # that of a check, which needs no URL
+    assert identity(bare) == identity(request)
+
+
 @pytest.mark.parametrize("metadata", METADATA)
 def test_metadata_is_a_column_of_any_type(metadata: Any) -> None:
     """It is cut out of what is sent, and echoed with the result."""

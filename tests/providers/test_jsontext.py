@@ -20,6 +20,7 @@ from parallel_processor.providers.jsontext import (
     parse,
     read_answer,
     split_last,
+    with_member,
     without,
 )
 
@@ -290,3 +291,19 @@ def test_the_last_member_is_split_off() -> None:
     """The usual line is split, byte for byte."""
     text = '{"model": "m", "input": "é\\n" , "metadata" : {"n": 1, "x": [ ]} }'
     assert split_last(text, "metadata") == ('{"model": "m", "input": "é\\n"}', '{"n": 1, "x": [ ]}')
+
+
+@given(st.dictionaries(KEYS, JSON, max_size=5), KEYS, JSON, SPACES)
+def test_a_member_is_set_and_nothing_else_changes(
+    value: dict[str, Any], key: str, new: Any, space: str
+) -> None:
+    """It keeps its place, or becomes the last one."""
+    separators = ("," + space, ":" + space)
+    text = space + json.dumps(value, separators=separators) + space
+    made = with_member(text, key, json.dumps(new))
+    assert same(json.loads(made), {**value, key: new})
+    assert list(json.loads(made)) == list({**value, key: new})
+    assert same(json.loads(with_member(made, key, json.dumps(new))), json.loads(made))
+    if key in value:
+        old = json.dumps(value[key], separators=separators)
+        assert with_member(made, key, old) == text

@@ -226,6 +226,21 @@ def test_a_limit_of_an_unknown_window_is_no_reading(reset: str | None) -> None:
     assert read_limits(headers, now=now) == ()
 
 
+@pytest.mark.parametrize("host", ["api.fireworks.ai", "gateway.example"])
+def test_fireworks(host: str) -> None:
+    """Its limits are of tokens a second, of the prompt and of what is generated."""
+    headers = {
+        "x-ratelimit-limit-tokens-prompt": "60000",
+        "x-ratelimit-remaining-tokens-prompt": "59000",
+        "x-ratelimit-limit-tokens-cache-adjusted-prompt": "15000",
+        "x-ratelimit-limit-tokens-generated": "600",
+    }
+    assert read_limits(headers, host) == (
+        reading("input_tokens", 60000, 59000, None, 1),
+        reading("output_tokens", 600, None, None, 1),
+    )
+
+
 @pytest.mark.parametrize("host", ["api.together.xyz", "api.together.ai"])
 def test_together(host: str) -> None:
     """All of its limits are per second, the dynamic ones too."""

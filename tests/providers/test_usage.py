@@ -56,6 +56,20 @@ def gemini(**fields: Any) -> dict[str, Any]:
             12,
             7,
         ),
+        ({"meta": {"billed_units": {"input_tokens": 5}, "api_version": {"version": "2"}}}, 5, 0),
+        # Converse: what was written to the cache is input, what was read from it is free.
+        (usage(inputTokens=5, outputTokens=7, totalTokens=12), 12, 7),
+        (
+            usage(
+                inputTokens=5,
+                cacheWriteInputTokens=100,
+                cacheReadInputTokens=1000,
+                outputTokens=7,
+                totalTokens=1112,
+            ),
+            112,
+            7,
+        ),
         # Ollama's own API: a prompt that it has in its cache isn't counted.
         ({"prompt_eval_count": 5, "eval_count": 7, "response": "…"}, 12, 7),
         ({"eval_count": 7, "response": "…"}, 7, 7),

@@ -142,6 +142,8 @@ def test_quoted_braces_stand_for_themselves() -> None:
         ("{{txet|json}}", "no column 'txet'"),
         ("a {{text|json}}", r"stands in a text: leave \|json out"),
         ("Use {{text} here", "'{{text} here' opens a placeholder without an end"),
+        ('{{"a": "b", ' * 500 + "}", "opens a placeholder without an end"),
+        ("{{" + "it's 'a' \"b\" " * 500, "opens a placeholder without an end"),
         ("{{text}} {{", "opens a placeholder without an end"),
         ({"{{text}}": 1}, "placeholders stand in texts, not in names"),
         ("{{image}}", r"'image' of prompts.csv is binary: write {{image\|base64}}"),

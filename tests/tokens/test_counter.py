@@ -502,3 +502,69 @@ def test_threads_count_alike() -> None:
     expected = [total(body, Endpoint.CHAT, counter) for body in bodies]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda body: total(body, Endpoint.CHAT, counter), bodies)) == expected
+
+
+SYSTEM, PROMPT = "You are brief.", "Count to three."
+GEMINI: dict[str, Any] = {
+    "systemInstruction": {"parts": [{"text": SYSTEM}]},
+    "contents": [{"role": "user", "parts": [{"text": PROMPT}]}],
+    "generationConfig": {"maxOutputTokens": 50, "candidateCount": 2},
+}
+CONVERSE: dict[str, Any] = {
+    "system": [{"text": SYSTEM}],
+    "messages": [{"role": "user", "content": [{"text": PROMPT}]}],
+    "inferenceConfig": {"maxTokens": 50},
+}
+PARTS = {"parts": [{"text": PROMPT}]}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "output"),
+    [
+        (Endpoint.GENERATE_CONTENT, GEMINI, 100),
+        (Endpoint.CONVERSE, CONVERSE, 50),
+        (
+            Endpoint.MESSAGES,
+            {"system": SYSTEM, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 50},
+            50,
+        ),
+    ],
+)
+def test_a_chat_costs_about_the_same_in_every_form(
+    endpoint: Endpoint, body: dict[str, Any], output: int
+) -> None:
+    """A system text, a prompt and a cap, as OpenAI, Anthropic, Google and Amazon write them."""
+    counter = TokenCounter(encoding_name="o200k_base")
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": PROMPT}]
+    expected = counter.input_tokens({"messages": messages}, Endpoint.CHAT)
+    assert abs(counter.input_tokens(body, endpoint) - expected) <= 2
+    assert counter.output_cap(body, endpoint) == output
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "texts"),
+    [
+        (Endpoint.COHERE_EMBED, {"texts": [PROMPT, PROMPT], "input_type": "search_query"}, 2),
+        (Endpoint.EMBED_CONTENT, {"content": PARTS}, 1),
+        (Endpoint.BATCH_EMBED_CONTENTS, {"requests": [{"content": PARTS}] * 3}, 3),
+        (Endpoint.TEI_EMBED, {"inputs": PROMPT, "truncate": True}, 1),
+        (Endpoint.OLLAMA_EMBED, {"input": [PROMPT]}, 1),
+        (Endpoint.RERANK, {"query": PROMPT, "documents": [PROMPT, PROMPT]}, 3),
+        (Endpoint.RERANK, {"query": PROMPT, "texts": [PROMPT]}, 2),
+    ],
+)
+def test_what_has_no_text_as_an_answer_costs_its_input(
+    endpoint: Endpoint, body: dict[str, Any], texts: int
+) -> None:
+    """By whatever name it goes."""
+    counter = TokenCounter(encoding_name="o200k_base")
+    assert counter.input_tokens(body, endpoint) == texts * O200K(PROMPT)
+    assert counter.output_tokens(body, endpoint) == 0
+
+
+def test_the_model_of_a_url_chooses_the_encoding() -> None:
+    """A deployment that is called as its model is, and a body that names none."""
+    counter, text = TokenCounter(), "お誕生日おめでとう"
+    body = {"input": text}
+    assert counter.input_tokens(body, Endpoint.EMBEDDINGS) == CL100K(text)
+    assert counter.input_tokens(body, Endpoint.EMBEDDINGS, "gpt-4o") == O200K(text)

@@ -43,6 +43,95 @@ def test_endpoints_that_stream_unasked_are_told_not_to(
     assert request.payload == before
 
 
+GEMINI = "http://127.0.0.1/v1beta/models/{model}:generateContent"
+CONVERSE = "http://127.0.0.1/model/{model}/converse"
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "path"),
+    [
+        (GEMINI, "gemini-2.5-pro", "/v1beta/models/gemini-2.5-pro:generateContent"),
+        (GEMINI, "models/gemini-2.5-pro", "/v1beta/models/gemini-2.5-pro:generateContent"),
+        (CONVERSE, "us.a.b-v1:0", "/model/us.a.b-v1%3A0/converse"),
+        (CONVERSE, "arn:aws:b/x", "/model/arn%3Aaws%3Ab%2Fx/converse"),
+    ],
+)
+def test_the_model_goes_into_the_url_that_has_a_place_for_it(
+    url: str, model: str, path: str
+) -> None:
+    """It is not in the body that is sent; the request, and so its record, keeps it."""
+    request = made_request({"model": model, "contents": []}, 1, url)
+    outgoing, before = Outgoing(url), request.payload
+    assert json.loads(outgoing.payload(request, Upstream())) == {"contents": []}
+    assert outgoing.expected(request, Upstream()).url == f"http://127.0.0.1{path}"
+    assert outgoing.expected(request, Upstream(model="x")).url == url.replace("{model}", "x")
+    assert request.payload == before
+
+
+ITS_OWN = '{"model" : "m", "messages": [{"service_tier": 1}], "n": 1.50'
+
+
+@pytest.mark.parametrize(
+    ("url", "upstream", "text", "sent"),
+    [
+        (
+            "https://api.openai.com/v1/responses",
+            Upstream(tier="flex"),
+            "{}",
+            '{"service_tier": "flex"}',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(tier="flex"),
+            ITS_OWN + "}",
+            ITS_OWN + ', "service_tier": "flex"}',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(tier="flex"),
+            ITS_OWN + ',"service_tier":null }',
+            ITS_OWN + ',"service_tier":"flex" }',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(tier="flex"),
+            '{"service_\\u0074ier":"x", "service_tier": "y"}',
+            '{"service_\\u0074ier":"flex", "service_tier": "flex"}',
+        ),
+        (
+            "https://h/v1/chat/completions",
+            Upstream(model="big"),
+            ITS_OWN + "}",
+            ITS_OWN.replace('"m"', '"big"') + "}",
+        ),
+        (
+            "https://api.groq.com/openai/v1/chat/completions",
+            Upstream(tier="default"),
+            '{"a": "é"}',
+            '{"a": "é", "service_tier": "on_demand"}',
+        ),
+        (
+            "https://bedrock-runtime.us-east-1.amazonaws.com/model/x/converse",
+            Upstream(tier="flex"),
+            "{}",
+            '{"serviceTier": {"type": "flex"}}',
+        ),
+        (
+            "https://generativelanguage.googleapis.com/v1beta/models/{model}:generateContent",
+            Upstream(tier="default", model="big"),
+            '{"contents": [], "model": "m"}',
+            '{"contents": [], "service_tier": "standard"}',
+        ),
+    ],
+)
+def test_a_lane_changes_its_own_members_and_no_other_byte(
+    url: str, upstream: Upstream, text: str, sent: str
+) -> None:
+    """Wherever the provider wants the tier. A model in the URL is in no body."""
+    request = Request(body=json.loads(text), payload=text.encode())
+    assert Outgoing(url).payload(request, upstream).decode() == sent
+
+
 def test_the_url_the_inputs_and_the_form_of_the_record_are_known() -> None:
     """The request's own URL goes before the run's."""
     outgoing = Outgoing("https://a/v1/embeddings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from clocks import FakeClock
 
-from parallel_processor.engine.repeats import RepeatedWarnings
+from parallel_processor.report.repeats import RepeatedWarnings
 
 
 def test_equal_warnings_are_told_once_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
