@@ -1,7 +1,5 @@
 """One FIFO queue for each token bucket, so that an exhausted bucket never blocks another.
 
-A group of buckets (``upstreams/replicas.py``) has one queue. Here, a bucket may be a group.
-
 Only the head of a queue holds a place in its bucket: a reservation that the bucket admits in its turn. Its
 tokens must have been counted before, by any thread, outside the lock. A request that is to be sent again
 returns to the head of its queue once its backoff has expired. Other runs may share a bucket. If a call of
@@ -331,10 +329,8 @@ class RequestQueues:
                 reservation = self._take_place(bucket, queue)
             if reservation.admitted_at is not None:
                 break
-            if isinstance(bucket, BucketGroup):
-                delay = min(delay, bucket.delay_of(reservation))
-            else:
-                delay = min(delay, bucket.delay)
+            own = bucket.delay_of(reservation) if isinstance(bucket, BucketGroup) else bucket.delay
+            delay = min(delay, own)
         else:
             is_load = all_wait and self.wait_cause is WaitCause.CONCURRENCY
             self.all_wait = all_wait and (len(self._known) > 1 or not is_load)
