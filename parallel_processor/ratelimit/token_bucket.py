@@ -317,10 +317,6 @@ class TokenBucket:
         """Seconds that the head of the queue has to wait; infinite if the queue is empty."""
         return self._state.delay
 
-    def delay_of(self, reservation: Reservation) -> float:
-        """The same, for ``reservation``, which is that head; a group of buckets tells them apart."""
-        return self._state.delay
-
     @property
     def wait_cause(self) -> WaitCause:
         """What the head of the queue waits for."""
@@ -388,5 +384,6 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        url, (_, key, tier, _) = shown_url(self.url), self.upstream
-        return replace(report, url=url, model=self.model, key=key, tier=tier, limits=limits)
+        _, key, tier, _ = self.upstream
+        url, model = shown_url(self.url), self.model
+        return replace(report, url=url, model=model, key=key, tier=tier, limits=limits)
