@@ -59,8 +59,9 @@ def check_lanes(options: Options) -> None:
     """Raise :class:`ConfigurationError` for a tier or a fallback that the URL has no place for."""
     url, other = options.request_url, options.fallback_url
     for tier in options.service_tiers:
-        if not tier_spelling(url, tier):
-            raise ConfigurationError(f"{shown_url(url)} takes no service_tiers in its requests")
+        if not tier_spelling(url, tier) or urlsplit(url).path.endswith("/invoke"):
+            what = "takes no service_tiers in a request's body, and headers for them are not sent"
+            raise ConfigurationError(f"{shown_url(url)} {what}")
     if len(set(options.service_tiers)) < len(options.service_tiers):
         raise ConfigurationError("service_tiers names a tier twice")
     asked = other or url

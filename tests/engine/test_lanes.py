@@ -56,6 +56,7 @@ def error(status: int, message: str, code: str | None = None, headers: str = "")
     return status, {"error": {"message": message, "type": "t", "code": code}}, headers
 
 
+INVOKE = "https://bedrock-runtime.us-east-1.amazonaws.com/model/x/invoke"
 FULL = error(429, "no resources for flex", "resource_unavailable")
 
 
@@ -572,6 +573,10 @@ def test_the_lanes_are_the_tiers_and_then_the_fallback() -> None:
     [
         ({"service_tiers": ("flex", "flex")}, "twice"),
         ({"service_tiers": "flex"}, "service_tiers must be"),
+        (
+            {"request_url": INVOKE, "api_key": "k", "service_tiers": ("flex",)},
+            "takes no service_tiers",
+        ),
         ({"tier_patience_s": -1.0}, "tier_patience_s must be"),
         ({"fallback_model": ""}, "fallback_model must be"),
         ({"fallback_url": "ftp://x"}, "fallback_url must be"),
