@@ -63,7 +63,7 @@ class AttemptRunner:
     def _send(self, request: Request, upstream: Upstream, host: str, expected: Expected) -> Attempt:
         began_at_s = time.monotonic()
         try:
-            response = self._transport.send(request, upstream)
+            response = self._transport.send(request, upstream, expected.url)
         except TransportError as error:
             return self._broken(error, began_at_s)
         ended_at_s = time.monotonic()
