@@ -110,6 +110,13 @@ def test_a_limit_is_shared() -> None:
     assert len(rows(table, "one connection")) == 1
 
 
+def test_a_dead_replica_costs_no_request() -> None:
+    """Three servers, one of them slow, one killed and started again: the figures are printed."""
+    table = bench("replicas", "--size", "tiny")
+    assert rows(table, "failed requests: ") == ["failed requests: 0"]
+    assert len(rows(table, "answered of what the living could: ")) == 1
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A benchmark under way, its folders in ``tmp_path``."""

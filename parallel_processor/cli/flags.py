@@ -226,7 +226,8 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               "the Redis or Valkey server that holds these limits for all processes and hosts that name "
               "it (redis://HOST:PORT/DB, rediss://, unix://)", default_text="they hold for this process"),
         Flag("account", "account", "NAME",
-              "what the account is called there: who names it alike shares the limits",
+              "what the account is called there: who names it alike shares the limits, and so do several "
+              "servers and keys",
               default_text="the host of the URL and a hash of the key"),
         Flag("headroom", "limits.headroom", "SHARE",
               "share of every limit, 0 to 0.9, that is left to other programs"),

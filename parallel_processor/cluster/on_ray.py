@@ -132,6 +132,7 @@ def _without_secrets(
         "api_keys": {},
         "login": None,
         "request_url": options.request_url,
+        "replica_urls": options.replica_urls,
         "limiter": None if _LIMITER in secrets else options.limiter,
     }
     if _SECRETS in secrets:

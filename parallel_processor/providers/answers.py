@@ -17,10 +17,11 @@ from parallel_processor.providers.promises import (
     STREAMED,
     Check,
     Promise,
-    by_shape,
     is_pending,
     promise_of,
 )
+
+_INPUT_NAMES = frozenset({"input", "prompt", "inputs", "texts", "requests"})
 
 
 class Expected(NamedTuple):
@@ -51,7 +52,9 @@ def count_inputs(body: Any) -> int | None:
 
     ``None`` if that can't be told: several objects may be the parts of one input.
     """
-    given = _inputs_in(body) if isinstance(body, (dict, Mapping)) else None
+    if not isinstance(body, (dict, Mapping)) or _INPUT_NAMES.isdisjoint(body):
+        return None
+    given = _inputs_in(body)
     if isinstance(given, str):
         return 1
     if not isinstance(given, list):
@@ -66,8 +69,9 @@ def _inputs_in(body: Mapping[str, Any]) -> Any:
     if "requests" in body:  # Gemini's, one object each
         requests = body["requests"]
         return [""] * len(requests) if isinstance(requests, list) else None
-    names = (name for name in ("input", "prompt", "inputs", "texts") if name in body)
-    return body.get(next(names, ""))
+    return next(
+        (body[name] for name in ("input", "prompt", "inputs", "texts") if name in body), None
+    )
 
 
 def fault_of(data: Any, expected: Expected = UNKNOWN) -> Fault | None:
@@ -84,7 +88,7 @@ def fault_of(data: Any, expected: Expected = UNKNOWN) -> Fault | None:
     kind = "null" if data is None else type(data).__name__
     text = f"the answer is {_JSON_NAMES.get(kind, kind)}, not an object"
     # A bare value of an endpoint that nobody knows may have been paid for.
-    return Fault("no answer", text, is_final=data is not None and check is by_shape)
+    return Fault("no answer", text, is_final=data is not None and not promise.is_certain)
 
 
 _JSON_NAMES = {"str": "a string", "int": "a number", "float": "a number", "bool": "a truth value"}
@@ -115,7 +119,7 @@ def _fault_of_list(data: list[Any], promise: Promise, expected: Expected) -> Fau
     if promise.list_name and data and all(isinstance(row, (dict, list)) for row in data):
         reason = promise.check({promise.list_name: data}, expected.inputs)  # llama.cpp's, TEI's
         return None if reason is None else Fault("no answer", reason)
-    if promise.check is not by_shape:
+    if promise.is_certain:
         return Fault("no answer", "the answer is a list, not an object")
     if not data or all(element is None or element == [] for element in data):
         return Fault("no answer", "the answer is an empty list")

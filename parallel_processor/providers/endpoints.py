@@ -177,8 +177,9 @@ def host_rule(options: Options) -> HostRule:
 
 def check_url(options: Options) -> None:
     """Raise :class:`ConfigurationError` for an endpoint that does nothing but stream."""
-    if reason := stream_refusal(options.request_url):
-        raise ConfigurationError(f"{shown_url(options.request_url)} can't be used: {reason}")
+    for url in filter(None, (options.request_url, *options.replica_urls, options.fallback_url)):
+        if reason := stream_refusal(url):
+            raise ConfigurationError(f"{shown_url(url)} can't be used: {reason}")
 
 
 def lacking_members(body: Mapping[str, Any], url: str) -> str:

@@ -59,8 +59,8 @@ class BucketReport:
     Attributes:
         url: the endpoint; empty where it makes no difference.
         model: the model; empty where it makes no difference.
-        tier: the service tier that its requests ask for; empty if the run doesn't choose one.
         key: which of the keys for its host, counted from 0.
+        tier: the service tier that its requests ask for; empty if the run doesn't choose one.
         waited_s: the seconds for which its requests waited, by cause.
         admitted: the attempts that were sent.
         rejections: the attempts that the server rejected for a limit.
@@ -82,8 +82,8 @@ class BucketReport:
 
     url: str
     model: str
-    tier: str = ""
     key: int = 0
+    tier: str = ""
     waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     admitted: int = 0
     rejections: int = 0

@@ -384,5 +384,6 @@ class TokenBucket:
             configured = self.shared_limits.report(now)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
-        url, (_, key, tier, _) = shown_url(self.url), self.upstream
-        return replace(report, url=url, model=self.model, key=key, tier=tier, limits=limits)
+        _, key, tier, _ = self.upstream
+        url, model = shown_url(self.url), self.model
+        return replace(report, url=url, model=model, key=key, tier=tier, limits=limits)

@@ -139,7 +139,8 @@ def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str
     """
     _, host, path, *_ = urlsplit(bucket.url)
     others = [each for each in among if each.model == bucket.model]
-    name = (bucket.model or path or "all") + (bucket.tier and f"@{bucket.tier}")
+    name = bucket.model or path or "all"
+    name += bucket.tier and f"@{bucket.tier}"
     if any(urlsplit(each.url).netloc not in (host, "") for each in others) and host:
         name += f" at {host}"
         others = [each for each in others if urlsplit(each.url).netloc == host]
@@ -171,8 +172,8 @@ def bucket_text(
     bucket: BucketReport, elapsed_s: float, among: Sequence[BucketReport] = ()
 ) -> tuple[str, str]:
     """The bucket's name, and in one line what its requests waited for and what its limits were."""
-    words = [lane_text(bucket)] if bucket.tier or bucket.moved_on else []
-    words += [text] if (text := _upstream_text(bucket, among)) else []
+    words = [text] if (text := _upstream_text(bucket, among)) else []
+    words += [lane_text(bucket)] if bucket.tier or bucket.moved_on else []
     words.append(f"waited for {waits_text(bucket.waited_s, elapsed_s)}")
     words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
     if (

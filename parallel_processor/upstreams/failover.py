@@ -55,6 +55,8 @@ class Failover:
     def others_answered_at(self, pending: PendingRequest) -> float | None:
         """When the newest that another upstream answered was admitted; ``None`` without others."""
         group, bucket = pending.group, pending.bucket
+        if pending.retry_state is not None:
+            pending.retry_state.has_other = False  # of the group that it was in before
         if not isinstance(group, BucketGroup) or not (others := group.others(bucket)):
             return None
         return max(other.newest_answered_at for other in others)

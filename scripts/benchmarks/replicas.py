@@ -53,10 +53,11 @@ class Replica:
 
 
 def replicas(arguments: list[str]) -> int:
-    """Run it, and print the shares; 1 if a goal is missed."""
+    """Run it, and print the shares; 1 if a goal is missed. A tiny run has none but that nothing fails."""
     parser = argparse.ArgumentParser(prog="scripts/bench replicas", description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), default="full")
-    lasts_s, dead_s = SIZES[parser.parse_args(arguments).size]
+    size = parser.parse_args(arguments).size
+    lasts_s, dead_s = SIZES[size]
     living, slow = Replica(LATENCY_S), Replica(LATENCY_S * SLOWER)
     dead = Replica(LATENCY_S)
     died: list[float] = []
@@ -101,5 +102,5 @@ def replicas(arguments: list[str]) -> int:
     print(f"answered of what the living could: {shares[0]:.3f} ({count:,} in {took_s:.1f} s)")
     print(f"failed requests: {summary.failed}")
     print(f"attempts that the dead one failed: {shares[1]:.2%} ({lost})")
-    is_good = shares[0] >= GOAL and shares[1] < MOST_TO_THE_DEAD
+    is_good = size == "tiny" or (shares[0] >= GOAL and shares[1] < MOST_TO_THE_DEAD)
     return 0 if is_good and not summary.failed and found.ok else 1

@@ -119,6 +119,12 @@ ANSWERS = [
     (RERANK, {"object": "list", "data": [{"index": 0, "relevance_score": 0.9}]}),
     (IMAGES, {"created": 1, "data": [{"b64_json": "aGk="}, {"url": "https://…"}]}),
     (TGI, {"generated_text": ""}),
+    (TGI, {"text": ["vLLM's"]}),  # other servers have endpoints with the same end
+    (TGI, {"text": "SGLang's", "meta_info": {}}),
+    (TGI, [{"text": "a"}]),
+    (TEI, {"vectors": [[0.1]]}),
+    (RERANK, {"scores": [0.1, 0.2]}),
+    (IMAGES, {"images": [{"url": "https://…"}], "seed": 1}),
     (CHAT, chat()),
     (AZURE, chat() | {"prompt_filter_results": [], "error": None}),
     (CHAT, chat("") | {"error": NO_ERROR, "base_resp": {"status_code": 0, "status_msg": ""}}),
@@ -205,7 +211,7 @@ NO_ANSWERS = [
     (RERANK, {"results": [{"text": "a"}]}, "no score"),
     (IMAGES, {"created": 1, "data": []}, "no images"),
     (IMAGES, {"created": 1, "data": [{"revised_prompt": "a"}]}, "missing"),
-    (TGI, {"details": {"finish_reason": "length"}}, "no generated_text"),
+    (TGI, {"generated_text": None}, "no generated_text"),
     (expected("/api/embed", 2), {"embedding": [0.1]}, "1 vectors for 2 inputs"),
     # As they were reported for chat: nothing, half an answer, or something else.
     *((CHAT, body, "no choices") for body in ({}, {"ok": True}, {"choices": None}, choices())),

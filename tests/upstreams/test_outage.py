@@ -370,3 +370,33 @@ def test_a_server_that_answers_in_the_end_goes_on() -> None:
     assert slow_start.stop.cause is None and slow_start.answered >= 85
     one_answer = Crowd(lambda at_s, n: (0.2, GOOD) if at_s < 0.1 and n == 1 else (1.0, TIMEOUT), 10)
     assert one_answer.stop.cause is None and len(one_answer.outcomes) == 10
+
+
+@pytest.mark.parametrize("fault", [FAULTY, TIMEOUT, RESET, UNAVAILABLE])
+def test_where_others_answer_three_faults_are_an_outage(fault: Attempt) -> None:
+    """Whatever the fault is: its requests go to the others. A single server would have to be sure."""
+    clock = World().clock
+    bucket = TokenBucket(NO_LIMITS, clock=clock)
+    for others_answered_at, verdicts in (
+        (clock() + 1.0, [Verdict.SERVES, Verdict.SERVES, Verdict.OUT, Verdict.OUT]),
+        (-math.inf, [Verdict.SERVES, Verdict.SERVES, Verdict.DOUBTFUL, Verdict.DOUBTFUL]),
+    ):
+        outages = Outages(RetryPolicy(), clock)
+        found = [outages.judge(bucket, n, clock(), fault, others_answered_at) for n in range(4)]
+        assert [judgement.verdict for judgement in found] == verdicts
+        assert outages.is_out(bucket) == (Verdict.OUT in verdicts)
+
+
+def test_while_others_serve_a_server_that_is_away_is_tried_each_second() -> None:
+    """A connection that is refused costs nothing there; else the pauses grow to 5 seconds."""
+    clock = World().clock
+    bucket = TokenBucket(NO_LIMITS, clock=clock)
+    for others_answered_at, last_s in ((clock() + 1.0, 1.0), (-math.inf, 5.0)):
+        outages = Outages(RetryPolicy(), clock)
+        pauses = []
+        for n in range(6):
+            clock.now_s += 10.0
+            at_s = others_answered_at + 1000.0
+            pauses.append(outages.judge(bucket, n, clock(), REFUSED, at_s).pause_s)
+        assert (pauses[0], pauses[-1], outages.rounds(bucket)) == (1.0, last_s, 6)
+        assert outages.out_for_s(bucket) == 50.0
