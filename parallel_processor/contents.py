@@ -30,6 +30,8 @@ def response_text(response: Any) -> str | None:
         return _joined({"type": "text"} | dict(part) for part in mappings(content))
     if isinstance(text := response.get("generated_text"), str):  # TGI
         return text
+    if "meta_info" in response and isinstance(text := response.get("text"), str):  # SGLang
+        return text
     if "done" in response:  # Ollama
         return _text_of(response.get("message"), response.get("response"))
     items = [item for item in mappings(response.get("output")) if "content" in item]  # responses
@@ -109,7 +111,7 @@ def response_usage(response: Any) -> Mapping[str, Any] | None:
     """What a response says about the tokens that it used, in its own form; ``None`` if it says nothing."""
     if not isinstance(response, Mapping):
         return None
-    for name in ("usage", "usageMetadata", "meta"):  # "meta" is that of Cohere's embeddings
+    for name in ("usage", "usageMetadata", "meta", "meta_info"):  # Cohere's, SGLang's
         if isinstance(usage := response.get(name), Mapping):
             return usage
     counts = {name: response[name] for name in _OLLAMA_COUNTS if name in response}

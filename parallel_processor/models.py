@@ -52,13 +52,26 @@ class Endpoint(enum.Enum):
         """True if the URL names the model, and the body doesn't."""
         return self in _WITH_MODEL_IN_PATH
 
+    @property
+    def is_behind_v1(self) -> bool:
+        """True for the APIs of OpenAI's and Anthropic's, which are mostly behind ``/v1``."""
+        return self in _BEHIND_V1
+
     @classmethod
     def of_path(cls, path: str) -> Endpoint:
         """The endpoint whose URLs have a path that ends as ``path`` does; upper case is ignored."""
-        path = path.rstrip("/").lower()
-        return next(endpoint for endpoint in cls if path.endswith(endpoint.value))
+        return _endpoint_at(path.rstrip("/").lower())
 
 
+@functools.lru_cache(maxsize=1024)
+def _endpoint_at(path: str) -> Endpoint:
+    return next(endpoint for endpoint in Endpoint if path.endswith(endpoint.value))
+
+
+_BEHIND_V1 = {
+    *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
+    *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
+}
 _WITH_MODEL_IN_PATH = {
     *(Endpoint.GENERATE_CONTENT, Endpoint.EMBED_CONTENT, Endpoint.BATCH_EMBED_CONTENTS),
     Endpoint.CONVERSE,

@@ -199,8 +199,8 @@ class Options:
     """The settings of a :class:`~parallel_processor.Processor`.
 
     Attributes:
-        request_url: where requests go, an ``http`` or ``https`` URL. A login in it is taken out of it,
-            and becomes ``login``.
+        request_url: where requests go, an ``http`` or ``https`` URL. ``{model}`` in it stands for the
+            model of each request. A login in it is taken out of it, and becomes ``login``.
         replica_urls: further URLs of the same models. A request goes where the fewest are under way.
         api_key: the key that is sent to the host of ``request_url``, printable ASCII; several, to be used
             in turn; or a function that returns one, which is called again when the key has expired. It is

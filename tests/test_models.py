@@ -46,6 +46,7 @@ MESSAGES = {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", 
         ({"output": {"text": "ab"}}, None),
         ({"message": {"role": "assistant", "content": [{"type": "text", "text": "ab"}]}}, "ab"),
         ({"generated_text": "ab"}, "ab"),
+        ({"text": "ab", "meta_info": {"completion_tokens": 1}}, "ab"),  # SGLang's own
         ([{"generated_text": "ab"}], "ab"),
         ({"promptFeedback": {"blockReason": "SAFETY"}}, None),
         ({"candidates": [{"finishReason": "SAFETY"}]}, None),

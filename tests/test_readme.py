@@ -108,7 +108,7 @@ def test_the_flag_tables_have_the_defaults() -> None:
     for flags in parser_groups().values():
         for flag, action in flags.items():
             default = action.default
-            if isinstance(default, bool) or default == {}:
+            if isinstance(default, bool) or default in ({}, ()):
                 assert shown[flag] == "", flag
             elif default is not None:
                 text = f"{default:g}" if isinstance(default, float) else str(default)
@@ -253,6 +253,21 @@ def test_the_commands_that_share_a_limit_run(tmp_path: Path) -> None:
         for half in ("aa", "ab")
     ]
     assert sum(counts) == 200 and min(counts) > 90
+
+
+def test_the_command_with_tiers_runs(tmp_path: Path) -> None:
+    """Every request is answered, some by each tier."""
+    (serve,) = commands_with("parallel_processor.simulator", "--tier_grant")
+    (send,) = commands_with("--service_tier", "127.0.0.1:8080")
+    (make,) = commands_with("make_example_requests", "--kind chat")
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    with simulator(*serve[5:]) as server:
+        line = " ".join(send[1:]).replace("http://127.0.0.1:8080", server.url)
+        words = command(*line.split(), "--max_requests_per_minute", "inf")
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = read_lines(tmp_path / "examples" / "requests_results.jsonl")
+    assert {each[1]["service_tier"] for each in found} == {"flex", "default"}
 
 
 def test_the_verify_command_runs(tmp_path: Path) -> None:
@@ -422,23 +437,25 @@ def test_the_simulators_flags_exist() -> None:
     assert flags <= set(re.findall(r"--\w+", helped))
 
 
-def test_the_limits_file_is_read(tmp_path: Path) -> None:
-    """The limits by model are those of a file that the command takes."""
-    (block,) = blocks("json")
-    (tmp_path / "limits.json").write_text(block, "utf-8")
-    source = write_lines(tmp_path / "in.jsonl", [{"model": "gpt-4o-mini", "input": "text"}])
+@pytest.mark.parametrize(
+    ("place", "model", "more", "told"),
+    [
+        (0, "gpt-4o-mini", (), "500 requests/min"),
+        (1, "gpt-5-mini", ("--service_tier", "flex,default"), "600 requests/min"),
+    ],
+)
+def test_the_limits_files_are_read(
+    tmp_path: Path, place: int, model: str, more: tuple[str, ...], told: str
+) -> None:
+    """The limits by model, and by tier, are those of files that the command takes."""
+    path = tmp_path / "limits.json"
+    path.write_text(blocks("json")[place], "utf-8")
+    source = write_lines(tmp_path / "in.jsonl", [{"model": model, "input": "text"}])
     with Simulator(SimulatorOptions()) as server:
-        url = f"{server.url}/v1/embeddings"
-        done = run(
-            "--requests_filepath",
-            source,
-            "--request_url",
-            url,
-            "--limits",
-            tmp_path / "limits.json",
-        )
+        url = ("--request_url", f"{server.url}/v1/embeddings")
+        done = run("--requests_filepath", source, *url, "--limits", path, *more)
     assert done.returncode == 0, done.stderr
-    assert "500 requests/min" in done.stderr
+    assert told in done.stderr
 
 
 def test_the_file_formats_are_read_as_described(tmp_path: Path) -> None:

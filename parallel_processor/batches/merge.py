@@ -6,20 +6,14 @@ them. The results file gets its name when it is whole.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from parallel_processor.exceptions import (
-    ConfigurationError,
-    InputFileError,
-    ParallelProcessorError,
-    ResultsFileError,
-)
-from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, sync_directory
+from parallel_processor.exceptions import ConfigurationError, InputFileError
+from parallel_processor.files.append_file import written_whole
 from parallel_processor.files.batch_rows import MISTRAL, OPENAI, RowRequest, dialect_of
 from parallel_processor.files.compression import Unpacked, new_member, written_compression
 from parallel_processor.files.custom_ids import CustomIds, arranged, conflict_text, with_id
@@ -236,23 +230,11 @@ class _Lines:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[_Lines]:
-    """A file that is at ``path`` once the block has ended well."""
-    beside = path.with_name(path.name + REPLACEMENT_SUFFIX)
-    try:
-        with beside.open("wb") as file:
-            lines = _Lines(file, path)
-            yield lines
-            lines.end()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        sync_directory(path.parent)
-    except ParallelProcessorError:
-        raise
-    except OSError as error:
-        raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """A file of lines that is at ``path`` once the block has ended well."""
+    with written_whole(path) as file:
+        lines = _Lines(file, path)
+        yield lines
+        lines.end()
 
 
 def _write_as_found(

@@ -221,7 +221,7 @@ def _endpoint(request_url: str | None) -> str:
         wanted = "a URL or path that ends in an endpoint, as /v1/chat/completions"
         raise ConfigurationError(f"request_url must be {wanted}, not {request_url!r}")
     endpoint = Endpoint.of_path(path)
-    return f"/v1{endpoint.value}" if endpoint.value else path
+    return f"/v1{endpoint.value}" if endpoint.is_behind_v1 else path
 
 
 def _for_openai(request: Request) -> Request:

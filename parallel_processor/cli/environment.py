@@ -18,7 +18,14 @@ from parallel_processor.credentials.keyring import KeyLike, hosts_of
 from parallel_processor.credentials.urls import host_of, is_url
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import Endpoint
-from parallel_processor.options import SYSTEM_STORE, DefaultUrl, Settings, shown_url, without_login
+from parallel_processor.options import (
+    DEFAULT_REQUEST_URL,
+    SYSTEM_STORE,
+    DefaultUrl,
+    Settings,
+    shown_url,
+    without_login,
+)
 from parallel_processor.providers.dialects import key_variables_of, provider_of
 from parallel_processor.providers.endpoints import needs_key
 
@@ -52,8 +59,7 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
 
     A login in the URL or a header was typed, so a variable, which nobody typed, gives way to it.
     """
-    url = made["request_url"]
-    typed = [n for n in ("api_key", "api_key_file", "api_key_command") if getattr(flags, n)]
+    url, typed = made.get("request_url", DEFAULT_REQUEST_URL), _typed(flags)
     if len(typed) > 1:
         raise ConfigurationError(f"give --{typed[0]} or --{typed[1]}, not both")
     if flags.api_key_command:
@@ -66,7 +72,7 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
         return keys[0] if len(keys) == 1 else keys
     if key := read_key(flags.api_key or "", "--api_key"):
         return key
-    given = [*made["headers"], *made["query"]]
+    given = [*made.get("headers", ()), *made.get("query", ())]
     if without_login(url)[1] is not None or _AUTH_HEADERS & {name.lower() for name in given}:
         return None
     if key := _in_environment(variables := own_variables(flags, url)):
@@ -77,6 +83,11 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
         how = f"set {names}, or give --api_key_file" if names else "give --api_key_command"
         raise ConfigurationError(f"{shown_url(url)} needs a key: {how}")
     return None
+
+
+def _typed(flags: argparse.Namespace) -> list[str]:
+    """The flags that give a key."""
+    return [n for n in ("api_key", "api_key_file", "api_key_command") if getattr(flags, n)]
 
 
 def own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
@@ -106,22 +117,44 @@ def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
 def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
     """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host."""
     found = {}
-    for host in flags.allow_host or ():
+    fallback = [urlsplit(flags.fallback_url).netloc] if flags.fallback_url else []
+    for host in (*(flags.allow_host or ()), *filter(None, fallback)):
         if key := _in_environment(known_here(host)):
             found[host] = key
-    for host, name in key_places(flags):
+    places = key_places(flags)
+    for url in getattr(flags, "replica_urls", ()):
+        if not any(host_of(url) in hosts_of(host) for host, _ in places):
+            found |= _replica_key(flags, url)
+    for host, name in places:
         if not (key := _in_environment([name])):
             raise ConfigurationError(f"--api_key_for {host}: the variable {name} is not set")
         found[host] = key
     return found
 
 
+def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
+    """The key for a further URL of the same models, by its host: no variable is for another provider.
+
+    A key that was typed is for all of them.
+    """
+    if _typed(flags):
+        return {}
+    variables, host = own_variables(flags, url), without_login(url)[0]
+    if key := _in_environment(variables):
+        return {urlsplit(host).netloc: key}
+    if needs_key(url) and _in_environment(own_variables(flags, flags.request_url)):
+        names = " or ".join(variables) or "a variable"
+        raise ConfigurationError(
+            f"{shown_url(url)} needs a key: set {names}, or give --api_key_for HOST=VARIABLE"
+        )
+    return {}
+
+
 def known_here(host: str) -> tuple[str, ...]:
     """The variable of the provider of ``host`` that is set, if it has one."""
     url = f"https://{host}"
-    names = (
-        key_variables_of(url) if provider_of(url).name else ()
-    )  # nobody typed OPENAI_API_KEY for it
+    # Nobody has typed that an unknown host gets OpenAI's.
+    names = key_variables_of(url) if provider_of(url).name else ()
     return tuple(name for name in names if os.environ.get(name))[:1]
 
 

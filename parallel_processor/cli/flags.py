@@ -169,9 +169,10 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
     ),
     "service": (
         Flag("request_url", "request_url", "URL",
-              "where to send the requests; without it, to the embeddings of $OPENAI_BASE_URL, if that is "
-              "set; given several times, they are servers of the same models: each has the limits for "
-              "itself, and one that fails is left alone for a while",
+              "where to send the requests, with {model} in it where a URL names the model; without it, "
+              "to the embeddings of $OPENAI_BASE_URL, if that is set; given several times, they are "
+              "servers of the same models: each has the limits for itself, and one that fails is left "
+              "alone for a while",
               read=lambda text: text, action=AndReplicas),
         Flag("api_key", "api_key", "KEY", "the key",
              default_text="the variable of the URL's provider, such as $OPENAI_API_KEY; a key on the "

@@ -30,7 +30,8 @@ def checked_keys(name: str, keys: Any, ttl_s: float) -> KeyLike | None:
     if isinstance(keys, RotatingKey):
         return keys if keys.ttl_s == ttl_s else RotatingKey(keys.fetch, ttl_s)
     if callable(keys):
-        return RotatingKey(keys, ttl_s)
+        fetch: Any = keys
+        return RotatingKey(fetch, ttl_s)
     if isinstance(keys, Sequence) and not isinstance(keys, (str, bytes)):
         if not keys or not all(is_key(key) and key for key in keys):
             raise ConfigurationError(

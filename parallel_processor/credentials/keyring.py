@@ -69,7 +69,7 @@ def hosts_of(host: str) -> tuple[str, ...]:
     """
     named = host_of(f"//{host}")
     bare, _, port = named.rpartition(":")
-    if "/" in host or "@" in host or bare == "None" or not bare:
+    if "/" in host or "@" in host or not bare:
         raise ValueError(host)
     return (named,) if port != "0" else (f"{bare}:443", f"{bare}:80")
 

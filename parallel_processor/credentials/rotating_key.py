@@ -69,12 +69,7 @@ class RotatingKey:
         self._interval_s, self._clock = interval_s, clock
         self.version, self.accepted = KeyVersion("", 0), 0
         self.texts: tuple[str, ...] = ()
-        self._begin()
-
-    def _begin(self) -> None:
-        """Nothing is known of the present key but itself."""
-        self._process_id = os.getpid()
-        self._changed = threading.Condition()  # guards the fields below
+        self._process_id, self._changed = os.getpid(), threading.Condition()  # guards what follows
         self._is_fetching = False
         self._is_for_refusal = False  # the present key was fetched for one
         self._refused = 0  # the newest generation that was refused
@@ -82,6 +77,14 @@ class RotatingKey:
         self._due_at_s = math.inf  # when the present key is old
         self._failures = 0  # in a row
         self._fault, self._is_told = "", False  # the last one, and whether it was logged
+
+    @property
+    def _lock(self) -> threading.Condition:
+        """Guards the fields. A fork has its own: its parent's may stay held, and nobody fetches there."""
+        if self._process_id != os.getpid():
+            self._process_id, self._changed = os.getpid(), threading.Condition()
+            self._is_fetching, self._next_fetch_at_s = False, -math.inf
+        return self._changed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _copy, (self.fetch, self.ttl_s, self._interval_s, self.version.text, self.texts)
@@ -120,33 +123,31 @@ class RotatingKey:
         ``None``: send again, with the key of :meth:`usable`. Else why there is no other key, which may be
         empty: then the key is wrong.
         """
-        with self._changed:
+        with self._lock:
             if generation < self.version.generation:
                 return None
             is_fresh = self._clock() - self._fetched_at_s < _FRESH_S
             if self._is_for_refusal and is_fresh and self.accepted < generation:
                 return ""
-            if self._refused < generation:
-                self._refused = generation
-                _log.info("the API key was refused: it is fetched again")
+            is_first, self._refused = self._refused < generation, max(self._refused, generation)
+        if is_first:
+            _log.info("the API key was refused: it is fetched again")
         return self._next(generation, is_cancelled)
 
     def wake(self) -> None:
         """Have those who wait look whether they are cancelled."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _next(self, generation: int, is_cancelled: Callable[[], bool]) -> str | None:
         """Wait until the key of ``generation`` is replaced; ``None``, or why it is not."""
-        if self._process_id != os.getpid():  # a fork: a lock of its parent may be held for ever
-            self._begin()
-        with self._changed:
+        with self._lock:
             if self._clock() >= self._next_fetch_at_s:
                 self._failures %= (
                     _MOST_FAILURES  # those who waited for the last series are told by now
                 )
         while not is_cancelled():
-            with self._changed:
+            with self._lock:
                 if self.version.generation > generation:
                     return None
                 if self._failures >= _MOST_FAILURES:
@@ -161,7 +162,7 @@ class RotatingKey:
 
     def _fetch_if_possible(self) -> None:
         """Begin to fetch, unless a fetch is under way or the last one has only just begun."""
-        with self._changed:
+        with self._lock:
             now = self._clock()
             if self._is_fetching or now < self._next_fetch_at_s:
                 return
@@ -176,7 +177,7 @@ class RotatingKey:
         """Runs in a thread of its own: fetch, and tell those who wait."""
         try:
             text = self._fetched()
-        except ConfigurationError as error:
+        except BaseException as error:  # whatever it is, somebody may wait
             self._fail(str(error))
         else:
             self._take(text)
@@ -196,7 +197,7 @@ class RotatingKey:
         return text
 
     def _take(self, text: str) -> None:
-        with self._changed:
+        with self._lock:
             now, (before, generation) = self._clock(), self.version
             self._is_for_refusal = 0 < generation == self._refused
             self._is_fetching, self._failures, self._is_told = False, 0, False
@@ -211,7 +212,7 @@ class RotatingKey:
             self._changed.notify_all()
 
     def _fail(self, fault: str) -> None:
-        with self._changed:
+        with self._lock:
             self._failures += 1
             self._is_fetching, self._fault = False, fault
             self._next_fetch_at_s = self._clock() + self._interval_s

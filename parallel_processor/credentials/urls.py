@@ -46,13 +46,18 @@ def is_url(url: object) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The server that ``url`` leads to, as ``host:port`` in lower case.
+    """The server that ``url`` leads to, as ``host:port`` in lower case; empty if it can't be read.
 
-    So the plain and the encrypted port of a host are two servers. Raises ``ValueError`` for a port that is
-    none.
+    So the plain and the encrypted port of a host are two servers. A backslash in a host can't be read: for
+    urllib3 the host ends there, and for ``urlsplit`` it doesn't, so that each sees another one.
     """
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+    except ValueError:
+        return ""
+    is_clear = parts.hostname and "\\" not in parts.netloc
+    return f"{parts.hostname}:{port}" if is_clear else ""
 
 
 def with_query(url: str, query: Mapping[str, str]) -> str:

@@ -109,16 +109,13 @@ class FileRun:
         _log.info("sending %s to %s", lines.name, _target(self._options))
         requests = requests_of(lines, self._options, job.model, is_sent=True)
         requests = refusing_wrong_api(requests, self._options.request_url, lines.place)
+        requests = arranged(requests, job.output_format, lines.place)
         order = RequestOrder()
         is_noted = job.ordered and bool(answered.answered or answered.failed)
         if is_noted:  # what is there may be out of order
             requests = order.noting(requests)
         requests = unanswered(
-            arranged(requests, job.output_format, lines.place),
-            answered,
-            run.counters,
-            lambda: run.stop_cause is not None,
-            lines.place,
+            requests, answered, run.counters, lambda: run.stop_cause is not None, lines.place
         )
         try:
             with run.waking(_Interrupt(lines)):

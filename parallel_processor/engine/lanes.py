@@ -32,6 +32,7 @@ from parallel_processor.providers.dialects import (
     tier_spelling,
     url_model,
 )
+from parallel_processor.providers.endpoints import is_exposed, needs_key
 from parallel_processor.providers.jsontext import dump, with_member
 from parallel_processor.ratelimit.registry import PLAIN
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -71,10 +72,23 @@ def check_lanes(options: Options) -> None:
         return
     if "@" in urlsplit(other).netloc:
         raise ConfigurationError(f"fallback_url {shown_url(other)} must have no login in it")
-    has_secret = options.api_key or options.login or options.session_factory
-    if has_secret and urlsplit(other)[:2] != urlsplit(url)[:2]:
-        what = "is on another host than request_url, which the key is for"
-        raise ConfigurationError(f"fallback_url {shown_url(other)} {what}")
+    if not options.keyring.is_own(other):
+        _check_other_host(options, other)
+
+
+def _check_other_host(options: Options, url: str) -> None:
+    """Raise if the host of a fallback has no key of its own, or would get one in plain text."""
+    host = urlsplit(url).netloc
+    if options.session_factory is not None:  # which may log in wherever it goes
+        raise ConfigurationError(
+            f"fallback_url {shown_url(url)} must be on the host of request_url"
+        )
+    if options.keyring.keys(url):
+        if is_exposed(url, options):
+            raise ConfigurationError(f"{shown_url(url)} would get a key in plain text: use https")
+    elif needs_key(url):
+        how = f"--api_key_for {host}=VARIABLE (api_keys)"
+        raise ConfigurationError(f"fallback_url {shown_url(url)} needs a key of its own: {how}")
 
 
 def lane_name(lane: Upstream) -> str:

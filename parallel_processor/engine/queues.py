@@ -63,12 +63,17 @@ class _BucketQueue:
 
     def take_oldest(self, bucket: AnyBucket) -> None:
         """Take that one out; its place in ``bucket`` is given back."""
-        if self.first is None:
-            (self.pending or self.uncounted).popleft()
-            return
-        if self.reservation is not None:
-            bucket.cancel(self.reservation)
-        self.first = self.reservation = None
+        self.give_place_back(bucket)
+        (self.pending or self.uncounted).popleft()
+
+    def give_place_back(self, bucket: AnyBucket) -> bool:
+        """Give up the place in ``bucket``; false if there is none."""
+        if self.reservation is None or self.first is None:
+            return False
+        bucket.cancel(self.reservation)
+        self.pending.appendleft(self.first)
+        self.reservation = self.first = None
+        return True
 
     @property
     def is_empty(self) -> bool:
@@ -181,9 +186,7 @@ class RequestQueues:
         """
         self._gone_bytes -= len(pending.request.payload)
         if self._lanes is not None and self._lanes.closings > self._closings:
-            self._closings = (
-                self._lanes.closings
-            )  # no worker takes a request of such a lane any more
+            self._closings = self._lanes.closings  # no worker takes what is in such a lane
             self._let_go_on(self._lanes, -math.inf)
         if due_at == -math.inf and pending.lane and pending.is_fresh:
             self._put_last(pending)
@@ -329,10 +332,8 @@ class RequestQueues:
             own = bucket.delay_of(reservation) if isinstance(bucket, BucketGroup) else bucket.delay
             delay = min(delay, own)
         else:
-            is_worth_it = len(self._known) > 1 or (
-                all_wait and self.wait_cause is not WaitCause.CONCURRENCY
-            )
-            self.all_wait = all_wait and is_worth_it
+            is_load = all_wait and self.wait_cause is WaitCause.CONCURRENCY
+            self.all_wait = all_wait and (len(self._known) > 1 or not is_load)
             return delay
         self.all_wait = False
         return 0.0
@@ -340,10 +341,7 @@ class RequestQueues:
     def give_places_back(self) -> None:
         """Give up every place: nothing more can be sent for now, and other runs may go first."""
         for bucket, queue in self._queues.items():
-            if queue.reservation is not None and queue.first is not None:
-                bucket.cancel(queue.reservation)
-                queue.pending.appendleft(queue.first)
-                queue.reservation = queue.first = None
+            if queue.give_place_back(bucket):
                 self.all_wait = False
 
     def remove(self, bucket: AnyBucket) -> list[PendingRequest]:
@@ -351,10 +349,8 @@ class RequestQueues:
         queue, left = self._queues.pop(bucket, None), []
         self._known.discard(bucket)
         if queue is not None:
+            queue.give_place_back(bucket)
             left = [*queue.pending, *queue.uncounted]
-            if queue.reservation is not None and queue.first is not None:
-                bucket.cancel(queue.reservation)
-                left.append(queue.first)
             self._queued -= len(left) + queue.counting
         left += [pending for _, _, pending in self._later if pending.group is bucket]
         self._later = [each for each in self._later if each[2].group is not bucket]

@@ -142,7 +142,8 @@ class Settlement:
         else:
             delay_s = self._fail(pending, reservation, attempt)
             if self._goes_on(pending, attempt, delay_s):
-                return Settled(None, 0.0, release.made_room)
+                stopped = unanswered(pending) if self._stop.cause is not None else None
+                return Settled(stopped, 0.0, release.made_room)
             if delay_s is not None:
                 if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
@@ -154,13 +155,13 @@ class Settlement:
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""
         lanes = self._lanes
-        if lanes is None or self._stop.cause is not None or attempt.status is _STOPPED:
+        if lanes is None or attempt.status is _STOPPED:
             return False
         if delay_s is not None and self._clock() + delay_s < lanes.leaves_at(pending):
             return False
         if delay_s is None and not lanes.lacks_capacity(pending, attempt):
             self._look_for_equal_failures(pending, attempt)
-        if self._stop.cause is not None or not lanes.move_on(pending):
+        if not lanes.move_on(pending):
             return False
         number, where = pending.request.number, lanes.name_of(pending)
         text = f"request {number} goes on to the {where}: {attempt.error}"

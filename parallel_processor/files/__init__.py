@@ -31,7 +31,8 @@ file is the only state.
 
 Names that cross the border (module, names):
 
-    append_file    REPLACEMENT_SUFFIX, STDOUT, AppendFile, replace_file, sync_directory
+    append_file    REPLACEMENT_SUFFIX, STDOUT, AppendFile, replace_file, sync_directory,
+                   written_whole
     batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
     compression    Unpacked, new_member, unpacked, written_compression
     custom_ids     CustomIds, arranged, conflict_text, refusing_wrong_api, with_id

@@ -7,11 +7,11 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from parallel_processor.exceptions import ResultsFileError
+from parallel_processor.exceptions import ParallelProcessorError, ResultsFileError
 from parallel_processor.files.compression import (
     Member,
     compression_of,
@@ -294,6 +294,33 @@ def sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` at the end of the block, unless that raises.
+
+    A symbolic link stays one. Two processes don't write at once. Raises :class:`ResultsFileError`.
+    """
+    target = path.resolve()
+    beside = AppendFile(target.with_name(target.name + REPLACEMENT_SUFFIX), flags=_NO_LINK)
+    try:
+        try:
+            with beside.path.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside.path, target)
+        except BaseException:
+            beside.path.unlink(missing_ok=True)
+            raise
+        sync_directory(target.parent)
+    except ParallelProcessorError:  # some are an OSError
+        raise
+    except OSError as error:
+        raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        beside.close()
 
 
 def replace_file(path: Path, data: bytes) -> None:

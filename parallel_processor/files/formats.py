@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,13 +40,16 @@ from parallel_processor.providers.endpoints import (
     resolve_url,
 )
 from parallel_processor.providers.jsontext import (
-    Member,
+    as_json,
     dump,
+    last_value,
     members,
     one_line,
     parse,
     split_last,
+    with_first,
     without,
+    without_nan,
 )
 
 _log = logging.getLogger("parallel_processor")
@@ -56,7 +58,6 @@ _METADATA = frozenset({"metadata"})
 _UNSENDABLE = frozenset({"stream", "stream_options", "background"})
 NAN_IN_METADATA = "NaN or Infinity in metadata"
 """Is among what :attr:`Request.dropped` names if such numbers became null."""
-_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
 
 
 def read_requests(
@@ -158,7 +159,7 @@ def parse_line(
         except json.JSONDecodeError:
             raise
         except ValueError:
-            return _request_with_nan(text, number, model)
+            return _request_with_nan(text, number, model, request_url)
         if not isinstance(body, dict):
             hint = " but an array; write one object a line" if isinstance(body, list) else ""
             raise ValueError(f"not a JSON object{hint}")
@@ -169,10 +170,7 @@ def parse_line(
             fault = _why_not_for(request_url, body, dialect) if is_sent else ""
             if row or fault:
                 return _refused(row or _request(text, body, number), fault, place)
-        if model is not None:
-            text, body = _with_model(text, body, model)
-        if MODEL_PLACE in request_url and not model_name(body):
-            raise ValueError(_NO_MODEL)
+        text, body = _with_model(text, body, model, request_url)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
@@ -222,7 +220,7 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     elif dropped or "metadata" in body:
         parts = members(text)
         if metadata is not None:
-            metadata_json = one_line(_last(parts, "metadata").encode())
+            metadata_json = one_line(last_value(parts, "metadata").encode())
         text = without(parts, dropped | _METADATA)
         body = {key: value for key, value in body.items() if key not in dropped | _METADATA}
     return Request(
@@ -235,25 +233,29 @@ def _request(text: str, body: dict[str, Any], number: int) -> Request:
     )
 
 
-def _with_model(text: str, body: dict[str, Any], model: str) -> tuple[str, dict[str, Any]]:
-    """``text`` and its value, with ``model`` as their model if they name none."""
-    if body.get("model") is not None:
-        return text, body
-    if "model" in body:  # as null
-        text = without(members(text), frozenset({"model"}))
-    rest = text.lstrip()[1:].lstrip()
-    comma = "" if rest == "}" else ", "
-    return f'{{"model": {dump(model).decode()}{comma}{rest}', {**body, "model": model}
+def _with_model(
+    text: str, body: dict[str, Any], model: str | None, request_url: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """``text`` and its value, with ``model`` if they name none; ``ValueError`` if a URL then lacks one."""
+    if model is not None and body.get("model") is None:
+        if "model" in body:  # as null
+            text = without(members(text), frozenset({"model"}))
+        text, body = with_first(text, "model", model), {**body, "model": model}
+    if MODEL_PLACE in request_url and not model_name(body):
+        raise ValueError(_NO_MODEL)
+    return text, body
 
 
-def _request_with_nan(text: str, number: int, model: str | None = None) -> Request:
+def _request_with_nan(
+    text: str, number: int, model: str | None = None, request_url: str = ""
+) -> Request:
     """The request of a cookbook line that strict JSON rejects: NaN in its metadata becomes null.
 
     The metadata aren't sent, so they need not be JSON. Raises ``ValueError`` if the rest is at fault.
     """
     parts = members(text) if isinstance(parse(text, strict=False), dict) else []
     made = [
-        part._replace(text=f"{json.dumps(part.key)}: {_NAN.sub(_null, part.value)}")
+        part._replace(text=f"{json.dumps(part.key)}: {without_nan(part.value)}")
         if part.key == "metadata"
         else part
         for part in parts
@@ -262,8 +264,7 @@ def _request_with_nan(text: str, number: int, model: str | None = None) -> Reque
     body = parse(mended)
     if row_dialect(body):  # its metadata are the API's own, and are sent
         parse(text)
-    if model is not None:
-        mended, body = _with_model(mended, body, model)
+    mended, body = _with_model(mended, body, model, request_url)
     request = _request(mended, body, number)
     return replace(request, dropped=request.dropped | {NAN_IN_METADATA})
 
@@ -278,10 +279,6 @@ def tell_notes(request: Request, noted: set[str], place: Place) -> None:
     for note in notes:
         extra = {"request_number": request.number}
         _log.warning("%s: %s, here and below", place(request.number), note, extra=extra)
-
-
-def _null(match: re.Match[str]) -> str:
-    return "null" if match[1] else match[0]
 
 
 def _row_request(
@@ -302,7 +299,7 @@ def _row_request(
         raise ValueError("url is not a string")
     if not isinstance(row[dialect.body_key], dict):
         raise ValueError(f"{dialect.body_key} is not a JSON object")
-    body, text = row[dialect.body_key], _last(members(text), dialect.body_key)
+    body, text = row[dialect.body_key], last_value(members(text), dialect.body_key)
     dropped = unsendable(body)
     if dropped:
         text = without(members(text), dropped)
@@ -358,7 +355,7 @@ def made_request(
     try:
         if isinstance(given, Request):
             return _completed(given, number, request_url, rule)
-        text = _as_json(dict(given))
+        text = as_json(dict(given))
         if MODEL_PLACE in request_url and not model_name(given):
             raise ValueError(_NO_MODEL_IN_BODY)
         try:
@@ -384,10 +381,10 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
     if MODEL_PLACE in (given.url or request_url) and not model_name(given.body):
         raise ValueError(_NO_MODEL_IN_BODY)
     dropped = unsendable(given.body)
-    text = _as_json({key: given.body[key] for key in given.body if key not in dropped})
-    metadata = None if given.metadata is None else _as_json(given.metadata)
+    text = as_json({key: given.body[key] for key in given.body if key not in dropped})
+    metadata = None if given.metadata is None else as_json(given.metadata)
     if metadata is not None and ("NaN" in metadata or "Infinity" in metadata):
-        mended = _NAN.sub(_null, metadata)
+        mended = without_nan(metadata)
         dropped = dropped | {NAN_IN_METADATA} if mended != metadata else dropped
         metadata = mended
     return replace(
@@ -399,35 +396,3 @@ def _completed(given: Request, number: int, request_url: str, rule: HostRule) ->
         url=resolve_url(request_url, given.url, rule) if given.url else None,
         dropped=dropped,
     )
-
-
-def _as_json(value: Any) -> str:
-    """``value`` as one line of JSON, in which NaN may stand. Lone surrogates are escaped."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain)
-    except TypeError:  # a key may be a number of numpy
-        text = json.dumps(_with_plain_keys(value), ensure_ascii=False, default=_plain)
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _plain(value: Any) -> Any:
-    """A number or an array of numpy, and of packages like it, as what JSON knows."""
-    if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
-
-
-def _with_plain_keys(value: Any) -> Any:
-    """``value`` with the keys of its objects as what JSON knows."""
-    if isinstance(value, dict):
-        return {
-            _plain(key) if hasattr(key, "dtype") else key: _with_plain_keys(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_with_plain_keys(each) for each in value]
-    return value
-
-
-def _last(parts: list[Member], key: str) -> str:
-    return next(part.value for part in reversed(parts) if part.key == key)

@@ -23,14 +23,12 @@ _BUFFER_BYTES = 1024 * 1024
 class RequestOrder:
     """The order of requests that were passed on. For one thread.
 
-    It takes 8 bytes a request, and about 100 more for a Batch row.
+    It takes 8 bytes a request, and about 100 more for one that is recorded as a Batch row.
     """
 
     def __init__(self) -> None:
         self._keys = array("Q")
-        self._usual: dict[
-            int, int
-        ] = {}  # of rows, by the key that a record has in the cookbook's form
+        self._usual: dict[int, int] = {}  # the key of a row, by that of its record in another form
 
     def noting(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Pass on ``requests``, and note their order."""
@@ -39,8 +37,8 @@ class RequestOrder:
             key = _short(next(found))
             self._keys.append(key)
             if request.custom_id is not None:
-                for other in found:
-                    self._usual.setdefault(_short(other), key)
+                *_, other = found
+                self._usual.setdefault(_short(other), key)
             yield request
 
     def restore(self, files: Iterable[AppendFile]) -> None:

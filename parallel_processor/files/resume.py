@@ -72,7 +72,7 @@ class AnsweredRequests:
 
     @cached_property
     def given_ids(self) -> AnsweredRequests:
-        """The ids that cookbook lines were given, of the records that stay."""
+        """The ids that cookbook lines were given, of the records that stay; alone, and with their lines."""
         return AnsweredRequests()
 
     @cached_property
@@ -88,6 +88,7 @@ class AnsweredRequests:
             self.lines.add(record.origin)
         if record.given_id is not None:
             self.given_ids.add(record.given_id)
+            self.given_ids.add(record.identity)
 
     def add(self, key: bytes) -> None:
         """Add an answer for the requests that have this key."""
@@ -146,8 +147,11 @@ class AnsweredRequests:
                     "such records for those of the lines; or name another results file"
                 )
             return
-        given = (self.given_ids, self.kept_failures.given_ids)
-        if any(ids._has(id_key(custom_id)) for ids in given):
+        key = id_key(custom_id)
+        of_line = [each for each in keys(request) if each != key]
+        for ids in (self.given_ids, self.kept_failures.given_ids):
+            if not ids._has(key) or any(map(ids._has, of_line)):  # or it is that of an equal line
+                continue
             raise InputFileError(
                 f"{place} would be recorded with the id {custom_id[:100]!r}, which the results file has "
                 "for another request: lines were changed, or came or went before it. Undo that; or give "

@@ -25,6 +25,7 @@ from parallel_processor.ratelimit.server_rates import LimitChange, ServerRates
 from parallel_processor.runtime.stop import Settable
 
 _MOST_NEWS = 50
+_MOST_CHANGES = 400  # kept for the report
 _MOST_REQUESTS = 4096.0  # of one lease
 
 
@@ -52,6 +53,7 @@ class RateStock(Stock):
         self._told = 0  # of the changes
         self._limits = limits
         self._news: list[tuple[float, News]] = []  # and when its request was admitted
+        self._asked = 0  # of the news: they are on their way to the holder
         self._lease_most: Sequence[float] = (math.inf,) * len(KINDS)
 
     @property
@@ -66,7 +68,7 @@ class RateStock(Stock):
 
     def note(self, news: News, sent_at: float, *, is_urgent: bool) -> None:
         """Keep ``news`` for the next call. Of readings alone, the newest are kept."""
-        last = self._news[-1][1] if self._news else None
+        last = self._news[-1][1] if len(self._news) > self._asked else None
         if last is not None and last.is_mere_reading and news.is_mere_reading:
             self._news.pop()
         if len(self._news) < _MOST_NEWS:
@@ -82,6 +84,7 @@ class RateStock(Stock):
 
     def _make(self, amounts: tuple[float, ...], now: float) -> Ask:
         news = tuple(replace(each, age_s=now - sent_at) for sent_at, each in self._news)
+        self._asked = len(news)
         server = ServerNews(
             limits=self._limits, latency_s=self.latency_s, known=self.rates, news=news
         )
@@ -92,11 +95,13 @@ class RateStock(Stock):
         assert ask.server is not None
         self.asked_at = asked_at
         del self._news[: len(ask.server.news)]  # others were kept meanwhile
+        self._asked = 0
         self._is_urgent = bool(self._news) and self._is_urgent
         before = {(rate.name, rate.window_s): rate.limit for rate in self.rates}
         for rate in lease.rates:
             old = before.get((rate.name, rate.window_s), math.inf)
-            if rate.limit != old and rate.limit < math.inf:
+            is_new = rate.limit != old and rate.limit < math.inf
+            if is_new and len(self.changes) < _MOST_CHANGES:
                 change = LimitChange(rate.name, rate.window_s, old, rate.limit)
                 self.changes.append((now, change))
         self.rates, self._lease_most = lease.rates, lease.most

@@ -5,7 +5,8 @@ its quotas. So a limit in the headers of one answer holds for all, a rejection c
 what remains on the server is read against what all have sent.
 
 A lease is dated as those of ``buckets.py`` are. But these rates change with each answer, so nothing is
-promised for more than a second ahead. Who would have to wait longer stands in a line, and asks again.
+promised for more than a second ahead. A process that would have to wait longer gets a place in a line, and
+asks again.
 
 **No memory.** A holder that was started again begins with what the processes know.
 """
@@ -25,9 +26,9 @@ from parallel_processor.ratelimit.server_rates import ServerRates
 
 _PACE = 1.0 - 1.0 / MINUTE_S  # half a second for a burst, and half a second for which a lease lasts
 _LONGEST_DATE_S = 1.0  # a lease is promised no longer ahead
-_EARLIER_S = 0.5  # so much before its turn, who stands in the line asks again
-_LATER_S = (0.25, 2.0)  # least and most seconds after which it does
-_MISSED_S = 5.0  # who hasn't asked for so long has left the line
+_EARLIER_S = 0.5  # a process in the line asks again so long before its turn,
+_LATER_S = (0.25, 2.0)  # but after so many seconds at least and at most
+_MISSED_S = 5.0  # a process that hasn't asked for so long has left the line
 _SENT_S = 2.0  # over which a rate is measured
 _KEPT_S = 60.0  # for so long it is known what was sent by a time
 _STEP_S = 0.02
@@ -47,7 +48,7 @@ class SharedRates:
         self.epoch = max(1, math.floor(now * 1e6 + 0.5))
         self._rates = ServerRates(server.limits, now, pace=_PACE)
         self._serial = 0
-        # Who waits for longer than is promised, by place: when it asked, and for what.
+        # The processes in the line, by place: when each asked, and for what.
         self._line: dict[int, tuple[float, Sequence[float]]] = {}
         self._next_place = 1
         self._totals = _NOTHING  # leased so far, by kind
@@ -90,9 +91,8 @@ class SharedRates:
         delay, binding = self._delay_s(ask.amounts, now) if is_known else (0.0, 0)
         delay = max(delay, paused_s)
         place = ask.place or self._next_place
-        delay += (
-            self._line_s(place, now) if delay > 0 else 0.0
-        )  # nothing is kept for who isn't there
+        if delay > 0:  # what there is now is kept for nobody in the line
+            delay += self._line_s(place, now)
         is_later = delay > _LONGEST_DATE_S
         if is_later and any(ask.amounts):
             self._line[place] = (now, ask.amounts)
@@ -126,7 +126,7 @@ class SharedRates:
             else:
                 self._rates.restore(news.restored)
         if news.rejection is not None and sent_at > self._burst_until:
-            # Who hasn't heard of the pause yet may still send: what is rejected of that is no new burst.
+            # A process that hasn't heard of the pause may still send: a rejection of that is no new burst.
             self._burst_until = now + news.pause_s
             sent = self._sent(now)
             self._rates.cut(
@@ -156,11 +156,10 @@ class SharedRates:
         return max(delays, default=(0.0, 0))
 
     def _line_s(self, place: int, now: float) -> float:
-        """For how long those will send who stand in the line before ``place``."""
-        for each in [
-            each for each, (asked_at, _) in self._line.items() if now - asked_at > _MISSED_S
-        ]:
-            del self._line[each]
+        """For how long the processes will send that stand in the line before ``place``."""
+        for other, (asked_at, _) in list(self._line.items()):
+            if now - asked_at > _MISSED_S:
+                del self._line[other]
         before = [amounts for each, (_, amounts) in self._line.items() if each < place]
         return max(
             (

@@ -17,7 +17,6 @@ from parallel_processor.providers.promises import (
     STREAMED,
     Check,
     Promise,
-    by_shape,
     is_pending,
     promise_of,
 )
@@ -84,7 +83,7 @@ def fault_of(data: Any, expected: Expected = UNKNOWN) -> Fault | None:
     kind = "null" if data is None else type(data).__name__
     text = f"the answer is {_JSON_NAMES.get(kind, kind)}, not an object"
     # A bare value of an endpoint that nobody knows may have been paid for.
-    return Fault("no answer", text, is_final=data is not None and check is by_shape)
+    return Fault("no answer", text, is_final=data is not None and not promise.is_certain)
 
 
 _JSON_NAMES = {"str": "a string", "int": "a number", "float": "a number", "bool": "a truth value"}
@@ -115,7 +114,7 @@ def _fault_of_list(data: list[Any], promise: Promise, expected: Expected) -> Fau
     if promise.list_name and data and all(isinstance(row, (dict, list)) for row in data):
         reason = promise.check({promise.list_name: data}, expected.inputs)  # llama.cpp's, TEI's
         return None if reason is None else Fault("no answer", reason)
-    if promise.check is not by_shape:
+    if promise.is_certain:
         return Fault("no answer", "the answer is a list, not an object")
     if not data or all(element is None or element == [] for element in data):
         return Fault("no answer", "the answer is an empty list")

@@ -59,9 +59,10 @@ class Provider(NamedTuple):
     tiers: Mapping[str, str] = (
         _NOTHING  # its words for default, flex and priority, if they are others
     )
-    tried: str = ""  # the server that was asked; empty: taken from the documentation alone
+    tried: str = ""  # the server of others that was asked; empty: taken from documentation alone
 
 
+_MOCK = "a mock, aimock 1.43"
 _VERSION = {"anthropic-version": "2023-06-01"}
 _EVERY_MINUTE = dict.fromkeys(("requests", *_TOKENS), _MINUTE_S)
 _AZURE = "https://RESOURCE.openai.azure.com/openai"
@@ -94,6 +95,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "https://api.openai.com/v1/images/generations",
         hosts=("openai.com",),
         keys=("OPENAI_API_KEY",),
+        tried=_MOCK,
     ),
     _hosted(  # with a key, or an Entra token
         "Azure OpenAI",
@@ -103,6 +105,7 @@ PROVIDERS: tuple[Provider, ...] = (
         keys=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
         auth=_API_KEY,
         windows_s=_EVERY_MINUTE,
+        tried=_MOCK,
     ),
     _hosted(
         "Azure AI models",
@@ -120,6 +123,7 @@ PROVIDERS: tuple[Provider, ...] = (
         headers=_VERSION,
         charges_use=True,
         tiers={"default": "standard_only", "priority": "auto"},
+        tried=_MOCK,
     ),
     _hosted(  # its own API has a header of its own
         "Gemini",
@@ -131,12 +135,14 @@ PROVIDERS: tuple[Provider, ...] = (
         auth=None,
         charges_use=True,
         tiers={"default": "standard"},
+        tried=_MOCK,
     ),
     _hosted(  # with a token of an hour: gcloud auth print-access-token
         "Vertex AI",
         f"{_VERTEX}/publishers/google/models/{{model}}:generateContent",
         f"{_VERTEX}/endpoints/openapi/chat/completions",
         hosts=("aiplatform.googleapis.com", "*-aiplatform.googleapis.com"),
+        tried=_MOCK,
     ),
     _hosted(
         "Bedrock",
@@ -144,6 +150,7 @@ PROVIDERS: tuple[Provider, ...] = (
         f"{_BEDROCK}/openai/v1/chat/completions",
         hosts=("bedrock-runtime*.amazonaws.com", "bedrock-mantle.*.api.aws"),
         keys=("AWS_BEARER_TOKEN_BEDROCK",),
+        tried=_MOCK,
     ),
     _hosted(
         "Groq",
@@ -166,6 +173,7 @@ PROVIDERS: tuple[Provider, ...] = (
     _hosted(
         *("OpenRouter", "https://openrouter.ai/api/v1/chat/completions"),
         keys=("OPENROUTER_API_KEY",),
+        tried=_MOCK,
     ),
     _hosted(
         "Together",
@@ -183,6 +191,7 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Cohere", "https://api.cohere.com/v2/chat", "https://api.cohere.com/v2/embed"),
         hosts=("api.cohere.com", "api.cohere.ai"),
         keys=("CO_API_KEY", "COHERE_API_KEY"),
+        tried=_MOCK,
     ),
     _hosted(
         *("Voyage", "https://api.voyageai.com/v1/embeddings"),
@@ -210,6 +219,7 @@ PROVIDERS: tuple[Provider, ...] = (
         ("http://localhost:11434/v1/chat/completions", "http://localhost:11434/api/chat"),
         hosts=("ollama.com",),
         keys=("OLLAMA_API_KEY",),
+        tried=_MOCK,
     ),
     Provider("vLLM", ("http://localhost:8000/v1/chat/completions",)),
     Provider("SGLang", ("http://localhost:30000/v1/chat/completions",)),
@@ -315,7 +325,7 @@ def stream_refusal(url: str) -> str:
 
 def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     """The members of a body that ask for ``tier`` at ``url``: ``default``, ``flex``, ``priority``, or the
-    provider's own word. None at Vertex, which has a header: see :func:`tier_headers`.
+    provider's own word. None at Vertex, which has a header for it (X-Vertex-AI-LLM-Shared-Request-Type).
     """
     provider = provider_of(url)
     if not tier or provider.name == "Vertex AI":
@@ -326,13 +336,6 @@ def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     if endpoint is Endpoint.GENERATE_CONTENT and not provider.name:
         word = _GEMINI_TIERS.get(word, word)  # Gemini's API behind a gateway
     return {"service_tier": word}
-
-
-def tier_headers(url: str, tier: str) -> dict[str, str]:
-    """The headers that ask for ``tier`` at ``url``: Vertex alone has any."""
-    if provider_of(url).name != "Vertex AI" or tier in ("", "default", "standard"):
-        return {}
-    return {"X-Vertex-AI-LLM-Shared-Request-Type": tier}
 
 
 _GEMINI_TIERS = {"default": "standard"}

@@ -25,11 +25,6 @@ from parallel_processor.providers.dialects import (
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
 
-# The endpoints that are mostly behind /v1.
-_BEHIND_V1 = {
-    *(Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS),
-    *(Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.MESSAGES),
-}
 # Of these members of a body, a request has one at least; it may have none for /completions.
 _NEEDED: Mapping[Endpoint, frozenset[str]] = {
     Endpoint.CHAT: frozenset({"messages"}),
@@ -159,7 +154,7 @@ HostRule = Callable[[str], str]
 
 def own_host_only(url: str) -> str:
     """The rule where no other host is allowed."""
-    host = host_of(url).removesuffix(":443")
+    host = urlsplit(url).netloc.removesuffix(":443")
     return f"on another host than the request URL: --allow_host {host} permits it (allowed_hosts)"
 
 
@@ -182,8 +177,9 @@ def host_rule(options: Options) -> HostRule:
 
 def check_url(options: Options) -> None:
     """Raise :class:`ConfigurationError` for an endpoint that does nothing but stream."""
-    if reason := stream_refusal(options.request_url):
-        raise ConfigurationError(f"{shown_url(options.request_url)} can't be used: {reason}")
+    for url in filter(None, (options.request_url, *options.replica_urls, options.fallback_url)):
+        if reason := stream_refusal(url):
+            raise ConfigurationError(f"{shown_url(url)} can't be used: {reason}")
 
 
 def lacking_members(body: Mapping[str, Any], url: str) -> str:
@@ -214,7 +210,7 @@ def url_advice(url: str) -> str:
             "/embeddings or the like, mostly behind /v1"
         )
     endpoint = endpoint_of(url)
-    if endpoint in _BEHIND_V1 and path == endpoint.value:
+    if endpoint.is_behind_v1 and path == endpoint.value:
         return f"{shown} has a path that few servers know: most have /v1{endpoint.value}"
     return f"{shown} has /v1 twice" if "/v1/v1/" in path else ""
 
@@ -260,7 +256,7 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
 
 
 def _stands_alone(endpoint: Endpoint) -> bool:
-    return endpoint not in _BEHIND_V1 and endpoint is not Endpoint.UNKNOWN
+    return not endpoint.is_behind_v1 and endpoint is not Endpoint.UNKNOWN
 
 
 def on_replica(replica_url: str, request_url: str, url: str) -> str:

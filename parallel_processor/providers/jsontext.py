@@ -198,3 +198,51 @@ def one_line(body: bytes) -> bytes:
 def dump(value: Any) -> bytes:
     """``value`` as UTF-8 JSON. Lone surrogates, which UTF-8 can't hold, are escaped."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def as_json(value: Any) -> str:
+    """``value`` as one line of JSON, in which NaN may stand. Lone surrogates are escaped."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+    except TypeError:  # a key may be a number of numpy
+        text = json.dumps(_with_plain_keys(value), ensure_ascii=False, default=_plain)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of numpy, and of packages like it, as what JSON knows."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _with_plain_keys(value: Any) -> Any:
+    """``value`` with the keys of its objects as what JSON knows."""
+    if isinstance(value, dict):
+        return {
+            _plain(key) if hasattr(key, "dtype") else key: _with_plain_keys(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_with_plain_keys(each) for each in value]
+    return value
+
+
+def last_value(parts: list[Member], key: str) -> str:
+    """The text of the last member with this key."""
+    return next(part.value for part in reversed(parts) if part.key == key)
+
+
+def with_first(text: str, key: str, value: Any) -> str:
+    """The object ``text`` with a member more in front."""
+    rest = text.lstrip()[1:].lstrip()
+    comma = "" if rest == "}" else ", "
+    return f"{{{json.dumps(key)}: {dump(value).decode()}{comma}{rest}"
+
+
+_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')  # a string, or such a number
+
+
+def without_nan(text: str) -> str:
+    """``text`` with null in place of the numbers that JSON doesn't know."""
+    return _NAN.sub(lambda match: "null" if match[1] else match[0], text)

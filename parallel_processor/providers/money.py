@@ -157,11 +157,11 @@ _ACCOUNT_CLOSED = phrases(
 )
 # xAI says so with 400, Bedrock with 403, neither with a code.
 _KEY_REFUSED = phrases(
-    "api key|api-key|apikey|api token|bearer token",
+    "api key|api-key|apikey|api token|bearer token|security token",
     r"\b(?:incorrect|invalid|wrong|expired|malformed) api[ -]?(?:key|token)\b"
     r"|\bapi[ -]?(?:key|token) (?:is |has |was )?(?:not valid|invalid|incorrect|expired|not found)\b"
     r"|\bmake sure your api key is valid\b"
-    r"|\bbearer token\b[^.;\n]{0,30}\b(?:is )?(?:invalid|expired)\b",
+    r"|\b(?:bearer|security) token\b[^.;\n]{0,30}\b(?:is )?(?:invalid|expired)\b",
 )
 _PLAN = (
     r"(?:quota|usage (?:limit|cap)s?|subscription|trial|free tier|package"

@@ -123,7 +123,9 @@ def _bare_vectors(data: Mapping[str, Any], inputs: int | None) -> str | None:
         return _numbers(count, inputs) if is_wrong else None
     if isinstance(vectors, dict) and any(vectors.values()):
         return None
-    return "the answer has no vectors" if _is_empty(data.get("embedding")) else None
+    if _is_empty(data.get("embedding")):
+        return "the answer has no vectors"
+    return None if inputs in (None, 1) else _numbers(1, inputs)
 
 
 def _is_empty(vector: Any) -> bool:
@@ -258,7 +260,7 @@ def by_shape(data: Mapping[str, Any], inputs: int | None) -> str | None:
         reasons.append("the answer says that it is an error")
     if not reasons and is_pending(data):
         reasons.append(POLLED)
-    if not reasons or any(check(data, inputs) is None for check, _ in _PROMISES.values()):
+    if not reasons or any(check(data, inputs) is None for check in _CERTAIN):
         return None
     return reasons[0]
 
@@ -284,11 +286,24 @@ def _shapes(data: Mapping[str, Any]) -> Iterable[Check]:
         yield _vectors
 
 
+def _if_named(check: Check, *names: str) -> Check:
+    """``check`` for what has one of ``names``; else by shape."""
+
+    def checked(data: Mapping[str, Any], inputs: int | None) -> str | None:
+        """What is missing."""
+        return by_shape(data, inputs) if data.keys().isdisjoint(names) else check(data, inputs)
+
+    return checked
+
+
 class Promise(NamedTuple):
     """What an endpoint's answers hold."""
 
     check: Check
     list_name: str = ""  # where a server leaves out the object around a list, the list's name in it
+    is_certain: bool = (
+        True  # other servers may have an endpoint with the same end, and other answers
+    )
 
 
 _VECTORS = Promise(_vectors, "data")
@@ -298,7 +313,7 @@ _PROMISES: Mapping[Endpoint, Promise] = {
     Endpoint.RESPONSES: Promise(_output),
     Endpoint.EMBEDDINGS: _VECTORS,
     Endpoint.MODERATIONS: Promise(_results),
-    Endpoint.IMAGES: Promise(_images),
+    Endpoint.IMAGES: Promise(_if_named(_images, "data"), is_certain=False),
     Endpoint.MESSAGES: Promise(_content),
     Endpoint.GENERATE_CONTENT: Promise(_candidates),
     Endpoint.EMBED_CONTENT: _VECTORS,
@@ -309,10 +324,18 @@ _PROMISES: Mapping[Endpoint, Promise] = {
     Endpoint.OLLAMA_CHAT: Promise(_ollama),
     Endpoint.OLLAMA_GENERATE: Promise(_ollama),
     Endpoint.OLLAMA_EMBED: _VECTORS,
-    Endpoint.RERANK: Promise(_ranking, "results"),
-    Endpoint.TEI_EMBED: Promise(_vectors, "embeddings"),
-    Endpoint.TGI_GENERATE: Promise(_generated),
+    Endpoint.RERANK: Promise(_if_named(_ranking, "results", "data"), "results", is_certain=False),
+    Endpoint.TEI_EMBED: Promise(
+        _if_named(_vectors, "data", "embedding", "embeddings"), "embeddings", is_certain=False
+    ),
+    Endpoint.TGI_GENERATE: Promise(_if_named(_generated, "generated_text"), is_certain=False),
 }
+
+
+_CERTAIN = (
+    *(promise.check for promise in _PROMISES.values() if promise.is_certain),
+    *(_ranking, _images, _generated),
+)
 
 
 @lru_cache(maxsize=256)
@@ -323,7 +346,7 @@ def promise_of(url: str) -> Promise:
 
 def is_known(url: str) -> bool:
     """True if what the endpoint at ``url`` promises is known."""
-    return promise_of(url) is not _BY_SHAPE
+    return promise_of(url).is_certain
 
 
-_BY_SHAPE = Promise(by_shape)
+_BY_SHAPE = Promise(by_shape, is_certain=False)

@@ -49,7 +49,7 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
             return total, total - given  # as nearly every answer says it
     if not isinstance(data, Mapping):
         return None, None
-    usage = data.get("usage") or data.get("usageMetadata") or data.get("meta")
+    usage = next(filter(None, map(data.get, ("usage", "usageMetadata", "meta", "meta_info"))), None)
     if not isinstance(usage, Mapping):
         usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
     elif isinstance(usage.get("tokens"), Mapping):

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.ratelimit.reports import BucketReport
 from parallel_processor.report.summary import COUNTER_TEXTS, Stats
 
 _log = logging.getLogger("parallel_processor")
@@ -20,6 +22,13 @@ _GAUGES = {
     "in_flight": "Requests sent that have no answer yet",
     "requests_per_minute": "Requests sent in the last 60 seconds",
     "tokens_per_minute": "Tokens charged in the last 60 seconds",
+}
+_OF_TIERS = {
+    "admitted": "Attempts that were sent to a service tier",
+    "answered": "Attempts that a service tier answered",
+    "moved_on": "Requests that went on to the next tier or to the fallback",
+    "downgraded": "Answers that came from another tier than was asked for",
+    "used_tokens": "Tokens that the answers of a service tier used",
 }
 
 
@@ -86,6 +95,9 @@ class _Collector:
         yield _filled(errors, stats.errors)
         for name, text, label, values in _labelled(stats):
             yield _filled(GaugeMetricFamily(_full(name), text, labels=[label]), values)
+        for name, text in _OF_TIERS.items():
+            family = CounterMetricFamily(_full(f"tier_{name}"), text, labels=["model", "tier"])
+            yield _filled_by_tier(family, name, stats.buckets)
 
 
 def _labelled(stats: Stats) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
@@ -113,6 +125,17 @@ def _by_upstream(stats: Stats) -> Iterator[tuple[str, str, Mapping[str, float]]]
 def _filled(family: Any, values: Mapping[str, float]) -> Any:
     for value_of, value in values.items():
         family.add_metric([value_of], value)
+    return family
+
+
+def _filled_by_tier(family: Any, name: str, buckets: Sequence[BucketReport]) -> Any:
+    """What each tier of each model did, and each model with a fallback; replicas are added up."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for bucket in buckets:
+        if bucket.tier or bucket.moved_on:
+            sums[bucket.model, bucket.tier] += getattr(bucket, name)
+    for labels, value in sums.items():
+        family.add_metric(labels, value)
     return family
 
 

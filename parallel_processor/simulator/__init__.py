@@ -36,7 +36,9 @@ It can also be the servers that people have at home, and the gateways before the
 
 How limits are enforced and told differs between providers, and so it does here: `enforcement` (a
 bucket, or windows that may be as short as a second), `token_charge` (what an answer may have at
-most, or what it has), `header_style` and `retry_after`. `Simulator.timeline()` and GET /timeline
+most, or what it has), `header_style` and `retry_after`. It speaks the `dialect` of each of them: its
+answers by the path alone, its errors, limit headers and the header of its key by the host that the
+client names, as to a proxy, or by the path. `Simulator.timeline()` and GET /timeline
 tell what passed in each second, to compare with what the limits were.
 """
 

@@ -14,10 +14,13 @@ platform.moonshot.ai, docs.bigmodel.cn) and, where these show no body, public re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from parallel_processor.simulator.wire import HttpReply
+
+_ASKS_TO_WAIT = re.compile(r"[^\".,]*<wait>[^\".,]*")  # a part of a sentence
 
 
 class Canned(NamedTuple):
@@ -28,8 +31,13 @@ class Canned(NamedTuple):
     headers: str = ""
 
     def reply(self, headers: str, **names: str) -> HttpReply:
-        """Write it, with ``names`` in the place of those in angle brackets, below ``headers``."""
+        """Write it, with ``names`` in the place of those in angle brackets, below ``headers``.
+
+        What asks to wait is left out if ``wait`` is empty.
+        """
         text = self.body if isinstance(self.body, str) else json.dumps(self.body)
+        if not names["wait"]:
+            text = _ASKS_TO_WAIT.sub("", text)
         for name, value in names.items():
             text = text.replace(f"<{name}>", value)
         return HttpReply(

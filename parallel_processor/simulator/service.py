@@ -185,7 +185,8 @@ class Service:
         if name == "limited" and wait_s is not None and dialect.says_wait:
             headers += self._style(exchange).wait(wait_s)
         canned: Canned = getattr(dialect, name)
-        names = {"id": exchange.request_id, "wait": f"{wait_s or 0.0:g}", "model": exchange.model}
+        wait = "" if wait_s is None else f"{wait_s:g}"
+        names = {"id": exchange.request_id, "wait": wait, "model": exchange.model}
         return canned.reply(headers, **names)
 
     def _turn_down(self, request: HttpRequest, exchange: Exchange) -> HttpReply | None:
@@ -246,14 +247,15 @@ class Service:
     def _refused(self, refusal: Refusal, exchange: Exchange) -> HttpReply:
         options, model, style = self._options, model_of(exchange.body), self._style_name(exchange)
         headers, hint = self._lines(exchange), options.retry_after
-        if exchange.dialect.name not in ("openai", style) and refusal.wait_s is not None:
+        has_numbers = exchange.dialect.name in ("openai", "anthropic", "litellm")
+        if not has_numbers and refusal.wait_s is not None:
             return self._in_dialect("limited", exchange, wait_s=refusal.wait_s if hint else None)
         if hint and refusal.wait_s is not None:
             headers += self._style(exchange).wait(refusal.wait_s)
-        if style == "anthropic":
+        if "anthropic" in (style, exchange.dialect.name):
             request_id = exchange.request_id
             return refused_by_anthropic(refusal, model, headers, request_id=request_id, hint=hint)
-        if style == "litellm" and refusal.wait_s is not None:
+        if "litellm" in (style, exchange.dialect.name) and refusal.wait_s is not None:
             return refused_by_litellm(refusal, headers)
         return refused(refusal, model, headers, code=options.refusal_code, hint=hint)
 

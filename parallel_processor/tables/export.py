@@ -11,13 +11,13 @@ import csv
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from parallel_processor.exceptions import ConfigurationError, ResultsFileError
-from parallel_processor.files.append_file import REPLACEMENT_SUFFIX, AppendFile, sync_directory
+from parallel_processor.files.append_file import written_whole
 from parallel_processor.files.object_stores import is_url, local_path
 from parallel_processor.files.records import read_outcome, reading
 from parallel_processor.models import Outcome
@@ -29,7 +29,6 @@ from parallel_processor.tables.kinds import DELIMITERS, PARQUET, is_table
 _log = logging.getLogger("parallel_processor")
 _BATCH_ROWS = 10_000
 _BATCH_BYTES = 8 * 1024 * 1024  # of JSON; it takes about ten times that as Python's values
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def export_results(
@@ -80,7 +79,7 @@ def export_results(
         None if names is None else _distinct([name.strip() for name in names]),
         keeps_lists=table.suffix.lower() == PARQUET,
     )
-    with _Results(sources) as results, _replacing(table) as file:
+    with _Results(sources) as results, written_whole(table) as file:
         if chosen.must_look:
             for outcome, _ in results.outcomes():
                 chosen.look(outcome)
@@ -193,30 +192,6 @@ class _Results:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` at the end of the block, unless that raises."""
-    target = path.resolve()  # a symbolic link stays one
-    beside = AppendFile(target.with_name(target.name + REPLACEMENT_SUFFIX), flags=_NO_LINK)
-    try:
-        try:
-            with beside.path.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside.path, target)
-        except BaseException:
-            beside.path.unlink(missing_ok=True)
-            raise
-        sync_directory(target.parent)
-    except OSError as error:
-        if isinstance(error, ResultsFileError):
-            raise
-        raise ResultsFileError(f"can't write {path}: {error.strerror or error}") from error
-    finally:
-        beside.close()
 
 
 class _Utf8:

@@ -17,6 +17,7 @@ from parallel_processor.tables.arrow import load_arrow, python_values
 _BATCH_ROWS = 256
 _BATCH_BYTES = 4 * 1024 * 1024  # about, and as they are in the file
 _BUFFER_BYTES = 1024 * 1024
+_RELEASED_BATCHES = 20  # after so many of them, the memory that the pool keeps is given back
 
 
 class ParquetTable:
@@ -62,9 +63,12 @@ class ParquetTable:
     def rows(self) -> Iterator[Sequence[Any] | InvalidLine]:
         """The rows, each with the values of the columns that were selected."""
         try:
-            for batch in self._file.iter_batches(
+            batches = self._file.iter_batches(
                 self._batch_rows(), columns=self._names, use_threads=False
-            ):
+            )
+            for number, batch in enumerate(batches, 1):
+                if number % _RELEASED_BATCHES == 0:
+                    self._arrow.default_memory_pool().release_unused()
                 columns = [python_values(self._arrow, batch.column(name)) for name in self._names]
                 for row in zip(*columns, strict=True):
                     self._read += 1

@@ -43,7 +43,7 @@ _OTHER_CAPS = (
     *(*_CAPS, "max_new_tokens", "max_tokens_to_sample", "maxOutputTokens", "maxTokens"),
     "num_predict",
 )
-_OTHER_CAPS_IN = ("generationConfig", "inferenceConfig", "parameters", "options")
+_OTHER_CAPS_IN = ("generationConfig", "inferenceConfig", "parameters", "options", "sampling_params")
 
 # Endpoints of the providers' own: those that chat, and those whose answers have no text.
 _CHATS = {

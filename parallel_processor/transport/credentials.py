@@ -40,6 +40,10 @@ class Credentials:
         """How many keys there are for ``url``."""
         return len(self._keyring.keys(url))
 
+    def is_own(self, url: str) -> bool:
+        """True if the headers and the login of the settings, and of a session, are for ``url``."""
+        return self._keyring.is_own(url)
+
     def target(self, url: str) -> str:
         """``url`` as it is requested: with the query of the settings, if it is on their own host."""
         query = self._options.query

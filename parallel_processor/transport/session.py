@@ -36,6 +36,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.util import Timeout
 
+from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.exceptions import TransportError
 from parallel_processor.models import Request, Response, Upstream, destination
 from parallel_processor.options import SYSTEM_STORE, Options, shown_url
@@ -288,7 +289,7 @@ class Transport:
 
     def _prepare(self, worker: WorkerSession, place: Place, payload: bytes) -> PreparedRequest:
         """The request to send. A session's auth class sees each body; else a prepared request is copied."""
-        if worker.session.auth is not None:
+        if worker.session.auth is not None and self.credentials.is_own(place[0]):
             return self._prepare_new(worker, place[0], payload, Credential({}))
         template, credential = worker.prepared.get(place) or (None, worker.sent_with)
         if template is None or not self.credentials.is_present(credential):
@@ -309,11 +310,16 @@ class Transport:
     def _prepare_new(
         self, worker: WorkerSession, url: str, payload: bytes, credential: Credential
     ) -> PreparedRequest:
-        headers = CaseInsensitiveDict({"Content-Type": "application/json"})
-        headers.update(credential.headers)
-        auth = worker.session.auth or _keep_headers
+        session, is_own = worker.session, self.credentials.is_own(url)
+        # None leaves out what the session has, which is for the settings' own host.
+        secret = () if is_own else filter(is_secret_name, session.headers)
+        headers: Any = CaseInsensitiveDict(dict.fromkeys(secret))
+        headers.update({"Content-Type": "application/json", **credential.headers})
+        params: Any = session.params
+        params = {} if is_own else dict.fromkeys(dict(params))
+        auth = (session.auth if is_own else None) or _keep_headers
         target = self.credentials.target(url)
-        request = requests.Request("POST", target, headers=headers, data=payload, auth=auth)
+        request = requests.Request("POST", target, headers, data=payload, params=params, auth=auth)
         return worker.session.prepare_request(request)
 
     def _merge_settings(self, worker: WorkerSession, url: str) -> dict[str, Any]:

@@ -129,6 +129,17 @@ def test_results_of_a_run_are_merged_in_any_form(
         merge([tmp_path / "up"], tmp_path / "o.jsonl", requests_path=[other, source])
 
 
+def test_the_results_may_be_behind_a_link(tmp_path: Path) -> None:
+    """Which stays one, as where a run appends to it."""
+    answers = write_lines(tmp_path / "out", [good("a")])
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    assert merge([answers], tmp_path / "link.jsonl") == Merged(answered=1)
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len(read_lines(tmp_path / "real.jsonl")) == 1
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == ["link.jsonl", "out", "real.jsonl"]
+
+
 def test_an_answer_comes_before_a_failure_and_the_first_before_the_second(tmp_path: Path) -> None:
     """In whichever file each is."""
     one = write_lines(

@@ -51,7 +51,13 @@ def key_of(*words: str) -> object:
         ("https://api.anthropic.com/v1/messages", "ANTHROPIC OPENAI", "ANTHROPIC"),
         ("https://gateway.example/v1/chat/completions", "GROQ OPENAI", "OPENAI"),
         ("https://gateway.example/v1/chat/completions", "GROQ", "set OPENAI_API_KEY"),
-        ("https://api.openai.com.evil.example/v1/x", "GROQ", "set OPENAI_API_KEY"),
+        # NousResearch/hermes-agent issue 28660
+        (
+            "https://api.deepseek.com/v1/chat/completions",
+            "OPENAI OPENROUTER",
+            "set DEEPSEEK_API_KEY",
+        ),
+        ("https://api.deepseek.com.evil.example/v1/x", "DEEPSEEK", "set OPENAI_API_KEY"),
         ("https://r.openai.azure.com/openai/v1/chat/completions", "OPENAI", "OPENAI"),
         ("https://r.openai.azure.com/openai/v1/responses", "OPENAI AZURE_OPENAI", "AZURE_OPENAI"),
         ("https://aiplatform.googleapis.com/v1/x", "OPENAI GOOGLE", "give --api_key_command"),
@@ -98,6 +104,28 @@ def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.Monke
     assert found == {"gateway.example": "team"}
 
 
+def test_each_replica_gets_the_key_of_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is for no other provider, though the servers have the same models."""
+    urls = (
+        "--request_url",
+        "https://api.openai.com/v1/x",
+        "--request_url",
+        "https://api.groq.com/v1/x",
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    with pytest.raises(ConfigurationError, match="groq.com/v1/x needs a key: set GROQ_API_KEY"):
+        find_keys_by_host(parsed(*urls))
+    assert find_keys_by_host(parsed(*urls, "--api_key", "typed")) == {}
+    monkeypatch.setenv("TEAM_KEY", "team")
+    named = ("--api_key_for", "api.groq.com=TEAM_KEY")
+    assert find_keys_by_host(parsed(*urls, *named)) == {"api.groq.com": "team"}
+    monkeypatch.setenv("GROQ_API_KEY", "groq")
+    assert find_keys_by_host(parsed(*urls)) == {"api.groq.com": "groq"}
+    assert key_of(*urls) == "openai"
+    local = ("--request_url", "http://127.0.0.1:1/v1/x", "--request_url", "http://127.0.0.2:1/v1/x")
+    assert find_keys_by_host(parsed(*local)) == dict.fromkeys(["127.0.0.2:1"], "openai")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -135,6 +163,7 @@ def test_a_header_with_a_key_is_a_key() -> None:
 @pytest.mark.parametrize(
     ("base", "expected"),
     [
+        # rohitg00/agentmemory issue 628, FerroxLabs/wayland issue 1178, BerriAI/litellm issue 8350
         ("http://h:8000/v1", "http://h:8000/v1/embeddings"),
         ("http://h:8000/v1/", "http://h:8000/v1/embeddings"),
         (" http://h:8000 ", "http://h:8000/embeddings"),
@@ -242,7 +271,7 @@ def test_a_key_goes_to_no_other_machine_in_plain_text(tmp_path: Path) -> None:
 
 
 def test_base_url_headers_query_and_a_command_in_one_run(tmp_path: Path) -> None:
-    """No /v1 is doubled, and no secret is in the log, the results or the report."""
+    """No /v1 is doubled by a row's own, and no secret is in the log, the results or the report."""
 
     def refuse_once(visit: Visit) -> None:
         while visit.read():

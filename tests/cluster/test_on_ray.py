@@ -25,8 +25,10 @@ from raw_server import RawServer, Room, Visit, answer_all
 from services import NO_LIMITS, rows
 
 from parallel_processor.cli.commands import build_ray_parser
+from parallel_processor.cluster.job import KeySource
 from parallel_processor.cluster.on_ray import OnRay
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.options import Options, Settings
 
 pytest.importorskip("ray")
 KEY = "sk-of-this-test-alone"
@@ -426,6 +428,45 @@ def test_no_secret_is_pickled() -> None:
     assert b"secret" not in pickle.dumps((job.settings, job.key)) and job.key.limiter_variable
     job = OnRay("in.jsonl", api_key=KEY, request_url="http://127.0.0.1:1/")._job
     assert KEY.encode() not in pickle.dumps((job.settings, job.key)) and job.key.variable
+    job = OnRay(
+        "in.jsonl",
+        request_url="http://127.0.0.1:1/",
+        api_key=["secret-1", "secret-2"],
+        api_keys={"h.example": "secret-3"},
+        headers={"X-Key": "secret-4"},
+        query={"code": "secret-5"},
+    )._job
+    assert b"secret-" not in pickle.dumps((job.settings, job.key))
+
+
+def test_workers_find_what_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several keys, those for other hosts, headers and parameters, and a command, which they run."""
+    settings: Settings = {
+        "request_url": "http://127.0.0.1:1/",
+        "api_keys": {"h.example": "c"},
+        "headers": {"X-Key": "d", "X-Team": "e"},
+        "query": {"code": "f"},
+    }
+    named = KeySource(host_variables={"other.example": "OTHER_KEY"})
+    for name, value in {"OTHER_KEY": "g"}.items():
+        monkeypatch.setenv(name, value)
+    made = OnRay("in.jsonl", key=named, api_key=["a", "b"], **settings)
+    for name, value in made._secrets.items():
+        monkeypatch.setenv(name, value)
+    found = made._job.key.complete(made._job.settings)
+    options = Options(**found)
+    assert options.api_key == ("a", "b")
+    assert options.api_keys == {"h.example": "c", "other.example": "g"}
+    assert (options.headers, options.query) == (settings["headers"], settings["query"])
+    command = OnRay("in.jsonl", key=KeySource(command="echo h"), request_url="http://127.0.0.1:1/")
+    key = Options(**command._job.key.complete(command._job.settings)).api_key
+    assert callable(key) and key() == "h"
+
+
+def test_a_function_is_no_key_of_workers() -> None:
+    """What it knows would be seen."""
+    with pytest.raises(ConfigurationError, match="api_key can't be a function on Ray"):
+        OnRay("in.jsonl", request_url="http://127.0.0.1:1/", api_key=lambda: "k")
 
 
 def test_what_keeps_workers_from_being_made_is_told(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from clocks import FakeClock
+from commands import environment
 
 from parallel_processor.credentials.rotating_key import RotatingKey
 from parallel_processor.exceptions import ConfigurationError
@@ -25,7 +29,7 @@ class Source:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
         self.texts: list[Any] = []
         self.open = threading.Event()
         self.open.set()
@@ -59,7 +63,7 @@ class Bench:
         """Let time pass until that many fetches have failed in a row."""
         for number in range(1, count + 1):
             self.pass_s(10)
-            with self.key._changed:
+            with self.key._lock:
                 while self.key._failures != number:
                     assert self.key._changed.wait(30)
 
@@ -266,3 +270,48 @@ def test_its_repr_says_nothing() -> None:
 def test_calling_it_gives_the_key() -> None:
     """So it can be what it was made of."""
     assert RotatingKey(_key)() == "key"
+
+
+_FORK = """
+import faulthandler, os, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later warn of forks beside threads
+from parallel_processor.credentials.rotating_key import RotatingKey
+
+keys = iter(["first", "second"])
+key = RotatingKey(keys.__next__, interval_s=0.01)
+key.fetch_first()
+is_held, may_end = threading.Event(), threading.Event()
+
+def hold():
+    with key._lock:
+        is_held.set()
+        may_end.wait(30)
+
+threading.Thread(target=hold).start()
+is_held.wait(30)
+if not (child := os.fork()):
+    faulthandler.dump_traceback_later(25, exit=True)
+    os._exit(key.refused(1, lambda: False) is not None or key.version.text != "second")
+may_end.set()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_fork_goes_on_by_itself() -> None:
+    """Whatever another thread was doing with the key at that moment."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FORK], capture_output=True, text=True, env=environment()
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_function_that_ends_its_thread_has_failed() -> None:
+    """Nobody waits for it for ever."""
+    bench = Bench()
+    bench.source.errors = [SystemExit("enough")]
+    bench.pass_s(20)
+    result = bench.in_thread(lambda: bench.refused(1))
+    bench.fail(1)
+    bench.pass_s(10)
+    assert result() is None

@@ -14,7 +14,8 @@ import pytest
 import services
 from clocks import FakeClock
 from commands import read_lines, write_lines
-from raw_server import RawServer, Visit
+from raw_server import RawServer, Visit, header_of
+from requests import Session
 
 from parallel_processor import (
     ConfigurationError,
@@ -23,6 +24,7 @@ from parallel_processor import (
     Request,
     RetryPolicy,
     RunStoppedError,
+    StopCause,
     read_results,
 )
 from parallel_processor.engine.lanes import Lanes, lanes_of
@@ -32,6 +34,7 @@ from parallel_processor.models import Estimate
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.simulator.tiers import no_capacity
 from parallel_processor.tokens.estimates import Cost
@@ -205,19 +208,47 @@ def test_a_fallback_model_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert [text.startswith("2 more like this") for text in told] == [False, True]
 
 
-def test_a_fallback_url_gets_no_key() -> None:
-    """Of another host: it is refused while there is a key, which isn't for it."""
-    with pytest.raises(ConfigurationError, match="another host"):
-        Processor(
-            request_url="https://a.example/v1/chat/completions",
-            api_key="sk-1",
-            fallback_url="https://b.example/v1/chat/completions",
-        )
+@pytest.mark.parametrize("own", [None, "sk-of-the-other"])
+def test_a_fallback_url_gets_the_key_of_its_host_alone(own: str | None) -> None:
+    """None, if there is none for it."""
     first, second = Provider(lambda body: error(400, "no")), Provider(lambda body: good())
     with RawServer(second) as other:
-        (outcome,) = ask(first, *rows(1), service_tiers=(), fallback_url=other.url + CHAT)
+        host = other.url.partition("//")[2]
+        settings: Any = {"api_key": "sk-first", "api_keys": {host: own} if own else {}}
+        url = other.url + CHAT
+        (outcome,) = ask(first, *rows(1), service_tiers=(), fallback_url=url, **settings)
         assert outcome.ok and len(second.asked) == 1
-        assert not any("authorization" in head.lower() for head in other.heads)
+        sent = header_of(other.heads[0], "authorization")
+        assert sent == (f"Bearer {own}" if own else None)
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "message"),
+    [
+        (
+            "https://b.example/v1/chat/completions",
+            {},
+            "needs a key of its own: --api_key_for b.example",
+        ),
+        (
+            "http://b.example/v1/chat/completions",
+            {"api_keys": {"b.example": "sk"}},
+            "in plain text",
+        ),
+        (
+            "https://b.example/v1/chat/completions",
+            {"session_factory": Session},
+            "must be on the host",
+        ),
+    ],
+)
+def test_a_fallback_url_without_a_safe_key_is_refused(
+    url: str, settings: dict[str, Any], message: str
+) -> None:
+    """When the processor is made."""
+    first = "https://a.example/v1/chat/completions"
+    with pytest.raises(ConfigurationError, match=message):
+        Processor(request_url=first, api_key="sk-1", fallback_url=url, **settings)
 
 
 # Lanes that are closed.
@@ -334,6 +365,34 @@ def test_lanes_work_with(settings: dict[str, Any], tmp_path: Path) -> None:
     assert contents == list("01230123")
 
 
+def test_a_stop_leaves_both_lanes_to_the_next_run(tmp_path: Path) -> None:
+    """What was refused when it came has no record, and nothing goes on after it."""
+    source = write_lines(tmp_path / "in.jsonl", rows(6))
+    stops: list[Callable[[], object]] = []
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if body["service_tier"] == "default":
+            return good()
+        if len(provider.asked) >= 5 and stops:
+            stops.pop()()
+        return FULL
+
+    provider = Provider(reply)
+    settings: Any = {"service_tiers": ("flex", "default"), "max_workers": 1}
+    with (
+        RawServer(provider) as server,
+        services.processor(server.url, CHAT, **settings) as processor,
+    ):
+        stops.append(processor.stop)
+        first = processor.process_file(source)
+        sent = len(provider.asked)
+        second = processor.process_file(source)
+    assert first.stop_cause is StopCause.CALLER and first.failed == 0
+    assert sent == 5 and first.answered + second.answered == 6
+    assert second.already_answered == first.answered and second.failed == 0
+    assert len(read_lines(tmp_path / "in_results.jsonl")) == 6
+
+
 # The queues.
 
 
@@ -434,7 +493,7 @@ def test_the_limits_of_a_tier_are_its_own_if_they_name_it() -> None:
     for waiting, shares in ((own, False), (common, True)):
         (pending,) = waiting.put(1)
         following = waiting.lanes.next_tier(pending)
-        assert following is not None and following is not pending.bucket
+        assert isinstance(following, TokenBucket) and following is not pending.bucket
         assert (following.shared_limits is pending.bucket.shared_limits) is shares
         pending.bucket.enqueue(Reservation(1.0))
         second = Reservation(1.0)

@@ -583,3 +583,16 @@ def test_no_line_raises(line: bytes) -> None:
     request = parse_line(line, 1, URL)
     assert len(identity(request)) == 16
     read_record(line)
+
+
+@pytest.mark.parametrize("metadata", ["", ', "metadata": 1', ', "metadata": NaN'])
+def test_a_url_with_a_place_for_the_model_needs_one(metadata: str) -> None:
+    """From the line or from the run; a line without one is not sent."""
+    url = "https://api.example/v1beta/models/{model}:generateContent"
+    line = f'{{"contents": []{metadata}}}'.encode()
+    assert parse_line(line, 1, url, model="m").model == "m"
+    assert "names no model to take the place of {model}" in str(
+        parse_line(line, 1, url).invalid_reason
+    )
+    with_model = line.replace(b"{", b'{"model": "own", ', 1)
+    assert parse_line(with_model, 1, url, model="m").model == "own"

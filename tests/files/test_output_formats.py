@@ -140,6 +140,21 @@ def test_lines_with_ids_of_their_own_may_move(tmp_path: Path) -> None:
     assert sorted(ids) == sorted([f"id-{n}" for n in range(8)] + ["request-1"])
 
 
+def test_equal_lines_with_an_id_each_need_an_answer(tmp_path: Path) -> None:
+    """The record of one does not keep the other from being sent, when a run goes on."""
+    line = body(1) | {"metadata": {"custom_id": "a"}}
+    source, save = write_lines(tmp_path / "in.jsonl", [line, line]), tmp_path / "out.jsonl"
+    with RawServer(answer_all) as server:
+        assert run(source, save, server, output_format="batch").answered == 2
+        save.write_text(save.read_text().splitlines(keepends=True)[0] + '{"torn')
+        summary = run(source, save, server, output_format="batch")
+        assert (summary.already_answered, summary.answered) == (1, 1)
+        changed = body(2) | {"metadata": {"custom_id": "a"}}
+        write_lines(source, [changed, changed])
+        with pytest.raises(InputFileError, match="line 1 would be recorded with the id 'a'"):
+            run(source, save, server, output_format="batch")
+
+
 def test_numbers_in_metadata_are_ids(tmp_path: Path) -> None:
     """As text, which the Batch API wants; other values are none."""
     given: list[Any] = [7, "x", True, 1.5, None, ["a"]]
@@ -288,6 +303,19 @@ def test_results_from_elsewhere_are_taken_by_their_ids(
     warnings = [each.getMessage() for each in caplog.records if "elsewhere" in each.getMessage()]
     assert len(warnings) == 1 and "request-1" in warnings[0]
     assert verify_results(source, save).ok
+
+
+def test_results_from_elsewhere_are_put_in_order_too(tmp_path: Path) -> None:
+    """Although nothing but an id says of which line each is."""
+    framed = {"status_code": 200, "request_id": "r", "body": {"data": [{"embedding": [1.0]}]}}
+    source = write_lines(tmp_path / "in.jsonl", [body(n) for n in range(1, 6)])
+    ids = [f"request-{n}" for n in (5, 3, 1)]
+    records = [{"id": "b", "custom_id": each, "response": framed, "error": None} for each in ids]
+    save = write_lines(tmp_path / "out.jsonl", records)
+    with RawServer(answer_all) as server:
+        summary = run(source, save, server, output_format="batch", ordered=True)
+    assert (summary.already_answered, summary.answered) == (3, 2)
+    assert [each["custom_id"] for each in read_lines(save)] == [f"request-{n}" for n in range(1, 6)]
 
 
 @pytest.mark.parametrize("ids", ["request-{}", "own-{}"])

@@ -36,15 +36,25 @@ class CrashReport:
 
 
 def crash(
-    folder: Path, *, lines: int, kills: int, seed: int, error_rate: float = 0.0, processes: int = 1
+    folder: Path,
+    *,
+    lines: int,
+    kills: int,
+    seed: int,
+    error_rate: float = 0.0,
+    processes: int = 1,
+    has_tiers: bool = False,
 ) -> CrashReport:
-    """Run a job of ``lines`` to its end in spite of ``kills`` times SIGKILL."""
+    """Run a job of ``lines`` to its end in spite of ``kills`` times SIGKILL.
+
+    With ``has_tiers``, half of it goes through two service tiers.
+    """
     rng = random.Random(seed)
     inputs = [f"{n % (lines // 2)}" for n in range(lines)]  # some lines are equal
     rows = [{"model": "m", "input": x, "metadata": {"row": n % 7}} for n, x in enumerate(inputs)]
     source = write_lines(folder / "in.jsonl", rows)
     results = folder / "out.jsonl"
-    flags = (
+    flags: tuple[object, ...] = (
         "--latency_s",
         0.03,
         "--latency_jitter",
@@ -54,12 +64,15 @@ def crash(
         "--error_rate",
         error_rate,
     )
+    grants, tiers = ("--tier_grant", "flex=0.5"), ("--service_tier", "flex,default")
+    flags += grants if has_tiers else ()
     with simulator(*flags, "--errors", "500,reset,torn") as server:
         words = command(
             *("--requests_filepath", source, "--save_filepath", results, "--no_progress"),
             *("--request_url", f"{server.url}/v1/embeddings", "--max_workers", MAX_WORKERS),
             *("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf"),
             *("--logging_level", 40, "--processes", processes),
+            *(tiers if has_tiers else ()),
         )
         done = 0
         while done < kills:
@@ -69,7 +82,7 @@ def crash(
     return CrashReport(
         kills=kills,
         lines=lines,
-        answered=stats["requests_received"] - sum(stats["faults"].values()),
+        answered=stats["requests_received"] - sum(stats["faults"].values()) - stats["tier_full"],
         verification=verify_results(source, results),
         exit_code=code,
     )

@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 from virtual import AUTO, Client, Holder, Server, World, share
 
+from parallel_processor.limiter.leases import News
+from parallel_processor.limiter.remote_rates import RateStock
+from parallel_processor.limiter.shared_rates import SharedRates
 from parallel_processor.models import LimitReading
 from parallel_processor.options import Limits
+from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.simulator import LimitChange
 
 RATE = 600.0  # requests a minute
@@ -177,3 +181,23 @@ def test_a_process_that_has_sent_nothing_keeps_the_limit_that_another_heard_of()
     assert late_bucket.server.rates.found_limit("requests") == RATE
     crowd.run(60)
     assert crowd.busiest_minute <= RATE
+
+
+def test_what_an_answer_shows_during_a_call_goes_to_the_holder_with_the_next() -> None:
+    """It takes the place of an earlier reading only while that is not on its way."""
+    limits = Limits(requests_per_minute=math.inf)
+    stock = RateStock("b", limits, 0.0, WakeEvent())
+    readings = [
+        LimitReading(name="requests", limit=limit, remaining=None, reset_s=None, window_s=60.0)
+        for limit in (100.0, 200.0, 300.0)
+    ]
+    news = [News(age_s=0.0, readings=(reading,)) for reading in readings]
+    stock.note(news[0], 0.0, is_urgent=False)
+    ask = stock.tell(0.0)
+    assert ask.server is not None
+    stock.note(news[1], 0.5, is_urgent=False)
+    stock.note(news[2], 0.5, is_urgent=False)
+    lease = SharedRates(ask.server, 0.0).lease(ask, ask.server, 0.0)
+    stock.receive(ask, lease, 0.0, 1.0)
+    told = stock.tell(1.0).server
+    assert told is not None and [each.readings for each in told.news] == [news[2].readings]

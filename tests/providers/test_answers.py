@@ -90,7 +90,41 @@ def candidate(parts: Any = None, reason: Any = "STOP") -> dict[str, Any]:
 
 MESSAGE = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": ""}]}
 NO_ERROR = {"message": "", "type": "", "param": "", "code": None}
+CONVERSE, COHERE = expected("/model/m/converse"), expected("/v2/chat")
+TEI, RERANK, IMAGES = expected("/embed", 2), expected("/rerank"), expected("/v1/images/generations")
+TGI = expected("/generate")
+
+
+def converse(content: Any, reason: Any = "end_turn") -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    return {"output": {"message": message}, "stopReason": reason, "usage": {}}
+
+
+def cohere(content: Any = None, finish: str = "COMPLETE", **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", **({} if content is None else {"content": content}), **more}
+    return {"id": "c", "finish_reason": finish, "message": message, "usage": {}}
+
+
 ANSWERS = [
+    (CONVERSE, converse([{"text": "Hi."}])),
+    (CONVERSE, converse([{"toolUse": {}}], "tool_use")),
+    (CONVERSE, converse([], "guardrail_intervened")),
+    (COHERE, cohere([{"type": "text", "text": "Hi."}])),
+    (COHERE, cohere(None, "TOOL_CALL", tool_calls=[{"id": "t"}])),
+    (COHERE, cohere([], "MAX_TOKENS")),
+    (expected("/v2/embed", 1), {"id": "e", "embeddings": {"float": [[0.1]]}, "texts": ["a"]}),
+    (TEI, [[0.1], [0.2]]),
+    (RERANK, [{"index": 1, "score": 0.9}, {"index": 0, "score": 0.0}]),
+    (RERANK, {"results": [{"index": 0, "relevance_score": 0.9}], "meta": {}}),
+    (RERANK, {"object": "list", "data": [{"index": 0, "relevance_score": 0.9}]}),
+    (IMAGES, {"created": 1, "data": [{"b64_json": "aGk="}, {"url": "https://…"}]}),
+    (TGI, {"generated_text": ""}),
+    (TGI, {"text": ["vLLM's"]}),  # other servers have endpoints with the same end
+    (TGI, {"text": "SGLang's", "meta_info": {}}),
+    (TGI, [{"text": "a"}]),
+    (TEI, {"vectors": [[0.1]]}),
+    (RERANK, {"scores": [0.1, 0.2]}),
+    (IMAGES, {"images": [{"url": "https://…"}], "seed": 1}),
     (CHAT, chat()),
     (AZURE, chat() | {"prompt_filter_results": [], "error": None}),
     (CHAT, chat("") | {"error": NO_ERROR, "base_resp": {"status_code": 0, "status_msg": ""}}),
@@ -165,6 +199,20 @@ def test_what_holds_what_its_endpoint_promises_is_an_answer(asked: Expected, bod
 
 CHUNK = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "Hi"}}]}
 NO_ANSWERS = [
+    (CONVERSE, converse([], None), "no output message"),
+    (CONVERSE, {"output": {}, "stopReason": "end_turn"}, "no output message"),
+    (CONVERSE, {"message": "ok"}, "no output message"),
+    (COHERE, cohere([{"type": "text", "text": "H"}], "ERROR_TOXIC"), "ERROR_TOXIC"),
+    (COHERE, cohere([]), "no content"),
+    (COHERE, {"id": "c", "finish_reason": "COMPLETE"}, "no message"),
+    (TEI, [[0.1]], "1 vectors for 2 inputs"),
+    (TEI, [[0.1], []], "empty"),
+    (RERANK, {"results": []}, "no results"),
+    (RERANK, {"results": [{"text": "a"}]}, "no score"),
+    (IMAGES, {"created": 1, "data": []}, "no images"),
+    (IMAGES, {"created": 1, "data": [{"revised_prompt": "a"}]}, "missing"),
+    (TGI, {"generated_text": None}, "no generated_text"),
+    (expected("/api/embed", 2), {"embedding": [0.1]}, "1 vectors for 2 inputs"),
     # As they were reported for chat: nothing, half an answer, or something else.
     *((CHAT, body, "no choices") for body in ({}, {"ok": True}, {"choices": None}, choices())),
     (CHAT, choices(None), "no object"),
@@ -420,6 +468,7 @@ NAMES = (
     *("data", "object", "embedding", "embeddings", "index", "usage", "output", "results", "type"),
     *("candidates", "promptFeedback", "blockReason", "parts", "response", "done", "detail", "msg"),
     *("base_resp", "status_code", "error_code", "success", "errors", "state", "values"),
+    *("score", "relevance_score", "generated_text", "b64_json", "stopReason", "role"),
 )
 WORDS = ("list", "response", "message", "stop", "error", "completed", "queued", "429", "text", "")
 VALUES = st.recursive(
@@ -432,7 +481,8 @@ VALUES = st.recursive(
 PATHS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/embed"),
     *("/v1/moderations", "/v1/messages", "/m:generateContent", "/m:embedContent", "/api/chat"),
-    *("/api/generate", "/invoke", ""),
+    *("/api/generate", "/invoke", "", "/model/m/converse", "/v2/chat", "/v2/embed", "/embed"),
+    *("/rerank", "/generate", "/v1/images/generations"),
 )
 
 
@@ -466,6 +516,10 @@ def test_what_a_run_takes_for_an_answer_its_record_is(
         ({"input": [{"text": "a"}, {"image": "b"}]}, None),
         ({"input": []}, 0),
         ({"prompt": ["a", "b", "c"]}, 3),
+        ({"texts": ["a", "b"]}, 2),
+        ({"inputs": "a"}, 1),
+        ({"requests": [{"content": {}}, {"content": {}}]}, 2),
+        ({"content": {"parts": []}}, None),
         ({"messages": []}, None),
         ({"input": None}, None),
         (None, None),

@@ -57,6 +57,7 @@ def gemini(**fields: Any) -> dict[str, Any]:
             7,
         ),
         ({"meta": {"billed_units": {"input_tokens": 5}, "api_version": {"version": "2"}}}, 5, 0),
+        ({"text": "", "meta_info": {"prompt_tokens": 5, "completion_tokens": 7}}, 12, 7),  # SGLang
         # Converse: what was written to the cache is input, what was read from it is free.
         (usage(inputTokens=5, outputTokens=7, totalTokens=12), 12, 7),
         (

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -14,7 +15,7 @@ from commands import run, write_lines
 from services import gated, processor, rows
 
 from parallel_processor import ConfigurationError, serve_metrics
-from parallel_processor.simulator import Simulator
+from parallel_processor.simulator import Simulator, SimulatorOptions
 
 pytest.importorskip("prometheus_client")
 
@@ -45,6 +46,22 @@ def test_a_scrape_has_the_numbers_of_stats() -> None:
     assert after["runs"] == after["in_flight"] == 0
     assert after['limit_per_minute{kind="requests"}'] == math.inf
     assert after['latency_seconds{quantile="0.95"}'] == stats.latency_s[95]
+
+
+def test_a_scrape_tells_the_tiers_apart() -> None:
+    """By model and tier, and nothing of a model without tiers."""
+    options = SimulatorOptions(tier_grants={"flex": 0.0})
+    with Simulator(options) as simulator:
+        tiers: Any = {"service_tiers": ("flex", "default")}
+        with processor(simulator.url, **tiers) as made, serve_metrics(made, 0) as port:
+            made.map(rows(2))
+            found = scrape(port)
+        with processor(simulator.url) as made, serve_metrics(made, 0) as port:
+            made.map(rows(2))
+            assert not any(name.startswith("tier_") for name in scrape(port))
+    flex, default = '{model="m",tier="flex"}', '{model="m",tier="default"}'
+    assert found[f"tier_moved_on_total{flex}"] == found[f"tier_admitted_total{flex}"] == 2
+    assert found[f"tier_answered_total{default}"] == 2
 
 
 def test_nothing_is_left_of_the_server() -> None:

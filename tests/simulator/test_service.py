@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from simulators import WordCounter
 
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.simulator import LimitChange, ModelLimits, Simulator, SimulatorOptions
+from parallel_processor.simulator.dialects import DIALECTS
 from parallel_processor.simulator.flags import parse_flags
 from parallel_processor.simulator.load import Load
 from parallel_processor.simulator.service import Service
@@ -59,12 +61,22 @@ class Server:
         path: str = EMBEDDINGS,
         *,
         method: str = "POST",
+        host: str = "",
+        keys: dict[str, str] | None = None,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> tuple[int, Any, dict[str, str]]:
         """Send a request; return the status, JSON and headers in lower case."""
         payload = json.dumps({"input": "a b"} if body is None else body).encode()
         connection = FakeConnection(meanwhile)
-        request = HttpRequest(method=method, path=path, body=payload, api_key=None, keep_alive=True)
+        request = HttpRequest(
+            method=method,
+            path=path,
+            body=payload,
+            api_key=next(iter((keys or {}).values()), None),
+            keep_alive=True,
+            host=host,
+            keys=keys or {},
+        )
         self.service.serve(request, connection)  # type: ignore[arg-type]
         self.pauses_s.extend(connection.pauses_s)
         (reply,) = connection.replies
@@ -83,6 +95,51 @@ def test_refusals_may_say_no_time_to_wait() -> None:
     assert status == 429
     assert answer["error"]["message"].endswith("Limit 1, Used 1, Requested 1.")
     assert not [name for name in headers if name.startswith("retry-after")]
+
+
+def _form(value: Any) -> Any:
+    """The names in a JSON value."""
+    if isinstance(value, list):
+        return [_form(each) for each in value]
+    return {key: _form(each) for key, each in value.items()} if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize("name", sorted(set(DIALECTS) - {"openai"}))
+def test_a_limit_is_told_in_the_servers_dialect(name: str) -> None:
+    """With the time to wait, or without any word of it."""
+    dialect = DIALECTS[name]
+    for retry_after in (True, False):
+        server = Server(requests_per_minute=1, dialect=name, retry_after=retry_after)
+        server.ask()
+        status, answer, headers = server.ask()
+        assert status == dialect.limited.status
+        assert _form(answer) == _form(dialect.limited.body)
+        assert not {"<wait>", "<model>", "<id>"} & set(re.findall("<[a-z]+>", json.dumps(answer)))
+        if not retry_after:
+            assert "retry-after" not in headers
+            assert not re.search("again in [0-9]|after [0-9]", json.dumps(answer))
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "header"),
+    [
+        ("api.anthropic.com", "/v1/messages", "x-api-key"),
+        ("", "/v1/messages", "x-api-key"),
+        ("generativelanguage.googleapis.com", "/v1beta/models/g:generateContent", "x-goog-api-key"),
+        ("generativelanguage.googleapis.com:80", "/v1beta/openai/embeddings", "authorization"),
+        ("us-x-aiplatform.googleapis.com", "/v1/models/g:generateContent", "authorization"),
+        ("r.openai.azure.com", "/openai/v1/embeddings", "api-key"),
+        ("apim.example", "/openai/deployments/d/embeddings", "api-key"),
+        ("api.groq.com", "/openai/v1/chat/completions", "authorization"),
+    ],
+)
+def test_a_key_counts_in_its_providers_header_alone(host: str, path: str, header: str) -> None:
+    """As with the provider of that host or path; the right key in another header is none."""
+    server = Server(api_key="right", dialect="auto")
+    other = "x-api-key" if header != "x-api-key" else "authorization"
+    assert server.ask(path=path, host=host, keys={header: "right"})[0] == 200
+    assert server.ask(path=path, host=host, keys={header: "wrong"})[0] in (400, 401)
+    assert server.ask(path=path, host=host, keys={other: "right"})[0] in (400, 401)
 
 
 def test_refusals_may_have_another_code() -> None:

@@ -11,10 +11,11 @@ pytestmark = pytest.mark.acceptance
 
 
 @pytest.mark.parametrize(
-    ("kills", "error_rate", "processes"), [(5, 0.0, 1), (5, 0.2, 1), (3, 0.1, 2)]
+    ("kills", "error_rate", "processes", "has_tiers"),
+    [(5, 0.0, 1, False), (5, 0.2, 1, False), (3, 0.1, 2, False), (3, 0.1, 1, True)],
 )
 def test_a_job_survives_being_killed(
-    tmp_path: Path, kills: int, error_rate: float, processes: int
+    tmp_path: Path, kills: int, error_rate: float, processes: int, has_tiers: bool
 ) -> None:
     """Every line has one good record, and what was sent twice was in flight at a kill."""
     report = crash(
@@ -24,5 +25,6 @@ def test_a_job_survives_being_killed(
         seed=kills,
         error_rate=error_rate,
         processes=processes,
+        has_tiers=has_tiers,
     )
     assert report.ok, report

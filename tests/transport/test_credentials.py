@@ -134,7 +134,7 @@ def two_hosts() -> Iterator[dict[str, RawServer]]:
         st.tuples(
             st.sampled_from(["own", "other"]),
             st.sampled_from(["/v1/x", "/openai/deployments/d/x", "/v1/messages", "//x", "/@own"]),
-            st.sampled_from(["{}", "{upper}", "login"]),
+            st.sampled_from(["", "login", "twice"]),
             st.integers(0, 2),
         ),
         max_size=5,
@@ -160,7 +160,8 @@ def test_no_key_ever_reaches_another_host(
         query={"code": "own-code-0123456789"},
     ) as sender:
         for name, path, how, index in places:
-            host = f"{KEYS[name][:3]}:x@{hosts[name]}" if how == "login" else hosts[name]
+            login = {"login": "me:x@", "twice": f"{hosts['own']}@{hosts['other']}@"}.get(how, "")
+            host = login + hosts[name]
             sender.send(request_to(f"http://{host}{path}"), Upstream(key=index))
     sent = {name: "".join(server.heads) for name, server in two_hosts.items()}
     assert "other-" not in sent["own"] and "own-" not in sent["other"]
@@ -172,6 +173,39 @@ def test_no_key_ever_reaches_another_host(
 def has_key(keys: dict[str, bool]) -> bool:
     """True if the other host has a key."""
     return keys.get("other", False)
+
+
+@pytest.mark.parametrize("auth", [None, ("me", "session-0123456789")])
+def test_what_a_session_has_stays_on_its_own_host(
+    two_hosts: dict[str, RawServer], auth: Any
+) -> None:
+    """Its headers, its parameters and its login: another host gets its own key, and nothing else."""
+    factory = session_with(
+        {"X-Api-Key": "session-0123456789", "authorization": "session-0123456789", "X-Team": "a"},
+        params={"code": "session-0123456789"},
+        auth=auth,
+    )
+    own, other = two_hosts["own"], two_hosts["other"]
+    keys = {other.url.partition("//")[2]: KEYS["other"]}
+    with transport(own.url, api_key=None, api_keys=keys, session_factory=factory) as sender:
+        for server in (own, other, own):
+            sender.send(request_to(server.url + "/v1/x"))
+            count = "".join(server.heads[-1:]).count("session-0123456789")
+            assert count == (0 if server is other else 3 if auth is None else 2)
+    assert header_of(other.heads[-1], "authorization") == f"Bearer {KEYS['other']}"
+    assert header_of(other.heads[-1], "x-team") == "a"
+
+
+def test_a_url_that_two_parsers_read_differently_gets_no_key(
+    two_hosts: dict[str, RawServer],
+) -> None:
+    """For one of them the host is what precedes the backslash, for the other what follows the sign."""
+    other, own = (two_hosts[name].url.partition("//")[2] for name in ("other", "own"))
+    two_hosts["other"].heads.clear()
+    with transport(two_hosts["own"].url, api_key=KEYS["own"]) as sender:
+        sender.send(request_to(f"http://{other}\\@{own}/v1/x"))
+    (head,) = two_hosts["other"].heads
+    assert KEYS["own"] not in head
 
 
 def test_a_request_that_was_made_by_hand_takes_no_key_elsewhere(

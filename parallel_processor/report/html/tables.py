@@ -125,7 +125,16 @@ def _models(buckets: Sequence[BucketReport]) -> Markup | None:
         ]
         for bucket in buckets
     ]
-    more = ("#Tokens used", "#Tokens an answer", "#Most in flight", "#Concurrency limit")
+    more: tuple[str, ...] = (
+        "#Tokens used",
+        "#Tokens an answer",
+        "#Most in flight",
+        "#Concurrency limit",
+    )
+    if any(bucket.moved_on or bucket.downgraded for bucket in buckets):
+        more += ("#Moved on", "#Another tier")
+        for row, bucket in zip(rows, buckets, strict=True):
+            row += [count(bucket.moved_on), count(bucket.downgraded)]
     return _table((*heads, *more), rows)
 
 
