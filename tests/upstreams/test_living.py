@@ -185,7 +185,6 @@ class Crowd:
 ILLNESSES: dict[str, Callable[[float], tuple[float, Attempt]]] = {
     "dead": lambda now: (0.001, REFUSED),
     "500": lambda now: (0.005, reply(500)),
-    "slow to say no": lambda now: (2.0, reply(500)),
 }
 
 
