@@ -135,10 +135,9 @@ def _without_secrets(
         "api_key": None,
         "api_keys": {},
         "login": None,
-        "request_url": options.request_url,
-        "replica_urls": options.replica_urls,
         "limiter": None if _LIMITER in secrets else options.limiter,
     }
+    bare |= {"request_url": options.request_url, "replica_urls": options.replica_urls}
     if _SECRETS in secrets:
         bare |= {"headers": {}, "query": {}}
     key = replace(

@@ -24,7 +24,7 @@ from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
-_KINDS = ("requests", "tokens")
+_KINDS: tuple[str, ...] = ("requests", "tokens")
 MakeLimits = Callable[..., SharedLimits]
 """Takes the arguments of ``SharedLimits``."""
 
