@@ -180,10 +180,7 @@ class RequestQueues:
         return True
 
     def add_again(self, pending: PendingRequest, due_at: float) -> None:
-        """Put ``pending`` at the head of its queue at ``due_at``; at once if that is minus infinity.
-
-        One that has just come from another lane is put at the end.
-        """
+        """Queue ``pending`` first, or last if it is new in its lane, at ``due_at``; -inf is at once."""
         self._gone_bytes -= len(pending.request.payload)
         if self._lanes is not None and self._lanes.closings > self._closings:
             self._closings = self._lanes.closings  # no worker takes what is in such a lane

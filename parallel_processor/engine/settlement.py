@@ -168,7 +168,7 @@ class Settlement:
         if lanes.is_fallback(pending):  # which may cost more: that is said
             self._warnings.warn(reason_of(attempt), number, text)
         else:
-            _log.info("%s", text, extra={"request_number": number})
+            _log.debug("%s", text, extra={"request_number": number})
         return True
 
     def _charge(
@@ -256,6 +256,8 @@ class Settlement:
         attempt = replace(attempt, status=AttemptStatus.RATE_LIMITED)
         retry_state.note(attempt, self._clock())
         retry_state.own_refusals += 1
+        if self._failover.asks_other(pending, refused):
+            return 0.0
         following = lanes.next_tier(pending)
         if following is None or not self._is_crowded(following):
             return None

@@ -61,6 +61,16 @@ class Failover:
             return None
         return max(other.newest_answered_at for other in others)
 
+    def asks_other(self, pending: PendingRequest, reservation: Reservation) -> bool:
+        """Note that the upstream has no room for ``pending``; true if one is left that wasn't asked."""
+        group, retry_state = pending.group, pending.retry_state
+        if not isinstance(group, BucketGroup) or retry_state is None:
+            return False
+        asked = retry_state.failed_by
+        asked[pending.bucket] = reservation.admitted_at or 0.0
+        others = group.others(pending.bucket)
+        return any(other not in asked and not self._outages.is_out(other) for other in others)
+
     def note(self, pending: PendingRequest, reservation: Reservation, attempt: Attempt) -> None:
         """Remember who failed ``pending``, and whether another upstream may answer it now."""
         if (retry_state := pending.retry_state) is None:

@@ -114,6 +114,62 @@ def test_what_a_tier_has_no_room_for_goes_on_at_once(form: str) -> None:
     assert (outcome.ok, outcome.attempts, outcome.service_tier) == (True, 2, "default")
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        # Groq's gateway in laravel/ai did not take it for a reason to fail over (laravel/ai 925).
+        (
+            498,
+            {"error": {"message": "Flex tier capacity exceeded", "type": "capacity_exceeded"}},
+            "",
+        ),
+        # Azure under load; its users route the overflow themselves (pollinations 6260, azurerm 29085).
+        error(
+            429,
+            "The system is currently experiencing high demand and cannot process your request. "
+            "Your request exceeds the maximum usage size allowed during peak load. Please retry "
+            "after 20 seconds.",
+            "429",
+        ),
+        # Said after five minutes in a queue (maritaca-ai/maritalk-api 210).
+        error(429, "No capacity for the flex tier: queue is full"),
+        # NVIDIA's worker queue, in words of gRPC (NousResearch/hermes-agent 104223).
+        error(503, "ResourceExhausted: Worker local total request limit reached"),
+    ],
+)
+def test_reported_refusals_go_on(refusal: Reply) -> None:
+    """As users of other clients met them."""
+    provider = Provider(by_tier(flex=refusal))
+    (outcome,) = ask(provider, *rows(1))
+    assert provider.tiers == ["flex", "default"] and outcome.ok
+
+
+def test_the_replicas_of_a_tier_are_asked_before_the_next_tier() -> None:
+    """Each once: one has no room, and another may have."""
+    full, free = Provider(by_tier(flex=FULL)), Provider(by_tier(flex=good(service_tier="flex")))
+    with RawServer(full) as first, RawServer(free) as second, RawServer(full) as third:
+        for other, tiers in ((second, {"flex"}), (third, {"default"})):
+            settings: Any = {
+                "service_tiers": ("flex", "default"),
+                "replica_urls": [other.url + CHAT],
+            }
+            with services.processor(first.url, CHAT, **settings) as processor:
+                (outcome,) = processor.map(rows(1))
+            assert outcome.ok and {outcome.service_tier} == tiers
+        assert Counter(full.tiers)["flex"] <= 3
+
+
+def test_a_fallback_that_can_not_take_the_request_says_so() -> None:
+    """The errors of both are there; LiteLLM shows the fallback's alone (BerriAI/litellm 31557)."""
+    long = error(400, "maximum context length is 8192 tokens", "context_length_exceeded")
+    provider = Provider(lambda body: long if body["model"] == "small" else error(404, "gone"))
+    (outcome,) = ask(provider, *rows(1), service_tiers=(), fallback_model="small")
+    assert [text.partition(" (")[0] for text in outcome.errors] == [
+        "HTTP 404 t: gone",
+        "model small: HTTP 400 context_length_exceeded: maximum context length is 8192 tokens",
+    ]
+
+
 def test_a_tier_that_answers_is_the_only_one_that_is_asked() -> None:
     """The cheap one is asked first, for every request."""
     provider = Provider(by_tier(flex=good(service_tier="flex")))
