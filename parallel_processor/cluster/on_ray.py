@@ -104,6 +104,11 @@ class OnRay:
             return self._run.process(make_engine, workers=workers, shares_limits=True)
 
 
+def _with_password(limiter: object) -> str:
+    """The URL ``limiter`` if it may have a password in it, else nothing."""
+    return limiter if isinstance(limiter, str) and "@" in limiter else ""
+
+
 def _without_secrets(
     settings: Settings, named: KeySource, address: str | None
 ) -> tuple[Settings, KeySource, dict[str, str]]:
@@ -112,11 +117,10 @@ def _without_secrets(
     is_named = bool(named.variable or named.file or named.command)
     if address is None and not is_named:
         check_key(options)
-    url = options.limiter if isinstance(options.limiter, str) else ""
     found = {
         _KEY: "" if is_named else "\n".join(_texts(options.api_key)),
         _LOGIN: options.login or "",
-        _LIMITER: url if "@" in url else "",  # it may have a password
+        _LIMITER: _with_password(options.limiter),
         _SECRETS: _packed(options, address),
     }
     secrets = {name: value for name, value in found.items() if value}
@@ -131,10 +135,9 @@ def _without_secrets(
         "api_key": None,
         "api_keys": {},
         "login": None,
-        "request_url": options.request_url,
-        "replica_urls": options.replica_urls,
         "limiter": None if _LIMITER in secrets else options.limiter,
     }
+    bare |= {"request_url": options.request_url, "replica_urls": options.replica_urls}
     if _SECRETS in secrets:
         bare |= {"headers": {}, "query": {}}
     key = replace(

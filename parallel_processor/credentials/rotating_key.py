@@ -213,15 +213,16 @@ class RotatingKey:
 
     def _fail(self, fault: str) -> None:
         with self._lock:
+            was_told, self._is_told = self._is_told, True
+        if not was_told:  # before those who wait go on
+            _log.warning("%s: the old key is kept, and this is tried again every 10 s", fault)
+        with self._lock:
             self._failures += 1
             self._is_fetching, self._fault = False, fault
             self._next_fetch_at_s = self._clock() + self._interval_s
             if self.ttl_s < math.inf:
                 self._due_at_s = self._next_fetch_at_s
-            was_told, self._is_told = self._is_told, True
             self._changed.notify_all()
-        if not was_told:
-            _log.warning("%s: the old key is kept, and this is tried again every 10 s", fault)
 
 
 def is_key(key: object) -> bool:

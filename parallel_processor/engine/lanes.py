@@ -115,6 +115,7 @@ class Lanes:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
         self.routes, self._left_out, self._clock = routes, left_out, clock
+        self._first = routes.known(self._lanes[0])  # most requests find their group there
         self.is_single = len(self._lanes) == 1
         self.is_plain = self._lanes == (PLAIN,)
         self._lock = InterruptSafeLock()  # guards the two fields below
@@ -123,7 +124,7 @@ class Lanes:
 
     def enter(self, request: Request, url: str, model: str) -> PendingRequest:
         """``request``, which is to ``url`` for ``model``, in the first lane that is open."""
-        group = self.routes.group(url, model, self._lanes[0])
+        group = self._first.get((url, model)) or self.routes.group(url, model, self._lanes[0])
         pending = PendingRequest(request=request, group=group, bucket=group.members[0])
         if not self.is_single:
             pending.entered_s = self._clock()

@@ -28,7 +28,8 @@ from parallel_processor.providers.jsontext import dump, parse
 
 ORIGIN = "batch_req_line_"
 """How the ``id`` of a record begins whose request was no row; the identity of that request follows."""
-_ASKED = frozenset({"messages", "prompt", "input", "inputs", "contents", "query"})
+ASKED = frozenset({"messages", "prompt", "input", "inputs", "contents"})
+"""The members that requests ask with: most have one of them."""
 
 
 _ANSWERED = frozenset({"response", "modelOutput", "error"})  # a line of results has one of them
@@ -113,7 +114,7 @@ def row_dialect(row: Mapping[str, Any]) -> Dialect | None:
             is_openai = dialect is OPENAI and "url" not in row and "method" not in row
             return MISTRAL if is_openai else dialect
     wrapping = [each for each in DIALECTS if isinstance(row.get(each.body_key), dict)]
-    if "custom_id" in row or (wrapping and _ASKED.isdisjoint(row)):
+    if "custom_id" in row or (wrapping and (ASKED | {"query"}).isdisjoint(row)):
         for dialect in wrapping:
             if not dialect.needs_id and _ANSWERED.isdisjoint(row) and "custom_id" not in row:
                 return dialect

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from parallel_processor.exceptions import ParallelProcessorError, ResultsFileError
-from parallel_processor.files.batch_rows import row_record, row_result
+from parallel_processor.files.batch_rows import ASKED, row_record, row_result
 from parallel_processor.files.compression import unpacked
 from parallel_processor.models import INVALID_REQUEST, Outcome, Request, Response
 from parallel_processor.providers.answers import (
@@ -37,7 +37,6 @@ _log = logging.getLogger("parallel_processor")
 BOM = b"\xef\xbb\xbf"
 _RECORD_NESTING = 2  # levels of a record around a request or a response
 _BUFFER_BYTES = 1024 * 1024
-_ASKED = {"messages", "prompt", "input", "inputs", "contents"}  # a request has one of them
 _FRAME = {"status_code", "body"}  # what a Batch record's response has around the body
 
 
@@ -139,7 +138,7 @@ def take_apart(line: bytes) -> RecordParts | None:
 
 
 def _is_request(value: Any) -> bool:
-    return isinstance(value, dict) and not value.keys().isdisjoint(_ASKED) and "model" in value
+    return isinstance(value, dict) and not value.keys().isdisjoint(ASKED) and "model" in value
 
 
 def _fault(value: Any, expected: Expected) -> Fault | None:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from parallel_processor.exceptions import InputFileError
+from parallel_processor.files.batch_rows import ASKED
 from parallel_processor.files.records import BOM, take_apart
 from parallel_processor.providers.jsontext import parse
 
 # What a request has, and a response that stands behind one in a record has not.
-_ASKED = frozenset(
-    {"messages", "prompt", "input", "inputs", "contents", "body", "params", "request"}
-)
+_ASKED = ASKED | {"body", "params", "request"}
 _TABLES = ("csv", "tsv", "parquet")  # what else is read, by the ends of its names
 _LEAST_LINES = 10  # that must all be bad before a file of no known format is refused
 # How a file begins; what it is; the command that makes JSONL of it, for its name.

@@ -21,6 +21,8 @@ from parallel_processor.providers.promises import (
     promise_of,
 )
 
+_INPUT_NAMES = frozenset({"input", "prompt", "inputs", "texts", "requests"})
+
 
 class Expected(NamedTuple):
     """What is known about a request when its response is judged."""
@@ -50,7 +52,9 @@ def count_inputs(body: Any) -> int | None:
 
     ``None`` if that can't be told: several objects may be the parts of one input.
     """
-    given = _inputs_in(body) if isinstance(body, (dict, Mapping)) else None
+    if not isinstance(body, (dict, Mapping)) or _INPUT_NAMES.isdisjoint(body):
+        return None
+    given = _inputs_in(body)
     if isinstance(given, str):
         return 1
     if not isinstance(given, list):
@@ -65,8 +69,9 @@ def _inputs_in(body: Mapping[str, Any]) -> Any:
     if "requests" in body:  # Gemini's, one object each
         requests = body["requests"]
         return [""] * len(requests) if isinstance(requests, list) else None
-    names = (name for name in ("input", "prompt", "inputs", "texts") if name in body)
-    return body.get(next(names, ""))
+    return next(
+        (body[name] for name in ("input", "prompt", "inputs", "texts") if name in body), None
+    )
 
 
 def fault_of(data: Any, expected: Expected = UNKNOWN) -> Fault | None:

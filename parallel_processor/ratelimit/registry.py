@@ -24,7 +24,7 @@ from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _MAX_BUCKETS = 256  # a file may name a new model in each line
-_KINDS = ("requests", "tokens")
+_KINDS: tuple[str, ...] = ("requests", "tokens")
 MakeLimits = Callable[..., SharedLimits]
 """Takes the arguments of ``SharedLimits``."""
 
@@ -122,7 +122,8 @@ PLAIN = Upstream()
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
-    Beyond 256 buckets, all further models under the same limits share one bucket. ``clock`` is theirs.
+    Beyond 256 buckets, or two for each upstream if that is more, all further models under the same limits
+    share one bucket. ``clock`` is theirs.
     """
 
     def __init__(
@@ -143,9 +144,11 @@ class TokenBuckets:
         self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}  # by URL and model
         self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
         self._quotas: dict[tuple[str, int], _AccountQuotas] = {}
+        upstreams = upstreams_of(options)
+        self._most = max(_MAX_BUCKETS, 2 * len(upstreams))
         with FORK_LOCK:  # no other thread takes quotas meanwhile, and none is forgotten
             accounts.forget_unused()
-            for upstream in upstreams_of(options):
+            for upstream in upstreams:
                 if (owner := self._owner(upstream)) not in self._quotas:
                     own = _options_of(options, upstream)
                     self._quotas[owner] = _AccountQuotas(own, clock, accounts, make_limits)
@@ -171,13 +174,13 @@ class TokenBuckets:
             model = like.model or model
             quotas = self._quotas.get(self._owner(upstream), self._first)
             shared_limits = quotas.of_model(model, like.tier)
-            if place not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
+            if place not in self._buckets and len(self._buckets) >= self._most:
                 return self._overflow(shared_limits, upstream)
             return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))
 
     def _overflow(self, shared_limits: SharedLimits, upstream: Upstream) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
-        is_alone = len(self._quotas) == 1 or len(self._shared) >= _MAX_BUCKETS
+        is_alone = len(self._quotas) == 1 or len(self._shared) >= self._most
         upstream = upstream._replace(url="", key=0) if is_alone else upstream
         made = self._make(shared_limits, upstream, upstream.model)
         return self._shared.setdefault((shared_limits, upstream), made)

@@ -110,13 +110,13 @@ class Transport:
         self._workers: list[WorkerSession] = []
         self._settings: dict[str, dict[str, Any]] = {}
 
-    def send(self, request: Request, upstream: Upstream = _ITS_OWN) -> Response:
-        """Send one attempt to ``upstream``, and read the whole response.
+    def send(self, request: Request, upstream: Upstream = _ITS_OWN, url: str = "") -> Response:
+        """Send one attempt to ``upstream``, and read the whole response. ``url`` is its destination.
 
         Raises :class:`TransportError` if no complete response came, and :class:`ConfigurationError`
         if the session factory fails.
         """
-        url = destination(request, upstream, self._options.request_url)
+        url = url or destination(request, upstream, self._options.request_url)
         place, route = (url, upstream.key), None
         worker = self._threads.worker or self._make_worker()
         try:

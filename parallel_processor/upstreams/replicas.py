@@ -49,12 +49,14 @@ class _Copy(Reservation):
         super().__init__(tokens, of.wake, output_tokens=output_tokens)
 
     @property
-    def admitted_at(self) -> float | None:
+    def admitted_at(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """When it was admitted, in seconds of the bucket's clock; ``None`` before."""
         return self._admitted_at
 
     @admitted_at.setter
-    def admitted_at(self, when: float | None) -> None:
+    def admitted_at(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, when: float | None
+    ) -> None:
         self._admitted_at = when
         if when is not None:
             self._of.admitted_at = when

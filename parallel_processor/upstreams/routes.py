@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from urllib.parse import urlsplit
 
 from parallel_processor.models import Upstream
@@ -14,6 +13,8 @@ from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
 
 _MOST_KNOWN = 1024  # a file may name a new model in each line
+Known = dict[tuple[str, str], AnyBucket]
+"""What requests wait for, by URL and model."""
 _Owner = tuple[str, int]  # a host, and the number of a key for it
 
 
@@ -25,7 +26,7 @@ class Routes:
         self._host = urlsplit(options.request_url).netloc
         self._upstreams, self._keyring = upstreams_of(options), options.keyring
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._known: dict[Hashable, AnyBucket] = {}  # by URL, model and lane
+        self._known: dict[Upstream, Known] = {}  # by lane
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
         self._refused: set[_Owner] = set()
 
@@ -34,18 +35,21 @@ class Routes:
 
         On the host of ``request_url`` it stands for the same endpoint of each replica, too.
         """
-        known = (url, model) if lane is PLAIN else (url, model, lane)
-        found = self._known.get(known)
-        if found is not None:
+        known = self.known(lane)
+        if (found := known.get((url, model))) is not None:
             return found
         upstreams = self._upstreams_for(url)
         if len(upstreams) == 1:
             found = self.buckets.bucket(url, model, lane)
         else:
             found = self._find_group(upstreams, model, lane)
-        if len(self._known) < _MOST_KNOWN:
-            self._known[known] = found
+        if len(known) < _MOST_KNOWN:
+            known[url, model] = found
         return found
+
+    def known(self, lane: Upstream) -> Known:
+        """What :meth:`group` has found for ``lane`` so far, and will find. Only it may change that."""
+        return self._known.setdefault(lane, {})
 
     def _upstreams_for(self, url: str) -> list[tuple[str, int]]:
         """The URLs that stand for ``url``, each with the number of a key."""

@@ -28,6 +28,7 @@ from parallel_processor.transport.http1 import Headers
 if TYPE_CHECKING:
     from parallel_processor.transport.session import Transport
 
+_FATAL = AttemptStatus.FATAL  # a look at an enum takes longer than a global
 _MOST_KEYS = 3  # of one attempt: each may expire while the request waits for its answer
 
 
@@ -47,8 +48,10 @@ class AttemptRunner:
         the key has expired, it is sent again with a new one: nothing was processed, so that is one attempt.
         """
         attempt = self._send(request, upstream, host, expected)
+        if attempt.status is not _FATAL:
+            return attempt
         for _ in range(_MOST_KEYS):
-            if attempt.stop_cause is not StopCause.KEY or attempt.status is not AttemptStatus.FATAL:
+            if attempt.stop_cause is not StopCause.KEY or attempt.status is not _FATAL:
                 break
             fault = self._transport.renewal_fault()
             if fault is not None:
@@ -60,7 +63,7 @@ class AttemptRunner:
     def _send(self, request: Request, upstream: Upstream, host: str, expected: Expected) -> Attempt:
         began_at_s = time.monotonic()
         try:
-            response = self._transport.send(request, upstream)
+            response = self._transport.send(request, upstream, expected.url)
         except TransportError as error:
             return self._broken(error, began_at_s)
         ended_at_s = time.monotonic()

@@ -14,6 +14,7 @@ from parallel_processor.providers.jsontext import dump, members, with_member, wi
 
 _log = logging.getLogger("parallel_processor")
 _MODEL = frozenset({"model"})
+_MOST_PLAIN = 1024
 
 
 class Outgoing:
@@ -26,6 +27,7 @@ class Outgoing:
 
     def __init__(self, request_url: str) -> None:
         self._url = request_url
+        self._plain: set[str] = set()  # URLs where a body needs no change
         self._warnings = [
             '%s streams by default: requests are sent with "stream": false, which their records lack'
         ]
@@ -37,8 +39,12 @@ class Outgoing:
 
     def payload(self, request: Request, upstream: Upstream) -> bytes:
         """The bytes to send to ``upstream``."""
-        url, body = upstream.url or request.url or self._url, request.body
-        payload = request.payload
+        url, payload = upstream.url or request.url or self._url, request.payload
+        if url in self._plain and not (upstream.tier or upstream.model):
+            return payload  # as mostly
+        body = request.body
+        if MODEL_PLACE not in url and not streams_unasked(url) and len(self._plain) < _MOST_PLAIN:
+            self._plain.add(url)
         if MODEL_PLACE in url and body is not None and "model" in body:
             payload = without(members(payload.decode()), _MODEL).encode()
         if upstream.tier or upstream.model:

@@ -67,7 +67,7 @@ class Scripted:
         """Its key doesn't expire."""
         return ""
 
-    def send(self, request: Request, _: Upstream) -> Response:
+    def send(self, request: Request, upstream: Upstream, url: str) -> Response:
         self.before_send()
         self.sent.append(request)
         end = self._ends.pop(0) if len(self._ends) > 1 else self._ends[0]

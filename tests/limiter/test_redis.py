@@ -166,7 +166,10 @@ def test_processors_of_an_account_share_leases(redis: RedisServer) -> None:
     with arrivals() as server:
         url = server.url
         with processor(url, **settings) as first, processor(url, **settings) as second:
-            assert first._account.buckets._default.quotas == second._account.buckets._default.quotas
+            assert (
+                first._account.buckets.limits()[0].quotas
+                == second._account.buckets.limits()[0].quotas
+            )
             assert all(each.map(rows(3)) for each in (first, second))
             with processor(url, **settings | {"api_key": "two"}) as third:
                 assert third.map(rows(1))[0].ok

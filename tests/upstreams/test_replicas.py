@@ -255,6 +255,15 @@ def test_more_models_than_there_are_buckets_share_a_group() -> None:
     assert late.members[0].shared_limits is not late.members[1].shared_limits
 
 
+def test_many_keys_are_as_many_upstreams() -> None:
+    """None is left out, and none stands for another."""
+    keys = [f"k{number}" for number in range(400)]
+    routes = routes_of(api_key=keys, replica_urls=[], allow_plain_http=True)
+    for model in ("m", "n", "o"):
+        members = routes.group(URL, model).members
+        assert [(each.url, each.upstream.key) for each in members] == [(URL, n) for n in range(400)]
+
+
 def test_with_an_accounts_name_all_share_the_limits() -> None:
     """They are one account then."""
     members = routes_of(account="team").group(URL, "m").members
