@@ -238,7 +238,7 @@ FAULTS = {
         error("429 Too Many", message=TOO_LARGE, code="rate_limit_exceeded"),
         "HTTP 429 rate_limit_exceeded",
     ),
-    "498": retried(error("498 Capacity"), "HTTP 498"),
+    "498": refused(error("498 Capacity"), "HTTP 498"),
     "500": retried(error("500 Oops", type="server_error"), "HTTP 500 server_error"),
     "500 wait": retried(error("500 Oops", SOON), "HTTP 500", wait_s=SOON_S),
     "500 for good": final(error("500 Oops", "x-should-retry: false\r\n"), "HTTP 500"),
