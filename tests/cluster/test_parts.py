@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parallel_processor.cluster.blocks import Block, BlockLines
 from parallel_processor.cluster.parts import Records, match
-from parallel_processor.options import DEFAULT_REQUEST_URL
+from parallel_processor.options import Options
 
 _NUMBERS = st.lists(st.integers(0, 5), max_size=10)
 
@@ -47,7 +47,7 @@ def test_each_line_gets_a_record_of_its_own(
         records.add(io.BytesIO(torn))
         earlier = whole
     lines = BlockLines(io.BytesIO(text), Block(0, len(text)), "in")
-    found = list(match(lines, DEFAULT_REQUEST_URL, records))
+    found = list(match(lines, Options(), records))
     assert len(found) == len(wanted)
     taken = [each.place for each in found if each is not None]
     assert len(set(taken)) == len(taken)
