@@ -122,8 +122,8 @@ PLAIN = Upstream()
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
-    Beyond 256 buckets, or two for each upstream if that is more, all further models of an upstream under the
-    same limits share one bucket. Beyond as many of those, further URLs of the requests share one, too.
+    Beyond 256 buckets, or two for each upstream if that is more, all further models of an upstream under
+    the same limits share one bucket. Beyond as many of those, further URLs of the requests share one, too.
     ``clock`` is theirs.
     """
 
@@ -184,7 +184,9 @@ class TokenBuckets:
     ) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
         if (shared_limits, upstream) not in self._shared and len(self._shared) >= self._most:
-            upstream = like._replace(key=0)  # the URL of a fallback stays: it isn't the requests' own
+            upstream = like._replace(
+                key=0
+            )  # the URL of a fallback stays: it isn't the requests' own
         made = self._make(shared_limits, upstream, upstream.model)
         return self._shared.setdefault((shared_limits, upstream), made)
 
