@@ -19,6 +19,18 @@ _AROUND = re.compile(
 )
 
 
+class PlacedKey(str):
+    """A key that knows where it was found. Its ``place`` is for messages."""
+
+    place = ""
+
+
+def _placed(key: str, place: str) -> PlacedKey:
+    placed = PlacedKey(key)
+    placed.place = place
+    return placed
+
+
 def read_key(text: str, place: str) -> str:
     """The key in ``text``, which is at ``place``, without what stands around it; empty if there is none.
 
@@ -38,7 +50,7 @@ def read_key(text: str, place: str) -> str:
                 f"the key of {place} has a character that no key has, at position {number}: "
                 f"{ascii(letter)}"
             )
-    return key
+    return _placed(key, place)
 
 
 def read_key_file(path: str, place: str) -> tuple[str, ...]:

@@ -288,6 +288,43 @@ def row(number: int, url: str) -> dict[str, object]:
     return {"custom_id": f"row-{number}", "method": "POST", "url": url, "body": body}
 
 
+def refuse_all(visit: Visit) -> None:
+    """A server that knows no key."""
+    while visit.read():
+        visit.answer(b'{"error": {"message": "Incorrect API key"}}', status="401 Unauthorized")
+
+
+@pytest.mark.parametrize("is_fallback", [False, True])
+def test_a_host_that_refuses_its_key_leaves_the_others_alone(
+    tmp_path: Path, is_fallback: bool
+) -> None:
+    """Its requests have no record; the end names host and variable. It holds for a fallback, too."""
+
+    def fail_some(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(status="400 Bad Request" if b"fail" in visit.body else "200 OK")
+
+    with RawServer(fail_some) as own, RawServer(refuse_all, host="127.0.0.2") as other:
+        host = other.url.partition("//")[2]
+        rows = [
+            row(n, own.url + CHAT if is_fallback or n % 2 else other.url + CHAT) for n in range(40)
+        ]
+        for each in rows[::2] if is_fallback else ():
+            each["body"] = {**each["body"], "user": "fail"}  # type: ignore[dict-item]
+        source = write_lines(tmp_path / "in.jsonl", rows)
+        words = ["--requests_filepath", source, "--request_url", own.url + CHAT]
+        words += ["--fallback_url", other.url + CHAT] if is_fallback else ["--allow_host", host]
+        words += ["--api_key_for", f"{host}=OTHER_KEY", "--max_workers", 4]
+        done = run(*words, OPENAI_API_KEY="own-0123456789", OTHER_KEY="other-0123456789")
+    assert done.returncode == 3, done.stderr
+    found = {r["custom_id"] for r in read_lines(tmp_path / "in_results.jsonl") if not r["error"]}
+    assert found == {f"row-{n}" for n in range(1, 40, 2)}
+    assert len(other.heads) <= 4
+    (told,) = [line for line in done.stderr.splitlines() if "ERROR stopped: " in line]
+    assert f"stopped: requests to {host} are left unanswered: " in told
+    assert "(key: OTHER_KEY)" in told
+
+
 def test_one_file_may_hold_several_providers(tmp_path: Path) -> None:
     """Each row goes to its host with that host's key; one for a third host fails by itself."""
     with RawServer(answer_all) as own, RawServer(answer_all, host="127.0.0.2") as other:
