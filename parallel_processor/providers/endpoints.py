@@ -132,7 +132,7 @@ def _check_key(options: Options, url: str) -> None:
 def _check_one_header(options: Options, url: str, has_key: bool) -> None:
     """Raise if two of key, login and headers are for one header."""
     login, key = options.login, "key" if has_key else None
-    keys_header = options.auth_header or next(iter(auth_headers(url, key) if key else {}), "")
+    keys_header = options.auth_header or auth_of(url, "key").header
     name = keys_header.partition(":")[0].lower() if key else ""
     if key and login and name == "authorization":
         raise ConfigurationError(

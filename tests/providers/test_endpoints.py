@@ -19,6 +19,7 @@ from parallel_processor.providers.endpoints import (
     check_url,
     needs_key,
     resolve_url,
+    sent_headers,
     url_advice,
 )
 
@@ -29,6 +30,16 @@ AZURE = "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-ve
 OPENAI = "https://api.openai.com/v1/chat/completions"
 GEMINI = "https://generativelanguage.googleapis.com/v1beta"
 GEMINI_CHAT = f"{GEMINI}/openai/chat/completions"
+
+
+def test_a_header_may_replace_one_that_is_not_the_keys() -> None:
+    """Anthropic's version, besides a key; the key's own header may not."""
+    url = "https://api.anthropic.com/v1/messages"
+    newer = Options(request_url=url, api_key=KEY, headers={"Anthropic-Version": "2024-01-01"})
+    check_key(newer)
+    assert sent_headers(newer, url, KEY) == {"x-api-key": KEY, "Anthropic-Version": "2024-01-01"}
+    with pytest.raises(ConfigurationError, match="the header x-api-key"):
+        check_key(Options(request_url=url, api_key=KEY, headers={"X-Api-Key": "other"}))
 
 
 @pytest.mark.parametrize(
