@@ -24,6 +24,7 @@ from parallel_processor.providers.dialects import (
 
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
+_PLACE = re.compile(r"\{[^{}]*\}")  # to be filled in
 
 # Of these members of a body, a request has one at least; it may have none for /completions.
 _NEEDED: Mapping[Endpoint, frozenset[str]] = {
@@ -178,11 +179,25 @@ def host_rule(options: Options) -> HostRule:
 def check_url(options: Options) -> None:
     """Raise :class:`ConfigurationError` for an endpoint that only streams, and for a model as a host.
 
-    A key is for one host.
+    A key is for one host. Further URLs must be of the endpoint that ``request_url`` is of, as far as both
+    are known.
     """
-    for url in filter(None, (options.request_url, *options.replica_urls, options.fallback_url)):
+    own, fallback = options.request_url, options.fallback_url
+    names = dict.fromkeys(options.replica_urls, "replica_urls") | {own: "request_url"}
+    for url in (*names, *filter(None, [fallback])):
         if MODEL_PLACE in urlsplit(url).netloc:
             raise ConfigurationError(f"{shown_url(url)} can't have {MODEL_PLACE} in its host")
+        if wrong := [place for place in _PLACE.findall(url) if place != MODEL_PLACE]:
+            what = (
+                f"has {wrong[0]}, which nothing takes the place of: only {MODEL_PLACE} is filled in"
+            )
+            raise ConfigurationError(f"{shown_url(url)} {what}")
+        kinds = {endpoint_of(own), endpoint_of(url)} - {Endpoint.UNKNOWN}
+        if len(kinds) > 1:
+            name = names.get(url, "fallback_url")
+            raise ConfigurationError(
+                f"{name} {shown_url(url)} takes other requests than request_url {shown_url(own)}"
+            )
         if reason := stream_refusal(url):
             raise ConfigurationError(f"{shown_url(url)} can't be used: {reason}")
 

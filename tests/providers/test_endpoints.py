@@ -262,6 +262,33 @@ def test_no_model_is_a_host(name: str) -> None:
         check_url(Options(**settings))
 
 
+@pytest.mark.parametrize("name", ["request_url", "replica_urls", "fallback_url"])
+def test_only_the_model_is_filled_in(name: str) -> None:
+    """Another place would be sent as it stands."""
+    url = "https://h.example/v1/models/{modle}/embeddings"
+    settings: Any = {name: [url] if name == "replica_urls" else url}
+    with pytest.raises(ConfigurationError, match="has {modle}, which nothing takes the place of"):
+        check_url(Options(**settings))
+
+
+@pytest.mark.parametrize("name", ["replica_urls", "fallback_url"])
+def test_further_urls_are_of_the_same_endpoint(name: str) -> None:
+    """As far as it is known: both are named if they differ."""
+    other = "https://h.example/v1/messages?key=secret"
+
+    def check(url: str) -> None:
+        settings: Any = {name: [url] if name == "replica_urls" else url}
+        check_url(Options(request_url=OPENAI, **settings))
+
+    check("https://h.example/v1/Chat/completions/")
+    check("https://h.example/any")
+    with pytest.raises(
+        ConfigurationError, match=f"{name} https://h.example/v1/messages takes"
+    ) as caught:
+        check(other)
+    assert OPENAI in str(caught.value) and "secret" not in str(caught.value)
+
+
 @given(st.text())
 def test_no_row_leads_to_another_host(relative: str) -> None:
     """Whatever a row's url is, the host is the request URL's, or the row is rejected."""
