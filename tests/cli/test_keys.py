@@ -97,6 +97,35 @@ def test_no_variable_is_for_another_provider(monkeypatch: pytest.MonkeyPatch, ro
             assert key_of("--request_url", url) == f"key-of-{names[0]}"
 
 
+def test_base_url_and_key_are_a_pair(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the URL was typed, as long as it is on that host; the endpoint that was added is told."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.groq.com/openai/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    typed = ("--request_url", "https://api.groq.com/openai/v1/chat/completions")
+    assert key_of(*typed) == "openai"
+    assert caplog.messages == []
+    assert key_of() == "openai"
+    assert "is https://api.groq.com/openai/v1/embeddings" in caplog.text
+    with pytest.raises(ConfigurationError, match="set XAI_API_KEY"):
+        key_of("--request_url", "https://api.x.ai/v1/chat/completions")
+
+
+def test_a_replica_without_a_key_is_told_its_variable() -> None:
+    """Also where the first server needs none; a header that is a key goes to all of them."""
+    urls = (
+        "--request_url",
+        "http://127.0.0.1:1/v1/x",
+        "--request_url",
+        "https://api.openai.com/v1/x",
+    )
+    with pytest.raises(ConfigurationError, match="openai.com/v1/x needs a key: set OPENAI_API_KEY"):
+        find_keys_by_host(parsed(*urls))
+    with_header = find_keys_by_host(parsed(*urls, "--header", "X-Gateway-Key: x"))
+    assert with_header == {"api.openai.com": ""}
+
+
 def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenAI's is for an unknown host only if that is the request URL's."""
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
