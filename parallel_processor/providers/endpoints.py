@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.credentials.checks import is_secret_name
+from parallel_processor.credentials.keyring import hosts_of
 from parallel_processor.credentials.urls import host_of
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import MODEL_PLACE, Endpoint
@@ -21,6 +24,8 @@ from parallel_processor.providers.dialects import (
     provider_of,
     stream_refusal,
 )
+
+_log = logging.getLogger("parallel_processor")
 
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
@@ -110,6 +115,24 @@ def check_key(options: Options) -> None:
     """
     for url in (options.request_url, *options.replica_urls):
         _check_key(options, url)
+
+
+def tell_unused(options: Options) -> None:
+    """Warn of keys that are for no host of a run, of hosts without a key, and of a time for no key."""
+    keyring, fallback = options.keyring, filter(None, [options.fallback_url])
+    used = {*keyring.own_hosts, *keyring.allowed_hosts, *map(host_of, fallback)}
+    for host in options.api_keys:
+        if used.isdisjoint(hosts_of(host)):
+            _log.warning("the key for %s is not used: no URL and no allowed host names it", host)
+    for host in options.allowed_hosts if options.session_factory is None else ():
+        url = f"https://{host}"
+        is_own = not keyring.own_hosts.isdisjoint(hosts_of(host))
+        if not is_own and needs_key(url) and not keyring.keys(url):
+            how = f"--api_key_for {host}=VARIABLE (api_keys)"
+            _log.warning("%s is allowed, but has no key: to give one, %s", host, how)
+    if options.api_key_ttl_s < math.inf and not keyring.rotating():
+        what = "--api_key_ttl (api_key_ttl_s)"
+        _log.warning("%s is not used: no command or function gives a key", what)
 
 
 def _check_key(options: Options, url: str) -> None:

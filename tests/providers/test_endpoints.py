@@ -20,6 +20,7 @@ from parallel_processor.providers.endpoints import (
     needs_key,
     resolve_url,
     sent_headers,
+    tell_unused,
     url_advice,
 )
 
@@ -287,6 +288,27 @@ def test_further_urls_are_of_the_same_endpoint(name: str) -> None:
     ) as caught:
         check(other)
     assert OPENAI in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_what_is_of_no_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A key for a host that is nowhere named, a host without a key, and a time without a function."""
+    plain: dict[str, Any] = {"request_url": OPENAI, "api_key": KEY}
+    other = {
+        "fallback_url": "https://f.example/v1/x",
+        "replica_urls": ["https://r.example:444/v1/x"],
+    }
+    hosts = {"f.example": "f", "r.example:444": "r", "api.openai.com": KEY, "g.example": "g"}
+    local = ["g.example", "127.0.0.1:8000", "api.openai.com"]
+    tell_unused(Options(**plain, **other, api_keys=hosts, allowed_hosts=local))
+    tell_unused(Options(request_url=OPENAI, api_key=lambda: KEY, api_key_ttl_s=5))
+    assert caplog.messages == []
+    tell_unused(Options(**plain, api_keys={"gateway.exmaple": "x"}, allowed_hosts=["h.example"]))
+    tell_unused(Options(**plain, api_key_ttl_s=5))
+    assert [text.partition(":")[0] for text in caplog.messages] == [
+        "the key for gateway.exmaple is not used",
+        "h.example is allowed, but has no key",
+        "--api_key_ttl (api_key_ttl_s) is not used",
+    ]
 
 
 @given(st.text())
