@@ -38,7 +38,7 @@ def test_the_key_of_its_output_is_taken(output: str) -> None:
 
 def test_its_words_are_split_as_by_a_shell_and_nothing_else_is_done() -> None:
     """Quotes count; a variable, a pattern or a pipe is a text."""
-    assert KeyCommand("printf '%s-' 'a b' \"$HOME\" * '|'")() == "a b-$HOME-*-|-"
+    assert KeyCommand("printf '%s-' 'a;b' \"$HOME\" * '|'")() == "a;b-$HOME-*-|-"
     assert KeyCommand("sh -c 'printf %s a | tr a b'")() == "b"
 
 
