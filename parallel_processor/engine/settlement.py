@@ -141,6 +141,8 @@ class Settlement:
                 attempt = self._lanes.with_lane(pending, attempt)
         else:
             delay_s = self._fail(pending, reservation, attempt)
+            if delay_s is None and attempt.status not in UNANSWERED:
+                self._look_for_equal_failures(pending, attempt)
             if self._goes_on(pending, attempt, delay_s):
                 stopped = unanswered(pending) if self._stop.cause is not None else None
                 return Settled(stopped, 0.0, release.made_room)
@@ -148,8 +150,6 @@ class Settlement:
                 if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
-            if attempt.status not in UNANSWERED:
-                self._look_for_equal_failures(pending, attempt)
         return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
@@ -159,8 +159,6 @@ class Settlement:
             return False
         if delay_s is not None and self._clock() + delay_s < lanes.leaves_at(pending):
             return False
-        if delay_s is None and not lanes.lacks_capacity(pending, attempt):
-            self._look_for_equal_failures(pending, attempt)
         if not lanes.move_on(pending):
             return False
         number, where = pending.request.number, lanes.name_of(pending)
@@ -355,7 +353,9 @@ class Settlement:
             _log.error("%s", message)
 
     def _look_for_equal_failures(self, pending: PendingRequest, attempt: Attempt) -> None:
-        """Stop the run if every request of the model fails for one reason."""
+        """Stop the run if every request of the model fails for one reason, and not for want of room."""
+        if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
+            return
         if (error := self._equal_failures.failed(pending.group, attempt)) is not None:
             self._stop_run(error, pending)
 

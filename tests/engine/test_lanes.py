@@ -322,6 +322,16 @@ def test_equal_failures_close_a_tier(caplog: pytest.LogCaptureFixture) -> None:
     assert sum("is not used any more" in r.getMessage() for r in caplog.records) == 1
 
 
+@pytest.mark.parametrize("tiers", [("flex",), ("flex", "default")])
+def test_each_failure_counts_once_where_no_lane_is_next(tiers: tuple[str, ...]) -> None:
+    """The run stops after as many equal failures as it does without tiers."""
+    provider = Provider(lambda body: error(400, "no such parameter"))
+    with pytest.raises(RunStoppedError) as caught:
+        ask(provider, *rows(60), service_tiers=tiers)
+    assert caught.value.stop_cause is StopCause.EQUAL_FAILURES
+    assert Counter(provider.tiers) == dict.fromkeys(tiers, 20)
+
+
 @pytest.mark.parametrize(
     "end",
     [
