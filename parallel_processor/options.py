@@ -206,7 +206,8 @@ class Options:
             in turn; or a function that returns one, which is called again when the key has expired. It is
             not in ``repr``.
         api_key_ttl_s: seconds after which a function is called again though no server refused its key.
-        api_keys: the keys for other hosts, by ``HOST`` or ``HOST:PORT``, each as ``api_key``.
+        api_keys: the keys for other hosts, by ``HOST`` or ``HOST:PORT``, each as ``api_key``; an empty
+            one for a host that gets none.
         allowed_hosts: other hosts that the URLs of requests may name, as ``HOST`` or ``HOST:PORT``.
         headers: headers that are sent to the host of ``request_url``; they are not in ``repr``.
         auth_header: the header for ``api_key``, ``NAME`` or ``NAME: PREFIX``. ``None``: that of its host.

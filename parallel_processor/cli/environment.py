@@ -117,37 +117,59 @@ def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
 def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
     """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host."""
     found = {}
-    fallback = [urlsplit(flags.fallback_url).netloc] if flags.fallback_url else []
-    for host in (*(flags.allow_host or ()), *filter(None, fallback)):
+    for host in (*(flags.allow_host or ()), *fallback_hosts(flags)):
         if key := _in_environment(known_here(host)):
             found[host] = key
-    places = key_places(flags)
-    for url in getattr(flags, "replica_urls", ()):
-        if not any(host_of(url) in hosts_of(host) for host, _ in places):
-            found |= _replica_key(flags, url)
-    for host, name in places:
+    for url in _replicas_without_place(flags):
+        found |= _replica_key(flags, url)
+    for host, name in key_places(flags):
         if not (key := _in_environment([name])):
             raise ConfigurationError(f"--api_key_for {host}: the variable {name} is not set")
         found[host] = key
     return found
 
 
+def fallback_hosts(flags: argparse.Namespace) -> list[str]:
+    """The host of ``--fallback_url``, without a login; none without the flag."""
+    return [host for host in (_netloc(flags.fallback_url or ""),) if host]
+
+
+def _netloc(url: str) -> str:
+    return urlsplit(without_login(url)[0]).netloc
+
+
+def _replicas_without_place(flags: argparse.Namespace) -> list[str]:
+    """The further URLs of the same models whose key no flag names."""
+    places, urls = key_places(flags), getattr(flags, "replica_urls", ())
+    return [u for u in urls if not any(host_of(u) in hosts_of(host) for host, _ in places)]
+
+
+def replica_variables(flags: argparse.Namespace) -> dict[str, str]:
+    """The variables that have the keys for them on a cluster, by host; empty for one that gets no key."""
+    found = {}
+    for url in () if _typed(flags) else _replicas_without_place(flags):
+        names = own_variables(flags, url)
+        here = [name for name in names if os.environ.get(name)]
+        found[_netloc(url)] = next(iter(here or (names if needs_key(url) else ())), "")
+    return found
+
+
 def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
     """The key for a further URL of the same models, by its host: no variable is for another provider.
 
-    A key that was typed is for all of them.
+    A key that was typed is for all of them. An empty one keeps the key of ``--request_url`` away.
     """
     if _typed(flags):
         return {}
-    variables, host = own_variables(flags, url), without_login(url)[0]
+    variables = own_variables(flags, url)
     if key := _in_environment(variables):
-        return {urlsplit(host).netloc: key}
+        return {_netloc(url): key}
     if needs_key(url) and _in_environment(own_variables(flags, flags.request_url)):
         names = " or ".join(variables) or "a variable"
         raise ConfigurationError(
             f"{shown_url(url)} needs a key: set {names}, or give --api_key_for HOST=VARIABLE"
         )
-    return {}
+    return {_netloc(url): ""}
 
 
 def known_here(host: str) -> tuple[str, ...]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import (
     KEY_VARIABLE,
+    fallback_hosts,
     find_key,
     find_keys_by_host,
     find_url,
     key_places,
     known_here,
     own_variables,
+    replica_variables,
 )
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.cluster.job import KeySource
@@ -120,8 +122,9 @@ def _key_source(flags: argparse.Namespace) -> KeySource:
             "a key in a flag would be visible to everybody who can see the cluster: set "
             f"{KEY_VARIABLE} on its nodes, or give --api_key_file with a file that is there"
         )
-    by_host = {host: name for host in flags.allow_host or () for name in known_here(host)}
-    by_host |= dict(key_places(flags))
+    hosts = (*(flags.allow_host or ()), *fallback_hosts(flags))
+    by_host = {host: name for host in hosts for name in known_here(host)}
+    by_host |= replica_variables(flags) | dict(key_places(flags))
     if flags.api_key_command:
         return KeySource(command=flags.api_key_command, host_variables=by_host)
     if flags.api_key_file:

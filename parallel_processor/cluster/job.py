@@ -34,7 +34,9 @@ class KeySource:
     variable: str = ""
     file: str = ""
     command: str = ""
-    host_variables: Mapping[str, str] = field(default_factory=dict)  # of keys for other hosts
+    host_variables: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of keys for other hosts; empty for one that gets none
     secrets_variable: str = ""  # where headers, query and keys for other hosts are, as JSON
     login_variable: str = ""  # where the login of the URL is, if it has one
     limiter_variable: str = ""  # where the URL of the limiter is, if it has a password
@@ -58,7 +60,7 @@ class KeySource:
         found: Settings = {**settings, "api_key": self.read()}
         if self.secrets_variable:
             found |= cast(Settings, json.loads(_variable(self.secrets_variable)))
-        by_host = {host: _variable(name) for host, name in self.host_variables.items()}
+        by_host = {host: name and _variable(name) for host, name in self.host_variables.items()}
         if by_host:
             found["api_keys"] = {**found.get("api_keys", {}), **by_host}
         if self.login_variable:

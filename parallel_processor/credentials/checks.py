@@ -50,7 +50,7 @@ def keys_by_host(keys: Any, ttl_s: float) -> Mapping[str, KeyLike]:
     made: dict[str, KeyLike] = {}
     for host, key in keys.items():
         _check_host("api_keys", host)
-        if found := checked_keys("api_keys", key, ttl_s):
+        if (found := checked_keys("api_keys", key, ttl_s)) is not None:
             made[host] = found
     return made
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import shlex
 import signal
 import subprocess
+import time
 from typing import Any
 
 from parallel_processor.credentials.key_text import read_key
@@ -20,6 +22,7 @@ from parallel_processor.exceptions import ConfigurationError
 _TIMEOUT_S = 60.0
 _MEMBERS = ("accessToken", "access_token", "token")  # of JSON: Azure, OAuth, others
 _MOST_CHARS = 300  # of its last words
+_MOST_BYTES = 65_536  # of its output: no key is so long
 
 
 class KeyCommand:
@@ -60,7 +63,7 @@ class KeyCommand:
             raise ConfigurationError(f"{what} can't be run: {reason}") from None
         with process:
             try:
-                output, errors = process.communicate(timeout=self._timeout_s)
+                output, errors = _read(process, self._timeout_s)
             except subprocess.TimeoutExpired:
                 _kill(process)
                 raise ConfigurationError(
@@ -69,11 +72,42 @@ class KeyCommand:
             except BaseException:
                 _kill(process)
                 raise
+        if len(output) > _MOST_BYTES:
+            raise ConfigurationError(f"{what} printed more than {_MOST_BYTES:,} bytes")
         if process.returncode:
             code = process.returncode
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise ConfigurationError(f"{what} {how}{_last_words(errors)}")
         return _key_in(output, what, errors)
+
+
+def _read(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bytes]:
+    """What ``process`` prints, and the end of its errors, when it has ended or printed too much.
+
+    Raises :class:`subprocess.TimeoutExpired`.
+    """
+    assert process.stdout is not None and process.stderr is not None
+    end_s, output, errors = time.monotonic() + timeout_s, b"", b""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(process.stdout, selectors.EVENT_READ)
+        waiting.register(process.stderr, selectors.EVENT_READ)
+        while waiting.get_map():
+            ready = waiting.select(max(0.0, end_s - time.monotonic()))
+            if not ready:
+                raise subprocess.TimeoutExpired(process.args, timeout_s)
+            for key, _ in ready:
+                data = os.read(key.fd, _MOST_BYTES)
+                if not data:
+                    waiting.unregister(key.fileobj)
+                elif key.fileobj is process.stderr:
+                    errors = (errors + data)[-_MOST_BYTES:]
+                else:
+                    output += data
+            if len(output) > _MOST_BYTES:
+                _kill(process)
+                return output, errors
+    process.wait(max(0.0, end_s - time.monotonic()))
+    return output, errors
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from urllib.parse import quote, quote_plus
 
 _ESCAPE = r"(?<=\\[nrt])"  # after an escaped line end in JSON: its letter belongs to no word
 _LOOKS_LIKE_A_KEY = re.compile(
@@ -57,6 +58,7 @@ class _Secret:
     def __init__(self, key: str) -> None:
         escaped = json.dumps(key)[1:-1]
         spellings = {key, escaped, key.replace("/", r"\/"), escaped.replace("/", r"\/")}
+        spellings |= {quote_plus(key), quote(key), quote(key, safe="")}  # in a URL
         whole = "|".join(map(re.escape, sorted(spellings)))
         part = _NOTHING
         if len(key) >= _LEAST_SECRET:

@@ -185,8 +185,8 @@ class RotatingKey:
     def _fetched(self) -> str:
         try:
             text = self.fetch()
-        except ConfigurationError:
-            raise
+        except ConfigurationError as error:  # it may repeat a key that has expired
+            raise ConfigurationError(Redactor(*self.texts)(str(error))) from None
         except Exception as error:
             why = Redactor(*self.texts)(f"{type(error).__name__}: {error}")
             raise ConfigurationError(f"the function api_key failed: {why}") from error

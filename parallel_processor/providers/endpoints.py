@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.credentials.urls import host_of
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.models import Endpoint
+from parallel_processor.models import MODEL_PLACE, Endpoint
 from parallel_processor.options import Options, shown_url, without_login
 from parallel_processor.providers.dialects import (
     auth_of,
@@ -176,8 +176,13 @@ def host_rule(options: Options) -> HostRule:
 
 
 def check_url(options: Options) -> None:
-    """Raise :class:`ConfigurationError` for an endpoint that does nothing but stream."""
+    """Raise :class:`ConfigurationError` for an endpoint that only streams, and for a model as a host.
+
+    A key is for one host.
+    """
     for url in filter(None, (options.request_url, *options.replica_urls, options.fallback_url)):
+        if MODEL_PLACE in urlsplit(url).netloc:
+            raise ConfigurationError(f"{shown_url(url)} can't have {MODEL_PLACE} in its host")
         if reason := stream_refusal(url):
             raise ConfigurationError(f"{shown_url(url)} can't be used: {reason}")
 
@@ -238,7 +243,7 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
             is_http = target.scheme in ("http", "https") and target.hostname
             why = rule(target.geturl()) if is_http else "no http or https URL"
             if why:
-                raise ValueError(f"its url {without_login(relative)[0]!r} is {why}")
+                raise ValueError(f"its url {shown_url(relative)!r} is {why}")
         return target.geturl()
     path, base_path = "/" + row.path.lstrip("/"), base.path.rstrip("/")
     endpoint = Endpoint.of_path(base_path)

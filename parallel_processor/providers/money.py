@@ -46,6 +46,9 @@ SPENT: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     ("Anthropic", (), "enforced_spend_limit_reached", _QUOTA),
     ("Anthropic", (), "contract_spend_limit_reached", _QUOTA),
     ("Google", (), "api_key_invalid", _KEY),
+    ("Google", (), "api_key_service_blocked", _KEY),
+    ("Google", (), "api_key_http_referrer_blocked", _KEY),
+    ("Google", (), "api_key_ip_address_blocked", _KEY),
     ("Google", (), "consumer_suspended", _KEY),
     ("Google", (), "billing_disabled", _QUOTA),
     ("Moonshot", (), "exceeded_current_quota_error", _QUOTA),
@@ -155,12 +158,12 @@ _ACCOUNT_CLOSED = phrases(
     r"(?:suspended|deactivated|disabled|inactive|not active|locked|banned|terminated|blocked)\b"
     r"|账[户号][^。；，,\n]{0,6}(?:停用|冻结|封禁|锁定|禁用)",
 )
-# xAI says so with 400, Bedrock with 403, neither with a code.
+# xAI says so with 400, Bedrock and Google with 403, none with a code.
 _KEY_REFUSED = phrases(
     "api key|api-key|apikey|api token|bearer token|security token",
     r"\b(?:incorrect|invalid|wrong|expired|malformed) api[ -]?(?:key|token)\b"
     r"|\bapi[ -]?(?:key|token) (?:is |has |was )?(?:not valid|invalid|incorrect|expired|not found)\b"
-    r"|\bmake sure your api key is valid\b"
+    r"|\bmake sure your api key is valid\b|\bapi key was reported as leaked\b|\bunregistered callers\b"
     r"|\b(?:bearer|security) token\b[^.;\n]{0,30}\b(?:is )?(?:invalid|expired)\b",
 )
 _PLAN = (
@@ -177,6 +180,8 @@ _QUOTA_GONE = phrases(
     r"|\bcalls? ?(?:/|per|a) ?month\b|\bmonthly (?:request|token|call|usage)"
     r"|超[出过][^。；，,\n]{0,4}(?:配额|额度|套餐)",
 )
+# Cohere's trial key, which is told that others have higher rate limits.
+_MONTH = phrases("month", r"\bcalls? ?(?:/|per|a) ?month\b")
 # A limit of requests in a minute says "quota" as well.
 _NO_QUOTA = Pattern(
     r"per.?(?:minute|second|request)|request rate|slow down|\b[rt]pm\b|rate.?limits?\b"
@@ -298,7 +303,8 @@ def _is_money(text: str) -> bool:
 
 
 def _by_words(http_status: int, info: ErrorInfo, text: str, wait_s: float | None) -> Verdict | None:
-    is_gone = _QUOTA_GONE.search(text) and not _NO_QUOTA.search(text)
+    is_months = _MONTH.search(text) and not _MINUTE.search(text)
+    is_gone = is_months or (_QUOTA_GONE.search(text) and not _NO_QUOTA.search(text))
     if http_status in _WITH_REFUSED_KEYS and _KEY_REFUSED.search(text):
         return NO_ACCESS
     if http_status in _WITH_ACCOUNTS and _ACCOUNT_CLOSED.search(text):

@@ -122,7 +122,8 @@ def _bare_vectors(data: Mapping[str, Any], inputs: int | None) -> str | None:
         is_wrong = not count or (inputs is not None and count != inputs)
         return _numbers(count, inputs) if is_wrong else None
     if isinstance(vectors, dict) and any(vectors.values()):
-        return None
+        faults = (_bare_vectors({"embeddings": each}, inputs) for each in vectors.values() if each)
+        return next(filter(None, faults), None)
     if _is_empty(data.get("embedding")):
         return "the answer has no vectors"
     return None if inputs in (None, 1) else _numbers(1, inputs)
@@ -205,7 +206,10 @@ def _converse(data: Mapping[str, Any], inputs: int | None = None) -> str | None:
     output = data.get("output")
     message = output.get("message") if isinstance(output, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
-    if isinstance(content, list) and (content or data.get("stopReason")):
+    reason = data.get("stopReason")
+    if content == [] and str(reason).startswith("malformed_"):
+        return f"the message has no content; its stopReason is {reason!r}"
+    if isinstance(content, list) and (content or reason):
         return None
     return "the answer has no output message with content"
 

@@ -122,8 +122,9 @@ PLAIN = Upstream()
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
-    Beyond 256 buckets, or two for each upstream if that is more, all further models under the same limits
-    share one bucket. ``clock`` is theirs.
+    Beyond 256 buckets, or two for each upstream if that is more, all further models of an upstream under
+    the same limits share one bucket. Beyond as many of those, further URLs of the requests share one, too.
+    ``clock`` is theirs.
     """
 
     def __init__(
@@ -175,13 +176,17 @@ class TokenBuckets:
             quotas = self._quotas.get(self._owner(upstream), self._first)
             shared_limits = quotas.of_model(model, like.tier)
             if place not in self._buckets and len(self._buckets) >= self._most:
-                return self._overflow(shared_limits, upstream)
+                return self._overflow(shared_limits, upstream, like)
             return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))
 
-    def _overflow(self, shared_limits: SharedLimits, upstream: Upstream) -> TokenBucket:
+    def _overflow(
+        self, shared_limits: SharedLimits, upstream: Upstream, like: Upstream
+    ) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
-        is_alone = len(self._quotas) == 1 or len(self._shared) >= self._most
-        upstream = upstream._replace(url="", key=0) if is_alone else upstream
+        if (shared_limits, upstream) not in self._shared and len(self._shared) >= self._most:
+            upstream = like._replace(
+                key=0
+            )  # the URL of a fallback stays: it isn't the requests' own
         made = self._make(shared_limits, upstream, upstream.model)
         return self._shared.setdefault((shared_limits, upstream), made)
 

@@ -164,7 +164,9 @@ class ContentCounter:
         return image_tokens(self._model, data_url_size(url), holder.get("detail"))
 
     def _media(self, part: dict[str, Any], depth: int) -> int:
-        """A file or a recording. Anthropic's documents may hold their text, or parts."""
+        """A file or a recording. Anthropic's documents may hold their text, or parts; Cohere's do."""
+        if document := part.get("document"):
+            return self._string_or_json(document)
         source = part.get("source")
         if isinstance(source, dict):
             if source.get("type") == "text":

@@ -152,11 +152,15 @@ def _answers(body: Mapping[str, Any], endpoint: Endpoint) -> int:
 
 def _chat_input(content: ContentCounter, body: Mapping[str, Any]) -> int:
     total = PER_REPLY + content.messages(body.get("messages", body.get("contents")))
+    if body.get("documents"):  # Cohere's, vLLM's
+        total += content.json(body["documents"])
     if "system" in body:  # Anthropic's, Bedrock's
         total += PER_MESSAGE + _instructions(content, body["system"])
     for name in ("systemInstruction", "system_instruction"):  # Gemini's
-        if isinstance(instruction := body.get(name), dict):
+        if instruction := body.get(name):
             total += content.messages([instruction])
+    for name in ("responseSchema", "responseJsonSchema"):
+        total += _schema(content, body.get("generationConfig"), name)
     total += content.json(body["toolConfig"]["tools"]) if _has_tools(body.get("toolConfig")) else 0
     total += content.functions(body.get("tools")) + content.functions(body.get("functions"))
     return total + _schema(content, body.get("response_format"), "json_schema")
@@ -203,7 +207,8 @@ def _all_inputs(content: ContentCounter, body: Any) -> int:
     """The tokens of all that is an input under one of its names."""
     if not isinstance(body, Mapping):
         return content.json(body)
-    return sum(_inputs(content, body[name]) for name in _INPUTS if name in body)
+    images = content.json(body["images"]) if body.get("images") else 0
+    return images + sum(_inputs(content, body[name]) for name in _INPUTS if name in body)
 
 
 def _prompts(prompt: Any) -> int:

@@ -10,9 +10,12 @@ import pytest
 from commands import read_lines, run, write_lines
 from raw_server import RawServer, Visit, answer_all, header_of
 
+from parallel_processor.cli.commands import build_ray_parser
 from parallel_processor.cli.environment import find_key, find_keys_by_host, find_url
 from parallel_processor.cli.flags import build_parser, settings
 from parallel_processor.cli.headers import read_headers, read_query
+from parallel_processor.cli.main import main
+from parallel_processor.cli.on_ray import _key_source
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options
 from parallel_processor.providers.dialects import PROVIDERS
@@ -122,8 +125,64 @@ def test_each_replica_gets_the_key_of_its_provider(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GROQ_API_KEY", "groq")
     assert find_keys_by_host(parsed(*urls)) == {"api.groq.com": "groq"}
     assert key_of(*urls) == "openai"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    local = ("--request_url", "https://api.groq.com/v1/x", "--request_url", "http://127.0.0.1:1/v1")
+    assert find_keys_by_host(parsed(*local)) == {"127.0.0.1:1": ""}
+    made = {"request_url": local[1], "replica_urls": [local[3]], "api_key": key_of(*local)}
+    keyring = Options(**made, api_keys=find_keys_by_host(parsed(*local))).keyring
+    assert (keyring.keys(local[1]), keyring.keys(local[3])) == (("groq",), ())
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
     local = ("--request_url", "http://127.0.0.1:1/v1/x", "--request_url", "http://127.0.0.2:1/v1/x")
     assert find_keys_by_host(parsed(*local)) == dict.fromkeys(["127.0.0.2:1"], "openai")
+
+
+def test_on_a_cluster_no_variable_is_for_another_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further URL, and that of a fallback, get the key of their own host, or none."""
+    replicas = ("https://api.groq.com/v1/x", "http://127.0.0.1:1/v1/x", "https://h.example/v1/x")
+    words = [
+        "--requests_filepath",
+        "in.jsonl",
+        "--address",
+        "auto",
+        "--api_key_for",
+        "h.example=TEAM",
+    ]
+    for url in ("https://api.mistral.ai/v1/x", *replicas):
+        words += ["--request_url", url]
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("MISTRAL_API_KEY", "XAI_API_KEY", "TEAM"):
+        monkeypatch.setenv(name, name)
+    source = _key_source(
+        build_ray_parser().parse([*words, "--fallback_url", "https://api.x.ai/v1"])
+    )
+    assert source.variable == "MISTRAL_API_KEY"
+    wanted = {"api.groq.com": "GROQ_API_KEY", "127.0.0.1:1": "", "h.example": "TEAM"}
+    assert source.host_variables == {**wanted, "api.x.ai": "XAI_API_KEY"}
+    with pytest.raises(ConfigurationError, match="the variable GROQ_API_KEY is not set"):
+        source.complete({})
+    monkeypatch.setenv("GROQ_API_KEY", "groq")
+    keyring = Options(
+        **source.complete({"request_url": "https://api.mistral.ai/v1/x", "replica_urls": replicas})
+    ).keyring
+    assert [keyring.keys(url) for url in replicas] == [("groq",), (), ("TEAM",)]
+
+
+def test_a_login_in_a_fallback_url_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused, also if a variable has the key for its host."""
+    monkeypatch.setenv("GROQ_API_KEY", "groq")
+    given = write_lines(tmp_path / "in.jsonl", [{"model": "m", "messages": []}])
+    words = (
+        "--request_url",
+        "http://127.0.0.1:1/v1",
+        "--fallback_url",
+        "https://me:secret@api.groq.com/v1",
+    )
+    assert find_keys_by_host(parsed(*words)) == {"api.groq.com": "groq"}
+    assert main(["--requests_filepath", str(given), *words]) == 2
+    said = capsys.readouterr().err
+    assert "must have no login in it" in said and "secret" not in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -24,6 +26,13 @@ def test_the_key_is_replaced_wherever_it_stands(key: str, text: str) -> None:
     shown = Redactor(key)(text.replace("{}", key))
     assert key not in shown
     assert "[redacted]" in shown
+
+
+@pytest.mark.parametrize("written", [quote_plus, quote])
+def test_a_parameter_is_replaced_as_it_stands_in_a_url(written: Callable[[str], str]) -> None:
+    """Servers that don't know a path repeat it with its query."""
+    secret = 'ab/cd+ef==Z "q'
+    assert Redactor(secret)(f"no /v1?code={written(secret)}&a=b") == "no /v1?code=[redacted]&a=b"
 
 
 @pytest.mark.parametrize(

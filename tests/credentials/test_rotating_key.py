@@ -202,6 +202,17 @@ def test_a_fetch_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> 
     assert "key-1" not in record.getMessage()
 
 
+def test_an_explained_failure_has_no_old_key_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A command's last words may repeat the key that has expired."""
+    bench = Bench()
+    bench.source.errors = [ConfigurationError("key-1 has expired") for _ in range(6)]
+    bench.pass_s(20)
+    result = bench.in_thread(lambda: bench.refused(1))
+    bench.fail(6)
+    assert result() == "[redacted] has expired"
+    assert "key-1" not in caplog.text and "[redacted] has expired" in caplog.text
+
+
 def test_what_keeps_failing_is_told() -> None:
     """After six failures in a row; ten seconds later another series may begin."""
     bench = Bench()

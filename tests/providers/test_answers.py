@@ -201,6 +201,13 @@ CHUNK = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"
 NO_ANSWERS = [
     (CONVERSE, converse([], None), "no output message"),
     (CONVERSE, {"output": {}, "stopReason": "end_turn"}, "no output message"),
+    (
+        CONVERSE,
+        {"output": {"message": {"content": []}}, "stopReason": "malformed_model_output"},
+        "its stopReason is 'malformed_model_output'",
+    ),
+    (expected("/v2/embed", 2), {"embeddings": {"float": [[0.1]]}}, "1 vectors for 2 inputs"),
+    (expected("/v2/embed", 1), {"embeddings": {"int8": None, "float": [[]]}}, "empty"),
     (CONVERSE, {"message": "ok"}, "no output message"),
     (COHERE, cohere([{"type": "text", "text": "H"}], "ERROR_TOXIC"), "ERROR_TOXIC"),
     (COHERE, cohere([]), "no content"),

@@ -408,6 +408,41 @@ REPORTS = {
         {"error": "batch size 64 > maximum allowed batch size 32", "error_type": "Validation"},
         (AttemptStatus.FAILED, StopCause.NOTHING),
     ),
+    "continuedev/continue#11541: a key that Google found in public is refused without a code": (
+        403,
+        {
+            "error": {
+                "code": 403,
+                "message": "Your API key was reported as leaked. Please use another API key.",
+                "status": "PERMISSION_DENIED",
+            }
+        },
+        (AttemptStatus.FATAL, StopCause.KEY),
+    ),
+    "continuedev/continue#12781: a key of another API of Google's": (
+        403,
+        {
+            "error": {
+                "code": 403,
+                "message": "Requests to this API generativelanguage.googleapis.com are blocked.",
+                "status": "PERMISSION_DENIED",
+                "details": [{"reason": "API_KEY_SERVICE_BLOCKED", "domain": "googleapis.com"}],
+            }
+        },
+        (AttemptStatus.FATAL, StopCause.KEY),
+    ),
+    "Gemini without a key": (
+        403,
+        {
+            "error": {
+                "code": 403,
+                "message": "Method doesn't allow unregistered callers (callers without established "
+                "identity). Please use API Key or other form of API consumer identity to call this API.",
+                "status": "PERMISSION_DENIED",
+            }
+        },
+        (AttemptStatus.FATAL, StopCause.KEY),
+    ),
     "Voyage and Cohere name the plan in what is a limit of a minute": (
         429,
         {"message": "You are using a Trial key, which is limited to 20 API calls / minute."},

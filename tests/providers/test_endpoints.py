@@ -16,6 +16,7 @@ from parallel_processor.providers.endpoints import (
     auth_headers,
     charges_reservation,
     check_key,
+    check_url,
     needs_key,
     resolve_url,
     url_advice,
@@ -232,6 +233,22 @@ def test_another_host_is_rejected(relative: str) -> None:
     """No key goes to another host, port or scheme."""
     with pytest.raises(ValueError):
         resolve_url(OPENAI, relative)
+
+
+def test_a_rejected_url_is_shown_without_its_secrets() -> None:
+    """Its row's record has the text."""
+    with pytest.raises(ValueError, match="'https://h.example/v1' is on another host") as caught:
+        resolve_url(OPENAI, "https://me:secret@h.example/v1?key=secret")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["request_url", "replica_urls", "fallback_url"])
+def test_no_model_is_a_host(name: str) -> None:
+    """Which would get no key, and could be any."""
+    url = "https://{model}.region.models.ai.azure.com/v1/chat/completions"
+    settings: Any = {name: [url] if name == "replica_urls" else url}
+    with pytest.raises(ConfigurationError, match="can't have {model} in its host"):
+        check_url(Options(**settings))
 
 
 @given(st.text())

@@ -285,7 +285,11 @@ MONEY: list[tuple[str, int, Any, StopCause]] = [
     (
         "Cohere's trial",
         429,
-        {"message": "You are using a Trial key, which is limited to 1000 API calls / month."},
+        {
+            "message": "You are using a Trial key, which is limited to 1000 API calls / month. You can "
+            "continue to use the Trial key for free or upgrade to a Production key with higher rate limits "
+            "at 'https://dashboard.cohere.com/api-keys'."
+        },
         QUOTA,
     ),
     (

@@ -541,6 +541,50 @@ def test_a_chat_costs_about_the_same_in_every_form(
     assert counter.output_cap(body, endpoint) == output
 
 
+LONG = "The quick brown fox jumps over the lazy dog. " * 50
+PICTURE = "data:image/png;base64," + "iVBORw0KGgo" * 100
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (
+            Endpoint.COHERE_CHAT,
+            {"messages": [], "documents": [{"id": "a", "data": {"text": LONG}}]},
+        ),
+        (
+            Endpoint.COHERE_CHAT,
+            {
+                "messages": [
+                    {"role": "tool", "content": [{"type": "document", "document": {"data": LONG}}]}
+                ]
+            },
+        ),
+        (Endpoint.GENERATE_CONTENT, {"contents": [], "systemInstruction": LONG}),
+        (
+            Endpoint.GENERATE_CONTENT,
+            {"contents": [], "generationConfig": {"responseSchema": {"description": LONG}}},
+        ),
+    ],
+)
+def test_every_text_of_a_chat_is_counted(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    """Documents beside the messages, instructions without parts, the schema of the answer."""
+    tokens = TokenCounter(encoding_name="o200k_base").input_tokens(body, endpoint)
+    assert O200K(LONG) <= tokens <= O200K(LONG) + 20
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (Endpoint.COHERE_EMBED, {"texts": [], "images": [PICTURE]}),
+        (Endpoint.OLLAMA_GENERATE, {"prompt": PROMPT, "images": ["iVBORw0KGgo" * 100]}),
+    ],
+)
+def test_images_beside_the_texts_are_counted(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    """As images, not as texts."""
+    assert TokenCounter().input_tokens(body, endpoint) > 100
+
+
 @pytest.mark.parametrize(
     ("endpoint", "body", "texts"),
     [
