@@ -7,7 +7,9 @@ the share of each upstream follows from what it can do, without weights: a slow 
 flight for longer, and one that pauses, or is out of order, admits nothing.
 
 **A failure is not repeated where it happened.** A request is not offered to an upstream that failed it, as
-long as that has answered no later request, and another is there. (nginx calls this the next upstream.)
+long as that has answered no later request, and another is there. (nginx calls this the next upstream.) It
+is offered first to those that have answered anything, then to other servers before other keys of one that
+failed it: it may have fewer attempts than there are upstreams.
 
 **The end.** What is left at the end of the input is not offered to an upstream that would take longer for
 its answer than the others take for all that is left. So a slow upstream does not hold up the end.
@@ -25,6 +27,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.state import Reservation
@@ -230,12 +233,18 @@ def _preferred(
     if pending.retry_state is not None and pending.retry_state.failed_by:
         rest = [each for each in members if not has_failed(each, pending)]
         if any(not each.server.in_flight.is_confined for each in rest):
+            failed_at = {_server(each) for each in pending.retry_state.failed_by}
+            rest.sort(key=lambda each: (each.newest_answered_at == -math.inf, _server(each) in failed_at))
             return rest, _KEPT_BACK_S
     if left < math.inf:
         rest = _in_time(members, left)
         late = [each.server.in_flight.latency_s for each in members if each not in rest]
         return rest, min(late, default=math.inf)
     return members, math.inf
+
+
+def _server(member: TokenBucket) -> str:
+    return urlsplit(member.url).netloc
 
 
 def _in_time(members: list[TokenBucket], left: float) -> list[TokenBucket]:

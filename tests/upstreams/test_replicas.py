@@ -143,6 +143,33 @@ def test_a_request_goes_on_to_one_that_has_not_failed_it() -> None:
     assert client.group.admitted(place)[0] is first
 
 
+def test_it_goes_on_to_another_server_before_another_key() -> None:
+    """A request has fewer attempts than a server that is out of order may have keys."""
+    clock, servers = FakeClock(1000.0), ("//a", "//a", "//a", "//b")
+    members = [
+        TokenBucket(NO_LIMITS, clock=clock, most_in_flight=9, upstream=Upstream(server, key))
+        for key, server in enumerate(servers)
+    ]
+    client = Client(1)
+    client.members, client.group = members, BucketGroup(members, clock)
+    for _ in range(3):
+        number, reservation = client.send(members[0])
+        assert number == 3
+        members[3].ended(reservation)
+    client.ask()  # the other server has one in flight more than the others
+    assert client.send(members[1])[0] == 3
+
+
+def test_it_goes_on_to_one_that_has_answered_something() -> None:
+    """Of the others nothing is known: they may be out of order, too."""
+    client = Client(9, 9, 9)
+    (_, first), (_, second) = client.send(), client.send()
+    client.members[1].ended(second, answered=True)
+    client.members[0].ended(first)
+    for _ in range(3):
+        assert client.send(client.members[0])[0] == 1  # though it has the most in flight
+
+
 def test_if_the_others_hang_it_goes_back_after_a_while() -> None:
     """A queue isn't held up for as long as others take to time out."""
     client = Client(9, 1)
