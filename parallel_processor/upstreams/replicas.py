@@ -234,7 +234,9 @@ def _preferred(
         rest = [each for each in members if not has_failed(each, pending)]
         if any(not each.server.in_flight.is_confined for each in rest):
             failed_at = {_server(each) for each in pending.retry_state.failed_by}
-            rest.sort(key=lambda each: (each.newest_answered_at == -math.inf, _server(each) in failed_at))
+            rest.sort(
+                key=lambda each: (each.newest_answered_at == -math.inf, _server(each) in failed_at)
+            )
             return rest, _KEPT_BACK_S
     if left < math.inf:
         rest = _in_time(members, left)

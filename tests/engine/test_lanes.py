@@ -410,7 +410,7 @@ def test_the_summary_tells_the_tiers_apart(tmp_path: Path) -> None:
             summary = processor.process_file(source)
     found = {each.tier: (each.admitted, each.answered, each.moved_on) for each in summary.buckets}
     assert found == {"flex": (3, 2, 1), "default": (1, 1, 0)}
-    assert "m@flex: 3 sent, 2 answered, 1 moved on" in str(summary)
+    assert "m@flex: 3 sent, 2 answered, 1 failed; 1 request moved on;" in str(summary)
     assert summary.answered == 3 and summary.attempts == 4
 
 
