@@ -168,12 +168,13 @@ class LeftOut:
     def __bool__(self) -> bool:
         return bool(self._errors)
 
-    def add(self, bucket: AnyBucket, reason: str, cause: StopCause) -> str:
-        """Leave ``bucket`` out; the message, which is empty if it was left out already."""
+    def add(self, bucket: AnyBucket, reason: str, cause: StopCause, where: str = "") -> str:
+        """Leave ``bucket`` out, whose lane is called ``where``; the message, which is empty if it was."""
         with self._lock:
             if bucket in self._errors:
                 return ""
             of = f" for {bucket.model}" if bucket.model else ""
+            of += f" that are to go to the {where}" if where else ""
             message = f"requests{of} are left unanswered: {reason}"
             self._errors[bucket] = RunStoppedError(message, cause, models=(bucket.model,))
             return message
