@@ -135,6 +135,8 @@ class Settlement:
                 self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
+            if self._outages.is_back(pending.bucket):
+                _log.info("%s answers again", self._host(pending.bucket))
             if pending.retry_state is not None:
                 self._failover.answered(pending)
             if self._lanes is not None:
@@ -350,6 +352,7 @@ class Settlement:
             return  # one of several servers behind the URL: the others answer
         if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
+            self._outages.note_pause(bucket)
             which = f" {self._host(bucket)}" if self._options.replica_urls else ""
             _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
