@@ -189,9 +189,7 @@ class TokenBuckets:
     ) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
         if (shared_limits, upstream) not in self._shared and len(self._shared) >= self._most:
-            upstream = like._replace(
-                key=0
-            )  # the URL of a fallback stays: it isn't the requests' own
+            upstream = like._replace(key=0)  # the URL of a fallback stays
         made = self._make(shared_limits, upstream, upstream.model)
         return self._shared.setdefault((shared_limits, upstream), made)
 

@@ -7,9 +7,9 @@ the share of each upstream follows from what it can do, without weights: a slow 
 flight for longer, and one that pauses, or is out of order, admits nothing.
 
 **A failure is not repeated where it happened.** A request is not offered to an upstream that failed it, as
-long as that has answered no later request, and another is there. (nginx calls this the next upstream.) It
-is offered first to those that have answered anything, then to other servers before other keys of one that
-failed it: it may have fewer attempts than there are upstreams.
+long as that has answered no later request, and another is there. (nginx calls this the next upstream.) Nor
+is it offered to that server's other keys, if there is another server: a request may have fewer attempts
+than there are keys. Of the rest, those come first that have answered anything.
 
 **The end.** What is left at the end of the input is not offered to an upstream that would take longer for
 its answer than the others take for all that is left. So a slow upstream does not hold up the end.
@@ -231,13 +231,13 @@ def _preferred(
 ) -> tuple[list[TokenBucket], float]:
     """To which of ``members`` a request is offered first, and seconds until it is to the others."""
     if pending.retry_state is not None and pending.retry_state.failed_by:
+        failed_at = {_server(each) for each in members if has_failed(each, pending)}
+        elsewhere = [each for each in members if _server(each) not in failed_at]
         rest = [each for each in members if not has_failed(each, pending)]
-        if any(not each.server.in_flight.is_confined for each in rest):
-            failed_at = {_server(each) for each in pending.retry_state.failed_by}
-            rest.sort(
-                key=lambda each: (each.newest_answered_at == -math.inf, _server(each) in failed_at)
-            )
-            return rest, _KEPT_BACK_S
+        for found in (elsewhere, rest):
+            if any(not each.server.in_flight.is_confined for each in found):
+                found.sort(key=lambda each: each.newest_answered_at == -math.inf)
+                return found, _KEPT_BACK_S
     if left < math.inf:
         rest = _in_time(members, left)
         late = [each.server.in_flight.latency_s for each in members if each not in rest]

@@ -145,19 +145,20 @@ def test_a_request_goes_on_to_one_that_has_not_failed_it() -> None:
 
 def test_it_goes_on_to_another_server_before_another_key() -> None:
     """A request has fewer attempts than a server that is out of order may have keys."""
-    clock, servers = FakeClock(1000.0), ("//a", "//a", "//a", "//b")
-    members = [
-        TokenBucket(NO_LIMITS, clock=clock, most_in_flight=9, upstream=Upstream(server, key))
-        for key, server in enumerate(servers)
-    ]
-    client = Client(1)
-    client.members, client.group = members, BucketGroup(members, clock)
-    for _ in range(3):
-        number, reservation = client.send(members[0])
-        assert number == 3
-        members[3].ended(reservation)
-    client.ask()  # the other server has one in flight more than the others
-    assert client.send(members[1])[0] == 3
+    client = Client(9, 9, 9, 1)
+    for key, server in enumerate(("//a", "//a", "//a", "//b")):
+        upstream = Upstream(server, key)
+        client.members[key] = TokenBucket(
+            NO_LIMITS, clock=client.clock, most_in_flight=(9, 9, 9, 1)[key], upstream=upstream
+        )
+    client.group = BucketGroup(client.members, client.clock)
+    number, busy = client.send(client.members[0])
+    assert number == 3
+    place = client.ask(client.members[1])  # it waits, though the other keys have room
+    assert (place.admitted_at, client.queued) == (None, [0, 0, 0, 1])
+    client.members[3].ended(busy, answered=True)
+    client.group.poll(place)
+    assert client.group.admitted(place)[0] is client.members[3]
 
 
 def test_it_goes_on_to_one_that_has_answered_something() -> None:
