@@ -92,7 +92,7 @@ class Settlement:
         self._left_out, self._on_left_out = left_out, on_left_out
         self._lanes = None if lanes is None or lanes.is_plain else lanes
         self._is_crowded = is_crowded
-        self._was_reached = False  # by any attempt of this run
+        self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
         self._routes, self._has_other_hosts = routes, has_other_hosts(options)
         self._silence = Silence(options.retry, clock)
@@ -128,7 +128,7 @@ class Settlement:
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Settled:
         if attempt.response is not None:
-            self._was_reached = True
+            self._reached.add(pending.bucket)
         elif attempt.stop_cause is StopCause.SETUP and self._has_answer:  # then it may go away
             attempt = replace(attempt, status=AttemptStatus.UNREACHABLE)
         if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
@@ -142,6 +142,8 @@ class Settlement:
                 self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
+            if self._outages.is_back(pending.bucket):
+                _log.info("%s answers again", self._host(pending.bucket))
             if pending.retry_state is not None:
                 self._failover.answered(pending)
             if self._lanes is not None:
@@ -151,8 +153,8 @@ class Settlement:
             if delay_s is None and attempt.status not in UNANSWERED:
                 self._look_for_equal_failures(pending, attempt)
             if self._goes_on(pending, attempt, delay_s):
-                stopped = unanswered(pending) if self._stop.cause is not None else None
-                return Settled(stopped, 0.0, release.made_room)
+                is_over = self._stop.cause is not None or pending.group in self._left_out
+                return Settled(unanswered(pending) if is_over else None, 0.0, release.made_room)
             if delay_s is not None:
                 if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
@@ -166,8 +168,10 @@ class Settlement:
             return False
         if delay_s is not None and self._clock() + delay_s < lanes.leaves_at(pending):
             return False
-        if not lanes.move_on(pending):
+        if not lanes.move_on(pending, or_left_out=True):
             return False
+        if pending.group in self._left_out:
+            return True
         number, where = pending.request.number, lanes.name_of(pending)
         text = f"request {number} goes on to the {where}: {attempt.error}"
         if lanes.is_fallback(pending):  # which may cost more: that is said
@@ -233,7 +237,7 @@ class Settlement:
         self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
     ) -> bool:
         """True if other upstreams serve the request, so that the failure means nothing for the run."""
-        was_reached, failover = self._was_reached, self._failover
+        was_reached, failover = self._has_responded(pending), self._failover
         is_taken_over = failover.takes_over(
             pending, reservation, attempt, judged, was_reached=was_reached
         )
@@ -295,7 +299,7 @@ class Settlement:
             self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
-            if not self._was_reached and is_timeout(attempt):
+            if not self._reached and is_timeout(attempt):
                 self._stop_if_silent(reservation, pending)
 
     def _refuse(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
@@ -328,15 +332,18 @@ class Settlement:
     ) -> None:
         """Pause while the server can't be reached, or isn't ready, and try it with single requests.
 
-        If no response ever came, ``max_attempts`` rounds end the run.
+        If no response ever came, ``max_attempts`` rounds end the run, or a fallback that others reach.
         """
         is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
-        if not self._was_reached and judged.round >= policy.max_attempts:
+        if not self._has_responded(pending) and judged.round >= policy.max_attempts:
             host = self._host(pending.bucket)
             what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
             message = attempt.error if is_proxys else what + attempt.error
-            self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
+            if self._reached:
+                self._leave_out(pending, message, StopCause.UNREACHABLE)
+            else:
+                self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
         elif judged.verdict is Verdict.LOST and attempt.stop_cause is StopCause.SETUP:
             self._stop_run(RunStoppedError(attempt.error, attempt.stop_cause), pending)
         elif judged.verdict is Verdict.LOST:
@@ -346,6 +353,13 @@ class Settlement:
         else:
             self._pause_server(attempt, failed, pending.bucket, judged)
 
+    def _has_responded(self, pending: PendingRequest) -> bool:
+        """True if any server has responded; for a fallback with a URL of its own, if that one has."""
+        if self._lanes is None or not self._lanes.is_elsewhere(pending):
+            return len(self._reached) > 0
+        host = self._host(pending.bucket)
+        return any(self._host(each) == host for each in tuple(self._reached))
+
     def _pause_server(
         self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement
     ) -> None:
@@ -354,6 +368,7 @@ class Settlement:
             return  # one of several servers behind the URL: the others answer
         if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
+            self._outages.note_pause(bucket)
             which = f" {self._host(bucket)}" if self._options.replica_urls else ""
             _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
@@ -367,7 +382,8 @@ class Settlement:
         group = pending.group
         if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
             return
-        message = self._left_out.add(group, reason, cause, is_hosts=is_hosts)
+        where = "" if self._lanes is None else self._lanes.name_of(pending)
+        message = self._left_out.add(group, reason, cause, where, is_hosts=is_hosts)
         self._on_left_out(group)  # by each: no worker takes another one before the queue is empty
         if message:
             group.free()

@@ -91,17 +91,22 @@ class _AccountQuotas:
     def usage(
         self, buckets: list[TokenBucket], now: float
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """What was admitted in the last 60 seconds, and what may be, by kind; ``buckets`` are all."""
+        """What was admitted in the last 60 seconds, and what may be, by kind; ``buckets`` are all.
+
+        What is set aside counts for what it admitted alone.
+        """
         admitted, limits = dict.fromkeys(_KINDS, 0.0), dict.fromkeys(_KINDS, 0.0)
         own = [bucket for bucket in buckets if bucket.shared_limits in self.all]
         for shared_limits in {bucket.shared_limits for bucket in own} or {self.default}:
             with shared_limits.lock:
                 used, configured = shared_limits.levels(now)
             under = [bucket for bucket in own if bucket.shared_limits is shared_limits]
+            in_use = [bucket for bucket in under if not bucket.is_set_aside]
             for name in _KINDS:
-                found = [bucket.server.rates.found_limit(name) for bucket in under] or [math.inf]
                 admitted[name] += used[name]
-                limits[name] += min(configured[name], sum(found))
+                if in_use or not under:
+                    found = [each.server.rates.found_limit(name) for each in in_use] or [math.inf]
+                    limits[name] += min(configured[name], sum(found))
         with self.default.lock:
             total, _ = self.default.levels(now)
         for ceiling in self.default.ceilings if self.patterns else ():

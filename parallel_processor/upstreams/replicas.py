@@ -94,7 +94,7 @@ class BucketGroup:
         """Offer nothing to ``member`` any more; false if it is the last. For one thread at a time."""
         rest = tuple(each for each in self.alive if each is not member)
         if rest:
-            self.alive = rest
+            self.alive, member.is_set_aside = rest, True
         return len(rest) > 0
 
     def others(self, member: TokenBucket) -> list[TokenBucket]:

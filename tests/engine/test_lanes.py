@@ -279,6 +279,32 @@ def test_a_fallback_url_gets_the_key_of_its_host_alone(own: str | None) -> None:
         assert sent == (f"Bearer {own}" if own else None)
 
 
+def test_a_fallback_that_never_responds_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What should go there has no record, so that the next run asks it; all others are answered."""
+    bad = error(400, "no", "content_filter")
+    provider = Provider(lambda body: bad if int(body["messages"][0]["content"]) % 2 else good())
+    source, saved = write_lines(tmp_path / "in.jsonl", rows(20)), tmp_path / "out.jsonl"
+    retry = RetryPolicy(max_attempts=2, backoff_initial_s=0.01, backoff_max_s=0.01)
+    with RawServer(provider) as server:
+        with RawServer(Provider(by_tier())) as gone:
+            url = gone.url + CHAT
+        settings: Any = {"fallback_url": url, "max_workers": 2, "retry": retry}
+        with (
+            services.processor(server.url, CHAT, **settings) as processor,
+            pytest.raises(RunStoppedError) as stopped,
+        ):
+            processor.process_file(source, saved)
+    assert stopped.value.stop_cause is StopCause.UNREACHABLE
+    text = (
+        f"requests for m that are to go to the fallback at {url} are left unanswered: can't reach"
+    )
+    assert text in str(stopped.value) and text in caplog.text
+    contents = [int(record[0]["messages"][0]["content"]) for record in read_lines(saved)]
+    assert sorted(contents) == [*range(0, 20, 2)]
+
+
 @pytest.mark.parametrize(
     ("url", "settings", "message"),
     [
@@ -410,7 +436,7 @@ def test_the_summary_tells_the_tiers_apart(tmp_path: Path) -> None:
             summary = processor.process_file(source)
     found = {each.tier: (each.admitted, each.answered, each.moved_on) for each in summary.buckets}
     assert found == {"flex": (3, 2, 1), "default": (1, 1, 0)}
-    assert "m@flex: 3 sent, 2 answered, 1 moved on" in str(summary)
+    assert "m@flex: 3 sent, 2 answered, 1 failed; 1 request moved on;" in str(summary)
     assert summary.answered == 3 and summary.attempts == 4
 
 

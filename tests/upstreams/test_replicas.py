@@ -273,6 +273,19 @@ def test_each_key_at_each_server_is_an_upstream() -> None:
         ]
 
 
+def test_what_is_set_aside_adds_nothing_to_the_limits() -> None:
+    """The progress line shows what the others allow; what was sent to it before counts."""
+    limits = Limits(requests_per_minute=600, tokens_per_minute=math.inf)
+    routes = routes_of(api_key=["k1", "k2"], allow_plain_http=True, limits=limits)
+    group = routes.group(URL, "m")
+    assert isinstance(group, BucketGroup)
+    assert group.members[1].enqueue(Reservation(1.0))
+    assert routes.buckets.usage().limits["requests"] == 2400.0
+    assert routes.refuse(group, group.members[1])
+    usage = routes.buckets.usage()
+    assert (usage.limits["requests"], usage.admitted["requests"]) == (1800.0, 1.0)
+
+
 def test_more_models_than_there_are_buckets_share_a_group() -> None:
     """A file may name a new model in each line; each server keeps a bucket of its own."""
     routes = routes_of()
