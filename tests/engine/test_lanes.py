@@ -545,6 +545,24 @@ def test_a_request_without_a_turn_goes_on_when_its_patience_ends() -> None:
     assert waiting.queues.count == 2
 
 
+def test_what_waits_for_room_in_its_tier_goes_on_at_once() -> None:
+    """The server asks that tier's requests to wait, and the next one has room, until it is crowded."""
+    waiting = Waiting(
+        patience_s=600.0,
+        default=Limits(requests_per_minute=6, tokens_per_minute=math.inf, burst_seconds=10.0),
+    )
+    made = waiting.put(40)
+    assert waiting.turn() == [(1, 0)]
+    assert waiting.turn() == []
+    made[0].bucket.pause(90.0)
+    assert waiting.turn() == [] and waiting.turn() == []  # an ordinary pause is waited for
+    waiting.lanes.note_full(made[1], 90.0)
+    assert waiting.queues.take_places() <= 0.25  # then somebody looks
+    assert waiting.turn() == [(2, 1)]
+    lanes = Counter(each.lane for each in waiting.queues.clear())
+    assert lanes == {1: 7, 0: 31}
+
+
 def test_a_request_stays_where_the_next_tier_is_crowded() -> None:
     """It would only wait there, at a higher price."""
     waiting = Waiting(patience_s=1.0)
