@@ -28,6 +28,7 @@ from parallel_processor.models import (
     MODEL_PLACE,
     Attempt,
     AttemptStatus,
+    Endpoint,
     Request,
     Upstream,
     WaitCause,
@@ -148,7 +149,10 @@ class Lanes:
         request = pending.request
         for number in range(pending.lane + 1, len(self._lanes)):
             lane = self._lanes[number]
-            url = lane.url or request.url or self._url
+            own = request.url or self._url
+            url = lane.url or own
+            if len({endpoint_of(url), endpoint_of(own)} - {Endpoint.UNKNOWN}) > 1:
+                continue  # a row for another endpoint: the fallback doesn't take its body
             group = self.routes.group(url, request.model or url_model(url), lane)
             if group not in self._closed and (or_left_out or group not in self._left_out):
                 return number, group

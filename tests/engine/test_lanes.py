@@ -382,6 +382,17 @@ def test_the_last_lane_stops_the_run() -> None:
     assert provider.tiers == ["flex", "default"]
 
 
+def test_a_row_for_another_endpoint_is_not_sent_to_the_fallback() -> None:
+    """A chat endpoint doesn't take the body of an embeddings row."""
+    provider = Provider(lambda body: error(400, "no"))
+    with RawServer(provider) as server:
+        fallback = f"{server.url}/fallback{CHAT}"
+        with services.processor(server.url, CHAT, fallback_url=fallback) as processor:
+            row = Request(body={"model": "m", "input": "x"}, url="/v1/embeddings")
+            outcomes = processor.map([row, *rows(1)])
+    assert [outcome.attempts for outcome in outcomes] == [1, 2]
+
+
 # What stands on record, and in the summary.
 
 
