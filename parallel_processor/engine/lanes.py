@@ -99,6 +99,11 @@ def lane_name(lane: Upstream) -> str:
     return " at ".join(filter(None, (model or tier, url)))
 
 
+def _called(name: str) -> str:
+    """A lane's name within a sentence."""
+    return name if name.startswith("http") else f"the {name}"
+
+
 class Lanes:
     """The lanes of one run. Any thread may call it.
 
@@ -174,6 +179,10 @@ class Lanes:
         """What the lane of ``pending`` is called; empty if there is only one."""
         return "" if self.is_single else lane_name(self._lanes[pending.lane])
 
+    def called(self, pending: PendingRequest) -> str:
+        """What the lane of ``pending`` is called in a sentence."""
+        return _called(self.name_of(pending))
+
     def asked_tier(self, pending: PendingRequest) -> str:
         """The tier that ``pending`` asks for; empty if the run doesn't choose."""
         return self._lanes[pending.lane].tier
@@ -211,10 +220,9 @@ class Lanes:
         if is_new:
             group.free()
             here = self.name_of(pending) or f"model {group.model or 'of the requests'}"
-            there = lane_name(self._lanes[found[0]])
-            _log.warning(
-                "the %s is not used any more, requests go to the %s: %s", here, there, error
-            )
+            there = _called(lane_name(self._lanes[found[0]]))
+            text = "%s is not used any more, requests go to %s: %s"
+            _log.warning(text, _called(here), there, error)
         return True
 
     @property

@@ -170,8 +170,8 @@ class Settlement:
             self._look_for_equal_failures(pending, attempt)
         if not lanes.move_on(pending):
             return False
-        number, where = pending.request.number, lanes.name_of(pending)
-        text = f"request {number} goes on to the {where}: {attempt.error}"
+        number, where = pending.request.number, lanes.called(pending)
+        text = f"request {number} goes on to {where}: {attempt.error}"
         if lanes.is_fallback(pending):  # which may cost more: that is said
             self._warnings.warn(reason_of(attempt), number, text)
         else:
