@@ -256,17 +256,21 @@ def test_the_commands_that_share_a_limit_run(tmp_path: Path) -> None:
 
 
 def test_the_command_with_tiers_runs(tmp_path: Path) -> None:
-    """Every request is answered, some by each tier."""
+    """Every request is answered, some by each tier, though the first run's server and results are there."""
     (serve,) = commands_with("parallel_processor.simulator", "--tier_grant")
-    (send,) = commands_with("--service_tier", "127.0.0.1:8080")
+    (send,) = commands_with("--service_tier", "--request_url", "127.0.0.1")
     (make,) = commands_with("make_example_requests", "--kind chat")
+    port = serve[serve.index("--port") + 1]
+    assert sum(port in words for words in commands_with("parallel_processor.simulator")) == 1
     subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    before = tmp_path / "examples" / "requests_results.jsonl"
+    before.write_text("not of this run\n", "utf-8")
     with simulator(*serve[5:]) as server:
-        line = " ".join(send[1:]).replace("http://127.0.0.1:8080", server.url)
+        line = " ".join(send[1:]).replace(f"http://127.0.0.1:{port}", server.url)
         words = command(*line.split(), "--max_requests_per_minute", "inf")
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = read_lines(tmp_path / "examples" / "requests_results.jsonl")
+    found = read_lines(tmp_path / send[send.index("--save_filepath") + 1])
     assert {each[1]["service_tier"] for each in found} == {"flex", "default"}
 
 

@@ -76,8 +76,14 @@ _limit = _reader(lambda text: text if text == "auto" else float(text), "a number
 READERS = {int: _reader(int, "a whole number"), float: _reader(float, "a number")}
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
+def _split(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ValueError
+    return names
+
+
+_names = _reader(_split, "names with a comma between each two, such as flex,default")
 
 
 def _address(text: str) -> tuple[int, str]:

@@ -87,8 +87,6 @@ def checked_url(url: Any, login: Any) -> tuple[str, str | None]:
 def check_lanes(tiers: Any, model: Any, url: Any) -> None:
     """Raise unless ``service_tiers``, ``fallback_model`` and ``fallback_url`` are names and a URL."""
     is_list = isinstance(tiers, (tuple, list))
-    if is_list and "" in tiers:
-        raise ConfigurationError("service_tiers has an empty name: give names such as flex,default")
     if not is_list or not all(is_key(tier) and tier for tier in tiers):
         what = "must be a sequence of names, such as flex and default"
         raise ConfigurationError(f"service_tiers {what}, not {tiers!r}")

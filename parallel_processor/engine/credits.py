@@ -183,6 +183,11 @@ class Credits:
         """True if as many requests are in flight as may be."""
         return self.in_flight >= self.max_workers or (self.is_heavy and not self._slack.in_order)
 
+    @property
+    def full_cause(self) -> WaitCause:
+        """What the run waits for then: a worker, or the first answer."""
+        return WaitCause.CONCURRENCY if self.is_careful else WaitCause.MAX_WORKERS
+
     def take_places(self) -> float:
         """Give the heads of the queues a place; seconds until one may be admitted and sent."""
         return math.inf if self.is_full else self._queues.take_places(self.in_flight)

@@ -96,12 +96,7 @@ def lane_name(lane: Upstream) -> str:
     """What a lane is called in errors and logs; empty for one that changes nothing."""
     tier = f"{lane.tier} tier" if lane.tier and not lane.model else ""
     model, url = lane.model and f"model {lane.model}", lane.url and shown_url(lane.url)
-    return " at ".join(filter(None, (model or tier, url)))
-
-
-def _called(name: str) -> str:
-    """A lane's name within a sentence."""
-    return name if name.startswith("http") else f"the {name}"
+    return " at ".join(filter(None, (model or tier or (url and "fallback"), url)))
 
 
 class Lanes:
@@ -138,14 +133,16 @@ class Lanes:
                 pending.bucket = pending.group.members[0]
         return pending
 
-    def _next(self, pending: PendingRequest) -> tuple[int, AnyBucket] | None:
+    def _next(
+        self, pending: PendingRequest, *, or_left_out: bool = False
+    ) -> tuple[int, AnyBucket] | None:
         """The next lane that ``pending`` may go on to, and what it waits for there."""
         request = pending.request
         for number in range(pending.lane + 1, len(self._lanes)):
             lane = self._lanes[number]
             url = lane.url or request.url or self._url
             group = self.routes.group(url, request.model or url_model(url), lane)
-            if group not in self._closed and group not in self._left_out:
+            if group not in self._closed and (or_left_out or group not in self._left_out):
                 return number, group
         return None
 
@@ -160,6 +157,10 @@ class Lanes:
     def is_fallback(self, pending: PendingRequest) -> bool:
         """True if another model or another server is asked for ``pending``."""
         return self._is_fallback(pending.lane)
+
+    def is_elsewhere(self, pending: PendingRequest) -> bool:
+        """True if ``pending`` is in a lane with a URL of its own."""
+        return bool(self._lanes[pending.lane].url)
 
     def leaves_at(self, pending: PendingRequest) -> float:
         """When ``pending`` goes on; infinite if it doesn't, minus infinity if its lane is closed."""
@@ -179,20 +180,17 @@ class Lanes:
         """What the lane of ``pending`` is called; empty if there is only one."""
         return "" if self.is_single else lane_name(self._lanes[pending.lane])
 
-    def called(self, pending: PendingRequest) -> str:
-        """What the lane of ``pending`` is called in a sentence."""
-        return _called(self.name_of(pending))
-
     def asked_tier(self, pending: PendingRequest) -> str:
         """The tier that ``pending`` asks for; empty if the run doesn't choose."""
         return self._lanes[pending.lane].tier
 
-    def move_on(self, pending: PendingRequest) -> bool:
+    def move_on(self, pending: PendingRequest, *, or_left_out: bool = False) -> bool:
         """Put ``pending`` into its next lane, with no attempts there; false if there is none.
 
-        Its errors are kept for the record.
+        Its errors are kept for the record. With ``or_left_out`` that may be one to which nothing is sent
+        any more: a failure of the lane before it is not the last word.
         """
-        if self.is_single or (found := self._next(pending)) is None:
+        if self.is_single or (found := self._next(pending, or_left_out=or_left_out)) is None:
             return False
         before, (number, group) = pending.group, found
         pending.bucket.count_moved()
@@ -220,9 +218,10 @@ class Lanes:
         if is_new:
             group.free()
             here = self.name_of(pending) or f"model {group.model or 'of the requests'}"
-            there = _called(lane_name(self._lanes[found[0]]))
-            text = "%s is not used any more, requests go to %s: %s"
-            _log.warning(text, _called(here), there, error)
+            there = lane_name(self._lanes[found[0]])
+            _log.warning(
+                "the %s is not used any more, requests go to the %s: %s", here, there, error
+            )
         return True
 
     @property

@@ -376,14 +376,19 @@ class RequestQueues:
         return _cause(min(self._queues, key=lambda bucket: bucket.delay))
 
     def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
-        """What each bucket waits for: ``idle`` if it has no queue, or if the run is full."""
-        causes = [
-            (bucket, idle if is_full else _cause(bucket))
-            for group in self._queues
-            for bucket in group.members
-        ]
-        idle_groups = self._known - self._queues.keys()
-        return causes + [(bucket, idle) for group in idle_groups for bucket in group.members]
+        """What each bucket waits for: ``idle`` if it has no queue, or if the run is full.
+
+        Those that are set aside are not in it, nor those without a queue while others' requests wait for
+        the run.
+        """
+        causes = []
+        for group, queue in self._queues.items():
+            is_placed = queue.reservation is not None
+            for bucket in group.alive:
+                is_others = is_placed and not bucket.wait_cause  # another member has the place
+                causes.append((bucket, idle if is_full or is_others else _cause(bucket)))
+        idle_groups = () if is_full and causes else self._known - self._queues.keys()
+        return causes + [(bucket, idle) for group in idle_groups for bucket in group.alive]
 
 
 def _cause(bucket: AnyBucket) -> WaitCause:

@@ -327,7 +327,7 @@ class Run:
         """What the run waits for, if it waits for no bucket."""
         if self.credits.waits_for_records:
             return WaitCause.CONSUMER if self.yields_outcomes else self.credits.writer_cause
-        return WaitCause.MAX_WORKERS if is_full else self._activity
+        return self.credits.full_cause if is_full else self._activity
 
     def _ready(self) -> Iterator[Outcome]:
         """The outcomes at hand."""

@@ -19,14 +19,8 @@ from urllib.parse import urlsplit
 from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
 from parallel_processor.engine.rejections import Rejections, is_timeout
-from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
-from parallel_processor.engine.stops import (
-    EqualFailures,
-    LeftOut,
-    Silence,
-    has_other_hosts,
-    reason_of,
-)
+from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s, without_charge
+from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, has_others, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Outcome
 from parallel_processor.options import Options
@@ -92,9 +86,9 @@ class Settlement:
         self._left_out, self._on_left_out = left_out, on_left_out
         self._lanes = None if lanes is None or lanes.is_plain else lanes
         self._is_crowded = is_crowded
-        self._was_reached = False  # by any attempt of this run
+        self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
-        self._routes, self._has_other_hosts = routes, has_other_hosts(options)
+        self._routes, self._has_other_hosts = routes, has_others(options)
         self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
         self._failover = Failover(routes, self._outages, options.retry)
@@ -128,7 +122,7 @@ class Settlement:
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt
     ) -> Settled:
         if attempt.response is not None:
-            self._was_reached = True
+            self._reached.add(pending.bucket)
         elif attempt.stop_cause is StopCause.SETUP and self._has_answer:  # then it may go away
             attempt = replace(attempt, status=AttemptStatus.UNREACHABLE)
         if attempt.sent_at_s - (reservation.admitted_at or 0.0) > _LATE_S:
@@ -142,21 +136,23 @@ class Settlement:
                 self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
+            if self._outages.is_back(pending.bucket):
+                _log.info("%s answers again", self._host(pending.bucket))
             if pending.retry_state is not None:
                 self._failover.answered(pending)
             if self._lanes is not None:
                 attempt = self._lanes.with_lane(pending, attempt)
         else:
             delay_s = self._fail(pending, reservation, attempt)
+            if delay_s is None and attempt.status not in UNANSWERED:
+                self._look_for_equal_failures(pending, attempt)
             if self._goes_on(pending, attempt, delay_s):
-                stopped = unanswered(pending) if self._stop.cause is not None else None
-                return Settled(stopped, 0.0, release.made_room)
+                is_over = self._stop.cause is not None or pending.group in self._left_out
+                return Settled(unanswered(pending) if is_over else None, 0.0, release.made_room)
             if delay_s is not None:
                 if self._stop.cause is not None or pending.group in self._left_out:
                     return Settled(unanswered(pending), 0.0, release.made_room)
                 return Settled(None, delay_s, release.made_room)
-            if attempt.status not in UNANSWERED:
-                self._look_for_equal_failures(pending, attempt)
         return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
@@ -166,12 +162,12 @@ class Settlement:
             return False
         if delay_s is not None and self._clock() + delay_s < lanes.leaves_at(pending):
             return False
-        if delay_s is None and not lanes.lacks_capacity(pending, attempt):
-            self._look_for_equal_failures(pending, attempt)
-        if not lanes.move_on(pending):
+        if not lanes.move_on(pending, or_left_out=True):
             return False
-        number, where = pending.request.number, lanes.called(pending)
-        text = f"request {number} goes on to {where}: {attempt.error}"
+        if pending.group in self._left_out:
+            return True
+        number, where = pending.request.number, lanes.name_of(pending)
+        text = f"request {number} goes on to the {where}: {attempt.error}"
         if lanes.is_fallback(pending):  # which may cost more: that is said
             self._warnings.warn(reason_of(attempt), number, text)
         else:
@@ -210,7 +206,7 @@ class Settlement:
             return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
-        attempt = self._without_charge(attempt, judged, retry_state)
+        attempt = without_charge(attempt, judged, retry_state, self._options.retry)
         attempt = self._rejections.judged(attempt, pending, retry_state)
         retry_state.note(attempt, self._clock())
         if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:
@@ -235,7 +231,7 @@ class Settlement:
         self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
     ) -> bool:
         """True if other upstreams serve the request, so that the failure means nothing for the run."""
-        was_reached, failover = self._was_reached, self._failover
+        was_reached, failover = self._has_responded(pending), self._failover
         is_taken_over = failover.takes_over(
             pending, reservation, attempt, judged, was_reached=was_reached
         )
@@ -270,19 +266,6 @@ class Settlement:
             return None
         return backoff_s(self._options.retry, retry_state, attempt)
 
-    def _without_charge(
-        self, attempt: Attempt, judged: Judgement, retry_state: RetryState
-    ) -> Attempt:
-        """The attempt as one that doesn't count, if the server is out of order rather than the request."""
-        if attempt.status is not AttemptStatus.RETRY:
-            return attempt
-        most = self._options.retry.max_attempts
-        is_last = 1 < most <= retry_state.failures + 1
-        is_doubtful = judged.verdict is Verdict.DOUBTFUL and is_last
-        if is_doubtful or judged.verdict in (Verdict.OUT, Verdict.LOST):
-            return replace(attempt, status=AttemptStatus.NOT_READY)
-        return attempt
-
     def _react(
         self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
     ) -> None:
@@ -297,7 +280,7 @@ class Settlement:
             self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
-            if not self._was_reached and is_timeout(attempt):
+            if not self._reached and is_timeout(attempt):
                 self._stop_if_silent(reservation, pending)
 
     def _refuse(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
@@ -330,15 +313,18 @@ class Settlement:
     ) -> None:
         """Pause while the server can't be reached, or isn't ready, and try it with single requests.
 
-        If no response ever came, ``max_attempts`` rounds end the run.
+        If no response ever came, ``max_attempts`` rounds end the run, or a fallback that others reach.
         """
         is_unreachable, policy = attempt.status is AttemptStatus.UNREACHABLE, self._options.retry
-        if not self._was_reached and judged.round >= policy.max_attempts:
+        if not self._has_responded(pending) and judged.round >= policy.max_attempts:
             host = self._host(pending.bucket)
             what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
             message = attempt.error if is_proxys else what + attempt.error
-            self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
+            if self._reached:
+                self._leave_out(pending, message, StopCause.UNREACHABLE)
+            else:
+                self._stop_run(RunStoppedError(message, StopCause.UNREACHABLE), pending)
         elif judged.verdict is Verdict.LOST and attempt.stop_cause is StopCause.SETUP:
             self._stop_run(RunStoppedError(attempt.error, attempt.stop_cause), pending)
         elif judged.verdict is Verdict.LOST:
@@ -348,6 +334,13 @@ class Settlement:
         else:
             self._pause_server(attempt, failed, pending.bucket, judged)
 
+    def _has_responded(self, pending: PendingRequest) -> bool:
+        """True if any server has responded; for a fallback with a URL of its own, if that one has."""
+        if self._lanes is None or not self._lanes.is_elsewhere(pending):
+            return len(self._reached) > 0
+        host = self._host(pending.bucket)
+        return any(self._host(each) == host for each in tuple(self._reached))
+
     def _pause_server(
         self, attempt: Attempt, failed: Reservation, bucket: TokenBucket, judged: Judgement
     ) -> None:
@@ -356,6 +349,7 @@ class Settlement:
             return  # one of several servers behind the URL: the others answer
         if bucket.probe(judged.pause_s, failed):
             self._counters.paused()
+            self._outages.note_pause(bucket)
             which = f" {self._host(bucket)}" if self._options.replica_urls else ""
             _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
@@ -369,14 +363,17 @@ class Settlement:
         group = pending.group
         if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
             return
-        message = self._left_out.add(group, reason, cause, is_hosts=is_hosts)
+        where = "" if self._lanes is None else self._lanes.name_of(pending)
+        message = self._left_out.add(group, reason, cause, where, is_hosts=is_hosts)
         self._on_left_out(group)  # by each: no worker takes another one before the queue is empty
         if message:
             group.free()
             _log.error("%s", message)
 
     def _look_for_equal_failures(self, pending: PendingRequest, attempt: Attempt) -> None:
-        """Stop the run if every request of the model fails for one reason."""
+        """Stop the run if every request of the model fails for one reason, and not for want of room."""
+        if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
+            return
         if (error := self._equal_failures.failed(pending.group, attempt)) is not None:
             self._stop_run(error, pending)
 

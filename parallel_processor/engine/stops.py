@@ -174,14 +174,24 @@ class LeftOut:
         return bool(self._errors)
 
     def add(
-        self, bucket: AnyBucket, reason: str, cause: StopCause, *, is_hosts: bool = False
+        self,
+        bucket: AnyBucket,
+        reason: str,
+        cause: StopCause,
+        where: str = "",
+        *,
+        is_hosts: bool = False,
     ) -> str:
-        """Leave ``bucket`` out, or all of its host; the message, empty if it was left out already."""
+        """Leave ``bucket`` out, whose lane is called ``where``, or all of its host.
+
+        Returns the message, which is empty if it was left out already.
+        """
         left = host_of(bucket.url) if is_hosts else bucket
         with self._lock:
             if left in self._errors:
                 return ""
             of = f" for {bucket.model}" if bucket.model else ""
+            of += f" that are to go to the {where}" if where else ""
             if is_hosts:
                 self._has_hosts, of = True, f" to {urlsplit(bucket.url).netloc}"
             message = f"requests{of} are left unanswered: {reason}"
@@ -209,7 +219,7 @@ class LeftOut:
         return RunStoppedError("; ".join(map(str, errors)), errors[0].stop_cause, models=models)
 
 
-def has_other_hosts(options: Options) -> bool:
+def has_others(options: Options) -> bool:
     """True if requests may go to other hosts than those of ``request_url`` and ``replica_urls``."""
     fallback = [urlsplit(url).netloc] if (url := options.fallback_url) else []
     own = options.keyring.own_hosts

@@ -137,7 +137,7 @@ def refusing_wrong_api(
 def _tell(request: RowRequest, dialect: Dialect, place: Place, *, is_sent: bool) -> None:
     lacks_model = dialect.has_model and not request.model and request.invalid_reason is None
     _log.info(
-        "%s is a row in the form of %s (%s, %s), here and below%s%s",
+        "%s is a row in the form of %s (%s, %s), as others may be%s%s",
         *(place(request.number), dialect.name, dialect.id_key, dialect.body_key),
         f"; it is sent to {shown_url(request.url)}" if request.url and is_sent else "",
         "; it names no model, which --model would fill in" if lacks_model else "",

@@ -91,17 +91,22 @@ class _AccountQuotas:
     def usage(
         self, buckets: list[TokenBucket], now: float
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """What was admitted in the last 60 seconds, and what may be, by kind; ``buckets`` are all."""
+        """What was admitted in the last 60 seconds, and what may be, by kind; ``buckets`` are all.
+
+        What is set aside counts for what it admitted alone.
+        """
         admitted, limits = dict.fromkeys(_KINDS, 0.0), dict.fromkeys(_KINDS, 0.0)
         own = [bucket for bucket in buckets if bucket.shared_limits in self.all]
         for shared_limits in {bucket.shared_limits for bucket in own} or {self.default}:
             with shared_limits.lock:
                 used, configured = shared_limits.levels(now)
             under = [bucket for bucket in own if bucket.shared_limits is shared_limits]
+            in_use = [bucket for bucket in under if not bucket.is_set_aside]
             for name in _KINDS:
-                found = [bucket.server.rates.found_limit(name) for bucket in under] or [math.inf]
                 admitted[name] += used[name]
-                limits[name] += min(configured[name], sum(found))
+                if in_use or not under:
+                    found = [each.server.rates.found_limit(name) for each in in_use] or [math.inf]
+                    limits[name] += min(configured[name], sum(found))
         with self.default.lock:
             total, _ = self.default.levels(now)
         for ceiling in self.default.ceilings if self.patterns else ():
@@ -122,8 +127,9 @@ PLAIN = Upstream()
 class TokenBuckets:
     """The token buckets of one processor. Any thread may call it.
 
-    Beyond 256 buckets, or two for each upstream if that is more, all further models under the same limits
-    share one bucket. ``clock`` is theirs.
+    Beyond 256 buckets, or two for each upstream if that is more, all further models of an upstream under
+    the same limits share one bucket. Beyond as many of those, further URLs of the requests share one, too.
+    ``clock`` is theirs.
     """
 
     def __init__(
@@ -175,13 +181,15 @@ class TokenBuckets:
             quotas = self._quotas.get(self._owner(upstream), self._first)
             shared_limits = quotas.of_model(model, like.tier)
             if place not in self._buckets and len(self._buckets) >= self._most:
-                return self._overflow(shared_limits, upstream)
+                return self._overflow(shared_limits, upstream, like)
             return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))
 
-    def _overflow(self, shared_limits: SharedLimits, upstream: Upstream) -> TokenBucket:
+    def _overflow(
+        self, shared_limits: SharedLimits, upstream: Upstream, like: Upstream
+    ) -> TokenBucket:
         """The bucket of all further models, one for each upstream. Caller holds ``_lock``."""
-        is_alone = len(self._quotas) == 1 or len(self._shared) >= self._most
-        upstream = upstream._replace(url="", key=0) if is_alone else upstream
+        if (shared_limits, upstream) not in self._shared and len(self._shared) >= self._most:
+            upstream = like._replace(key=0)  # the URL of a fallback stays
         made = self._make(shared_limits, upstream, upstream.model)
         return self._shared.setdefault((shared_limits, upstream), made)
 

@@ -79,8 +79,9 @@ class TokenBucket:
         upstream: where its requests go; its URL is empty if they go to several.
         url: the URL of ``upstream``, ``host`` that URL's host.
         model: the model of its requests; empty if it is for several.
-        members: this bucket alone; a group of several upstreams has more.
+        members: this bucket alone; a group of several upstreams has more. So ``alive``.
         shared_limits: the configured limits, which other buckets may share.
+        is_set_aside: true once nothing more is sent: others serve its requests. A group sets it.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class TokenBucket:
         answer may take ``longest_s``.
         """
         self.upstream, self.url, self.model = upstream, upstream.url, model
-        self.members = (self,)
+        self.members = self.alive = (self,)
+        self.is_set_aside = False
         # As other processes know it: a pause of one tier is none of another's.
         self._name = f"{model}@{upstream.tier}" if upstream.tier else model
         self.host = urlsplit(self.url).hostname or ""

@@ -135,13 +135,13 @@ def limit_text(limit: LimitReport, number: float | None = None) -> str:
 def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str:
     """The model, or the endpoint where it has no name; both if the model has several of ``among``.
 
-    Of several servers or keys, the one that it is.
+    If ``among`` has several hosts or keys, the one that it is.
     """
     _, host, path, *_ = urlsplit(bucket.url)
     others = [each for each in among if each.model == bucket.model]
     name = bucket.model or path or "all"
     name += bucket.tier and f"@{bucket.tier}"
-    if any(urlsplit(each.url).netloc not in (host, "") for each in others) and host:
+    if any(urlsplit(each.url).netloc not in (host, "") for each in among) and host:
         name += f" at {host}"
         others = [each for each in others if urlsplit(each.url).netloc == host]
     if bucket.model and any(each.url != bucket.url for each in others):
@@ -151,8 +151,20 @@ def bucket_name(bucket: BucketReport, among: Sequence[BucketReport] = ()) -> str
     return name
 
 
-def _upstream_text(bucket: BucketReport, among: Sequence[BucketReport]) -> str:
-    """What a server, or a key, did of what several did for its model; empty for a single one."""
+def _counts_text(bucket: BucketReport, among: Sequence[BucketReport]) -> str:
+    """The attempts and requests of a bucket; empty if it is the only one and had all of them."""
+    is_alone = all(each is bucket or not each.admitted for each in among)
+    if is_alone and not (bucket.tier or bucket.moved_on):
+        return ""
+    failed, share = max(0, bucket.admitted - bucket.answered), _share_of_alike(bucket, among)
+    text = f"{bucket.admitted:,} sent{share}, {bucket.answered:,} answered, {failed:,} failed"
+    text += f"; {counted(bucket.moved_on, 'request')} moved on" if bucket.moved_on else ""
+    text += f"; {bucket.downgraded:,} answered by another tier" if bucket.downgraded else ""
+    return f"{text}; {bucket.used_tokens:,} tokens" if bucket.used_tokens else text
+
+
+def _share_of_alike(bucket: BucketReport, among: Sequence[BucketReport]) -> str:
+    """Of what several servers or keys were sent for its model, the share; empty for a single one."""
     path = urlsplit(bucket.url).path
     alike = [
         each
@@ -163,17 +175,14 @@ def _upstream_text(bucket: BucketReport, among: Sequence[BucketReport]) -> str:
     sent = sum(each.admitted for each in alike)
     if len({(each.url, each.key) for each in alike}) < 2 or not sent:
         return ""
-    failed = max(0, bucket.admitted - bucket.answered)
-    share = share_text(bucket.admitted / sent)
-    return f"{bucket.admitted:,} sent ({share}), {bucket.answered:,} answered, {failed:,} failed"
+    return f" ({share_text(bucket.admitted / sent)})"
 
 
 def bucket_text(
     bucket: BucketReport, elapsed_s: float, among: Sequence[BucketReport] = ()
 ) -> tuple[str, str]:
     """The bucket's name, and in one line what its requests waited for and what its limits were."""
-    words = [text] if (text := _upstream_text(bucket, among)) else []
-    words += [lane_text(bucket)] if bucket.tier or bucket.moved_on else []
+    words = [text] if (text := _counts_text(bucket, among)) else []
     words.append(f"waited for {waits_text(bucket.waited_s, elapsed_s)}")
     words += [_outcome_text(limit, bucket) for limit in _tightest(bucket.limits)]
     if (
@@ -182,14 +191,6 @@ def bucket_text(
     ):
         words.append(f"limited to {bucket.in_flight_limit:,.0f} requests in flight")
     return bucket_name(bucket, among), "; ".join(words)
-
-
-def lane_text(bucket: BucketReport) -> str:
-    """What a tier, or a model with a fallback, did: sent, answered, moved on."""
-    text = f"{bucket.admitted:,} sent, {bucket.answered:,} answered"
-    text += f", {bucket.moved_on:,} moved on" if bucket.moved_on else ""
-    text += f", {bucket.downgraded:,} answered by another tier" if bucket.downgraded else ""
-    return f"{text}, {bucket.used_tokens:,} tokens"
 
 
 def _tightest(limits: Sequence[LimitReport]) -> Sequence[LimitReport]:

@@ -28,6 +28,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
@@ -95,6 +96,7 @@ class Outages:
         self._lock = InterruptSafeLock()  # guards the fields below
         self._outage_at_s: dict[TokenBucket, float] = {}  # when the last one was in its third round
         self._streaks: dict[TokenBucket, _Streak] = {}
+        self._paused: set[TokenBucket] = set()  # since the last answer of each one's server
 
     def judge(
         self,
@@ -140,6 +142,22 @@ class Outages:
     def is_out(self, bucket: TokenBucket) -> bool:
         """True while an outage of ``bucket`` lasts."""
         return self._outage(bucket) is not None
+
+    def note_pause(self, bucket: TokenBucket) -> None:
+        """``bucket`` pauses for an outage: :meth:`is_back` tells its end."""
+        with self._lock:
+            self._paused.add(bucket)
+
+    def is_back(self, bucket: TokenBucket) -> bool:
+        """True, once, if ``bucket`` was answered after an outage: its server is back, for all models."""
+        if bucket not in self._paused or self.is_out(bucket):
+            return False
+        with self._lock:
+            if bucket not in self._paused:
+                return False
+            host = urlsplit(bucket.url).netloc
+            self._paused = {each for each in self._paused if urlsplit(each.url).netloc != host}
+            return True
 
     def rounds(self, bucket: TokenBucket) -> int:
         """How often ``bucket`` has paused in the outage that it is in; 0 if it is in none."""

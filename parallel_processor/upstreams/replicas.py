@@ -7,7 +7,9 @@ the share of each upstream follows from what it can do, without weights: a slow 
 flight for longer, and one that pauses, or is out of order, admits nothing.
 
 **A failure is not repeated where it happened.** A request is not offered to an upstream that failed it, as
-long as that has answered no later request, and another is there. (nginx calls this the next upstream.)
+long as that has answered no later request, and another is there. (nginx calls this the next upstream.) Nor
+is it offered to that server's other keys, if there is another server: a request may have fewer attempts
+than there are keys. Of the rest, those come first that have answered anything.
 
 **The end.** What is left at the end of the input is not offered to an upstream that would take longer for
 its answer than the others take for all that is left. So a slow upstream does not hold up the end.
@@ -25,6 +27,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.state import Reservation
@@ -91,7 +94,7 @@ class BucketGroup:
         """Offer nothing to ``member`` any more; false if it is the last. For one thread at a time."""
         rest = tuple(each for each in self.alive if each is not member)
         if rest:
-            self.alive = rest
+            self.alive, member.is_set_aside = rest, True
         return len(rest) > 0
 
     def others(self, member: TokenBucket) -> list[TokenBucket]:
@@ -228,14 +231,22 @@ def _preferred(
 ) -> tuple[list[TokenBucket], float]:
     """To which of ``members`` a request is offered first, and seconds until it is to the others."""
     if pending.retry_state is not None and pending.retry_state.failed_by:
+        failed_at = {_server(each) for each in members if has_failed(each, pending)}
+        elsewhere = [each for each in members if _server(each) not in failed_at]
         rest = [each for each in members if not has_failed(each, pending)]
-        if any(not each.server.in_flight.is_confined for each in rest):
-            return rest, _KEPT_BACK_S
+        for found in (elsewhere, rest):
+            if any(not each.server.in_flight.is_confined for each in found):
+                found.sort(key=lambda each: each.newest_answered_at == -math.inf)
+                return found, _KEPT_BACK_S
     if left < math.inf:
         rest = _in_time(members, left)
         late = [each.server.in_flight.latency_s for each in members if each not in rest]
         return rest, min(late, default=math.inf)
     return members, math.inf
+
+
+def _server(member: TokenBucket) -> str:
+    return urlsplit(member.url).netloc
 
 
 def _in_time(members: list[TokenBucket], left: float) -> list[TokenBucket]:

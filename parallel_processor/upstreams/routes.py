@@ -63,8 +63,8 @@ class Routes:
     def _find_group(
         self, upstreams: list[tuple[str, int]], model: str, lane: Upstream
     ) -> AnyBucket:
-        bucket, like = self.buckets.bucket, lane._replace(url="")
-        buckets = [bucket(url, model, like._replace(key=key)) for url, key in upstreams]
+        bucket = self.buckets.bucket
+        buckets = [bucket(url, model, lane._replace(key=key)) for url, key in upstreams]
         members = tuple(dict.fromkeys(buckets))
         if len(members) == 1:
             return members[0]

@@ -91,7 +91,6 @@ def test_keys_are_told_apart_for_their_limits() -> None:
         ({"allowed_hosts": "h"}, "allowed_hosts must be a list of hosts"),
         ({"allowed_hosts": ["h:99999"]}, "allowed_hosts must name hosts"),
         ({"allowed_hosts": ["me@h"]}, "allowed_hosts must name hosts"),
-        ({"service_tiers": ("flex", "")}, "service_tiers has an empty name"),
         ({"headers": {"X": 5}}, "headers must be a text for each name"),
         ({"headers": {"X Y": "a"}}, "headers has a name that no header can have: 'X Y'"),
         ({"headers": {"X": "secret\r\nY: b"}}, "headers has a value for X that can't be sent"),

@@ -668,6 +668,7 @@ def test_the_start_is_careful(waits_s: list[float], is_answered: bool, sent: int
 
     fill()
     assert len(room.sent) == 16
+    assert room.dispatcher.credits.full_cause is WaitCause.CONCURRENCY
     for wait_s in waits_s:
         room.clock.now_s += wait_s
         fill()
@@ -675,6 +676,8 @@ def test_the_start_is_careful(waits_s: list[float], is_answered: bool, sent: int
         room.dispatcher.open()
         fill()
     assert len(room.sent) == sent
+    is_open = sent == 100
+    assert (room.dispatcher.credits.full_cause is WaitCause.MAX_WORKERS) == is_open
 
 
 @pytest.mark.parametrize("slack", [0, 10])

@@ -266,12 +266,12 @@ def test_a_fallback_model_is_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_fallback_is_called_by_its_url(caplog: pytest.LogCaptureFixture) -> None:
-    """As it stands in the command."""
+    """Which is a part of the command."""
     first = Provider(lambda body: error(404, "no"))
     with RawServer(Provider(lambda body: good())) as second:
         url = second.url + CHAT
         ask(first, *rows(1), service_tiers=(), fallback_url=url)
-    assert f"request 1 goes on to {url}: " in caplog.text
+    assert f"request 1 goes on to the fallback at {url}: " in caplog.text
 
 
 @pytest.mark.parametrize("own", [None, "sk-of-the-other"])
@@ -286,6 +286,32 @@ def test_a_fallback_url_gets_the_key_of_its_host_alone(own: str | None) -> None:
         assert outcome.ok and len(second.asked) == 1
         sent = header_of(other.heads[0], "authorization")
         assert sent == (f"Bearer {own}" if own else None)
+
+
+def test_a_fallback_that_never_responds_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What should go there has no record, so that the next run asks it; all others are answered."""
+    bad = error(400, "no", "content_filter")
+    provider = Provider(lambda body: bad if int(body["messages"][0]["content"]) % 2 else good())
+    source, saved = write_lines(tmp_path / "in.jsonl", rows(20)), tmp_path / "out.jsonl"
+    retry = RetryPolicy(max_attempts=2, backoff_initial_s=0.01, backoff_max_s=0.01)
+    with RawServer(provider) as server:
+        with RawServer(Provider(by_tier())) as gone:
+            url = gone.url + CHAT
+        settings: Any = {"fallback_url": url, "max_workers": 2, "retry": retry}
+        with (
+            services.processor(server.url, CHAT, **settings) as processor,
+            pytest.raises(RunStoppedError) as stopped,
+        ):
+            processor.process_file(source, saved)
+    assert stopped.value.stop_cause is StopCause.UNREACHABLE
+    text = (
+        f"requests for m that are to go to the fallback at {url} are left unanswered: can't reach"
+    )
+    assert text in str(stopped.value) and text in caplog.text
+    contents = [int(record[0]["messages"][0]["content"]) for record in read_lines(saved)]
+    assert sorted(contents) == [*range(0, 20, 2)]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +355,16 @@ def test_equal_failures_close_a_tier(caplog: pytest.LogCaptureFixture) -> None:
     assert all(outcome.ok for outcome in outcomes)
     assert Counter(provider.tiers) == {"flex": 20, "default": 60}
     assert sum("is not used any more" in r.getMessage() for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("tiers", [("flex",), ("flex", "default")])
+def test_each_failure_counts_once_where_no_lane_is_next(tiers: tuple[str, ...]) -> None:
+    """The run stops after as many equal failures as it does without tiers."""
+    provider = Provider(lambda body: error(400, "no such parameter"))
+    with pytest.raises(RunStoppedError) as caught:
+        ask(provider, *rows(60), service_tiers=tiers)
+    assert caught.value.stop_cause is StopCause.EQUAL_FAILURES
+    assert Counter(provider.tiers) == dict.fromkeys(tiers, 20)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +445,7 @@ def test_the_summary_tells_the_tiers_apart(tmp_path: Path) -> None:
             summary = processor.process_file(source)
     found = {each.tier: (each.admitted, each.answered, each.moved_on) for each in summary.buckets}
     assert found == {"flex": (3, 2, 1), "default": (1, 1, 0)}
-    assert "m@flex: 3 sent, 2 answered, 1 moved on" in str(summary)
+    assert "m@flex: 3 sent, 2 answered, 1 failed; 1 request moved on;" in str(summary)
     assert summary.answered == 3 and summary.attempts == 4
 
 

@@ -19,6 +19,7 @@ from parallel_processor.options import Limits
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest, RetryState
 
 AT_ONCE = -math.inf
@@ -70,14 +71,18 @@ def added(queues: RequestQueues, pending: PendingRequest) -> bool:
 
 
 def make(
-    number: int, bucket: TokenBucket, *, tried: bool = False, size_bytes: int = 1, tokens: int = 1
+    number: int, bucket: AnyBucket, *, tried: bool = False, size_bytes: int = 1, tokens: int = 1
 ) -> PendingRequest:
     """A request on its way."""
     request = Request(body={}, payload=bytes(size_bytes), number=number)
     retry_state = RetryState(request=request, sent=1) if tried else None
     estimate = Estimate(input_tokens=tokens, output_cap=0)
     return PendingRequest(
-        request=request, estimate=estimate, group=bucket, bucket=bucket, retry_state=retry_state
+        request=request,
+        estimate=estimate,
+        group=bucket,
+        bucket=bucket.members[0],
+        retry_state=retry_state,
     )
 
 
@@ -383,14 +388,40 @@ def test_each_bucket_has_its_cause(queues: RequestQueues) -> None:
 
 
 def test_where_workers_are_short_no_bucket_is_the_cause(queues: RequestQueues) -> None:
-    """All wait for what the run waits for."""
+    """Those whose requests wait do so for what the run waits for."""
     paused, idle = paused_bucket(), bucket_of()
     added(queues, make(0, paused))
     added(queues, make(1, idle))
     assert all_of(queues) == [1]
-    assert dict(queues.causes(WaitCause.MAX_WORKERS, True)) == dict.fromkeys(
-        (paused, idle), "max_workers"
-    )
+    assert dict(queues.causes(WaitCause.MAX_WORKERS, True)) == {paused: "max_workers"}
+
+
+def test_where_all_requests_are_sent_each_bucket_waits_as_the_run_does(
+    queues: RequestQueues,
+) -> None:
+    """As long as any request waits, a bucket without a queue waits for no worker."""
+    bucket = bucket_of()
+    added(queues, make(0, bucket))
+    assert all_of(queues) == [0]
+    assert queues.causes(WaitCause.MAX_WORKERS, True) == [(bucket, "max_workers")]
+
+
+def test_only_upstreams_in_use_have_a_cause(queues: RequestQueues) -> None:
+    """One that is set aside waits for nothing, nor does the CPU count for one without the head's place."""
+    one, other, aside = paused_bucket(), bucket_of(), bucket_of()
+    group = BucketGroup((one, other, aside), FakeClock())
+    group.set_aside(aside)
+    added(queues, make(0, group))
+    queues.take_places()
+    assert queues.admit() is not None
+    assert dict(queues.causes(WaitCause.ANSWERS, False)) == dict.fromkeys((one, other), "answers")
+    other.pause(60.0)
+    again = make(1, group)
+    again.retry_state = RetryState(request=again.request)
+    again.retry_state.failed_by[one] = math.inf
+    added(queues, again)
+    queues.take_places()
+    assert dict(queues.causes(WaitCause.ANSWERS, False)) == {one: "answers", other: "pause"}
 
 
 def test_a_bucket_that_nobody_asked_for_has_no_cause(queues: RequestQueues) -> None:

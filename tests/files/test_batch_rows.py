@@ -86,6 +86,17 @@ def test_rows_of_anthropic_go_to_the_messages(url: str, expected: str) -> None:
     assert line_of(ROWS["Anthropic"], url=url).url == expected
 
 
+def test_a_row_whose_url_names_the_model_gets_no_other() -> None:
+    """Its limits are those of its own model."""
+    row = {"custom_id": "a", "url": "/v1beta/models/own:generateContent", "body": {"contents": []}}
+    url = "https://h.example/v1beta/models/{model}:generateContent"
+    assert line_of(row, "other", url).model == ""
+    assert (
+        line_of(row | {"url": "/v1beta/models/{model}:generateContent"}, "other", url).model
+        == "other"
+    )
+
+
 @pytest.mark.parametrize("name", OWN_URLS)
 def test_rows_of_gemini_and_bedrock_dont_go_to_other_apis(name: str) -> None:
     """Nobody else takes their bodies, and what is in them is not for everybody."""
@@ -358,7 +369,7 @@ def test_a_file_of_a_dialect_is_sent_once_and_resumed(
     told = [each.getMessage() for each in caplog.records if "in the form of" in each.getMessage()]
     assert len(told) == 2  # one of each run
     assert told[0].startswith(f"line 1 is a row in the form of {name} ({id_key}, ")
-    assert path in told[0]
+    assert path in told[0] and "as others may be" in told[0]
 
 
 @pytest.mark.parametrize("name", OWN_URLS)

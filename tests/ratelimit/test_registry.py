@@ -9,7 +9,7 @@ import pytest
 from callers import limited
 from clocks import FakeClock, in_threads
 
-from parallel_processor.models import LimitReading
+from parallel_processor.models import LimitReading, Upstream
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
@@ -125,6 +125,32 @@ def test_more_models_than_256_share_a_bucket() -> None:
     assert bucket.shared_limits is own[0].shared_limits
     assert [buckets.bucket(URL, f"m{number}") for number in range(256)] == own
     assert len(buckets.reports(0.0, lambda bucket: {})) == 257
+
+
+@pytest.mark.parametrize("account", [None, "team"])
+def test_a_bucket_of_many_models_stays_where_they_are_sent(account: str | None) -> None:
+    """However many models there are, a fallback stays one, and each server and key has its part."""
+    urls = [f"https://{host}.example/v1/chat/completions" for host in ("a", "b", "fallback")]
+    options = Options(request_url=urls[0], replica_urls=(urls[1],), api_key="k", account=account)
+    buckets = TokenBuckets(options)
+    for number in range(300):
+        found = [
+            buckets.bucket(urls[0], f"m{number}", Upstream(key=1)),
+            buckets.bucket(urls[1], f"m{number}"),
+            buckets.bucket(urls[2], f"m{number}", Upstream(url=urls[2])),
+        ]
+        assert [(each.url, each.upstream.key) for each in found] == [
+            (urls[0], 1),
+            (urls[1], 0),
+            (urls[2], 0),
+        ]
+    for number in range(600):  # as many URLs, in the rows of a file
+        url = f"https://a.example/v1/{number}"
+        buckets.bucket(url, "late")
+    late = buckets.bucket("https://c.example/v1/late", "late", Upstream(url=urls[2]))
+    assert late.url == urls[2]
+    assert buckets.bucket(url, "late").url == ""  # that of the request
+    assert len(buckets.reports(0.0, lambda bucket: {})) <= 514
 
 
 def test_a_bucket_of_many_models_has_their_limits() -> None:

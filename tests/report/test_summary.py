@@ -127,14 +127,41 @@ def test_a_summary_tells_what_became_of_each_limit() -> None:
         ),
     )
     assert rows(summary)[3:] == [
-        "/v1/x: waited for nothing; 480 requests/min found by trying; "
+        "/v1/x: 200 sent, 9 answered, 191 failed; waited for nothing; 480 requests/min found by trying; "
         "900 tokens/min found, reduced to 480 after rejections (429)",
-        "small: waited for 80 % the request limit, 10 % the disk; "
+        "small: 100 sent, 0 answered, 100 failed; waited for 80 % the request limit, 10 % the disk; "
         "300 requests/min found (95 % used, changed 1 time); 1,000 requests/day found (10 % used)",
-        "sun: waited for nothing; limited to 62 requests in flight",
-        "few: waited for nothing; no limit of requests met up to 480/min",
-        "open: waited for nothing; no limit of tokens",
+        "sun: 6 sent, 6 answered, 0 failed; waited for nothing; limited to 62 requests in flight",
+        "few: 5 sent, 5 answered, 0 failed; waited for nothing; no limit of requests met up to 480/min",
+        "open: 4 sent, 0 answered, 4 failed; waited for nothing; no limit of tokens",
     ]
+
+
+def test_each_bucket_says_once_what_it_did() -> None:
+    """Tiers on two servers, with a fallback on a third: attempts, requests that went on, and tokens."""
+    one, two, three = (f"http://h{number}/v1/chat/completions" for number in (1, 2, 3))
+    flex: Any = {"model": "m", "tier": "flex"}
+    buckets = (
+        BucketReport(
+            url=one, **flex, admitted=200, answered=178, moved_on=22, downgraded=3, used_tokens=1780
+        ),
+        BucketReport(url=two, **flex, admitted=22, answered=21, moved_on=1, used_tokens=210),
+        BucketReport(url=three, model="big", admitted=23, answered=23),
+    )
+    shown = [row.partition("; waited")[0] for row in rows(Summary(buckets=buckets))]
+    assert shown[-3:] == [
+        "m@flex at h1: 200 sent (90 %), 178 answered, 22 failed; 22 requests moved on; "
+        "3 answered by another tier; 1,780 tokens",
+        "big at h3: 23 sent, 23 answered, 0 failed",
+        "m@flex at h2: 22 sent (10 %), 21 answered, 1 failed; 1 request moved on; 210 tokens",
+    ]
+
+
+def test_a_single_bucket_needs_no_counts() -> None:
+    """The rows above it have them, as those of one that sent nothing do."""
+    one = BucketReport(url="http://h/v1/x", model="m", admitted=5, answered=5)
+    unused = BucketReport(url="http://h/v1/x", model="n")
+    assert rows(Summary(buckets=(one, unused)))[-1] == "m: waited for nothing"
 
 
 def test_a_run_that_did_nothing_has_a_summary() -> None:

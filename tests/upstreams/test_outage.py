@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections import deque
@@ -254,6 +255,19 @@ def test_answers_of_what_was_sent_before_end_no_outage() -> None:
     crowd = Crowd(serve, 300, workers=100, limits=TEN_A_SECOND)
     assert crowd.answered == 300
     assert crowd.sent_between(8, 35) < 40
+
+
+def test_a_server_that_is_back_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not by an answer that was under way when the outage began."""
+
+    def serve(at_s: float, number: int) -> tuple[float, Attempt]:
+        return (0.01, LOADING) if 5 <= at_s < 35 else (20.0, GOOD)
+
+    with caplog.at_level(logging.INFO, "parallel_processor"):
+        Crowd(serve, 100, workers=100, limits=TEN_A_SECOND)
+    told = [each.partition(" for ")[0] for each in caplog.messages if "waits to be" not in each]
+    assert told[-2:] == ["pausing", "host answers again"]
+    assert set(told[:-1]) == {"pausing"}
 
 
 def test_a_server_that_hangs_costs_no_attempt_in_an_outage() -> None:

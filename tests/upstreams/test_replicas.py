@@ -143,6 +143,34 @@ def test_a_request_goes_on_to_one_that_has_not_failed_it() -> None:
     assert client.group.admitted(place)[0] is first
 
 
+def test_it_goes_on_to_another_server_before_another_key() -> None:
+    """A request has fewer attempts than a server that is out of order may have keys."""
+    client = Client(9, 9, 9, 1)
+    for key, server in enumerate(("//a", "//a", "//a", "//b")):
+        upstream = Upstream(server, key)
+        client.members[key] = TokenBucket(
+            NO_LIMITS, clock=client.clock, most_in_flight=(9, 9, 9, 1)[key], upstream=upstream
+        )
+    client.group = BucketGroup(client.members, client.clock)
+    number, busy = client.send(client.members[0])
+    assert number == 3
+    place = client.ask(client.members[1])  # it waits, though the other keys have room
+    assert (place.admitted_at, client.queued) == (None, [0, 0, 0, 1])
+    client.members[3].ended(busy, answered=True)
+    client.group.poll(place)
+    assert client.group.admitted(place)[0] is client.members[3]
+
+
+def test_it_goes_on_to_one_that_has_answered_something() -> None:
+    """Of the others nothing is known: they may be out of order, too."""
+    client = Client(9, 9, 9)
+    (_, first), (_, second) = client.send(), client.send()
+    client.members[1].ended(second, answered=True)
+    client.members[0].ended(first)
+    for _ in range(3):
+        assert client.send(client.members[0])[0] == 1  # though it has the most in flight
+
+
 def test_if_the_others_hang_it_goes_back_after_a_while() -> None:
     """A queue isn't held up for as long as others take to time out."""
     client = Client(9, 1)
@@ -243,6 +271,19 @@ def test_each_key_at_each_server_is_an_upstream() -> None:
             (REPLICA, 0),
             (REPLICA, 1),
         ]
+
+
+def test_what_is_set_aside_adds_nothing_to_the_limits() -> None:
+    """The progress line shows what the others allow; what was sent to it before counts."""
+    limits = Limits(requests_per_minute=600, tokens_per_minute=math.inf)
+    routes = routes_of(api_key=["k1", "k2"], allow_plain_http=True, limits=limits)
+    group = routes.group(URL, "m")
+    assert isinstance(group, BucketGroup)
+    assert group.members[1].enqueue(Reservation(1.0))
+    assert routes.buckets.usage().limits["requests"] == 2400.0
+    assert routes.refuse(group, group.members[1])
+    usage = routes.buckets.usage()
+    assert (usage.limits["requests"], usage.admitted["requests"]) == (1800.0, 1.0)
 
 
 def test_more_models_than_there_are_buckets_share_a_group() -> None:
