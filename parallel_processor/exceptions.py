@@ -149,7 +149,8 @@ class RunStoppedError(ParallelProcessorError):
     """No request of this account can be answered: a wrong key, no credit, a limit of hours, no server.
 
     Requests without a record stay unanswered; the same call sends them once the cause is removed.
-    ``stop_cause`` tells the causes apart. ``models`` names those that are concerned, if not all are.
+    ``stop_cause`` tells the causes apart. ``models`` names those that are concerned, if not all are;
+    an empty name stands for all models of a host.
 
     >>> from parallel_processor.simulator import Simulator, SimulatorOptions
     >>> with Simulator(SimulatorOptions(api_key="sk-right")) as server:

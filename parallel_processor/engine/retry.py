@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from parallel_processor.engine.rejections import is_timeout
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.runtime.forks import load
-from parallel_processor.upstreams.outage import longest_backoff_s
+from parallel_processor.upstreams.outage import Judgement, Verdict, longest_backoff_s
 from parallel_processor.workers.pending import RetryState
 
 if TYPE_CHECKING:
@@ -118,3 +119,16 @@ def backoff_s(policy: RetryPolicy, retry_state: RetryState, attempt: Attempt) ->
     if attempt.rejection is not None and attempt.rejection.overload:
         return random.uniform(0.0, longest_backoff_s(policy, max(1, retry_state.own_refusals)))
     return 0.0
+
+
+def without_charge(
+    attempt: Attempt, judged: Judgement, retry_state: RetryState, policy: RetryPolicy
+) -> Attempt:
+    """The attempt as one that doesn't count, if the server is out of order rather than the request."""
+    if attempt.status is not AttemptStatus.RETRY:
+        return attempt
+    is_last = 1 < policy.max_attempts <= retry_state.failures + 1
+    is_doubtful = judged.verdict is Verdict.DOUBTFUL and is_last
+    if is_doubtful or judged.verdict in (Verdict.OUT, Verdict.LOST):
+        return replace(attempt, status=AttemptStatus.NOT_READY)
+    return attempt

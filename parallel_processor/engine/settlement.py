@@ -19,14 +19,8 @@ from urllib.parse import urlsplit
 from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
 from parallel_processor.engine.rejections import Rejections, is_timeout
-from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
-from parallel_processor.engine.stops import (
-    EqualFailures,
-    LeftOut,
-    Silence,
-    has_other_hosts,
-    reason_of,
-)
+from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s, without_charge
+from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, has_others, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Outcome
 from parallel_processor.options import Options
@@ -94,7 +88,7 @@ class Settlement:
         self._is_crowded = is_crowded
         self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
-        self._routes, self._has_other_hosts = routes, has_other_hosts(options)
+        self._routes, self._has_other_hosts = routes, has_others(options)
         self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
         self._failover = Failover(routes, self._outages, options.retry)
@@ -212,7 +206,7 @@ class Settlement:
             return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
-        attempt = self._outages.without_charge(attempt, judged, retry_state.failures)
+        attempt = without_charge(attempt, judged, retry_state, self._options.retry)
         attempt = self._rejections.judged(attempt, pending, retry_state)
         retry_state.note(attempt, self._clock())
         if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:

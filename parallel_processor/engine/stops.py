@@ -190,12 +190,13 @@ class LeftOut:
         with self._lock:
             if left in self._errors:
                 return ""
-            of = f" for {bucket.model}" if bucket.model else ""
+            model = "" if is_hosts else bucket.model
+            of = f" for {model}" if model else ""
             of += f" that are to go to the {where}" if where else ""
             if is_hosts:
                 self._has_hosts, of = True, f" to {urlsplit(bucket.url).netloc}"
             message = f"requests{of} are left unanswered: {reason}"
-            self._errors[left] = RunStoppedError(message, cause, models=(bucket.model,))
+            self._errors[left] = RunStoppedError(message, cause, models=(model,))
             return message
 
     def tell(self, request: Request, bucket: AnyBucket) -> None:
@@ -219,7 +220,7 @@ class LeftOut:
         return RunStoppedError("; ".join(map(str, errors)), errors[0].stop_cause, models=models)
 
 
-def has_other_hosts(options: Options) -> bool:
+def has_others(options: Options) -> bool:
     """True if requests may go to other hosts than those of ``request_url`` and ``replica_urls``."""
     fallback = [urlsplit(url).netloc] if (url := options.fallback_url) else []
     own = options.keyring.own_hosts

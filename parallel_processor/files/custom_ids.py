@@ -90,7 +90,7 @@ def arranged(
     Says once what form the rows have, if it isn't OpenAI's. Raises :class:`InputFileError` at the second
     row of one id, if it differs; with ``is_strict`` in any case, as a Batch API does.
     """
-    ids, has_warned, told = CustomIds(), False, set[str]()
+    ids, has_warned, told = CustomIds(), False, {OPENAI.name}
     arrange = _ARRANGEMENTS[output_format]
     for request in requests:
         if request.custom_id is None and arrange is None:

@@ -379,6 +379,7 @@ def test_one_file_may_hold_several_providers(tmp_path: Path) -> None:
         "line 3: its url 'https://third.example/v1/chat/completions' is on another" in done.stderr
     )
     assert "--allow_host third.example permits it" in done.stderr
+    assert "in the form of" not in done.stderr  # of OpenAI's, as all of them
     assert [name for name, r in found.items() if r["error"]] == ["row-2"]
     assert {header_of(h, "authorization") for h in own.heads} == {"Bearer own-0123456789"}
     assert {header_of(h, "authorization") for h in other.heads} == {"Bearer other-0123456789"}

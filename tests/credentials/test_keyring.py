@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from parallel_processor.credentials.checks import is_secret_name
+from parallel_processor.credentials.key_command import KeyCommand
+from parallel_processor.credentials.key_text import read_key
 from parallel_processor.credentials.urls import host_of, with_query
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options
@@ -153,3 +155,19 @@ def test_the_name_of_a_header_says_whether_it_is_secret(name: str, is_secret: bo
 def test_a_query_is_added_to_what_a_url_has(url: str, expected: str) -> None:
     """What the URL says itself stays."""
     assert with_query(url, {"api-version": "2024-10-21", "a": "& b"}) == expected
+
+
+def test_the_place_of_a_key_is_known() -> None:
+    """That of a flag, a variable or a setting; a key's own text says nothing."""
+    command = KeyCommand("echo key")
+    other: Any = {"h.example": command, "g.example": ["a", "b"], "f.example": lambda: "f"}
+    keyring = Options(api_key=read_key("sk", "OPENAI_API_KEY"), api_keys=other).keyring
+    found = {host: keyring.place(f"https://{host}.example/v1", int(host == "g")) for host in "hgfx"}
+    assert found == {
+        "h": "--api_key_command",
+        "g": "api_keys, g.example:443, key 2",
+        "f": "the function api_key",
+        "x": "",
+    }
+    assert keyring.place(URL, 0) == "OPENAI_API_KEY"
+    assert Options(api_key="sk").keyring.place(URL, 0) == "api_key"

@@ -265,6 +265,15 @@ def test_a_fallback_model_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert [text.startswith("2 more like this") for text in told] == [False, True]
 
 
+def test_a_fallback_is_called_by_its_url(caplog: pytest.LogCaptureFixture) -> None:
+    """Which is a part of the command."""
+    first = Provider(lambda body: error(404, "no"))
+    with RawServer(Provider(lambda body: good())) as second:
+        url = second.url + CHAT
+        ask(first, *rows(1), service_tiers=(), fallback_url=url)
+    assert f"request 1 goes on to the fallback at {url}: " in caplog.text
+
+
 @pytest.mark.parametrize("own", [None, "sk-of-the-other"])
 def test_a_fallback_url_gets_the_key_of_its_host_alone(own: str | None) -> None:
     """None, if there is none for it."""

@@ -92,7 +92,8 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         (run(already_failed=1), "Look at the errors of the failed request, then run the same"),
         (
             run(failed=3, errors_by_kind={INVALID_REQUEST: 3}),
-            "Correct the 3 invalid lines of the requests file, then run the same command again",
+            "Correct the 3 invalid lines of the requests file (or give the flag that their errors name), "
+            "then run the same command again",
         ),
         (
             run(TYPED, limit(tried_per_minute=300.4), rejections=60),
@@ -258,7 +259,8 @@ def test_a_stopped_run_names_one_command_to_go_on_with() -> None:
     stopped = run(stop_cause=StopCause.UNREACHABLE, failed=3, errors_by_kind=kinds)
     check, line, errors = advice(stopped)
     assert check.endswith("then run the same command again: it continues where it stopped.")
-    assert line == "Correct the invalid line of the requests file as well."
+    assert line.startswith("Correct the invalid line of the requests file (or give the flag")
+    assert line.endswith(" as well.")
     assert errors.endswith("Correct what the server rejects as well.")
     parts = ClusterSummary(
         failed=1, errors_by_kind={INVALID_REQUEST: 1}, stop_cause=StopCause.UNREACHABLE

@@ -24,6 +24,7 @@ from parallel_processor import (
     RunStoppedError,
     process_file,
 )
+from parallel_processor.credentials.key_text import read_key_file
 from parallel_processor.exceptions import StopCause
 
 NO_LIMITS = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
@@ -237,6 +238,22 @@ def test_a_refused_key_is_set_aside(after: int, caplog: pytest.LogCaptureFixture
     ]
     assert f"{found[0].url}/v1/embeddings with key 2 is set aside" in warning
     assert [bucket.key for bucket in processor.snapshot().buckets] == [0, 1]
+
+
+def test_of_two_refused_keys_each_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first by its number, and both by their place: a line of the file."""
+    (tmp_path / "keys").write_text("# two\nsk-one\nsk-two\n")
+    keys = read_key_file(str(tmp_path / "keys"), "--api_key_file keys")
+    refuse = always("401 Unauthorized", "Incorrect API key provided")
+    with servers(refuse) as found, pytest.raises(RunStoppedError) as stopped:
+        send(found, api_key=keys)
+    (told,) = [r.getMessage() for r in caplog.records if "is set aside" in r.getMessage()]
+    number = 1 if "with key 1 is set aside" in told else 2
+    assert f"with key {number} is set aside, the others go on: HTTP 401" in told
+    assert told.endswith(f"(key: line {number + 1} of --api_key_file keys)")
+    assert str(stopped.value).endswith(f"(key: line {4 - number} of --api_key_file keys)")
 
 
 def test_each_key_has_the_limits_for_itself() -> None:
