@@ -149,7 +149,7 @@ class Outages:
             self._paused.add(bucket)
 
     def is_back(self, bucket: TokenBucket) -> bool:
-        """True, once, if ``bucket`` was answered after an outage. Then its server is back, for all models."""
+        """True, once, if ``bucket`` was answered after an outage. Its server is back then."""
         if bucket not in self._paused or self.is_out(bucket):
             return False
         with self._lock:
