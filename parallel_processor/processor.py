@@ -41,7 +41,7 @@ from parallel_processor.files.sources import (
 )
 from parallel_processor.models import Outcome, Request
 from parallel_processor.options import Options, OutputFormat, Settings
-from parallel_processor.providers.endpoints import check_key, check_url
+from parallel_processor.providers.endpoints import check_key, check_url, tell_unused
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.tables.kinds import with_template
@@ -73,6 +73,7 @@ class Processor:
         self._options = Options(**settings)
         check_url(self._options)
         check_key(self._options)
+        tell_unused(self._options)
         for key in self._options.keyring.rotating():
             key.fetch_first()
         self._clock = clock

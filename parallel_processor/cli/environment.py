@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from parallel_processor.cli.headers import read_headers, read_query
 from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.credentials.key_text import read_key, read_key_file
 from parallel_processor.credentials.keyring import KeyLike, hosts_of
@@ -51,6 +52,8 @@ def find_url(flags: argparse.Namespace) -> str:
     path = parts.path.rstrip("/")
     if Endpoint.of_path(path) is Endpoint.UNKNOWN:
         path += Endpoint.EMBEDDINGS.value
+        shown = shown_url(parts._replace(path=path).geturl())
+        _log.warning("--request_url is not given: with %s it is %s", URL_VARIABLE, shown)
     return parts._replace(path=path).geturl()
 
 
@@ -93,9 +96,10 @@ def _typed(flags: argparse.Namespace) -> list[str]:
 def own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
     """The variables that may hold the key for the request URL, the likeliest first."""
     known = key_variables_of(url)
-    is_from_environment = isinstance(flags.request_url, DefaultUrl)  # base URL and key are a pair
+    base = os.environ.get(URL_VARIABLE, "").strip()
+    is_base = host_of(url) == host_of(base) != ""  # base URL and key are a pair
     # The cookbook's script takes Azure's key from OpenAI's variable.
-    is_pair = is_from_environment or "AZURE_OPENAI_API_KEY" in known
+    is_pair = is_base or "AZURE_OPENAI_API_KEY" in known
     return tuple(dict.fromkeys((*known, KEY_VARIABLE))) if is_pair else known
 
 
@@ -164,12 +168,19 @@ def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
     variables = own_variables(flags, url)
     if key := _in_environment(variables):
         return {_netloc(url): key}
-    if needs_key(url) and _in_environment(own_variables(flags, flags.request_url)):
+    own = flags.request_url
+    if needs_key(url) and (not _has_login(flags) or _in_environment(own_variables(flags, own))):
         names = " or ".join(variables) or "a variable"
         raise ConfigurationError(
             f"{shown_url(url)} needs a key: set {names}, or give --api_key_for HOST=VARIABLE"
         )
     return {_netloc(url): ""}
+
+
+def _has_login(flags: argparse.Namespace) -> bool:
+    """True if what is sent to all servers proves who sends: a login, or a header or parameter."""
+    given = [*read_headers(flags.header), *read_query(flags.query)]
+    return without_login(flags.request_url)[1] is not None or any(map(is_secret_name, given))
 
 
 def known_here(host: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 from parallel_processor.credentials.key_text import read_key
 from parallel_processor.credentials.redact import Redactor
 from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.runtime.exits import at_exit
 
 _TIMEOUT_S = 60.0
 _MEMBERS = ("accessToken", "access_token", "token")  # of JSON: Azure, OAuth, others
@@ -61,16 +62,20 @@ class KeyCommand:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"{what} can't be run: {reason}") from None
+        running = _Running(process)
+        at_exit(running.kill)
         with process:
             try:
                 output, errors = _read(process, self._timeout_s)
+                if len(output) > _MOST_BYTES:
+                    running.kill()
             except subprocess.TimeoutExpired:
-                _kill(process)
+                running.kill()
                 raise ConfigurationError(
                     f"{what} printed no key within {self._timeout_s:g} s"
                 ) from None
             except BaseException:
-                _kill(process)
+                running.kill()
                 raise
         if len(output) > _MOST_BYTES:
             raise ConfigurationError(f"{what} printed more than {_MOST_BYTES:,} bytes")
@@ -104,18 +109,25 @@ def _read(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, by
                 else:
                     output += data
             if len(output) > _MOST_BYTES:
-                _kill(process)
                 return output, errors
     process.wait(max(0.0, end_s - time.monotonic()))
     return output, errors
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command, and what it has started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        process.kill()
+class _Running:
+    """A command that is running. It ends with the interpreter."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def kill(self) -> None:
+        """Kill the command, and what it has started."""
+        if self._process.returncode is not None:  # its number may be another's by now
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except OSError:
+            self._process.kill()
 
 
 def _key_in(output: bytes, what: str, errors: bytes) -> str:

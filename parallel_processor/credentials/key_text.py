@@ -14,9 +14,21 @@ from parallel_processor.exceptions import ConfigurationError
 # What stands around a key in a file of settings, in a header, or in a shell's command.
 _AROUND = re.compile(
     r"(?:export\s+)?(?:[A-Za-z_]\w*_KEY\s*[=:]\s*)?(?P<quote>['\"]?)"
-    r"(?:(?:authorization:\s*)?bearer\s+)?(?P<key>.*?)(?P=quote)",
+    r"(?:(?:authorization:\s*)?bearer\s+)?(?P<inner>['\"]?)(?P<key>.*?)(?P=inner)(?P=quote)",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+class PlacedKey(str):
+    """A key that knows where it was found. Its ``place`` is for messages."""
+
+    place = ""
+
+
+def _placed(key: str, place: str) -> PlacedKey:
+    placed = PlacedKey(key)
+    placed.place = place
+    return placed
 
 
 def read_key(text: str, place: str) -> str:
@@ -33,12 +45,12 @@ def read_key(text: str, place: str) -> str:
             f"{place} must hold one key and nothing else, but has {lines} lines"
         )
     for number, letter in enumerate(key, 1):
-        if not letter.isascii() or not letter.isprintable():
+        if not letter.isascii() or not letter.isprintable() or letter == " ":
             raise ConfigurationError(
                 f"the key of {place} has a character that no key has, at position {number}: "
                 f"{ascii(letter)}"
             )
-    return key
+    return _placed(key, place)
 
 
 def read_key_file(path: str, place: str) -> tuple[str, ...]:

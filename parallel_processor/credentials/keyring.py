@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from parallel_processor.credentials.key_text import PlacedKey
 from parallel_processor.credentials.rotating_key import RotatingKey
 from parallel_processor.credentials.urls import host_of
 
@@ -40,6 +41,17 @@ class Keyring:
     def keys(self, url: str) -> tuple[Key, ...]:
         """The keys for the host of ``url``; empty if there is none."""
         return self._keys.get(host_of(url), ())
+
+    def place(self, url: str, index: int) -> str:
+        """Where the key of that ``index`` for the host of ``url`` is set; empty if there is none."""
+        key = next(iter(self.keys(url)[index : index + 1]), "")
+        if isinstance(key, RotatingKey):
+            return "--api_key_command" if hasattr(key.fetch, "command") else "the function api_key"
+        if isinstance(key, PlacedKey):
+            return key.place
+        name = "api_key" if self.is_own(url) else f"api_keys, {host_of(url)}"
+        number = f", key {index + 1}" if len(self.keys(url)) > 1 else ""
+        return f"{name}{number}" if key else ""
 
     def rotating(self) -> list[RotatingKey]:
         """The keys that are fetched."""

@@ -20,7 +20,13 @@ from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
 from parallel_processor.engine.rejections import Rejections, is_timeout
 from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s
-from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, reason_of
+from parallel_processor.engine.stops import (
+    EqualFailures,
+    LeftOut,
+    Silence,
+    has_other_hosts,
+    reason_of,
+)
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Outcome
 from parallel_processor.options import Options
@@ -88,6 +94,7 @@ class Settlement:
         self._is_crowded = is_crowded
         self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
+        self._routes, self._has_other_hosts = routes, has_other_hosts(options)
         self._silence = Silence(options.retry, clock)
         self._outages = Outages(options.retry, clock)
         self._failover = Failover(routes, self._outages, options.retry)
@@ -285,7 +292,7 @@ class Settlement:
         # What looks like a wrong set-up is none where it worked before.
         is_setup = attempt.stop_cause is StopCause.SETUP and not self._has_answer
         if attempt.status is AttemptStatus.FATAL or is_setup:
-            self._stop_run(RunStoppedError(attempt.error, attempt.stop_cause), pending)
+            self._refuse(pending, attempt.error, attempt.stop_cause)
         elif attempt.status is AttemptStatus.MODEL_SPENT:
             self._leave_out(pending, attempt.error, StopCause.QUOTA)
         elif attempt.status in _OUT:
@@ -294,6 +301,15 @@ class Settlement:
             self._rejections.follow(attempt, reservation, pending)
             if not self._reached and is_timeout(attempt):
                 self._stop_if_silent(reservation, pending)
+
+    def _refuse(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
+        """Stop the run; if only one of its hosts refuses the key or the account, leave that out."""
+        if cause is StopCause.KEY:
+            reason += self._routes.key_note(pending.bucket)
+        if self._has_other_hosts and cause in (StopCause.KEY, StopCause.QUOTA):
+            self._leave_out(pending, reason, cause, is_hosts=True)
+        else:
+            self._stop_run(RunStoppedError(reason, cause), pending)
 
     def _stop_run(self, error: RunStoppedError, pending: PendingRequest) -> None:
         """Stop the run, or the lane of ``pending`` alone if there is a next one."""
@@ -357,13 +373,18 @@ class Settlement:
             which = f" {self._host(bucket)}" if self._options.replica_urls else ""
             _log.info("pausing%s for %.3g s: %s", which, judged.pause_s, attempt.error)
 
-    def _leave_out(self, pending: PendingRequest, reason: str, cause: StopCause) -> None:
-        """Send no more requests of the group of ``pending``; the others go on, or all in the next lane."""
+    def _leave_out(
+        self, pending: PendingRequest, reason: str, cause: StopCause, *, is_hosts: bool = False
+    ) -> None:
+        """Send no more requests of the group of ``pending``; the others go on, or all in the next lane.
+
+        With ``is_hosts`` that holds for all requests to its host.
+        """
         group = pending.group
         if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
             return
         where = "" if self._lanes is None else self._lanes.name_of(pending)
-        message = self._left_out.add(group, reason, cause, where)
+        message = self._left_out.add(group, reason, cause, where, is_hosts=is_hosts)
         self._on_left_out(group)  # by each: no worker takes another one before the queue is empty
         if message:
             group.free()

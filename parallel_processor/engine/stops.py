@@ -5,7 +5,8 @@
   one reason, nothing more is sent until those in flight have ended. If none of them is answered either, the
   run stops.
 * **Left out.** The requests of a model whose daily quota is used up, or whose server is out of order for
-  too long, stay unanswered. The other models' go on.
+  too long, stay unanswered. The other models' go on. So it is with the requests to one of several hosts, if
+  it refuses the key or the account.
 * **Silence.** A server that takes connections, and has answered nothing yet, may be slow under load. But if
   single requests that were sent one by one time out again and again, for a minute or more, the run stops.
 
@@ -21,7 +22,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
+from parallel_processor.credentials.keyring import hosts_of
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.exceptions import (
     ResultsFileError,
     RunStoppedError,
@@ -160,29 +164,45 @@ class LeftOut:
     def __init__(self, on_left_out: OnLeftOut | None) -> None:
         self._on_left_out = on_left_out
         self._lock = InterruptSafeLock()  # guards the field below
-        self._errors: dict[AnyBucket, RunStoppedError] = {}
+        self._errors: dict[AnyBucket | str, RunStoppedError] = {}
+        self._has_hosts = False
 
-    def __contains__(self, bucket: object) -> bool:
-        return bucket in self._errors
+    def __contains__(self, bucket: AnyBucket) -> bool:
+        return bucket in self._errors or (self._has_hosts and host_of(bucket.url) in self._errors)
 
     def __bool__(self) -> bool:
         return bool(self._errors)
 
-    def add(self, bucket: AnyBucket, reason: str, cause: StopCause, where: str = "") -> str:
-        """Leave ``bucket`` out, whose lane is called ``where``; the message, which is empty if it was."""
+    def add(
+        self,
+        bucket: AnyBucket,
+        reason: str,
+        cause: StopCause,
+        where: str = "",
+        *,
+        is_hosts: bool = False,
+    ) -> str:
+        """Leave ``bucket`` out, whose lane is called ``where``, or all of its host.
+
+        Returns the message, which is empty if it was left out already.
+        """
+        left = host_of(bucket.url) if is_hosts else bucket
         with self._lock:
-            if bucket in self._errors:
+            if left in self._errors:
                 return ""
             of = f" for {bucket.model}" if bucket.model else ""
             of += f" that are to go to the {where}" if where else ""
+            if is_hosts:
+                self._has_hosts, of = True, f" to {urlsplit(bucket.url).netloc}"
             message = f"requests{of} are left unanswered: {reason}"
-            self._errors[bucket] = RunStoppedError(message, cause, models=(bucket.model,))
+            self._errors[left] = RunStoppedError(message, cause, models=(bucket.model,))
             return message
 
     def tell(self, request: Request, bucket: AnyBucket) -> None:
         """Tell of a request of ``bucket`` that is unanswered, if that is the reason."""
-        if self._on_left_out is not None and bucket in self._errors:
-            self._on_left_out(request, self._errors[bucket])
+        error = self._errors.get(bucket) or self._errors.get(host_of(bucket.url))
+        if self._on_left_out is not None and error is not None:
+            self._on_left_out(request, error)
 
     @property
     def is_told(self) -> bool:
@@ -197,6 +217,13 @@ class LeftOut:
             return errors[0] if errors else None
         models = tuple(model for error in errors for model in error.models)
         return RunStoppedError("; ".join(map(str, errors)), errors[0].stop_cause, models=models)
+
+
+def has_other_hosts(options: Options) -> bool:
+    """True if requests may go to other hosts than those of ``request_url`` and ``replica_urls``."""
+    fallback = [urlsplit(url).netloc] if (url := options.fallback_url) else []
+    own = options.keyring.own_hosts
+    return any(own.isdisjoint(hosts_of(host)) for host in (*options.allowed_hosts, *fallback))
 
 
 def drain_s(cause: BaseException | None, options: Options) -> float:

@@ -304,9 +304,10 @@ def _row_request(
     if dropped:
         text = without(members(text), dropped)
         body = {key: value for key, value in body.items() if key not in dropped}
-    if model is not None and dialect.has_model:
-        text, body = _with_model(text, body, model)
     url = resolve_url(request_url, url or _endpoint_of_rows(dialect, request_url), rule)
+    names_model = endpoint_of(url).has_model_in_path and MODEL_PLACE not in url
+    if model is not None and dialect.has_model and not names_model:
+        text, body = _with_model(text, body, model)
     if MODEL_PLACE in url and not model_name(body):
         if model is None:
             raise ValueError(_NO_MODEL)

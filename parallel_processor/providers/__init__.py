@@ -11,7 +11,7 @@ Names that cross the border (module, names):
     dialects       answered_tier, endpoint_of, key_variables_of, provider_of, tier_spelling, url_model
     endpoints      HostRule, basic_auth, charges_reservation, check_key, check_url, host_rule,
                    is_exposed, is_loopback, lacking_members, needs_key, on_replica, own_host_only,
-                   resolve_url, sent_headers, streams_unasked, url_advice
+                   resolve_url, sent_headers, streams_unasked, tell_unused, url_advice
     jsontext       MAX_NESTING, as_json, dump, elements, last_value, members, one_line, parse,
                    parsed_bytes, read_answer, split_last, with_first, with_member, without, without_nan
     failures       of_failure

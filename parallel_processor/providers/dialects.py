@@ -101,7 +101,10 @@ PROVIDERS: tuple[Provider, ...] = (
         "Azure OpenAI",
         f"{_AZURE}/v1/chat/completions",
         f"{_AZURE}/deployments/{{model}}/chat/completions?api-version=2024-10-21",
-        hosts=("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com"),
+        hosts=(
+            *("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com"),
+            *("openai.azure.us", "openai.azure.cn"),
+        ),
         keys=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
         auth=_API_KEY,
         windows_s=_EVERY_MINUTE,
@@ -141,14 +144,20 @@ PROVIDERS: tuple[Provider, ...] = (
         "Vertex AI",
         f"{_VERTEX}/publishers/google/models/{{model}}:generateContent",
         f"{_VERTEX}/endpoints/openapi/chat/completions",
-        hosts=("aiplatform.googleapis.com", "*-aiplatform.googleapis.com"),
+        hosts=(
+            *("aiplatform.googleapis.com", "*-aiplatform.googleapis.com"),
+            "aiplatform.*.rep.googleapis.com",
+        ),
         tried=_MOCK,
     ),
     _hosted(
         "Bedrock",
         f"{_BEDROCK}/model/{{model}}/converse",
         f"{_BEDROCK}/openai/v1/chat/completions",
-        hosts=("bedrock-runtime*.amazonaws.com", "bedrock-mantle.*.api.aws"),
+        hosts=(
+            *("bedrock-runtime*.amazonaws.com", "bedrock-mantle.*.api.aws"),
+            *("*.bedrock-runtime.*.vpce.amazonaws.com", "bedrock-runtime.*.amazonaws.com.cn"),
+        ),
         keys=("AWS_BEARER_TOKEN_BEDROCK",),
         tried=_MOCK,
     ),
@@ -165,6 +174,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "Mistral",
         "https://api.mistral.ai/v1/chat/completions",
         "https://api.mistral.ai/v1/embeddings",
+        hosts=("mistral.ai",),
         keys=("MISTRAL_API_KEY",),
         charges_use=True,
     ),
@@ -267,6 +277,7 @@ def endpoint_of(url: str) -> Endpoint:
 @lru_cache(maxsize=256)
 def provider_at(host: str) -> Provider:
     """The provider of ``host``, a name in lower case; a row without a name for a host that none has."""
+    host = host.removesuffix(".")  # of a name that is complete
     return next(
         (row for row in PROVIDERS if any(_is_host(host, each) for each in row.hosts)), _OTHER
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from parallel_processor.credentials.checks import is_secret_name
+from parallel_processor.credentials.keyring import hosts_of
 from parallel_processor.credentials.urls import host_of
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import MODEL_PLACE, Endpoint
@@ -22,8 +25,11 @@ from parallel_processor.providers.dialects import (
     stream_refusal,
 )
 
+_log = logging.getLogger("parallel_processor")
+
 # The path of a base URL, to which a client library would add the endpoint.
 _BASE = re.compile(r"|.*/(?:v[0-9]\w*|api|openai|deployments/[^/]+)")
+_PLACE = re.compile(r"\{[^{}]*\}")  # to be filled in
 
 # Of these members of a body, a request has one at least; it may have none for /completions.
 _NEEDED: Mapping[Endpoint, frozenset[str]] = {
@@ -111,6 +117,24 @@ def check_key(options: Options) -> None:
         _check_key(options, url)
 
 
+def tell_unused(options: Options) -> None:
+    """Warn of keys that are for no host of a run, of hosts without a key, and of a time for no key."""
+    keyring, fallback = options.keyring, filter(None, [options.fallback_url])
+    used = {*keyring.own_hosts, *keyring.allowed_hosts, *map(host_of, fallback)}
+    for host in options.api_keys:
+        if used.isdisjoint(hosts_of(host)):
+            _log.warning("the key for %s is not used: no URL and no allowed host names it", host)
+    for host in options.allowed_hosts if options.session_factory is None else ():
+        url = f"https://{host}"
+        is_own = not keyring.own_hosts.isdisjoint(hosts_of(host))
+        if not is_own and needs_key(url) and not keyring.keys(url):
+            how = f"--api_key_for {host}=VARIABLE (api_keys)"
+            _log.warning("%s is allowed, but has no key: to give one, %s", host, how)
+    if options.api_key_ttl_s < math.inf and not keyring.rotating():
+        what = "--api_key_ttl (api_key_ttl_s)"
+        _log.warning("%s is not used: no command or function gives a key", what)
+
+
 def _check_key(options: Options, url: str) -> None:
     login = options.login
     has_key = bool(options.keyring.keys(url))
@@ -132,7 +156,7 @@ def _check_key(options: Options, url: str) -> None:
 def _check_one_header(options: Options, url: str, has_key: bool) -> None:
     """Raise if two of key, login and headers are for one header."""
     login, key = options.login, "key" if has_key else None
-    keys_header = options.auth_header or next(iter(auth_headers(url, key) if key else {}), "")
+    keys_header = options.auth_header or auth_of(url, "key").header
     name = keys_header.partition(":")[0].lower() if key else ""
     if key and login and name == "authorization":
         raise ConfigurationError(
@@ -178,11 +202,25 @@ def host_rule(options: Options) -> HostRule:
 def check_url(options: Options) -> None:
     """Raise :class:`ConfigurationError` for an endpoint that only streams, and for a model as a host.
 
-    A key is for one host.
+    A key is for one host. Further URLs must be of the endpoint that ``request_url`` is of, as far as both
+    are known.
     """
-    for url in filter(None, (options.request_url, *options.replica_urls, options.fallback_url)):
+    own, fallback = options.request_url, options.fallback_url
+    names = dict.fromkeys(options.replica_urls, "replica_urls") | {own: "request_url"}
+    for url in (*names, *filter(None, [fallback])):
         if MODEL_PLACE in urlsplit(url).netloc:
             raise ConfigurationError(f"{shown_url(url)} can't have {MODEL_PLACE} in its host")
+        if wrong := [place for place in _PLACE.findall(url) if place != MODEL_PLACE]:
+            what = (
+                f"has {wrong[0]}, which nothing takes the place of: only {MODEL_PLACE} is filled in"
+            )
+            raise ConfigurationError(f"{shown_url(url)} {what}")
+        kinds = {endpoint_of(own), endpoint_of(url)} - {Endpoint.UNKNOWN}
+        if len(kinds) > 1:
+            name = names.get(url, "fallback_url")
+            raise ConfigurationError(
+                f"{name} {shown_url(url)} takes other requests than request_url {shown_url(own)}"
+            )
         if reason := stream_refusal(url):
             raise ConfigurationError(f"{shown_url(url)} can't be used: {reason}")
 

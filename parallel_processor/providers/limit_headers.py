@@ -54,7 +54,9 @@ IN_EVERY_LIMIT = "limit"
 _GREATEST_LIMIT = 1e15  # servers without a limit show 2**63 - 1
 
 _ANY = r"(requests|req|(?:input-|output-)?tokens)"
-_OPENAI = re.compile(rf"x-ratelimit-limit-(?:project-)?{_ANY}(?:-(second|minute|hour|day))?")
+_OPENAI = re.compile(
+    rf"x-ratelimit-limit-(?:project-)?{_ANY}(?:-([1-9]\d{{0,3}}))?(?:-(second|minute|hour|day))?"
+)
 _ANTHROPIC = re.compile(rf"anthropic-ratelimit-{_ANY}-limit")
 _TOGETHER = re.compile(r"x-(rate|token)limit-limit(?:-dynamic)?")
 _FIREWORKS = re.compile(r"x-ratelimit-limit-tokens-(prompt|generated)")  # per second
@@ -140,7 +142,10 @@ def _lookup(name: str, spelled: Mapping[str, str], host: str) -> _Lookup | None:
     stamped, windows_s = False, provider_at(host).windows_s
     window_s: float | None = None
     if match := _OPENAI.fullmatch(name):
-        window_s = _WINDOW_S[match[2]] if match[2] else windows_s.get(match[1])
+        if match[2] and not match[3]:
+            return None
+        unit_s = _WINDOW_S.get(match[3])
+        window_s = unit_s * int(match[2] or 1) if unit_s else windows_s.get(match[1])
     elif match := _ANTHROPIC.fullmatch(name):
         window_s = _MINUTE_S
     elif match := _LITELLM.fullmatch(name):

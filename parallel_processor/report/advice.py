@@ -29,8 +29,8 @@ _FLAGS = {
     WaitCause.TOKENS: "--max_tokens_per_minute",
 }
 _REMEDIES: Mapping[StopCause, str] = {
-    StopCause.KEY: "Set or correct the key (`--api_key`, `--api_key_file`, or `OPENAI_API_KEY`) or the "
-    "login in the URL, or clear up what the message says of the account",
+    StopCause.KEY: "Set or correct the key or the login in the URL, or clear up what the message says of "
+    "the account",
     StopCause.QUOTA: "Add credit to the account, raise its spending limit, or wait for its quota",
     StopCause.UNREACHABLE: "Check `--request_url`, the network and its proxy, and whether the server runs",
     StopCause.SETUP: "Correct what the message names",

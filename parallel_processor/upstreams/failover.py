@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from parallel_processor.exceptions import StopCause
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy, shown_url
 from parallel_processor.ratelimit.state import Reservation
@@ -97,7 +98,7 @@ class Failover:
             return False
         if status is AttemptStatus.FATAL:
             if self._routes.refuse(group, bucket):
-                self._tell(bucket, attempt.error)
+                self._tell(bucket, attempt.error + self._key_note(attempt, bucket))
             return bucket not in group.alive
         asked_s = attempt.retry_after_s or 0.0
         is_long = (
@@ -112,6 +113,9 @@ class Failover:
         if status is AttemptStatus.FAILED:
             return self._asks_others(pending, reservation, attempt, others)
         return False
+
+    def _key_note(self, attempt: Attempt, bucket: TokenBucket) -> str:
+        return self._routes.key_note(bucket) if attempt.stop_cause is StopCause.KEY else ""
 
     def _is_end(self, others: list[TokenBucket], judged: Judgement, was_reached: bool) -> bool:
         """True if all upstreams are out of order for so long that the run, or the model, is given up."""
@@ -158,7 +162,8 @@ class Failover:
                 self._tell(bucket, f"it fails what others answer: {error}", for_model=True)
 
     def _tell(self, bucket: TokenBucket, error: str, *, for_model: bool = False) -> None:
-        number = f" with key {bucket.upstream.key + 1}" if bucket.upstream.key else ""
+        has_more = self._routes.key_count(bucket) > 1
+        number = f" with key {bucket.upstream.key + 1}" if has_more else ""
         of = f" for {bucket.model}" if for_model and bucket.model else ""
         text = "%s%s is set aside%s, the others go on: %s"
         _log.warning(text, shown_url(bucket.url), number, of, error)

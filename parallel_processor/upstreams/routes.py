@@ -25,6 +25,9 @@ class Routes:
         self._url, self.buckets = options.request_url, buckets
         self._host = urlsplit(options.request_url).netloc
         self._upstreams, self._keyring = upstreams_of(options), options.keyring
+        self._has_login = bool(
+            options.login or options.headers or options.query or options.session_factory
+        )
         self._lock = InterruptSafeLock()  # guards the fields below
         self._known: dict[Upstream, Known] = {}  # by lane
         self._groups: dict[tuple[TokenBucket, ...], BucketGroup] = {}
@@ -72,6 +75,18 @@ class Routes:
                     if _owner(member) in self._refused:
                         group.set_aside(member)
             return self._groups[members]
+
+    def key_count(self, bucket: TokenBucket) -> int:
+        """How many keys there are for the host of ``bucket``."""
+        return len(self._keyring.keys(bucket.url))
+
+    def key_note(self, bucket: TokenBucket) -> str:
+        """Where the key of ``bucket`` is set, to be added to a message."""
+        place = self._keyring.place(bucket.url, bucket.upstream.key)
+        if place or (self._has_login and self._keyring.is_own(bucket.url)):
+            return f" (key: {place})" if place else ""
+        host = urlsplit(bucket.url).netloc
+        return f" (no key was given for {host})" if host else ""
 
     def set_aside(self, group: BucketGroup, member: TokenBucket) -> bool:
         """Offer ``member`` no more requests of ``group``; true if that is new and others are left."""

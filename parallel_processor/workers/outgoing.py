@@ -21,8 +21,8 @@ class Outgoing:
     """Completes the requests of one run. Any thread may call it.
 
     The record has the request as it was read. What is sent has the service tier and the model of the
-    upstream, and lacks the model if the URL has a place for it. Ollama's own endpoints are told in it not
-    to stream, as they do if they are not told.
+    upstream, and lacks the model if the URL has it, or a place for it. Ollama's own endpoints are told in
+    it not to stream, as they do if they are not told.
     """
 
     def __init__(self, request_url: str) -> None:
@@ -43,9 +43,10 @@ class Outgoing:
         if url in self._plain and not (upstream.tier or upstream.model):
             return payload  # as mostly
         body = request.body
-        if MODEL_PLACE not in url and not streams_unasked(url) and len(self._plain) < _MOST_PLAIN:
+        has_model = MODEL_PLACE in url or endpoint_of(url).has_model_in_path
+        if not has_model and not streams_unasked(url) and len(self._plain) < _MOST_PLAIN:
             self._plain.add(url)
-        if MODEL_PLACE in url and body is not None and "model" in body:
+        if has_model and body is not None and "model" in body:
             payload = without(members(payload.decode()), _MODEL).encode()
         if upstream.tier or upstream.model:
             payload = _for_lane(payload, url, upstream)

@@ -61,6 +61,10 @@ def key_of(*words: str) -> object:
             "set DEEPSEEK_API_KEY",
         ),
         ("https://api.deepseek.com.evil.example/v1/x", "DEEPSEEK", "set OPENAI_API_KEY"),
+        ("https://api.deepseek.com./v1/x", "OPENAI", "set DEEPSEEK_API_KEY"),
+        ("https://codestral.mistral.ai/v1/x", "OPENAI", "set MISTRAL_API_KEY"),
+        ("https://aiplatform.us.rep.googleapis.com/v1/x", "OPENAI", "give --api_key_command"),
+        ("https://r.openai.azure.us/openai/v1/responses", "OPENAI AZURE_OPENAI", "AZURE_OPENAI"),
         ("https://r.openai.azure.com/openai/v1/chat/completions", "OPENAI", "OPENAI"),
         ("https://r.openai.azure.com/openai/v1/responses", "OPENAI AZURE_OPENAI", "AZURE_OPENAI"),
         ("https://aiplatform.googleapis.com/v1/x", "OPENAI GOOGLE", "give --api_key_command"),
@@ -95,6 +99,35 @@ def test_no_variable_is_for_another_provider(monkeypatch: pytest.MonkeyPatch, ro
         url = f"https://{host}/v1/x"
         if names:
             assert key_of("--request_url", url) == f"key-of-{names[0]}"
+
+
+def test_base_url_and_key_are_a_pair(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the URL was typed, as long as it is on that host; the endpoint that was added is told."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.groq.com/openai/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "openai")
+    typed = ("--request_url", "https://api.groq.com/openai/v1/chat/completions")
+    assert key_of(*typed) == "openai"
+    assert caplog.messages == []
+    assert key_of() == "openai"
+    assert "is https://api.groq.com/openai/v1/embeddings" in caplog.text
+    with pytest.raises(ConfigurationError, match="set XAI_API_KEY"):
+        key_of("--request_url", "https://api.x.ai/v1/chat/completions")
+
+
+def test_a_replica_without_a_key_is_told_its_variable() -> None:
+    """Also where the first server needs none; a header that is a key goes to all of them."""
+    urls = (
+        "--request_url",
+        "http://127.0.0.1:1/v1/x",
+        "--request_url",
+        "https://api.openai.com/v1/x",
+    )
+    with pytest.raises(ConfigurationError, match="openai.com/v1/x needs a key: set OPENAI_API_KEY"):
+        find_keys_by_host(parsed(*urls))
+    with_header = find_keys_by_host(parsed(*urls, "--header", "X-Gateway-Key: x"))
+    assert with_header == {"api.openai.com": ""}
 
 
 def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +319,43 @@ def row(number: int, url: str) -> dict[str, object]:
     """A line of a Batch file."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
     return {"custom_id": f"row-{number}", "method": "POST", "url": url, "body": body}
+
+
+def refuse_all(visit: Visit) -> None:
+    """A server that knows no key."""
+    while visit.read():
+        visit.answer(b'{"error": {"message": "Incorrect API key"}}', status="401 Unauthorized")
+
+
+@pytest.mark.parametrize("is_fallback", [False, True])
+def test_a_host_that_refuses_its_key_leaves_the_others_alone(
+    tmp_path: Path, is_fallback: bool
+) -> None:
+    """Its requests have no record; the end names host and variable. It holds for a fallback, too."""
+
+    def fail_some(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(status="400 Bad Request" if b"fail" in visit.body else "200 OK")
+
+    with RawServer(fail_some) as own, RawServer(refuse_all, host="127.0.0.2") as other:
+        host = other.url.partition("//")[2]
+        rows = [
+            row(n, own.url + CHAT if is_fallback or n % 2 else other.url + CHAT) for n in range(40)
+        ]
+        for each in rows[::2] if is_fallback else ():
+            each["body"] = {**each["body"], "user": "fail"}  # type: ignore[dict-item]
+        source = write_lines(tmp_path / "in.jsonl", rows)
+        words = ["--requests_filepath", source, "--request_url", own.url + CHAT]
+        words += ["--fallback_url", other.url + CHAT] if is_fallback else ["--allow_host", host]
+        words += ["--api_key_for", f"{host}=OTHER_KEY", "--max_workers", 4]
+        done = run(*words, OPENAI_API_KEY="own-0123456789", OTHER_KEY="other-0123456789")
+    assert done.returncode == 3, done.stderr
+    found = {r["custom_id"] for r in read_lines(tmp_path / "in_results.jsonl") if not r["error"]}
+    assert found == {f"row-{n}" for n in range(1, 40, 2)}
+    assert len(other.heads) <= 4
+    (told,) = [line for line in done.stderr.splitlines() if "ERROR stopped: " in line]
+    assert f"stopped: requests to {host} are left unanswered: " in told
+    assert "(key: OTHER_KEY)" in told
 
 
 def test_one_file_may_hold_several_providers(tmp_path: Path) -> None:

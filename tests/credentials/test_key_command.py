@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def test_the_key_of_its_output_is_taken(output: str) -> None:
 
 def test_its_words_are_split_as_by_a_shell_and_nothing_else_is_done() -> None:
     """Quotes count; a variable, a pattern or a pipe is a text."""
-    assert KeyCommand("printf '%s-' 'a b' \"$HOME\" * '|'")() == "a b-$HOME-*-|-"
+    assert KeyCommand("printf '%s-' 'a;b' \"$HOME\" * '|'")() == "a;b-$HOME-*-|-"
     assert KeyCommand("sh -c 'printf %s a | tr a b'")() == "b"
 
 
@@ -77,6 +79,24 @@ def test_a_command_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match="printed no key within 0.2 s"):
         KeyCommand(command, timeout_s=0.2)()
+
+
+_LEAVER = """
+import sys, threading
+from parallel_processor.credentials.key_command import KeyCommand
+threading.Thread(target=KeyCommand(sys.argv[1]), daemon=True).start()
+sys.stdin.read()
+"""
+
+
+def test_a_command_does_not_outlive_the_program(tmp_path: Path) -> None:
+    """Nor does what it has started: a program may end while its key is fetched."""
+    os.mkfifo(pipe := tmp_path / "alive")
+    hangs = shlex.join(["sh", "-c", f"exec 3>{shlex.quote(str(pipe))}; sleep 1000"])
+    program = subprocess.Popen([sys.executable, "-c", _LEAVER, hangs], stdin=subprocess.PIPE)
+    with program, pipe.open("rb") as alive:  # opened once the command has
+        program.communicate(timeout=30)
+        assert alive.read() == b""  # the last one that held it has ended
 
 
 @pytest.mark.parametrize("command", ["", "  ", "az 'account"])

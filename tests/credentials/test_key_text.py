@@ -17,7 +17,12 @@ KEY = "sk-proj-0123_4567=="
     "text",
     [
         *(KEY, f"  {KEY}\r\n", f'"{KEY}"', f"'{KEY}'\n", f"Bearer {KEY}", f"bearer  {KEY}"),
-        *(f"Authorization: Bearer {KEY}", f'"Bearer {KEY}"', f"OPENAI_API_KEY={KEY}"),
+        *(
+            f"Authorization: Bearer {KEY}",
+            f'"Bearer {KEY}"',
+            f'Bearer "{KEY}"',
+            f"OPENAI_API_KEY={KEY}",
+        ),
         *(f'export OPENAI_API_KEY="{KEY}"\n', f"api_key: {KEY}", f"\ufeff{KEY}"),
     ],
 )
@@ -56,6 +61,7 @@ def test_a_key_file_may_have_several_keys(tmp_path: Path) -> None:
         (f"{KEY}\nsk-\u00e9".encode(), r"line 2 of --api_key_file {path} has a character that no"),
         ("sk-123\u200b".encode(), r"at position 7: '\u200b'"),
         ("sk-\u00e9".encode(), r"at position 4: '\xe9'"),
+        (b"$KEY | cat", "at position 5: ' '"),
         (b"sk\x00", r"at position 3: '\x00'"),
         (b"\xff\xfe\x00", "is no text"),
         (b"sk-\xe9", "is no text"),

@@ -86,6 +86,17 @@ def test_rows_of_anthropic_go_to_the_messages(url: str, expected: str) -> None:
     assert line_of(ROWS["Anthropic"], url=url).url == expected
 
 
+def test_a_row_whose_url_names_the_model_gets_no_other() -> None:
+    """Its limits are those of its own model."""
+    row = {"custom_id": "a", "url": "/v1beta/models/own:generateContent", "body": {"contents": []}}
+    url = "https://h.example/v1beta/models/{model}:generateContent"
+    assert line_of(row, "other", url).model == ""
+    assert (
+        line_of(row | {"url": "/v1beta/models/{model}:generateContent"}, "other", url).model
+        == "other"
+    )
+
+
 @pytest.mark.parametrize("name", OWN_URLS)
 def test_rows_of_gemini_and_bedrock_dont_go_to_other_apis(name: str) -> None:
     """Nobody else takes their bodies, and what is in them is not for everybody."""

@@ -19,6 +19,8 @@ from parallel_processor.providers.endpoints import (
     check_url,
     needs_key,
     resolve_url,
+    sent_headers,
+    tell_unused,
     url_advice,
 )
 
@@ -29,6 +31,16 @@ AZURE = "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-ve
 OPENAI = "https://api.openai.com/v1/chat/completions"
 GEMINI = "https://generativelanguage.googleapis.com/v1beta"
 GEMINI_CHAT = f"{GEMINI}/openai/chat/completions"
+
+
+def test_a_header_may_replace_one_that_is_not_the_keys() -> None:
+    """Anthropic's version, besides a key; the key's own header may not."""
+    url = "https://api.anthropic.com/v1/messages"
+    newer = Options(request_url=url, api_key=KEY, headers={"Anthropic-Version": "2024-01-01"})
+    check_key(newer)
+    assert sent_headers(newer, url, KEY) == {"x-api-key": KEY, "Anthropic-Version": "2024-01-01"}
+    with pytest.raises(ConfigurationError, match="the header x-api-key"):
+        check_key(Options(request_url=url, api_key=KEY, headers={"X-Api-Key": "other"}))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +261,54 @@ def test_no_model_is_a_host(name: str) -> None:
     settings: Any = {name: [url] if name == "replica_urls" else url}
     with pytest.raises(ConfigurationError, match="can't have {model} in its host"):
         check_url(Options(**settings))
+
+
+@pytest.mark.parametrize("name", ["request_url", "replica_urls", "fallback_url"])
+def test_only_the_model_is_filled_in(name: str) -> None:
+    """Another place would be sent as it stands."""
+    url = "https://h.example/v1/models/{modle}/embeddings"
+    settings: Any = {name: [url] if name == "replica_urls" else url}
+    with pytest.raises(ConfigurationError, match="has {modle}, which nothing takes the place of"):
+        check_url(Options(**settings))
+
+
+@pytest.mark.parametrize("name", ["replica_urls", "fallback_url"])
+def test_further_urls_are_of_the_same_endpoint(name: str) -> None:
+    """As far as it is known: both are named if they differ."""
+    other = "https://h.example/v1/messages?key=secret"
+
+    def check(url: str) -> None:
+        settings: Any = {name: [url] if name == "replica_urls" else url}
+        check_url(Options(request_url=OPENAI, **settings))
+
+    check("https://h.example/v1/Chat/completions/")
+    check("https://h.example/any")
+    with pytest.raises(
+        ConfigurationError, match=f"{name} https://h.example/v1/messages takes"
+    ) as caught:
+        check(other)
+    assert OPENAI in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_what_is_of_no_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A key for a host that is nowhere named, a host without a key, and a time without a function."""
+    plain: dict[str, Any] = {"request_url": OPENAI, "api_key": KEY}
+    other = {
+        "fallback_url": "https://f.example/v1/x",
+        "replica_urls": ["https://r.example:444/v1/x"],
+    }
+    hosts = {"f.example": "f", "r.example:444": "r", "api.openai.com": KEY, "g.example": "g"}
+    local = ["g.example", "127.0.0.1:8000", "api.openai.com"]
+    tell_unused(Options(**plain, **other, api_keys=hosts, allowed_hosts=local))
+    tell_unused(Options(request_url=OPENAI, api_key=lambda: KEY, api_key_ttl_s=5))
+    assert caplog.messages == []
+    tell_unused(Options(**plain, api_keys={"gateway.exmaple": "x"}, allowed_hosts=["h.example"]))
+    tell_unused(Options(**plain, api_key_ttl_s=5))
+    assert [text.partition(":")[0] for text in caplog.messages] == [
+        "the key for gateway.exmaple is not used",
+        "h.example is allowed, but has no key",
+        "--api_key_ttl (api_key_ttl_s) is not used",
+    ]
 
 
 @given(st.text())

@@ -226,6 +226,21 @@ def test_a_limit_of_an_unknown_window_is_no_reading(reset: str | None) -> None:
     assert read_limits(headers, now=now) == ()
 
 
+def test_mistrals_other_windows() -> None:
+    """Some accounts have limits of ten seconds and of five minutes."""
+    headers = {
+        "x-ratelimit-limit-req-10-second": "60",
+        "x-ratelimit-remaining-req-10-second": "59",
+        "x-ratelimit-limit-tokens-5-minute": "8000",
+        "x-ratelimit-remaining-tokens-5-minute": "7000",
+        "x-ratelimit-limit-tokens-5": "1",
+    }
+    assert read_limits(headers, "api.mistral.ai") == (
+        reading("requests", 60, 59, None, 10),
+        reading("tokens", 8000, 7000, None, 300),
+    )
+
+
 @pytest.mark.parametrize("host", ["api.fireworks.ai", "gateway.example"])
 def test_fireworks(host: str) -> None:
     """Its limits are of tokens a second, of the prompt and of what is generated."""

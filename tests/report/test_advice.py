@@ -51,7 +51,7 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
 @pytest.mark.parametrize(
     ("summary", "start"),
     [
-        (run(stop_cause=StopCause.KEY), "Set or correct the key (`--api_key`, `--api_key_file`"),
+        (run(stop_cause=StopCause.KEY), "Set or correct the key or the login in the URL"),
         (run(stop_cause=StopCause.QUOTA), "Add credit to the account, raise its spending limit"),
         (
             run(stop_cause=StopCause.UNREACHABLE),

@@ -43,6 +43,16 @@ def test_endpoints_that_stream_unasked_are_told_not_to(
     assert request.payload == before
 
 
+@pytest.mark.parametrize("path", ["/v1beta/models/m:generateContent", "/model/m/converse"])
+def test_a_model_that_the_url_names_is_not_in_the_body(path: str) -> None:
+    """These APIs know no such member."""
+    url = f"http://127.0.0.1{path}"
+    request = made_request({"model": "m", "contents": []}, 1, url)
+    outgoing = Outgoing(url)
+    for _ in range(2):
+        assert json.loads(outgoing.payload(request, Upstream())) == {"contents": []}
+
+
 GEMINI = "http://127.0.0.1/v1beta/models/{model}:generateContent"
 CONVERSE = "http://127.0.0.1/model/{model}/converse"
 
