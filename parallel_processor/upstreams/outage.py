@@ -149,7 +149,7 @@ class Outages:
             self._paused.add(bucket)
 
     def is_back(self, bucket: TokenBucket) -> bool:
-        """True, once, if ``bucket`` was answered after an outage. Its server is back then."""
+        """True, once, if ``bucket`` was answered after an outage: its server is back, for all models."""
         if bucket not in self._paused or self.is_out(bucket):
             return False
         with self._lock:
