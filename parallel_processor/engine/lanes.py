@@ -24,7 +24,15 @@ from urllib.parse import urlsplit
 
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.models import MODEL_PLACE, Attempt, AttemptStatus, Request, Upstream
+from parallel_processor.models import (
+    MODEL_PLACE,
+    Attempt,
+    AttemptStatus,
+    Endpoint,
+    Request,
+    Upstream,
+    WaitCause,
+)
 from parallel_processor.options import Options, shown_url
 from parallel_processor.providers.dialects import (
     answered_tier,
@@ -120,6 +128,7 @@ class Lanes:
         self.is_plain = self._lanes == (PLAIN,)
         self._lock = InterruptSafeLock()  # guards the two fields below
         self._closed: set[AnyBucket] = set()
+        self._full_until_s: dict[AnyBucket, float] = {}  # by any thread: the newest counts
         self._downgraded: set[TokenBucket] = set()
 
     def enter(self, request: Request, url: str, model: str) -> PendingRequest:
@@ -140,7 +149,10 @@ class Lanes:
         request = pending.request
         for number in range(pending.lane + 1, len(self._lanes)):
             lane = self._lanes[number]
-            url = lane.url or request.url or self._url
+            own = request.url or self._url
+            url = lane.url or own
+            if len({endpoint_of(url), endpoint_of(own)} - {Endpoint.UNKNOWN}) > 1:
+                continue  # a row for another endpoint: the fallback doesn't take its body
             group = self.routes.group(url, request.model or url_model(url), lane)
             if group not in self._closed and (or_left_out or group not in self._left_out):
                 return number, group
@@ -175,6 +187,15 @@ class Lanes:
         rejection = attempt.rejection
         is_refusal = rejection is not None and rejection.overload and attempt.status in _REFUSALS
         return is_refusal and self.next_tier(pending) is not None
+
+    def note_full(self, pending: PendingRequest, seconds: float) -> None:
+        """The tier of ``pending`` has no room for so long: what waits for it may go on."""
+        self._full_until_s[pending.group] = self._clock() + seconds
+
+    def is_full(self, group: AnyBucket, now: float) -> bool:
+        """True while ``group`` pauses because its tier has no room, not for an ordinary rate limit."""
+        is_paused = group.wait_cause is WaitCause.PAUSE
+        return is_paused and now < self._full_until_s.get(group, -math.inf)
 
     def name_of(self, pending: PendingRequest) -> str:
         """What the lane of ``pending`` is called; empty if there is only one."""

@@ -207,8 +207,9 @@ class RequestQueues:
         next_at = math.inf
         for bucket, queue in tuple(self._queues.items()):
             waits = queue.reservation is not None and queue.reservation.admitted_at is None
+            is_full = lanes.is_full(bucket, now)
             while (pending := queue.oldest()) is not None:
-                due_at = self._leaves_at(pending, lanes, now)
+                due_at = self._leaves_at(pending, lanes, now, is_full)
                 if due_at > now or (not waits and due_at > -math.inf):
                     next_at = min(next_at, due_at if waits else max(due_at, now + _LOOK_AGAIN_S))
                     break
@@ -222,15 +223,15 @@ class RequestQueues:
                 del self._queues[bucket]
         return next_at
 
-    def _leaves_at(self, pending: PendingRequest, lanes: Lanes, now: float) -> float:
+    def _leaves_at(self, pending: PendingRequest, lanes: Lanes, now: float, is_full: bool) -> float:
         """When ``pending`` goes on. One that had no turn yet stays while it would wait there as well."""
-        due_at = lanes.leaves_at(pending)
-        if not -math.inf < due_at <= now or not pending.is_fresh:
+        due_at, there, here = lanes.leaves_at(pending), lanes.next_tier(pending), pending.group
+        if due_at == -math.inf or there is None:
             return due_at
-        there, here = lanes.next_tier(pending), pending.group
-        stays = there is None or self.is_crowded(there)
-        stays |= there is not None and share_wait(there, here)
-        return now + _LOOK_AGAIN_S if stays else due_at
+        if not is_full and (due_at > now or not pending.is_fresh):
+            return due_at
+        stays = self.is_crowded(there) or (not is_full and share_wait(there, here))
+        return now + _LOOK_AGAIN_S if stays else min(due_at, now)
 
     def _put_last(self, pending: PendingRequest) -> None:
         self._queue_of(pending.group).append(pending)
@@ -327,7 +328,8 @@ class RequestQueues:
             if reservation.admitted_at is not None:
                 break
             own = bucket.delay_of(reservation) if isinstance(bucket, BucketGroup) else bucket.delay
-            delay = min(delay, own)
+            may_go_on = self._lanes is not None and bucket.wait_cause is WaitCause.PAUSE
+            delay = min(delay, own, _LOOK_AGAIN_S if may_go_on else own)
         else:
             is_load = all_wait and self.wait_cause is WaitCause.CONCURRENCY
             self.all_wait = all_wait and (len(self._known) > 1 or not is_load)

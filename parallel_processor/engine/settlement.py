@@ -212,7 +212,7 @@ class Settlement:
             return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
-        attempt = self._without_charge(attempt, judged, retry_state)
+        attempt = self._outages.without_charge(attempt, judged, retry_state.failures)
         attempt = self._rejections.judged(attempt, pending, retry_state)
         retry_state.note(attempt, self._clock())
         if judged.verdict is Verdict.OUT and retry_state.rejected_since_s is not None:
@@ -262,6 +262,7 @@ class Settlement:
         self._equal_failures.works(pending.group)
         if attempt.retry_after_s:
             pending.bucket.pause(attempt.retry_after_s, refused)
+            lanes.note_full(pending, attempt.retry_after_s)
         attempt = replace(attempt, status=AttemptStatus.RATE_LIMITED)
         retry_state.note(attempt, self._clock())
         retry_state.own_refusals += 1
@@ -271,19 +272,6 @@ class Settlement:
         if following is None or not self._is_crowded(following):
             return None
         return backoff_s(self._options.retry, retry_state, attempt)
-
-    def _without_charge(
-        self, attempt: Attempt, judged: Judgement, retry_state: RetryState
-    ) -> Attempt:
-        """The attempt as one that doesn't count, if the server is out of order rather than the request."""
-        if attempt.status is not AttemptStatus.RETRY:
-            return attempt
-        most = self._options.retry.max_attempts
-        is_last = 1 < most <= retry_state.failures + 1
-        is_doubtful = judged.verdict is Verdict.DOUBTFUL and is_last
-        if is_doubtful or judged.verdict in (Verdict.OUT, Verdict.LOST):
-            return replace(attempt, status=AttemptStatus.NOT_READY)
-        return attempt
 
     def _react(
         self, attempt: Attempt, reservation: Reservation, pending: PendingRequest, judged: Judgement
@@ -376,10 +364,7 @@ class Settlement:
     def _leave_out(
         self, pending: PendingRequest, reason: str, cause: StopCause, *, is_hosts: bool = False
     ) -> None:
-        """Send no more requests of the group of ``pending``; the others go on, or all in the next lane.
-
-        With ``is_hosts`` that holds for all requests to its host.
-        """
+        """Send no more requests of the group of ``pending``, or to its host, unless the next lane does."""
         group = pending.group
         if self._lanes is not None and self._lanes.close(pending, RunStoppedError(reason, cause)):
             return

@@ -26,7 +26,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -130,6 +130,19 @@ class Outages:
         elif not is_outage_like and streak is not None and streak.rounds:
             bucket.free()
         return judgement
+
+    def without_charge(self, attempt: Attempt, judged: Judgement, failures: int) -> Attempt:
+        """The attempt as one that doesn't count, if the server is out of order rather than the request.
+
+        ``failures`` is how many attempts of the request have counted before.
+        """
+        if attempt.status is not AttemptStatus.RETRY:
+            return attempt
+        is_last = 1 < self._policy.max_attempts <= failures + 1
+        is_doubtful = judged.verdict is Verdict.DOUBTFUL and is_last
+        if is_doubtful or judged.verdict in (Verdict.OUT, Verdict.LOST):
+            return replace(attempt, status=AttemptStatus.NOT_READY)
+        return attempt
 
     def _outage(self, bucket: TokenBucket) -> _Streak | None:
         """The outage that ``bucket`` is in."""

@@ -415,6 +415,17 @@ def test_the_last_lane_stops_the_run() -> None:
     assert provider.tiers == ["flex", "default"]
 
 
+def test_a_row_for_another_endpoint_is_not_sent_to_the_fallback() -> None:
+    """A chat endpoint doesn't take the body of an embeddings row."""
+    provider = Provider(lambda body: error(400, "no"))
+    with RawServer(provider) as server:
+        fallback = f"{server.url}/fallback{CHAT}"
+        with services.processor(server.url, CHAT, fallback_url=fallback) as processor:
+            row = Request(body={"model": "m", "input": "x"}, url="/v1/embeddings")
+            outcomes = processor.map([row, *rows(1)])
+    assert [outcome.attempts for outcome in outcomes] == [1, 2]
+
+
 # What stands on record, and in the summary.
 
 
@@ -576,6 +587,24 @@ def test_a_request_without_a_turn_goes_on_when_its_patience_ends() -> None:
     waiting.clock.now_s += 1.0
     assert waiting.turn() == [(2, 1)]
     assert waiting.queues.count == 2
+
+
+def test_what_waits_for_room_in_its_tier_goes_on_at_once() -> None:
+    """The server asks that tier's requests to wait, and the next one has room, until it is crowded."""
+    waiting = Waiting(
+        patience_s=600.0,
+        default=Limits(requests_per_minute=6, tokens_per_minute=math.inf, burst_seconds=10.0),
+    )
+    made = waiting.put(40)
+    assert waiting.turn() == [(1, 0)]
+    assert waiting.turn() == []
+    made[0].bucket.pause(90.0)
+    assert waiting.turn() == [] and waiting.turn() == []  # an ordinary pause is waited for
+    waiting.lanes.note_full(made[1], 90.0)
+    assert waiting.queues.take_places() <= 0.25  # then somebody looks
+    assert waiting.turn() == [(2, 1)]
+    lanes = Counter(each.lane for each in waiting.queues.clear())
+    assert lanes == {1: 7, 0: 31}
 
 
 def test_a_request_stays_where_the_next_tier_is_crowded() -> None:
