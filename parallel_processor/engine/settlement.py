@@ -321,7 +321,8 @@ class Settlement:
             host = self._host(pending.bucket)
             what = f"can't reach {host}: " if is_unreachable else f"no answer from {host}: "
             is_proxys = attempt.kind == "proxy error"  # which its text names
-            message = attempt.error if is_proxys else what + attempt.error
+            lane = "" if self._lanes is None else self._lanes.name_of(pending)
+            message = attempt.error if is_proxys else what + attempt.error.removeprefix(f"{lane}: ")
             if self._reached:
                 self._leave_out(pending, message, StopCause.UNREACHABLE)
             else:

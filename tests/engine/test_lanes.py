@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,12 +307,44 @@ def test_a_fallback_that_never_responds_is_left_out(
         ):
             processor.process_file(source, saved)
     assert stopped.value.stop_cause is StopCause.UNREACHABLE
-    text = (
-        f"requests for m that are to go to the fallback at {url} are left unanswered: can't reach"
-    )
+    where, host = f"the fallback at {url}", url.split("/")[2]
+    text = f"for m that are to go to {where} are left unanswered: can't reach {host}: connection"
     assert text in str(stopped.value) and text in caplog.text
     contents = [int(record[0]["messages"][0]["content"]) for record in read_lines(saved)]
     assert sorted(contents) == [*range(0, 20, 2)]
+
+
+def test_what_fails_after_its_fallback_is_left_out_has_no_record() -> None:
+    """The fallback might answer it, so that the failure is not the last word."""
+    is_left_out = threading.Event()
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "left unanswered" in record.getMessage():
+                is_left_out.set()
+
+    def given() -> Iterator[dict[str, Any]]:
+        first, second = rows(2)
+        yield first
+        assert is_left_out.wait(60)
+        yield second
+
+    handler = Told()
+    logging.getLogger("parallel_processor").addHandler(handler)
+    retry = RetryPolicy(max_attempts=1, backoff_initial_s=0.01, backoff_max_s=0.01)
+    provider, failures = Provider(lambda body: error(400, "no")), list[Any]()
+    try:
+        with RawServer(provider) as server:
+            with RawServer(Provider(by_tier())) as gone:
+                url = gone.url + CHAT
+            with (
+                services.processor(server.url, CHAT, retry=retry, fallback_url=url) as processor,
+                pytest.raises(RunStoppedError, match="left unanswered"),
+            ):
+                failures.extend(processor.imap_unordered(given()))
+    finally:
+        logging.getLogger("parallel_processor").removeHandler(handler)
+    assert len(provider.asked) == 2 and failures == []
 
 
 @pytest.mark.parametrize(
