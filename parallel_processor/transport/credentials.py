@@ -91,6 +91,10 @@ class Credentials:
             return Redactor(*secrets)
         return Redactor(*secrets, more=lambda: [text for key in rotating for text in key.texts])
 
+    def set(self) -> None:
+        """What a stop calls: a request that waits for a key is not in flight, and nothing more is sent."""
+        self.cancel()
+
     def cancel(self) -> None:
         """Let nobody wait for a key any more."""
         self._is_cancelled = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 from parallel_processor.models import Attempt, AttemptStatus
@@ -52,6 +53,8 @@ class WorkerThreads:
         self._outgoing = Outgoing(options.request_url)
         self._settle = settle
         self._stop = stop
+        self._at_stop = ExitStack()
+        self._at_stop.enter_context(stop.waking(self._transport.credentials))
         self.core = SharedCore(cores=None if shares_core else Cores())
         self._kept_bytes = math.inf if parses_answers else LONG_BYTES
         self._executor = ThreadPoolExecutor(
@@ -109,4 +112,5 @@ class WorkerThreads:
         except RuntimeError:  # the system has no thread left, or the interpreter ends
             self._executor.shutdown()
         self._closing.join()
+        self._at_stop.close()
         self._transport.close()
