@@ -19,8 +19,10 @@ from parallel_processor.credentials.key_text import read_key
 from parallel_processor.credentials.redact import Redactor
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.runtime.exits import at_exit
+from parallel_processor.runtime.stop import WakeEvent
 
 _TIMEOUT_S = 60.0
+_START_S = 10.0  # for its start, while the program ends
 _MEMBERS = ("accessToken", "access_token", "token")  # of JSON: Azure, OAuth, others
 _MOST_CHARS = 300  # of its last words
 _MOST_BYTES = 65_536  # of its output: no key is so long
@@ -51,19 +53,13 @@ class KeyCommand:
     def __call__(self) -> str:
         """The key."""
         what = f"--api_key_command ({os.path.basename(self._words[0])})"
+        running = _Running()
+        at_exit(running.kill)  # before it is started: the program may end at any moment
         try:
-            process = subprocess.Popen(
-                self._words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # a terminal's Ctrl-C is for the run alone
-            )
+            process = running.start(self._words)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"{what} can't be run: {reason}") from None
-        running = _Running(process)
-        at_exit(running.kill)
         with process:
             try:
                 output, errors = _read(process, self._timeout_s)
@@ -115,19 +111,36 @@ def _read(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, by
 
 
 class _Running:
-    """A command that is running. It ends with the interpreter."""
+    """A command that is started, and runs. It ends with the interpreter."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_started = WakeEvent(max_waiters=2)  # or will never be
+
+    def start(self, words: list[str]) -> subprocess.Popen[bytes]:
+        """Start the command. ``OSError`` or ``ValueError`` if that can't be done."""
+        try:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is for the run alone
+            )
+            return self._process
+        finally:
+            self._is_started.set()
 
     def kill(self) -> None:
-        """Kill the command, and what it has started."""
-        if self._process.returncode is not None:  # its number may be another's by now
+        """Kill the command, and what it has started. One that another thread starts now is waited for."""
+        self._is_started.wait(_START_S)
+        process = self._process
+        if process is None or process.returncode is not None:  # its number may be another's by now
             return
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         except OSError:
-            self._process.kill()
+            process.kill()
 
 
 def _key_in(output: bytes, what: str, errors: bytes) -> str:
