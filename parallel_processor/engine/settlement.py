@@ -136,7 +136,7 @@ class Settlement:
                 self._equal_failures.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
-            if self._outages.is_back(pending.bucket):
+            if self._outages.paused and self._outages.is_back(pending.bucket):
                 _log.info("%s answers again", self._host(pending.bucket))
             if pending.retry_state is not None:
                 self._failover.answered(pending)

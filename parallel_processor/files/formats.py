@@ -170,7 +170,8 @@ def parse_line(
             fault = _why_not_for(request_url, body, dialect) if is_sent else ""
             if row or fault:
                 return _refused(row or _request(text, body, number), fault, place)
-        text, body = _with_model(text, body, model, request_url)
+        if model is not None or MODEL_PLACE in request_url:
+            text, body = _with_model(text, body, model, request_url)
         return _request(text, body, number)
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"

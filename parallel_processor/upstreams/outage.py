@@ -89,14 +89,17 @@ class _Streak:
 
 
 class Outages:
-    """The streaks of one run, by token bucket. Any thread may call it."""
+    """The streaks of one run, by token bucket. Any thread may call it.
+
+    ``paused`` are the buckets that have paused in an outage, until :meth:`is_back` tells its end.
+    """
 
     def __init__(self, policy: RetryPolicy, clock: Callable[[], float]) -> None:
         self._policy, self._clock = policy, clock
         self._lock = InterruptSafeLock()  # guards the fields below
         self._outage_at_s: dict[TokenBucket, float] = {}  # when the last one was in its third round
         self._streaks: dict[TokenBucket, _Streak] = {}
-        self._paused: set[TokenBucket] = set()  # since the last answer of each one's server
+        self.paused: set[TokenBucket] = set()  # since the last answer of each one's server
 
     def judge(
         self,
@@ -146,17 +149,17 @@ class Outages:
     def note_pause(self, bucket: TokenBucket) -> None:
         """``bucket`` pauses for an outage: :meth:`is_back` tells its end."""
         with self._lock:
-            self._paused.add(bucket)
+            self.paused.add(bucket)
 
     def is_back(self, bucket: TokenBucket) -> bool:
         """True, once, if ``bucket`` was answered after an outage: its server is back, for all models."""
-        if bucket not in self._paused or self.is_out(bucket):
+        if bucket not in self.paused or self.is_out(bucket):
             return False
         with self._lock:
-            if bucket not in self._paused:
+            if bucket not in self.paused:
                 return False
             host = urlsplit(bucket.url).netloc
-            self._paused = {each for each in self._paused if urlsplit(each.url).netloc != host}
+            self.paused = {each for each in self.paused if urlsplit(each.url).netloc != host}
             return True
 
     def rounds(self, bucket: TokenBucket) -> int:

@@ -48,10 +48,8 @@ class AttemptRunner:
         the key has expired, it is sent again with a new one: nothing was processed, so that is one attempt.
         """
         attempt = self._send(request, upstream, host, expected)
-        if attempt.status is not _FATAL:
-            return attempt
         for _ in range(_MOST_KEYS):
-            if attempt.stop_cause is not StopCause.KEY or attempt.status is not _FATAL:
+            if attempt.status is not _FATAL or attempt.stop_cause is not StopCause.KEY:
                 break
             fault = self._transport.renewal_fault()
             if fault is not None:

@@ -34,7 +34,9 @@ class Outgoing:
 
     def expected(self, request: Request, upstream: Upstream) -> Expected:
         """What is known of the answer of ``upstream`` to ``request``."""
-        url = destination(request, upstream, self._url)
+        url = upstream.url or request.url or self._url
+        if url not in self._plain:
+            url = destination(request, upstream, self._url)
         return Expected(url, count_inputs(request.body), request.is_row)
 
     def payload(self, request: Request, upstream: Upstream) -> bytes:
