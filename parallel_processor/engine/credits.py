@@ -77,8 +77,8 @@ class Credits:
         read_ahead: how many requests may be read that wait for a worker.
         held: the credits of the requests that were taken out of the inbox.
         held_bytes: of the outcomes that workers gave to the writer, until they are on record.
-        heavy_at: from so many bytes on, they take as much memory as they may.
-        is_heavy: true then. The lock guards these three.
+        heavy_at: the most bytes that may wait for the writer.
+        is_heavy: true from there on. The lock guards these three.
         reader_waits: true if the reader waits to be woken. The reader sets it.
         is_last: true once nothing more is read. The reader sets it.
     """

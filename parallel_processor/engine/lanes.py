@@ -126,9 +126,9 @@ class Lanes:
         self._first = routes.known(self._lanes[0])  # most requests find their group there
         self.is_single = len(self._lanes) == 1
         self.is_plain = self._lanes == (PLAIN,)
+        self._full_until_s: dict[AnyBucket, float] = {}  # by any thread: the newest counts
         self._lock = InterruptSafeLock()  # guards the two fields below
         self._closed: set[AnyBucket] = set()
-        self._full_until_s: dict[AnyBucket, float] = {}  # by any thread: the newest counts
         self._downgraded: set[TokenBucket] = set()
 
     def enter(self, request: Request, url: str, model: str) -> PendingRequest:

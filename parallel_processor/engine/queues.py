@@ -380,8 +380,7 @@ class RequestQueues:
     def causes(self, idle: WaitCause, is_full: bool) -> list[tuple[TokenBucket, WaitCause]]:
         """What each bucket waits for: ``idle`` if it has no queue, or if the run is full.
 
-        Those that are set aside are not in it, nor those without a queue while others' requests wait for
-        the run.
+        Leaves out what is set aside and, while the run is full, buckets without a queue.
         """
         causes = []
         for group, queue in self._queues.items():

@@ -46,9 +46,7 @@ class Provider(NamedTuple):
     name: str
     urls: tuple[str, ...]  # where requests go; {model} is the request's model
     hosts: tuple[str, ...] = ()  # a name stands for its subdomains, too; * for any letters
-    keys: tuple[
-        str, ...
-    ] = ()  # the environment variables for its key, the one to look at first first
+    keys: tuple[str, ...] = ()  # the environment variables for its key, in the order they are tried
     auth: Auth | None = None  # None: by the form of the URL
     headers: Mapping[str, str] = _NOTHING  # that every request has
     charges_use: bool = False  # its token limit counts what an answer used, not the most it may use
@@ -311,9 +309,9 @@ def headers_of(url: str) -> Mapping[str, str]:
 
 
 def key_variables_of(url: str) -> tuple[str, ...]:
-    """The environment variables that may hold the key for ``url``, the one to look at first first.
+    """The environment variables that may hold the key for ``url``, in the order they are tried.
 
-    None for a provider that knows only tokens of an hour; OpenAI's for a host that isn't known.
+    Empty for a provider that knows only tokens of an hour; OpenAI's for a host that isn't known.
     """
     return provider_of(url).keys
 

@@ -146,8 +146,9 @@ class TokenBuckets:
         """
         accounts = accounts or Accounts(clock)
         self._options, self.clock = options, clock
-        self._lock = InterruptSafeLock()  # guards both fields below
-        self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}  # by URL and model
+        self._lock = InterruptSafeLock()  # guards the next two fields
+        # By URL, model and upstream, whose own URL is not looked at.
+        self._buckets: dict[tuple[str, str, Upstream], TokenBucket] = {}
         self._shared: dict[tuple[SharedLimits, Upstream], TokenBucket] = {}  # for further models
         self._quotas: dict[tuple[str, int], _AccountQuotas] = {}
         upstreams = upstreams_of(options)
