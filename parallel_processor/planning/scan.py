@@ -1,0 +1,320 @@
+"""Reads a job as its run would, and sends nothing: what is in it, by model and endpoint.
+
+Every line is read, judged and compared with the others. The tokens of each request are counted by what the
+run counts with, or those of a sample (``spread.py``). A :class:`Tally` of one part of a file can be added to
+that of the part before it, so that several processes read parts (``parts.py``). Memory: some bytes a line
+(``equal_lines.py``), and what does not depend on the number of lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from parallel_processor.files.custom_ids import in_form, refusing_wrong_api
+from parallel_processor.files.formats import requests_in
+from parallel_processor.files.identity import content_key
+from parallel_processor.files.requests_file import InvalidLine
+from parallel_processor.files.resume import AnsweredRequests
+from parallel_processor.files.sources import Source
+from parallel_processor.models import Endpoint, Request
+from parallel_processor.options import Options, OutputFormat
+from parallel_processor.planning.bounds import Bounds, bounds_of
+from parallel_processor.planning.equal_lines import EqualLines, RowIds
+from parallel_processor.planning.spread import TokenTally
+from parallel_processor.planning.trace import Trace
+from parallel_processor.providers.answers import count_inputs
+from parallel_processor.providers.dialects import endpoint_of, url_model
+from parallel_processor.providers.endpoints import host_rule
+from parallel_processor.tokens.counter import TokenCounter
+
+_MOST_GROUPS = 256  # a file may name a new model in each line
+_MOST_NOTED = 100  # of each kind
+_SOURCE_BITS = 40  # of a place: below them is the number of the line in its file
+_SIGN = (1 << 61) - 1
+_PACKABLE = {
+    *(Endpoint.EMBEDDINGS, Endpoint.MODERATIONS, Endpoint.COMPLETIONS, Endpoint.COHERE_EMBED),
+    *(Endpoint.OLLAMA_EMBED, Endpoint.TEI_EMBED),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanJob:
+    """How to read a job.
+
+    Attributes:
+        options: the run's.
+        output_format: the run's, and ``model``.
+        sample: how many requests of each model and endpoint to count; ``None``: all.
+        seed: chooses which.
+        tokens_per_minute: the token limit of a model at a URL.
+        contexts: the most tokens that a model takes at a URL, the answer included, if that is known.
+    """
+
+    options: Options
+    output_format: OutputFormat = "auto"
+    model: str | None = None
+    sample: int | None = None
+    seed: int = 0
+
+
+class Place(NamedTuple):
+    """Where a line is."""
+
+    source: int  # the number of its file
+    line: int
+
+
+def place_of(number: int) -> Place:
+    """The place that stands in ``number``."""
+    return Place(number >> _SOURCE_BITS, number & ((1 << _SOURCE_BITS) - 1))
+
+
+@dataclass(slots=True)
+class Notes:
+    """Lines that something is to be said of: how many, and the first of them."""
+
+    count: int = 0
+    first: list[tuple[int, str]] = field(default_factory=list)  # the place as a number, and what it is
+
+    def add(self, place: int, text: str) -> None:
+        """Note what is at ``place``."""
+        self.count += 1
+        if len(self.first) < _MOST_NOTED:
+            self.first.append((place, text))
+
+    def extend(self, other: Notes, moved: Callable[[int], int]) -> None:
+        """Append ``other``; ``moved`` tells where a place of it is here."""
+        self.count += other.count
+        room = _MOST_NOTED - len(self.first)
+        self.first += [(moved(place), text) for place, text in other.first[:room]]
+
+
+class Group:
+    """The requests of one model and URL. Not thread-safe.
+
+    Attributes:
+        url: where they go; ``model`` is theirs, ``endpoint`` that of the URL.
+        number: its place among the groups.
+        bounds: what can be sent at all.
+        tokens: their tokens.
+        uncapped: how many name no most for their answer.
+        packable: how many have one input, of an endpoint that takes several.
+    """
+
+    def __init__(self, url: str, model: str, number: int, bounds: Bounds, sample: int | None) -> None:
+        self.url, self.model, self.number, self.bounds = url, model, number, bounds
+        self.endpoint = endpoint_of(url)
+        self.may_pack = self.endpoint in _PACKABLE
+        self.tokens = TokenTally(sample)
+        self.uncapped = self.packable = 0
+
+
+class Tally:
+    """What is in a job, or in a part of it. Not thread-safe.
+
+    Attributes:
+        lines: how many lines each source has, blank ones included.
+        requests: how many were judged good; ``answered`` have an answer, ``kept`` a failure that stays.
+        groups: the requests that are left, by URL and model.
+        bad: lines that become failed records without being sent.
+        oversized: requests that no server takes, as far as that is known.
+        alone: requests of more tokens than a minute allows.
+        repeated: equal lines.
+        ids: the ids of rows.
+        trace: the order.
+    """
+
+    def __init__(self, job: ScanJob) -> None:
+        self._sample, self._seed = job.sample, job.seed
+        self.lines: dict[int, int] = {}
+        self.requests = self.answered = self.kept = self.dropped = 0
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.bad, self.oversized, self.alone = Notes(), Notes(), Notes()
+        self.repeated, self.ids, self.trace = EqualLines(), RowIds(), Trace()
+
+    def extend(self, other: Tally) -> None:
+        """Append ``other``, which is of what comes next."""
+        first = min(other.lines, default=0)
+        before = self.lines.get(first, 0)
+
+        def moved(place: int) -> int:
+            return place + before if place >> _SOURCE_BITS == first else place
+
+        for source, lines in other.lines.items():
+            self.lines[source] = self.lines.get(source, 0) + lines
+        self.requests += other.requests
+        self.dropped += other.dropped
+        numbers = [self._adopt(key, group) for key, group in other.groups.items()]
+        for mine, theirs in zip(self._notes, other._notes, strict=True):
+            mine.extend(theirs, moved)
+        self.repeated.extend(other.repeated, numbers)
+        self.ids.extend(other.ids, moved)
+        self.trace.extend(other.trace, numbers)
+
+    @property
+    def _notes(self) -> tuple[Notes, ...]:
+        return self.bad, self.oversized, self.alone
+
+    def _adopt(self, key: tuple[str, str], theirs: Group) -> int:
+        """Add a group of another tally; its number here."""
+        mine = self.groups.get(key)
+        if mine is None:
+            mine = self.group(key, theirs.bounds)
+        mine.tokens.merge(theirs.tokens)
+        mine.uncapped += theirs.uncapped
+        mine.packable += theirs.packable
+        return mine.number
+
+    def group(self, key: tuple[str, str], bounds: Bounds) -> Group:
+        """The group ``key``, which is new; beyond 256, one for all further ones."""
+        if len(self.groups) >= _MOST_GROUPS:
+            key = ("", "")
+            if key in self.groups:
+                return self.groups[key]
+        made = self.groups[key] = Group(*key, len(self.groups), bounds, self._sample)
+        return made
+
+    def priority(self, key: int, offset: int) -> int:
+        """By which the sample is drawn: the same line of a file has the same one each time."""
+        return hash((key, offset, self._seed)) & _SIGN
+
+
+class Scanner:
+    """Reads lines into a tally. For one thread."""
+
+    def __init__(
+        self,
+        job: ScanJob,
+        bounds: Callable[[str, str], Bounds],
+        answered: AnsweredRequests | None = None,
+    ) -> None:
+        """``bounds`` tells those of a model at a URL; ``answered`` what needs not be sent."""
+        self.tally = Tally(job)
+        self._job, self._bounds, self._answered = job, bounds, answered
+        self._url, self._rule = job.options.request_url, host_rule(job.options)
+        self._counter = TokenCounter(
+            encoding_name=job.options.token_encoding_name,
+            default_output_tokens=job.options.default_output_tokens,
+        )
+        self._offset = self._line = 0
+
+    def scan(
+        self,
+        lines: Iterable[tuple[int, bytes | InvalidLine]],
+        source: int,
+        *,
+        before: int = 0,
+        offset: int = 0,
+        is_begin: bool = True,
+    ) -> int:
+        """Read the lines of a source, or of a part of it; the number of the last one.
+
+        ``before`` is how many lines there are in the sources before it. ``offset`` is where the part begins,
+        in bytes, and ``is_begin`` if that is the begin of the source.
+        """
+        self._offset, self._line = offset, 0
+        requests = requests_in(
+            self._passed(lines, before), self._url, _no_place, self._job.model, self._rule, is_sent=True
+        )
+        if is_begin and not before:
+            requests = refusing_wrong_api(requests, self._url, "line {}".format)
+        base = source << _SOURCE_BITS
+        for request in requests:
+            self._add(request, base + request.number - before, before)
+        self.tally.lines[source] = self.tally.lines.get(source, 0) + self._line
+        return self._line
+
+    def _passed(
+        self, lines: Iterable[tuple[int, bytes | InvalidLine]], before: int
+    ) -> Iterator[tuple[int, bytes | InvalidLine]]:
+        """``lines``, counted, and numbered through all sources."""
+        for number, line in lines:
+            self._line = number
+            yield number + before, line
+            self._offset += len(line) if isinstance(line, bytes) else 0
+
+    def _add(self, request: Request, place: int, before: int) -> None:
+        tally, answered = self.tally, self._answered
+        if self._job.output_format != "auto":
+            request = in_form(request, self._job.output_format)
+        if request.custom_id is not None:
+            tally.ids.add(request.custom_id, _hash_of(request), place)
+        if answered is not None:
+            if answered.take(request):
+                tally.answered += 1
+                return
+            if answered.kept_failures.take(request):
+                tally.kept += 1
+                return
+            answered.check_id(request, f"line {request.number - before}")
+        if request.invalid_reason is not None:
+            tally.bad.add(place, request.invalid_reason.removeprefix(":").strip())
+            return
+        tally.requests += 1
+        tally.dropped += bool(request.dropped)
+        self._count(request, place)
+
+    def _count(self, request: Request, place: int) -> None:
+        url = request.url or self._url
+        model = request.model or url_model(url)
+        tally = self.tally
+        group = tally.groups.get((url, model)) or tally.group((url, model), self._bounds(url, model))
+        body, endpoint = request.body, group.endpoint
+        cap = self._counter.output_cap(body, endpoint)
+        if cap is None:
+            group.uncapped += 1
+        output = self._counter.usual_output(body, endpoint) if cap is None else cap
+        key, size_bytes = _hash_of(request), len(request.payload)
+        counted: list[int] = []
+
+        def count() -> int:
+            if not counted:
+                counted.append(self._counter.input_tokens(body, endpoint, model))
+            return counted[0]
+
+        priority = tally.priority(key, self._offset)
+        tokens = group.tokens.add(size_bytes, output, priority, count)
+        if size_bytes + output > group.bounds.least:
+            self._judge(group, request, count(), output, place)
+        if group.may_pack and count_inputs(body) == 1:
+            group.packable += 1
+        tally.repeated.add(key, group.number, tokens)
+        measure = size_bytes if counted == [] or self._job.sample is not None else counted[0]
+        tally.trace.add(group.number, 1.0, measure, output)
+
+    def _judge(self, group: Group, request: Request, tokens: int, output: int, place: int) -> None:
+        """Note what can't be sent, or not with others."""
+        bounds = group.bounds
+        if (fault := bounds.fault(request.body, tokens, output)) is not None:
+            self.tally.oversized.add(place, fault)
+        if tokens + output > bounds.tokens_per_minute:
+            self.tally.alone.add(place, f"{tokens + output:,} tokens")
+
+
+def _hash_of(request: Request) -> int:
+    return int.from_bytes(content_key(request)[:8], "big")
+
+
+def _no_place(number: int) -> str:
+    return ""
+
+
+def scan_sources(sources: Sequence[Source], scanner: Scanner) -> list[str]:
+    """Read all of ``sources`` in this process; what a line of each is called: line, element, row."""
+    before, units = 0, []
+    for number, source in enumerate(sources):
+        with source.open() as lines:
+            before += scanner.scan(lines.numbered(), number, before=before)
+            units.append(lines.place(0).partition(" ")[0])
+    return units
+
+
+def without_secrets(options: Options) -> Options:
+    """``options`` as another process needs them to read: no key, and nothing that can't be sent to it."""
+    return replace(
+        options, api_key=None, api_keys={}, headers={}, query={}, login=None,
+        session_factory=None, validate=None, limiter=None, auth_header=None,
+    )
