@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"transport", "providers"},
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
+    "planning": {"providers"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"ratelimit", "providers"},
     "planning": {"files", "providers"},
@@ -93,6 +94,7 @@ IMPORTERS = {
     "prometheus_client": {"report.prometheus"},  # an extra
     "argcomplete": {"cli.main"},  # an extra
     "redis": {"limiter.redis_limiter"},  # an extra
+    "genai_prices": {"planning.prices"},  # an extra
     "typing_extensions": {"api", "processor", "cluster.on_ray"},  # for type checkers alone
     "ray": {"cluster.load"},  # an extra
     "fsspec": {"files.object_stores"},  # an extra
