@@ -16,11 +16,11 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import AppendFile, open_results, replace_text
@@ -34,6 +34,7 @@ from parallel_processor.files.identity import (
     line_id,
     read_record,
 )
+from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import Place
 from parallel_processor.models import Request
 
@@ -202,7 +203,11 @@ class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self, file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check
+        self,
+        file: AppendFile | _ToRead,
+        answered: AnsweredRequests,
+        keep_failures: bool,
+        check: Check,
     ) -> None:
         self.answered = answered
         self._keep_failures = keep_failures
@@ -298,7 +303,27 @@ def prepare(
     return answered
 
 
-def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> _Scan:
+def find_answered(paths: Iterable[Path], *, keep_failures: bool = False) -> AnsweredRequests:
+    """What :func:`prepare` returns; no file is changed, and one that is not there answers nothing."""
+    answered = AnsweredRequests()
+    for path in filter(Path.is_file, paths):
+        _scan(_ToRead(path), answered, keep_failures, lambda: None)
+    return answered
+
+
+class _ToRead(NamedTuple):
+    """A results file that stays as it is."""
+
+    path: Path
+
+    def open_text(self) -> AbstractContextManager[BinaryIO]:
+        """Its text, unpacked."""
+        return reading(self.path)
+
+
+def _scan(
+    file: AppendFile | _ToRead, answered: AnsweredRequests, keep_failures: bool, check: Check
+) -> _Scan:
     """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
         scan = _Scan(file, answered, keep_failures, check)
@@ -317,7 +342,7 @@ def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, che
     return scan
 
 
-def _repair_error(file: AppendFile, error: OSError) -> ResultsFileError:
+def _repair_error(file: AppendFile | _ToRead, error: OSError) -> ResultsFileError:
     return ResultsFileError(
         f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
     )

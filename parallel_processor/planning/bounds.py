@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
-from parallel_processor.models import Endpoint
-from parallel_processor.providers.answers import count_inputs
+from parallel_processor.models import Endpoint, Upstream
+from parallel_processor.options import Limits, Options
+from parallel_processor.planning.prices import Prices
 from parallel_processor.providers.dialects import endpoint_of, provider_of
+from parallel_processor.ratelimit.registry import PLAIN, TokenBuckets
 
 # OpenAI's reference of embeddings: inputs of a request, tokens of an input, tokens of all of them.
-_MOST_INPUTS, _MOST_OF_INPUT, _MOST_OF_ALL = 2_048, 8_192, 300_000
+_OF_OPENAIS_EMBEDDINGS = {"inputs": 2_048.0, "input_tokens": 8_192.0, "all_tokens": 300_000.0}
+WITH_INPUTS = {
+    *(Endpoint.EMBEDDINGS, Endpoint.MODERATIONS, Endpoint.COMPLETIONS, Endpoint.COHERE_EMBED),
+    *(Endpoint.OLLAMA_EMBED, Endpoint.TEI_EMBED),
+}
+"""Endpoints that take several inputs in a request."""
 _OPENAIS = {"OpenAI", "Azure OpenAI"}
 
 
@@ -20,37 +27,71 @@ class Bounds(NamedTuple):
 
     Attributes:
         tokens_per_minute: above it, a request goes alone.
-        context: tokens of a prompt and its answer together.
+        context: tokens of a prompt and its answer together; ``prompt`` those of a prompt.
         inputs: inputs of a request; ``input_tokens`` of one of them, ``all_tokens`` of all of them.
     """
 
     tokens_per_minute: float = math.inf
     context: float = math.inf
+    prompt: float = math.inf
     inputs: float = math.inf
     input_tokens: float = math.inf
     all_tokens: float = math.inf
 
     @property
     def least(self) -> float:
-        """A request of fewer tokens is within all bounds but that of inputs."""
-        return min(self.tokens_per_minute, self.context, self.input_tokens, self.all_tokens, self.inputs)
+        """A request of no more tokens, or inputs, is within all bounds."""
+        return min(self)
 
-    def fault(self, body: Mapping[str, Any], tokens: int, output: int) -> str | None:
+    def fault(self, inputs: int, tokens: int, output: int) -> str | None:
         """Why no server takes a request with a prompt of ``tokens``; ``None`` if one may."""
-        if tokens + output > self.context:
-            return f"{tokens + output:,} tokens with its answer, and the model takes {self.context:,.0f}"
-        inputs = count_inputs(body) or 0
-        if inputs > self.inputs:
-            return f"{inputs:,} inputs, and {self.inputs:,.0f} are allowed"
-        if tokens > self.all_tokens:
-            return f"{tokens:,} tokens, and {self.all_tokens:,.0f} are allowed"
-        if inputs == 1 and tokens > self.input_tokens:
-            return f"an input of {tokens:,} tokens, and {self.input_tokens:,.0f} are allowed"
+        for what, number, most in (
+            ("tokens with its answer", tokens + output, self.context),
+            ("tokens", tokens, min(self.prompt, self.all_tokens)),
+            ("inputs", inputs, self.inputs),
+            ("tokens in one input", tokens if inputs == 1 else 0, self.input_tokens),
+        ):
+            if number > most:
+                return f"{number:,} {what}, and {most:,.0f} are allowed"
         return None
 
 
-def bounds_of(url: str, tokens_per_minute: float, context: float = math.inf) -> Bounds:
-    """The bounds of requests to ``url``, of a model with this ``context``."""
-    if endpoint_of(url) is Endpoint.EMBEDDINGS and provider_of(url).name in _OPENAIS:
-        return Bounds(tokens_per_minute, context, _MOST_INPUTS, _MOST_OF_INPUT, _MOST_OF_ALL)
-    return Bounds(tokens_per_minute, context)
+class KnownBounds:
+    """Looks up the bounds of each model at each URL. For one thread.
+
+    Args:
+        options: whose limits count.
+        prices: knows the contexts of models; ``None`` if there is none.
+    """
+
+    def __init__(self, options: Options, prices: Prices | None) -> None:
+        self._buckets, self._prices = TokenBuckets(without_auto(options), lambda: 0.0), prices
+        self._lane = first_lane(options)
+
+    def of(self, url: str, model: str) -> Bounds:
+        """The bounds of requests to ``url`` for ``model``."""
+        limit = self._buckets.bucket(url, model, self._lane).shared_limits.tokens_per_minute
+        known = (math.inf, math.inf) if self._prices is None else self._prices.context(url, model)
+        if endpoint_of(url) not in WITH_INPUTS:
+            return Bounds(limit, *known)
+        inputs = Bounds(limit)
+        if endpoint_of(url) is Endpoint.EMBEDDINGS and provider_of(url).name in _OPENAIS:
+            inputs = inputs._replace(**_OF_OPENAIS_EMBEDDINGS)
+        return inputs._replace(input_tokens=min(*known, inputs.input_tokens))
+
+
+def first_lane(options: Options) -> Upstream:
+    """As what requests are sent first."""
+    return Upstream(tier=options.service_tiers[0]) if options.service_tiers else PLAIN
+
+
+def without_auto(options: Options) -> Options:
+    """``options`` whose limits are the numbers in them: what is to be found limits nothing."""
+    by_model = {pattern: _numbers(limits) for pattern, limits in options.limits_by_model.items()}
+    return replace(options, limits=_numbers(options.limits), limits_by_model=by_model)
+
+
+def _numbers(limits: Limits) -> Limits:
+    names = ("requests_per_minute", "tokens_per_minute")
+    found = {name: math.inf for name in names if getattr(limits, name) == "auto"}
+    return replace(limits, **found) if found else limits

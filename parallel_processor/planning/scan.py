@@ -1,28 +1,27 @@
 """Reads a job as its run would, and sends nothing: what is in it, by model and endpoint.
 
 Every line is read, judged and compared with the others. The tokens of each request are counted by what the
-run counts with, or those of a sample (``spread.py``). A :class:`Tally` of one part of a file can be added to
-that of the part before it, so that several processes read parts (``parts.py``). Memory: some bytes a line
-(``equal_lines.py``), and what does not depend on the number of lines.
+run counts with, or those of a sample (``spread.py``). A :class:`Tally` of a part of a file can be added to
+that of the part before it, so that several processes read parts (``parts.py``). In memory are some bytes a
+line (``equal_lines.py``), and what does not depend on the number of lines.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parallel_processor.files.custom_ids import in_form, refusing_wrong_api
 from parallel_processor.files.formats import requests_in
 from parallel_processor.files.identity import content_key
 from parallel_processor.files.requests_file import InvalidLine
 from parallel_processor.files.resume import AnsweredRequests
-from parallel_processor.files.sources import Source
-from parallel_processor.models import Endpoint, Request
+from parallel_processor.models import Request
 from parallel_processor.options import Options, OutputFormat
-from parallel_processor.planning.bounds import Bounds, bounds_of
+from parallel_processor.planning.bounds import WITH_INPUTS, Bounds, KnownBounds
 from parallel_processor.planning.equal_lines import EqualLines, RowIds
+from parallel_processor.planning.prices import find_prices
 from parallel_processor.planning.spread import TokenTally
 from parallel_processor.planning.trace import Trace
 from parallel_processor.providers.answers import count_inputs
@@ -34,10 +33,6 @@ _MOST_GROUPS = 256  # a file may name a new model in each line
 _MOST_NOTED = 100  # of each kind
 _SOURCE_BITS = 40  # of a place: below them is the number of the line in its file
 _SIGN = (1 << 61) - 1
-_PACKABLE = {
-    *(Endpoint.EMBEDDINGS, Endpoint.MODERATIONS, Endpoint.COMPLETIONS, Endpoint.COHERE_EMBED),
-    *(Endpoint.OLLAMA_EMBED, Endpoint.TEI_EMBED),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +44,7 @@ class ScanJob:
         output_format: the run's, and ``model``.
         sample: how many requests of each model and endpoint to count; ``None``: all.
         seed: chooses which.
-        tokens_per_minute: the token limit of a model at a URL.
-        contexts: the most tokens that a model takes at a URL, the answer included, if that is known.
+        prices: the run's; there may be contexts of models in them.
     """
 
     options: Options
@@ -58,6 +52,7 @@ class ScanJob:
     model: str | None = None
     sample: int | None = None
     seed: int = 0
+    prices: Any = None
 
 
 class Place(NamedTuple):
@@ -77,7 +72,9 @@ class Notes:
     """Lines that something is to be said of: how many, and the first of them."""
 
     count: int = 0
-    first: list[tuple[int, str]] = field(default_factory=list)  # the place as a number, and what it is
+    first: list[tuple[int, str]] = field(
+        default_factory=list
+    )  # the place as a number, and what it is
 
     def add(self, place: int, text: str) -> None:
         """Note what is at ``place``."""
@@ -104,10 +101,12 @@ class Group:
         packable: how many have one input, of an endpoint that takes several.
     """
 
-    def __init__(self, url: str, model: str, number: int, bounds: Bounds, sample: int | None) -> None:
+    def __init__(
+        self, url: str, model: str, number: int, bounds: Bounds, sample: int | None
+    ) -> None:
         self.url, self.model, self.number, self.bounds = url, model, number, bounds
         self.endpoint = endpoint_of(url)
-        self.may_pack = self.endpoint in _PACKABLE
+        self.may_pack = self.endpoint in WITH_INPUTS
         self.tokens = TokenTally(sample)
         self.uncapped = self.packable = 0
 
@@ -185,15 +184,11 @@ class Tally:
 class Scanner:
     """Reads lines into a tally. For one thread."""
 
-    def __init__(
-        self,
-        job: ScanJob,
-        bounds: Callable[[str, str], Bounds],
-        answered: AnsweredRequests | None = None,
-    ) -> None:
-        """``bounds`` tells those of a model at a URL; ``answered`` what needs not be sent."""
+    def __init__(self, job: ScanJob, answered: AnsweredRequests | None = None) -> None:
+        """``answered`` tells what needs not be sent."""
         self.tally = Tally(job)
-        self._job, self._bounds, self._answered = job, bounds, answered
+        self._job, self._answered = job, answered
+        self._bounds = KnownBounds(job.options, find_prices(job.prices)).of
         self._url, self._rule = job.options.request_url, host_rule(job.options)
         self._counter = TokenCounter(
             encoding_name=job.options.token_encoding_name,
@@ -208,18 +203,22 @@ class Scanner:
         *,
         before: int = 0,
         offset: int = 0,
-        is_begin: bool = True,
     ) -> int:
         """Read the lines of a source, or of a part of it; the number of the last one.
 
-        ``before`` is how many lines there are in the sources before it. ``offset`` is where the part begins,
-        in bytes, and ``is_begin`` if that is the begin of the source.
+        ``before`` is how many lines there are in the sources before it. ``offset`` is where the part
+        begins, in bytes.
         """
         self._offset, self._line = offset, 0
         requests = requests_in(
-            self._passed(lines, before), self._url, _no_place, self._job.model, self._rule, is_sent=True
+            self._passed(lines, before),
+            self._url,
+            _no_place,
+            self._job.model,
+            self._rule,
+            is_sent=True,
         )
-        if is_begin and not before:
+        if not (source or offset):
             requests = refusing_wrong_api(requests, self._url, "line {}".format)
         base = source << _SOURCE_BITS
         for request in requests:
@@ -261,7 +260,9 @@ class Scanner:
         url = request.url or self._url
         model = request.model or url_model(url)
         tally = self.tally
-        group = tally.groups.get((url, model)) or tally.group((url, model), self._bounds(url, model))
+        group = tally.groups.get((url, model)) or tally.group(
+            (url, model), self._bounds(url, model)
+        )
         body, endpoint = request.body, group.endpoint
         cap = self._counter.output_cap(body, endpoint)
         if cap is None:
@@ -277,18 +278,19 @@ class Scanner:
 
         priority = tally.priority(key, self._offset)
         tokens = group.tokens.add(size_bytes, output, priority, count)
-        if size_bytes + output > group.bounds.least:
-            self._judge(group, request, count(), output, place)
-        if group.may_pack and count_inputs(body) == 1:
+        inputs = count_inputs(body) if group.may_pack else 1
+        if size_bytes + output > group.bounds.least:  # no text has more tokens than bytes
+            self._judge(group, inputs or 1, count(), output, place)
+        if group.may_pack and inputs == 1:
             group.packable += 1
         tally.repeated.add(key, group.number, tokens)
-        measure = size_bytes if counted == [] or self._job.sample is not None else counted[0]
+        measure = counted[0] if self._job.sample is None else size_bytes
         tally.trace.add(group.number, 1.0, measure, output)
 
-    def _judge(self, group: Group, request: Request, tokens: int, output: int, place: int) -> None:
+    def _judge(self, group: Group, inputs: int, tokens: int, output: int, place: int) -> None:
         """Note what can't be sent, or not with others."""
         bounds = group.bounds
-        if (fault := bounds.fault(request.body, tokens, output)) is not None:
+        if (fault := bounds.fault(inputs, tokens, output)) is not None:
             self.tally.oversized.add(place, fault)
         if tokens + output > bounds.tokens_per_minute:
             self.tally.alone.add(place, f"{tokens + output:,} tokens")
@@ -302,19 +304,17 @@ def _no_place(number: int) -> str:
     return ""
 
 
-def scan_sources(sources: Sequence[Source], scanner: Scanner) -> list[str]:
-    """Read all of ``sources`` in this process; what a line of each is called: line, element, row."""
-    before, units = 0, []
-    for number, source in enumerate(sources):
-        with source.open() as lines:
-            before += scanner.scan(lines.numbered(), number, before=before)
-            units.append(lines.place(0).partition(" ")[0])
-    return units
-
-
 def without_secrets(options: Options) -> Options:
     """``options`` as another process needs them to read: no key, and nothing that can't be sent to it."""
     return replace(
-        options, api_key=None, api_keys={}, headers={}, query={}, login=None,
-        session_factory=None, validate=None, limiter=None, auth_header=None,
+        options,
+        api_key=None,
+        api_keys={},
+        headers={},
+        query={},
+        login=None,
+        session_factory=None,
+        validate=None,
+        limiter=None,
+        auth_header=None,
     )

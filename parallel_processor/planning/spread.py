@@ -4,8 +4,8 @@
 priorities are random: a simple random sample of each stratum. Two samples become one by the same rule, so
 that byte ranges can be read by several processes.
 
-**The estimate.** The size of every request in bytes is known, and so is the output that it reserves. Prompts
-have about as many tokens a byte as those of the sample. This is the ratio estimator. Its error is
+**The estimate.** The size of every request in bytes is known, and so is the output that it reserves.
+Prompts have about as many tokens a byte as those of the sample. This is the ratio estimator. Its error is
 ``1.96 * N * sqrt((1 - n/N) / n * s2)``, with ``s2`` the variance of the sample around the ratio: that
 of 95 % confidence (Cochran, Sampling Techniques, 3rd edition, equations 6.1 and 6.10).
 """
@@ -152,6 +152,11 @@ class TokenTally:
         if self._most is not None:
             self._sample = heapq.nlargest(self._most, self._sample + other._sample)
             heapq.heapify(self._sample)
+
+    @property
+    def is_sampled(self) -> bool:
+        """True if not all are counted, however many there are."""
+        return self._most is not None
 
     @property
     def counted(self) -> int:
