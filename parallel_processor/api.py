@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallel_processor.exceptions import ConfigurationError
@@ -136,22 +137,19 @@ def plan_file(
     Raises what :func:`process_file` raises for the files.
 
     >>> plan = plan_file(f"{folder}/requests.jsonl", request_url=url)
-    >>> plan.requests, plan.bad_lines, plan.reserved_tokens, plan.forecast.seconds < 10
-    (3, 0, 5, True)
+    >>> plan.requests, plan.bad.count, plan.reserved_tokens, plan.forecast.seconds < 10
+    (3, 0, 9, True)
     """
-    planning = load_here("parallel_processor.planning.plan")  # a run needs none of it
-    processes = settings.get("processes") or os.cpu_count() or 1
-    options = Options(**{**settings, "processes": 1})
+    planning = load_here("parallel_processor.planning.planner")  # a run needs none of it
+    processes, settings["processes"] = settings.get("processes") or os.cpu_count() or 1, 1
     named = find_sources(requests_path)
     results = _results(named, save_path, errors_path)
     sources = apart_from(named, results)
-    tables = with_template(sources, template, id_column, metadata_columns, delimiter)
-    with ExitStack() as stack:
-        read = [stack.enter_context(found_results(str(path))) for path in results]
+    with _to_read([] if overwrite else results) as paths:
         found: Plan = planning.make_plan(
-            tables,
-            options,
-            results=[] if overwrite else [path for path in read if path is not None],
+            with_template(sources, template, id_column, metadata_columns, delimiter),
+            Options(**settings),
+            results=paths,
             keep_failures=keep_failures,
             output_format=output_format,
             model=model,
@@ -162,6 +160,14 @@ def plan_file(
             processes=1 if template is not None else processes,
         )
     return found
+
+
+@contextmanager
+def _to_read(results: Sequence[StrPath]) -> Iterator[list[Path]]:
+    """The results files that there are, on this machine."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(found_results(str(path))) for path in results]
+        yield [path for path in found if path is not None]
 
 
 def _results(

@@ -44,10 +44,9 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"transport", "providers"},
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
-    "planning": {"providers"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"ratelimit", "providers"},
-    "planning": {"files", "providers"},
+    "planning": {"tokens", "ratelimit", "files", "providers"},
     "engine": {
         "planning",
         "workers",
@@ -61,10 +60,13 @@ ALLOWED: dict[str, set[str]] = {
     },
     "batches": {"files", "providers"},
     "processor": {"engine", "tables", "report", "files", "providers"},
-    "api": {"processor", "files", "report"},
+    "api": {"processor", "planning", "tables", "files", "report"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     # FACE for the version
-    "cli": {"processor", "cluster", "batches", "tables", "report", "files", "providers", FACE},
+    "cli": {
+        *("api", "processor", "cluster", "planning", "batches", "tables", "report", "files"),
+        *("providers", FACE),
+    },
     "simulator": {"tokens"},
     "__main__": {"cli"},
 }

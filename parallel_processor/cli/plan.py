@@ -22,8 +22,8 @@ from parallel_processor.options import Settings
 from parallel_processor.report.wording import cause_text, clock_text, count, kind_text, share_text
 
 if TYPE_CHECKING:
-    from parallel_processor.planning.plan import Finding, GroupPlan, Plan
-    from parallel_processor.planning.spread import Spread
+    from parallel_processor.planning.job.spread import Spread
+    from parallel_processor.planning.plan import Findings, GroupPlan, Plan
 
 # fmt: off
 _FLAGS = (
@@ -112,15 +112,15 @@ def _lines(plan: Plan) -> Iterator[str]:
         plan.names[0] if len(plan.names) == 1 else f"{plan.names[0]} and {len(plan.names) - 1} more"
     )
     yield f"{names}: {plan.lines:,} lines"
-    for what, number, found in (
-        ("bad lines", plan.bad_lines, plan.bad),
-        ("rows with the id of another", plan.conflict_count, plan.conflicts),
-        ("too large for any server", plan.oversized_count, plan.oversized),
-        ("larger than a minute's limit, so sent alone", plan.alone_count, plan.alone),
+    for what, found in (
+        ("bad lines", plan.bad),
+        ("rows with the id of another", plan.conflicts),
+        ("too large for any server", plan.oversized),
+        ("larger than a minute's limit, so sent alone", plan.alone),
     ):
-        if number or what == "bad lines":
-            yield f"  {what}: {number:,}"
-            yield from _findings(found, number)
+        if found.count or found is plan.bad:
+            yield f"  {what}: {found.count:,}"
+            yield from _findings(found)
     yield f"  equal to an earlier line: {plan.equal:,}"
     if plan.answered or plan.kept_failures:
         kept = f", {plan.kept_failures:,} failures stay" if plan.kept_failures else ""
@@ -128,11 +128,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"  left to send: {plan.requests:,}"
 
 
-def _findings(found: Sequence[Finding], number: int) -> Iterator[str]:
-    for each in found[:_SHOWN]:
+def _findings(found: Findings) -> Iterator[str]:
+    for each in found.first[:_SHOWN]:
         yield f"    {each.place}: {each.text[:_MOST_CHARS]}"
-    if number > _SHOWN:
-        yield f"    and {number - _SHOWN:,} more (--json has the first 100)"
+    if found.count > _SHOWN:
+        yield f"    and {found.count - _SHOWN:,} more (--json has the first 100)"
 
 
 def _groups(plan: Plan) -> Iterator[str]:

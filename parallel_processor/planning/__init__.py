@@ -3,6 +3,6 @@
 Names that cross the border (module, names):
 
     duplicates  Duplicates
-    plan        Plan, make_plan
-    prices      Price, Prices, find_prices
+    plan        Findings, GroupPlan, Plan
+    job.spread  Spread
 """

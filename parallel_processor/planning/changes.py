@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Limits, Options
-from parallel_processor.planning.equal_lines import Repeated
 from parallel_processor.planning.forecast import Forecast
-from parallel_processor.planning.scan import Group
-from parallel_processor.planning.trace import Load
+from parallel_processor.planning.job.equal_lines import Repeated
+from parallel_processor.planning.job.scan import Group
+from parallel_processor.planning.job.trace import Load
 
 PACKED = 100
 """Inputs of a pack, as nearly every provider takes them."""
@@ -89,16 +89,15 @@ def other_limits(options: Options, told: Forecast) -> Iterator[tuple[str, Option
     """Twice each limit that holds, and twice ``max_workers`` if they do; with what it is called."""
     for use in told.limits:
         field = f"{use.name}_per_minute"
-        twice: Callable[[Limits], Limits] = lambda limits, field=field: _twice(limits, field)  # noqa: E731
         text = f"{use.per_minute * 2:,.0f} {use.name.replace('_', ' ')} a minute"
         if use.pattern is None:
             yield (
                 f"{text} instead of {use.per_minute:,.0f}",
-                replace(options, limits=twice(options.limits)),
+                replace(options, limits=_twice(options.limits, field)),
             )
         else:
             by_model = dict(options.limits_by_model)
-            by_model[use.pattern] = twice(by_model[use.pattern])
+            by_model[use.pattern] = _twice(by_model[use.pattern], field)
             text = f"{text} for {use.pattern} instead of {use.per_minute:,.0f}"
             yield text, replace(options, limits_by_model=by_model)
     if told.binding is WaitCause.MAX_WORKERS:

@@ -12,14 +12,14 @@ charged, and what that takes is taken ten times.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from parallel_processor.models import Upstream, WaitCause
 from parallel_processor.options import Options
-from parallel_processor.planning.bounds import first_lane, without_auto
-from parallel_processor.planning.trace import Load
+from parallel_processor.planning.job.bounds import first_lane, without_auto
+from parallel_processor.planning.job.trace import Load
 from parallel_processor.ratelimit.quota import KINDS, MINUTE_S, ConfiguredQuota, Costs
 from parallel_processor.ratelimit.registry import TokenBuckets, upstreams_of
 from parallel_processor.ratelimit.shared import SharedLimits
@@ -112,7 +112,7 @@ class _Walk:
         self._ends: deque[tuple[float, float]] = deque()  # when how many are answered
         self._in_flight = self._queued = self._now = 0.0
         self.last_admission_s = self.peak = 0.0
-        self.waited_s: Counter[WaitCause] = Counter()
+        self.waited_s: dict[WaitCause, float] = {}
 
     def run(self, loads: Sequence[Load], thinned: float, look_ahead: float) -> None:
         """Go through ``loads``."""
@@ -162,7 +162,8 @@ class _Walk:
             until = self._now + max(first.delay, _INSTANT_S)
             causes = {state.wait_cause for state in waiting}
         for cause in causes:
-            self.waited_s[cause] += (until - self._now) / len(causes)
+            waited = self.waited_s.get(cause, 0.0)
+            self.waited_s[cause] = waited + (until - self._now) / len(causes)
         self._now = until
         while self._ends and self._ends[0][0] <= until:
             self._in_flight -= self._ends.popleft()[1]
@@ -200,10 +201,9 @@ def forecast(
     look_ahead = min(_LOOK_AHEAD, _LOOK_AHEAD_BYTES / max(size_bytes, 1.0)) / accounts
     walk.run(loads, thinned, look_ahead)
     seconds = walk.last_admission_s * thinned + latency_s
-    waited = walk.waited_s.most_common(1)
     return Forecast(
         seconds=seconds,
-        binding=waited[0][0] if waited else WaitCause.NOTHING,
+        binding=max(walk.waited_s, key=walk.waited_s.__getitem__, default=WaitCause.NOTHING),
         waits={cause: s * thinned / seconds for cause, s in walk.waited_s.items()},
         requests_per_minute=requests / seconds * MINUTE_S,
         in_flight=min(math.ceil(walk.peak * accounts), options.max_workers),

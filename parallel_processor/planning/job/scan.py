@@ -19,11 +19,11 @@ from parallel_processor.files.requests_file import InvalidLine
 from parallel_processor.files.resume import AnsweredRequests
 from parallel_processor.models import Request
 from parallel_processor.options import Options, OutputFormat
-from parallel_processor.planning.bounds import WITH_INPUTS, Bounds, KnownBounds
-from parallel_processor.planning.equal_lines import EqualLines, RowIds
+from parallel_processor.planning.job.bounds import WITH_INPUTS, Bounds, KnownBounds
+from parallel_processor.planning.job.equal_lines import EqualLines, RowIds
+from parallel_processor.planning.job.spread import TokenTally
+from parallel_processor.planning.job.trace import Trace
 from parallel_processor.planning.prices import find_prices
-from parallel_processor.planning.spread import TokenTally
-from parallel_processor.planning.trace import Trace
 from parallel_processor.providers.answers import count_inputs
 from parallel_processor.providers.dialects import endpoint_of, url_model
 from parallel_processor.providers.endpoints import host_rule

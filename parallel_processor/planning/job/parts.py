@@ -26,14 +26,14 @@ from parallel_processor.files.compression import compression_of
 from parallel_processor.files.resume import AnsweredRequests
 from parallel_processor.files.shape import is_array
 from parallel_processor.files.sources import Source
-from parallel_processor.planning.scan import ScanJob, Scanner, Tally
+from parallel_processor.planning.job.scan import ScanJob, Scanner, Tally
 
 _BUFFER_BYTES = 1 << 18
 _LEAST_BYTES = 8 << 20  # of a part: less is read before another process has started
 _LINES_PER_CHECK = 4096
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from parallel_processor.planning.parts import main; main()"
+    "from parallel_processor.planning.job.parts import main; main()"
 )
 
 
@@ -131,7 +131,7 @@ def _while_wanted(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, byt
 
 def _scan_apart(all_parts: Sequence[Sequence[Part]], job: ScanJob) -> Tally:
     """What is in ``all_parts``, each read by a process of its own."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     with ExitStack() as stack:
         children = []
         for parts in all_parts:
