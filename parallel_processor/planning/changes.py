@@ -41,16 +41,20 @@ class Shares(NamedTuple):
     """What of a load is left."""
 
     requests: float = 1.0
-    tokens: float = 1.0
+    inputs: float = 1.0
+    outputs: float = 1.0
+
+
+ALL = Shares()
 
 
 def scaled(loads: Sequence[Load], shares: Mapping[int, Shares]) -> list[Load]:
     """``loads`` with these shares of each group."""
     made = []
     for group, requests, inputs, outputs in loads:
-        left = shares.get(group, Shares())
+        left = shares.get(group, ALL)
         made.append(
-            Load(group, requests * left.requests, inputs * left.tokens, outputs * left.tokens)
+            Load(group, requests * left.requests, inputs * left.inputs, outputs * left.outputs)
         )
     return [load for load in made if load.requests > 0]
 
@@ -59,11 +63,13 @@ def without_equal(groups: Sequence[Group], repeated: Sequence[Repeated]) -> dict
     """What is left if equal requests are sent once."""
     found = {}
     for group, equal in zip(groups, repeated, strict=True):
-        reserved = group.tokens.spreads()[1].total
         if equal.requests:
-            of_requests = 1.0 - equal.requests / group.tokens.count
-            of_tokens = max(0.0, 1.0 - equal.tokens / reserved) if reserved else 1.0
-            found[group.number] = Shares(of_requests, of_tokens)
+            inputs = group.tokens.spreads()[0].total
+            of_requests = equal.requests / group.tokens.count
+            of_inputs = equal.size * group.tokens_per_size / inputs if inputs else 0.0
+            found[group.number] = Shares(
+                1.0 - of_requests, max(0.0, 1.0 - of_inputs), 1.0 - of_requests
+            )
     return found
 
 

@@ -17,6 +17,7 @@ from parallel_processor.files.resume import find_answered
 from parallel_processor.files.sources import Source
 from parallel_processor.options import Options, OutputFormat, shown_url
 from parallel_processor.planning.changes import (
+    ALL,
     PACKED,
     Change,
     Shares,
@@ -43,7 +44,7 @@ from parallel_processor.planning.plan import Finding, Findings, GroupPlan, Plan
 from parallel_processor.planning.prices import BATCH, Price, Prices, find_prices
 
 _CHEAPER = ("flex", BATCH)  # tiers
-_HOUR_MINUTES = 60.0
+_HOUR_MINUTES, _MILLION = 60.0, 1e6
 
 
 def make_plan(
@@ -107,10 +108,7 @@ class _Planner:
         self._groups = list(tally.groups.values())
         self._repeated = tally.repeated.repeated(len(self._groups))
         self._tier = first_lane(options).tier
-        is_sampled = any(group.tokens.is_sampled for group in self._groups)
-        self._loads = tally.trace.loads(
-            [group.tokens.tokens_per_byte if is_sampled else 1.0 for group in self._groups]
-        )
+        self._loads = tally.trace.loads([group.tokens_per_size for group in self._groups])
 
     def plan(self) -> Plan:
         """The plan."""
@@ -212,8 +210,8 @@ class _Planner:
             price = self._price(group, tier)
             if price is None:
                 return None
-            left = (shares or {}).get(group.number, Shares())
-            total += left.tokens * _costs(price, group)[1]
+            left = (shares or {}).get(group.number, ALL)
+            total += _costs(price, group, left)[1]
         return total if self._groups else None
 
     def _group(self, group: Group, repeated: Repeated) -> GroupPlan:
@@ -257,12 +255,15 @@ class _Planner:
         return f"{self._sources[place.source].name}, {text}"
 
 
-def _costs(price: Price, group: Group) -> tuple[float, float]:
+def _costs(price: Price, group: Group, left: Shares = ALL) -> tuple[float, float]:
     """What the prompts of ``group`` cost, and what they cost with the answers that are reserved."""
-    count, tokens = group.tokens.count, group.tokens.spreads()[0].total
+    count, tokens = (
+        group.tokens.count * left.requests,
+        group.tokens.spreads()[0].total * left.inputs,
+    )
     rates = price.rates(round(tokens / max(count, 1)))
-    inputs = price.per_request * count + rates.input * tokens / 1e6
-    return inputs, inputs + rates.output * group.tokens.output_tokens / 1e6
+    inputs = price.per_request * count + rates.input * tokens / _MILLION
+    return inputs, inputs + rates.output * group.tokens.output_tokens * left.outputs / _MILLION
 
 
 def _sums(text: str, loads: Sequence[Load]) -> Change:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 _PARTS = 64
-_MOST_TOKENS = 2**32 - 1
+_LARGEST = 2**32 - 1
 
 
 class Repeated(NamedTuple):
     """The requests of one group that are equal to an earlier one."""
 
     requests: int = 0
-    tokens: int = 0  # that they reserve
+    size: int = 0  # the sum of theirs
 
 
 class EqualLines:
@@ -29,12 +29,12 @@ class EqualLines:
     def __init__(self) -> None:
         self._parts = [(array("Q"), array("H"), array("L")) for _ in range(_PARTS)]
 
-    def add(self, key: int, group: int, tokens: int) -> None:
-        """Add a request of ``group`` that has the hash ``key``, and reserves ``tokens``."""
-        keys, groups, all_tokens = self._parts[key % _PARTS]
+    def add(self, key: int, group: int, size: int) -> None:
+        """Add a request of ``group`` that has the hash ``key``. Its size is in any measure."""
+        keys, groups, sizes = self._parts[key % _PARTS]
         keys.append(key)
         groups.append(group)
-        all_tokens.append(tokens if tokens < _MOST_TOKENS else _MOST_TOKENS)
+        sizes.append(size if size < _LARGEST else _LARGEST)
 
     def extend(self, other: EqualLines, groups: Sequence[int]) -> None:
         """Append ``other``, whose groups have these numbers here."""
@@ -48,10 +48,10 @@ class EqualLines:
         found = [[0, 0] for _ in range(groups)]
         for part in self._parts:
             seen: set[int] = set()
-            for key, group, tokens in zip(*part, strict=True):
+            for key, group, size in zip(*part, strict=True):
                 if key in seen:
                     found[group][0] += 1
-                    found[group][1] += tokens
+                    found[group][1] += size
                 else:
                     seen.add(key)
         return [Repeated(*each) for each in found]

@@ -54,11 +54,11 @@ def scan(
     Tables need ``processes`` to be 1. With ``answered`` it is 1: an answer serves one of equal lines.
     """
     parts = [] if answered is not None else cut(sources, processes)
-    if len(parts) > 1:
+    if parts:
         for source in sources:
             with source.open():  # raises what is wrong with the file as a whole
                 pass
-        return _scan_apart(parts, job), ["line"] * len(sources)
+        return scan_apart(parts, job), ["line"] * len(sources)
     scanner, before, units = Scanner(job, answered), 0, []
     for number, source in enumerate(sources):
         with source.open() as lines:
@@ -67,10 +67,12 @@ def scan(
     return scanner.tally, units
 
 
-def cut(sources: Sequence[Source], processes: int) -> list[list[Part]]:
-    """The parts of each process; one list or none if one process is enough, or has to do."""
+def cut(
+    sources: Sequence[Source], processes: int, least_bytes: int = _LEAST_BYTES
+) -> list[list[Part]]:
+    """The parts of each process; none if one process is enough, or has to do."""
     sizes = [source.size_bytes or 0 for source in sources]
-    count = min(processes, sum(sizes) // _LEAST_BYTES)
+    count = min(processes, sum(sizes) // least_bytes)
     if count < 2 or not all(map(_is_plain, sources)):
         return []
     ends = [sum(sizes) * number // count for number in range(1, count + 1)]
@@ -103,12 +105,15 @@ def scan_parts(parts: Sequence[Part], job: ScanJob) -> Tally:
     """What is in ``parts``."""
     scanner = Scanner(job)
     for part in parts:
-        with io.BufferedReader(io.FileIO(part.path), _BUFFER_BYTES) as file:
-            if part.start:  # to the first line that begins in the part
-                file.seek(part.start - 1)
-                file.readline()
-            lines = _while_wanted(lines_until(file, part.end))
-            scanner.scan(lines, part.source, offset=file.tell())
+        try:
+            with io.BufferedReader(io.FileIO(part.path), _BUFFER_BYTES) as file:
+                if part.start:  # to the first line that begins in the part
+                    file.seek(part.start - 1)
+                    file.readline()
+                lines = _while_wanted(lines_until(file, part.end))
+                scanner.scan(lines, part.source, offset=file.tell())
+        except OSError as error:
+            raise InputFileError(f"can't read {part.path}: {error.strerror or error}") from error
     return scanner.tally
 
 
@@ -129,7 +134,7 @@ def _while_wanted(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, byt
         yield number, line
 
 
-def _scan_apart(all_parts: Sequence[Sequence[Part]], job: ScanJob) -> Tally:
+def scan_apart(all_parts: Sequence[Sequence[Part]], job: ScanJob) -> Tally:
     """What is in ``all_parts``, each read by a process of its own."""
     root = str(Path(__file__).resolve().parents[3])
     with ExitStack() as stack:

@@ -110,6 +110,11 @@ class Group:
         self.tokens = TokenTally(sample)
         self.uncapped = self.packable = 0
 
+    @property
+    def tokens_per_size(self) -> float:
+        """The tokens of a prompt for each unit of its size in the tally."""
+        return self.tokens.tokens_per_byte if self.tokens.is_sampled else 1.0
+
 
 class Tally:
     """What is in a job, or in a part of it. Not thread-safe.
@@ -121,7 +126,8 @@ class Tally:
         bad: lines that become failed records without being sent.
         oversized: requests that no server takes, as far as that is known.
         alone: requests of more tokens than a minute allows.
-        repeated: equal lines.
+        repeated: equal lines. Sizes there, and in the trace, are tokens of prompts if all are counted, else
+            bytes.
         ids: the ids of rows.
         trace: the order.
     """
@@ -269,23 +275,22 @@ class Scanner:
             group.uncapped += 1
         output = self._counter.usual_output(body, endpoint) if cap is None else cap
         key, size_bytes = _hash_of(request), len(request.payload)
-        counted: list[int] = []
+        counted = [0, 0]  # whether its tokens are, and how many
 
         def count() -> int:
-            if not counted:
-                counted.append(self._counter.input_tokens(body, endpoint, model))
-            return counted[0]
+            if not counted[0]:
+                counted[:] = True, self._counter.input_tokens(body, endpoint, model)
+            return counted[1]
 
-        priority = tally.priority(key, self._offset)
-        tokens = group.tokens.add(size_bytes, output, priority, count)
+        group.tokens.add(size_bytes, output, tally.priority(key, self._offset), count)
         inputs = count_inputs(body) if group.may_pack else 1
         if size_bytes + output > group.bounds.least:  # no text has more tokens than bytes
             self._judge(group, inputs or 1, count(), output, place)
         if group.may_pack and inputs == 1:
             group.packable += 1
-        tally.repeated.add(key, group.number, tokens)
-        measure = counted[0] if self._job.sample is None else size_bytes
-        tally.trace.add(group.number, 1.0, measure, output)
+        size = size_bytes if group.tokens.is_sampled else count()
+        tally.repeated.add(key, group.number, size)
+        tally.trace.add(group.number, 1.0, size, output)
 
     def _judge(self, group: Group, inputs: int, tokens: int, output: int, place: int) -> None:
         """Note what can't be sent, or not with others."""

@@ -115,15 +115,11 @@ class TokenTally:
         self.count = self.size_bytes = self.output_tokens = 0
         self._inputs, self._reserved = Histogram(), Histogram()  # if all are counted
         self._sample: list[_Counted] = []  # a heap
-        self._tokens = self._bytes = 0  # of all that were ever counted
 
     def add(
         self, size_bytes: int, output_tokens: int, priority: int, count: Callable[[], int]
-    ) -> int:
-        """Add a request; the tokens that it reserves, a guess if it isn't counted.
-
-        ``count`` gives the tokens of its prompt.
-        """
+    ) -> None:
+        """Add a request; ``count`` gives the tokens of its prompt, and is called if they are counted."""
         self.count += 1
         self.size_bytes += size_bytes
         self.output_tokens += output_tokens
@@ -131,16 +127,11 @@ class TokenTally:
             tokens = count()
             self._inputs.add(tokens)
             self._reserved.add(tokens + output_tokens)
-            return tokens + output_tokens
-        is_full = len(self._sample) >= self._most
-        if is_full and -priority <= self._sample[0].negative_priority:
-            return int(size_bytes * self._tokens / (self._bytes or 1)) + output_tokens
-        tokens = count()
-        self._tokens += tokens
-        self._bytes += size_bytes
-        counted = _Counted(-priority, size_bytes, tokens, output_tokens)
-        (heapq.heappushpop if is_full else heapq.heappush)(self._sample, counted)
-        return tokens + output_tokens
+        elif len(self._sample) < self._most:
+            heapq.heappush(self._sample, _Counted(-priority, size_bytes, count(), output_tokens))
+        elif -priority > self._sample[0].negative_priority:
+            counted = _Counted(-priority, size_bytes, count(), output_tokens)
+            heapq.heappushpop(self._sample, counted)
 
     def merge(self, other: TokenTally) -> None:
         """Add what ``other`` has, which counts as many."""
@@ -165,9 +156,7 @@ class TokenTally:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Tokens of a prompt for each byte of its request."""
-        if self._most is None:
-            return self._inputs.total / (self.size_bytes or 1)
+        """Tokens of a prompt for each byte of its request, in the sample."""
         size_bytes = sum(each.size_bytes for each in self._sample)
         return sum(each.input_tokens for each in self._sample) / (size_bytes or 1)
 
@@ -188,5 +177,5 @@ class TokenTally:
         if n < 2:
             return math.inf
         squares = ((each.input_tokens - ratio * each.size_bytes) ** 2 for each in self._sample)
-        variance = sum(squares) / (n - 1)
+        variance = math.fsum(squares) / (n - 1)  # exact: it depends on no order
         return _CONFIDENCE * self.count * math.sqrt((1.0 - n / self.count) / n * variance)
