@@ -28,8 +28,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
@@ -158,8 +158,8 @@ class Outages:
         with self._lock:
             if bucket not in self.paused:
                 return False
-            host = urlsplit(bucket.url).netloc
-            self.paused = {each for each in self.paused if urlsplit(each.url).netloc != host}
+            host = host_of(bucket.url)
+            self.paused = {each for each in self.paused if host_of(each.url) != host}
             return True
 
     def rounds(self, bucket: TokenBucket) -> int:
