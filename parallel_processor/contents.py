@@ -48,6 +48,7 @@ def response_tier(response: Any) -> str | None:
         return None
     places = [response.get("service_tier"), response.get("serviceTier")]
     places += [usage.get("service_tier") for usage in mappings([response.get("usage")])]
+    places += [usage.get("trafficType") for usage in mappings([response.get("usageMetadata")])]
     for place in places:
         name = place.get("type") if isinstance(place, Mapping) else place
         if isinstance(name, str) and name:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from parallel_processor.contents import response_tier
 from parallel_processor.models import MODEL_PLACE, Endpoint
 
 _SECOND_S, _MINUTE_S, _DAY_S = 1.0, 60.0, 86_400.0
@@ -361,14 +362,5 @@ def answered_tier(headers: Mapping[str, str], data: Any) -> str:
 
     ``headers`` have names in lower case, ``data`` is the answer. Empty if the answer doesn't say.
     """
-    places: list[Any] = [headers.get("x-gemini-service-tier")]
-    if isinstance(data, Mapping):
-        usage, google = data.get("usage"), data.get("usageMetadata")
-        places += [data.get("service_tier"), data.get("serviceTier")]
-        places += [usage.get("service_tier")] if isinstance(usage, Mapping) else []
-        places += [google.get("trafficType")] if isinstance(google, Mapping) else []
-    for place in places:
-        word = place.get("type") if isinstance(place, Mapping) else place
-        if isinstance(word, str) and word:
-            return _ANSWERED_TIERS.get(word.lower(), word.lower())
-    return ""
+    word = (headers.get("x-gemini-service-tier") or response_tier(data) or "").lower()
+    return _ANSWERED_TIERS.get(word, word)
