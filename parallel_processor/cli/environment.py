@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from parallel_processor.cli.headers import read_headers, read_query
 from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.credentials.key_text import read_key, read_key_file
 from parallel_processor.credentials.keyring import KeyLike, hosts_of
@@ -118,14 +117,17 @@ def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
     return [(host, name) for host, _, name in pairs]
 
 
-def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
-    """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host."""
+def find_keys_by_host(flags: argparse.Namespace, made: Settings) -> Mapping[str, str]:
+    """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host.
+
+    ``made`` are the settings that ``flags`` ask for.
+    """
     found = {}
     for host in (*(flags.allow_host or ()), *fallback_hosts(flags)):
         if key := _in_environment(known_here(host)):
             found[host] = key
     for url in _replicas_without_place(flags):
-        found |= _replica_key(flags, url)
+        found |= _replica_key(flags, made, url)
     for host, name in key_places(flags):
         if not (key := _in_environment([name])):
             raise ConfigurationError(f"--api_key_for {host}: the variable {name} is not set")
@@ -158,7 +160,7 @@ def replica_variables(flags: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
+def _replica_key(flags: argparse.Namespace, made: Settings, url: str) -> Mapping[str, str]:
     """The key for a further URL of the same models, by its host: no variable is for another provider.
 
     A key that was typed is for all of them. An empty one keeps the key of ``--request_url`` away.
@@ -169,7 +171,9 @@ def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
     if key := _in_environment(variables):
         return {_netloc(url): key}
     own = flags.request_url
-    if needs_key(url) and (not _has_login(flags) or _in_environment(own_variables(flags, own))):
+    if needs_key(url) and (
+        not _has_login(flags, made) or _in_environment(own_variables(flags, own))
+    ):
         names = " or ".join(variables) or "a variable"
         raise ConfigurationError(
             f"{shown_url(url)} needs a key: set {names}, or give --api_key_for HOST=VARIABLE"
@@ -177,9 +181,9 @@ def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
     return {_netloc(url): ""}
 
 
-def _has_login(flags: argparse.Namespace) -> bool:
+def _has_login(flags: argparse.Namespace, made: Settings) -> bool:
     """True if what is sent to all servers proves who sends: a login, or a header or parameter."""
-    given = [*read_headers(flags.header), *read_query(flags.query)]
+    given = [*made.get("headers", ()), *made.get("query", ())]
     return without_login(flags.request_url)[1] is not None or any(map(is_secret_name, given))
 
 

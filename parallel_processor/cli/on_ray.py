@@ -76,7 +76,7 @@ def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
 def _job(flags: argparse.Namespace, made: Settings) -> OnRay:
     key = KeySource()
     if flags.address is None:
-        made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags)
+        made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags, made)
     else:
         key = _key_source(flags)
     return OnRay(
