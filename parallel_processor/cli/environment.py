@@ -77,7 +77,7 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
     given = [*made.get("headers", ()), *made.get("query", ())]
     if without_login(url)[1] is not None or _AUTH_HEADERS & {name.lower() for name in given}:
         return None
-    if key := _in_environment(variables := own_variables(flags, url)):
+    if key := _in_environment(variables := _own_variables(flags, url)):
         return key
     has_own = any(host_of(url) in hosts_of(host) for host, _ in key_places(flags))
     if needs_key(url) and not has_own and not any(map(is_secret_name, given)):
@@ -92,7 +92,7 @@ def _typed(flags: argparse.Namespace) -> list[str]:
     return [n for n in ("api_key", "api_key_file", "api_key_command") if getattr(flags, n)]
 
 
-def own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
+def _own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
     """The variables that may hold the key for the request URL, the likeliest first."""
     known = key_variables_of(url)
     base = os.environ.get(URL_VARIABLE, "").strip()
@@ -152,12 +152,17 @@ def _replicas_without_place(flags: argparse.Namespace) -> list[str]:
 
 def replica_variables(flags: argparse.Namespace) -> dict[str, str]:
     """The variables that have the keys for them on a cluster, by host; empty for one that gets no key."""
-    found = {}
-    for url in () if _typed(flags) else _replicas_without_place(flags):
-        names = own_variables(flags, url)
-        here = [name for name in names if os.environ.get(name)]
-        found[_netloc(url)] = next(iter(here or (names if needs_key(url) else ())), "")
-    return found
+    urls = () if _typed(flags) else _replicas_without_place(flags)
+    return {_netloc(url): key_variable(flags, url) for url in urls}
+
+
+def key_variable(flags: argparse.Namespace, url: str) -> str:
+    """The variable that has the key for ``url`` on a cluster; empty if it gets none.
+
+    One that is set here comes first.
+    """
+    names = _own_variables(flags, url)
+    return next(iter(_set_here(names) or (names if needs_key(url) else ())), "")
 
 
 def _replica_key(flags: argparse.Namespace, made: Settings, url: str) -> Mapping[str, str]:
@@ -167,12 +172,12 @@ def _replica_key(flags: argparse.Namespace, made: Settings, url: str) -> Mapping
     """
     if _typed(flags):
         return {}
-    variables = own_variables(flags, url)
+    variables = _own_variables(flags, url)
     if key := _in_environment(variables):
         return {_netloc(url): key}
     own = flags.request_url
     if needs_key(url) and (
-        not _has_login(flags, made) or _in_environment(own_variables(flags, own))
+        not _has_login(flags, made) or _in_environment(_own_variables(flags, own))
     ):
         names = " or ".join(variables) or "a variable"
         raise ConfigurationError(
@@ -192,7 +197,12 @@ def known_here(host: str) -> tuple[str, ...]:
     url = f"https://{host}"
     # Nobody has typed that an unknown host gets OpenAI's.
     names = key_variables_of(url) if provider_of(url).name else ()
-    return tuple(name for name in names if os.environ.get(name))[:1]
+    return _set_here(names)[:1]
+
+
+def _set_here(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the variables that hold anything."""
+    return tuple(name for name in names if os.environ.get(name, "").strip())
 
 
 def _in_environment(names: Iterable[str]) -> str:

@@ -206,9 +206,8 @@ def test_on_a_cluster_no_variable_is_for_another_provider(monkeypatch: pytest.Mo
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for name in ("MISTRAL_API_KEY", "XAI_API_KEY", "TEAM"):
         monkeypatch.setenv(name, name)
-    source = _key_source(
-        build_ray_parser().parse([*words, "--fallback_url", "https://api.x.ai/v1"])
-    )
+    flags = build_ray_parser().parse([*words, "--fallback_url", "https://api.x.ai/v1"])
+    source = _key_source(flags, flags.request_url)
     assert source.variable == "MISTRAL_API_KEY"
     wanted = {"api.groq.com": "GROQ_API_KEY", "127.0.0.1:1": "", "h.example": "TEAM"}
     assert source.host_variables == {**wanted, "api.x.ai": "XAI_API_KEY"}
@@ -219,6 +218,41 @@ def test_on_a_cluster_no_variable_is_for_another_provider(monkeypatch: pytest.Mo
         **source.complete({"request_url": "https://api.mistral.ai/v1/x", "replica_urls": replicas})
     ).keyring
     assert [keyring.keys(url) for url in replicas] == [("groq",), (), ("TEAM",)]
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://127.0.0.1:1/v1/x", ""),  # which needs none
+        ("https://r.openai.azure.com/v1/x", "AZURE_API_KEY"),
+        ("https://h.example/v1/x", "OPENAI_API_KEY"),  # which the nodes may have
+    ],
+)
+def test_on_a_cluster_an_empty_variable_has_no_key(
+    monkeypatch: pytest.MonkeyPatch, url: str, found: str
+) -> None:
+    """Nor one of spaces: it is as if it were not set."""
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", " ")
+    monkeypatch.setenv("AZURE_API_KEY", "key")
+    words = ["--requests_filepath", "in.jsonl", "--address", "auto"]
+    replica = "http://127.0.0.2:1/v1/x"
+    flags = build_ray_parser().parse([*words, "--request_url", url, "--request_url", replica])
+    source = _key_source(flags, flags.request_url)
+    assert (source.variable, source.host_variables) == (found, {"127.0.0.2:1": ""})
+
+
+def test_the_base_url_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by run-on-ray, which has to know who the server is to find its key."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example/v1")
+    given = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": "a"}])
+    words = ["--requests_filepath", str(given), "--address", "auto", "--header", "X-Key: secret"]
+    assert main(["run-on-ray", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("--request_url is not given") == 1
+    assert "would be visible to everybody who can see the cluster" in said
 
 
 def test_a_login_in_a_fallback_url_is_not_shown(
