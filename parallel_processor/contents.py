@@ -105,7 +105,7 @@ def _vector(value: Any) -> list[float] | None:
         return None
 
 
-_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")
+_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
 
 
 def response_usage(response: Any) -> Mapping[str, Any] | None:
@@ -113,7 +113,7 @@ def response_usage(response: Any) -> Mapping[str, Any] | None:
     if not isinstance(response, Mapping):
         return None
     for name in ("usage", "usageMetadata", "meta", "meta_info"):  # Cohere's, SGLang's
-        if isinstance(usage := response.get(name), Mapping):
+        if isinstance(usage := response.get(name), Mapping) and usage:
             return usage
     counts = {name: response[name] for name in _OLLAMA_COUNTS if name in response}
     return counts or None

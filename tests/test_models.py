@@ -118,6 +118,8 @@ def test_usage_is_the_servers_own_object() -> None:
     """As it stands in the answer."""
     assert response_usage({"usage": {"input_tokens": 3}}) == {"input_tokens": 3}
     assert response_usage({"usage": 3}) is None
+    assert response_usage({"usage": {}}) is None
+    assert response_usage({"usage": {}, "meta_info": {"completion_tokens": 3}}) is not None
     assert response_usage({"usageMetadata": {"totalTokenCount": 3}}) == {"totalTokenCount": 3}
     assert response_usage({"done": True, "eval_count": 3}) == {"eval_count": 3}
     assert response_usage({"meta": {"billed_units": {}}}) == {"billed_units": {}}
