@@ -26,14 +26,13 @@ from parallel_processor.options import (
     shown_url,
     without_login,
 )
-from parallel_processor.providers.dialects import key_variables_of, provider_of
+from parallel_processor.providers.dialects import KEY_HEADERS, key_variables_of, provider_of
 from parallel_processor.providers.endpoints import needs_key
 
 _log = logging.getLogger("parallel_processor")
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The variable that has the key for the host of an unknown provider, if no flag names one."""
 URL_VARIABLE = "OPENAI_BASE_URL"
-_AUTH_HEADERS = {"authorization", "api-key", "x-api-key", "x-goog-api-key"}
 
 
 def find_url(flags: argparse.Namespace) -> str:
@@ -75,7 +74,7 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
     if key := read_key(flags.api_key or "", "--api_key"):
         return key
     given = [*made.get("headers", ()), *made.get("query", ())]
-    if without_login(url)[1] is not None or _AUTH_HEADERS & {name.lower() for name in given}:
+    if without_login(url)[1] is not None or KEY_HEADERS & {name.lower() for name in given}:
         return None
     if key := _in_environment(variables := _own_variables(flags, url)):
         return key

@@ -228,10 +228,10 @@ def check_url(options: Options) -> None:
 def lacking_members(body: Mapping[str, Any], url: str) -> str:
     """The members of which ``body`` must have one for ``url``, but has none; empty if it may be a request.
 
-    Only on hosts whose API is known: elsewhere a server may take anything.
+    Only on hosts that are known to refuse it: elsewhere a server may take anything.
     """
     needed = _NEEDED.get(endpoint_of(url), frozenset())
-    if not needed.isdisjoint(body) or provider_of(url).name not in ("OpenAI", "Anthropic"):
+    if not needed.isdisjoint(body) or not provider_of(url).is_strict:
         return ""
     return " or ".join(sorted(needed))
 

@@ -20,7 +20,7 @@ from parallel_processor.cli.main import main
 from parallel_processor.cli.on_ray import _key_source
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options
-from parallel_processor.providers.dialects import PROVIDERS
+from parallel_processor.providers.dialects import PROVIDERS, Provider, auth_of
 
 VARIABLES = {name for row in PROVIDERS for name in row.keys} | {"OPENAI_API_KEY"}
 CHAT = "/v1/chat/completions"
@@ -305,6 +305,18 @@ def test_a_header_with_a_key_is_a_key() -> None:
     assert key_of(*url, "--query", "code=x") is None
     with pytest.raises(ConfigurationError, match="needs a key"):
         key_of(*url, "--header", "X-Team: x")
+
+
+@pytest.mark.parametrize("row", [row for row in PROVIDERS if row.keys], ids=lambda row: row.name)
+def test_a_typed_header_takes_the_place_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch, row: Provider
+) -> None:
+    """The one in which the provider's key goes; beside another one the key is sent."""
+    monkeypatch.setenv(row.keys[0], "key")
+    url = next((url for url in row.urls if "://localhost" not in url), f"https://{row.hosts[0]}/x")
+    words = ("--request_url", url, "--header")
+    assert key_of(*words, f"{auth_of(url).header}: typed") is None
+    assert key_of(*words, "X-Team: blue") == "key"
 
 
 @pytest.mark.parametrize(
