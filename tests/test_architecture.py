@@ -134,7 +134,7 @@ PLAIN_LOCK_MAKERS = {
     "credentials.rotating_key",  # the main thread, which gets the interrupts, waits nowhere in it
 }
 ENVIRONMENT_READERS = {
-    *("cli.main", "cli.environment", "cli.on_ray"),
+    *("cli.main", "cli.environment"),
     "cluster.job",  # the key, where a worker runs
     "cluster.ray_engine",  # Ray takes its settings from there
 }
