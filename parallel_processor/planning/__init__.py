@@ -1,0 +1,6 @@
+"""Planning: what a job will take, how it gets cheaper, and how it stays within a budget.
+
+Names that cross the border (module, names):
+
+    duplicates  Duplicates
+"""
