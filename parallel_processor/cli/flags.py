@@ -144,7 +144,8 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("max_output_tokens_per_minute", "limits.output_tokens_per_minute", "N",
               "limit on output tokens alone, for accounts that have one", default_text="none"),
         Flag("limits", "limits_by_model", "FILE",
-              'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}'),
+              'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}; it is '
+              "read again when it changes, so that a run follows it"),
         Flag("limiter", "limiter", "URL",
               "the Redis or Valkey server that holds these limits for all processes and hosts that name "
               "it (redis://HOST:PORT/DB, rediss://, unix://)", default_text="they hold for this process"),

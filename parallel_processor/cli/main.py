@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 from parallel_processor.cli.batch import from_batch, to_batch
 from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
@@ -21,6 +22,7 @@ from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import find_ca_bundle, find_key, find_keys_by_host, find_url
 from parallel_processor.cli.flags import build_parser, settings, table_arguments, with_flag_names
+from parallel_processor.cli.limits_file import watched
 from parallel_processor.cli.parser import COMMANDS, PROGRAM
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
@@ -213,6 +215,7 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
             on_second=lambda name: _cancel(processor, name),
         ) as watcher,
         serve_metrics(processor, *flags.metrics_port) if flags.metrics_port else nullcontext(),
+        watched(Path(flags.limits), processor) if flags.limits else nullcontext(),
     ):
         if watcher.number:  # it came before there was anything to stop
             return 128 + watcher.number

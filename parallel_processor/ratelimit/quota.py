@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 from parallel_processor.models import WaitCause
 
@@ -90,14 +91,22 @@ class ConfiguredQuota:
         self._newest = _NONE
         self.in_window = sum(self._counted(slot[1], slot) for slot in self.window)
 
-    def inherit(self, other: ConfiguredQuota, now: float) -> None:
-        """Count what was admitted under ``other``, whose requests are admitted here from now on."""
-        other.advance(now)
-        share = self.limit / other.limit if self.limit < other.limit else 1.0
-        self.level = min(self.level, other.level * share if share else 0.0)
-        self.window = deque(sorted([*self.window, *map(list, other.window)]))
-        self._left -= other.admitted  # it was charged there
-        self._newest = _NONE
+    def inherit(self, others: Sequence[ConfiguredQuota], now: float) -> None:
+        """Begin with what was admitted under ``others``, whose requests are admitted here from now on.
+
+        The limit before is taken to be their sum. To be called for a new quota.
+        """
+        before = sum(other.limit for other in others)
+        share = self.limit / before if self.limit < before else 1.0
+        self.level = min(self.level, share * sum(other.refilled(now) for other in others))
+        for other in others:
+            other.advance(now)
+            alike = before / other.limit
+            self.window += [
+                [last, n, first, limit * alike] for last, n, first, limit in other.window
+            ]
+            self._left -= other.admitted  # it was charged there
+        self.window = deque(sorted(self.window))
         self.in_window = sum(self._counted(slot[1], slot) for slot in self.window)
 
     def _counted(self, amount: float, slot: Slot) -> float:

@@ -80,9 +80,8 @@ class _AccountQuotas:
                 before[pattern].change(by_model[pattern], self.default, now)
             self.patterns = [(p, (new | before)[p]) for p in by_model]
             moves = [(bucket, bucket.shared_limits, self._next_of(bucket)) for bucket in buckets]
-            for last, following in {(last, following) for _, last, following in moves}:
-                if following in new.values():
-                    following.inherit(last, now)
+            for made in new.values():
+                made.inherit({last for _, last, following in moves if following is made}, now)
             for bucket, _, following in moves:
                 bucket.follow(following)
             return self.default.firsts()

@@ -128,7 +128,9 @@ class ServerRates:
 
     def search_from(self, per_s: float, name: str, window_s: float, now: float) -> None:
         """Begin a search at ``per_s``, whose answer others have found."""
-        self._quota(name, window_s, now).probe.search_from(per_s)
+        quota = self._quota(name, window_s, now)
+        quota.probe.search_from(per_s)
+        quota.level = min(quota.level, quota.capacity(per_s))
 
     def give_up(self) -> None:
         """Take back all cuts: the rate isn't the reason of the rejections."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
@@ -99,10 +99,16 @@ class SharedLimits:
         """Have ``limits`` from now on. The buckets follow with :meth:`TokenBucket.follow`."""
         self._have(limits, under, now)
 
-    def inherit(self, other: SharedLimits, now: float) -> None:
-        """Count what was admitted under ``other``, whose models come under these limits."""
-        for name in self._own.keys() & other._own.keys():
-            self._own[name].inherit(other._own[name], now)
+    def inherit(self, others: Collection[SharedLimits], now: float) -> None:
+        """Begin with what was admitted under ``others``, whose models come under these new limits.
+
+        What was unlimited leaves the whole limit.
+        """
+        for name, quota in self._own.items():
+            known = [other._own[name] for other in others if name in other._own]
+            is_limited = len(known) == len(others) and all(each.limit < math.inf for each in known)
+            if is_limited and quota.is_full(now):  # another processor may use it
+                quota.inherit(known, now)
 
     def adopt(self, url: str, model: str, state: BucketState) -> None:
         """Know ``state`` as that of the bucket of ``model`` at ``url``. Only a subclass needs it."""
