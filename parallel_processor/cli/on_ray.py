@@ -7,7 +7,7 @@ import logging
 from contextlib import nullcontext
 from pathlib import Path
 
-from parallel_processor.cli.ending import exit_code, tell
+from parallel_processor.cli.ending import Ending, exit_code, tell
 from parallel_processor.cli.environment import (
     KEY_VARIABLE,
     fallback_hosts,
@@ -39,8 +39,8 @@ _PACKED = (".gz", ".zst")
 _log = logging.getLogger("parallel_processor")
 
 
-def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
-    """Run the job; gives the exit code."""
+def process_on_ray(flags: argparse.Namespace, made: Settings) -> Ending:
+    """Run the job."""
     _check_requests(flags.requests_filepath)
     for path in filter(None, (flags.save_filepath, flags.errors_filepath)):
         _check_folder(path)
@@ -60,14 +60,15 @@ def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
                 if isinstance(raised, InputFileError):
                     raise
                 _log.error("%s", raised)
-                return 2
+                return Ending(2, str(raised))
             error, summary = raised, raised.summary
         failures = (
             f", failures in those of {flags.errors_filepath}" if flags.errors_filepath else ""
         )
         tell(summary, error, flags, f"results are in the parts of {job.folder}{failures}")
         code = exit_code(summary, error, watcher.number)
-        return code or int(bool(getattr(summary, "blocks_set_aside", ())))
+        code = code or int(bool(getattr(summary, "blocks_set_aside", ())))
+        return Ending(code, str(error or ""), summary, str(job.folder))
 
 
 def _job(flags: argparse.Namespace, made: Settings) -> OnRay:

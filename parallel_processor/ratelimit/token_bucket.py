@@ -123,6 +123,13 @@ class TokenBucket:
         with self._lock:
             self.shared_limits.adopt(self.url, self._name, self._state)
 
+    def follow(self, shared_limits: SharedLimits) -> None:
+        """Be under ``shared_limits``, of the same account, as they are now. Caller holds its lock."""
+        self.shared_limits = shared_limits
+        limits, charged = shared_limits.limits, shared_limits.charged
+        self._state.follow(limits, charged, shared_limits.minute_count, self._clock())
+        shared_limits.adopt(self.url, self._name, self._state)
+
     # Before an attempt.
 
     def enqueue(self, reservation: Reservation) -> bool:
