@@ -78,9 +78,6 @@ class Pack(Request):
 
     inputs: tuple[Input, ...] = field(repr=False)
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
     @property
     def weights(self) -> list[int]:
         """The tokens of each member."""
@@ -122,7 +119,7 @@ def _are_tokens(value: Any) -> bool:
 
 
 def join(inputs: Sequence[Input]) -> Request:
-    """The pack of ``inputs``, which go together; of a single one, its request as it is."""
+    """The pack of ``inputs``, which go together; of a single one, its request as it was read."""
     first = inputs[0].request
     if len(inputs) == 1:
         return first
@@ -164,7 +161,7 @@ def take_apart(pack: Pack, response: Response) -> list[Part] | None:
     The value of an answer is taken apart like its text, if it is there.
     """
     text, data = response.body.decode(), response.data
-    count, form = len(pack), pack.inputs[0].form
+    count, form = len(pack.inputs), pack.inputs[0].form
     if text.lstrip()[:1] == "[":  # a list alone: TEI's, llama.cpp's
         rows = _rows(text, data, count)
         return rows and [Part(_answer(response, *row), None) for row in rows]
@@ -255,8 +252,8 @@ def _rows(text: str, value: Any, count: int, may_repeat: bool = False) -> list[_
         return None
     values = value if isinstance(value, list) else [None] * len(texts)
     rows = [_numbered(*row) for row in zip(texts, values, strict=True)]
-    if all(row.index is not None for row in rows):
-        rows.sort(key=lambda row: row.index)
+    if all(row.number is not None for row in rows):
+        rows.sort(key=lambda row: row.number or 0)
     made = []
     for start in range(0, len(rows), each):
         own = [row.with_index(i) for i, row in enumerate(rows[start : start + each])]
@@ -270,11 +267,11 @@ class _Numbered(NamedTuple):
     text: str
     value: Any
     parts: list[Member] | None = None
-    index: int | None = None
+    number: int | None = None
 
     def with_index(self, index: int) -> _Row:
         """The same with another index."""
-        if self.parts is None or self.index is None:
+        if self.parts is None or self.number is None:
             return _Row(self.text, self.value)
         texts = (f'"index": {index}' if each.key == "index" else each.text for each in self.parts)
         value = {**self.value, "index": index} if self.value is not None else None

@@ -10,6 +10,7 @@ documentation and from public reports. The tests try each against the simulator,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -40,6 +41,13 @@ _GOOG_API_KEY = Auth("x-goog-api-key", "")
 _JSON_WEB_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
+class MostInputs(NamedTuple):
+    """How many inputs of embeddings one request may have, and how many tokens; infinite if nobody says."""
+
+    inputs: float = math.inf
+    tokens: float = math.inf
+
+
 class Provider(NamedTuple):
     """One provider, or one kind of server."""
 
@@ -57,6 +65,7 @@ class Provider(NamedTuple):
     tiers: Mapping[str, str] = (
         _NOTHING  # its words for default, flex and priority, if they are others
     )
+    most_inputs: MostInputs = MostInputs()
     tried: str = ""  # the server of others that was asked; empty: taken from documentation alone
 
 
@@ -93,6 +102,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "https://api.openai.com/v1/images/generations",
         hosts=("openai.com",),
         keys=("OPENAI_API_KEY",),
+        most_inputs=MostInputs(2048, 300_000),
         tried=_MOCK,
     ),
     _hosted(  # with a key, or an Entra token
@@ -106,6 +116,7 @@ PROVIDERS: tuple[Provider, ...] = (
         keys=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
         auth=_API_KEY,
         windows_s=_EVERY_MINUTE,
+        most_inputs=MostInputs(2048),
         tried=_MOCK,
     ),
     _hosted(
@@ -136,6 +147,7 @@ PROVIDERS: tuple[Provider, ...] = (
         auth=None,
         charges_use=True,
         tiers={"default": "standard"},
+        most_inputs=MostInputs(100),
         tried=_MOCK,
     ),
     _hosted(  # with a token of an hour: gcloud auth print-access-token
@@ -175,6 +187,7 @@ PROVIDERS: tuple[Provider, ...] = (
         hosts=("mistral.ai",),
         keys=("MISTRAL_API_KEY",),
         charges_use=True,
+        most_inputs=MostInputs(512, 16_384),
     ),
     _hosted("DeepSeek", "https://api.deepseek.com/chat/completions", keys=("DEEPSEEK_API_KEY",)),
     _hosted("xAI", "https://api.x.ai/v1/chat/completions", keys=("XAI_API_KEY",)),
@@ -199,12 +212,14 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Cohere", "https://api.cohere.com/v2/chat", "https://api.cohere.com/v2/embed"),
         hosts=("api.cohere.com", "api.cohere.ai"),
         keys=("CO_API_KEY", "COHERE_API_KEY"),
+        most_inputs=MostInputs(96),
         tried=_MOCK,
     ),
     _hosted(
         *("Voyage", "https://api.voyageai.com/v1/embeddings"),
         hosts=("api.voyageai.com", "ai.mongodb.com"),
         keys=("VOYAGE_API_KEY",),
+        most_inputs=MostInputs(1000, 120_000),
     ),
     _hosted("Jina", "https://api.jina.ai/v1/embeddings", keys=("JINA_API_KEY",)),
     _hosted(
@@ -216,6 +231,7 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Qwen", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1/chat/completions"),
         hosts=("dashscope.aliyuncs.com", "dashscope-*.aliyuncs.com"),
         keys=("DASHSCOPE_API_KEY",),
+        most_inputs=MostInputs(10),
     ),
     _hosted(
         *("Zhipu", "https://open.bigmodel.cn/api/paas/v4/chat/completions"),
