@@ -45,8 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
-    "upstreams": {"ratelimit", "providers"},
-    "planning": {"files", "providers"},
+    "upstreams": {"workers", "ratelimit", "providers"},
+    "planning": {"tokens", "files", "providers"},
     "engine": {
         "planning",
         "workers",
@@ -73,7 +73,7 @@ TYPES_ONLY = {
     ("exceptions", "report"),  # exceptions carry a summary
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
     ("workers", "upstreams"),  # or with that of a group of buckets
-    ("upstreams", "workers"),  # a group is told which request it is for
+    ("planning", "upstreams"),  # a pack is for what its requests wait for
 }
 
 # Who imports a third-party package: exactly these modules.
@@ -116,7 +116,8 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
-    *("engine.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
+    "planning.packer",
+    *("upstreams.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),

@@ -40,6 +40,7 @@ exit codes:
   143  terminated by SIGTERM"""
 
 
+_count = reader(lambda text: text if text == "auto" else int(text), "a whole number or auto")
 _limit = reader(lambda text: text if text == "auto" else float(text), "a number, inf or auto")
 
 
@@ -199,6 +200,9 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               "processes to spread the workers over, 1 to 64, for a server without limits that one "
               "core can't keep up with"),
         Flag("dedupe", "dedupe", "", "send equal requests once, and record the answer for each"),
+        Flag("pack_inputs", "pack_inputs", "N|auto",
+              "send the inputs of N embeddings, moderations or completions as one request; auto for as "
+              "many as the limits make useful", default_text="one input a request", read=_count),
     ),
     "output": (
         Flag("logging_level", "", "N",

@@ -10,7 +10,6 @@ from functools import partial
 
 from parallel_processor.engine.credits import WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import MakeSink, Recorded, Sink
-from parallel_processor.engine.lanes import check_lanes
 from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
@@ -27,6 +26,7 @@ from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import check_lanes
 from parallel_processor.upstreams.routes import Routes
 
 _Waits = Mapping[Hashable, Mapping[WaitCause, float]]

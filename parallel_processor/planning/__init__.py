@@ -3,4 +3,7 @@
 Names that cross the border (module, names):
 
     duplicates  Duplicates
+    pack_sizes  PackSizes
+    packer      Packer
+    packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
 """

@@ -10,6 +10,7 @@ documentation and from public reports. The tests try each against the simulator,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -41,6 +42,13 @@ _GOOG_API_KEY = Auth("x-goog-api-key", "")
 _JSON_WEB_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
+class MostInputs(NamedTuple):
+    """How many inputs of embeddings one request may have, and how many tokens; infinite if nobody says."""
+
+    inputs: float = math.inf
+    tokens: float = math.inf
+
+
 class Provider(NamedTuple):
     """One provider, or one kind of server."""
 
@@ -60,6 +68,7 @@ class Provider(NamedTuple):
     )
     tier_header: str = ""  # asks for a tier in place of a member of the body; it is not sent
     is_strict: bool = False  # it refuses a body without what its endpoint needs
+    most_inputs: MostInputs = MostInputs()
     tried: str = ""  # the server of others that was asked; empty: taken from documentation alone
 
 
@@ -98,6 +107,7 @@ PROVIDERS: tuple[Provider, ...] = (
         hosts=("openai.com",),
         keys=("OPENAI_API_KEY",),
         is_strict=True,
+        most_inputs=MostInputs(2048, 300_000),
         tried=_MOCK,
     ),
     _hosted(  # with a key, or an Entra token
@@ -111,6 +121,7 @@ PROVIDERS: tuple[Provider, ...] = (
         keys=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
         auth=_API_KEY,
         windows_s=_EVERY_MINUTE,
+        most_inputs=MostInputs(2048),
         tried=_MOCK,
     ),
     _hosted(
@@ -142,6 +153,7 @@ PROVIDERS: tuple[Provider, ...] = (
         auth=None,
         charges_use=True,
         tiers=_GEMINI_TIERS,
+        most_inputs=MostInputs(100),
         tried=_MOCK,
     ),
     _hosted(  # with a token of an hour: gcloud auth print-access-token
@@ -182,6 +194,7 @@ PROVIDERS: tuple[Provider, ...] = (
         hosts=("mistral.ai",),
         keys=("MISTRAL_API_KEY",),
         charges_use=True,
+        most_inputs=MostInputs(512, 16_384),
     ),
     _hosted("DeepSeek", "https://api.deepseek.com/chat/completions", keys=("DEEPSEEK_API_KEY",)),
     _hosted("xAI", "https://api.x.ai/v1/chat/completions", keys=("XAI_API_KEY",)),
@@ -206,12 +219,14 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Cohere", "https://api.cohere.com/v2/chat", "https://api.cohere.com/v2/embed"),
         hosts=("api.cohere.com", "api.cohere.ai"),
         keys=("CO_API_KEY", "COHERE_API_KEY"),
+        most_inputs=MostInputs(96),
         tried=_MOCK,
     ),
     _hosted(
         *("Voyage", "https://api.voyageai.com/v1/embeddings"),
         hosts=("api.voyageai.com", "ai.mongodb.com"),
         keys=("VOYAGE_API_KEY",),
+        most_inputs=MostInputs(1000, 120_000),
     ),
     _hosted("Jina", "https://api.jina.ai/v1/embeddings", keys=("JINA_API_KEY",)),
     _hosted(
@@ -223,6 +238,7 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Qwen", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1/chat/completions"),
         hosts=("dashscope.aliyuncs.com", "dashscope-*.aliyuncs.com"),
         keys=("DASHSCOPE_API_KEY",),
+        most_inputs=MostInputs(10),
     ),
     _hosted(
         *("Zhipu", "https://open.bigmodel.cn/api/paas/v4/chat/completions"),

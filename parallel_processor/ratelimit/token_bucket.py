@@ -346,6 +346,13 @@ class TokenBucket:
             or state.server.rates.limits_tokens
         )
 
+    def limit_of(self, kind: str) -> float:
+        """How many ``requests`` or ``tokens`` a minute it may send, as far as is known; infinite if any."""
+        with self._lock:
+            _, configured = self.shared_limits.levels(self._clock())
+        found = self._state.server.rates.found_limit(kind)
+        return min(configured.get(kind, math.inf), found)
+
     @property
     def has_room(self) -> bool:
         """False while as many requests are in flight as the server takes."""
