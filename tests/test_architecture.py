@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
-    "upstreams": {"ratelimit", "providers"},
+    "upstreams": {"workers", "ratelimit", "providers"},
     "planning": {"tokens", "ratelimit", "files", "providers"},
     "engine": {
         "planning",
@@ -76,7 +76,7 @@ TYPES_ONLY = {
     ("exceptions", "report"),  # exceptions carry a summary
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
     ("workers", "upstreams"),  # or with that of a group of buckets
-    ("upstreams", "workers"),  # a group is told which request it is for
+    ("planning", "upstreams"),  # a pack is for what its requests wait for
 }
 
 # Who imports a third-party package: exactly these modules.
@@ -120,7 +120,8 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
-    *("engine.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
+    "planning.packer",
+    *("upstreams.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),
@@ -138,7 +139,7 @@ PLAIN_LOCK_MAKERS = {
     "credentials.rotating_key",  # the main thread, which gets the interrupts, waits nowhere in it
 }
 ENVIRONMENT_READERS = {
-    *("cli.main", "cli.environment", "cli.on_ray"),
+    *("cli.main", "cli.environment"),
     "cluster.job",  # the key, where a worker runs
     "cluster.ray_engine",  # Ray takes its settings from there
 }

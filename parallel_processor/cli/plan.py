@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from parallel_processor.cli.console import say, show
+from parallel_processor.cli.ending import Ending
 from parallel_processor.cli.environment import find_key
 from parallel_processor.cli.flags import FLAGS, table_arguments
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
@@ -65,13 +66,14 @@ def build_plan_parser() -> FlagParser:
 def parse_plan(words: Sequence[str]) -> argparse.Namespace:
     """The flags in ``words``; ``processes`` is the run's again, ``readers`` that of the plan."""
     flags = build_plan_parser().parse(words)
+    flags.summary_json = None  # of a run
     flags.readers = flags.processes or os.cpu_count() or 1
     flags.processes = 1
     return flags
 
 
-def plan(flags: argparse.Namespace, made: Settings) -> int:
-    """Run the subcommand; gives the exit code."""
+def plan(flags: argparse.Namespace, made: Settings) -> Ending:
+    """Run the subcommand."""
     # Imported here: the command itself starts sooner without.
     from parallel_processor.api import plan_file
 
@@ -95,9 +97,9 @@ def plan(flags: argparse.Namespace, made: Settings) -> int:
         )
     except ResultsFileError as error:
         say(f"{PROGRAM} plan: error: {error}")
-        return 2
+        return Ending(2, str(error))
     show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
-    return 0 if found.ok else 1
+    return Ending(0 if found.ok else 1)
 
 
 def text_of(plan: Plan) -> str:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from parallel_processor.engine.credits import WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import MakeSink, Recorded, Sink
-from parallel_processor.engine.lanes import check_lanes
 from parallel_processor.engine.run import Run
 from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
 from parallel_processor.models import Outcome, Request, WaitCause
-from parallel_processor.options import Options
+from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
+from parallel_processor.report.limit_news import tell_changed
 from parallel_processor.report.progress import Progress
 from parallel_processor.report.snapshot import Snapshot, added, scaled
 from parallel_processor.report.summary import Stats, Summary
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import check_lanes
 from parallel_processor.upstreams.routes import Routes
 
 _Waits = Mapping[Hashable, Mapping[WaitCause, float]]
@@ -161,6 +163,20 @@ class Account:
             self.stops, self._last_stop = self.stops + 1, stop
         for run in self.runs():
             stop(run)
+
+    def set_limits(
+        self, limits: Limits | None, limits_by_model: Mapping[str, Limits] | None
+    ) -> Options:
+        """Have these limits from now on, those that are given; the settings with them."""
+        given = {"limits": limits, "limits_by_model": limits_by_model}
+        with self._lock:
+            before = self._options
+            changes = {name: value for name, value in given.items() if value is not None}
+            self._options = replace(before, **changes)  # type: ignore[arg-type]
+            self.buckets.change_limits(self._options)
+            options = self._options
+        tell_changed(before, options)
+        return options
 
     def runs(self) -> list[Run]:
         """The runs that are not over."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.models import WaitCause
+from parallel_processor.workers.pending import PendingRequest
 
 LOOK_AHEAD = 4096
 READ_AHEAD = 256
@@ -118,6 +119,15 @@ class Credits:
         self.held_bytes -= size_bytes
         self.is_heavy = self._weighs_too_much()
         return was_heavy and not self.is_heavy
+
+    def add(self, pending: PendingRequest, due_at: float) -> bool:
+        """Queue a request that another one came apart into; false if it must be dropped."""
+        if self._queues.is_closed:
+            self.held += pending.retry_state is not None  # else it will have no outcome
+            return False
+        self.held += 1
+        self._queues.add_again(pending, due_at)
+        return True
 
     @property
     def careful_s(self) -> float:

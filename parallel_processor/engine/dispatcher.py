@@ -82,9 +82,8 @@ class Dispatcher:
         self.error: BaseException | None = None
         self.waker = queues.wake
         self._start, self._flush, self._drop = start, flush, drop
-        self._on_room, self._activity = on_room, activity
-        self._counters, self._wait_times = counters, wait_times
-        self._count, self._is_wanted = count, is_wanted
+        self._on_room, self._activity, self._counters = on_room, activity, counters
+        self._wait_times, self._count, self._is_wanted = wait_times, count, is_wanted
         self._stop, self._clock = stop, clock
         self._lock = InterruptSafeLock()  # guards the fields below
         self._queues = queues
@@ -204,11 +203,21 @@ class Dispatcher:
             self._on_room()
         return admitted
 
-    def recorded(self, count: int, size_bytes: int = 0) -> None:
-        """So many outcomes, of so many bytes, are on record, or never will be."""
-        credits = self.credits
+    def add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
+        """Queue a request that one in flight came apart into, besides the one that ends."""
         with self._lock:
-            if credits.record(count, size_bytes):
+            is_added = self.credits.add(pending, self._clock() + retry_in_s)
+            self._wake()
+        if not is_added:
+            self._drop(pending)
+
+    def recorded(self, count: int, size_bytes: int = 0) -> None:
+        """So many outcomes, of so many bytes, are on record, or never will be.
+
+        With a negative ``count``, a request in flight has so many outcomes more than one.
+        """
+        with self._lock:
+            if self.credits.record(count, size_bytes):
                 self._wake()
             wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
@@ -222,9 +231,10 @@ class Dispatcher:
             is_wanted = not is_first or self._is_wanted is None or self._is_wanted(pending.request)
             if is_wanted and self._stop.cause is None:
                 if _log.isEnabledFor(logging.DEBUG):
-                    number, attempt = pending.request.number, pending.failed_attempts + 1
-                    text, extra = "request %d: attempt %d", {"request_number": number}
-                    _log.debug(text, number, attempt, extra=extra)
+                    number, extra = (it := pending.request.number), {"request_number": it}
+                    _log.debug(
+                        "request %d: attempt %d", number, pending.failed_attempts + 1, extra=extra
+                    )
                 self._counters.sent(int(reservation.costs[1]), first=is_first)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging

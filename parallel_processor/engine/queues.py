@@ -15,12 +15,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable
 
-from parallel_processor.engine.lanes import Lanes
 from parallel_processor.models import Estimate, WaitCause
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup, share_wait
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
@@ -236,6 +236,10 @@ class RequestQueues:
     def _put_last(self, pending: PendingRequest) -> None:
         self._queue_of(pending.group).append(pending)
         self._queued += 1
+
+    def is_waiting(self, bucket: AnyBucket) -> bool:
+        """True if any wait for ``bucket``, as far as can be seen. Any thread may ask."""
+        return bucket in self._queues or len(self.inbox) > 0
 
     def is_crowded(self, bucket: AnyBucket) -> bool:
         """True if many wait for ``bucket``: more than it has in flight. Any thread may ask."""

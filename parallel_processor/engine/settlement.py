@@ -13,16 +13,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.engine.lanes import Lanes
-from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
+from parallel_processor.engine.outcomes import (
+    UNANSWERED,
+    Settled,
+    outcome_of,
+    unanswered,
+    validated,
+)
 from parallel_processor.engine.rejections import Rejections, is_timeout
 from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s, without_charge
 from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, has_others, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
-from parallel_processor.models import Attempt, AttemptStatus, Outcome
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
@@ -32,6 +36,7 @@ from parallel_processor.report.repeats import RepeatedWarnings
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.upstreams.failover import Failover
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.outage import Judgement, Outages, Verdict
 from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.upstreams.routes import Routes
@@ -44,26 +49,14 @@ _STOPPED = AttemptStatus.STOPPED
 _OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 
 
-class Settled(NamedTuple):
-    """What follows an attempt.
-
-    Attributes:
-        outcome: the request's outcome; ``None`` if it is to be sent again.
-        retry_in_s: seconds until it may be sent again.
-        made_room: true if the bucket may admit a waiting request earlier than it said.
-    """
-
-    outcome: Outcome | None
-    retry_in_s: float = 0.0
-    made_room: bool = False
-
-
 class Settlement:
     """Settles the attempts of one run. Any thread may call it.
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
     a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
-    requests are not to be sent any more, once it is in ``left_out``.
+    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, another
+    one asks the user's ``validate``. ``divide`` is called with each request that failed for good; it returns
+    true if that became another one, which is to be sent.
     """
 
     def __init__(
@@ -80,12 +73,15 @@ class Settlement:
         routes: Routes,
         lanes: Lanes | None = None,
         is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
+        validates: bool = True,
+        divide: Callable[[PendingRequest, Attempt], bool] | None = None,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
         self._left_out, self._on_left_out = left_out, on_left_out
         self._lanes = None if lanes is None or lanes.is_plain else lanes
-        self._is_crowded = is_crowded
+        self._is_crowded, self._divide = is_crowded, divide
+        self._validate = options.validate if validates else None
         self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
         self._routes, self._has_other_hosts = routes, has_others(options)
@@ -130,10 +126,10 @@ class Settlement:
         release = self._charge(pending, reservation, attempt)
         if release.limit_changes:
             self._limit_news.tell(pending.bucket, release.limit_changes)
-        if attempt.status is _ANSWERED and self._options.validate is not None:
-            attempt = validated(attempt, self._options.validate)
+        if attempt.status is _ANSWERED and self._validate is not None:
+            attempt = validated(attempt, self._validate)
             if attempt.status is _ANSWERED:
-                self._equal_failures.works(pending.group)
+                self.works(pending.group)
         if attempt.status is _ANSWERED:
             self._has_answer = True
             if self._outages.paused and self._outages.is_back(pending.bucket):
@@ -143,17 +139,35 @@ class Settlement:
             if self._lanes is not None:
                 attempt = self._lanes.with_lane(pending, attempt)
         else:
-            delay_s = self._fail(pending, reservation, attempt)
-            if delay_s is None and attempt.status not in UNANSWERED:
-                self._look_for_equal_failures(pending, attempt)
-            if self._goes_on(pending, attempt, delay_s):
-                is_over = self._stop.cause is not None or pending.group in self._left_out
-                return Settled(unanswered(pending) if is_over else None, 0.0, release.made_room)
-            if delay_s is not None:
-                if self._stop.cause is not None or pending.group in self._left_out:
-                    return Settled(unanswered(pending), 0.0, release.made_room)
-                return Settled(None, delay_s, release.made_room)
+            return self.failed(pending, reservation, attempt, made_room=release.made_room)
         return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
+
+    def failed(
+        self,
+        pending: PendingRequest,
+        reservation: Reservation,
+        attempt: Attempt,
+        *,
+        made_room: bool,
+    ) -> Settled:
+        """Decide what follows an attempt that is no answer, and was charged."""
+        delay_s = self._fail(pending, reservation, attempt)
+        if delay_s is None and attempt.status not in UNANSWERED:
+            if self._divide is not None and self._divide(pending, attempt):
+                return Settled(None, 0.0, made_room)
+            self._look_for_equal_failures(pending, attempt)
+        if self._goes_on(pending, attempt, delay_s):
+            is_over = self._stop.cause is not None or pending.group in self._left_out
+            return Settled(unanswered(pending) if is_over else None, 0.0, made_room)
+        if delay_s is not None:
+            if self._stop.cause is not None or pending.group in self._left_out:
+                return Settled(unanswered(pending), 0.0, made_room)
+            return Settled(None, delay_s, made_room)
+        return Settled(outcome_of(pending, attempt), 0.0, made_room)
+
+    def works(self, group: AnyBucket) -> None:
+        """An answer of ``group`` was accepted: none of its failures is a wrong set-up."""
+        self._equal_failures.works(group)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""

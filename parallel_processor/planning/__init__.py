@@ -3,6 +3,9 @@
 Names that cross the border (module, names):
 
     duplicates  Duplicates
+    pack_sizes  PackSizes
+    packer      Packer
+    packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
     plan        Findings, GroupPlan, Plan
     job.spread  Spread
 """

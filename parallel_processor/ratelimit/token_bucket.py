@@ -123,6 +123,13 @@ class TokenBucket:
         with self._lock:
             self.shared_limits.adopt(self.url, self._name, self._state)
 
+    def follow(self, shared_limits: SharedLimits) -> None:
+        """Be under ``shared_limits``, of the same account, as they are now. Caller holds its lock."""
+        self.shared_limits = shared_limits
+        limits, charged = shared_limits.limits, shared_limits.charged
+        self._state.follow(limits, charged, shared_limits.minute_count, self._clock())
+        shared_limits.adopt(self.url, self._name, self._state)
+
     # Before an attempt.
 
     def enqueue(self, reservation: Reservation) -> bool:
@@ -338,6 +345,13 @@ class TokenBucket:
             or not state.answered
             or state.server.rates.limits_tokens
         )
+
+    def limit_of(self, kind: str) -> float:
+        """How many ``requests`` or ``tokens`` a minute it may send, as far as is known; infinite if any."""
+        with self._lock:
+            _, configured = self.shared_limits.levels(self._clock())
+        found = self._state.server.rates.found_limit(kind)
+        return min(configured.get(kind, math.inf), found)
 
     @property
     def has_room(self) -> bool:

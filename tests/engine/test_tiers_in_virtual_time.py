@@ -15,7 +15,6 @@ from functools import partial
 import pytest
 from virtual import World, make_response
 
-from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut
@@ -29,6 +28,7 @@ from parallel_processor.simulator import ModelLimits, SimulatorOptions
 from parallel_processor.simulator.limits import RateLimits
 from parallel_processor.simulator.tiers import Tiers
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest
 

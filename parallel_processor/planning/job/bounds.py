@@ -8,18 +8,15 @@ from typing import NamedTuple
 
 from parallel_processor.models import Endpoint, Upstream
 from parallel_processor.options import Limits, Options
+from parallel_processor.planning.packs import FORMS
 from parallel_processor.planning.prices import Prices
 from parallel_processor.providers.dialects import endpoint_of, provider_of
 from parallel_processor.ratelimit.registry import PLAIN, TokenBuckets
 
-# OpenAI's reference of embeddings: inputs of a request, tokens of an input, tokens of all of them.
-_OF_OPENAIS_EMBEDDINGS = {"inputs": 2_048.0, "input_tokens": 8_192.0, "all_tokens": 300_000.0}
-WITH_INPUTS = {
-    *(Endpoint.EMBEDDINGS, Endpoint.MODERATIONS, Endpoint.COMPLETIONS, Endpoint.COHERE_EMBED),
-    *(Endpoint.OLLAMA_EMBED, Endpoint.TEI_EMBED),
-}
-"""Endpoints that take several inputs in a request."""
 _OPENAIS = {"OpenAI", "Azure OpenAI"}
+_OPENAI_INPUT_TOKENS = 8_192.0  # OpenAI's reference of embeddings
+WITH_INPUTS = FORMS.keys()
+"""Endpoints that take several inputs in a request."""
 
 
 class Bounds(NamedTuple):
@@ -72,12 +69,14 @@ class KnownBounds:
         """The bounds of requests to ``url`` for ``model``."""
         limit = self._buckets.bucket(url, model, self._lane).shared_limits.tokens_per_minute
         known = (math.inf, math.inf) if self._prices is None else self._prices.context(url, model)
-        if endpoint_of(url) not in WITH_INPUTS:
+        endpoint, provider = endpoint_of(url), provider_of(url)
+        if endpoint not in WITH_INPUTS:
             return Bounds(limit, *known)
-        inputs = Bounds(limit)
-        if endpoint_of(url) is Endpoint.EMBEDDINGS and provider_of(url).name in _OPENAIS:
-            inputs = inputs._replace(**_OF_OPENAIS_EMBEDDINGS)
-        return inputs._replace(input_tokens=min(*known, inputs.input_tokens))
+        each = min(known)
+        if endpoint is Endpoint.EMBEDDINGS and provider.name in _OPENAIS:
+            each = min(each, _OPENAI_INPUT_TOKENS)
+        inputs, all_tokens = provider.most_inputs
+        return Bounds(limit, inputs=inputs, input_tokens=each, all_tokens=all_tokens)
 
 
 def first_lane(options: Options) -> Upstream:

@@ -28,7 +28,6 @@ from parallel_processor import (
     StopCause,
     read_results,
 )
-from parallel_processor.engine.lanes import Lanes, lanes_of
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.models import Estimate
@@ -39,6 +38,7 @@ from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.simulator.tiers import no_capacity
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.lanes import Lanes, lanes_of
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest
 

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import (
     MODEL_PLACE,
@@ -118,7 +117,11 @@ class Lanes:
     """
 
     def __init__(
-        self, options: Options, routes: Routes, left_out: LeftOut, clock: Callable[[], float]
+        self,
+        options: Options,
+        routes: Routes,
+        left_out: Container[AnyBucket],
+        clock: Callable[[], float],
     ) -> None:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
