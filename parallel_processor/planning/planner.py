@@ -15,6 +15,7 @@ from typing import Any
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.files.resume import find_answered
 from parallel_processor.files.sources import Source
+from parallel_processor.models import WaitCause
 from parallel_processor.options import Options, OutputFormat, shown_url
 from parallel_processor.planning.changes import (
     ALL,
@@ -141,10 +142,19 @@ class _Planner:
 
     def _as_sent(self) -> list[Load]:
         """The requests as the run sends them with its settings."""
-        loads = self._loads
-        if self._options.dedupe:
+        loads, options = self._loads, self._options
+        if options.dedupe:
             loads = scaled(loads, without_equal(self._groups, self._repeated))
+        if self._packs(loads):
+            loads = scaled(loads, packed(self._groups, options.pack_inputs or 1))
         return loads
+
+    def _packs(self, loads: Sequence[Load]) -> bool:
+        """True if inputs go together: with ``auto`` only where requests bind."""
+        asked = self._options.pack_inputs
+        if asked == "auto":
+            return self._forecast(loads, self._options).binding is WaitCause.REQUESTS
+        return asked not in (None, 1)
 
     def _forecast(self, loads: Sequence[Load], options: Options) -> Forecast:
         names = [(group.url, group.model) for group in self._groups]
@@ -167,9 +177,9 @@ class _Planner:
             found.append(
                 self._change("equal lines sent once (dedupe)", scaled(loads, shares), shares)
             )
-        if shares := packed(self._groups, PACKED):
+        if not self._packs(loads) and (shares := packed(self._groups, PACKED)):
             most = max(pack_size(group, PACKED) for group in self._groups if group.packable)
-            text = f"inputs packed, {most:,} a request (pack_inputs)"
+            text = f"up to {most:,} inputs in a request (pack_inputs {PACKED})"
             found.append(self._change(text, scaled(loads, shares)))
         for text, options in other_limits(self._options, told):
             found.append(self._change(text, loads, options=options))
