@@ -1,7 +1,7 @@
 """What a model's tokens cost, in US dollars.
 
 A price comes from the user's file (``price_file.py`` tells its forms), else from the package genai-prices,
-the extra ``cost``, whose data is in the package: nothing is fetched. The host of the URL names the provider.
+the extra ``cost``, whose data is in the package: nothing is fetched. A URL's host names the provider.
 On a host that no provider has (a gateway, a server at home) the model's name alone counts.
 
 A service tier has a price of its own where the file or the package names one. Otherwise it costs what the
