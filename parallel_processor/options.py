@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
+from parallel_processor.checks import check, check_number, check_seconds, check_whole
 from parallel_processor.credentials.checks import (
     check_auth_header,
     check_headers,
@@ -27,7 +28,6 @@ from parallel_processor.credentials.checks import (
 from parallel_processor.credentials.keyring import KeyLike, Keyring
 from parallel_processor.credentials.urls import shown_url as shown_url
 from parallel_processor.credentials.urls import without_login as without_login
-from parallel_processor.exceptions import ConfigurationError
 
 
 class DefaultUrl(str):
@@ -56,7 +56,6 @@ OutputFormat = Literal["auto", "batch", "cookbook"]
 
 SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""
-_LARGEST = 1e300
 _MOST_PROCESSES = 64
 _LEAST = {  # of the settings that are whole numbers
     "max_workers": 1,
@@ -65,32 +64,6 @@ _LEAST = {  # of the settings that are whole numbers
     "stop_after_equal_failures": 0,
     "default_output_tokens": 0,
 }
-_LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
-
-
-def _check(ok: bool, name: str, value: object, want: str) -> None:
-    if not ok:
-        raise ConfigurationError(f"{name} must be {want}, not {value!r}")
-
-
-def _check_number(name: str, value: float, *, least: float = 0.0, above: bool = True) -> None:
-    """Raise unless ``value`` is a number above ``least``, or equal to it if ``above`` is false."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise ConfigurationError(f"{name} must be a number, not {value!r}")
-    ok, words = (value > least, "above") if above else (value >= least, "at least")
-    _check(ok, name, value, f"{words} {least:g}")
-    _check(value <= _LARGEST or value == math.inf, name, value, f"at most {_LARGEST:g} or infinite")
-
-
-def _check_seconds(name: str, value: float, *, above: bool = True) -> None:
-    """Raise unless ``value`` is a time that the operating system can wait for."""
-    _check_number(name, value, above=above)
-    _check(value <= _LONGEST_S, name, value, f"at most {_LONGEST_S:,} seconds")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _check(ok, name, value, f"a whole number of at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +99,14 @@ class Limits:
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)
             if isinstance(value, str):
-                _check(value == "auto", name, value, "a number, inf or auto")
+                check(value == "auto", name, value, "a number, inf or auto")
             else:
-                _check_number(name, value)
+                check_number(name, value)
         for name in ("input_tokens_per_minute", "output_tokens_per_minute", "burst_seconds"):
-            _check_number(name, getattr(self, name))
-        _check(self.burst_seconds <= 60, "burst_seconds", self.burst_seconds, "at most 60")
-        _check_number("headroom", self.headroom, above=False)
-        _check(self.headroom <= 0.9, "headroom", self.headroom, "at most 0.9")
+            check_number(name, getattr(self, name))
+        check(self.burst_seconds <= 60, "burst_seconds", self.burst_seconds, "at most 60")
+        check_number("headroom", self.headroom, above=False)
+        check(self.headroom <= 0.9, "headroom", self.headroom, "at most 0.9")
 
     @property
     def is_auto(self) -> bool:
@@ -186,12 +159,12 @@ class RetryPolicy:
     rate_limit_deadline_s: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_whole("max_attempts", self.max_attempts, 1)
+        check_whole("max_attempts", self.max_attempts, 1)
         for name in ("backoff_initial_s", "backoff_max_s"):
-            _check_seconds(name, getattr(self, name), above=False)
+            check_seconds(name, getattr(self, name), above=False)
         if self.pause_s is not None:
-            _check_seconds("pause_s", self.pause_s, above=False)
-        _check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
+            check_seconds("pause_s", self.pause_s, above=False)
+        check_number("rate_limit_deadline_s", self.rate_limit_deadline_s, above=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,36 +269,36 @@ class Options:
         object.__setattr__(self, "request_url", url)
         object.__setattr__(self, "login", login)
         ok = self.ca_bundle is None or isinstance(self.ca_bundle, (str, os.PathLike))
-        _check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
+        check(ok and self.ca_bundle != "", "ca_bundle", self.ca_bundle, "a path, or system")
         self._keep_keys()
-        _check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
+        check(isinstance(self.limits, Limits), "limits", self.limits, "a Limits")
         ok = isinstance(self.limits_by_model, Mapping) and all(
             isinstance(pattern, str) and isinstance(limits, Limits)
             for pattern, limits in self.limits_by_model.items()
         )
-        _check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
+        check(ok, "limits_by_model", self.limits_by_model, "a Limits for each pattern")
         ok = self.account is None or (isinstance(self.account, str) and self.account != "")
-        _check(ok, "account", self.account, "a name")
+        check(ok, "account", self.account, "a name")
         check_limiter(self.limiter)
         ok = self.token_accounting in get_args(TokenAccounting)
-        _check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
-        _check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
+        check(ok, "token_accounting", self.token_accounting, "auto, reserve or usage")
+        check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         for name, least in _LEAST.items():
-            _check_whole(name, getattr(self, name), least)
-        _check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
-        _check_seconds("request_timeout_s", self.request_timeout_s)
-        _check_seconds("connect_timeout_s", self.connect_timeout_s)
-        _check_number("drain_s", self.drain_s, above=False)
-        _check_number("write_retry_s", self.write_retry_s, above=False)
-        _check_seconds("tier_patience_s", self.tier_patience_s, above=False)
+            check_whole(name, getattr(self, name), least)
+        check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
+        check_seconds("request_timeout_s", self.request_timeout_s)
+        check_seconds("connect_timeout_s", self.connect_timeout_s)
+        check_number("drain_s", self.drain_s, above=False)
+        check_number("write_retry_s", self.write_retry_s, above=False)
+        check_seconds("tier_patience_s", self.tier_patience_s, above=False)
         check_lanes(self.service_tiers, self.fallback_model, self.fallback_url)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
-            _check(function is None or callable(function), name, function, "a function")
+            check(function is None or callable(function), name, function, "a function")
 
     def _keep_keys(self) -> None:
         """Check the keys, and what is sent besides; make a function a key that is fetched."""
-        _check_number("api_key_ttl_s", self.api_key_ttl_s)
+        check_number("api_key_ttl_s", self.api_key_ttl_s)
         check_headers(self.headers)
         check_query(self.query)
         check_auth_header(self.auth_header)

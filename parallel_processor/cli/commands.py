@@ -8,16 +8,8 @@ from typing import Any, cast, get_args
 
 from parallel_processor.batches.split import MOST_BYTES, MOST_LINES
 from parallel_processor.cli.export import build_export_parser
-from parallel_processor.cli.flags import (
-    EPILOG,
-    FLAGS,
-    PROGRAM,
-    READERS,
-    ROWS,
-    TABLE_FLAGS,
-    Flag,
-    FlagParser,
-)
+from parallel_processor.cli.flags import EPILOG, FLAGS, ROWS, TABLE_FLAGS
+from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
 from parallel_processor.options import OutputFormat
 
 _VERIFY_EPILOG = """exit codes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from parallel_processor.cli.console import say, set_up_logging
-from parallel_processor.cli.flags import PROGRAM, Flag, FlagParser
+from parallel_processor.cli.parser import PROGRAM, Flag, FlagParser
 from parallel_processor.exceptions import ConfigurationError, ParallelProcessorError
 from parallel_processor.tables.export import export_results
 

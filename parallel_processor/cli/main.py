@@ -20,14 +20,8 @@ from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_ver
 from parallel_processor.cli.console import say, set_up_logging, show
 from parallel_processor.cli.ending import exit_code, tell
 from parallel_processor.cli.environment import find_ca_bundle, find_key, find_keys_by_host, find_url
-from parallel_processor.cli.flags import (
-    COMMANDS,
-    PROGRAM,
-    build_parser,
-    settings,
-    table_arguments,
-    with_flag_names,
-)
+from parallel_processor.cli.flags import build_parser, settings, table_arguments, with_flag_names
+from parallel_processor.cli.parser import COMMANDS, PROGRAM
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
     ConfigurationError,

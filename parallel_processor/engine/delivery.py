@@ -22,7 +22,7 @@ from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.workers.pending import PendingRequest
 
 if TYPE_CHECKING:
-    from parallel_processor.engine.dedupe import Duplicates
+    from parallel_processor.planning.duplicates import Duplicates
 
 _log = logging.getLogger("parallel_processor")
 
@@ -138,4 +138,4 @@ class Delivery:
 
 def make_duplicates(options: Options) -> Duplicates | None:
     """What finds equal requests, if ``options`` ask for that. Only then SQLite is imported."""
-    return load("parallel_processor.engine.dedupe").Duplicates() if options.dedupe else None
+    return load("parallel_processor.planning.duplicates").Duplicates() if options.dedupe else None

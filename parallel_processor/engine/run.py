@@ -4,8 +4,8 @@ The constructor of :class:`Run` makes the stages in the order in which a request
 
 **Threads.**
 
-* The *reader* is the thread that iterates over :meth:`Run.outcomes`: the caller's, or that of
-  ``submissions``. It waits only for ``_waker``, set for credits, an outcome and the stop.
+* The *reader* (``reader.py``) is the thread that iterates over :meth:`Run.outcomes`: the caller's, or that
+  of ``submissions``. It waits only for ``waker``, set for credits, an outcome and the stop.
 * *Workers* send. A worker that has settled an attempt takes the next admitted request from the dispatcher's
   queues itself. No request that waits occupies a worker.
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
@@ -30,25 +30,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
-from parallel_processor.engine.credits import (
-    NO_SLACK,
-    READ_AT_ONCE,
-    WRITER_SLACK,
-    Credits,
-    WriterSlack,
-)
+from parallel_processor.engine.credits import NO_SLACK, WRITER_SLACK, Credits, WriterSlack
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.lanes import Lanes
-from parallel_processor.engine.outcomes import invalid
 from parallel_processor.engine.queues import RequestQueues
+from parallel_processor.engine.reader import Reader
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
 from parallel_processor.report.counters import Counters
-from parallel_processor.report.limit_news import tell_large
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
@@ -57,9 +50,8 @@ from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
 from parallel_processor.runtime.threads import run_apart
 from parallel_processor.tokens.estimates import CostEstimator
-from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.upstreams.routes import Routes
-from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
+from parallel_processor.workers.pending import AdmittedRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
 _log = logging.getLogger("parallel_processor")
@@ -104,13 +96,11 @@ class Run:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
         self._estimator = estimator
-        self._on_begin, self._on_cancel, self._ahead = on_begin, on_cancel, ahead
+        self._on_begin, self._on_cancel = on_begin, on_cancel
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._has_begun, self._is_stopping, self._give_up_at = False, False, math.inf
+        self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
-        self._activity, self._seen = WaitCause.INPUT, set[AnyBucket]()  # what the reader does
         self._max_workers = affordable_workers(options.max_workers)
-        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
         self._lanes = Lanes(options, routes, self._left_out, clock)
@@ -122,6 +112,8 @@ class Run:
         self._settlement = self._make_settlement()
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink, slack)
+        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
+        self._reader = self._make_reader(ahead)
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
@@ -138,7 +130,7 @@ class Run:
             stop=self._stop,
             max_workers=self._max_workers,
             slack=NO_SLACK if self.yields_outcomes else slack,
-            count=self._count,
+            count=lambda pending: self._reader.count(pending),
             is_wanted=is_wanted,
             clock=self._clock,
         )
@@ -164,7 +156,7 @@ class Run:
             left_out=self._left_out,
             lanes=self._lanes,
             is_crowded=self._queues.is_crowded,
-            on_left_out=lambda group: self._leave(*self._dispatcher.remove(group)),
+            on_left_out=lambda group: self._reader.leave(*self._dispatcher.remove(group)),
             routes=self._lanes.routes,
         )
 
@@ -176,6 +168,23 @@ class Run:
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
+        )
+
+    def _make_reader(self, ahead: Callable[[], float] | None) -> Reader:
+        return Reader(
+            estimator=self._estimator,
+            lanes=self._lanes,
+            left_out=self._left_out,
+            duplicates=self._duplicates,
+            dispatcher=self._dispatcher,
+            delivery=self._delivery,
+            counters=self.counters,
+            begin=self._begin,
+            ahead=ahead,
+            is_beside=not self.yields_outcomes,
+            counts=self._options.processes > 1,
+            waker=self.waker,
+            stop=self._stop,
         )
 
     @property
@@ -210,8 +219,8 @@ class Run:
                 if not self.yields_outcomes:  # else the thread is the program's, too
                     self._pool.core.join()
                 self.displays.start()
-                yield from self._feed(requests)
-                self._activity = WaitCause.ANSWERS
+                yield from self._reader.feed(requests)
+                self._reader.activity = WaitCause.ANSWERS
                 self._dispatcher.close()
                 yield from self._drain()
                 if self._dispatcher.error is not None:
@@ -238,54 +247,6 @@ class Run:
                     self._finish()
                     raise
 
-    # The reader.
-
-    def _feed(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """Read as far as there are credits, and yield the outcomes at hand before each wait."""
-        iterator, ready = iter(requests), self._delivery.ready
-        while True:
-            if ready:
-                yield from self._ready()
-            if self._stop.cause is not None:
-                return
-            for _ in range(min(self._room(), READ_AT_ONCE)):
-                self._activity = WaitCause.INPUT
-                request = next(iterator, None)
-                if request is None:
-                    return
-                self._take_in(request)
-                if ready or self._stop.cause is not None:
-                    break
-
-    def _take_in(self, request: Request) -> None:
-        self.counters.read()
-        if (claim := self._claim(request)) is True:
-            self._put(request)
-        else:
-            size_bytes = self._delivery.deliver(claim) if isinstance(claim, Outcome) else 0
-            self.credits.skip(size_bytes)  # its outcome holds a credit, too
-
-    def _claim(self, request: Request) -> Outcome | bool:
-        """True to send it, its outcome if it has one by now, false if it will have that of an equal one."""
-        if request.invalid_reason is not None:
-            return invalid(request)
-        return True if self._duplicates is None else self._duplicates.claim(request)
-
-    def _put(self, request: Request) -> None:
-        url, model = self._estimator.url_and_model(request)
-        group = (pending := self._lanes.enter(request, url, model)).group
-        if not group.counts_tokens:
-            pending.estimate = self._estimator.guess(request, model)
-        if pending.estimate is None and (self._options.processes > 1 or group not in self._seen):
-            self._seen.add(group)
-            self._count(pending)  # loads the encoding in this thread: no fork comes in between
-        if group in self._left_out:
-            self._leave(pending)
-            return
-        if not self._has_begun:
-            self._begin()
-        self._dispatcher.put(pending)
-
     def _begin(self) -> None:
         """Start a writer, a worker and the dispatcher: without them, nothing may be sent."""
         try:
@@ -297,43 +258,12 @@ class Run:
             if "can't start new thread" not in str(error):
                 raise
             raise WorkerProcessError(f"{error}, so nothing was sent") from error
-        self._has_begun = True
-
-    def _leave(self, *left_out: PendingRequest) -> None:
-        """The model of these requests is left out."""
-        for pending in left_out:
-            self._left_out.tell(pending.request, pending.group)
-            self._delivery.drop(pending)
-
-    def _count(self, pending: PendingRequest) -> None:
-        """Count the request's tokens. Any thread may do it."""
-        pending.estimate = self._estimator.estimate(pending.request)
-        tell_large(pending.bucket, pending.request, self._estimator.cost(pending.estimate).tokens)
-
-    def _room(self) -> int:
-        """How many requests may be read now. If none may, wait for a change and return 0."""
-        self.waker.clear()
-        if self._delivery.ready or self._stop.cause is not None:
-            return 0
-        room: float = self._dispatcher.room()
-        count = int(room if self._ahead is None else min(room, self._ahead()))
-        if count <= 0:
-            is_beside = room > 0 and not self.yields_outcomes  # an older run has the places
-            self._activity = WaitCause.MAX_WORKERS if is_beside else WaitCause.LOOK_AHEAD
-            self.waker.wait()
-        return max(count, 0)
 
     def _idle_cause(self, is_full: bool) -> WaitCause:
         """What the run waits for, if it waits for no bucket."""
         if self.credits.waits_for_records:
             return WaitCause.CONSUMER if self.yields_outcomes else self.credits.writer_cause
-        return self.credits.full_cause if is_full else self._activity
-
-    def _ready(self) -> Iterator[Outcome]:
-        """The outcomes at hand."""
-        for outcome in self._delivery.taken():
-            self._activity = WaitCause.CONSUMER
-            yield outcome
+        return self.credits.full_cause if is_full else self._reader.activity
 
     # The workers.
 
@@ -365,7 +295,7 @@ class Run:
         """Wait until everything is on record, after a stop only for ``drain_s``; yield what comes."""
         while True:
             self.waker.clear()
-            yield from self._ready()
+            yield from self._reader.ready()
             if not self._dispatcher.is_busy():
                 return
             self._begin_to_stop(self._stop.cause)

@@ -1,6 +1,6 @@
-"""Before a run and around it: what requests cost, and whether the next one still fits a budget.
+"""Planning: what a job will take, how it gets cheaper, and how it stays within a budget.
 
 Names that cross the border (module, names):
 
-    prices  Price, Prices, find_prices
+    duplicates  Duplicates
 """

@@ -356,7 +356,7 @@ def test_nothing_is_left(end: End, tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) <= {"in.jsonl", "out.jsonl"}
 
 
-READING = {"_feed", "_take_in", "_claim", "_put", "_room"}
+READING = {"feed", "_take_in", "_claim", "_put", "_room"}
 
 
 class Interrupter:
@@ -368,7 +368,7 @@ class Interrupter:
     def trace(self, frame: FrameType, event: str, argument: object) -> Any:
         """Follow what the reader runs."""
         path, code = frame.f_code.co_filename, frame.f_code.co_name
-        is_reader = path.endswith("/engine/run.py") and code in READING
+        is_reader = path.endswith("/engine/reader.py") and code in READING
         return self._trace_lines if is_reader else None
 
     def _trace_lines(self, frame: FrameType, event: str, argument: object) -> Any:
