@@ -44,7 +44,6 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"transport", "providers"},
     "report": {"ratelimit", "files", "providers"},
     "limiter": {"ratelimit"},
-    "planning": {"providers"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"ratelimit", "providers"},
     "planning": {"files", "providers"},
@@ -74,6 +73,7 @@ TYPES_ONLY = {
     ("exceptions", "report"),  # exceptions carry a summary
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
     ("workers", "upstreams"),  # or with that of a group of buckets
+    ("planning", "workers"),  # a budget is told which request it is for
     ("upstreams", "workers"),  # a group is told which request it is for
 }
 
@@ -118,6 +118,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
+    "planning.budget",
     *("engine.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),

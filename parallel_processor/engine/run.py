@@ -41,7 +41,12 @@ from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
+from parallel_processor.planning.bounds import Deadline, FailureBound
+from parallel_processor.planning.budget import Budget
+from parallel_processor.planning.costs import Costs
+from parallel_processor.planning.spending import Spending
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.histogram import percentile_s
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
@@ -54,12 +59,17 @@ from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
+_USUAL = 95  # percent of the answers don't take longer
 _log = logging.getLogger("parallel_processor")
 IsWanted = Callable[[Request], bool]
 
 
 class Run:
     """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
+
+    Attributes:
+        spending: what it spends; ``None`` if nobody asks. ``bounded`` is the same if there is a bound.
+        failures: counts the requests that failed for good.
 
     Args:
         options: the settings.
@@ -75,6 +85,7 @@ class Run:
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
         clock: seconds that never go back.
+        budget: what the runs of a processor spend; ``None`` if nobody asks.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class Run:
         parses_answers: bool = True,
         slack: WriterSlack = WRITER_SLACK,
         clock: Callable[[], float] = time.monotonic,
+        budget: Budget | None = None,
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
@@ -100,6 +112,13 @@ class Run:
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self.spending = self.bounded = None
+        if budget is not None:
+            self.spending = Spending(budget, options.request_url, self._stop.set)
+            self.bounded = self.spending if budget.is_bounded else None
+        self.failures = FailureBound(options.max_failures, self._ended, self._stop.set)
+        if options.max_seconds < math.inf:
+            self.displays.add(self._deadline(options.max_seconds))
         self._max_workers = affordable_workers(options.max_workers)
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
@@ -133,6 +152,7 @@ class Run:
             count=lambda pending: self._reader.count(pending),
             is_wanted=is_wanted,
             clock=self._clock,
+            spending=self.bounded,
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
@@ -158,6 +178,7 @@ class Run:
             is_crowded=self._queues.is_crowded,
             on_left_out=lambda group: self._reader.leave(*self._dispatcher.remove(group)),
             routes=self._lanes.routes,
+            spending=self.spending,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
@@ -168,6 +189,8 @@ class Run:
             make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
+            on_failure=self.failures.add,
+            spending=self.bounded,
         )
 
     def _make_reader(self, ahead: Callable[[], float] | None) -> Reader:
@@ -186,6 +209,24 @@ class Run:
             waker=self.waker,
             stop=self._stop,
         )
+
+    def _deadline(self, max_seconds: float) -> Deadline:
+        self._give_up_at = self._clock() + max_seconds + self._options.drain_s
+        return Deadline(
+            max_seconds,
+            latency_s=lambda: percentile_s(self.counters.counts().latencies, _USUAL),
+            stop=self._stop.set,
+            clock=self._clock,
+        )
+
+    def _ended(self) -> int:
+        """How many requests have an outcome, those of earlier runs included."""
+        counts = self.counters.counts()
+        return counts.answered + counts.failed + counts.already_answered + counts.already_failed
+
+    def costs(self) -> Costs | None:
+        """What it has spent until now; ``None`` if nobody asks, or there are no prices."""
+        return None if self.spending is None else self.spending.costs()
 
     @property
     def stop_cause(self) -> BaseException | None:

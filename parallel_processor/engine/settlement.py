@@ -24,6 +24,7 @@ from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, has
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import Attempt, AttemptStatus, Outcome
 from parallel_processor.options import Options
+from parallel_processor.planning.spending import Spending
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
@@ -80,12 +81,13 @@ class Settlement:
         routes: Routes,
         lanes: Lanes | None = None,
         is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
+        spending: Spending | None = None,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
         self._left_out, self._on_left_out = left_out, on_left_out
         self._lanes = None if lanes is None or lanes.is_plain else lanes
-        self._is_crowded = is_crowded
+        self._is_crowded, self._spending = is_crowded, spending
         self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
         self._routes, self._has_other_hosts = routes, has_others(options)
@@ -109,6 +111,8 @@ class Settlement:
 
         An exception instead of an attempt, or one that is raised here, is a bug: it ends the run.
         """
+        if self._spending is not None:
+            self._spending.ended(pending, attempt)
         if isinstance(attempt, Attempt):
             try:
                 return self._settle(pending, reservation, attempt)

@@ -2,5 +2,9 @@
 
 Names that cross the border (module, names):
 
+    bounds      Deadline, FailureBound
+    budget      Budget, make_budget
+    costs       Costs, ModelCost
     duplicates  Duplicates
+    spending    Spending
 """
