@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "transport": {"providers"},
     "files": {"providers"},
     "workers": {"transport", "providers"},
-    "report": {"ratelimit", "files", "providers"},
+    "report": {"planning", "ratelimit", "files", "providers"},  # of planning, the figures of costs
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"ratelimit", "providers"},
@@ -118,7 +118,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
-    "planning.budget",
+    *("planning.bounds", "planning.budget"),
     *("engine.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),

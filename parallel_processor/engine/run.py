@@ -68,7 +68,7 @@ class Run:
     """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
 
     Attributes:
-        spending: what it spends; ``None`` if nobody asks. ``bounded`` is the same if there is a bound.
+        spending: what it spends; ``None`` if nobody asks.
         failures: counts the requests that failed for good.
 
     Args:
@@ -107,18 +107,11 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._estimator = estimator
-        self._on_begin, self._on_cancel = on_begin, on_cancel
+        self._estimator, self._on_begin, self._on_cancel = estimator, on_begin, on_cancel
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
-        self.spending = self.bounded = None
-        if budget is not None:
-            self.spending = Spending(budget, options.request_url, self._stop.set)
-            self.bounded = self.spending if budget.is_bounded else None
-        self.failures = FailureBound(options.max_failures, self._ended, self._stop.set)
-        if options.max_seconds < math.inf:
-            self.displays.add(self._deadline(options.max_seconds))
+        self.spending, self.failures = self._make_spending(budget), self._make_bounds()
         self._max_workers = affordable_workers(options.max_workers)
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
@@ -210,14 +203,27 @@ class Run:
             stop=self._stop,
         )
 
-    def _deadline(self, max_seconds: float) -> Deadline:
-        self._give_up_at = self._clock() + max_seconds + self._options.drain_s
-        return Deadline(
-            max_seconds,
-            latency_s=lambda: percentile_s(self.counters.counts().latencies, _USUAL),
-            stop=self._stop.set,
-            clock=self._clock,
-        )
+    def _make_spending(self, budget: Budget | None) -> Spending | None:
+        url, stop = self._options.request_url, self._stop.set
+        return None if budget is None else Spending(budget, url, stop)
+
+    def _make_bounds(self) -> FailureBound:
+        """The bound of failures. That of time is with the displays, whose thread keeps it."""
+        max_seconds, stop = self._options.max_seconds, self._stop.set
+        if max_seconds < math.inf:
+            self._give_up_at = self._clock() + max_seconds + self._options.drain_s
+
+            def usual_s() -> float | None:
+                return percentile_s(self.counters.counts().latencies, _USUAL)
+
+            deadline = Deadline(max_seconds, latency_s=usual_s, stop=stop, clock=self._clock)
+            self.displays.add(deadline)
+        return FailureBound(self._options.max_failures, self._ended, stop)
+
+    @property
+    def bounded(self) -> Spending | None:
+        """What it spends, if that has a bound."""
+        return self.spending if self.spending and self.spending.is_bounded else None
 
     def _ended(self) -> int:
         """How many requests have an outcome, those of earlier runs included."""
