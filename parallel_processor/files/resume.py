@@ -44,6 +44,8 @@ _BUCKETS = 16_384
 
 Check = Callable[[], None]
 """Is called every 1,000 lines while a file is read. It may raise; the file stays unchanged then."""
+OnAnswer = Callable[[bytes], None]
+"""Is called with each line that records an answer."""
 
 
 class AnsweredRequests:
@@ -202,10 +204,15 @@ class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self, file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check
+        self,
+        file: AppendFile,
+        answered: AnsweredRequests,
+        keep_failures: bool,
+        check: Check,
+        on_answer: OnAnswer | None,
     ) -> None:
         self.answered = answered
-        self._keep_failures = keep_failures
+        self._keep_failures, self._on_answer = keep_failures, on_answer
         self.size_bytes = 0  # of the text
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
@@ -229,6 +236,8 @@ class _Scan:
         if record is not None and record.ok:
             self.answered.answered += 1
             self.answered.add_record(record)
+            if self._on_answer is not None:
+                self._on_answer(line)
         elif record is not None:
             self.answered.failed += 1
             if self._keep_failures:
@@ -269,6 +278,7 @@ def prepare(
     overwrite: bool = False,
     keep_failures: bool = False,
     check: Check = lambda: None,
+    on_answer: OnAnswer | None = None,
 ) -> AnsweredRequests:
     """Repair the files of a job, and return which requests they answer.
 
@@ -281,6 +291,7 @@ def prepare(
         overwrite: empty the files instead.
         keep_failures: leave failed records in place; their requests are not sent again.
         check: called now and then while a file is read.
+        on_answer: called with each line that records an answer.
 
     Raises :class:`ResultsFileError` if a file can't be read or repaired, or has lines but no
     record. No complete record is lost then.
@@ -291,17 +302,23 @@ def prepare(
         for file in regular:
             file.truncate(0)
     else:  # nothing is changed before every file is understood
-        scans = [_scan(file, answered, keep_failures, check) for file in regular]
+        scans = [_scan(file, answered, keep_failures, check, on_answer) for file in regular]
         for file, scan in zip(regular, scans, strict=True):
             _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
     return answered
 
 
-def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> _Scan:
+def _scan(
+    file: AppendFile,
+    answered: AnsweredRequests,
+    keep_failures: bool,
+    check: Check,
+    on_answer: OnAnswer | None,
+) -> _Scan:
     """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
-        scan = _Scan(file, answered, keep_failures, check)
+        scan = _Scan(file, answered, keep_failures, check, on_answer)
     except OSError as error:
         raise _repair_error(file, error) from error
     if scan.is_foreign:
