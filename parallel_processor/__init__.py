@@ -39,6 +39,7 @@ if _TYPE_CHECKING:
     from parallel_processor.files.verify import Verification, verify_results
     from parallel_processor.models import Outcome, Request, Response, WaitCause
     from parallel_processor.options import Limits, Options, RetryPolicy, Settings
+    from parallel_processor.planning.costs import ModelCost
     from parallel_processor.planning.plan import Plan
     from parallel_processor.processor import Processor
     from parallel_processor.ratelimit.reports import BucketReport, LimitReport
@@ -55,6 +56,7 @@ __all__ = [
     "LimitReport",
     "LimiterError",
     "Limits",
+    "ModelCost",
     "Options",
     "Outcome",
     "Plan",
@@ -95,7 +97,7 @@ _logging.getLogger(__name__).addHandler(_logging.NullHandler())
 _MODULES = [
     *("exceptions", "options", "models", "ratelimit.reports", "report.summary", "report.frames"),
     *("report.prometheus", "files.records", "files.formats", "files.verify", "processor", "api"),
-    *("tables.sources", "tables.export", "planning.plan"),
+    *("tables.sources", "tables.export", "planning.costs", "planning.plan"),
 ]
 
 

@@ -121,7 +121,6 @@ def plan_file(
     sample: int | None = None,
     seed: int = 0,
     latency_s: float = 1.0,
-    prices: Any = "auto",
     **settings: Unpack[Settings],
 ) -> Plan:
     """What :func:`process_file` would take with the same arguments. Nothing is sent, and no file changes.
@@ -131,7 +130,6 @@ def plan_file(
             others by their size. ``None`` counts all.
         seed: chooses which.
         latency_s: how long an answer takes.
-        prices: a file of prices, or ``"auto"`` for those of genai-prices, if it is installed.
         settings: those of the run. So many ``processes`` read the file; by default one for each CPU.
 
     Raises what :func:`process_file` raises for the files.
@@ -156,7 +154,6 @@ def plan_file(
             sample=sample,
             seed=seed,
             latency_s=latency_s,
-            prices=prices,
             processes=1 if template is not None else processes,
         )
     return found

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "transport": {"providers"},
     "files": {"providers"},
     "workers": {"transport", "providers"},
-    "report": {"ratelimit", "files", "providers"},
+    "report": {"planning", "ratelimit", "files", "providers"},  # of planning, the figures of costs
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"workers", "ratelimit", "providers"},
@@ -77,6 +77,7 @@ TYPES_ONLY = {
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
     ("workers", "upstreams"),  # or with that of a group of buckets
     ("planning", "upstreams"),  # a pack is for what its requests wait for
+    ("planning", "workers"),  # a budget is told which request it is for
 }
 
 # Who imports a third-party package: exactly these modules.
@@ -120,7 +121,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
-    "planning.packer",
+    *("planning.bounds", "planning.budget", "planning.packer"),
     *("upstreams.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),

@@ -35,6 +35,7 @@ exit codes:
   2    wrong usage, or the run could not begin
   3    stopped: wrong key, no money or quota, no server, equal failures, or a set-up
        that can't work (certificate, proxy, URL)
+  4    stopped: what is left would exceed the budget (--max_cost and the like)
   129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""
@@ -168,6 +169,19 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("default_output_tokens", "default_output_tokens", "N",
               "tokens to reserve for an answer if its request names no maximum"),
     ),
+    "budget": (
+        Flag("max_cost", "max_cost", "DOLLARS", "stop before more is spent, in US dollars; earlier runs "
+              "with the same results count, too", default_text="none"),
+        Flag("max_total_tokens", "max_total_tokens", "N", "the same for tokens, of prompts and answers",
+              default_text="none"),
+        Flag("max_seconds", "max_seconds", _S, "stop so early that what is in flight ends in time",
+              default_text="none"),
+        Flag("max_failures", "max_failures", "N", "stop once more requests have failed for good, or a "
+              "larger share of them, such as 5%", default_text="none", read=str),
+        Flag("prices", "prices", "FILE", 'what tokens cost, in US dollars per million: JSON such as '
+              '{"gpt-4o*": {"input": 2.5, "output": 10}}, or LiteLLM\'s table',
+              default_text="those of genai-prices, where that is installed"),
+    ),
     "retries and timeouts": (
         Flag("max_attempts", "retry.max_attempts", "N",
               "failed attempts after which a request fails; 429s and outages don't count"),
@@ -248,6 +262,7 @@ def settings(flags: argparse.Namespace) -> Settings:
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
     if flags.json_schema:
         made[""]["validate"] = read_schema(flags.json_schema)
+    made[""]["prices"] = getattr(flags, "prices", None) or "auto"
     made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)

@@ -4,14 +4,14 @@ A pack (``planning/packs.py``) is queued, sent and settled as the one request th
 comes apart into those of its members.
 
 * What ``validate`` refuses is tried again, alone.
-* A pack that failed for good is tried again in two halves, with all attempts before them, until the member at
-  fault fails alone. So only single requests fail, go on to a fallback, or count as equal failures. But what
-  all members have in common, such as a wrong URL, fails the pack as a whole.
+* A pack that failed for good is tried again in two halves, with all attempts before them, until the member
+  at fault fails alone. So only single requests fail, go on to a fallback, or count as equal failures. But
+  what all members have in common, such as a wrong URL, fails the pack as a whole.
 * If a pack was refused for its contents, and both its halves are answered, its size was the reason. Later
   packs are no larger, and those that wait come apart when it is their turn.
 
-**Credits.** A pack holds one credit, as any request. What it comes apart into, requests or outcomes, holds one
-each: those are taken before the first of them can be given back.
+**Credits.** A pack holds one credit, as any request. What it comes apart into, requests or outcomes, holds
+one each: those are taken before the first of them can be given back.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _DIVIDED = (AttemptStatus.FAILED, AttemptStatus.RETRY, AttemptStatus.LOST)
 class PackDelivery(Delivery):
     """Delivers the outcome of a pack as those of its members. Any thread may call it.
 
-    ``take`` is called before, with how many credits they hold more than one. The other arguments are those of
-    :class:`Delivery`.
+    ``take`` is called before, with how many credits they hold more than one. The other arguments are those
+    of :class:`Delivery`.
     """
 
     def __init__(self, *, take: Callable[[int], None], counters: Counters, **settings: Any) -> None:
@@ -232,7 +232,7 @@ class Packing:
             return None
         judged = validated(answer, self._validate)
         if judged.status is AttemptStatus.ANSWERED:
-            self._settlement().works(pending.group)
+            self._settlement().equal_failures.works(pending.group)
             return None
         return self._settlement().failed(pending, reservation, judged, made_room=made_room)
 

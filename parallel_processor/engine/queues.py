@@ -104,17 +104,16 @@ class RequestQueues:
     def __init__(
         self, cost: Callable[[Estimate], Cost], wake: WakeEvent, lanes: Lanes | None = None
     ) -> None:
-        self._cost = cost
-        self.wake = wake
+        self._cost, self.wake = cost, wake
         self._lanes = None if lanes is None or lanes.is_single else lanes
         self._queues: dict[AnyBucket, _BucketQueue] = {}  # in turn; no queue is empty
         self._known: set[AnyBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
-        self._numbers = itertools.count()
-        self.inbox: deque[PendingRequest] = deque()
+        self._numbers, self.inbox = itertools.count(), deque[PendingRequest]()
         self.all_wait = self.is_closed = self.is_last = False
-        self._queued = self._gone_bytes = self._closings = 0
-        self._put_bytes = 0  # the reader alone changes this one
+        self._queued = self._gone_bytes = self._closings = self._put_bytes = (
+            0  # the last by the reader
+        )
 
     @property
     def count(self) -> int:

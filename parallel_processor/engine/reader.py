@@ -174,6 +174,11 @@ class Reader:
         if self._packer is not None:
             self._packer.flush()
 
+    def close(self) -> None:
+        """Nothing is kept back any more."""
+        if self._packer is not None:
+            self._packer.close()
+
     def ready(self) -> Iterator[Outcome]:
         """The outcomes at hand."""
         for outcome in self._delivery.taken():

@@ -24,15 +24,15 @@ What is dropped or cancelled has no record, and the next run sends it. No thread
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from parallel_processor.engine.credits import NO_SLACK, WRITER_SLACK, Credits, WriterSlack
-from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
+from parallel_processor.engine.delivery import Delivery, MakeSink, Recorded, Sink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.reader import Reader
@@ -41,7 +41,10 @@ from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
+from parallel_processor.planning.bounds import Bounds
+from parallel_processor.planning.budget import Budget
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.histogram import percentile_s
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
@@ -59,12 +62,17 @@ from parallel_processor.workers.pool import WorkerPool, make_pool
 if TYPE_CHECKING:
     from parallel_processor.engine.packing import Packing
 
+_USUAL = 95  # percent of the answers don't take longer
 _log = logging.getLogger("parallel_processor")
 IsWanted = Callable[[Request], bool]
 
 
 class Run:
     """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
+
+    Attributes:
+        spending: what it spends; ``None`` if nobody asks.
+        failures: counts the requests that failed for good.
 
     Args:
         options: the settings.
@@ -80,6 +88,7 @@ class Run:
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
         clock: seconds that never go back.
+        budget: what the runs of a processor spend; ``None`` if nobody asks.
     """
 
     def __init__(
@@ -97,23 +106,22 @@ class Run:
         parses_answers: bool = True,
         slack: WriterSlack = WRITER_SLACK,
         clock: Callable[[], float] = time.monotonic,
+        budget: Budget | None = None,
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._estimator = estimator
-        self._on_begin, self._on_cancel = on_begin, on_cancel
+        self._estimator, self._on_begin, self._on_cancel = estimator, on_begin, on_cancel
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self.bounds = self._make_bounds(budget)
+        self._is_stopping, self._give_up_at = False, self.bounds.give_up_at
         self._max_workers = affordable_workers(options.max_workers)
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
-        self._lanes = Lanes(options, routes, self._left_out, clock)
+        self._lanes = Lanes(options, routes, self._left_out.__contains__, clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
-        packs = (
-            options.pack_inputs not in (None, 1) and on_left_out is None
-        )  # not what is submitted
-        self._packing = self._make_packing() if packs else None
+        is_submitted = on_left_out is not None
+        self._packing = None if is_submitted else self._make_packing()
         self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
@@ -128,7 +136,9 @@ class Run:
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
-    def _make_packing(self) -> Packing:
+    def _make_packing(self) -> Packing | None:
+        if self._options.pack_inputs in (None, 1):
+            return None
         packing: Packing = load("parallel_processor.engine.packing").Packing(
             self._options,
             estimator=self._estimator,
@@ -160,6 +170,7 @@ class Run:
             count=lambda pending: self._reader.count(pending),
             is_wanted=is_wanted if self._packing is None else self._packing.is_wanted,
             clock=self._clock,
+            spending=self.bounds.bounded,
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
@@ -186,19 +197,27 @@ class Run:
             on_left_out=lambda group: self._reader.leave(*self._dispatcher.remove(group)),
             routes=self._lanes.routes,
             validates=self._packing is None,
-            divide=self._packing and self._packing.divide,
+            divide=None if self._packing is None else self._packing.divide,
+            spending=self.bounds.spending,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
-        make = Delivery if self._packing is None else self._packing.make_delivery
+        make: Callable[..., Delivery] = Delivery
+        if self._packing is not None:
+            make = self._packing.make_delivery
         return make(
             counters=self.counters,
             waker=self.waker,
             on_record=self._dispatcher.recorded if make_sink else self.credits.yielded,
-            make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
+            make_sink=None if make_sink is None else partial(self._open_sink, make_sink),
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
+            on_failure=self.bounds.failures.add,
+            spending=self.bounds.bounded,
         )
+
+    def _open_sink(self, make_sink: MakeSink, recorded: Recorded) -> Sink:
+        return make_sink(recorded, self.stop)
 
     def _make_reader(self, ahead: Callable[[], float] | None) -> Reader:
         return Reader(
@@ -213,10 +232,29 @@ class Run:
             ahead=ahead,
             is_beside=not self.yields_outcomes,
             counts=self._options.processes > 1,
-            packer=self._packing and self._packing.packer,
+            packer=None if self._packing is None else self._packing.packer,
             waker=self.waker,
             stop=self._stop,
         )
+
+    def _make_bounds(self, budget: Budget | None) -> Bounds:
+        """Those of the run. That of time is with the displays, whose thread keeps it."""
+        bounds = Bounds(
+            self._options,
+            budget,
+            ended=self._ended,
+            latency_s=lambda: percentile_s(self.counters.counts().latencies, _USUAL),
+            stop=self._stop.set,
+            clock=self._clock,
+        )
+        if bounds.deadline is not None:
+            self.displays.add(bounds.deadline)
+        return bounds
+
+    def _ended(self) -> int:
+        """How many requests have an outcome, those of earlier runs included."""
+        counts = self.counters.counts()
+        return counts.answered + counts.failed + counts.already_answered + counts.already_failed
 
     @property
     def stop_cause(self) -> BaseException | None:
@@ -354,9 +392,7 @@ class Run:
                 list(self._drain())  # yields none
         finally:
             self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
-            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
-            if self._packing is not None:
-                steps = (self._packing.packer.close, *steps)
+            steps = (self._reader.close, self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
             do_all((*steps, *ends, self._pool.core.leave))
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import AppendFile, open_results, replace_text
@@ -34,7 +34,6 @@ from parallel_processor.files.identity import (
     line_id,
     read_record,
 )
-from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import Place
 from parallel_processor.models import Request
 
@@ -45,6 +44,9 @@ _BUCKETS = 16_384
 
 Check = Callable[[], None]
 """Is called every 1,000 lines while a file is read. It may raise; the file stays unchanged then."""
+OnAnswer = Callable[[bytes], None]
+"""Is called with each line that records an answer."""
+OpenText = Callable[[], AbstractContextManager[BinaryIO]]
 
 
 class AnsweredRequests:
@@ -204,20 +206,21 @@ class _Scan:
 
     def __init__(
         self,
-        file: AppendFile | _ToRead,
+        open_text: OpenText,
         answered: AnsweredRequests,
         keep_failures: bool,
         check: Check,
+        on_answer: OnAnswer | None,
     ) -> None:
         self.answered = answered
-        self._keep_failures = keep_failures
+        self._keep_failures, self._on_answer = keep_failures, on_answer
         self.size_bytes = 0  # of the text
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
         self._records = self._foreign = 0
         self.unclear_line = 0  # the first one; 0 if there is none
         self.failed = array("Q")  # where runs of failed records begin and end, alternately
-        with file.open_text() as lines:
+        with open_text() as lines:
             for number, line in enumerate(lines):
                 if number % _LINES_PER_CHECK == 0:
                     check()
@@ -234,6 +237,8 @@ class _Scan:
         if record is not None and record.ok:
             self.answered.answered += 1
             self.answered.add_record(record)
+            if self._on_answer is not None:
+                self._on_answer(line)
         elif record is not None:
             self.answered.failed += 1
             if self._keep_failures:
@@ -274,6 +279,7 @@ def prepare(
     overwrite: bool = False,
     keep_failures: bool = False,
     check: Check = lambda: None,
+    on_answer: OnAnswer | None = None,
 ) -> AnsweredRequests:
     """Repair the files of a job, and return which requests they answer.
 
@@ -286,6 +292,7 @@ def prepare(
         overwrite: empty the files instead.
         keep_failures: leave failed records in place; their requests are not sent again.
         check: called now and then while a file is read.
+        on_answer: called with each line that records an answer.
 
     Raises :class:`ResultsFileError` if a file can't be read or repaired, or has lines but no
     record. No complete record is lost then.
@@ -296,55 +303,44 @@ def prepare(
         for file in regular:
             file.truncate(0)
     else:  # nothing is changed before every file is understood
-        scans = [_scan(file, answered, keep_failures, check) for file in regular]
+        scans = [
+            _scan(f.path, f.open_text, answered, keep_failures, check, on_answer) for f in regular
+        ]
         for file, scan in zip(regular, scans, strict=True):
             _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
     return answered
 
 
-def find_answered(paths: Iterable[Path], *, keep_failures: bool = False) -> AnsweredRequests:
-    """What :func:`prepare` returns; no file is changed, and one that is not there answers nothing."""
-    answered = AnsweredRequests()
-    for path in filter(Path.is_file, paths):
-        _scan(_ToRead(path), answered, keep_failures, lambda: None)
-    return answered
-
-
-class _ToRead(NamedTuple):
-    """A results file that stays as it is."""
-
-    path: Path
-
-    def open_text(self) -> AbstractContextManager[BinaryIO]:
-        """Its text, unpacked."""
-        return reading(self.path)
-
-
-def _scan(
-    file: AppendFile | _ToRead, answered: AnsweredRequests, keep_failures: bool, check: Check
+def scan_records(
+    path: Path,
+    open_text: OpenText,
+    answered: AnsweredRequests,
+    keep_failures: bool,
+    check: Check,
+    on_answer: OnAnswer | None,
 ) -> _Scan:
-    """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
+    """Read ``path``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
-        scan = _Scan(file, answered, keep_failures, check)
+        scan = _Scan(open_text, answered, keep_failures, check, on_answer)
     except OSError as error:
-        raise _repair_error(file, error) from error
+        raise _repair_error(path, error) from error
     if scan.is_foreign:
         raise ResultsFileError(
-            f"{file.path} holds no records: name another results file, or start afresh with --overwrite"
+            f"{path} holds no records: name another results file, or start afresh with --overwrite"
         )
     if scan.unclear_line:
         raise ResultsFileError(
-            f"{file.path}: line {scan.unclear_line} is in another program's form: what is in the"
+            f"{path}: line {scan.unclear_line} is in another program's form: what is in the"
             " response's place may be an answer or an error. Nothing was changed. Remove such lines if they"
             " are errors, name another results file, or start afresh with --overwrite"
         )
     return scan
 
 
-def _repair_error(file: AppendFile | _ToRead, error: OSError) -> ResultsFileError:
+def _repair_error(path: Path, error: OSError) -> ResultsFileError:
     return ResultsFileError(
-        f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
+        f"can't repair {path}: {error.strerror or error}; no answer in it was lost"
     )
 
 
@@ -366,7 +362,7 @@ def _mend(file: AppendFile, scan: _Scan) -> None:
     except ResultsFileError:
         raise
     except OSError as error:
-        raise _repair_error(file, error) from error
+        raise _repair_error(file.path, error) from error
 
 
 def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:

@@ -21,5 +21,5 @@ Names that cross the border (module, names):
     promises       POLLED
     responses      classify
     texts          plain_line
-    usage          cached_tokens, read_usage, used_tokens
+    usage          Use, cached_tokens, read_usage, read_use, text_member, used_tokens
 """
