@@ -303,9 +303,8 @@ def prepare(
         for file in regular:
             file.truncate(0)
     else:  # nothing is changed before every file is understood
-        scans = [
-            _scan(f.path, f.open_text, answered, keep_failures, check, on_answer) for f in regular
-        ]
+        how = (answered, keep_failures, check, on_answer)
+        scans = [scan_records(file.path, file.open_text, *how) for file in regular]
         for file, scan in zip(regular, scans, strict=True):
             _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
