@@ -17,7 +17,7 @@ from parallel_processor.cli.ending import Ending
 from parallel_processor.cli.environment import find_key
 from parallel_processor.cli.flags import FLAGS, table_arguments
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
-from parallel_processor.exceptions import ConfigurationError, ResultsFileError
+from parallel_processor.exceptions import ConfigurationError, ResultsFileError, WorkerProcessError
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Settings
 from parallel_processor.report.wording import cause_text, clock_text, count, kind_text, share_text
@@ -95,7 +95,7 @@ def plan(flags: argparse.Namespace, made: Settings) -> Ending:
             **table_arguments(flags),
             **made,
         )
-    except ResultsFileError as error:
+    except (ResultsFileError, WorkerProcessError) as error:
         say(f"{PROGRAM} plan: error: {error}")
         return Ending(2, str(error))
     show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
