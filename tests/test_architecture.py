@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"workers", "ratelimit", "providers"},
-    "planning": {"tokens", "files", "providers"},
+    "planning": {"tokens", "ratelimit", "files", "providers"},
     "engine": {
         "planning",
         "workers",
@@ -60,10 +60,13 @@ ALLOWED: dict[str, set[str]] = {
     },
     "batches": {"files", "providers"},
     "processor": {"engine", "tables", "report", "files", "providers"},
-    "api": {"processor", "files", "report"},
+    "api": {"processor", "planning", "tables", "files", "report"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     # FACE for the version
-    "cli": {"processor", "cluster", "batches", "tables", "report", "files", "providers", FACE},
+    "cli": {
+        *("api", "processor", "cluster", "planning", "batches", "tables", "report", "files"),
+        *("providers", FACE),
+    },
     "simulator": {"tokens"},
     "__main__": {"cli"},
 }

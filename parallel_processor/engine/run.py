@@ -28,11 +28,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from parallel_processor.engine.credits import NO_SLACK, WRITER_SLACK, Credits, WriterSlack
-from parallel_processor.engine.delivery import Delivery, MakeSink, Recorded, Sink, make_duplicates
+from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.reader import Reader
@@ -209,15 +208,14 @@ class Run:
             counters=self.counters,
             waker=self.waker,
             on_record=self._dispatcher.recorded if make_sink else self.credits.yielded,
-            make_sink=None if make_sink is None else partial(self._open_sink, make_sink),
+            make_sink=None
+            if make_sink is None
+            else lambda recorded: make_sink(recorded, self.stop),
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
             on_failure=self.bounds.failures.add,
             spending=self.bounds.bounded,
         )
-
-    def _open_sink(self, make_sink: MakeSink, recorded: Recorded) -> Sink:
-        return make_sink(recorded, self.stop)
 
     def _make_reader(self, ahead: Callable[[], float] | None) -> Reader:
         return Reader(

@@ -16,14 +16,13 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
-from parallel_processor.files.append_file import AppendFile, open_results, replace_text
+from parallel_processor.files.append_file import AppendFile, drop, open_results
 from parallel_processor.files.batch_rows import is_json
 from parallel_processor.files.identity import (
     Record,
@@ -34,6 +33,7 @@ from parallel_processor.files.identity import (
     line_id,
     read_record,
 )
+from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import Place
 from parallel_processor.models import Request
 
@@ -200,19 +200,22 @@ def _place_of(key: bytes) -> tuple[int, bytes]:
     return int.from_bytes(key[:2], "big") % _BUCKETS, key[2:]
 
 
+class _HowToRead(NamedTuple):
+    """Arguments of :func:`prepare`."""
+
+    keep_failures: bool
+    check: Check = lambda: None
+    on_answer: OnAnswer | None = None
+
+
 class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self,
-        file: AppendFile,
-        answered: AnsweredRequests,
-        keep_failures: bool,
-        check: Check,
-        on_answer: OnAnswer | None,
+        self, file: AppendFile | _ToRead, answered: AnsweredRequests, how: _HowToRead
     ) -> None:
         self.answered = answered
-        self._keep_failures, self._on_answer = keep_failures, on_answer
+        self._keep_failures, check, self._on_answer = how
         self.size_bytes = 0  # of the text
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
@@ -302,23 +305,36 @@ def prepare(
         for file in regular:
             file.truncate(0)
     else:  # nothing is changed before every file is understood
-        scans = [_scan(file, answered, keep_failures, check, on_answer) for file in regular]
+        how = _HowToRead(keep_failures, check, on_answer)
+        scans = [_scan(file, answered, how) for file in regular]
         for file, scan in zip(regular, scans, strict=True):
             _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
     return answered
 
 
-def _scan(
-    file: AppendFile,
-    answered: AnsweredRequests,
-    keep_failures: bool,
-    check: Check,
-    on_answer: OnAnswer | None,
-) -> _Scan:
+def find_answered(paths: Iterable[Path], *, keep_failures: bool = False) -> AnsweredRequests:
+    """What :func:`prepare` returns; no file is changed, and one that is not there answers nothing."""
+    answered = AnsweredRequests()
+    for path in filter(Path.is_file, paths):
+        _scan(_ToRead(path), answered, _HowToRead(keep_failures))
+    return answered
+
+
+class _ToRead(NamedTuple):
+    """A results file that stays as it is."""
+
+    path: Path
+
+    def open_text(self) -> AbstractContextManager[BinaryIO]:
+        """Its text, unpacked."""
+        return reading(self.path)
+
+
+def _scan(file: AppendFile | _ToRead, answered: AnsweredRequests, how: _HowToRead) -> _Scan:
     """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
-        scan = _Scan(file, answered, keep_failures, check, on_answer)
+        scan = _Scan(file, answered, how)
     except OSError as error:
         raise _repair_error(file, error) from error
     if scan.is_foreign:
@@ -334,7 +350,7 @@ def _scan(
     return scan
 
 
-def _repair_error(file: AppendFile, error: OSError) -> ResultsFileError:
+def _repair_error(file: AppendFile | _ToRead, error: OSError) -> ResultsFileError:
     return ResultsFileError(
         f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
     )
@@ -354,7 +370,7 @@ def _mend(file: AppendFile, scan: _Scan) -> None:
             file.end()
         file.sync()
         if scan.failed:
-            _drop(file, scan.failed, size + scan.lacks_line_end)
+            drop(file, scan.failed, size + scan.lacks_line_end)
     except ResultsFileError:
         raise
     except OSError as error:
@@ -369,24 +385,3 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
         _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
     if answered.foreign:
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
-
-
-def _drop(file: AppendFile, ranges: Sequence[int], size: int) -> None:
-    """Replace ``file`` by a copy without the bytes in ``ranges`` of its text, which has ``size`` bytes."""
-    with file.open_text() as old:
-        replace_text(file, _chunks_without(old, ranges, size))
-
-
-def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
-    starts, ends = (
-        chain((0,), islice(ranges, 1, None, 2)),
-        chain(islice(ranges, 0, None, 2), (size,)),
-    )
-    place = 0
-    for start, end in zip(starts, ends, strict=True):
-        while place < start:  # compressed text can't be gone to
-            place += len(file.read(min(_BUFFER_BYTES, start - place)))
-        while chunk := file.read(min(_BUFFER_BYTES, end - start)):
-            yield chunk
-            start += len(chunk)
-        place = start

@@ -10,4 +10,6 @@ Names that cross the border (module, names):
     packer      Packer
     packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
     spending    Spending
+    plan        Findings, GroupPlan, Plan
+    job.spread  Spread
 """

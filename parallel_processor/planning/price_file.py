@@ -36,6 +36,7 @@ _LITELLM_NAMES = {
     "cache_write": "cache_creation_input_token_cost",
     "cache_write_1h": "cache_creation_input_token_cost_above_1hr",
 }
+_TIERS = {"batch": "batches"}  # its words for ours
 _LITELLM_MARKS = ("litellm_provider", "input_cost_per_token")
 _ABOVE = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 _EXAMPLE = '{"gpt-4o*": {"input": 2.5, "output": 10}}'
@@ -71,7 +72,13 @@ class PriceTable:
         entry = self._named(model, provider, url) if self.by_name else None
         if entry is not None and "alias_of" in entry:
             entry = self.by_name.get(entry["alias_of"])
-        return None if entry is None else _of_litellm(entry, tier)
+        return None if entry is None else _of_litellm(entry, _TIERS.get(tier, tier))
+
+    def prompt_tokens(self, model: str, provider: str, url: str) -> int | None:
+        """The most tokens of a prompt, which LiteLLM's file has for most models."""
+        entry = (self._named(model, provider, url) if self.by_name else None) or {}
+        most = entry.get("max_input_tokens")
+        return most if isinstance(most, int) else None
 
     def _named(self, model: str, provider: str, url: str) -> Mapping[str, Any] | None:
         """LiteLLM's entry: that of the provider, if there is one, else that of the bare name."""

@@ -10,6 +10,7 @@ model costs; only a tier that is known to cost more has no price then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,6 +22,8 @@ from parallel_processor.planning.price_file import PriceTable, TablePrice, read_
 from parallel_processor.providers.dialects import provider_of
 
 _MILLION = 1_000_000.0
+BATCH = "batch"
+"""Stands for a provider's Batch API where a service tier does."""
 _DEARER = ("priority", "fast", "performance", "ultrafast")  # tiers
 INSTALL = "pip install 'parallel-api-processor[cost]'"
 
@@ -97,6 +100,12 @@ class Prices:
             self._found[key] = self._find(url, model, tier)
         return self._found[key]
 
+    def context(self, url: str, model: str) -> tuple[float, float]:
+        """The most tokens that ``model`` takes: with its answer, and of a prompt; infinite if unknown."""
+        prompt = self._table.prompt_tokens(model, provider_of(url).name, url)
+        whole = None if self._package is None else _context(self._package, url, model)
+        return whole or math.inf, prompt or math.inf
+
     def _find(self, url: str, model: str, tier: str) -> Price | None:
         found = self._table.find(model, tier, provider_of(url).name, url)
         if found is not None:
@@ -163,7 +172,8 @@ def _of_package(package: Any, url: str, model: str, tier: str) -> Price | None:
     plain = _calculated(package, url, model, None)
     if plain is None or not tier:
         return plain
-    of_tier = _calculated(package, url, model, {"service_tier": tier})
+    context = {"processing": tier} if tier == BATCH else {"service_tier": tier}
+    of_tier = _calculated(package, url, model, context)
     return None if tier in _DEARER and of_tier == plain else of_tier
 
 
@@ -171,19 +181,30 @@ def _calculated(
     package: Any, url: str, model: str, context: Mapping[str, str] | None
 ) -> Price | None:
     """The price that the package has now; ``None`` if it has none, or none by tokens."""
+    found = _looked_up(package, url, model, context)
+    return None if found is None else _of_model_price(found.model_price)
+
+
+def _context(package: Any, url: str, model: str) -> int | None:
+    """The tokens of a prompt and its answer that the package knows of."""
+    found = _looked_up(package, url, model, None)
+    return None if found is None else found.model.context_window
+
+
+def _looked_up(package: Any, url: str, model: str, context: Mapping[str, str] | None) -> Any:
+    """What the package knows of the model now; ``None`` if that is nothing."""
     now = datetime.now(timezone.utc)
     asked: dict[str, Any] = {"genai_request_timestamp": now, "price_context": context}
     usage = package.Usage(input_tokens=0)
     try:
         try:
-            found = package.calc_price(usage, model, provider_api_url=url, **asked)
+            return package.calc_price(usage, model, provider_api_url=url, **asked)
         except LookupError:
             if provider_of(url).hosts:  # it has no such model
                 return None
-            found = package.calc_price(usage, model, **asked)
+            return package.calc_price(usage, model, **asked)
     except LookupError:
         return None
-    return _of_model_price(found.model_price)
 
 
 def _of_model_price(found: Any) -> Price | None:

@@ -18,5 +18,5 @@ Names that cross the border (module, names):
     snapshot     Snapshot, added, scaled
     summary      Stats, Summary, cost_fields, counters_of, summary_text
     wait_times   WaitTimes
-    wording      counted
+    wording      cause_text, clock_text, count, counted, kind_text, share_text
 """
