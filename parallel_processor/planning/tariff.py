@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Response
@@ -53,6 +53,7 @@ class _Seen:
     input_share: float = 1.0  # the largest, of the tokens counted
     output_share: float = 1.0  # of the maximum named
     output_tokens: int = 0  # the largest answer
+    spent: Spent = field(default_factory=Spent)  # by all of them
 
 
 class Tariff:
@@ -99,10 +100,18 @@ class Tariff:
         is_known = estimate.kind is not None and not estimate.kind.charges_use
         return max(seen.input_share, _OPENAI_SHARE if is_known else _UNKNOWN_SHARE)
 
-    def learn(self, asked: Asked, estimate: Estimate | None, use: Use) -> None:
+    def usual(self, asked: Asked) -> Spent:
+        """What an answer of the model has used on average; nothing before ten have come."""
+        seen = self._seen.get(asked.model)
+        if seen is None or seen.answers < _FEW:
+            return Spent()
+        return Spent(seen.spent.cost / seen.answers, seen.spent.tokens / seen.answers)
+
+    def learn(self, asked: Asked, estimate: Estimate | None, use: Use, spent: Spent) -> None:
         """Note what an answer used."""
         seen = self._seen.setdefault(asked.model, _Seen())
         seen.answers += 1
+        seen.spent = seen.spent.plus(spent)
         seen.output_tokens = max(seen.output_tokens, use.output_tokens)
         if estimate is not None and estimate.input_tokens > 0:
             seen.input_share = max(seen.input_share, use.input_tokens / estimate.input_tokens)
