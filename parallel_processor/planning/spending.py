@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from parallel_processor.exceptions import ParallelProcessorError, RunStoppedError, StopCause
 from parallel_processor.files.records import read_outcome
@@ -113,9 +113,12 @@ class Spending:
                     ledger.finish(rest)
 
     def _of_record(self, outcome: Outcome) -> Spent:
-        model = "" if outcome.request.is_row else outcome.request.model  # a row's record has none
-        response = outcome.raw_response
-        return Spent() if response is None else self._budget.tariff.of_record(model, response)
+        request, response = outcome.request, outcome.raw_response
+        if response is None:
+            return Spent()
+        if request.is_row:  # its record doesn't have it
+            return self._budget.tariff.of_record("", response)
+        return self._budget.tariff.of_record(request.model, response, _tier(request.body))
 
     # Attempts.
 
@@ -233,10 +236,7 @@ class Spending:
 
     def _asked(self, pending: PendingRequest) -> Asked:
         bucket, request = pending.bucket, pending.request
-        tier = bucket.upstream.tier
-        if not tier and isinstance(request.body, dict):
-            named = request.body.get("service_tier")
-            tier = named if isinstance(named, str) else ""
+        tier = bucket.upstream.tier or _tier(request.body)
         url = bucket.url or request.url or self._request_url
         return Asked(url, bucket.model or request.model, tier)
 
@@ -260,6 +260,12 @@ class Spending:
                 for (model, tier), row in self._rows.items()
             ]
         return Costs(models=dearest_first(found), before=before, uncertain=uncertain)
+
+
+def _tier(body: Any) -> str:
+    """The service tier that a request names."""
+    named = body.get("service_tier") if isinstance(body, dict) else None
+    return named if isinstance(named, str) else ""
 
 
 def _no_price(asked: Asked) -> RunStoppedError:

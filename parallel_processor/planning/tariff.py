@@ -68,11 +68,16 @@ class Tariff:
         self._seen: dict[str, _Seen] = {}
 
     def price(self, asked: Asked, tier: str = "") -> Price | None:
-        """The price of the tier that answered, else of the one that was asked for."""
+        """The price of what was asked for; of the ``tier`` that answered, if that is dearer.
+
+        Some servers say that the default tier answered, whatever they charge.
+        """
         if self.prices is None:
             return None
-        found = self.prices.of(asked.url, asked.model, tier) if tier else None
-        return found or self.prices.of(asked.url, asked.model, asked.tier)
+        tiers = dict.fromkeys((asked.tier, tier) if tier else (asked.tier,))
+        found = [self.prices.of(asked.url, asked.model, each) for each in tiers]
+        known = [price for price in found if price is not None]
+        return max(known, key=lambda price: price.rates()[:2], default=None)
 
     def most(self, asked: Asked, estimate: Estimate) -> Spent:
         """The most that an attempt may use. The cost is 0 if the model has no price."""
@@ -118,7 +123,7 @@ class Tariff:
         if estimate is not None and estimate.output_cap:
             seen.output_share = max(seen.output_share, use.output_tokens / estimate.output_cap)
 
-    def of_record(self, model: str, response: Response) -> Spent:
+    def of_record(self, model: str, response: Response, asked_tier: str = "") -> Spent:
         """What a record says that its request has cost, by the price of the model it names.
 
         Of the model that was asked for, and the one that answered, the dearer counts. ``model`` is empty
@@ -133,7 +138,8 @@ class Tariff:
         answered = data.get("model") if isinstance(data, dict) else None
         tier = answered_tier({}, data)
         models = {model, answered if isinstance(answered, str) else ""} - {""}
-        prices = (self.price(Asked(self._request_url, each), tier) for each in models)
+        places = (Asked(self._request_url, each, asked_tier or tier) for each in models)
+        prices = (self.price(asked, tier) for asked in places)
         costs = [use.cost(price) for price in prices if price is not None]
         return Spent(max(costs, default=0.0), use.used_tokens)
 
