@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from parallel_processor.checks import check, check_budget, check_number, check_seconds, check_whole
 from parallel_processor.credentials.checks import (
@@ -49,6 +49,8 @@ DEFAULT_REQUESTS_PER_MINUTE = DefaultLimit(1500.0)
 DEFAULT_TOKENS_PER_MINUTE = DefaultLimit(125_000.0)
 Limit = float | Literal["auto"]
 """A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
+PackInputs = int | Literal["auto"]
+"""How many inputs to send in one request, or ``"auto"`` for as many as the limits make useful."""
 TokenAccounting = Literal["auto", "reserve", "usage"]
 """What a server's token limit charges; :class:`Options` explains each."""
 OutputFormat = Literal["auto", "batch", "cookbook"]
@@ -221,6 +223,9 @@ class Options:
         validate: called with the JSON of each answer, in several threads at once. If it raises, the
             attempt has failed; what it returns is ignored.
         dedupe: send equal requests of a run once, and give all of them that answer.
+        pack_inputs: send the inputs of so many embeddings, moderations or completions as one request, and
+            give each its own part of the answer; ``"auto"`` for as many as the limits make useful. ``None``
+            and 1 for no packing. What :meth:`Processor.submit` gets is not packed.
         service_tiers: the tiers to ask for, the cheapest first; empty leaves each request as it is.
         tier_patience_s: seconds after which a request that waits for a tier goes on to the next one.
         fallback_model: the model to ask, instead of its own, for what has failed for good.
@@ -270,6 +275,7 @@ class Options:
     session_factory: Callable[[], Any] | None = None
     validate: Callable[[Any], object] | None = None
     dedupe: bool = False
+    pack_inputs: PackInputs | None = None
     service_tiers: Sequence[str] = ()
     tier_patience_s: float = 60.0
     fallback_model: str | None = None
@@ -308,6 +314,8 @@ class Options:
         check_number("write_retry_s", self.write_retry_s, above=False)
         check_seconds("tier_patience_s", self.tier_patience_s, above=False)
         check_lanes(self.service_tiers, self.fallback_model, self.fallback_url)
+        if self.pack_inputs not in (None, "auto"):
+            check_whole("pack_inputs", cast(int, self.pack_inputs), 1)
         check_budget(self.max_cost, self.max_total_tokens, self.max_seconds, self.max_failures)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
@@ -378,6 +386,7 @@ class Settings(TypedDict, total=False):
     session_factory: Callable[[], Any] | None
     validate: Callable[[Any], object] | None
     dedupe: bool
+    pack_inputs: PackInputs | None
     service_tiers: Sequence[str]
     tier_patience_s: float
     fallback_model: str | None

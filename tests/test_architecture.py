@@ -45,8 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"planning", "ratelimit", "files", "providers"},  # of planning, the figures of costs
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
-    "upstreams": {"ratelimit", "providers"},
-    "planning": {"files", "providers"},
+    "upstreams": {"workers", "ratelimit", "providers"},
+    "planning": {"tokens", "files", "providers"},
     "engine": {
         "planning",
         "workers",
@@ -73,8 +73,8 @@ TYPES_ONLY = {
     ("exceptions", "report"),  # exceptions carry a summary
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
     ("workers", "upstreams"),  # or with that of a group of buckets
+    ("planning", "upstreams"),  # a pack is for what its requests wait for
     ("planning", "workers"),  # a budget is told which request it is for
-    ("upstreams", "workers"),  # a group is told which request it is for
 }
 
 # Who imports a third-party package: exactly these modules.
@@ -118,8 +118,8 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
-    *("planning.bounds", "planning.budget"),
-    *("engine.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
+    *("planning.bounds", "planning.budget", "planning.packer"),
+    *("upstreams.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
     *("transport.connections", "transport.session", "transport.timeouts"),
@@ -137,7 +137,7 @@ PLAIN_LOCK_MAKERS = {
     "credentials.rotating_key",  # the main thread, which gets the interrupts, waits nowhere in it
 }
 ENVIRONMENT_READERS = {
-    *("cli.main", "cli.environment", "cli.on_ray"),
+    *("cli.main", "cli.environment"),
     "cluster.job",  # the key, where a worker runs
     "cluster.ray_engine",  # Ray takes its settings from there
 }

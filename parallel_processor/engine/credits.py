@@ -129,6 +129,15 @@ class Credits:
         self.is_heavy = self._weighs_too_much()
         return was_heavy and not self.is_heavy
 
+    def add(self, pending: PendingRequest, due_at: float) -> bool:
+        """Queue a request that another one came apart into; false if it must be dropped."""
+        if self._queues.is_closed:
+            self.held += pending.retry_state is not None  # else it will have no outcome
+            return False
+        self.held += 1
+        self._queues.add_again(pending, due_at)
+        return True
+
     @property
     def careful_s(self) -> float:
         """For how long so few may be in flight while none is answered."""
@@ -152,6 +161,7 @@ class Credits:
 
     def lower(self, max_workers: int) -> None:
         """No more than ``max_workers`` threads can be had."""
+        self._queues.give_places_back()
         self._most_workers = max_workers
         self.open()
 
@@ -205,7 +215,8 @@ class Credits:
         return False
 
     def cancel(self, pending: PendingRequest, reservation: Reservation) -> None:
-        """An admitted request is not sent. Called without the lock."""
+        """An admitted request is not sent."""
+        self.in_flight -= 1
         pending.bucket.cancel(reservation)
         if self._spending is not None:
             self._spending.release(pending)

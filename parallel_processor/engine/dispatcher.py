@@ -204,8 +204,16 @@ class Dispatcher:
             self._on_room()
         return admitted
 
+    def add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
+        """Queue a request that one in flight came apart into, besides the one that ends."""
+        with self._lock:
+            is_added = self.credits.add(pending, self._clock() + retry_in_s)
+            self._wake()
+        if not is_added:
+            self._drop(pending)
+
     def recorded(self, count: int, size_bytes: int = 0) -> None:
-        """So many outcomes, of so many bytes, are on record, or never will be."""
+        """So many outcomes, of so many bytes, are on record, or never will be; below 0: more will be."""
         with self._lock:
             if self.credits.record(count, size_bytes):
                 self._wake()
@@ -221,16 +229,13 @@ class Dispatcher:
             is_wanted = not is_first or self._is_wanted is None or self._is_wanted(pending.request)
             if is_wanted and self._stop.cause is None:
                 if _log.isEnabledFor(logging.DEBUG):
-                    number, attempt = pending.request.number, pending.failed_attempts + 1
-                    text, extra = "request %d: attempt %d", {"request_number": number}
-                    _log.debug(text, number, attempt, extra=extra)
+                    pending.tell_attempt(_log)
                 self._counters.sent(int(reservation.costs[1]), first=is_first)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             self._stop.set(error)
-        self.credits.cancel(*admitted)
         with self._lock:
-            self.credits.in_flight -= 1
+            self.credits.cancel(*admitted)
             self.credits.held -= is_first
         self._drop(pending)
         return False
@@ -265,11 +270,10 @@ class Dispatcher:
         # The reader may have put one just now and seen no reason to wake the thread. Or it was the last.
         if queues.inbox or (self._closed and self.credits.is_idle):
             self._wake()
-        elif not is_full and queues:
-            if made_room and len(queues) > 1:
-                self._wake()  # the room may be for another queue
-            else:
-                self._wake(self._clock() + self.credits.take_places())
+        elif made_room and len(queues) > 1 and not is_full:
+            self._wake()  # the room may be for another queue
+        elif queues and not is_full:
+            self._wake(self._clock() + self.credits.take_places())
         if self._is_asleep and self._waits_as != (is_full, len(queues) > 0):
             self._begin_wait(self._clock())
 
@@ -359,14 +363,10 @@ class Dispatcher:
             self._flush()
             if wakes_reader:
                 self._on_room()
-            self._sleep(now, delay)
+            self.waker.wait(delay if delay < math.inf else None)
+            if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
+                self._stop.wait(_BATCH_DELAY_S)
         return True
-
-    def _sleep(self, now: float, delay: float) -> None:
-        """Wait to be woken, or for ``delay`` seconds."""
-        self.waker.wait(delay if delay < math.inf else None)
-        if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
-            self._stop.wait(_BATCH_DELAY_S)
 
     def _submit(self, admitted: AdmittedRequest) -> None:
         try:
@@ -376,14 +376,12 @@ class Dispatcher:
             # The pool has queued the request for one of its other threads. But if there is no other, or
             # if the interpreter ends, it is never sent.
             if not self._has_started or "can't start new thread" not in str(error):
-                self.credits.cancel(*admitted)
                 with self._lock:
-                    self.credits.in_flight -= 1
+                    self.credits.cancel(*admitted)
                     self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
                 self.credits.lower(max(1, self.credits.in_flight - 1))
-                self._queues.give_places_back()
             _log.warning("only %d requests can be in flight: %s", self.credits.max_workers, error)
 
     def _leave(self) -> None:

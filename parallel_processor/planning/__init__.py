@@ -2,9 +2,12 @@
 
 Names that cross the border (module, names):
 
-    bounds      Deadline, FailureBound
+    bounds      Bounds
     budget      Budget, make_budget
     costs       Costs, ModelCost
     duplicates  Duplicates
+    pack_sizes  PackSizes
+    packer      Packer
+    packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
     spending    Spending
 """

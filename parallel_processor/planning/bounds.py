@@ -1,4 +1,4 @@
-"""The two bounds of a run that are no money: how long it takes, and how many of its requests fail."""
+"""What bounds a run: money and tokens, how long it takes, and how many of its requests fail."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 from parallel_processor.checks import failure_bound
 from parallel_processor.exceptions import RunStoppedError, StopCause
+from parallel_processor.options import Options
+from parallel_processor.planning.budget import Budget
+from parallel_processor.planning.costs import Costs
+from parallel_processor.planning.spending import Spending
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _LEAST_ENDED = 100  # requests, before which a share says little
@@ -88,3 +92,45 @@ class Deadline:
     def close(self) -> None:
         """The run is over."""
         self.due_at = math.inf
+
+
+class Bounds:
+    """What bounds one run. Any thread may call it.
+
+    Args:
+        options: the settings.
+        budget: what the runs of a processor spend; ``None`` if nobody asks.
+        ended: see :class:`FailureBound`; ``latency_s``: see :class:`Deadline`.
+        stop: called with the error once a bound is reached.
+        clock: seconds that never go back.
+
+    Attributes:
+        spending: what it spends; ``None`` if nobody asks.
+        bounded: the same, if that has a bound.
+        failures: counts the requests that fail.
+        deadline: a display that keeps the bound of time; ``None`` if there is none.
+        give_up_at: when what is in flight is given up, on ``clock``.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        budget: Budget | None,
+        *,
+        ended: Callable[[], int],
+        latency_s: Callable[[], float | None],
+        stop: Callable[[BaseException], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.spending = None if budget is None else Spending(budget, options.request_url, stop)
+        self.bounded = self.spending if budget is not None and budget.is_bounded else None
+        self.failures = FailureBound(options.max_failures, ended, stop)
+        self.deadline: Deadline | None = None
+        self.give_up_at = math.inf
+        if (seconds := options.max_seconds) < math.inf:
+            self.give_up_at = clock() + seconds + options.drain_s
+            self.deadline = Deadline(seconds, latency_s=latency_s, stop=stop, clock=clock)
+
+    def costs(self) -> Costs | None:
+        """What was spent until now; ``None`` if nobody asks, or there are no prices."""
+        return None if self.spending is None else self.spending.costs()

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
-_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
+from parallel_processor.contents import response_usage
+
 _GEMINI_INPUT = ("promptTokenCount", "toolUsePromptTokenCount")
 # The fields of a usage object. Those of the first set that has a number are added up. Anthropic's
 # input_tokens exclude the cache: tokens written to it count against the limit, tokens read don't.
@@ -17,7 +18,7 @@ _USAGE_FIELDS = (
     ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
     ("inputTokens", "cacheWriteInputTokens", "outputTokens"),  # Converse: as Anthropic's
     (*_GEMINI_INPUT, "candidatesTokenCount", "thoughtsTokenCount"),
-    _OLLAMA_COUNTS,
+    ("prompt_eval_count", "eval_count"),  # Ollama
 )
 _INPUT_FIELDS = (
     ("prompt_tokens",),
@@ -48,12 +49,9 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
         total, given = usage.get("total_tokens"), usage.get("prompt_tokens")
         if type(total) is int and type(given) is int and 0 <= given <= total < _MOST:
             return total, total - given  # as nearly every answer says it
-    if not isinstance(data, Mapping):
+    if (usage := response_usage(data)) is None:
         return None, None
-    usage = next(filter(None, map(data.get, ("usage", "usageMetadata", "meta", "meta_info"))), None)
-    if not isinstance(usage, Mapping):
-        usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
-    elif isinstance(usage.get("tokens"), Mapping):
+    if isinstance(usage.get("tokens"), Mapping):
         usage = usage["tokens"]  # Cohere's own API
     elif isinstance(usage.get("billed_units"), Mapping):
         usage = usage["billed_units"]  # Cohere's embeddings, which say nothing else

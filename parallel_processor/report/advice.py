@@ -137,9 +137,8 @@ def _failed(summary: Summary, again: str, *, is_told: bool) -> Iterator[str]:
         then = " as well."
     if lines:
         invalid = _number(lines, "invalid line")
-        step = (
-            f"Correct the {invalid} of the requests file (or give the flag that their errors name)"
-        )
+        errors = "its error names" if lines == 1 else "their errors name"
+        step = f"Correct the {invalid} of the requests file (or give the flag, if {errors} one)"
         if summary.lines_keep_places:
             step = (
                 f"Send the {invalid}, corrected, from a file of their own: in this one a line may only "
