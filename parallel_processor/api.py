@@ -155,7 +155,6 @@ def plan_file(
             sample=sample,
             seed=seed,
             latency_s=latency_s,
-            prices=settings.get("prices") or "auto",
             processes=1 if template is not None else processes,
         )
     return found

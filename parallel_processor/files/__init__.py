@@ -43,9 +43,9 @@ Names that cross the border (module, names):
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, check_paths, line_place,
                    plain_stem
-    resume         AnsweredRequests, find_answered, open_files, prepare
+    resume         AnsweredRequests, open_files, prepare
     shape          is_array, packed_table_text, why_not_in_blocks, why_not_jsonl, why_not_plain
     sources        STDIN, Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
-    verify         Verification, records_in, verify_lines, verify_results
+    verify         Verification, find_answered, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes
 """

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
 from parallel_processor.files.append_file import AppendFile, drop, open_results
@@ -33,7 +33,6 @@ from parallel_processor.files.identity import (
     line_id,
     read_record,
 )
-from parallel_processor.files.records import reading
 from parallel_processor.files.requests_file import Place
 from parallel_processor.models import Request
 
@@ -46,6 +45,7 @@ Check = Callable[[], None]
 """Is called every 1,000 lines while a file is read. It may raise; the file stays unchanged then."""
 OnAnswer = Callable[[bytes], None]
 """Is called with each line that records an answer."""
+OpenText = Callable[[], AbstractContextManager[BinaryIO]]
 
 
 class AnsweredRequests:
@@ -200,29 +200,26 @@ def _place_of(key: bytes) -> tuple[int, bytes]:
     return int.from_bytes(key[:2], "big") % _BUCKETS, key[2:]
 
 
-class _HowToRead(NamedTuple):
-    """Arguments of :func:`prepare`."""
-
-    keep_failures: bool
-    check: Check = lambda: None
-    on_answer: OnAnswer | None = None
-
-
 class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self, file: AppendFile | _ToRead, answered: AnsweredRequests, how: _HowToRead
+        self,
+        open_text: OpenText,
+        answered: AnsweredRequests,
+        keep_failures: bool,
+        check: Check,
+        on_answer: OnAnswer | None,
     ) -> None:
         self.answered = answered
-        self._keep_failures, check, self._on_answer = how
+        self._keep_failures, self._on_answer = keep_failures, on_answer
         self.size_bytes = 0  # of the text
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
         self._records = self._foreign = 0
         self.unclear_line = 0  # the first one; 0 if there is none
         self.failed = array("Q")  # where runs of failed records begin and end, alternately
-        with file.open_text() as lines:
+        with open_text() as lines:
             for number, line in enumerate(lines):
                 if number % _LINES_PER_CHECK == 0:
                     check()
@@ -305,54 +302,43 @@ def prepare(
         for file in regular:
             file.truncate(0)
     else:  # nothing is changed before every file is understood
-        how = _HowToRead(keep_failures, check, on_answer)
-        scans = [_scan(file, answered, how) for file in regular]
+        how = (answered, keep_failures, check, on_answer)
+        scans = [scan_records(file.path, file.open_text, *how) for file in regular]
         for file, scan in zip(regular, scans, strict=True):
             _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
     return answered
 
 
-def find_answered(paths: Iterable[Path], *, keep_failures: bool = False) -> AnsweredRequests:
-    """What :func:`prepare` returns; no file is changed, and one that is not there answers nothing."""
-    answered = AnsweredRequests()
-    for path in filter(Path.is_file, paths):
-        _scan(_ToRead(path), answered, _HowToRead(keep_failures))
-    return answered
-
-
-class _ToRead(NamedTuple):
-    """A results file that stays as it is."""
-
-    path: Path
-
-    def open_text(self) -> AbstractContextManager[BinaryIO]:
-        """Its text, unpacked."""
-        return reading(self.path)
-
-
-def _scan(file: AppendFile | _ToRead, answered: AnsweredRequests, how: _HowToRead) -> _Scan:
-    """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
+def scan_records(
+    path: Path,
+    open_text: OpenText,
+    answered: AnsweredRequests,
+    keep_failures: bool,
+    check: Check,
+    on_answer: OnAnswer | None,
+) -> _Scan:
+    """Read ``path``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
-        scan = _Scan(file, answered, how)
+        scan = _Scan(open_text, answered, keep_failures, check, on_answer)
     except OSError as error:
-        raise _repair_error(file, error) from error
+        raise _repair_error(path, error) from error
     if scan.is_foreign:
         raise ResultsFileError(
-            f"{file.path} holds no records: name another results file, or start afresh with --overwrite"
+            f"{path} holds no records: name another results file, or start afresh with --overwrite"
         )
     if scan.unclear_line:
         raise ResultsFileError(
-            f"{file.path}: line {scan.unclear_line} is in another program's form: what is in the"
+            f"{path}: line {scan.unclear_line} is in another program's form: what is in the"
             " response's place may be an answer or an error. Nothing was changed. Remove such lines if they"
             " are errors, name another results file, or start afresh with --overwrite"
         )
     return scan
 
 
-def _repair_error(file: AppendFile | _ToRead, error: OSError) -> ResultsFileError:
+def _repair_error(path: Path, error: OSError) -> ResultsFileError:
     return ResultsFileError(
-        f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
+        f"can't repair {path}: {error.strerror or error}; no answer in it was lost"
     )
 
 
@@ -374,7 +360,7 @@ def _mend(file: AppendFile, scan: _Scan) -> None:
     except ResultsFileError:
         raise
     except OSError as error:
-        raise _repair_error(file, error) from error
+        raise _repair_error(file.path, error) from error
 
 
 def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:

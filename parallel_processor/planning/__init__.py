@@ -9,7 +9,7 @@ Names that cross the border (module, names):
     pack_sizes  PackSizes
     packer      Packer
     packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
-    spending    Spending
     plan        Findings, GroupPlan, Plan
     job.spread  Spread
+    spending    Spending
 """

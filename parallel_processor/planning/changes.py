@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from parallel_processor.models import WaitCause
-from parallel_processor.options import Limits, Options
+from parallel_processor.options import Limits, Options, PackInputs
 from parallel_processor.planning.forecast import Forecast
 from parallel_processor.planning.job.equal_lines import Repeated
 from parallel_processor.planning.job.scan import Group
 from parallel_processor.planning.job.trace import Load
+from parallel_processor.planning.pack_sizes import MOST_AUTO
+from parallel_processor.ratelimit.quota import MINUTE_S
 
 PACKED = 100
 """Inputs of a pack, as nearly every provider takes them."""
@@ -73,22 +75,28 @@ def without_equal(groups: Sequence[Group], repeated: Sequence[Repeated]) -> dict
     return found
 
 
-def packed(groups: Sequence[Group], most: int) -> dict[int, Shares]:
-    """What is left of the requests if ``most`` inputs go together, or as many as may."""
+def packed(groups: Sequence[Group], asked: PackInputs) -> dict[int, Shares]:
+    """What is left of the requests if ``asked`` inputs go together, or as many as may."""
     found = {}
     for group in groups:
         if group.packable:
             share = group.packable / group.tokens.count
-            found[group.number] = Shares(1.0 - share + share / pack_size(group, most))
+            found[group.number] = Shares(1.0 - share + share / pack_size(group, asked))
     return found
 
 
-def pack_size(group: Group, most: int) -> int:
-    """How many inputs of ``group`` go together: ``most``, or what its bounds allow."""
+def pack_size(group: Group, asked: PackInputs) -> int:
+    """How many inputs of ``group`` the run puts together (``pack_sizes.py``)."""
     bounds = group.bounds
     each = group.tokens.spreads()[1].total / max(group.tokens.count, 1) or 1.0
-    tokens = min(bounds.all_tokens, bounds.tokens_per_minute) / each
-    return max(1, math.floor(min(most, bounds.inputs, tokens)))
+    if asked == "auto":
+        most, packs = float(MOST_AUTO), bounds.requests_per_minute
+    else:
+        most, packs = float(asked), min(bounds.requests_per_minute, MINUTE_S)
+    tokens = min(
+        bounds.tokens_per_minute / packs if packs < math.inf else math.inf, bounds.all_tokens
+    )
+    return max(1, math.floor(min(most, bounds.inputs, tokens / each)))
 
 
 def other_limits(options: Options, told: Forecast) -> Iterator[tuple[str, Options]]:

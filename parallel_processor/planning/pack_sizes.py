@@ -27,7 +27,8 @@ from parallel_processor.providers.dialects import provider_of
 if TYPE_CHECKING:
     from parallel_processor.upstreams.replicas import AnyBucket
 
-_MOST_AUTO = 2048
+MOST_AUTO = 2048
+"""Inputs of the largest pack that ``auto`` makes."""
 _MINUTE_S = 60.0
 
 
@@ -68,7 +69,7 @@ class PackSizes:
         most = min(most, self.taken(group))
         if self._asked == "auto":
             useful = tokens / requests if requests < math.inf else math.inf
-            most = min(most, self._auto(group), _MOST_AUTO)
+            most = min(most, self._auto(group), MOST_AUTO)
         else:
             useful = tokens / min(requests, _MINUTE_S)
             most = min(most, self._asked)
@@ -77,7 +78,7 @@ class PackSizes:
     def _auto(self, group: AnyBucket) -> int:
         size = self._found.get(group, 1)
         if group.wait_cause is WaitCause.REQUESTS:
-            size = min(2 * size, _MOST_AUTO)
+            size = min(2 * size, MOST_AUTO)
         elif not self._is_waiting(group):
             size = max(1, size // 2)
         self._found[group] = size

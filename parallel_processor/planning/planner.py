@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from parallel_processor.exceptions import ConfigurationError
-from parallel_processor.files.resume import find_answered
 from parallel_processor.files.sources import Source
+from parallel_processor.files.verify import find_answered
+from parallel_processor.models import WaitCause
 from parallel_processor.options import Options, OutputFormat, shown_url
 from parallel_processor.planning.changes import (
     ALL,
@@ -41,7 +41,7 @@ from parallel_processor.planning.job.scan import (
 )
 from parallel_processor.planning.job.trace import Load
 from parallel_processor.planning.plan import Finding, Findings, GroupPlan, Plan
-from parallel_processor.planning.prices import BATCH, Price, Prices, find_prices
+from parallel_processor.planning.prices import BATCH, Price, find_prices
 
 _CHEAPER = ("flex", BATCH)  # tiers
 _HOUR_MINUTES, _MILLION = 60.0, 1e6
@@ -58,7 +58,6 @@ def make_plan(
     sample: int | None = None,
     seed: int = 0,
     latency_s: float = 1.0,
-    prices: Any = None,
     processes: int = 1,
 ) -> Plan:
     """Read ``sources`` as a run with ``options`` would.
@@ -69,7 +68,6 @@ def make_plan(
         sample: how many requests of each model and URL to count; ``None``: all.
         seed: chooses which.
         latency_s: how long an answer takes.
-        prices: as :func:`find_prices` takes them.
         processes: how many read a plain file. Tables need 1.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that a run would refuse.
@@ -83,12 +81,11 @@ def make_plan(
         model=model,
         sample=sample,
         seed=seed,
-        prices=prices,
     )
     answered = find_answered(results, keep_failures=keep_failures)
     has_records = not (answered.is_empty and answered.kept_failures.is_empty)
     tally, units = scan(sources, job, answered if has_records else None, processes)
-    return _Planner(sources, options, tally, units, latency_s, find_prices(prices)).plan()
+    return _Planner(sources, options, tally, units, latency_s).plan()
 
 
 class _Planner:
@@ -101,10 +98,9 @@ class _Planner:
         tally: Tally,
         units: Sequence[str],
         latency_s: float,
-        prices: Prices | None,
     ) -> None:
         self._sources, self._options, self._tally, self._units = sources, options, tally, units
-        self._latency_s, self._prices = latency_s, prices
+        self._latency_s, self._prices = latency_s, find_prices(options.prices)
         self._groups = list(tally.groups.values())
         self._repeated = tally.repeated.repeated(len(self._groups))
         self._tier = first_lane(options).tier
@@ -141,10 +137,19 @@ class _Planner:
 
     def _as_sent(self) -> list[Load]:
         """The requests as the run sends them with its settings."""
-        loads = self._loads
-        if self._options.dedupe:
+        loads, options = self._loads, self._options
+        if options.dedupe:
             loads = scaled(loads, without_equal(self._groups, self._repeated))
+        if self._packs(loads):
+            loads = scaled(loads, packed(self._groups, options.pack_inputs or 1))
         return loads
+
+    def _packs(self, loads: Sequence[Load]) -> bool:
+        """True if inputs go together: with ``auto`` only where requests bind."""
+        asked = self._options.pack_inputs
+        if asked == "auto":
+            return self._forecast(loads, self._options).binding is WaitCause.REQUESTS
+        return asked not in (None, 1)
 
     def _forecast(self, loads: Sequence[Load], options: Options) -> Forecast:
         names = [(group.url, group.model) for group in self._groups]
@@ -167,9 +172,9 @@ class _Planner:
             found.append(
                 self._change("equal lines sent once (dedupe)", scaled(loads, shares), shares)
             )
-        if shares := packed(self._groups, PACKED):
+        if not self._packs(loads) and (shares := packed(self._groups, PACKED)):
             most = max(pack_size(group, PACKED) for group in self._groups if group.packable)
-            text = f"inputs packed, {most:,} a request (pack_inputs)"
+            text = f"up to {most:,} inputs in a request (pack_inputs {PACKED})"
             found.append(self._change(text, scaled(loads, shares)))
         for text, options in other_limits(self._options, told):
             found.append(self._change(text, loads, options=options))

@@ -193,13 +193,29 @@ def test_it_says_what_packing_and_other_limits_would_change(tmp_path: Path) -> N
     plan = plan_of(tmp_path, rows, EMBEDDINGS, limits=limits)
     assert plan.forecast.seconds == pytest.approx(121.5, abs=1)
     packed, more_requests, more_tokens = plan.changes
-    assert packed.what == "inputs packed, 100 a request (pack_inputs)"
+    assert packed.what == "up to 100 inputs in a request (pack_inputs 100)"
     assert (packed.requests, packed.tokens) == (12, plan.reserved_tokens)
     assert packed.seconds is not None
     assert packed.seconds < 3
     assert more_requests.what == "1,200 requests a minute instead of 600"
     assert more_requests.seconds == pytest.approx(61, abs=1)
     assert more_tokens.seconds == pytest.approx(plan.forecast.seconds)
+
+
+def test_packs_are_planned_as_they_are_sent(tmp_path: Path) -> None:
+    """A hundred together, or with ``auto`` as many as there are tokens for, if requests bind."""
+    rows = [embedding(f"text {number}") for number in range(1_200)]
+    limits = Limits(requests_per_minute=600, tokens_per_minute=12_000)
+    plan = plan_of(tmp_path, rows, EMBEDDINGS, limits=limits, pack_inputs=100)
+    size = 200 // (plan.reserved_tokens / 1_200)  # a second's worth of tokens
+    assert plan.hourly["requests"] == -(-1_200 // size) / 60
+    assert not any("pack_inputs" in change.what for change in plan.changes)
+    few = Limits(requests_per_minute=120, tokens_per_minute=12_000)
+    auto = plan_of(tmp_path, rows, EMBEDDINGS, limits=few, pack_inputs="auto")
+    assert auto.hourly["requests"] == pytest.approx(1_200 / 33 / 60, rel=0.1)
+    slow = Limits(requests_per_minute=60_000, tokens_per_minute=1_000)
+    alone = plan_of(tmp_path, rows, EMBEDDINGS, limits=slow, pack_inputs="auto")
+    assert alone.hourly["requests"] == 1_200 / 60
 
 
 def test_auto_takes_at_least_so_long(tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ class Bounds(NamedTuple):
     """Those of one model at one URL; infinite where nothing is known.
 
     Attributes:
-        tokens_per_minute: above it, a request goes alone.
+        tokens_per_minute: above it, a request goes alone; ``requests_per_minute`` bounds no request.
         context: tokens of a prompt and its answer together; ``prompt`` those of a prompt.
         inputs: inputs of a request; ``input_tokens`` of one of them, ``all_tokens`` of all of them.
     """
 
+    requests_per_minute: float = math.inf
     tokens_per_minute: float = math.inf
     context: float = math.inf
     prompt: float = math.inf
@@ -38,7 +39,7 @@ class Bounds(NamedTuple):
     @property
     def least(self) -> float:
         """A request of no more tokens, or inputs, is within all bounds."""
-        return min(self)
+        return min(self[1:])
 
     def fault(self, inputs: int, tokens: int, output: int) -> str | None:
         """Why no server takes a request with a prompt of ``tokens``; ``None`` if one may."""
@@ -67,16 +68,18 @@ class KnownBounds:
 
     def of(self, url: str, model: str) -> Bounds:
         """The bounds of requests to ``url`` for ``model``."""
-        limit = self._buckets.bucket(url, model, self._lane).shared_limits.tokens_per_minute
+        shared = self._buckets.bucket(url, model, self._lane).shared_limits
+        of_requests = (quota.limit for quota in shared.quotas if quota.name == "requests")
+        limits = Bounds(min(of_requests, default=math.inf), shared.tokens_per_minute)
         known = (math.inf, math.inf) if self._prices is None else self._prices.context(url, model)
         endpoint, provider = endpoint_of(url), provider_of(url)
         if endpoint not in WITH_INPUTS:
-            return Bounds(limit, *known)
+            return limits._replace(context=known[0], prompt=known[1])
         each = min(known)
         if endpoint is Endpoint.EMBEDDINGS and provider.name in _OPENAIS:
             each = min(each, _OPENAI_INPUT_TOKENS)
         inputs, all_tokens = provider.most_inputs
-        return Bounds(limit, inputs=inputs, input_tokens=each, all_tokens=all_tokens)
+        return limits._replace(inputs=inputs, input_tokens=each, all_tokens=all_tokens)
 
 
 def first_lane(options: Options) -> Upstream:

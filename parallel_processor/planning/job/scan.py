@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parallel_processor.files.custom_ids import in_form, refusing_wrong_api
 from parallel_processor.files.formats import requests_in
@@ -44,7 +44,6 @@ class ScanJob:
         output_format: the run's, and ``model``.
         sample: how many requests of each model and endpoint to count; ``None``: all.
         seed: chooses which.
-        prices: the run's; there may be contexts of models in them.
     """
 
     options: Options
@@ -52,7 +51,6 @@ class ScanJob:
     model: str | None = None
     sample: int | None = None
     seed: int = 0
-    prices: Any = None
 
 
 class Place(NamedTuple):
@@ -194,7 +192,7 @@ class Scanner:
         """``answered`` tells what needs not be sent."""
         self.tally = Tally(job)
         self._job, self._answered = job, answered
-        self._bounds = KnownBounds(job.options, find_prices(job.prices)).of
+        self._bounds = KnownBounds(job.options, find_prices(job.options.prices)).of
         self._url, self._rule = job.options.request_url, host_rule(job.options)
         self._counter = TokenCounter(
             encoding_name=job.options.token_encoding_name,
