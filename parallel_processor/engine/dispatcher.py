@@ -12,7 +12,7 @@ Tokens are counted by the worker that will send the request, right before, or by
 **Locks.** ``_lock`` guards every field; a bucket's lock is taken within it. The reader takes none: an
 interrupt in the caller's thread must not leave one taken. Each side changes its own state, then looks at
 the other's, so that neither sleeps while the other waits for it. The thread lives from the first request
-to the last one or to a stop. It is not the caller's thread, which a KeyboardInterrupt may hit.
+to the last one or to a stop.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class Dispatcher:
 
     Args:
         queues: where requests wait; new ones.
-        start: has an admitted request sent by another thread, at the latest in ``flush``.
-        flush: called when nothing more is started for now.
+        start, flush: have an admitted request sent by another thread, at the latest before it sleeps.
         drop: called with each request that will not be sent, or not again.
         on_room: called when more may be read, and when everything has ended.
         activity: what holds the run back if no bucket does; told whether ``max_workers`` are in flight.
@@ -80,16 +79,14 @@ class Dispatcher:
         clock: Callable[[], float],
     ) -> None:
         self.error: BaseException | None = None
-        self.waker = queues.wake
         self._start, self._flush, self._drop = start, flush, drop
         self._on_room, self._activity, self._counters = on_room, activity, counters
         self._wait_times, self._count, self._is_wanted = wait_times, count, is_wanted
         self._stop, self._clock = stop, clock
         self._lock = InterruptSafeLock()  # guards the fields below
-        self._queues = queues
+        self._queues, self.waker = queues, queues.wake
         self.credits = Credits(self._queues, max_workers, slack)
-        self._is_asleep = False  # the thread
-        self._due_at = math.inf  # when it wakes by itself, if it is asleep
+        self._is_asleep, self._due_at = False, math.inf  # the thread; and when it wakes by itself
         self._widen_at = math.inf  # when more may be in flight though none was answered
         self._waits_as = (False, False)  # the state that _wait_times was told last
         self._closed = self._hurries = self._has_left = self._has_started = False
@@ -204,7 +201,7 @@ class Dispatcher:
         return admitted
 
     def add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
-        """Queue a request that one in flight came apart into, besides the one that ends."""
+        """Queue a request that another one comes apart into, before that one is done."""
         with self._lock:
             is_added = self.credits.add(pending, self._clock() + retry_in_s)
             self._wake()
@@ -212,10 +209,7 @@ class Dispatcher:
             self._drop(pending)
 
     def recorded(self, count: int, size_bytes: int = 0) -> None:
-        """So many outcomes, of so many bytes, are on record, or never will be.
-
-        With a negative ``count``, a request in flight has so many outcomes more than one.
-        """
+        """So many outcomes are on record, or never will be. Negative: so many more are to come."""
         with self._lock:
             if self.credits.record(count, size_bytes):
                 self._wake()
@@ -231,10 +225,9 @@ class Dispatcher:
             is_wanted = not is_first or self._is_wanted is None or self._is_wanted(pending.request)
             if is_wanted and self._stop.cause is None:
                 if _log.isEnabledFor(logging.DEBUG):
-                    number, extra = (it := pending.request.number), {"request_number": it}
-                    _log.debug(
-                        "request %d: attempt %d", number, pending.failed_attempts + 1, extra=extra
-                    )
+                    number, attempt = pending.request.number, pending.failed_attempts + 1
+                    text, extra = "request %d: attempt %d", {"request_number": number}
+                    _log.debug(text, number, attempt, extra=extra)
                 self._counters.sent(int(reservation.costs[1]), first=is_first)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging
@@ -382,8 +375,7 @@ class Dispatcher:
             self._start(admitted)
             self._has_started = True
         except RuntimeError as error:
-            # The pool has queued the request for one of its other threads. But if there is no other, or
-            # if the interpreter ends, it is never sent.
+            # The pool has queued it for another of its threads. Without one, or at the end, it isn't sent.
             if not self._has_started or "can't start new thread" not in str(error):
                 admitted.pending.bucket.cancel(admitted.reservation)
                 with self._lock:
@@ -393,8 +385,7 @@ class Dispatcher:
             with self._lock:
                 self.credits.lower(max(1, self.credits.in_flight - 1))
                 self._queues.give_places_back()
-                max_workers = self.credits.max_workers
-            _log.warning("only %d requests can be in flight: %s", max_workers, error)
+            _log.warning("only %d requests can be in flight: %s", self.credits.max_workers, error)
 
     def _leave(self) -> None:
         """Drop what is queued: the next run sends it."""

@@ -92,7 +92,6 @@ class RequestQueues:
         lanes: where a request goes on to that has waited too long; ``None`` if nowhere.
 
     Attributes:
-        wake: as given.
         inbox: what the reader has put, and is not in its queue yet.
         is_closed: true after :meth:`clear`: nothing is taken in any more.
         is_last: true once nothing more will be put. The reader sets it.
@@ -104,14 +103,12 @@ class RequestQueues:
     def __init__(
         self, cost: Callable[[Estimate], Cost], wake: WakeEvent, lanes: Lanes | None = None
     ) -> None:
-        self._cost = cost
-        self.wake = wake
+        self._cost, self.wake = cost, wake
         self._lanes = None if lanes is None or lanes.is_single else lanes
         self._queues: dict[AnyBucket, _BucketQueue] = {}  # in turn; no queue is empty
         self._known: set[AnyBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
-        self._numbers = itertools.count()
-        self.inbox: deque[PendingRequest] = deque()
+        self._numbers, self.inbox = itertools.count(), deque[PendingRequest]()
         self.all_wait = self.is_closed = self.is_last = False
         self._queued = self._gone_bytes = self._closings = 0
         self._put_bytes = 0  # the reader alone changes this one

@@ -54,9 +54,9 @@ class Settlement:
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
     a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
-    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, another
-    one asks the user's ``validate``. ``divide`` is called with each request that failed for good; it returns
-    true if that became another one, which is to be sent.
+    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, somebody
+    else asks the user's ``validate``. ``divide`` is called with each request that failed for good; it is
+    true if that became another one.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Settlement:
         self._outages = Outages(options.retry, clock)
         self._failover = Failover(routes, self._outages, options.retry)
         self._rejections = Rejections(options.retry, counters, self._stop_run)
-        self._equal_failures = EqualFailures(
+        self.equal_failures = EqualFailures(
             options.stop_after_equal_failures,
             validates=options.validate is not None,
             answered_before=lambda: counters.counts().already_answered > 0,
@@ -129,17 +129,16 @@ class Settlement:
         if attempt.status is _ANSWERED and self._validate is not None:
             attempt = validated(attempt, self._validate)
             if attempt.status is _ANSWERED:
-                self.works(pending.group)
-        if attempt.status is _ANSWERED:
-            self._has_answer = True
-            if self._outages.paused and self._outages.is_back(pending.bucket):
-                _log.info("%s answers again", self._host(pending.bucket))
-            if pending.retry_state is not None:
-                self._failover.answered(pending)
-            if self._lanes is not None:
-                attempt = self._lanes.with_lane(pending, attempt)
-        else:
+                self.equal_failures.works(pending.group)
+        if attempt.status is not _ANSWERED:
             return self.failed(pending, reservation, attempt, made_room=release.made_room)
+        self._has_answer = True
+        if self._outages.paused and self._outages.is_back(pending.bucket):
+            _log.info("%s answers again", self._host(pending.bucket))
+        if pending.retry_state is not None:
+            self._failover.answered(pending)
+        if self._lanes is not None:
+            attempt = self._lanes.with_lane(pending, attempt)
         return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
 
     def failed(
@@ -157,17 +156,11 @@ class Settlement:
                 return Settled(None, 0.0, made_room)
             self._look_for_equal_failures(pending, attempt)
         if self._goes_on(pending, attempt, delay_s):
-            is_over = self._stop.cause is not None or pending.group in self._left_out
-            return Settled(unanswered(pending) if is_over else None, 0.0, made_room)
-        if delay_s is not None:
-            if self._stop.cause is not None or pending.group in self._left_out:
-                return Settled(unanswered(pending), 0.0, made_room)
-            return Settled(None, delay_s, made_room)
-        return Settled(outcome_of(pending, attempt), 0.0, made_room)
-
-    def works(self, group: AnyBucket) -> None:
-        """An answer of ``group`` was accepted: none of its failures is a wrong set-up."""
-        self._equal_failures.works(group)
+            delay_s = 0.0
+        if delay_s is None:
+            return Settled(outcome_of(pending, attempt), 0.0, made_room)
+        is_over = self._stop.cause is not None or pending.group in self._left_out
+        return Settled(unanswered(pending) if is_over else None, delay_s, made_room)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""
@@ -267,7 +260,7 @@ class Settlement:
         It is about one request: others may be answered, so nothing pauses unless the server asks for it.
         """
         self._counters.refused()
-        self._equal_failures.works(pending.group)
+        self.equal_failures.works(pending.group)
         if attempt.retry_after_s:
             pending.bucket.pause(attempt.retry_after_s, refused)
             lanes.note_full(pending, attempt.retry_after_s)
@@ -387,7 +380,7 @@ class Settlement:
         """Stop the run if every request of the model fails for one reason, and not for want of room."""
         if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
             return
-        if (error := self._equal_failures.failed(pending.group, attempt)) is not None:
+        if (error := self.equal_failures.failed(pending.group, attempt)) is not None:
             self._stop_run(error, pending)
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:

@@ -5,8 +5,8 @@ list of a hundred is a hundred times as fast. A :class:`Pack` is an ordinary req
 admitted, sent and tried again like any other. Only its two ends are special. :func:`join` makes it of its
 members, and :func:`take_apart` makes the answer of each member out of its answer.
 
-Both work on JSON text. An input is sent, and a vector is recorded, as it came: nothing is parsed and written
-again. Of an answer, each member has its own elements of the list, and all else that is in it, but for:
+Both work on JSON text. An input is sent, and a vector is recorded, as it came: nothing is parsed and
+written again. Of an answer, each member has its own elements of the list, and all else, but for:
 
 * ``index``, which counts within the member: it is 0, or the number of the choice;
 * ``usage``, which is shared out by the members' tokens: it adds up to the pack's.
@@ -164,7 +164,7 @@ def take_apart(pack: Pack, response: Response) -> list[Part] | None:
     count, form = len(pack.inputs), pack.inputs[0].form
     if text.lstrip()[:1] == "[":  # a list alone: TEI's, llama.cpp's
         rows = _rows(text, data, count)
-        return rows and [Part(_answer(response, *row), None) for row in rows]
+        return None if rows is None else [Part(_answer(response, *row), None) for row in rows]
     parts = members(text, end_of_numbers)
     names = {part.key for part in parts}
     if len(names) < len(parts):

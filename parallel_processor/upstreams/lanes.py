@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -106,6 +107,14 @@ def lane_name(lane: Upstream) -> str:
     return " at ".join(filter(None, (model or tier or (url and "fallback"), url)))
 
 
+class LeftOut(Protocol):
+    """The buckets whose requests are not sent any more."""
+
+    def __contains__(self, bucket: AnyBucket, /) -> bool:
+        """True for one of them."""
+        ...
+
+
 class Lanes:
     """The lanes of one run. Any thread may call it.
 
@@ -117,11 +126,7 @@ class Lanes:
     """
 
     def __init__(
-        self,
-        options: Options,
-        routes: Routes,
-        left_out: Container[AnyBucket],
-        clock: Callable[[], float],
+        self, options: Options, routes: Routes, left_out: LeftOut, clock: Callable[[], float]
     ) -> None:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
