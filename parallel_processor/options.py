@@ -10,9 +10,9 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
-from parallel_processor.checks import check, check_number, check_seconds, check_whole
+from parallel_processor.checks import check, check_budget, check_number, check_seconds, check_whole
 from parallel_processor.credentials.checks import (
     check_auth_header,
     check_headers,
@@ -49,10 +49,15 @@ DEFAULT_REQUESTS_PER_MINUTE = DefaultLimit(1500.0)
 DEFAULT_TOKENS_PER_MINUTE = DefaultLimit(125_000.0)
 Limit = float | Literal["auto"]
 """A limit per minute, ``math.inf`` for none, or ``"auto"`` for what the server turns out to allow."""
+PackInputs = int | Literal["auto"]
+"""How many inputs to send in one request, or ``"auto"`` for as many as the limits make useful."""
 TokenAccounting = Literal["auto", "reserve", "usage"]
 """What a server's token limit charges; :class:`Options` explains each."""
 OutputFormat = Literal["auto", "batch", "cookbook"]
 """The form of the records: that of each line, lines of a Batch file, or the cookbook's."""
+
+PricesLike = str | os.PathLike[str] | Mapping[str, Mapping[str, float]]
+"""A file of prices, its content, or ``"auto"``."""
 
 SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""
@@ -218,10 +223,21 @@ class Options:
         validate: called with the JSON of each answer, in several threads at once. If it raises, the
             attempt has failed; what it returns is ignored.
         dedupe: send equal requests of a run once, and give all of them that answer.
+        pack_inputs: send the inputs of so many embeddings, moderations or completions as one request, and
+            give each its own part of the answer; ``"auto"`` for as many as the limits make useful. ``None``
+            and 1 for no packing. What :meth:`Processor.submit` gets is not packed.
         service_tiers: the tiers to ask for, the cheapest first; empty leaves each request as it is.
         tier_patience_s: seconds after which a request that waits for a tier goes on to the next one.
         fallback_model: the model to ask, instead of its own, for what has failed for good.
         fallback_url: where to send what has failed for good.
+        prices: what tokens cost: the path of a JSON file (``{"gpt-4o*": {"input": 2.5, "output": 10}}``, in
+            US dollars per million tokens, or LiteLLM's table), its content, or ``"auto"`` for genai-prices
+            (the extra ``cost``), which is asked for other models, too. ``None``: money is not counted.
+        max_cost: US dollars that may be spent, those of earlier runs with the same results included.
+        max_total_tokens: tokens that may be used, likewise.
+        max_seconds: seconds that a run may take.
+        max_failures: how many requests may fail for good, or the share of those that have ended (``"5%"``,
+            from the 100th on). With one more, the run stops. ``None`` for any.
 
     >>> options = Options(request_url=url, api_key="sk-secret", max_workers=50)
     >>> options.max_workers, options.limits.requests_per_minute, "secret" in repr(options)
@@ -259,10 +275,16 @@ class Options:
     session_factory: Callable[[], Any] | None = None
     validate: Callable[[Any], object] | None = None
     dedupe: bool = False
+    pack_inputs: PackInputs | None = None
     service_tiers: Sequence[str] = ()
     tier_patience_s: float = 60.0
     fallback_model: str | None = None
     fallback_url: str | None = None
+    prices: PricesLike | None = None
+    max_cost: float = math.inf
+    max_total_tokens: float = math.inf
+    max_seconds: float = math.inf
+    max_failures: int | str | None = None
 
     def __post_init__(self) -> None:
         url, login = checked_url(self.request_url, self.login)
@@ -292,6 +314,9 @@ class Options:
         check_number("write_retry_s", self.write_retry_s, above=False)
         check_seconds("tier_patience_s", self.tier_patience_s, above=False)
         check_lanes(self.service_tiers, self.fallback_model, self.fallback_url)
+        if self.pack_inputs not in (None, "auto"):
+            check_whole("pack_inputs", cast(int, self.pack_inputs), 1)
+        check_budget(self.max_cost, self.max_total_tokens, self.max_seconds, self.max_failures)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             check(function is None or callable(function), name, function, "a function")
@@ -361,7 +386,13 @@ class Settings(TypedDict, total=False):
     session_factory: Callable[[], Any] | None
     validate: Callable[[Any], object] | None
     dedupe: bool
+    pack_inputs: PackInputs | None
     service_tiers: Sequence[str]
     tier_patience_s: float
     fallback_model: str | None
     fallback_url: str | None
+    prices: PricesLike | None
+    max_cost: float
+    max_total_tokens: float
+    max_seconds: float
+    max_failures: int | str | None

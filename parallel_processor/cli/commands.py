@@ -10,6 +10,7 @@ from parallel_processor.batches.split import MOST_BYTES, MOST_LINES
 from parallel_processor.cli.export import build_export_parser
 from parallel_processor.cli.flags import EPILOG, FLAGS, ROWS, TABLE_FLAGS
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
+from parallel_processor.cli.plan import build_plan_parser
 from parallel_processor.options import OutputFormat
 
 _VERIFY_EPILOG = """exit codes:
@@ -166,6 +167,7 @@ def build_ray_parser() -> FlagParser:
 
 
 PARSERS = {
+    "plan": build_plan_parser,
     "verify": build_verify_parser,
     "to-batch": build_to_batch_parser,
     "from-batch": build_from_batch_parser,

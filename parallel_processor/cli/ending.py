@@ -16,6 +16,7 @@ from parallel_processor.exceptions import (
     InputFileError,
     ParallelProcessorError,
     RunStoppedError,
+    StopCause,
 )
 from parallel_processor.files.append_file import STDOUT
 from parallel_processor.report.advice import advice
@@ -112,6 +113,8 @@ def exit_code(summary: Summary, error: ParallelProcessorError | None, signal_num
     """The exit code of a run that has a summary."""
     if isinstance(error, InputFileError):
         return 2
+    if error is not None and error.stop_cause is StopCause.BUDGET:
+        return 4
     if error is not None:
         return 3 if isinstance(error, RunStoppedError) else 1
     if signal_number:

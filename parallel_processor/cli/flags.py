@@ -35,11 +35,13 @@ exit codes:
   2    wrong usage, or the run could not begin
   3    stopped: wrong key, no money or quota, no server, equal failures, or a set-up
        that can't work (certificate, proxy, URL)
+  4    stopped: what is left would exceed the budget (--max_cost and the like)
   129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""
 
 
+_count = reader(lambda text: text if text == "auto" else int(text), "a whole number or auto")
 _limit = reader(lambda text: text if text == "auto" else float(text), "a number, inf or auto")
 
 
@@ -167,6 +169,19 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("default_output_tokens", "default_output_tokens", "N",
               "tokens to reserve for an answer if its request names no maximum"),
     ),
+    "budget": (
+        Flag("max_cost", "max_cost", "DOLLARS", "stop before more is spent, in US dollars; earlier runs "
+              "with the same results count, too", default_text="none"),
+        Flag("max_total_tokens", "max_total_tokens", "N", "the same for tokens, of prompts and answers",
+              default_text="none"),
+        Flag("max_seconds", "max_seconds", _S, "stop so early that what is in flight ends in time",
+              default_text="none"),
+        Flag("max_failures", "max_failures", "N", "stop once more requests have failed for good, or a "
+              "larger share of them, such as 5%", default_text="none", read=str),
+        Flag("prices", "prices", "FILE", 'what tokens cost, in US dollars per million: JSON such as '
+              '{"gpt-4o*": {"input": 2.5, "output": 10}}, or LiteLLM\'s table',
+              default_text="those of genai-prices, where that is installed"),
+    ),
     "retries and timeouts": (
         Flag("max_attempts", "retry.max_attempts", "N",
               "failed attempts after which a request fails; 429s and outages don't count"),
@@ -199,6 +214,9 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               "processes to spread the workers over, 1 to 64, for a server without limits that one "
               "core can't keep up with"),
         Flag("dedupe", "dedupe", "", "send equal requests once, and record the answer for each"),
+        Flag("pack_inputs", "pack_inputs", "N|auto",
+              "send the inputs of N embeddings, moderations or completions as one request; auto for as "
+              "many as the limits make useful", default_text="one input a request", read=_count),
     ),
     "output": (
         Flag("logging_level", "", "N",
@@ -244,6 +262,7 @@ def settings(flags: argparse.Namespace) -> Settings:
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
     if flags.json_schema:
         made[""]["validate"] = read_schema(flags.json_schema)
+    made[""]["prices"] = getattr(flags, "prices", None) or "auto"
     made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)

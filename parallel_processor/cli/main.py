@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from parallel_processor.cli.on_ray import process_on_ray
 
         return _run(build_ray_parser().parse(words[1:]), process_on_ray, lambda flags: "")
+    if words[:1] == ["plan"]:
+        from parallel_processor.cli.plan import parse_plan, plan
+
+        return _run(parse_plan(words[1:]), plan, lambda flags: "")
     if words[:1] == ["export"]:
         from parallel_processor.cli.export import export
 
@@ -229,7 +233,7 @@ def _cancel(processor: Processor, signal_name: str) -> None:
 
 
 def _process(flags: argparse.Namespace, made: Settings) -> Ending:
-    made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags)
+    made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags, made)
     _collect_seldom()
     with (
         Processor(**made) as processor,

@@ -6,9 +6,9 @@
                                              ▲                          │
                                              └────── retry later ───────┘
 
-``run.Run`` is the plan: its constructor makes the stages in the order of the flow. ``lanes.Lanes`` says
-where a request goes first, and where it goes on to. ``account.Account`` holds what all runs of a
-``Processor`` share. ``file_run.FileRun`` runs a file, ``submissions`` single requests.
+``run.Run`` is the plan: its constructor makes the stages in the order of the flow. ``account.Account``
+holds what all runs of a ``Processor`` share. ``file_run.FileRun`` runs a file, ``submissions`` single
+requests.
 
 Names that cross the border (module, names):
 

@@ -25,6 +25,7 @@ from parallel_processor.engine.credits import Credits, WriterSlack
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Request, WaitCause
+from parallel_processor.planning.spending import Spending
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -53,6 +54,7 @@ class Dispatcher:
         max_workers: how many requests may be in flight; ``slack`` is what may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
+        spending: says which attempts fit the budget.
         clock: seconds that never go back.
 
     Attributes:
@@ -78,17 +80,15 @@ class Dispatcher:
         count: Callable[[PendingRequest], None],
         is_wanted: Callable[[Request], bool] | None,
         clock: Callable[[], float],
+        spending: Spending | None = None,
     ) -> None:
         self.error: BaseException | None = None
         self.waker = queues.wake
-        self._start, self._flush, self._drop = start, flush, drop
-        self._on_room, self._activity = on_room, activity
-        self._counters, self._wait_times = counters, wait_times
-        self._count, self._is_wanted = count, is_wanted
-        self._stop, self._clock = stop, clock
-        self._lock = InterruptSafeLock()  # guards the fields below
-        self._queues = queues
-        self.credits = Credits(self._queues, max_workers, slack)
+        self._start, self._flush, self._drop, self._on_room = start, flush, drop, on_room
+        self._activity, self._counters, self._wait_times = activity, counters, wait_times
+        self._count, self._is_wanted, self._stop, self._clock = count, is_wanted, stop, clock
+        self._lock, self._queues = InterruptSafeLock(), queues  # guards all that follows, and these
+        self.credits = Credits(queues, max_workers, slack, spending)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._widen_at = math.inf  # when more may be in flight though none was answered
@@ -204,11 +204,18 @@ class Dispatcher:
             self._on_room()
         return admitted
 
-    def recorded(self, count: int, size_bytes: int = 0) -> None:
-        """So many outcomes, of so many bytes, are on record, or never will be."""
-        credits = self.credits
+    def add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
+        """Queue a request that one in flight came apart into, besides the one that ends."""
         with self._lock:
-            if credits.record(count, size_bytes):
+            is_added = self.credits.add(pending, self._clock() + retry_in_s)
+            self._wake()
+        if not is_added:
+            self._drop(pending)
+
+    def recorded(self, count: int, size_bytes: int = 0) -> None:
+        """So many outcomes, of so many bytes, are on record, or never will be; below 0: more will be."""
+        with self._lock:
+            if self.credits.record(count, size_bytes):
                 self._wake()
             wakes_reader = self.credits.wakes_reader(all_wait=self._all_wait)
         if wakes_reader:
@@ -222,16 +229,13 @@ class Dispatcher:
             is_wanted = not is_first or self._is_wanted is None or self._is_wanted(pending.request)
             if is_wanted and self._stop.cause is None:
                 if _log.isEnabledFor(logging.DEBUG):
-                    number, attempt = pending.request.number, pending.failed_attempts + 1
-                    text, extra = "request %d: attempt %d", {"request_number": number}
-                    _log.debug(text, number, attempt, extra=extra)
+                    pending.tell_attempt(_log)
                 self._counters.sent(int(reservation.costs[1]), first=is_first)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             self._stop.set(error)
-        pending.bucket.cancel(reservation)
         with self._lock:
-            self.credits.in_flight -= 1
+            self.credits.cancel(*admitted)
             self.credits.held -= is_first
         self._drop(pending)
         return False
@@ -266,11 +270,10 @@ class Dispatcher:
         # The reader may have put one just now and seen no reason to wake the thread. Or it was the last.
         if queues.inbox or (self._closed and self.credits.is_idle):
             self._wake()
-        elif not is_full and queues:
-            if made_room and len(queues) > 1:
-                self._wake()  # the room may be for another queue
-            else:
-                self._wake(self._clock() + self.credits.take_places())
+        elif made_room and len(queues) > 1 and not is_full:
+            self._wake()  # the room may be for another queue
+        elif queues and not is_full:
+            self._wake(self._clock() + self.credits.take_places())
         if self._is_asleep and self._waits_as != (is_full, len(queues) > 0):
             self._begin_wait(self._clock())
 
@@ -284,6 +287,8 @@ class Dispatcher:
         admitted = queues.admit()
         if admitted is None:
             return None, queues.take_uncounted()
+        if not credits.fits(*admitted):
+            return None, None
         credits.in_flight += 1
         if credits.in_flight >= credits.max_workers:
             queues.give_places_back()
@@ -358,14 +363,10 @@ class Dispatcher:
             self._flush()
             if wakes_reader:
                 self._on_room()
-            self._sleep(now, delay)
+            self.waker.wait(delay if delay < math.inf else None)
+            if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
+                self._stop.wait(_BATCH_DELAY_S)
         return True
-
-    def _sleep(self, now: float, delay: float) -> None:
-        """Wait to be woken, or for ``delay`` seconds."""
-        self.waker.wait(delay if delay < math.inf else None)
-        if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
-            self._stop.wait(_BATCH_DELAY_S)
 
     def _submit(self, admitted: AdmittedRequest) -> None:
         try:
@@ -375,16 +376,13 @@ class Dispatcher:
             # The pool has queued the request for one of its other threads. But if there is no other, or
             # if the interpreter ends, it is never sent.
             if not self._has_started or "can't start new thread" not in str(error):
-                admitted.pending.bucket.cancel(admitted.reservation)
                 with self._lock:
-                    self.credits.in_flight -= 1
+                    self.credits.cancel(*admitted)
                     self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
                 self.credits.lower(max(1, self.credits.in_flight - 1))
-                self._queues.give_places_back()
-                max_workers = self.credits.max_workers
-            _log.warning("only %d requests can be in flight: %s", max_workers, error)
+            _log.warning("only %d requests can be in flight: %s", self.credits.max_workers, error)
 
     def _leave(self) -> None:
         """Drop what is queued: the next run sends it."""

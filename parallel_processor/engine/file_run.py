@@ -140,6 +140,9 @@ class FileRun:
             except KeyboardInterrupt:  # it may have come before anything was done
                 output.close()
                 raise
+            finally:
+                if run.bounds.bounded is not None:
+                    run.bounds.bounded.close()
         if is_noted and run.stop_cause is None:
             order.restore(files)
 
@@ -150,10 +153,20 @@ class FileRun:
             if run.stop_cause is not None:
                 raise run.stop_cause
 
-        job = self._job
+        job, spending = self._job, run.bounds.bounded
+        if spending is not None and files[0].is_regular:
+            spending.open(files[0].path, overwrite=job.overwrite)
         answered = prepare(
-            files, overwrite=job.overwrite, keep_failures=job.keep_failures, check=check
+            files,
+            overwrite=job.overwrite,
+            keep_failures=job.keep_failures,
+            check=check,
+            on_answer=None if spending is None else spending.add_record,
         )
+        if spending is not None:
+            spending.begin()
+        if job.keep_failures:
+            run.bounds.failures.add(answered.failed)
         may_refuse = answered.has_ids_alone and job.output_format != "batch"
         if may_refuse and all(source.size_bytes is not None for source in job.sources):
             with open_sources(job.sources) as lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
 from parallel_processor.workers.pending import PendingRequest
@@ -13,6 +13,20 @@ _MAX_ERROR_CHARS = 1000
 _ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 UNANSWERED = (AttemptStatus.STOPPED, AttemptStatus.FATAL, AttemptStatus.MODEL_SPENT)
 """The ends of requests that the next run sends again."""
+
+
+class Settled(NamedTuple):
+    """What follows an attempt.
+
+    Attributes:
+        outcome: the request's outcome; ``None`` if it is to be sent again.
+        retry_in_s: seconds until it may be sent again.
+        made_room: true if the bucket may admit a waiting request earlier than it said.
+    """
+
+    outcome: Outcome | None
+    retry_in_s: float = 0.0
+    made_room: bool = False
 
 
 def validated(attempt: Attempt, validate: Callable[[Any], object]) -> Attempt:

@@ -15,12 +15,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable
 
-from parallel_processor.engine.lanes import Lanes
 from parallel_processor.models import Estimate, WaitCause
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.replicas import AnyBucket, BucketGroup, share_wait
 from parallel_processor.workers.pending import AdmittedRequest, PendingRequest
 
@@ -104,17 +104,14 @@ class RequestQueues:
     def __init__(
         self, cost: Callable[[Estimate], Cost], wake: WakeEvent, lanes: Lanes | None = None
     ) -> None:
-        self._cost = cost
-        self.wake = wake
+        self._cost, self.wake = cost, wake
         self._lanes = None if lanes is None or lanes.is_single else lanes
         self._queues: dict[AnyBucket, _BucketQueue] = {}  # in turn; no queue is empty
         self._known: set[AnyBucket] = set()
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
-        self._numbers = itertools.count()
-        self.inbox: deque[PendingRequest] = deque()
+        self._numbers, self.inbox = itertools.count(), deque[PendingRequest]()
         self.all_wait = self.is_closed = self.is_last = False
-        self._queued = self._gone_bytes = self._closings = 0
-        self._put_bytes = 0  # the reader alone changes this one
+        self._queued = self._gone_bytes = self._closings = self._put_bytes = 0
 
     @property
     def count(self) -> int:
@@ -123,7 +120,7 @@ class RequestQueues:
 
     @property
     def size_bytes(self) -> int:
-        """The payload of these, and of those in a backoff."""
+        """The payload of these, and of those in a backoff. The reader alone changes ``_put_bytes``."""
         return self._put_bytes - self._gone_bytes
 
     @property
@@ -236,6 +233,10 @@ class RequestQueues:
     def _put_last(self, pending: PendingRequest) -> None:
         self._queue_of(pending.group).append(pending)
         self._queued += 1
+
+    def is_waiting(self, bucket: AnyBucket) -> bool:
+        """True if any wait for ``bucket``, as far as can be seen. Any thread may ask."""
+        return bucket in self._queues or len(self.inbox) > 0
 
     def is_crowded(self, bucket: AnyBucket) -> bool:
         """True if many wait for ``bucket``: more than it has in flight. Any thread may ask."""

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 from parallel_processor.engine.credits import READ_AT_ONCE
 from parallel_processor.engine.delivery import Delivery
 from parallel_processor.engine.dispatcher import Dispatcher
-from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.outcomes import invalid
 from parallel_processor.engine.stops import LeftOut
-from parallel_processor.models import Outcome, Request, WaitCause
+from parallel_processor.models import Estimate, Outcome, Request, WaitCause
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.limit_news import tell_large
 from parallel_processor.runtime.stop import StopSignal, WakeEvent
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.workers.pending import PendingRequest
 
 if TYPE_CHECKING:
     from parallel_processor.planning.duplicates import Duplicates
+    from parallel_processor.planning.packer import Packer
 
 
 class Reader:
@@ -42,6 +43,7 @@ class Reader:
         ahead: how many more requests may be read. ``None``: any number.
         is_beside: what ``ahead`` leaves out are the places of older runs.
         counts: this thread counts the tokens, not the one that sends: child processes do that.
+        packer: gets what is to be sent, to put it by :meth:`put`; ``None`` if nothing is packed.
         waker: the event that the reader waits for.
         stop: after it, nothing is read.
 
@@ -63,6 +65,7 @@ class Reader:
         ahead: Callable[[], float] | None,
         is_beside: bool,
         counts: bool,
+        packer: Packer | None,
         waker: WakeEvent,
         stop: StopSignal,
     ) -> None:
@@ -73,7 +76,8 @@ class Reader:
         self._counts = counts
         self._waker, self._stop = waker, stop
         self.activity, self._seen = WaitCause.INPUT, set[AnyBucket]()
-        self._has_begun = False
+        self._has_begun, self._packer = False, packer
+        self._send = self._put if packer is None else packer.add
 
     def feed(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Read as far as there are credits, and yield the outcomes at hand before each wait."""
@@ -94,8 +98,12 @@ class Reader:
 
     def _take_in(self, request: Request) -> None:
         self._counters.read()
-        if (claim := self._claim(request)) is True:
-            self._put(request)
+        if (
+            request.invalid_reason is None
+            and self._duplicates is None
+            or (claim := self._claim(request)) is True
+        ):
+            self._send(request)
         else:
             size_bytes = self._delivery.deliver(claim) if isinstance(claim, Outcome) else 0
             self._dispatcher.credits.skip(size_bytes)  # its outcome holds a credit, too
@@ -106,6 +114,16 @@ class Reader:
             return invalid(request)
         return True if self._duplicates is None else self._duplicates.claim(request)
 
+    def put(self, request: Request, estimate: Estimate | None = None) -> None:
+        """Queue a request, with an ``estimate`` if it was counted. For one thread at a time."""
+        if estimate is None:
+            self._put(request)
+            return
+        pending = self._lanes.enter(request, *self._estimator.url_and_model(request))
+        pending.estimate = estimate
+        tell_large(pending.bucket, request, self._estimator.cost(estimate).tokens)
+        self._queue(pending)
+
     def _put(self, request: Request) -> None:
         url, model = self._estimator.url_and_model(request)
         group = (pending := self._lanes.enter(request, url, model)).group
@@ -114,7 +132,10 @@ class Reader:
         if pending.estimate is None and (self._counts or group not in self._seen):
             self._seen.add(group)
             self.count(pending)  # loads the encoding in this thread: no fork comes in between
-        if group in self._left_out:
+        self._queue(pending)
+
+    def _queue(self, pending: PendingRequest) -> None:
+        if pending.group in self._left_out:
             self.leave(pending)
             return
         if not self._has_begun:
@@ -141,10 +162,22 @@ class Reader:
         room: float = self._dispatcher.room()
         count = int(room if self._ahead is None else min(room, self._ahead()))
         if count <= 0:
+            if self._packer is not None and self._dispatcher.credits.is_empty:
+                self._packer.flush()  # nothing else would wake this thread
             is_beside = room > 0 and self._is_beside
             self.activity = WaitCause.MAX_WORKERS if is_beside else WaitCause.LOOK_AHEAD
             self._waker.wait()
         return max(count, 0)
+
+    def flush(self) -> None:
+        """Queue what was kept back to be packed: nothing more is read."""
+        if self._packer is not None:
+            self._packer.flush()
+
+    def close(self) -> None:
+        """Nothing is kept back any more."""
+        if self._packer is not None:
+            self._packer.close()
 
     def ready(self) -> Iterator[Outcome]:
         """The outcomes at hand."""

@@ -24,16 +24,15 @@ What is dropped or cancelled has no record, and the next run sends it. No thread
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from parallel_processor.engine.credits import NO_SLACK, WRITER_SLACK, Credits, WriterSlack
 from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
-from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.reader import Reader
 from parallel_processor.engine.settlement import Settlement
@@ -41,25 +40,38 @@ from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
+from parallel_processor.planning.bounds import Bounds
+from parallel_processor.planning.budget import Budget
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.histogram import percentile_s
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
 from parallel_processor.runtime.exits import at_exit
+from parallel_processor.runtime.forks import load
 from parallel_processor.runtime.notebook import join_timeout_s
 from parallel_processor.runtime.stop import Settable, StopSignal, WakeEvent, do_all
 from parallel_processor.runtime.threads import run_apart
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest
 from parallel_processor.workers.pool import WorkerPool, make_pool
 
+if TYPE_CHECKING:
+    from parallel_processor.engine.packing import Packing
+
+_USUAL = 95  # percent of the answers don't take longer
 _log = logging.getLogger("parallel_processor")
 IsWanted = Callable[[Request], bool]
 
 
 class Run:
     """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
+
+    Attributes:
+        spending: what it spends; ``None`` if nobody asks.
+        failures: counts the requests that failed for good.
 
     Args:
         options: the settings.
@@ -75,6 +87,7 @@ class Run:
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
         clock: seconds that never go back.
+        budget: what the runs of a processor spend; ``None`` if nobody asks.
     """
 
     def __init__(
@@ -92,37 +105,60 @@ class Run:
         parses_answers: bool = True,
         slack: WriterSlack = WRITER_SLACK,
         clock: Callable[[], float] = time.monotonic,
+        budget: Budget | None = None,
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._estimator = estimator
-        self._on_begin, self._on_cancel = on_begin, on_cancel
+        self._estimator, self._on_begin, self._on_cancel = estimator, on_begin, on_cancel
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self.bounds = self._make_bounds(budget)
+        self._is_stopping, self._give_up_at = False, self.bounds.give_up_at
         self._max_workers = affordable_workers(options.max_workers)
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
-        self._lanes = Lanes(options, routes, self._left_out, clock)
+        self._lanes = Lanes(options, routes, self._left_out.__contains__, clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
+        is_submitted = on_left_out is not None
+        self._packing = None if is_submitted else self._make_packing()
         self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
+        self._judge = self._packing or self._settlement
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink, slack)
-        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one.
+        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one. With
+        #    `pack_inputs`, several may become one.
         self._reader = self._make_reader(ahead)
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
+
+    def _make_packing(self) -> Packing | None:
+        if self._options.pack_inputs in (None, 1):
+            return None
+        packing: Packing = load("parallel_processor.engine.packing").Packing(
+            self._options,
+            estimator=self._estimator,
+            lanes=self._lanes,
+            is_waiting=self._queues.is_waiting,
+            put=lambda request, estimate: self._reader.put(request, estimate),
+            fail=self._stop.set,
+            add=lambda pending, retry_in_s: self._dispatcher.add(pending, retry_in_s),
+            take=lambda count: self._dispatcher.recorded(-count),
+            drop=lambda pending: self._delivery.drop(pending),
+            settlement=lambda: self._settlement,
+            counters=self.counters,
+        )
+        return packing
 
     def _make_dispatcher(self, is_wanted: IsWanted | None, slack: WriterSlack) -> Dispatcher:
         return Dispatcher(
             queues=self._queues,
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
-            drop=lambda pending: self._delivery.drop(pending),
+            drop=lambda pending: (self._packing or self._delivery).drop(pending),
             on_room=self.waker.set,
             activity=self._idle_cause,
             counters=self.counters,
@@ -131,8 +167,9 @@ class Run:
             max_workers=self._max_workers,
             slack=NO_SLACK if self.yields_outcomes else slack,
             count=lambda pending: self._reader.count(pending),
-            is_wanted=is_wanted,
+            is_wanted=is_wanted if self._packing is None else self._packing.is_wanted,
             clock=self._clock,
+            spending=self.bounds.bounded,
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
@@ -158,16 +195,26 @@ class Run:
             is_crowded=self._queues.is_crowded,
             on_left_out=lambda group: self._reader.leave(*self._dispatcher.remove(group)),
             routes=self._lanes.routes,
+            validates=self._packing is None,
+            divide=None if self._packing is None else self._packing.divide,
+            spending=self.bounds.spending,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
-        return Delivery(
+        make: Callable[..., Delivery] = Delivery
+        if self._packing is not None:
+            make = self._packing.make_delivery
+        return make(
             counters=self.counters,
             waker=self.waker,
             on_record=self._dispatcher.recorded if make_sink else self.credits.yielded,
-            make_sink=make_sink and (lambda recorded: make_sink(recorded, self.stop)),
+            make_sink=None
+            if make_sink is None
+            else lambda recorded: make_sink(recorded, self.stop),
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
+            on_failure=self.bounds.failures.add,
+            spending=self.bounds.bounded,
         )
 
     def _make_reader(self, ahead: Callable[[], float] | None) -> Reader:
@@ -183,9 +230,29 @@ class Run:
             ahead=ahead,
             is_beside=not self.yields_outcomes,
             counts=self._options.processes > 1,
+            packer=None if self._packing is None else self._packing.packer,
             waker=self.waker,
             stop=self._stop,
         )
+
+    def _make_bounds(self, budget: Budget | None) -> Bounds:
+        """Those of the run. That of time is with the displays, whose thread keeps it."""
+        bounds = Bounds(
+            self._options,
+            budget,
+            ended=self._ended,
+            latency_s=lambda: percentile_s(self.counters.counts().latencies, _USUAL),
+            stop=self._stop.set,
+            clock=self._clock,
+        )
+        if bounds.deadline is not None:
+            self.displays.add(bounds.deadline)
+        return bounds
+
+    def _ended(self) -> int:
+        """How many requests have an outcome, those of earlier runs included."""
+        counts = self.counters.counts()
+        return counts.answered + counts.failed + counts.already_answered + counts.already_failed
 
     @property
     def stop_cause(self) -> BaseException | None:
@@ -220,6 +287,7 @@ class Run:
                     self._pool.core.join()
                 self.displays.start()
                 yield from self._reader.feed(requests)
+                self._reader.flush()
                 self._reader.activity = WaitCause.ANSWERS
                 self._dispatcher.close()
                 yield from self._drain()
@@ -228,6 +296,7 @@ class Run:
                 if (left_out := self._left_out.error()) is not None and not self._left_out.is_told:
                     self._stop.set(left_out)
             except Exception as error:  # of the input, say; what can go at once is still sent
+                self._reader.flush()
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
                 self._begin_to_stop(self._stop.cause or error)
@@ -275,7 +344,7 @@ class Run:
         The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
         try:
-            outcome, retry_in_s, made_room = self._settlement.settle(*admitted, attempt)
+            outcome, retry_in_s, made_room = self._judge.settle(*admitted, attempt)
             if outcome is not None:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
@@ -321,7 +390,7 @@ class Run:
                 list(self._drain())  # yields none
         finally:
             self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
-            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
+            steps = (self._reader.close, self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
             do_all((*steps, *ends, self._pool.core.leave))
 

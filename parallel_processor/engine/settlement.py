@@ -13,17 +13,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from parallel_processor.engine.lanes import Lanes
-from parallel_processor.engine.outcomes import UNANSWERED, outcome_of, unanswered, validated
+from parallel_processor.engine.outcomes import (
+    UNANSWERED,
+    Settled,
+    outcome_of,
+    unanswered,
+    validated,
+)
 from parallel_processor.engine.rejections import Rejections, is_timeout
 from parallel_processor.engine.retry import RETRIED, RetrySchedule, backoff_s, without_charge
 from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, has_others, reason_of
 from parallel_processor.exceptions import RunStoppedError, StopCause
-from parallel_processor.models import Attempt, AttemptStatus, Outcome
+from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
+from parallel_processor.planning.spending import Spending
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
@@ -32,7 +37,8 @@ from parallel_processor.report.repeats import RepeatedWarnings
 from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.upstreams.failover import Failover
-from parallel_processor.upstreams.outage import Judgement, Outages, Verdict
+from parallel_processor.upstreams.lanes import Lanes
+from parallel_processor.upstreams.outage import OUT_OF_ORDER, Judgement, Outages, Verdict
 from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest, RetryState
@@ -41,21 +47,6 @@ _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
 _ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 _STOPPED = AttemptStatus.STOPPED
-_OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
-
-
-class Settled(NamedTuple):
-    """What follows an attempt.
-
-    Attributes:
-        outcome: the request's outcome; ``None`` if it is to be sent again.
-        retry_in_s: seconds until it may be sent again.
-        made_room: true if the bucket may admit a waiting request earlier than it said.
-    """
-
-    outcome: Outcome | None
-    retry_in_s: float = 0.0
-    made_room: bool = False
 
 
 class Settlement:
@@ -63,7 +54,9 @@ class Settlement:
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
     a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
-    requests are not to be sent any more, once it is in ``left_out``.
+    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, another
+    one asks the user's ``validate``. ``divide`` is called with each request that failed for good; it
+    returns true if that became another one, to be sent. ``equal_failures`` knows which models answer.
     """
 
     def __init__(
@@ -80,12 +73,16 @@ class Settlement:
         routes: Routes,
         lanes: Lanes | None = None,
         is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
+        validates: bool = True,
+        divide: Callable[[PendingRequest, Attempt], bool] | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
         self._left_out, self._on_left_out = left_out, on_left_out
         self._lanes = None if lanes is None or lanes.is_plain else lanes
-        self._is_crowded = is_crowded
+        self._is_crowded, self._divide, self._spending = is_crowded, divide, spending
+        self._validate = options.validate if validates else None
         self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
         self._routes, self._has_other_hosts = routes, has_others(options)
@@ -93,7 +90,7 @@ class Settlement:
         self._outages = Outages(options.retry, clock)
         self._failover = Failover(routes, self._outages, options.retry)
         self._rejections = Rejections(options.retry, counters, self._stop_run)
-        self._equal_failures = EqualFailures(
+        self.equal_failures = EqualFailures(
             options.stop_after_equal_failures,
             validates=options.validate is not None,
             answered_before=lambda: counters.counts().already_answered > 0,
@@ -109,6 +106,8 @@ class Settlement:
 
         An exception instead of an attempt, or one that is raised here, is a bug: it ends the run.
         """
+        if self._spending is not None:
+            self._spending.ended(pending, attempt)
         if isinstance(attempt, Attempt):
             try:
                 return self._settle(pending, reservation, attempt)
@@ -130,30 +129,42 @@ class Settlement:
         release = self._charge(pending, reservation, attempt)
         if release.limit_changes:
             self._limit_news.tell(pending.bucket, release.limit_changes)
-        if attempt.status is _ANSWERED and self._options.validate is not None:
-            attempt = validated(attempt, self._options.validate)
+        if attempt.status is _ANSWERED and self._validate is not None:
+            attempt = validated(attempt, self._validate)
             if attempt.status is _ANSWERED:
-                self._equal_failures.works(pending.group)
-        if attempt.status is _ANSWERED:
-            self._has_answer = True
-            if self._outages.paused and self._outages.is_back(pending.bucket):
-                _log.info("%s answers again", self._host(pending.bucket))
-            if pending.retry_state is not None:
-                self._failover.answered(pending)
-            if self._lanes is not None:
-                attempt = self._lanes.with_lane(pending, attempt)
-        else:
-            delay_s = self._fail(pending, reservation, attempt)
-            if delay_s is None and attempt.status not in UNANSWERED:
-                self._look_for_equal_failures(pending, attempt)
-            if self._goes_on(pending, attempt, delay_s):
-                is_over = self._stop.cause is not None or pending.group in self._left_out
-                return Settled(unanswered(pending) if is_over else None, 0.0, release.made_room)
-            if delay_s is not None:
-                if self._stop.cause is not None or pending.group in self._left_out:
-                    return Settled(unanswered(pending), 0.0, release.made_room)
-                return Settled(None, delay_s, release.made_room)
+                self.equal_failures.works(pending.group)
+        if attempt.status is not _ANSWERED:
+            return self.failed(pending, reservation, attempt, made_room=release.made_room)
+        self._has_answer = True
+        if self._outages.paused and self._outages.is_back(pending.bucket):
+            _log.info("%s answers again", self._host(pending.bucket))
+        if pending.retry_state is not None:
+            self._failover.answered(pending)
+        if self._lanes is not None:
+            attempt = self._lanes.with_lane(pending, attempt)
         return Settled(outcome_of(pending, attempt), 0.0, release.made_room)
+
+    def failed(
+        self,
+        pending: PendingRequest,
+        reservation: Reservation,
+        attempt: Attempt,
+        *,
+        made_room: bool,
+    ) -> Settled:
+        """Decide what follows an attempt that is no answer, and was charged."""
+        delay_s = self._fail(pending, reservation, attempt)
+        if delay_s is None and attempt.status not in UNANSWERED:
+            if self._divide is not None and self._divide(pending, attempt):
+                return Settled(None, 0.0, made_room)
+            self._look_for_equal_failures(pending, attempt)
+        if self._goes_on(pending, attempt, delay_s):
+            delay_s = 0.0
+        if delay_s is None:
+            return Settled(outcome_of(pending, attempt), 0.0, made_room)
+        if self._stop.cause is not None or pending.group in self._left_out:
+            return Settled(unanswered(pending), 0.0, made_room)
+        return Settled(None, delay_s, made_room)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""
@@ -203,7 +214,7 @@ class Settlement:
         if self._lanes is not None and (name := self._lanes.name_of(pending)) and attempt.error:
             attempt.error = f"{name}: {attempt.error}"
         if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
-            return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
+            return self._give_way(self._lanes, pending, reservation, attempt)
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
         attempt = without_charge(attempt, judged, retry_state, self._options.retry)
@@ -214,7 +225,7 @@ class Settlement:
             retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
         if others_at is None or not self._is_taken_over(attempt, reservation, pending, judged):
             self._react(attempt, reservation, pending, judged)
-        elif attempt.status not in _OUT or (
+        elif attempt.status not in OUT_OF_ORDER or (
             retry_state.has_other and judged.verdict is not Verdict.SERVES
         ):
             return 0.0
@@ -235,25 +246,21 @@ class Settlement:
         is_taken_over = failover.takes_over(
             pending, reservation, attempt, judged, was_reached=was_reached
         )
-        if is_taken_over and attempt.status in _OUT:
+        if is_taken_over and attempt.status in OUT_OF_ORDER:
             self._pause_server(attempt, reservation, pending.bucket, judged)
         failover.note(pending, reservation, attempt)
         return is_taken_over
 
     def _give_way(
-        self,
-        lanes: Lanes,
-        pending: PendingRequest,
-        refused: Reservation,
-        attempt: Attempt,
-        retry_state: RetryState,
+        self, lanes: Lanes, pending: PendingRequest, refused: Reservation, attempt: Attempt
     ) -> float | None:
         """Follow a refusal of a tier that has no room now; seconds until its next attempt there, if any.
 
         It is about one request: others may be answered, so nothing pauses unless the server asks for it.
         """
+        assert (retry_state := pending.retry_state) is not None
         self._counters.refused()
-        self._equal_failures.works(pending.group)
+        self.equal_failures.works(pending.group)
         if attempt.retry_after_s:
             pending.bucket.pause(attempt.retry_after_s, refused)
             lanes.note_full(pending, attempt.retry_after_s)
@@ -277,7 +284,7 @@ class Settlement:
             self._refuse(pending, attempt.error, attempt.stop_cause)
         elif attempt.status is AttemptStatus.MODEL_SPENT:
             self._leave_out(pending, attempt.error, StopCause.QUOTA)
-        elif attempt.status in _OUT:
+        elif attempt.status in OUT_OF_ORDER:
             self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
@@ -373,14 +380,13 @@ class Settlement:
         """Stop the run if every request of the model fails for one reason, and not for want of room."""
         if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
             return
-        if (error := self._equal_failures.failed(pending.group, attempt)) is not None:
+        if (error := self.equal_failures.failed(pending.group, attempt)) is not None:
             self._stop_run(error, pending)
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
-        if self._stop.cause is not None or attempt.status is AttemptStatus.LOST:
-            return
-        if not _log.isEnabledFor(logging.WARNING):
+        is_over = self._stop.cause is not None or not _log.isEnabledFor(logging.WARNING)
+        if is_over or attempt.status is AttemptStatus.LOST:
             return
         number, is_retry = retry_state.request.number, attempt.status is AttemptStatus.RETRY
         when = f"is tried again in {seconds:.1f} s" if is_retry else "waits to be sent again"

@@ -43,8 +43,8 @@ _MOST_REASONS = 50  # with more of them, the reasons are the requests' own
 _REQUEST_ID = re.compile(r" \(request id [^)]*\)$")
 _ID = re.compile(r"\b(?=[\w-]*\d)[\w-]{8,}\b")  # with a digit in it
 _NUMBER = re.compile(r"\d+")
-_CONTENT_STATUSES = {400, 413, 422}
-_SET_UP_STATUSES = {*range(300, 400), 401, 404, 405, 407, 410, 421}
+CONTENT_STATUSES = {400, 413, 422}
+SET_UP_STATUSES = {*range(300, 400), 401, 404, 405, 407, 410, 421}
 _OWN = re.compile(
     r"content.?(?:filter|policy|management)|moderation|flagged|safety|prohibited|inappropriate|sensitive"
     r"|invalid_prompt|policy.violation|敏感|不安全|违规"
@@ -56,7 +56,7 @@ _OWN = re.compile(
 def reason_of(attempt: Attempt) -> str:
     """The reason of a failure: equal for failures that only ids and numbers tell apart."""
     text = _ID.sub("#", _REQUEST_ID.sub("", attempt.error))
-    if _status(attempt) not in _CONTENT_STATUSES:
+    if _status(attempt) not in CONTENT_STATUSES:
         text = _NUMBER.sub("#", text)
     return f"{attempt.kind}\n{text}"
 
@@ -121,7 +121,7 @@ class EqualFailures:
         if was_answered or _OWN.search(f"{attempt.kind} {attempt.error}"):
             self.works(bucket)
             return None
-        if _status(attempt) not in _SET_UP_STATUSES and self._answered_before():
+        if _status(attempt) not in SET_UP_STATUSES and self._answered_before():
             return None
         with self._lock:
             counts = self._reasons.setdefault(bucket, Counter())

@@ -10,6 +10,7 @@ documentation and from public reports. The tests try each against the simulator,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from parallel_processor.contents import response_tier
 from parallel_processor.models import MODEL_PLACE, Endpoint
 
 _SECOND_S, _MINUTE_S, _DAY_S = 1.0, 60.0, 86_400.0
@@ -40,6 +42,13 @@ _GOOG_API_KEY = Auth("x-goog-api-key", "")
 _JSON_WEB_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 
+class MostInputs(NamedTuple):
+    """How many inputs of embeddings one request may have, and how many tokens; infinite if nobody says."""
+
+    inputs: float = math.inf
+    tokens: float = math.inf
+
+
 class Provider(NamedTuple):
     """One provider, or one kind of server."""
 
@@ -57,6 +66,9 @@ class Provider(NamedTuple):
     tiers: Mapping[str, str] = (
         _NOTHING  # its words for default, flex and priority, if they are others
     )
+    tier_header: str = ""  # asks for a tier in place of a member of the body; it is not sent
+    is_strict: bool = False  # it refuses a body without what its endpoint needs
+    most_inputs: MostInputs = MostInputs()
     tried: str = ""  # the server of others that was asked; empty: taken from documentation alone
 
 
@@ -65,6 +77,7 @@ _VERSION = {"anthropic-version": "2023-06-01"}
 _EVERY_MINUTE = dict.fromkeys(("requests", *_TOKENS), _MINUTE_S)
 _AZURE = "https://RESOURCE.openai.azure.com/openai"
 _GEMINI = "https://generativelanguage.googleapis.com/v1beta"
+_GEMINI_TIERS = {"default": "standard"}
 _VERTEX = "https://aiplatform.googleapis.com/v1/projects/PROJECT/locations/global"
 _BEDROCK = "https://bedrock-runtime.REGION.amazonaws.com"
 
@@ -93,6 +106,8 @@ PROVIDERS: tuple[Provider, ...] = (
         "https://api.openai.com/v1/images/generations",
         hosts=("openai.com",),
         keys=("OPENAI_API_KEY",),
+        is_strict=True,
+        most_inputs=MostInputs(2048, 300_000),
         tried=_MOCK,
     ),
     _hosted(  # with a key, or an Entra token
@@ -106,6 +121,7 @@ PROVIDERS: tuple[Provider, ...] = (
         keys=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
         auth=_API_KEY,
         windows_s=_EVERY_MINUTE,
+        most_inputs=MostInputs(2048),
         tried=_MOCK,
     ),
     _hosted(
@@ -124,6 +140,7 @@ PROVIDERS: tuple[Provider, ...] = (
         headers=_VERSION,
         charges_use=True,
         tiers={"default": "standard_only", "priority": "auto"},
+        is_strict=True,
         tried=_MOCK,
     ),
     _hosted(  # its own API has a header of its own
@@ -135,7 +152,8 @@ PROVIDERS: tuple[Provider, ...] = (
         keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         auth=None,
         charges_use=True,
-        tiers={"default": "standard"},
+        tiers=_GEMINI_TIERS,
+        most_inputs=MostInputs(100),
         tried=_MOCK,
     ),
     _hosted(  # with a token of an hour: gcloud auth print-access-token
@@ -146,6 +164,7 @@ PROVIDERS: tuple[Provider, ...] = (
             *("aiplatform.googleapis.com", "*-aiplatform.googleapis.com"),
             "aiplatform.*.rep.googleapis.com",
         ),
+        tier_header="X-Vertex-AI-LLM-Shared-Request-Type",
         tried=_MOCK,
     ),
     _hosted(
@@ -175,6 +194,7 @@ PROVIDERS: tuple[Provider, ...] = (
         hosts=("mistral.ai",),
         keys=("MISTRAL_API_KEY",),
         charges_use=True,
+        most_inputs=MostInputs(512, 16_384),
     ),
     _hosted("DeepSeek", "https://api.deepseek.com/chat/completions", keys=("DEEPSEEK_API_KEY",)),
     _hosted("xAI", "https://api.x.ai/v1/chat/completions", keys=("XAI_API_KEY",)),
@@ -199,12 +219,14 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Cohere", "https://api.cohere.com/v2/chat", "https://api.cohere.com/v2/embed"),
         hosts=("api.cohere.com", "api.cohere.ai"),
         keys=("CO_API_KEY", "COHERE_API_KEY"),
+        most_inputs=MostInputs(96),
         tried=_MOCK,
     ),
     _hosted(
         *("Voyage", "https://api.voyageai.com/v1/embeddings"),
         hosts=("api.voyageai.com", "ai.mongodb.com"),
         keys=("VOYAGE_API_KEY",),
+        most_inputs=MostInputs(1000, 120_000),
     ),
     _hosted("Jina", "https://api.jina.ai/v1/embeddings", keys=("JINA_API_KEY",)),
     _hosted(
@@ -216,6 +238,7 @@ PROVIDERS: tuple[Provider, ...] = (
         *("Qwen", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1/chat/completions"),
         hosts=("dashscope.aliyuncs.com", "dashscope-*.aliyuncs.com"),
         keys=("DASHSCOPE_API_KEY",),
+        most_inputs=MostInputs(10),
     ),
     _hosted(
         *("Zhipu", "https://open.bigmodel.cn/api/paas/v4/chat/completions"),
@@ -255,6 +278,12 @@ _AUTH_OF_FORM: Mapping[Endpoint, Auth] = {
     Endpoint.EMBED_CONTENT: _GOOG_API_KEY,
     Endpoint.BATCH_EMBED_CONTENTS: _GOOG_API_KEY,
 }
+KEY_HEADERS = frozenset(
+    auth.header.lower()
+    for auth in (BEARER, *_AUTH_OF_FORM.values(), *(row.auth for row in PROVIDERS))
+    if auth
+)
+"""The headers that carry a key, in lower case."""
 _MODEL_IN_PATH = re.compile(
     r"/(?:models|tunedModels|endpoints)/([^/:]+):|/deployments/([^/]+)/|/model/([^/]+)/",
     re.IGNORECASE,
@@ -334,10 +363,10 @@ def stream_refusal(url: str) -> str:
 
 def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     """The members of a body that ask for ``tier`` at ``url``: ``default``, ``flex``, ``priority``, or the
-    provider's own word. None at Vertex, which has a header for it (X-Vertex-AI-LLM-Shared-Request-Type).
+    provider's own word. None where a header asks for it.
     """
     provider = provider_of(url)
-    if not tier or provider.name == "Vertex AI":
+    if not tier or provider.tier_header:
         return {}
     word, endpoint = provider.tiers.get(tier, tier), endpoint_of(url)
     if endpoint is Endpoint.CONVERSE:
@@ -347,7 +376,6 @@ def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     return {"service_tier": word}
 
 
-_GEMINI_TIERS = {"default": "standard"}
 _ANSWERED_TIERS = {
     **dict.fromkeys(("standard", "on_demand", "on-demand", "standard_only"), "default"),
     "performance": "priority",
@@ -361,14 +389,5 @@ def answered_tier(headers: Mapping[str, str], data: Any) -> str:
 
     ``headers`` have names in lower case, ``data`` is the answer. Empty if the answer doesn't say.
     """
-    places: list[Any] = [headers.get("x-gemini-service-tier")]
-    if isinstance(data, Mapping):
-        usage, google = data.get("usage"), data.get("usageMetadata")
-        places += [data.get("service_tier"), data.get("serviceTier")]
-        places += [usage.get("service_tier")] if isinstance(usage, Mapping) else []
-        places += [google.get("trafficType")] if isinstance(google, Mapping) else []
-    for place in places:
-        word = place.get("type") if isinstance(place, Mapping) else place
-        if isinstance(word, str) and word:
-            return _ANSWERED_TIERS.get(word.lower(), word.lower())
-    return ""
+    word = (headers.get("x-gemini-service-tier") or response_tier(data) or "").lower()
+    return _ANSWERED_TIERS.get(word, word)

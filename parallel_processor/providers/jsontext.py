@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
 # Deeper texts are rejected. Python's own limit depends on the depth of the call, and the same value is
 # parsed again inside a record, and written by code that recurses as well.
 MAX_NESTING = 100
+EndOf = Callable[[str, int], int]
+"""Where the value ends that begins at an index of a text."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _COMMA = re.compile(r"[ \t\n\r]*,?[ \t\n\r]*")
 
@@ -78,26 +81,34 @@ def _nesting(value: Any) -> int:
     return nesting
 
 
-def members(text: str) -> list[Member]:
-    """The members of the object ``text``, in order, with duplicates. The text must have been parsed."""
+def members(text: str, end_of: EndOf | None = None) -> list[Member]:
+    """The members of the object ``text``, in order, with duplicates. The text must have been parsed.
+
+    ``end_of`` finds the end of a value: :func:`end_of_numbers` where most of it is numbers.
+    """
+    end_of = end_of or _end_of_value
     found: list[Member] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "}":
         start = i
         key, i = scanstring(text, i + 1)
         value_start = _skip(text, _skip(text, i) + 1)  # after the colon
-        end = _end_of_value(text, value_start)
+        end = end_of(text, value_start)
         found.append(Member(key, text[value_start:end], text[start:end]))
         i = _skip(text, end, _COMMA)
     return found
 
 
-def elements(text: str) -> list[str]:
-    """The texts of the elements of the array ``text``. It must have been parsed."""
+def elements(text: str, end_of: EndOf | None = None) -> list[str]:
+    """The texts of the elements of the array ``text``. It must have been parsed.
+
+    ``end_of`` is that of :func:`members`.
+    """
+    end_of = end_of or _end_of_value
     found: list[str] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "]":
-        end = _end_of_value(text, i)
+        end = end_of(text, i)
         found.append(text[i:end])
         i = _skip(text, end, _COMMA)
     return found
@@ -155,6 +166,41 @@ def _end_of_value(text: str, start: int) -> int:
         return _LENIENT.raw_decode(text, start)[1]
     except ValueError:  # an integer of too many digits
         return _LENIENT_ANY_INT.raw_decode(text, start)[1]
+
+
+_MARK = re.compile(r'[\[{}\]]|"[^"\\]*(?:\\.[^"\\]*)*"')
+_SCALAR = re.compile(r"[^\s,\]}]+")
+
+
+def end_of_numbers(text: str, start: int) -> int:
+    """Where the value ends that begins at ``start``. It is looked through for brackets, and not parsed.
+
+    Lists of numbers are passed in a moment. Among many short texts, parsing is faster.
+    """
+    if text[start] not in '[{"':
+        found = _SCALAR.match(text, start)
+        assert found is not None  # the text was parsed
+        return found.end()
+    depth, i = 0, start
+    while True:
+        mark = _MARK.search(text, i)
+        assert mark is not None
+        i, what = mark.end(), text[mark.start()]
+        if what == "[" and (end := _end_of_flat(text, i)):
+            i = end
+        elif what in "[{":
+            depth += 1
+        elif what in "]}":
+            depth -= 1
+        if not depth:
+            return i
+
+
+def _end_of_flat(text: str, start: int) -> int:
+    """Where the list ends whose first element begins at ``start``, if it has only numbers; else 0."""
+    end = text.find("]", start)
+    holds_other = any(text.find(what, start, end) >= 0 for what in '"[{')
+    return 0 if holds_other else end + 1
 
 
 def _skip(text: str, i: int, what: re.Pattern[str] = _SPACE) -> int:

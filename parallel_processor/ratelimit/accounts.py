@@ -21,9 +21,9 @@ import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 from weakref import WeakSet
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.minute_count import MinuteCount
 from parallel_processor.ratelimit.quota import ConfiguredQuota
@@ -155,6 +155,5 @@ def _identity(options: Options) -> tuple[str, bytes]:
     """What two processors of one account share; the key itself is not kept."""
     if options.account is not None:
         return options.account, b""
-    host = urlsplit(options.request_url).netloc.rpartition("@")[2].lower()
     key = options.keyring.identity(options.request_url)
-    return host, hashlib.blake2b(key, digest_size=16, key=_SALT).digest()
+    return host_of(options.request_url), hashlib.blake2b(key, digest_size=16, key=_SALT).digest()

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from urllib.parse import urlsplit
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.models import Upstream, WaitCause
 from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.accounts import Accounts
@@ -180,7 +180,7 @@ class TokenBuckets:
     def _owner(self, upstream: Upstream) -> tuple[str, int]:
         """What tells the account of ``upstream`` from those of others."""
         is_one = self._options.account is not None
-        return ("", 0) if is_one else (urlsplit(upstream.url).netloc.lower(), upstream.key)
+        return ("", 0) if is_one else (host_of(upstream.url), upstream.key)
 
     def change_limits(self, options: Options) -> None:
         """Have the limits of ``options`` from now on, which differ in nothing else."""

@@ -125,9 +125,8 @@ class TokenBucket:
 
     def follow(self, shared_limits: SharedLimits) -> None:
         """Be under ``shared_limits``, of the same account, as they are now. Caller holds its lock."""
-        self.shared_limits = shared_limits
-        limits, charged = shared_limits.limits, shared_limits.charged
-        self._state.follow(limits, charged, shared_limits.minute_count, self._clock())
+        self.shared_limits = new = shared_limits
+        self._state.follow(new.limits, new.charged, new.minute_count, self._clock())
         shared_limits.adopt(self.url, self._name, self._state)
 
     # Before an attempt.
@@ -304,15 +303,11 @@ class TokenBucket:
             woken = self.shared_limits.firsts()
         wake(woken)
 
-    def count_moved(self) -> None:
-        """Count a request that goes on to another lane."""
+    def count(self, *, moved_on: int = 0, downgraded: int = 0) -> None:
+        """Count requests that go on to another lane, or answers of another tier than was asked for."""
         with self._lock:
-            self._state.moved_on += 1
-
-    def count_downgraded(self) -> None:
-        """Count an answer of another tier than was asked for."""
-        with self._lock:
-            self._state.downgraded += 1
+            self._state.moved_on += moved_on
+            self._state.downgraded += downgraded
 
     # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
@@ -345,6 +340,13 @@ class TokenBucket:
             or not state.answered
             or state.server.rates.limits_tokens
         )
+
+    def limit_of(self, kind: str) -> float:
+        """How many ``requests`` or ``tokens`` a minute it may send, as far as is known; infinite if any."""
+        with self._lock:
+            _, configured = self.shared_limits.levels(self._clock())
+        found = self._state.server.rates.found_limit(kind)
+        return min(configured.get(kind, math.inf), found)
 
     @property
     def has_room(self) -> bool:

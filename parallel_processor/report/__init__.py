@@ -8,6 +8,7 @@ Names that cross the border (module, names):
     advice       advice
     counters     Counters, Counts
     frames       ColumnType, metadata_columns, row_of, to_records
+    histogram    percentile_s
     limit_news   LimitNews, tell_changed, tell_large
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
@@ -15,7 +16,7 @@ Names that cross the border (module, names):
     report_file  Highlights, LiveReport, request_note, summary_json, write_whole
     samples      RequestNote, RunReport, Sample
     snapshot     Snapshot, added, scaled
-    summary      Stats, Summary, counters_of, summary_text
+    summary      Stats, Summary, cost_fields, counters_of, summary_text
     wait_times   WaitTimes
-    wording      counted
+    wording      cause_text, clock_text, count, counted, kind_text, share_text
 """

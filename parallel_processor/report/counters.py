@@ -98,10 +98,10 @@ class Counters:
         """The program has taken an outcome, or it never will."""
         self._yielded.append(outcome)
 
-    def started(self) -> None:
-        """A request is in flight until its outcome is on record."""
+    def started(self, count: int = 1) -> None:
+        """So many requests are in flight until their outcomes are on record."""
         with self._lock:
-            self._numbers["started"] += 1
+            self._numbers["started"] += count
 
     def sent(self, tokens: int, *, first: bool) -> None:
         """An attempt that reserved ``tokens`` is sent. With the ``first`` one, the request is started."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from parallel_processor.models import Attempt, Endpoint, Estimate, Request
@@ -79,6 +79,7 @@ class RequestKind:
         *,
         charges_use: bool = False,
         counts_cache: bool = True,
+        guesses: bool = True,
     ) -> None:
         self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
         self.charges_use, self.counts_cache = charges_use, counts_cache
@@ -88,7 +89,18 @@ class RequestKind:
         self._lock = InterruptSafeLock()  # guards all that follows, and every change
         self._sizes: deque[int] = deque(maxlen=_KEPT)
         self._shares: deque[float] = deque(maxlen=_KEPT)
-        self._fresh = self._counted = self._tokens = self._bytes = 0
+        self._fresh = self._tokens = self._bytes = 0
+        self._counted = 0 if guesses else -math.inf
+
+    def of_packs(self, count: int) -> RequestKind:
+        """What is learned of ``count`` of these requests that are sent as one; nothing yet."""
+        return RequestKind(
+            self.endpoint,
+            None if self.plain_cap is None else count * self.plain_cap,
+            count * self.plain_output,
+            charges_use=self.charges_use,
+            counts_cache=self.counts_cache,
+        )
 
     def counted(self, input_tokens: int, size_bytes: int) -> None:
         """Note that the JSON of a request has ``size_bytes``, and its prompt ``input_tokens``."""
@@ -132,7 +144,10 @@ class CostEstimator:
             default_output_tokens=options.default_output_tokens,
         )
         self._kinds: dict[tuple[str, str], RequestKind] = {}
+        self._packed: dict[tuple[RequestKind, int], RequestKind] = {}  # several requests as one
         self._accounting = options.token_accounting
+        # A budget needs each prompt's own count.
+        self._guesses = options.max_cost == options.max_total_tokens == math.inf
 
     def url_and_model(self, request: Request) -> tuple[str, str]:
         """Where ``request`` goes, and the model that it, or that URL, names; empty if neither does."""
@@ -146,6 +161,20 @@ class CostEstimator:
         tokens = self._counter.input_tokens(request.body, kind.endpoint, model)
         kind.counted(tokens, len(request.payload))
         return Estimate(tokens, *self._output(request.body, kind.endpoint), kind)
+
+    def together(self, estimates: Sequence[Estimate]) -> Estimate:
+        """What requests of one kind may use that are sent as one.
+
+        How long their answers are is learned for each number of them.
+        """
+        inputs, caps, outputs, kinds = zip(*estimates, strict=True)
+        cap = None if None in caps else sum(caps)
+        kind, count = kinds[0], len(estimates)
+        if kind is not None and count > 1 and kind.plain_cap != 0:
+            kind = self._packed.get((kind, count)) or kind.of_packs(count)
+            if len(self._packed) < _MAX_KINDS:
+                self._packed[kinds[0], count] = kind
+        return Estimate(sum(inputs), cap, sum(outputs), kind)
 
     def guess(self, request: Request, model: str) -> Estimate | None:
         """A guess that reads nothing of its body; ``None`` before enough of its kind were counted.
@@ -177,6 +206,7 @@ class CostEstimator:
                 *self._output({}, endpoint),
                 charges_use=charges_use,
                 counts_cache=provider_of(key[0]).counts_cache,
+                guesses=self._guesses,
             )
             if len(self._kinds) < _MAX_KINDS:
                 kind = self._kinds.setdefault(key, kind)

@@ -15,7 +15,6 @@ from functools import partial
 import pytest
 from virtual import World, make_response
 
-from parallel_processor.engine.lanes import Lanes
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut
@@ -29,6 +28,7 @@ from parallel_processor.simulator import ModelLimits, SimulatorOptions
 from parallel_processor.simulator.limits import RateLimits
 from parallel_processor.simulator.tiers import Tiers
 from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import Lanes
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import AdmittedRequest
 
@@ -78,7 +78,7 @@ class TieredRun:
         self.stop, left_out = StopSignal(), LeftOut(None)
         estimator = CostEstimator(options)
         routes, self._url = Routes(options, TokenBuckets(options, world.clock)), options.request_url
-        self._lanes = Lanes(options, routes, left_out, world.clock)
+        self._lanes = Lanes(options, routes, left_out.__contains__, world.clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._settlement = Settlement(
             options,

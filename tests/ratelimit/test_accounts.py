@@ -73,6 +73,7 @@ def test_a_model_that_waits_for_its_own_limit_leaves_the_rest_to_others() -> Non
     [
         ({}, {}, 1),
         ({}, {"request_url": "https://HOST.example/v1/embeddings"}, 1),
+        ({}, {"request_url": "https://host.example:443/v1/embeddings"}, 1),
         ({}, {"max_workers": 3}, 1),
         ({}, {"limits_by_model": {"other": limited(9)}}, 1),
         ({"account": "a"}, {"account": "a", "api_key": "k2", "request_url": "https://b.ai/"}, 1),

@@ -28,9 +28,7 @@ from parallel_processor import (
     StopCause,
     read_results,
 )
-from parallel_processor.engine.lanes import Lanes, lanes_of
 from parallel_processor.engine.queues import RequestQueues
-from parallel_processor.engine.stops import LeftOut
 from parallel_processor.models import Estimate
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
@@ -39,6 +37,7 @@ from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.stop import WakeEvent
 from parallel_processor.simulator.tiers import no_capacity
 from parallel_processor.tokens.estimates import Cost
+from parallel_processor.upstreams.lanes import Lanes, lanes_of
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest
 
@@ -558,7 +557,7 @@ class Waiting:
         )
         buckets = TokenBuckets(self.options, self.clock)
         routes = Routes(self.options, buckets)
-        self.lanes = Lanes(self.options, routes, LeftOut(None), self.clock)
+        self.lanes = Lanes(self.options, routes, lambda group: False, self.clock)
         cost: Callable[[Estimate], Cost] = lambda estimate: Cost(1.0, 0.0)  # noqa: E731
         self.queues = RequestQueues(cost, WakeEvent(), self.lanes)
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.models import (
     MODEL_PLACE,
@@ -113,16 +112,20 @@ class Lanes:
     Args:
         options: the settings.
         routes: what each lane of a model waits for.
-        left_out: no request goes on to a bucket that is left out.
+        is_left_out: true for a bucket that no request goes on to.
         clock: seconds that never go back.
     """
 
     def __init__(
-        self, options: Options, routes: Routes, left_out: LeftOut, clock: Callable[[], float]
+        self,
+        options: Options,
+        routes: Routes,
+        is_left_out: Callable[[AnyBucket], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
-        self.routes, self._left_out, self._clock = routes, left_out, clock
+        self.routes, self._is_left_out, self._clock = routes, is_left_out, clock
         self._first = routes.known(self._lanes[0])  # most requests find their group there
         self.is_single = len(self._lanes) == 1
         self.is_plain = self._lanes == (PLAIN,)
@@ -154,7 +157,7 @@ class Lanes:
             if len({endpoint_of(url), endpoint_of(own)} - {Endpoint.UNKNOWN}) > 1:
                 continue  # a row for another endpoint: the fallback doesn't take its body
             group = self.routes.group(url, request.model or url_model(url), lane)
-            if group not in self._closed and (or_left_out or group not in self._left_out):
+            if group not in self._closed and (or_left_out or not self._is_left_out(group)):
                 return number, group
         return None
 
@@ -214,7 +217,7 @@ class Lanes:
         if self.is_single or (found := self._next(pending, or_left_out=or_left_out)) is None:
             return False
         before, (number, group) = pending.group, found
-        pending.bucket.count_moved()
+        pending.bucket.count(moved_on=1)
         if group.counts_tokens and not before.counts_tokens:
             pending.estimate = None  # a guess is not enough there
         pending.lane, pending.group, pending.bucket = number, group, group.members[0]
@@ -277,7 +280,7 @@ class Lanes:
     def _tell_downgrade(self, pending: PendingRequest, tier: str) -> None:
         """Another ``tier`` answered than was asked for: count that, and say it once a model."""
         bucket = pending.bucket
-        bucket.count_downgraded()
+        bucket.count(downgraded=1)
         with self._lock:
             is_new = bucket not in self._downgraded
             self._downgraded.add(bucket)

@@ -1,0 +1,288 @@
+"""Packs on their way through a run: taken apart behind settlement, and in halves if they fail.
+
+A pack (``planning/packs.py``) is queued, sent and settled as the one request that it is. Then its outcome
+comes apart into those of its members.
+
+* What ``validate`` refuses is tried again, alone.
+* A pack that failed for good is tried again in two halves, with all attempts before them, until the member
+  at fault fails alone. So only single requests fail, go on to a fallback, or count as equal failures. But
+  what all members have in common, such as a wrong URL, fails the pack as a whole.
+* If a pack was refused for its contents, and both its halves are answered, its size was the reason. Later
+  packs are no larger, and those that wait come apart when it is their turn.
+
+**Credits.** A pack holds one credit, as any request. What it comes apart into, requests or outcomes, holds
+one each: those are taken before the first of them can be given back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from parallel_processor.engine.delivery import Delivery
+from parallel_processor.engine.outcomes import Settled, validated
+from parallel_processor.engine.settlement import Settlement
+from parallel_processor.engine.stops import CONTENT_STATUSES, SET_UP_STATUSES
+from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Request
+from parallel_processor.options import Options
+from parallel_processor.planning.pack_sizes import PackSizes
+from parallel_processor.planning.packer import Packer
+from parallel_processor.planning.packs import (
+    Input,
+    Pack,
+    PackOutcome,
+    Part,
+    join,
+    parts_of,
+    take_apart,
+)
+from parallel_processor.ratelimit.state import Reservation
+from parallel_processor.report.counters import Counters
+from parallel_processor.tokens.estimates import CostEstimator
+from parallel_processor.upstreams.lanes import Lanes
+from parallel_processor.upstreams.replicas import AnyBucket
+from parallel_processor.workers.pending import PendingRequest, RetryState
+
+_log = logging.getLogger("parallel_processor")
+_DIVIDED = (AttemptStatus.FAILED, AttemptStatus.RETRY, AttemptStatus.LOST)
+
+
+class PackDelivery(Delivery):
+    """Delivers the outcome of a pack as those of its members. Any thread may call it.
+
+    ``take`` is called before, with how many credits they hold more than one. The other arguments are those
+    of :class:`Delivery`.
+    """
+
+    def __init__(self, *, take: Callable[[int], None], counters: Counters, **settings: Any) -> None:
+        super().__init__(counters=counters, **settings)
+        self._take, self._started = take, counters.started
+
+    def deliver(self, outcome: Outcome) -> int:
+        """Deliver ``outcome``, or those of the members; the bytes that the sink has now."""
+        parts = parts_of(outcome)
+        if len(parts) != 1:
+            self._started(len(parts) - 1)
+            self._take(len(parts) - 1)
+        return sum(map(super().deliver, parts))
+
+    def drop(self, pending: PendingRequest) -> None:
+        """A request, or a pack, will not be sent, or not again."""
+        request = pending.request
+        if pending.retry_state is None and isinstance(request, Pack):
+            for each in request.inputs:
+                super().drop(replace(pending, request=each.request))
+        else:
+            super().drop(pending)
+
+
+class _Halved:
+    """A pack that was refused for its contents. ``answered`` has those of its halves that were answered."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack, self.answered = pack, list[PendingRequest]()
+
+
+class Packing:
+    """The packs of one run, from reading to delivery. Any thread may call it.
+
+    Args:
+        options: the settings.
+        estimator: estimates what a request will cost.
+        lanes: says what a request waits for.
+        is_waiting: true if any wait for that.
+        put: queues what is read, for one thread at a time.
+        fail: called with an exception that must end the run.
+        add: queues a request besides one that has ended, after so many seconds.
+        take: takes so many credits more for a request in flight.
+        drop: called with each request that will not be sent.
+        settlement: the settlement of the run, of what is sent. It must not ask the user's ``validate``.
+        counters: count what a pack came apart into.
+
+    Attributes:
+        packer: collects what is read.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        estimator: CostEstimator,
+        lanes: Lanes,
+        is_waiting: Callable[[AnyBucket], bool],
+        put: Callable[[Request, Estimate | None], None],
+        fail: Callable[[BaseException], None],
+        add: Callable[[PendingRequest, float], None],
+        take: Callable[[int], None],
+        drop: Callable[[PendingRequest], None],
+        settlement: Callable[[], Settlement],
+        counters: Counters,
+    ) -> None:
+        self._estimator, self._lanes, self._validate = estimator, lanes, options.validate
+        self._queue, self._take, self._drop = add, take, drop
+        self._settlement, self._counters = settlement, counters
+        assert options.pack_inputs is not None
+        sizes = PackSizes(options.pack_inputs, options.request_url, self._group_of, is_waiting)
+        self.packer = Packer(
+            options.request_url,
+            sizes,
+            estimator=estimator,
+            group_of=self._group_of,
+            is_waiting=is_waiting,
+            put=put,
+            fail=fail,
+        )
+        self._halves: dict[PendingRequest, _Halved] = {}  # the owner of a key changes it
+        self._too_large: set[int] = set()  # numbers of requests, as well
+
+    def _group_of(self, request: Request) -> AnyBucket:
+        """What ``request`` waits for in its first lane."""
+        return self._lanes.enter(request, *self._estimator.url_and_model(request)).group
+
+    def make_delivery(self, **settings: Any) -> Delivery:
+        """The delivery of the run, whose arguments are those of :class:`Delivery`."""
+        return PackDelivery(take=self._take, **settings)
+
+    # Before an attempt.
+
+    def is_wanted(self, request: Request) -> bool:
+        """False for a pack that is too large by now: then :meth:`drop` is called."""
+        if self.packer.fits(request):
+            return True
+        self._too_large.add(request.number)
+        return False
+
+    def drop(self, pending: PendingRequest) -> None:
+        """A request will not be sent. One that is too large comes apart instead."""
+        request = pending.request
+        if request.number not in self._too_large:
+            self._drop(pending)
+            return
+        self._too_large.remove(request.number)
+        assert isinstance(request, Pack)
+        for inputs in reversed(self.packer.smaller(request)):  # each is put first
+            self._queue(self._like(pending, inputs), 0.0)
+
+    def _like(self, pending: PendingRequest, inputs: Sequence[Input]) -> PendingRequest:
+        """What waits as ``pending`` does, for some of its inputs."""
+        estimate = self._estimator.together([each.estimate for each in inputs])
+        return replace(pending, request=join(inputs), estimate=estimate, retry_state=None)
+
+    # After it.
+
+    def settle(
+        self, pending: PendingRequest, reservation: Reservation, attempt: Attempt | BaseException
+    ) -> Settled:
+        """What follows the attempt; the outcome of a pack has those of its members."""
+        settled = self._settlement().settle(pending, reservation, attempt)
+        outcome, request = settled.outcome, pending.request
+        if outcome is None:
+            return settled
+        halved = self._halves.pop(pending, None)
+        if not outcome.ok:
+            return settled
+        if halved is not None:
+            self._note_answer(halved, pending)
+        assert isinstance(attempt, Attempt)
+        if isinstance(request, Pack):
+            return self._taken_apart(pending, reservation, attempt, settled, request, outcome)
+        answer = replace(attempt, response=outcome.raw_response)
+        refused = self._refused(pending, reservation, answer, made_room=settled.made_room)
+        return refused or settled
+
+    def _taken_apart(
+        self,
+        pending: PendingRequest,
+        reservation: Reservation,
+        attempt: Attempt,
+        settled: Settled,
+        pack: Pack,
+        outcome: Outcome,
+    ) -> Settled:
+        """The outcomes of the members of an answered pack, but for those that are tried again."""
+        assert outcome.raw_response is not None
+        parts = take_apart(pack, outcome.raw_response)
+        if parts is None:
+            text = "the answer doesn't tell which part of it is for which input"
+            failed = replace(attempt, status=AttemptStatus.FAILED, kind="no answer", error=text)
+            self._counters.erred(failed.kind, used_tokens=failed.used_tokens or 0)
+            self.divide(pending, failed)
+            return settled._replace(outcome=None)
+        outcomes = []
+        for each, part in zip(pack.inputs, parts, strict=True):
+            answer = replace(attempt, response=part.response, used_tokens=part.used_tokens)
+            alone = self._like(pending, [each]) if self._validate is not None else pending
+            refused = self._refused(alone, reservation, answer, made_room=False)
+            if refused is None:
+                outcomes.append(_answered(each.request, part, outcome))
+            elif refused.outcome is not None:
+                outcomes.append(refused.outcome)
+            else:
+                self._add(alone, refused.retry_in_s)
+        made = PackOutcome(request=pack, ok=True, parts=tuple(outcomes))
+        return settled._replace(outcome=made)
+
+    def _refused(
+        self, pending: PendingRequest, reservation: Reservation, answer: Attempt, *, made_room: bool
+    ) -> Settled | None:
+        """What follows if ``validate`` refuses an answer; ``None`` if it doesn't."""
+        if self._validate is None:
+            return None
+        judged = validated(answer, self._validate)
+        if judged.status is AttemptStatus.ANSWERED:
+            self._settlement().equal_failures.works(pending.group)
+            return None
+        return self._settlement().failed(pending, reservation, judged, made_room=made_room)
+
+    def _add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
+        """Queue a part of what was sent, besides another one."""
+        self._counters.started()
+        self._queue(pending, retry_in_s)
+
+    def divide(self, pending: PendingRequest, attempt: Attempt) -> bool:
+        """Queue the second half of a pack that failed for good. ``pending`` becomes the first half.
+
+        False for a single request, and for what all members would share.
+        """
+        pack, status = pending.request, attempt.response.status if attempt.response else 0
+        if not isinstance(pack, Pack) or attempt.status not in _DIVIDED:
+            return False
+        if status in SET_UP_STATUSES:
+            return False
+        half = (len(pack.inputs) + 1) // 2
+        other, first = (
+            self._like(pending, inputs) for inputs in (pack.inputs[half:], pack.inputs[:half])
+        )
+        for each in (other, first):  # which were sent, but have all attempts before them
+            each.retry_state = RetryState(request=each.request)
+        pending.request, pending.estimate = first.request, first.estimate
+        pending.retry_state = first.retry_state
+        if status in CONTENT_STATUSES:
+            self._halves[pending] = self._halves[other] = _Halved(pack)
+        text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
+        extra = {"request_number": pack.number}
+        _log.info(text, len(pack.inputs), pack.number, attempt.error, extra=extra)
+        self._add(other)
+        return True
+
+    def _note_answer(self, halved: _Halved, half: PendingRequest) -> None:
+        """One of two halves is answered. With the other one, it was the size that was refused."""
+        halved.answered.append(half)
+        if len(halved.answered) == 2:
+            most = (len(halved.pack.inputs) + 1) // 2
+            self.packer.lower(halved.pack, most)
+            text = "the server takes fewer than %d inputs in a request: packs have %d from now on"
+            _log.warning(text, len(halved.pack.inputs), most)
+
+
+def _answered(request: Request, part: Part, outcome: Outcome) -> Outcome:
+    return Outcome(
+        request=request,
+        ok=True,
+        raw_response=part.response,
+        attempts=outcome.attempts,
+        used_tokens=part.used_tokens,
+        latency_s=outcome.latency_s,
+    )
