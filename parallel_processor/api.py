@@ -131,6 +131,7 @@ def plan_file(
         seed: chooses which.
         latency_s: how long an answer takes.
         settings: those of the run. So many ``processes`` read the file; by default one for each CPU.
+            Without ``prices``, those of genai-prices count, if it is installed.
 
     Raises what :func:`process_file` raises for the files.
 

@@ -96,6 +96,9 @@ IMPORTERS = {
     "tqdm": {"report.progress"},
     "prometheus_client": {"report.prometheus"},  # an extra
     "argcomplete": {"cli.main"},  # an extra
+    "jsonschema": {"cli.json_schema"},  # an extra, and what it stands on:
+    "jsonschema_specifications": {"cli.json_schema"},
+    "referencing": {"cli.json_schema"},
     "redis": {"limiter.redis_limiter"},  # an extra
     "genai_prices": {"planning.prices"},  # an extra
     "typing_extensions": {"api", "processor", "cluster.on_ray"},  # for type checkers alone

@@ -18,6 +18,7 @@ from parallel_processor.exceptions import (
     RunStoppedError,
     StopCause,
 )
+from parallel_processor.files.append_file import STDOUT
 from parallel_processor.report.advice import advice
 from parallel_processor.report.report_file import summary_json, write_whole
 from parallel_processor.report.summary import Summary, summary_text
@@ -50,7 +51,7 @@ def check_summary_path(
     with suppress(ParallelProcessorError):
         outputs.append(find_save(flags))
     if path == _STDOUT:
-        if _STDOUT in outputs:
+        if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
             raise ConfigurationError("--summary_json - and records can't both be standard output")
         return
     requests = flags.requests_filepath

@@ -36,7 +36,7 @@ class AnswerSchema:
             from jsonschema.exceptions import SchemaError, best_match  # type: ignore[import-untyped]
             from jsonschema.validators import validator_for  # type: ignore[import-untyped]
         except ImportError:
-            text = "--json_schema needs jsonschema: pip install 'parallel_processor[schema]'"
+            text = "--json_schema needs jsonschema: pip install 'parallel-api-processor[schema]'"
             raise ConfigurationError(text) from None
         self._schema, self._name, self._best_match = schema, name, best_match
         kind = validator_for(schema, default=Draft202012Validator)

@@ -92,7 +92,6 @@ class RequestQueues:
         lanes: where a request goes on to that has waited too long; ``None`` if nowhere.
 
     Attributes:
-        wake: as given.
         inbox: what the reader has put, and is not in its queue yet.
         is_closed: true after :meth:`clear`: nothing is taken in any more.
         is_last: true once nothing more will be put. The reader sets it.
@@ -111,9 +110,7 @@ class RequestQueues:
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers, self.inbox = itertools.count(), deque[PendingRequest]()
         self.all_wait = self.is_closed = self.is_last = False
-        self._queued = self._gone_bytes = self._closings = self._put_bytes = (
-            0  # the last by the reader
-        )
+        self._queued = self._gone_bytes = self._closings = self._put_bytes = 0
 
     @property
     def count(self) -> int:
@@ -122,7 +119,7 @@ class RequestQueues:
 
     @property
     def size_bytes(self) -> int:
-        """The payload of these, and of those in a backoff."""
+        """The payload of these, and of those in a backoff. The reader alone changes ``_put_bytes``."""
         return self._put_bytes - self._gone_bytes
 
     @property

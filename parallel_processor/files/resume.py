@@ -18,12 +18,11 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
-from parallel_processor.files.append_file import AppendFile, open_results, replace_text
+from parallel_processor.files.append_file import AppendFile, drop, open_results
 from parallel_processor.files.batch_rows import is_json
 from parallel_processor.files.identity import (
     Record,
@@ -357,7 +356,7 @@ def _mend(file: AppendFile, scan: _Scan) -> None:
             file.end()
         file.sync()
         if scan.failed:
-            _drop(file, scan.failed, size + scan.lacks_line_end)
+            drop(file, scan.failed, size + scan.lacks_line_end)
     except ResultsFileError:
         raise
     except OSError as error:
@@ -372,24 +371,3 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
         _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
     if answered.foreign:
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
-
-
-def _drop(file: AppendFile, ranges: Sequence[int], size: int) -> None:
-    """Replace ``file`` by a copy without the bytes in ``ranges`` of its text, which has ``size`` bytes."""
-    with file.open_text() as old:
-        replace_text(file, _chunks_without(old, ranges, size))
-
-
-def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
-    starts, ends = (
-        chain((0,), islice(ranges, 1, None, 2)),
-        chain(islice(ranges, 0, None, 2), (size,)),
-    )
-    place = 0
-    for start, end in zip(starts, ends, strict=True):
-        while place < start:  # compressed text can't be gone to
-            place += len(file.read(min(_BUFFER_BYTES, start - place)))
-        while chunk := file.read(min(_BUFFER_BYTES, end - start)):
-            yield chunk
-            start += len(chunk)
-        place = start

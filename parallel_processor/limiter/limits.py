@@ -139,7 +139,9 @@ class LeasedLimits(SharedLimits):
             self.leasing.states.setdefault(name, WeakSet()).add(state)
         if self._leases.follows_servers and url:
             begin = partial(self._lease_rates, name, state)
-            state.server.follow(RemoteRates(self.limits, self._clock(), begin))
+            is_known = name in self._leases.leasings
+            rates = RemoteRates(self.limits, self._clock(), begin, is_known=is_known)
+            state.server.follow(rates)
 
     def _lease_rates(self, name: str, state: BucketState, now: float) -> RateStock:
         """Have the requests of ``state`` take from leases under the rates of its server."""

@@ -21,6 +21,10 @@ class Spent(NamedTuple):
         """What is left without ``other``; it may be below 0."""
         return Spent(self.cost - other.cost, self.tokens - other.tokens)
 
+    def exceeds(self, bound: Spent, share: float = 1.0) -> bool:
+        """True if any of it is more than ``share`` of its bound."""
+        return any(used > most * share for used, most in zip(self, bound, strict=True))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCost:

@@ -8,7 +8,7 @@ have been spent beyond the records that are on disk, and exactly that after a ru
 It is removed if that is nothing, and it is written with ``--max_cost`` or ``--max_total_tokens`` alone.
 
 It is written ahead, before what it covers is sent, with some more than is needed (a thousandth of the
-bound, or a twentieth of the amount), so that few attempts need a write. One write of a fixed length can't
+bound, or a hundredth of the amount), so that few attempts need a write. One write of a fixed length can't
 be torn by a kill. A rise is on disk before it counts.
 """
 
@@ -24,7 +24,7 @@ from parallel_processor.planning.costs import Spent
 
 _LENGTH = 256
 _STEPS = 1000  # of a bound
-_SHARE = 0.05  # of the amount
+_SHARE = 0.01  # of the amount
 _NOTHING = 1e-9  # US dollars: what is left of sums of fractions
 _NOTE = "spent beyond what the records say: for --max_cost and --max_total_tokens, see the README"
 
@@ -65,7 +65,7 @@ class Ledger:
         slack = Spent(*map(_slack, amount, self._bound))
         pairs = list(zip(amount, self._covered, slack, strict=True))
         rises = any(needed > covered for needed, covered, _ in pairs)
-        if rises or any(covered - needed > 3 * more for needed, covered, more in pairs):
+        if rises or any(covered - needed > 2 * more for needed, covered, more in pairs):
             self._write(amount.plus(slack), synced=rises)
 
     def finish(self, amount: Spent) -> None:

@@ -41,7 +41,7 @@ _LITELLM_MARKS = ("litellm_provider", "input_cost_per_token")
 _ABOVE = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 _EXAMPLE = '{"gpt-4o*": {"input": 2.5, "output": 10}}'
 _MILLION = 1_000_000.0
-_MOST = 1e9  # dollars per million tokens
+_LEAST, _MOST = 1e-4, 1e5  # dollars per million tokens: others are in another unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,10 @@ def _check(what: str, entry: Mapping[str, Any]) -> None:
             hint = " (0 if there is none, as for embeddings)" if name == "output" else ""
             raise ConfigurationError(f"{what} lacks {name!r}{hint}")
     for name, value in entry.items():
-        _check_number(what, name, value, _MOST)
+        _check_number(what, name, value)
+        if name != "per_request" and value and not _LEAST <= value <= _MOST:
+            unit = "must be US dollars per million tokens"
+            raise ConfigurationError(f"{what}: {name!r} {unit}, not {value!r}")
 
 
 def _of_ours(entry: Mapping[str, Any]) -> TablePrice:
@@ -152,16 +155,19 @@ def _of_ours(entry: Mapping[str, Any]) -> TablePrice:
     return TablePrice(steps=((-1, rates),), per_request=per_request)
 
 
-def _check_number(what: str, name: str, value: Any, most: float) -> None:
+def _check_number(what: str, name: str, value: Any) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= most or not math.isfinite(value):
+    if not is_number or not 0 <= value < math.inf:
         raise ConfigurationError(f"{what}: {name!r} must be a number from 0, not {value!r}")
 
 
 def _check_litellm(what: str, entry: Mapping[str, Any]) -> None:
     for name in _LITELLM_NAMES.values():
         if entry.get(name) is not None:
-            _check_number(what, name, entry[name], _MOST / _MILLION)
+            _check_number(what, name, entry[name])
+            if entry[name] * _MILLION > _MOST:
+                unit = "must be US dollars per token"
+                raise ConfigurationError(f"{what}: {name!r} {unit}, not {entry[name]!r}")
 
 
 def _of_litellm(entry: Mapping[str, Any], tier: str) -> TablePrice | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from parallel_processor.exceptions import ParallelProcessorError, RunStoppedError, StopCause
 from parallel_processor.files.records import read_outcome
@@ -19,6 +19,8 @@ from parallel_processor.providers.dialects import answered_tier
 if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
 
+_AT_RISK = 0.005  # of the bound: what a kill may waste
+
 
 @dataclass(slots=True)
 class _Row:
@@ -27,6 +29,11 @@ class _Row:
     output_tokens: int = 0
     cost: float = 0.0
     has_price: bool = True
+
+
+class _Reserved(NamedTuple):
+    amount: Spent
+    excess: Spent  # above what answers mostly use
 
 
 class Spending:
@@ -43,11 +50,11 @@ class Spending:
         """``stop`` is called once nothing more may be sent, with the reason."""
         self._budget, self._request_url, self._stop = budget, request_url, stop
         self._rows: dict[tuple[str, str], _Row] = {}
-        self._in_flight: dict[PendingRequest, Spent] = {}
+        self._in_flight: dict[PendingRequest, _Reserved] = {}
         self._path: Path | None = None
         self._ledger: Ledger | None = None
         self._refused_at = -1  # the budget's count of attempts that had ended
-        self._reserved = self._unrecorded = self._recorded = Spent()
+        self._reserved = self._excess = self._unrecorded = self._recorded = Spent()
         self.before = self.uncertain = Spent()
 
     @property
@@ -106,9 +113,12 @@ class Spending:
                     ledger.finish(rest)
 
     def _of_record(self, outcome: Outcome) -> Spent:
-        model = "" if outcome.request.is_row else outcome.request.model  # a row's record has none
-        response = outcome.raw_response
-        return Spent() if response is None else self._budget.tariff.of_record(model, response)
+        request, response = outcome.request, outcome.raw_response
+        if response is None:
+            return Spent()
+        if request.is_row:  # its record doesn't have it
+            return self._budget.tariff.of_record("", response)
+        return self._budget.tariff.of_record(request.model, response, _tier(request.body))
 
     # Attempts.
 
@@ -125,6 +135,11 @@ class Spending:
                 self._stop(_no_price(asked))
                 return False
             amount = budget.tariff.most(asked, estimate)
+            excess = amount.minus(budget.tariff.usual(asked))
+            if self._risks_too_much(excess):
+                self._refused_at = budget.ended
+                budget.wait(on_room)
+                return False
             if not budget.has_room(amount):
                 self._refused_at = budget.ended
                 if budget.in_flight:
@@ -133,8 +148,9 @@ class Spending:
                     self._stop(RunStoppedError(budget.why_not(amount), StopCause.BUDGET))
                 return False
             budget.reserve(amount)
-            self._in_flight[pending] = amount
+            self._in_flight[pending] = _Reserved(amount, excess)
             self._reserved = self._reserved.plus(amount)
+            self._excess = self._excess.plus(excess)
             try:
                 self._cover()
             except ParallelProcessorError as error:
@@ -173,9 +189,18 @@ class Spending:
         reserved = self._in_flight.pop(pending, None)
         if reserved is None:
             return Spent()
-        self._budget.release(reserved)
-        self._reserved = self._reserved.minus(reserved) if self._in_flight else Spent()
-        return reserved
+        self._budget.release(reserved.amount)
+        self._reserved = self._reserved.minus(reserved.amount)
+        self._excess = self._excess.minus(reserved.excess)
+        if not self._in_flight:  # without what the sums of fractions leave
+            self._reserved = self._excess = Spent()
+        return reserved.amount
+
+    def _risks_too_much(self, excess: Spent) -> bool:
+        """True if a kill now would count too much as spent. It is the ledger that counts then."""
+        if self._ledger is None or not self._in_flight:
+            return False
+        return self._excess.plus(excess).exceeds(self._budget.bound, _AT_RISK)
 
     def _cover(self) -> None:
         if self._ledger is not None:
@@ -204,16 +229,14 @@ class Spending:
         row.has_price = price is not None
         cost = 0.0 if price is None else use.cost(price)
         row.cost += cost
+        spent = Spent(cost, use.used_tokens)
         if isinstance(attempt, Attempt) and attempt.status is AttemptStatus.ANSWERED:
-            self._budget.tariff.learn(asked, estimate, use)
-        return Spent(cost, use.used_tokens)
+            self._budget.tariff.learn(asked, estimate, use, spent)
+        return spent
 
     def _asked(self, pending: PendingRequest) -> Asked:
         bucket, request = pending.bucket, pending.request
-        tier = bucket.upstream.tier
-        if not tier and isinstance(request.body, dict):
-            named = request.body.get("service_tier")
-            tier = named if isinstance(named, str) else ""
+        tier = bucket.upstream.tier or _tier(request.body)
         url = bucket.url or request.url or self._request_url
         return Asked(url, bucket.model or request.model, tier)
 
@@ -237,6 +260,12 @@ class Spending:
                 for (model, tier), row in self._rows.items()
             ]
         return Costs(models=dearest_first(found), before=before, uncertain=uncertain)
+
+
+def _tier(body: Any) -> str:
+    """The service tier that a request names."""
+    named = body.get("service_tier") if isinstance(body, dict) else None
+    return named if isinstance(named, str) else ""
 
 
 def _no_price(asked: Asked) -> RunStoppedError:

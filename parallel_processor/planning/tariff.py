@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Response
@@ -53,6 +53,7 @@ class _Seen:
     input_share: float = 1.0  # the largest, of the tokens counted
     output_share: float = 1.0  # of the maximum named
     output_tokens: int = 0  # the largest answer
+    spent: Spent = field(default_factory=Spent)  # by all of them
 
 
 class Tariff:
@@ -67,11 +68,16 @@ class Tariff:
         self._seen: dict[str, _Seen] = {}
 
     def price(self, asked: Asked, tier: str = "") -> Price | None:
-        """The price of the tier that answered, else of the one that was asked for."""
+        """The price of what was asked for; of the ``tier`` that answered, if that is dearer.
+
+        Some servers say that the default tier answered, whatever they charge.
+        """
         if self.prices is None:
             return None
-        found = self.prices.of(asked.url, asked.model, tier) if tier else None
-        return found or self.prices.of(asked.url, asked.model, asked.tier)
+        tiers = dict.fromkeys((asked.tier, tier) if tier else (asked.tier,))
+        found = [self.prices.of(asked.url, asked.model, each) for each in tiers]
+        known = [price for price in found if price is not None]
+        return max(known, key=lambda price: price.rates()[:2], default=None)
 
     def most(self, asked: Asked, estimate: Estimate) -> Spent:
         """The most that an attempt may use. The cost is 0 if the model has no price."""
@@ -99,17 +105,25 @@ class Tariff:
         is_known = estimate.kind is not None and not estimate.kind.charges_use
         return max(seen.input_share, _OPENAI_SHARE if is_known else _UNKNOWN_SHARE)
 
-    def learn(self, asked: Asked, estimate: Estimate | None, use: Use) -> None:
+    def usual(self, asked: Asked) -> Spent:
+        """What an answer of the model has used on average; nothing before ten have come."""
+        seen = self._seen.get(asked.model)
+        if seen is None or seen.answers < _FEW:
+            return Spent()
+        return Spent(seen.spent.cost / seen.answers, seen.spent.tokens / seen.answers)
+
+    def learn(self, asked: Asked, estimate: Estimate | None, use: Use, spent: Spent) -> None:
         """Note what an answer used."""
         seen = self._seen.setdefault(asked.model, _Seen())
         seen.answers += 1
+        seen.spent = seen.spent.plus(spent)
         seen.output_tokens = max(seen.output_tokens, use.output_tokens)
         if estimate is not None and estimate.input_tokens > 0:
             seen.input_share = max(seen.input_share, use.input_tokens / estimate.input_tokens)
         if estimate is not None and estimate.output_cap:
             seen.output_share = max(seen.output_share, use.output_tokens / estimate.output_cap)
 
-    def of_record(self, model: str, response: Response) -> Spent:
+    def of_record(self, model: str, response: Response, asked_tier: str = "") -> Spent:
         """What a record says that its request has cost, by the price of the model it names.
 
         Of the model that was asked for, and the one that answered, the dearer counts. ``model`` is empty
@@ -124,7 +138,8 @@ class Tariff:
         answered = data.get("model") if isinstance(data, dict) else None
         tier = answered_tier({}, data)
         models = {model, answered if isinstance(answered, str) else ""} - {""}
-        prices = (self.price(Asked(self._request_url, each), tier) for each in models)
+        places = (Asked(self._request_url, each, asked_tier or tier) for each in models)
+        prices = (self.price(asked, tier) for asked in places)
         costs = [use.cost(price) for price in prices if price is not None]
         return Spent(max(costs, default=0.0), use.used_tokens)
 

@@ -120,7 +120,7 @@ def text_member(body: bytes, name: str) -> Any:
 def read_use(data: Any, body: bytes = b"") -> Use | None:
     """What a response used; ``None`` if it doesn't say. ``body`` is its text, for one that isn't parsed."""
     if data is None:
-        data = {"usage": text_member(body, "usage")}
+        data = {name: text_member(body, name) for name in ("usage", "usageMetadata")}
     used, output = read_usage(data)
     if used is None:
         return None

@@ -42,6 +42,7 @@ _PACE_MARGIN_S = 0.5  # the refill leaves out this many seconds' worth of each m
 SLOT_S = WINDOW_S / 1024  # admissions of one slot leave the window together, to bound the memory
 Slot = list[float]
 """What was admitted at about the same time: last admission, amount, first admission, the limit then."""
+_MAX_CHANGES = 100  # kept for the report
 _EPSILON = 1e-6  # a shortage below this is rounding
 _NONE: Slot = [-math.inf, 0.0, -math.inf, 0.0]  # in place of a slot that isn't begun
 
@@ -60,6 +61,7 @@ class ConfiguredQuota:
         level: how many the bucket holds now; negative for a debt.
         stamp: the time of the last refill.
         window: the slots of the last minute, oldest first.
+        changes: when the limit was set, and its value then; empty while it is the first one.
         in_window: the sum of the amounts in ``window``, those of a higher limit as a share of it.
     """
 
@@ -74,6 +76,7 @@ class ConfiguredQuota:
         self._newest: Slot = _NONE
         self._left = 0.0  # what has left the window so far
         self._allowed, self._changed_at = 0.0, now  # by limits of before, until then
+        self.changes: list[tuple[float, float]] = []
 
     def _have(self, limit: float, burst_seconds: float) -> None:
         self.limit = limit
@@ -83,6 +86,10 @@ class ConfiguredQuota:
     def change(self, limit: float, burst_seconds: float, now: float) -> None:
         """Have another ``limit``, which may be infinite, from now on."""
         self.advance(now)
+        if not self.changes:
+            self.changes.append((self._changed_at, self.limit))
+        if len(self.changes) < _MAX_CHANGES:
+            self.changes.append((now, limit))
         self._allowed, self._changed_at = self.allowed(now), now
         share = limit / self.limit if limit < self.limit else 1.0
         self._have(limit, burst_seconds)

@@ -76,9 +76,9 @@ class _AccountQuotas:
         with self._account.lock:
             now = self._clock()
             self.default.change(limits, None, now)
-            for pattern in before.keys() & by_model.keys():
-                before[pattern].change(by_model[pattern], self.default, now)
-            self.patterns = [(p, (new | before)[p]) for p in by_model]
+            self.patterns = [(pattern, (new | before)[pattern]) for pattern in by_model]
+            for pattern, shared_limits in self.patterns:  # new ones, too: the ceilings have changed
+                shared_limits.change(by_model[pattern], self.default, now)
             moves = [(bucket, bucket.shared_limits, self._next_of(bucket)) for bucket in buckets]
             for made in new.values():
                 made.inherit({last for _, last, following in moves if following is made}, now)

@@ -69,6 +69,8 @@ class ServerRates:
         was_sought = self._limits.requests_per_minute == "auto"
         is_sought = limits.requests_per_minute == "auto"
         self._limits = limits
+        for quota in self.quotas:
+            quota.follow_limits(limits)
         if is_sought and not (was_sought or self.is_told or self.rate < math.inf):
             self.search_from(max(per_s, GENTLE_PER_S), "requests", MINUTE_S, now)
         elif was_sought and not is_sought:

@@ -142,8 +142,8 @@ class SharedLimits:
         """The limit that holds for each of ``quotas``, which may be lower than its own."""
         return [quota.limit for quota in self.quotas]
 
-    def report(self, now: float) -> list[LimitReport]:
-        """How much of each limit was used."""
+    def report(self, now: float, since_s: float) -> list[LimitReport]:
+        """How much of each limit was used; times count from ``since_s``."""
         burst_minutes = self.limits.burst_seconds / MINUTE_S
         found = []
         for quota, limit in zip(self.quotas, self.in_force(), strict=True):
@@ -160,6 +160,7 @@ class SharedLimits:
                 in_force=limit if limit < quota.limit else None,
                 is_leased=len(self.charged) > len(self.quotas),
                 pattern=self._pattern if is_own else None,
+                changes=tuple((when - since_s, number) for when, number in quota.changes),
                 used=used,
                 used_share=used / (allowed * limit / quota.limit) if allowed < math.inf else None,
             )

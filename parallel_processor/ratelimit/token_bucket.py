@@ -392,7 +392,7 @@ class TokenBucket:
         """How its limits turned out; times count from ``since_s`` of the clock."""
         with self._lock:
             now = self._clock()
-            configured = self.shared_limits.report(now)
+            configured = self.shared_limits.report(now, since_s)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
         _, key, tier, _ = self.upstream

@@ -9,11 +9,11 @@ Names that cross the border (module, names):
     counters     Counters, Counts
     frames       ColumnType, metadata_columns, row_of, to_records
     histogram    percentile_s
-    limit_news   LimitNews, tell_large
+    limit_news   LimitNews, tell_changed, tell_large
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
     repeats      RepeatedWarnings
-    report_file  Highlights, LiveReport, request_note
+    report_file  Highlights, LiveReport, request_note, summary_json, write_whole
     samples      RequestNote, RunReport, Sample
     snapshot     Snapshot, added, scaled
     summary      Stats, Summary, cost_fields, counters_of, summary_text

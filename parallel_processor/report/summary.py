@@ -160,7 +160,7 @@ class Summary(RunCounts):
             tokens = f"{each.input_tokens:,} input and {each.output_tokens:,} output tokens"
             yield f"cost of {cost_name(each)}", f"{money(each.cost or 0.0)} for {tokens}"
         unpriced = sorted({cost_name(each) for each in self.costs if each.cost is None})
-        if unpriced and (priced or self.cost_before):
+        if unpriced:
             yield "no price known for", ", ".join(unpriced)
 
     def _requests(self) -> str:

@@ -235,7 +235,7 @@ def _outcome_text(limit: LimitReport, bucket: BucketReport) -> str:
     if tried is not None and tried < allowed:
         text += f", reduced to {count(tried)} after rejections (429)"
     if limit.used_share is not None:
-        number = len(limit.changes) - 1  # the first one is how it was found
+        number = len(limit.changes) - 1  # the first one is how it began
         changes = f", changed {number} time{'' if number == 1 else 's'}" if number > 0 else ""
         text += f" ({share_text(min(limit.used_share, 1.0))} used{changes})"
     return text

@@ -107,6 +107,11 @@ def test_litellms_table_is_read_as_it_is(tmp_path: Path) -> None:
         ('{"m": {"input": 1, "output": -2}}', "'output' must be a number from 0, not -2"),
         ('{"m": {"input": NaN, "output": 2}}', "'input' must be a number from 0, not nan"),
         ('{"m": {"input": 1, "output": 2}, "m": {}}', "'m' is there twice"),
+        ('{"m": {"input": 2.5e-6, "output": 0}}', "'input' must be US dollars per million tokens"),
+        (
+            '{"m": {"litellm_provider": "a", "input_cost_per_token": 2.5}}',
+            "'input_cost_per_token' must be US dollars per token, not 2.5",
+        ),
         (
             '{"m": {"litellm_provider": "a", "input_cost_per_token": "1"}}',
             "'input_cost_per_token' must be a number from 0, not '1'",

@@ -107,7 +107,7 @@ def _number(number: float | None) -> str:
 
 
 def _changes(limit: LimitReport) -> str:
-    """The last changes of the found limit: to what, and when."""
+    """The last changes of the limit: to what, and when."""
     last = limit.changes[-_MAX_CHANGES:]
     words = [f"{count(value)} at {clock_text(at_s)}" for at_s, value in last]
     if len(last) < len(limit.changes):
