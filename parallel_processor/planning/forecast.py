@@ -222,6 +222,11 @@ def _lanes(groups: Sequence[tuple[str, str]], options: Options) -> list[_Lane]:
     return found
 
 
+def _finite(limits: SharedLimits) -> list[ConfiguredQuota]:
+    """The limits that are numbers, in their order."""
+    return [quota for quota in limits.quotas if quota.limit < math.inf]
+
+
 def _totals(loads: Sequence[Load], lanes: Sequence[_Lane]) -> dict[ConfiguredQuota, float]:
     """What ``loads`` take of each limit."""
     totals: dict[ConfiguredQuota, float] = {}
@@ -230,7 +235,7 @@ def _totals(loads: Sequence[Load], lanes: Sequence[_Lane]) -> dict[ConfiguredQuo
         for kind, cost in enumerate(_costs(load, 1.0)):
             by_group[load.group][kind] += cost
     for lane, costs in zip(lanes, by_group, strict=True):
-        for quota in lane.limits.charged:
+        for quota in _finite(lane.limits):
             totals[quota] = totals.get(quota, 0.0) + costs[quota.kind]
     return totals
 
@@ -255,7 +260,9 @@ def _uses(
     patterns = {
         quota: report.pattern
         for lane in lanes
-        for quota, report in zip(lane.limits.quotas, lane.limits.report(seconds), strict=True)
+        for quota, report in zip(
+            _finite(lane.limits), lane.limits.report(seconds, 0.0), strict=True
+        )
     }
     return tuple(
         LimitUse(
