@@ -12,7 +12,7 @@ Tokens are counted by the worker that will send the request, right before, or by
 **Locks.** ``_lock`` guards every field; a bucket's lock is taken within it. The reader takes none: an
 interrupt in the caller's thread must not leave one taken. Each side changes its own state, then looks at
 the other's, so that neither sleeps while the other waits for it. The thread lives from the first request
-to the last one or to a stop. It is not the caller's thread, which a KeyboardInterrupt may hit.
+to the last one or to a stop.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class Dispatcher:
 
     Args:
         queues: where requests wait; new ones.
-        start: has an admitted request sent by another thread, at the latest in ``flush``.
-        flush: called when nothing more is started for now.
+        start, flush: have an admitted request sent by another thread, at the latest before it sleeps.
         drop: called with each request that will not be sent, or not again.
         on_room: called when more may be read, and when everything has ended.
         activity: what holds the run back if no bucket does; told whether ``max_workers`` are in flight.
@@ -205,7 +204,7 @@ class Dispatcher:
         return admitted
 
     def add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
-        """Queue a request that one in flight came apart into, besides the one that ends."""
+        """Queue a request that another one comes apart into, before that one is done."""
         with self._lock:
             is_added = self.credits.add(pending, self._clock() + retry_in_s)
             self._wake()
@@ -373,8 +372,7 @@ class Dispatcher:
             self._start(admitted)
             self._has_started = True
         except RuntimeError as error:
-            # The pool has queued the request for one of its other threads. But if there is no other, or
-            # if the interpreter ends, it is never sent.
+            # The pool has queued it for another of its threads. Without one, or at the end, it isn't sent.
             if not self._has_started or "can't start new thread" not in str(error):
                 with self._lock:
                     self.credits.cancel(*admitted)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from parallel_processor.engine.delivery import Delivery
@@ -56,8 +57,8 @@ class PackDelivery(Delivery):
     of :class:`Delivery`.
     """
 
-    def __init__(self, *, take: Callable[[int], None], counters: Counters, **settings: Any) -> None:
-        super().__init__(counters=counters, **settings)
+    def __init__(self, take: Callable[[int], None], *, counters: Counters, **rest: Any) -> None:
+        super().__init__(counters=counters, **rest)
         self._take, self._started = take, counters.started
 
     def deliver(self, outcome: Outcome) -> int:
@@ -96,13 +97,14 @@ class Packing:
         put: queues what is read, for one thread at a time.
         fail: called with an exception that must end the run.
         add: queues a request besides one that has ended, after so many seconds.
-        take: takes so many credits more for a request in flight.
+        take: takes so many credits more for a request that comes apart.
         drop: called with each request that will not be sent.
         settlement: the settlement of the run, of what is sent. It must not ask the user's ``validate``.
         counters: count what a pack came apart into.
 
     Attributes:
         packer: collects what is read.
+        delivery: makes the delivery of the run, as :class:`Delivery` does.
     """
 
     def __init__(
@@ -121,10 +123,11 @@ class Packing:
         counters: Counters,
     ) -> None:
         self._estimator, self._lanes, self._validate = estimator, lanes, options.validate
-        self._queue, self._take, self._drop = add, take, drop
+        self._queue, self._drop = add, drop
+        self.delivery = partial(PackDelivery, take)
         self._settlement, self._counters = settlement, counters
         assert options.pack_inputs is not None
-        sizes = PackSizes(options.pack_inputs, options.request_url, self._group_of, is_waiting)
+        sizes = PackSizes(options.pack_inputs, options.request_url)
         self.packer = Packer(
             options.request_url,
             sizes,
@@ -139,31 +142,29 @@ class Packing:
 
     def _group_of(self, request: Request) -> AnyBucket:
         """What ``request`` waits for in its first lane."""
-        return self._lanes.enter(request, *self._estimator.url_and_model(request)).group
-
-    def make_delivery(self, **settings: Any) -> Delivery:
-        """The delivery of the run, whose arguments are those of :class:`Delivery`."""
-        return PackDelivery(take=self._take, **settings)
+        return self._enter(request).group
 
     # Before an attempt.
 
     def is_wanted(self, request: Request) -> bool:
-        """False for a pack that is too large by now: then :meth:`drop` is called."""
+        """False for a pack that is too large by now: it has come apart, and is dropped."""
         if self.packer.fits(request):
             return True
+        assert isinstance(request, Pack)
         self._too_large.add(request.number)
+        for inputs in reversed(self.packer.smaller(request)):  # each is put first
+            self._queue(self._like(self._enter(request), inputs), 0.0)
         return False
 
     def drop(self, pending: PendingRequest) -> None:
-        """A request will not be sent. One that is too large comes apart instead."""
-        request = pending.request
-        if request.number not in self._too_large:
+        """A request will not be sent, or not again."""
+        if pending.request.number in self._too_large:
+            self._too_large.remove(pending.request.number)
+        else:
             self._drop(pending)
-            return
-        self._too_large.remove(request.number)
-        assert isinstance(request, Pack)
-        for inputs in reversed(self.packer.smaller(request)):  # each is put first
-            self._queue(self._like(pending, inputs), 0.0)
+
+    def _enter(self, request: Request) -> PendingRequest:
+        return self._lanes.enter(request, *self._estimator.url_and_model(request))
 
     def _like(self, pending: PendingRequest, inputs: Sequence[Input]) -> PendingRequest:
         """What waits as ``pending`` does, for some of its inputs."""

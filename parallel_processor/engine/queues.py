@@ -92,7 +92,6 @@ class RequestQueues:
         lanes: where a request goes on to that has waited too long; ``None`` if nowhere.
 
     Attributes:
-        wake: as given.
         inbox: what the reader has put, and is not in its queue yet.
         is_closed: true after :meth:`clear`: nothing is taken in any more.
         is_last: true once nothing more will be put. The reader sets it.

@@ -175,9 +175,9 @@ class Reader:
             self._packer.flush()
 
     def close(self) -> None:
-        """Nothing is kept back any more."""
-        if self._packer is not None:
-            self._packer.close()
+        """Nothing is read any more. What is kept back after a stop will not be sent."""
+        for request in () if self._packer is None else self._packer.close():
+            self._delivery.drop(self._lanes.enter(request, *self._estimator.url_and_model(request)))
 
     def ready(self) -> Iterator[Outcome]:
         """The outcomes at hand."""

@@ -31,7 +31,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from parallel_processor.engine.credits import NO_SLACK, WRITER_SLACK, Credits, WriterSlack
-from parallel_processor.engine.delivery import Delivery, MakeSink, make_duplicates
+from parallel_processor.engine.delivery import Delivery, MakeSink, Recorded, Sink, make_duplicates
 from parallel_processor.engine.dispatcher import Dispatcher
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.engine.reader import Reader
@@ -117,16 +117,15 @@ class Run:
         self._max_workers = affordable_workers(options.max_workers)
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
-        self._lanes = Lanes(options, routes, self._left_out.__contains__, clock)
+        self._lanes = Lanes(options, routes, self._left_out, clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
-        is_submitted = on_left_out is not None
-        self._packing = None if is_submitted else self._make_packing()
+        self._packing = self._make_packing(is_submitted=on_left_out is not None)
         self._dispatcher = self._make_dispatcher(is_wanted, slack)
         # 3. AdmittedRequest: a worker sends it once, and calls _settle with the Attempt.
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
-        self._judge = self._packing or self._settlement
+        self._settle_attempt = (self._packing or self._settlement).settle
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink, slack)
         # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one. With
@@ -135,8 +134,8 @@ class Run:
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
-    def _make_packing(self) -> Packing | None:
-        if self._options.pack_inputs in (None, 1):
+    def _make_packing(self, *, is_submitted: bool) -> Packing | None:
+        if is_submitted or self._options.pack_inputs in (None, 1):
             return None
         packing: Packing = load("parallel_processor.engine.packing").Packing(
             self._options,
@@ -201,16 +200,14 @@ class Run:
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
-        make: Callable[..., Delivery] = Delivery
-        if self._packing is not None:
-            make = self._packing.make_delivery
+        sink: Callable[[Recorded], Sink] | None
+        sink = make_sink and (lambda recorded: make_sink(recorded, self.stop))
+        make = Delivery if self._packing is None else self._packing.delivery
         return make(
             counters=self.counters,
             waker=self.waker,
             on_record=self._dispatcher.recorded if make_sink else self.credits.yielded,
-            make_sink=None
-            if make_sink is None
-            else lambda recorded: make_sink(recorded, self.stop),
+            make_sink=sink,
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
             on_failure=self.bounds.failures.add,
@@ -344,7 +341,7 @@ class Run:
         The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
         try:
-            outcome, retry_in_s, made_room = self._judge.settle(*admitted, attempt)
+            outcome, retry_in_s, made_room = self._settle_attempt(*admitted, attempt)
             if outcome is not None:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
@@ -386,11 +383,12 @@ class Run:
         if os.getpid() != self._process_id:  # a fork has none of them
             return
         try:
+            self._reader.close()
             if not self.yields_outcomes:  # otherwise nobody takes what still comes
                 list(self._drain())  # yields none
         finally:
             self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
-            steps = (self._reader.close, self._dispatcher.join, self._cancel_rest, self._pool.close)
+            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
             do_all((*steps, *ends, self._pool.core.leave))
 

@@ -54,9 +54,9 @@ class Settlement:
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
     a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
-    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, another
-    one asks the user's ``validate``. ``divide`` is called with each request that failed for good; it
-    returns true if that became another one, to be sent. ``equal_failures`` knows which models answer.
+    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, somebody
+    else asks the user's ``validate``. ``divide`` is called with each request that failed for good; it is
+    true if that became another one.
     """
 
     def __init__(
@@ -162,9 +162,8 @@ class Settlement:
             delay_s = 0.0
         if delay_s is None:
             return Settled(outcome_of(pending, attempt), 0.0, made_room)
-        if self._stop.cause is not None or pending.group in self._left_out:
-            return Settled(unanswered(pending), 0.0, made_room)
-        return Settled(None, delay_s, made_room)
+        is_over = self._stop.cause is not None or pending.group in self._left_out
+        return Settled(unanswered(pending) if is_over else None, delay_s, made_room)
 
     def _goes_on(self, pending: PendingRequest, attempt: Attempt, delay_s: float | None) -> bool:
         """Put a request that failed into its next lane, if that is due; false if it stays."""

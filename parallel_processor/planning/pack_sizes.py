@@ -1,23 +1,19 @@
-"""How many inputs a pack may hold, and how many tokens.
+"""What a pack may hold: the smallest of
 
-The smallest counts of
-
-* what was asked for;
+* how many inputs were asked for, or 256 with ``auto``;
 * what the provider takes in one request (``providers/dialects.py``);
-* what a server was found to take: where a pack was refused and both its halves were answered, no later one
-  is larger than these;
-* a second's worth of the token limit, or, below 60 requests a minute, one request's worth. Larger packs
-  would leave a part of that limit unused.
+* what a server was found to take: where a pack was refused and both its halves were answered, no later
+  one is larger than these;
+* a second's worth of the token limit, or one request's worth if that is more: larger packs would leave a
+  part of that limit unused.
 
-**auto**: a pack holds one input at first. It holds twice as many whenever a new one is begun while its bucket
-waits for the limit of requests, up to the tokens that there are for each request. It holds half as many where
-nothing waits.
+With ``auto`` it is one request's worth of the token limit, and nothing is packed before the limit of
+requests was what a request waited for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from parallel_processor.models import Request, WaitCause
@@ -27,9 +23,9 @@ from parallel_processor.providers.dialects import provider_of
 if TYPE_CHECKING:
     from parallel_processor.upstreams.replicas import AnyBucket
 
-MOST_AUTO = 2048
+MOST_AUTO = 256
 """Inputs of the largest pack that ``auto`` makes."""
-_MINUTE_S = 60.0
+_SECONDS = 60.0  # in a minute
 
 
 class Size(NamedTuple):
@@ -40,52 +36,41 @@ class Size(NamedTuple):
 
 
 class PackSizes:
-    """The sizes of the packs of one run. Not thread-safe: the packer's lock guards it.
+    """The sizes of the packs of one run. For one thread at a time.
 
-    Args:
-        asked: how many inputs a pack may have, or ``auto``.
-        url: where requests go that name no URL.
-        group_of: what a request waits for.
-        is_waiting: true if requests wait for that.
+    ``asked`` is how many inputs a pack may have, or ``auto``. Requests that name no URL go to ``url``.
     """
 
-    def __init__(
-        self,
-        asked: PackInputs,
-        url: str,
-        group_of: Callable[[Request], AnyBucket],
-        is_waiting: Callable[[AnyBucket], bool],
-    ) -> None:
-        self._asked, self._url = asked, url
-        self._group_of, self._is_waiting = group_of, is_waiting
-        self._found: dict[AnyBucket, int] = {}  # with auto: the size of the newest pack
+    def __init__(self, asked: PackInputs, url: str) -> None:
+        self._most: int = MOST_AUTO if asked == "auto" else asked
+        self._url, self.is_auto = url, asked == "auto"
+        self._limited: set[AnyBucket] = set()  # with auto: those that have waited for requests
+        self._trials: dict[AnyBucket, int] = {}  # with auto: how many went at once, one by one
         self._taken: dict[AnyBucket, int] = {}  # where servers take fewer than were asked for
 
-    def next_size(self, request: Request) -> Size:
-        """What a pack may hold that is begun now with ``request``."""
-        url, group = request.url or self._url, self._group_of(request)
-        most, most_tokens = provider_of(url).most_inputs
-        requests, tokens = _limits_of(group)
-        most = min(most, self.taken(group))
-        if self._asked == "auto":
-            useful = tokens / requests if requests < math.inf else math.inf
-            most = min(most, self._auto(group), MOST_AUTO)
-        else:
-            useful = tokens / min(requests, _MINUTE_S)
-            most = min(most, self._asked)
-        return Size(int(most), min(useful, most_tokens))
+    def packs(self, group: AnyBucket) -> bool:
+        """True if requests that wait for ``group`` are to be packed."""
+        if self.is_auto and group.wait_cause is WaitCause.REQUESTS:
+            self._limited.add(group)
+        return not self.is_auto or group in self._limited
 
-    def _auto(self, group: AnyBucket) -> int:
-        size = self._found.get(group, 1)
-        if group.wait_cause is WaitCause.REQUESTS:
-            size = min(2 * size, MOST_AUTO)
-        elif not self._is_waiting(group):
-            size = max(1, size // 2)
-        self._found[group] = size
-        return size
+    def trial(self, group: AnyBucket) -> int:
+        """With ``auto``: how many may go one by one, as none has to wait; twice as many each time."""
+        self._trials[group] = min(2 * self._trials.get(group, 0) or 1, MOST_AUTO)
+        return self._trials[group]
+
+    def size(self, request: Request, group: AnyBucket) -> Size:
+        """What a pack may hold that is begun now with ``request``, which waits for ``group``."""
+        most, tokens = provider_of(request.url or self._url).most_inputs
+        requests_limit, tokens_limit = _limit(group, "requests"), _limit(group, "tokens")
+        most = min(most, self.taken(group), self._most)
+        if tokens_limit < math.inf:
+            parts = requests_limit if self.is_auto else min(requests_limit, _SECONDS)
+            tokens = min(tokens, tokens_limit / parts)
+        return Size(int(most), tokens)
 
     def taken(self, group: AnyBucket) -> float:
-        """How many inputs its servers were found to take; infinite if nothing is known."""
+        """How many inputs its servers were found to take; infinite if nothing is known. For any thread."""
         return self._taken.get(group, math.inf)
 
     def lower(self, group: AnyBucket, inputs: int) -> None:
@@ -93,7 +78,7 @@ class PackSizes:
         self._taken[group] = min(inputs, self._taken.get(group, inputs))
 
 
-def _limits_of(group: Any) -> tuple[float, float]:
-    """How many requests and tokens a minute each of the servers of ``group`` takes at least."""
-    requests = min(bucket.limit_of("requests") for bucket in group.alive)
-    return requests, min(bucket.limit_of("tokens") for bucket in group.alive)
+def _limit(group: Any, kind: str) -> float:
+    """How many of ``kind`` a minute each of the servers of ``group`` takes at least."""
+    limits: list[float] = [bucket.limit_of(kind) for bucket in group.alive]
+    return min(limits)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from parallel_processor.models import Estimate, Request
+from parallel_processor.models import Estimate, Request, WaitCause
 from parallel_processor.planning.pack_sizes import PackSizes, Size
 from parallel_processor.planning.packs import Input, Pack, find_input, join
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -30,25 +30,42 @@ if TYPE_CHECKING:
 
 _PAUSE_S = 0.25
 _MOST_OPEN = 64  # a file may have other parameters in each line
+_MOST_UNKNOWN = 4096
+_MOMENT_S, _MOMENTS = 0.005, 10  # for a bucket to say at the end what it waits for
 
 
 class _OpenPack:
-    """A pack that is being filled.
+    """What is kept of one kind, to go together.
 
     Attributes:
-        size: what it takes.
-        inputs: what it has, and ``tokens`` how many these are.
+        group: what its requests wait for.
+        size: what a pack of them may hold.
+        inputs: what there is, each with its tokens, whose sum is ``tokens``.
         is_old: true once it was looked at in a pause.
     """
 
-    __slots__ = ("inputs", "is_old", "size", "tokens")
+    __slots__ = ("group", "inputs", "is_old", "size", "tokens")
 
-    def __init__(self, size: Size) -> None:
-        self.size, self.inputs, self.tokens, self.is_old = size, list[Input](), 0, False
+    def __init__(self, group: AnyBucket, size: Size) -> None:
+        self.group, self.size, self.tokens, self.is_old = group, size, 0, False
+        self.inputs: list[tuple[Input, int]] = []
 
     @property
     def is_full(self) -> bool:
+        """True if there is enough for a pack."""
         return len(self.inputs) >= self.size.inputs or self.tokens >= self.size.tokens
+
+    def take(self, most: int) -> list[Input]:
+        """Take the first ones that fit into a pack, ``most`` at most; one at least."""
+        count = tokens = 0
+        for _, more in self.inputs[:most]:
+            if count and tokens + more > self.size.tokens:
+                break
+            count, tokens = count + 1, tokens + more
+        taken = [each for each, _ in self.inputs[:count]]
+        del self.inputs[:count]
+        self.tokens -= tokens
+        return taken
 
 
 class Packer:
@@ -60,8 +77,8 @@ class Packer:
         estimator: estimates what a request will cost.
         group_of: what a request waits for.
         is_waiting: true if others wait for that.
-        put: queues a request that can't be packed, or, with an estimate, what became of others. It is called
-            by one thread at a time.
+        put: queues a request that can't be packed, or, with an estimate, what others became. Called by one
+            thread at a time.
         fail: called with an exception that must end the run.
     """
 
@@ -94,40 +111,69 @@ class Packer:
             else:
                 self._collect(found)
 
+    # Caller holds ``_lock``.
+
     def _collect(self, found: Input) -> None:
-        """Caller holds ``_lock``."""
+        pack = self._open.get(found.others) or self._begin(found)
         tokens = self._estimator.cost(found.estimate).tokens
-        pack = self._open.get(found.others)
-        if pack is not None and pack.tokens + tokens > pack.size.tokens:
-            self._emit(found.others)
-            pack = None
-        if pack is None:
-            pack = self._begin(found)
-        pack.inputs.append(found)
+        pack.inputs.append((found, tokens))
         pack.tokens += tokens
-        if pack.is_full:
-            self._emit(found.others)
+        if self._sizes.packs(pack.group):
+            while pack.is_full:
+                self._send(pack, pack.size.inputs)
+            if self._sizes.is_auto and not self._is_waiting(pack.group):
+                self._send_all(pack)
+        else:
+            self._try(pack)
+        if not pack.inputs:
+            del self._open[found.others]
 
     def _begin(self, found: Input) -> _OpenPack:
-        """Caller holds ``_lock``."""
         if len(self._open) >= _MOST_OPEN:
-            self._emit(next(iter(self._open)))  # the oldest
-        pack = self._open[found.others] = _OpenPack(self._sizes.next_size(found.request))
+            self._send_all(self._open.pop(next(iter(self._open))))  # the oldest
+        group = self._group_of(found.request)
+        pack = _OpenPack(group, self._sizes.size(found.request, group))
+        self._open[found.others] = pack
         if pack.size.inputs > 1 and not self._wake.is_set:
             self._thread.start()
             self._wake.set()
         return pack
 
-    def _emit(self, others: Hashable) -> None:
-        """Caller holds ``_lock``."""
-        inputs = self._open.pop(others).inputs
+    def _try(self, pack: _OpenPack) -> None:
+        """With ``auto``: let some go one by one, to see if they have to wait for the limit of requests.
+
+        The bucket takes a moment to say so, in which many more may be read. So few go at first, and twice
+        as many each time that none has to wait.
+        """
+        if not self._is_waiting(pack.group):
+            for _ in range(min(self._sizes.trial(pack.group), len(pack.inputs))):
+                self._send(pack, 1)
+        elif pack.group.wait_cause is not WaitCause.NOTHING or len(pack.inputs) >= _MOST_UNKNOWN:
+            self._send_all(pack)
+
+    def _send(self, pack: _OpenPack, most: int) -> None:
+        inputs = pack.take(most)
         self._put(join(inputs), self._estimator.together([each.estimate for each in inputs]))
+
+    def _send_all(self, pack: _OpenPack) -> None:
+        while pack.inputs:
+            self._send(pack, pack.size.inputs if self._sizes.packs(pack.group) else 1)
+
+    # For any thread.
 
     def flush(self) -> None:
         """Let all open packs go: nothing more comes now."""
+        for _ in range(_MOMENTS if self._sizes.is_auto else 0):
+            with self._lock:
+                for pack in self._open.values():
+                    if not self._sizes.packs(pack.group):
+                        self._try(pack)
+                is_known = all(self._sizes.packs(pack.group) for pack in self._open.values())
+            if is_known or self._closing.wait(_MOMENT_S):
+                break
         with self._lock:
-            for others in tuple(self._open):
-                self._emit(others)
+            while self._open:
+                self._send_all(self._open.pop(next(iter(self._open))))
 
     def fits(self, request: Request) -> bool:
         """False for a pack that is larger than its servers were found to take since it was queued."""
@@ -160,15 +206,18 @@ class Packer:
         """Let packs go that were open before, and could be sent at once. Called time and again."""
         with self._lock:
             for others, pack in tuple(self._open.items()):
-                if pack.is_old and not self._is_waiting(self._group_of(pack.inputs[0].request)):
-                    self._emit(others)
+                waits = self._is_waiting(pack.group) and self._sizes.packs(pack.group)
+                if pack.is_old and not waits:
+                    self._send_all(self._open.pop(others))
                 pack.is_old = True
             if not self._open and not self._closing.is_set:
                 self._wake.clear()
 
-    def close(self) -> None:
-        """End the thread."""
+    def close(self) -> list[Request]:
+        """End the thread. Returns the requests that are left, after a stop."""
         with self._lock:
             self._closing.set()
             self._wake.set()
+            packs, self._open = self._open.values(), {}
         self._thread.join()
+        return [each.request for pack in packs for each, _ in pack.inputs]

@@ -6,8 +6,7 @@ admitted, sent and tried again like any other. Only its two ends are special. :f
 members, and :func:`take_apart` makes the answer of each member out of its answer.
 
 Both work on JSON text. An input is sent, and a vector is recorded, as it came: nothing is parsed and
-written again. Of an answer, each member has its own elements of the list, and all else that is in it, but
-for:
+written again. Of an answer, each member has its own elements of the list, and all else, but for:
 
 * ``index``, which counts within the member: it is 0, or the number of the choice;
 * ``usage``, which is shared out by the members' tokens: it adds up to the pack's.

@@ -20,6 +20,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from parallel_processor.exceptions import ConfigurationError
@@ -106,26 +107,30 @@ def lane_name(lane: Upstream) -> str:
     return " at ".join(filter(None, (model or tier or (url and "fallback"), url)))
 
 
+class LeftOut(Protocol):
+    """The buckets whose requests are not sent any more."""
+
+    def __contains__(self, bucket: AnyBucket, /) -> bool:
+        """True for one of them."""
+        ...
+
+
 class Lanes:
     """The lanes of one run. Any thread may call it.
 
     Args:
         options: the settings.
         routes: what each lane of a model waits for.
-        is_left_out: true for a bucket that no request goes on to.
+        left_out: no request goes on to a bucket that is left out.
         clock: seconds that never go back.
     """
 
     def __init__(
-        self,
-        options: Options,
-        routes: Routes,
-        is_left_out: Callable[[AnyBucket], bool],
-        clock: Callable[[], float],
+        self, options: Options, routes: Routes, left_out: LeftOut, clock: Callable[[], float]
     ) -> None:
         self._lanes: Sequence[Upstream] = lanes_of(options)
         self._url, self._patience_s = options.request_url, options.tier_patience_s
-        self.routes, self._is_left_out, self._clock = routes, is_left_out, clock
+        self.routes, self._left_out, self._clock = routes, left_out, clock
         self._first = routes.known(self._lanes[0])  # most requests find their group there
         self.is_single = len(self._lanes) == 1
         self.is_plain = self._lanes == (PLAIN,)
@@ -157,7 +162,7 @@ class Lanes:
             if len({endpoint_of(url), endpoint_of(own)} - {Endpoint.UNKNOWN}) > 1:
                 continue  # a row for another endpoint: the fallback doesn't take its body
             group = self.routes.group(url, request.model or url_model(url), lane)
-            if group not in self._closed and (or_left_out or not self._is_left_out(group)):
+            if group not in self._closed and (or_left_out or group not in self._left_out):
                 return number, group
         return None
 

@@ -78,7 +78,7 @@ class TieredRun:
         self.stop, left_out = StopSignal(), LeftOut(None)
         estimator = CostEstimator(options)
         routes, self._url = Routes(options, TokenBuckets(options, world.clock)), options.request_url
-        self._lanes = Lanes(options, routes, left_out.__contains__, world.clock)
+        self._lanes = Lanes(options, routes, left_out, world.clock)
         self._queues = RequestQueues(estimator.cost, WakeEvent(), self._lanes)
         self._settlement = Settlement(
             options,

@@ -29,6 +29,7 @@ from parallel_processor import (
     read_results,
 )
 from parallel_processor.engine.queues import RequestQueues
+from parallel_processor.engine.stops import LeftOut
 from parallel_processor.models import Estimate
 from parallel_processor.options import Options
 from parallel_processor.ratelimit.registry import TokenBuckets
@@ -557,7 +558,7 @@ class Waiting:
         )
         buckets = TokenBuckets(self.options, self.clock)
         routes = Routes(self.options, buckets)
-        self.lanes = Lanes(self.options, routes, lambda group: False, self.clock)
+        self.lanes = Lanes(self.options, routes, LeftOut(None), self.clock)
         cost: Callable[[Estimate], Cost] = lambda estimate: Cost(1.0, 0.0)  # noqa: E731
         self.queues = RequestQueues(cost, WakeEvent(), self.lanes)
 
