@@ -222,11 +222,6 @@ def _lanes(groups: Sequence[tuple[str, str]], options: Options) -> list[_Lane]:
     return found
 
 
-def _finite(limits: SharedLimits) -> list[ConfiguredQuota]:
-    """The limits that are numbers, in their order."""
-    return [quota for quota in limits.quotas if quota.limit < math.inf]
-
-
 def _totals(loads: Sequence[Load], lanes: Sequence[_Lane]) -> dict[ConfiguredQuota, float]:
     """What ``loads`` take of each limit."""
     totals: dict[ConfiguredQuota, float] = {}
@@ -235,7 +230,7 @@ def _totals(loads: Sequence[Load], lanes: Sequence[_Lane]) -> dict[ConfiguredQuo
         for kind, cost in enumerate(_costs(load, 1.0)):
             by_group[load.group][kind] += cost
     for lane, costs in zip(lanes, by_group, strict=True):
-        for quota in _finite(lane.limits):
+        for quota in lane.limits.charged:
             totals[quota] = totals.get(quota, 0.0) + costs[quota.kind]
     return totals
 
@@ -254,15 +249,17 @@ def _thinning(
     return max(thinned, min(each * loads_in_flight / workers, each))
 
 
+def _finite(lane: _Lane) -> list[ConfiguredQuota]:
+    return [quota for quota in lane.limits.quotas if quota.limit < math.inf]
+
+
 def _uses(
     totals: dict[ConfiguredQuota, float], lanes: Sequence[_Lane], seconds: float
 ) -> tuple[LimitUse, ...]:
     patterns = {
         quota: report.pattern
         for lane in lanes
-        for quota, report in zip(
-            _finite(lane.limits), lane.limits.report(seconds, 0.0), strict=True
-        )
+        for quota, report in zip(_finite(lane), lane.limits.report(seconds, 0.0), strict=True)
     }
     return tuple(
         LimitUse(
@@ -272,4 +269,5 @@ def _uses(
             used_share=total / (quota.limit * seconds / MINUTE_S),
         )
         for quota, total in totals.items()
+        if quota in patterns
     )
