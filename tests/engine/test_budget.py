@@ -304,6 +304,22 @@ def test_a_ledger_that_cannot_be_written_ends_the_run(
     assert bill.answers == 0
 
 
+def test_the_report_has_the_money(
+    server: Simulator, bill: Bill, source: Path, save: Path, tmp_path: Path
+) -> None:
+    """The page has it by model, the JSON has all fields."""
+    page, figures = tmp_path / "report.html", tmp_path / "report.json"
+    with processor(server.url, CHAT, prices=PRICES) as made:
+        made.process_file(source, save, report_path=figures)
+        found = json.loads(figures.read_text())
+        assert found["cost"] == found["expected_cost"] == pytest.approx(bill.cost, abs=1e-6)
+        (cost,) = found["costs"]
+        assert (cost["model"], cost["answers"]) == ("m", 300)
+        made.process_file(source, save, report_path=page, overwrite=True)
+    html = page.read_text()
+    assert ">Cost<" in html and ">$0.1" in html
+
+
 # Failures and time
 
 
