@@ -142,7 +142,7 @@ class SharedLimits:
         """The limit that holds for each of ``quotas``, which may be lower than its own."""
         return [quota.limit for quota in self.quotas]
 
-    def report(self, now: float, since_s: float) -> list[LimitReport]:
+    def report(self, now: float, since_s: float = 0.0) -> list[LimitReport]:
         """How much of each limit was used; times count from ``since_s``."""
         burst_minutes = self.limits.burst_seconds / MINUTE_S
         found = []

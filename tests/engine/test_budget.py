@@ -209,6 +209,59 @@ def test_two_models_cost_what_each_of_them_does(
     assert "cost of dear: $0.0" in str(summary)
 
 
+def test_tiers_and_fallbacks_have_their_own_prices(save: Path, tmp_path: Path) -> None:
+    """An answer costs what the tier or the model does that gave it, in this run and in the next."""
+    source = write_lines(tmp_path / "in.jsonl", rows(40))
+    prices = {"m@flex": {"input": 0.5, "output": 5.0}} | PRICES
+    settings: dict[str, Any] = {"prices": prices, "service_tiers": ("flex", "default")}
+    options = SimulatorOptions(tier_grants={"flex": 0.5}, answer_tokens=50)
+    with Simulator(options) as server, processor(server.url, CHAT, **settings) as made:
+        summary = made.process_file(source, save)
+        costs = {each.tier: each for each in summary.costs}
+        assert sum(each.answers for each in costs.values()) == 40
+        for tier, rate in (("flex", 0.5), ("default", 1.0)):
+            tokens = costs[tier].input_tokens + 10 * costs[tier].output_tokens
+            assert costs[tier].cost == pytest.approx(rate * tokens / 1e6)
+    with Simulator(options) as server, processor(server.url, CHAT, max_cost=1, **settings) as made:
+        again = made.process_file(source, save)
+    assert again.cost == 0.0 and again.cost_before == pytest.approx(summary.cost)
+
+
+def test_a_fallback_costs_what_its_model_does(save: Path, tmp_path: Path) -> None:
+    """The model that was asked first has refused, which costs nothing."""
+    source = write_lines(tmp_path / "in.jsonl", rows(10))
+    usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
+
+    def script(visit: Visit) -> None:
+        while visit.read():
+            if b'"dear"' in visit.body:
+                body = {"choices": [{"text": "a"}], "model": "dear", "usage": usage}
+                visit.answer(json.dumps(body).encode())
+            else:
+                visit.answer(b'{"error": {"message": "too long"}}', status="400 Bad Request")
+
+    settings: dict[str, Any] = {"prices": PRICES, "max_cost": 1, "fallback_model": "dear"}
+    with RawServer(script) as server, processor(server.url, CHAT, **settings) as made:
+        summary = made.process_file(source, save)
+    assert [(each.model, each.answers) for each in summary.costs] == [("dear", 10)]
+    assert summary.cost == pytest.approx(10 * (10 * 10 + 10 * 100) / 1e6)
+    assert not spent_file(save).exists()
+
+
+def test_packs_stay_within_the_budget(save: Path, tmp_path: Path) -> None:
+    """The records of a pack's members say together what the pack has cost."""
+    bodies = [{"model": "m", "input": f"some text {n}"} for n in range(400)]
+    source = write_lines(tmp_path / "in.jsonl", bodies)
+    with Simulator() as server:
+        for most in (0.0005, 0.001):
+            settings: dict[str, Any] = {"prices": PRICES, "max_cost": most, "pack_inputs": 10}
+            with processor(server.url, **settings) as made, pytest.raises(RunStoppedError):
+                made.process_file(source, save)
+            paid = server.stats()["input_tokens_answered"] / 1e6
+            assert 0.9 * most <= paid <= most
+            assert not spent_file(save).exists()
+
+
 def test_what_a_broken_connection_may_have_cost_counts_in_full(tmp_path: Path, save: Path) -> None:
     """It stays in the file beside the results, and the next run counts it."""
     usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
