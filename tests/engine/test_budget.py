@@ -334,6 +334,19 @@ def test_equal_requests_are_paid_once(server: Simulator, bill: Bill, save: Path)
     assert error.summary.cost_before == pytest.approx(summary.cost)
 
 
+def test_answers_that_wait_for_their_order_are_counted_once(
+    server: Simulator, bill: Bill, source: Path, save: Path
+) -> None:
+    """The writer forgets their responses meanwhile."""
+    stopped_at = [0.05, 0.1]
+    for most in stopped_at:
+        with processor(server.url, CHAT, prices=PRICES, max_cost=most) as made:
+            with pytest.raises(RunStoppedError):
+                made.process_file(source, save, ordered=True)
+        assert 0.97 * most <= bill.cost <= most
+        assert not spent_file(save).exists()
+
+
 def test_batch_rows_are_counted_over_runs(server: Simulator, bill: Bill, save: Path) -> None:
     """Their records have no request: the model that answered has the price."""
     made_rows = [
