@@ -13,8 +13,7 @@ from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome
 from parallel_processor.planning.budget import Budget
 from parallel_processor.planning.costs import Costs, ModelCost, Spent, dearest_first
 from parallel_processor.planning.ledger import Ledger, ledger_path
-from parallel_processor.planning.tariff import Asked, may_be_charged, use_of
-from parallel_processor.providers.dialects import answered_tier
+from parallel_processor.planning.tariff import Asked, may_be_charged, tier_of, use_of
 
 if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
@@ -227,7 +226,7 @@ class Spending:
                 return Spent()
             self.uncertain = self.uncertain.plus(reserved)
             return reserved
-        tier = answered_tier(response.headers, response.data)
+        tier = tier_of(response)
         price = self._budget.tariff.price(asked, tier)
         row = self._rows.setdefault((asked.model, tier or asked.tier), _Row())
         row.answers += 1

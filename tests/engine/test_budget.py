@@ -209,11 +209,13 @@ def test_two_models_cost_what_each_of_them_does(
     assert "cost of dear: $0.0" in str(summary)
 
 
-def test_tiers_and_fallbacks_have_their_own_prices(save: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tiers_have_their_own_prices(save: Path, tmp_path: Path, processes: int) -> None:
     """An answer costs what the tier or the model does that gave it, in this run and in the next."""
     source = write_lines(tmp_path / "in.jsonl", rows(40))
     prices = {"m@flex": {"input": 0.5, "output": 5.0}} | PRICES
     settings: dict[str, Any] = {"prices": prices, "service_tiers": ("flex", "default")}
+    settings["processes"] = processes
     options = SimulatorOptions(tier_grants={"flex": 0.5}, answer_tokens=50)
     with Simulator(options) as server, processor(server.url, CHAT, **settings) as made:
         summary = made.process_file(source, save)
