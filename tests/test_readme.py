@@ -274,6 +274,24 @@ def test_the_command_with_tiers_runs(tmp_path: Path) -> None:
     assert {each[1]["service_tier"] for each in found} == {"flex", "default"}
 
 
+def test_the_command_with_a_budget_runs(tmp_path: Path) -> None:
+    """It stops within its budget, with the exit code and the figures that are described."""
+    (serve,) = commands_with("parallel_processor.simulator", "--port 8083")
+    (send,) = commands_with("--max_cost", "--request_url")
+    ((_, prices, _, path),) = commands_with("echo", "prices.json")
+    (make,) = commands_with("make_example_requests", "--kind chat")
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    (tmp_path / path).write_text(prices)
+    with simulator(*serve[5:]) as server:
+        line = " ".join(send[1:]).replace("http://127.0.0.1:8083", server.url)
+        done = subprocess.run(command(*line.split()), cwd=tmp_path, capture_output=True, text=True)
+        served = server.stats()
+    assert done.returncode == 4, done.stderr
+    paid = (2.5 * served["input_tokens_answered"] + 10 * served["output_tokens_answered"]) / 1e6
+    assert 0.97 * 0.02 <= paid <= 0.02
+    assert f"cost: ${paid:.3g} for the answers, about $" in done.stderr
+
+
 def test_the_verify_command_runs(tmp_path: Path) -> None:
     """The check of the README says that a finished job is complete, and that a torn one isn't."""
     ((_, *words),) = commands_with(" verify ")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.cli.console import say, show
+from parallel_processor.cli.flags import with_flag_names
 from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
@@ -98,6 +99,8 @@ def tell(
     elif not (summary.stop_reason or summary.failed or summary.already_failed):
         texts = []  # what would be faster is no warning
     if reason := summary.stop_reason if error is None else str(error):
+        if summary.stop_cause is StopCause.BUDGET:  # whose names are those of settings
+            reason = with_flag_names(reason)
         texts = [f"stopped: {reason.rstrip('.')}.", *texts]
     if texts:
         _log.log(logging.WARNING if error is None else logging.ERROR, " ".join(texts))
