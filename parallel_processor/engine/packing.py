@@ -17,6 +17,7 @@ one each: those are taken before the first of them can be given back.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -96,7 +97,7 @@ class Packing:
         is_waiting: true if any wait for that.
         put: queues what is read, for one thread at a time.
         fail: called with an exception that must end the run.
-        add: queues a request besides one that has ended, after so many seconds.
+        add: queues a request besides one that ends, to be sent in so many seconds; -inf is before all.
         take: takes so many credits more for a request that comes apart.
         drop: called with each request that will not be sent.
         settlement: the settlement of the run, of what is sent. It must not ask the user's ``validate``.
@@ -153,7 +154,7 @@ class Packing:
         assert isinstance(request, Pack)
         self._too_large.add(request.number)
         for inputs in reversed(self.packer.smaller(request)):  # each is put first
-            self._queue(self._like(self._enter(request), inputs), 0.0)
+            self._queue(self._like(self._enter(request), inputs), -math.inf)
         return False
 
     def drop(self, pending: PendingRequest) -> None:
@@ -237,7 +238,7 @@ class Packing:
             return None
         return self._settlement().failed(pending, reservation, judged, made_room=made_room)
 
-    def _add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
+    def _add(self, pending: PendingRequest, retry_in_s: float = -math.inf) -> None:
         """Queue a part of what was sent, besides another one."""
         self._counters.started()
         self._queue(pending, retry_in_s)
@@ -273,9 +274,11 @@ class Packing:
         halved.answered.append(half)
         if len(halved.answered) == 2:
             most = (len(halved.pack.inputs) + 1) // 2
-            self.packer.lower(halved.pack, most)
-            text = "the server takes fewer than %d inputs in a request: packs have %d from now on"
-            _log.warning(text, len(halved.pack.inputs), most)
+            if self.packer.lower(halved.pack, most):
+                text = (
+                    "the server takes fewer than %d inputs in a request: packs have %d from now on"
+                )
+                _log.warning(text, len(halved.pack.inputs), most)
 
 
 def _answered(request: Request, part: Part, outcome: Outcome) -> Outcome:

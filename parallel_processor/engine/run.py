@@ -100,8 +100,7 @@ class Run:
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
-        self._estimator = estimator
-        self._on_begin, self._on_cancel = on_begin, on_cancel
+        self._estimator, self._on_begin, self._on_cancel = estimator, on_begin, on_cancel
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
         self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
@@ -119,8 +118,7 @@ class Run:
         self._settle_attempt = (self._packing or self._settlement).settle
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink, slack)
-        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one. With
-        #    `pack_inputs`, several may become one.
+        # 1. Request: an equal one may share its outcome (`dedupe`), or several become one (`pack_inputs`).
         self._reader = self._make_reader(ahead)
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
