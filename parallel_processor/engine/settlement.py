@@ -54,8 +54,8 @@ class Settlement:
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
     a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
-    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, others ask the
-    user's ``validate``. ``divide`` is told what failed for good: is that another request now?
+    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, others ask
+    ``validate``. ``divide`` is told what failed for good; it is true if that became another request.
     """
 
     def __init__(

@@ -169,7 +169,8 @@ def test_vectors_come_apart_by_their_index() -> None:
 def test_a_vector_keeps_each_of_its_digits() -> None:
     """It is copied: no number is read and written again."""
     pack = packed(EMBEDDINGS, {"model": "m", "input": "a"}, {"model": "m", "input": "b"})
-    text = '{"data": [{"embedding": [1.10, 2e-3,0.30000000000000004], "index":0}, {"index":1,"embedding":[1.0E5 ]}]}'
+    first = '{"embedding": [1.10, 2e-3,0.30000000000000004], "index":0}'
+    text = f'{{"data": [{first}, {{"index":1,"embedding":[1.0E5 ]}}]}}'
     parts = take_apart(pack, response(json.loads(text), text=text))
     assert parts is not None
     bodies = [part.response.body.decode() for part in parts]
