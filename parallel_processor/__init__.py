@@ -21,7 +21,7 @@ from typing import Any as _Any
 from parallel_processor.runtime.forks import load_here as _load
 
 if _TYPE_CHECKING:
-    from parallel_processor.api import process_api_requests_from_file, process_file
+    from parallel_processor.api import plan_file, process_api_requests_from_file, process_file
     from parallel_processor.contents import response_embeddings, response_text
     from parallel_processor.exceptions import (
         ConfigurationError,
@@ -39,6 +39,8 @@ if _TYPE_CHECKING:
     from parallel_processor.files.verify import Verification, verify_results
     from parallel_processor.models import Outcome, Request, Response, WaitCause
     from parallel_processor.options import Limits, Options, RetryPolicy, Settings
+    from parallel_processor.planning.costs import ModelCost
+    from parallel_processor.planning.plan import Plan
     from parallel_processor.processor import Processor
     from parallel_processor.ratelimit.reports import BucketReport, LimitReport
     from parallel_processor.report.frames import to_records
@@ -54,8 +56,10 @@ __all__ = [
     "LimitReport",
     "LimiterError",
     "Limits",
+    "ModelCost",
     "Options",
     "Outcome",
+    "Plan",
     "ParallelProcessorError",
     "Processor",
     "Response",
@@ -73,6 +77,7 @@ __all__ = [
     "WorkerProcessError",
     "export_results",
     "open_table",
+    "plan_file",
     "process_api_requests_from_file",
     "process_file",
     "read_requests",
@@ -92,7 +97,7 @@ _logging.getLogger(__name__).addHandler(_logging.NullHandler())
 _MODULES = [
     *("exceptions", "options", "models", "ratelimit.reports", "report.summary", "report.frames"),
     *("report.prometheus", "files.records", "files.formats", "files.verify", "processor", "api"),
-    *("tables.sources", "tables.export"),
+    *("tables.sources", "tables.export", "planning.costs", "planning.plan"),
 ]
 
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel_processor.files.sources import SourceLike
+from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.files.append_file import STDOUT
+from parallel_processor.files.object_stores import found_results
+from parallel_processor.files.sources import (
+    Source,
+    SourceLike,
+    apart_from,
+    find_save_path,
+    find_sources,
+)
 from parallel_processor.models import Outcome
 from parallel_processor.options import (
     DEFAULT_REQUEST_URL,
@@ -14,15 +26,20 @@ from parallel_processor.options import (
     DEFAULT_TOKENS_PER_MINUTE,
     Limit,
     Limits,
+    Options,
     OutputFormat,
     RetryPolicy,
     Settings,
 )
 from parallel_processor.processor import Processor, StrPath
 from parallel_processor.report.summary import Summary
+from parallel_processor.runtime.forks import load_here
+from parallel_processor.tables.kinds import with_template
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from parallel_processor.planning.plan import Plan
 
 
 def process_file(
@@ -86,6 +103,80 @@ def process_file(
             metadata_columns=metadata_columns,
             delimiter=delimiter,
         )
+
+
+def plan_file(
+    requests_path: SourceLike,
+    save_path: StrPath | None = None,
+    *,
+    errors_path: StrPath | None = None,
+    overwrite: bool = False,
+    keep_failures: bool = False,
+    output_format: OutputFormat = "auto",
+    model: str | None = None,
+    template: Mapping[str, Any] | StrPath | None = None,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] | str = (),
+    delimiter: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    latency_s: float = 1.0,
+    **settings: Unpack[Settings],
+) -> Plan:
+    """What :func:`process_file` would take with the same arguments. Nothing is sent, and no file changes.
+
+    Args:
+        sample: count the tokens of so many requests of each model and URL, and estimate those of the
+            others by their size. ``None`` counts all.
+        seed: chooses which.
+        latency_s: how long an answer takes.
+        settings: those of the run. So many ``processes`` read the file; by default one for each CPU.
+            Without ``prices``, those of genai-prices count, if it is installed.
+
+    Raises what :func:`process_file` raises for the files.
+
+    >>> plan = plan_file(f"{folder}/requests.jsonl", request_url=url)
+    >>> plan.requests, plan.bad.count, plan.reserved_tokens, plan.forecast.seconds < 10
+    (3, 0, 9, True)
+    """
+    planning = load_here("parallel_processor.planning.planner")  # a run needs none of it
+    processes, settings["processes"] = settings.get("processes") or os.cpu_count() or 1, 1
+    named = find_sources(requests_path)
+    results = _results(named, save_path, errors_path)
+    sources = apart_from(named, results)
+    with _to_read([] if overwrite else results) as paths:
+        found: Plan = planning.make_plan(
+            with_template(sources, template, id_column, metadata_columns, delimiter),
+            Options(**settings),
+            results=paths,
+            keep_failures=keep_failures,
+            output_format=output_format,
+            model=model,
+            sample=sample,
+            seed=seed,
+            latency_s=latency_s,
+            processes=1 if template is not None else processes,
+        )
+    return found
+
+
+@contextmanager
+def _to_read(results: Sequence[StrPath]) -> Iterator[list[Path]]:
+    """The results files that there are, on this machine."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(found_results(str(path))) for path in results]
+        yield [path for path in found if path is not None]
+
+
+def _results(
+    requests: Sequence[Source], save_path: StrPath | None, errors_path: StrPath | None
+) -> list[StrPath]:
+    """The results and the errors of earlier runs, as they are named; none where there can be none."""
+    if save_path is None:
+        with suppress(ConfigurationError):  # a run would need a name, and a plan doesn't
+            save_path = find_save_path(requests)
+    named = (save_path, errors_path)
+    return [each for each in named if each is not None and str(each) not in ("-", str(STDOUT))]
 
 
 def process_api_requests_from_file(

@@ -33,3 +33,33 @@ def check_seconds(name: str, value: float, *, above: bool = True) -> None:
 def check_whole(name: str, value: int, least: int) -> None:
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
     check(ok, name, value, f"a whole number of at least {least}")
+
+
+def check_budget(
+    max_cost: float, max_total_tokens: float, max_seconds: float, max_failures: int | str | None
+) -> None:
+    bounds = {
+        "max_cost": max_cost,
+        "max_total_tokens": max_total_tokens,
+        "max_seconds": max_seconds,
+    }
+    for name, value in bounds.items():
+        check_number(name, value)
+    if max_failures is not None:
+        most = failure_bound(max_failures)
+        want = "a whole number of at least 0, or a share such as 5%"
+        check(most is not None, "max_failures", max_failures, want)
+
+
+def failure_bound(max_failures: object) -> tuple[float, float] | None:
+    """How many requests may fail, and which share; one is infinite. ``None`` if it says neither."""
+    if isinstance(max_failures, str) and max_failures.endswith("%"):
+        try:
+            share = float(max_failures[:-1]) / 100
+        except ValueError:
+            return None
+        return (math.inf, share) if 0 <= share <= 1 else None
+    if isinstance(max_failures, str) and max_failures.isascii() and max_failures.isdigit():
+        max_failures = int(max_failures)
+    is_whole = isinstance(max_failures, int) and not isinstance(max_failures, bool)
+    return (float(max_failures), math.inf) if is_whole and max_failures >= 0 else None  # type: ignore[operator, arg-type]

@@ -48,6 +48,7 @@ def response_tier(response: Any) -> str | None:
         return None
     places = [response.get("service_tier"), response.get("serviceTier")]
     places += [usage.get("service_tier") for usage in mappings([response.get("usage")])]
+    places += [usage.get("trafficType") for usage in mappings([response.get("usageMetadata")])]
     for place in places:
         name = place.get("type") if isinstance(place, Mapping) else place
         if isinstance(name, str) and name:
@@ -104,7 +105,7 @@ def _vector(value: Any) -> list[float] | None:
         return None
 
 
-_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")
+_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
 
 
 def response_usage(response: Any) -> Mapping[str, Any] | None:
@@ -112,7 +113,7 @@ def response_usage(response: Any) -> Mapping[str, Any] | None:
     if not isinstance(response, Mapping):
         return None
     for name in ("usage", "usageMetadata", "meta", "meta_info"):  # Cohere's, SGLang's
-        if isinstance(usage := response.get(name), Mapping):
+        if isinstance(usage := response.get(name), Mapping) and usage:
             return usage
     counts = {name: response[name] for name in _OLLAMA_COUNTS if name in response}
     return counts or None

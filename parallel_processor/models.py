@@ -234,6 +234,9 @@ class WaitCause(str, enum.Enum):
     TOKEN_COUNTING = "token counting"
     LOOK_AHEAD = "look-ahead"  # the read-ahead buffer is full of requests for other buckets
     ANSWERS = "answers"  # everything is sent; the last answers are under way
+    BUDGET = (
+        "budget"  # the next request could exceed it, unless those in flight cost less than they may
+    )
 
     __str__ = str.__str__  # the value, in every Python version
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast, get_args
 
-from parallel_processor.checks import check, check_number, check_seconds, check_whole
+from parallel_processor.checks import check, check_budget, check_number, check_seconds, check_whole
 from parallel_processor.credentials.checks import (
     check_auth_header,
     check_headers,
@@ -55,6 +55,9 @@ TokenAccounting = Literal["auto", "reserve", "usage"]
 """What a server's token limit charges; :class:`Options` explains each."""
 OutputFormat = Literal["auto", "batch", "cookbook"]
 """The form of the records: that of each line, lines of a Batch file, or the cookbook's."""
+
+PricesLike = str | os.PathLike[str] | Mapping[str, Mapping[str, float]]
+"""A file of prices, its content, or ``"auto"``."""
 
 SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""
@@ -227,6 +230,14 @@ class Options:
         tier_patience_s: seconds after which a request that waits for a tier goes on to the next one.
         fallback_model: the model to ask, instead of its own, for what has failed for good.
         fallback_url: where to send what has failed for good.
+        prices: what tokens cost: the path of a JSON file (``{"gpt-4o*": {"input": 2.5, "output": 10}}``, in
+            US dollars per million tokens, or LiteLLM's table), its content, or ``"auto"`` for genai-prices
+            (the extra ``cost``), which is asked for other models, too. ``None``: money is not counted.
+        max_cost: US dollars that may be spent, those of earlier runs with the same results included.
+        max_total_tokens: tokens that may be used, likewise.
+        max_seconds: seconds that a run may take.
+        max_failures: how many requests may fail for good, or the share of those that have ended (``"5%"``,
+            from the 100th on). With one more, the run stops. ``None`` for any.
 
     >>> options = Options(request_url=url, api_key="sk-secret", max_workers=50)
     >>> options.max_workers, options.limits.requests_per_minute, "secret" in repr(options)
@@ -269,6 +280,11 @@ class Options:
     tier_patience_s: float = 60.0
     fallback_model: str | None = None
     fallback_url: str | None = None
+    prices: PricesLike | None = None
+    max_cost: float = math.inf
+    max_total_tokens: float = math.inf
+    max_seconds: float = math.inf
+    max_failures: int | str | None = None
 
     def __post_init__(self) -> None:
         url, login = checked_url(self.request_url, self.login)
@@ -300,6 +316,7 @@ class Options:
         check_lanes(self.service_tiers, self.fallback_model, self.fallback_url)
         if self.pack_inputs not in (None, "auto"):
             check_whole("pack_inputs", cast(int, self.pack_inputs), 1)
+        check_budget(self.max_cost, self.max_total_tokens, self.max_seconds, self.max_failures)
         for name in ("session_factory", "validate"):
             function = getattr(self, name)
             check(function is None or callable(function), name, function, "a function")
@@ -374,3 +391,8 @@ class Settings(TypedDict, total=False):
     tier_patience_s: float
     fallback_model: str | None
     fallback_url: str | None
+    prices: PricesLike | None
+    max_cost: float
+    max_total_tokens: float
+    max_seconds: float
+    max_failures: int | str | None

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.file_run import FileJob, FileRun
@@ -40,7 +40,7 @@ from parallel_processor.files.sources import (
     find_sources,
 )
 from parallel_processor.models import Outcome, Request
-from parallel_processor.options import Options, OutputFormat, Settings
+from parallel_processor.options import Limits, Options, OutputFormat, Settings
 from parallel_processor.providers.endpoints import check_key, check_url, tell_unused
 from parallel_processor.report.snapshot import Snapshot
 from parallel_processor.report.summary import Stats, Summary
@@ -250,7 +250,6 @@ class Processor:
         >>> summary.failed
         0
         """
-        _check_format(output_format, model)
         sources = find_sources(requests_path)
         job = FileJob(
             sources=sources,
@@ -271,6 +270,22 @@ class Processor:
         summary, cause = FileRun(job, self._options, self._account, self._clock).process()
         _raise_cause(cause, summary)
         return summary
+
+    def set_limits(
+        self, limits: Limits | None = None, limits_by_model: Mapping[str, Limits] | None = None
+    ) -> None:
+        """Have other limits from now on, also while runs go on; ``None`` leaves them as they are.
+
+        Any thread may call it. No 60 seconds hold more than the highest limit that was in force in them.
+        Other processors of the account in this process that share a limit have the new number, too. A
+        ``limiter`` takes a higher number two minutes after a process has last named the lower one.
+
+        >>> with Processor(request_url=url, limits=Limits(requests_per_minute=600)) as processor:
+        ...     processor.set_limits(Limits(requests_per_minute=1200))
+        ...     processor.stats().limits["requests"]
+        1200.0
+        """
+        self._options = self._account.set_limits(limits, limits_by_model)
 
     def stats(self) -> Stats:
         """Where all runs of this processor stand, taken together, at this moment. Any thread may call it.
@@ -345,14 +360,6 @@ class Processor:
                 if run.yields_outcomes or not is_clean:
                     run.cancel(StopRequested("the processor was closed"))
             account.submissions.close()
-
-
-def _check_format(output_format: object, model: object) -> None:
-    if output_format not in (names := get_args(OutputFormat)):
-        text = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise ConfigurationError(f"output_format must be {text}, not {output_format!r}")
-    if model is not None and not (isinstance(model, str) and model):
-        raise ConfigurationError(f"model must be a name, not {model!r}")
 
 
 def _output(path: StrPath | None) -> Path | StoredFile | None:

@@ -42,11 +42,11 @@ ALLOWED: dict[str, set[str]] = {
     "transport": {"providers"},
     "files": {"providers"},
     "workers": {"transport", "providers"},
-    "report": {"ratelimit", "files", "providers"},
+    "report": {"planning", "ratelimit", "files", "providers"},  # of planning, the figures of costs
     "limiter": {"ratelimit"},
     "tables": {"report", "files", "providers"},
     "upstreams": {"workers", "ratelimit", "providers"},
-    "planning": {"tokens", "files", "providers"},
+    "planning": {"tokens", "ratelimit", "files", "providers"},
     "engine": {
         "planning",
         "workers",
@@ -60,10 +60,13 @@ ALLOWED: dict[str, set[str]] = {
     },
     "batches": {"files", "providers"},
     "processor": {"engine", "tables", "report", "files", "providers"},
-    "api": {"processor", "files", "report"},
+    "api": {"processor", "planning", "tables", "files", "report"},
     "cluster": {"processor", "limiter", "report", "files", "providers", "ratelimit"},
     # FACE for the version
-    "cli": {"processor", "cluster", "batches", "tables", "report", "files", "providers", FACE},
+    "cli": {
+        *("api", "processor", "cluster", "planning", "batches", "tables", "report", "files"),
+        *("providers", FACE),
+    },
     "simulator": {"tokens"},
     "__main__": {"cli"},
 }
@@ -74,6 +77,7 @@ TYPES_ONLY = {
     ("workers", "ratelimit"),  # a request waits with its bucket's reservation
     ("workers", "upstreams"),  # or with that of a group of buckets
     ("planning", "upstreams"),  # a pack is for what its requests wait for
+    ("planning", "workers"),  # a budget is told which request it is for
 }
 
 # Who imports a third-party package: exactly these modules.
@@ -92,7 +96,11 @@ IMPORTERS = {
     "tqdm": {"report.progress"},
     "prometheus_client": {"report.prometheus"},  # an extra
     "argcomplete": {"cli.main"},  # an extra
+    "jsonschema": {"cli.json_schema"},  # an extra, and what it stands on:
+    "jsonschema_specifications": {"cli.json_schema"},
+    "referencing": {"cli.json_schema"},
     "redis": {"limiter.redis_limiter"},  # an extra
+    "genai_prices": {"planning.prices"},  # an extra
     "typing_extensions": {"api", "processor", "cluster.on_ray"},  # for type checkers alone
     "ray": {"cluster.load"},  # an extra
     "fsspec": {"files.object_stores"},  # an extra
@@ -116,7 +124,7 @@ LOCKS = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore", "Barrier
 SAFE_LOCKS = {"InterruptSafeLock", "InterruptSafeRLock"}
 LOCK_MAKERS = {
     *("engine.account", "engine.dispatcher", "engine.submissions", "planning.duplicates"),
-    "planning.packer",
+    *("planning.bounds", "planning.budget", "planning.packer"),
     *("upstreams.lanes", "engine.stops", "upstreams.outage", "upstreams.routes"),
     *("ratelimit.accounts", "ratelimit.registry", "limiter.leasing"),
     *("report.counters", "report.repeats", "report.wait_times", "report.report_file"),
@@ -135,7 +143,7 @@ PLAIN_LOCK_MAKERS = {
     "credentials.rotating_key",  # the main thread, which gets the interrupts, waits nowhere in it
 }
 ENVIRONMENT_READERS = {
-    *("cli.main", "cli.environment", "cli.on_ray"),
+    *("cli.main", "cli.environment"),
     "cluster.job",  # the key, where a worker runs
     "cluster.ray_engine",  # Ray takes its settings from there
 }

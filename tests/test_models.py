@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_processor import response_embeddings, response_text
-from parallel_processor.contents import response_usage
+from parallel_processor.contents import response_tier, response_usage
+from parallel_processor.models import Outcome, Request, Response
 
 CHAT = {"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}
 TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -97,10 +98,28 @@ def test_what_is_no_vector_is_none(broken: Any) -> None:
     assert response_embeddings({"data": [{"embedding": broken}]}) is None
 
 
+@pytest.mark.parametrize(
+    ("response", "tier"),
+    [
+        ({"service_tier": "flex"}, "flex"),
+        ({"serviceTier": {"type": "priority"}}, "priority"),
+        ({"service_tier": None, "usage": {"service_tier": "standard"}}, "standard"),
+        ({"usageMetadata": {"trafficType": "ON_DEMAND_FLEX"}}, "ON_DEMAND_FLEX"),  # Vertex
+        ({"usageMetadata": {"trafficType": 1}}, None),
+    ],
+)
+def test_the_tier_is_in_the_answers_own_words(response: Any, tier: str | None) -> None:
+    """Wherever its provider puts it; an outcome has it."""
+    made = Response(status=200, headers={}, body=b"", data=response, is_json=True)
+    assert Outcome(request=Request(body={}), ok=True, raw_response=made).service_tier == tier
+
+
 def test_usage_is_the_servers_own_object() -> None:
     """As it stands in the answer."""
     assert response_usage({"usage": {"input_tokens": 3}}) == {"input_tokens": 3}
     assert response_usage({"usage": 3}) is None
+    assert response_usage({"usage": {}}) is None
+    assert response_usage({"usage": {}, "meta_info": {"completion_tokens": 3}}) is not None
     assert response_usage({"usageMetadata": {"totalTokenCount": 3}}) == {"totalTokenCount": 3}
     assert response_usage({"done": True, "eval_count": 3}) == {"eval_count": 3}
     assert response_usage({"meta": {"billed_units": {}}}) == {"billed_units": {}}
@@ -119,4 +138,5 @@ def test_no_answer_makes_them_raise(response: Any) -> None:
     """Any JSON at all."""
     response_text(response)
     response_embeddings(response)
+    response_tier(response)
     response_usage(response)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -503,3 +504,62 @@ def test_a_stop_during_the_scan_changes_nothing(tmp_path: Path) -> None:
         summary = made.process_file(source, save)
     assert summary.stop_reason == "by the test"
     assert save.read_bytes() == before
+
+
+# Limits that change
+
+
+def test_limits_change_in_mid_run() -> None:
+    """What a tiny limit holds back goes at once when it is raised; nothing is sent twice."""
+    with RawServer(answer_all) as server:
+        tiny = Limits(requests_per_minute=0.01, tokens_per_minute=math.inf)
+        with processor(server.url, limits=tiny) as made:
+            outcomes = made.imap_unordered(rows(5))
+            assert next(outcomes).ok
+            made.set_limits(Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf))
+            assert sum(outcome.ok for outcome in outcomes) == 4
+            assert made.options.limits.requests_per_minute == math.inf
+            assert made.options.limits_by_model == {}
+    assert len(server.bodies) == 5
+
+
+def test_limits_that_change_all_the_time_stop_nothing() -> None:
+    """Numbers, patterns, none and found ones, in the middle of two runs and of submissions."""
+    none = Limits(requests_per_minute=math.inf, tokens_per_minute=math.inf)
+    some = Limits(requests_per_minute=60_000, tokens_per_minute=600_000)
+    found = Limits(requests_per_minute="auto", tokens_per_minute="auto")
+    tiny = Limits(requests_per_minute=1, input_tokens_per_minute=1)
+    changes: list[tuple[Limits, dict[str, Limits]]] = [
+        (some, {"m": tiny}),
+        (found, {}),
+        (none, {"*": some, "m": tiny}),
+        (tiny, {"m": none}),
+        (some, {"[m]": found, "*": some}),
+        (none, {"m": some}),
+    ]
+    with RawServer(answer_all) as server, processor(server.url, limits=tiny) as made:
+
+        def change() -> None:
+            for limits, by_model in changes * 25:
+                made.set_limits(limits, by_model)
+
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(made.map, rows(150)) for _ in range(2)]
+            futures = [made.submit(row) for row in rows(50)]
+            for changer in [pool.submit(change) for _ in range(2)]:
+                changer.result(60)
+            made.set_limits(none, {})
+            assert all(outcome.ok for each in runs for outcome in each.result(60))
+            assert all(future.result(60).ok for future in futures)
+    assert len(server.bodies) == 350
+
+
+@pytest.mark.parametrize("limits", [600, {"requests_per_minute": 600}, "auto"])
+def test_wrong_limits_are_refused(limits: Any) -> None:
+    """And change nothing."""
+    with processor("http://127.0.0.1:9") as made:
+        with pytest.raises(ConfigurationError, match="limits must be a Limits, not"):
+            made.set_limits(limits)
+        with pytest.raises(ConfigurationError, match="limits_by_model must be a Limits for each"):
+            made.set_limits(limits_by_model={"m": limits})
+        assert made.options.limits.requests_per_minute == math.inf

@@ -10,6 +10,7 @@ from parallel_processor.batches.split import MOST_BYTES, MOST_LINES
 from parallel_processor.cli.export import build_export_parser
 from parallel_processor.cli.flags import EPILOG, FLAGS, ROWS, TABLE_FLAGS
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
+from parallel_processor.cli.plan import build_plan_parser
 from parallel_processor.options import OutputFormat
 
 _VERIFY_EPILOG = """exit codes:
@@ -45,6 +46,8 @@ _ON_RAY: Mapping[str, Mapping[str, object]] = {  # what a flag is there, if that
     "api_key_file": {"help": "a file on each node with the key in it, or with several, one a line"},
     "ca_bundle": {"help": "whose certificates to trust: a file or directory of authorities on each node, "
                           "or system for its operating system's"},
+    "limits": {"help": 'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}; '
+                       "it is read once, at the start"},
     "limiter": {"default_text": "an actor on the Ray cluster, for all jobs there"},
     "stop_after_equal_failures": {"help": "stop if N requests of a model in one block fail alike before "
                                           "one is answered; 0 for never"},
@@ -166,6 +169,7 @@ def build_ray_parser() -> FlagParser:
 
 
 PARSERS = {
+    "plan": build_plan_parser,
     "verify": build_verify_parser,
     "to-batch": build_to_batch_parser,
     "from-batch": build_from_batch_parser,

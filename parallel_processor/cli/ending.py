@@ -1,16 +1,85 @@
-"""How a run ends: what is said of it, and the exit code."""
+"""How a run ends: what is said of it, to people and to programs, and the exit code."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
-from parallel_processor.cli.console import say
-from parallel_processor.exceptions import InputFileError, ParallelProcessorError, RunStoppedError
+from parallel_processor.cli.console import say, show
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ParallelProcessorError,
+    RunStoppedError,
+    StopCause,
+)
+from parallel_processor.files.append_file import STDOUT
 from parallel_processor.report.advice import advice
+from parallel_processor.report.report_file import summary_json, write_whole
 from parallel_processor.report.summary import Summary, summary_text
 
 _log = logging.getLogger("parallel_processor")
+_STDOUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What became of a command: its exit code, and of a run what it did and where that is."""
+
+    code: int
+    error: str = ""  # what ended it early, if anything did
+    summary: Summary | None = None  # None if no run began
+    save_path: str = ""  # the results file, or the folder of parts
+
+
+def check_summary_path(
+    flags: argparse.Namespace, find_save: Callable[[argparse.Namespace], str]
+) -> None:
+    """Raise :class:`ConfigurationError` if ``--summary_json`` is where something else is.
+
+    ``find_save`` finds out where the results go, or raises what the run will.
+    """
+    path = flags.summary_json
+    if path is None:
+        return
+    outputs = [flags.errors_filepath]
+    with suppress(ParallelProcessorError):
+        outputs.append(find_save(flags))
+    if path == _STDOUT:
+        if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
+            raise ConfigurationError("--summary_json - and records can't both be standard output")
+        return
+    requests = flags.requests_filepath
+    inputs = [requests] if isinstance(requests, str) else requests
+    files = filter(None, [*inputs, *outputs, flags.report_filepath])
+    if any(os.path.realpath(each) == os.path.realpath(path) for each in files):
+        raise ConfigurationError(f"--summary_json {path} is another file of this command, too")
+    if not Path(path).resolve().parent.is_dir():
+        raise ConfigurationError(f"the directory of --summary_json {path} does not exist")
+
+
+def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
+    """Write the line of ``--summary_json``, if that was asked for."""
+    if flags.summary_json is None:
+        return
+    line = summary_json(
+        ending.summary,
+        exit_code=ending.code,
+        error=ending.error,
+        requests_filepath=flags.requests_filepath,
+        save_filepath=ending.save_path or flags.save_filepath,
+        errors_filepath=flags.errors_filepath,
+        report_filepath=flags.report_filepath,
+    )
+    if flags.summary_json == _STDOUT:
+        show(line)
+    else:
+        write_whole(Path(flags.summary_json), line + "\n", "summary")
 
 
 def tell(
@@ -44,6 +113,8 @@ def exit_code(summary: Summary, error: ParallelProcessorError | None, signal_num
     """The exit code of a run that has a summary."""
     if isinstance(error, InputFileError):
         return 2
+    if error is not None and error.stop_cause is StopCause.BUDGET:
+        return 4
     if error is not None:
         return 3 if isinstance(error, RunStoppedError) else 1
     if signal_number:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from parallel_processor.cli.headers import read_headers, read_query
 from parallel_processor.credentials.checks import is_secret_name
 from parallel_processor.credentials.key_text import read_key, read_key_file
 from parallel_processor.credentials.keyring import KeyLike, hosts_of
@@ -27,14 +26,13 @@ from parallel_processor.options import (
     shown_url,
     without_login,
 )
-from parallel_processor.providers.dialects import key_variables_of, provider_of
+from parallel_processor.providers.dialects import KEY_HEADERS, key_variables_of, provider_of
 from parallel_processor.providers.endpoints import needs_key
 
 _log = logging.getLogger("parallel_processor")
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The variable that has the key for the host of an unknown provider, if no flag names one."""
 URL_VARIABLE = "OPENAI_BASE_URL"
-_AUTH_HEADERS = {"authorization", "api-key", "x-api-key", "x-goog-api-key"}
 
 
 def find_url(flags: argparse.Namespace) -> str:
@@ -76,9 +74,9 @@ def find_key(flags: argparse.Namespace, made: Settings) -> KeyLike | None:
     if key := read_key(flags.api_key or "", "--api_key"):
         return key
     given = [*made.get("headers", ()), *made.get("query", ())]
-    if without_login(url)[1] is not None or _AUTH_HEADERS & {name.lower() for name in given}:
+    if without_login(url)[1] is not None or KEY_HEADERS & {name.lower() for name in given}:
         return None
-    if key := _in_environment(variables := own_variables(flags, url)):
+    if key := _in_environment(variables := _own_variables(flags, url)):
         return key
     has_own = any(host_of(url) in hosts_of(host) for host, _ in key_places(flags))
     if needs_key(url) and not has_own and not any(map(is_secret_name, given)):
@@ -93,7 +91,7 @@ def _typed(flags: argparse.Namespace) -> list[str]:
     return [n for n in ("api_key", "api_key_file", "api_key_command") if getattr(flags, n)]
 
 
-def own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
+def _own_variables(flags: argparse.Namespace, url: str) -> tuple[str, ...]:
     """The variables that may hold the key for the request URL, the likeliest first."""
     known = key_variables_of(url)
     base = os.environ.get(URL_VARIABLE, "").strip()
@@ -118,14 +116,17 @@ def key_places(flags: argparse.Namespace) -> list[tuple[str, str]]:
     return [(host, name) for host, _, name in pairs]
 
 
-def find_keys_by_host(flags: argparse.Namespace) -> Mapping[str, str]:
-    """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host."""
+def find_keys_by_host(flags: argparse.Namespace, made: Settings) -> Mapping[str, str]:
+    """The keys for other hosts: those of ``--api_key_for``, else a provider's own for an allowed host.
+
+    ``made`` are the settings that ``flags`` ask for.
+    """
     found = {}
     for host in (*(flags.allow_host or ()), *fallback_hosts(flags)):
         if key := _in_environment(known_here(host)):
             found[host] = key
     for url in _replicas_without_place(flags):
-        found |= _replica_key(flags, url)
+        found |= _replica_key(flags, made, url)
     for host, name in key_places(flags):
         if not (key := _in_environment([name])):
             raise ConfigurationError(f"--api_key_for {host}: the variable {name} is not set")
@@ -150,26 +151,33 @@ def _replicas_without_place(flags: argparse.Namespace) -> list[str]:
 
 def replica_variables(flags: argparse.Namespace) -> dict[str, str]:
     """The variables that have the keys for them on a cluster, by host; empty for one that gets no key."""
-    found = {}
-    for url in () if _typed(flags) else _replicas_without_place(flags):
-        names = own_variables(flags, url)
-        here = [name for name in names if os.environ.get(name)]
-        found[_netloc(url)] = next(iter(here or (names if needs_key(url) else ())), "")
-    return found
+    urls = () if _typed(flags) else _replicas_without_place(flags)
+    return {_netloc(url): key_variable(flags, url) for url in urls}
 
 
-def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
+def key_variable(flags: argparse.Namespace, url: str) -> str:
+    """The variable that has the key for ``url`` on a cluster; empty if it gets none.
+
+    One that is set here comes first.
+    """
+    names = _own_variables(flags, url)
+    return next(iter(_set_here(names) or (names if needs_key(url) else ())), "")
+
+
+def _replica_key(flags: argparse.Namespace, made: Settings, url: str) -> Mapping[str, str]:
     """The key for a further URL of the same models, by its host: no variable is for another provider.
 
     A key that was typed is for all of them. An empty one keeps the key of ``--request_url`` away.
     """
     if _typed(flags):
         return {}
-    variables = own_variables(flags, url)
+    variables = _own_variables(flags, url)
     if key := _in_environment(variables):
         return {_netloc(url): key}
     own = flags.request_url
-    if needs_key(url) and (not _has_login(flags) or _in_environment(own_variables(flags, own))):
+    if needs_key(url) and (
+        not _has_login(flags, made) or _in_environment(_own_variables(flags, own))
+    ):
         names = " or ".join(variables) or "a variable"
         raise ConfigurationError(
             f"{shown_url(url)} needs a key: set {names}, or give --api_key_for HOST=VARIABLE"
@@ -177,9 +185,9 @@ def _replica_key(flags: argparse.Namespace, url: str) -> Mapping[str, str]:
     return {_netloc(url): ""}
 
 
-def _has_login(flags: argparse.Namespace) -> bool:
+def _has_login(flags: argparse.Namespace, made: Settings) -> bool:
     """True if what is sent to all servers proves who sends: a login, or a header or parameter."""
-    given = [*read_headers(flags.header), *read_query(flags.query)]
+    given = [*made.get("headers", ()), *made.get("query", ())]
     return without_login(flags.request_url)[1] is not None or any(map(is_secret_name, given))
 
 
@@ -188,7 +196,12 @@ def known_here(host: str) -> tuple[str, ...]:
     url = f"https://{host}"
     # Nobody has typed that an unknown host gets OpenAI's.
     names = key_variables_of(url) if provider_of(url).name else ()
-    return tuple(name for name in names if os.environ.get(name))[:1]
+    return _set_here(names)[:1]
+
+
+def _set_here(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the variables that hold anything."""
+    return tuple(name for name in names if os.environ.get(name, "").strip())
 
 
 def _in_environment(names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, cast, get_args
 
 from parallel_processor.cli.actions import AndReplicas
 from parallel_processor.cli.headers import read_headers, read_query
+from parallel_processor.cli.json_schema import read_schema
 from parallel_processor.cli.limits_file import read_limits_file
 from parallel_processor.cli.parser import COMMANDS, PROGRAM, READERS, Flag, FlagParser, reader
 from parallel_processor.options import Limits, OutputFormat, RetryPolicy, Settings, TokenAccounting
@@ -34,6 +35,7 @@ exit codes:
   2    wrong usage, or the run could not begin
   3    stopped: wrong key, no money or quota, no server, equal failures, or a set-up
        that can't work (certificate, proxy, URL)
+  4    stopped: what is left would exceed the budget (--max_cost and the like)
   129  the terminal was closed (SIGHUP)
   130  interrupted by Ctrl-C (SIGINT)
   143  terminated by SIGTERM"""
@@ -145,7 +147,8 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("max_output_tokens_per_minute", "limits.output_tokens_per_minute", "N",
               "limit on output tokens alone, for accounts that have one", default_text="none"),
         Flag("limits", "limits_by_model", "FILE",
-              'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}'),
+              'a JSON file of limits by model, such as {"gpt-4o*": {"requests_per_minute": 500}}; it is '
+              "read again when it changes, so that a run follows it"),
         Flag("limiter", "limiter", "URL",
               "the Redis or Valkey server that holds these limits for all processes and hosts that name "
               "it (redis://HOST:PORT/DB, rediss://, unix://)", default_text="they hold for this process"),
@@ -166,6 +169,19 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("default_output_tokens", "default_output_tokens", "N",
               "tokens to reserve for an answer if its request names no maximum"),
     ),
+    "budget": (
+        Flag("max_cost", "max_cost", "DOLLARS", "stop before more is spent, in US dollars; earlier runs "
+              "with the same results count, too", default_text="none"),
+        Flag("max_total_tokens", "max_total_tokens", "N", "the same for tokens, of prompts and answers",
+              default_text="none"),
+        Flag("max_seconds", "max_seconds", _S, "stop so early that what is in flight ends in time",
+              default_text="none"),
+        Flag("max_failures", "max_failures", "N", "stop once more requests have failed for good, or a "
+              "larger share of them, such as 5%", default_text="none", read=str),
+        Flag("prices", "prices", "FILE", 'what tokens cost, in US dollars per million: JSON such as '
+              '{"gpt-4o*": {"input": 2.5, "output": 10}}, or LiteLLM\'s table',
+              default_text="those of genai-prices, where that is installed"),
+    ),
     "retries and timeouts": (
         Flag("max_attempts", "retry.max_attempts", "N",
               "failed attempts after which a request fails; 429s and outages don't count"),
@@ -182,6 +198,9 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
               "for one whole exchange, however slowly the answer arrives"),
         Flag("connect_timeout", "connect_timeout_s", _S, "for the connection alone"),
         Flag("max_response_bytes", "max_response_bytes", "N", "an answer that is larger fails"),
+        Flag("json_schema", "", "FILE",
+              "a JSON Schema: an answer whose text is no JSON that holds it is a failed attempt, and tried "
+              "again; it may be in its response_format"),
         Flag("stop_after_equal_failures", "stop_after_equal_failures", "N",
               "stop if N requests of a model fail alike before one is answered; 0 for never"),
         Flag("drain_seconds", "drain_s", _S, "how long a stopped run waits for requests in flight"),
@@ -206,6 +225,9 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("no_progress", "", "", "show neither a bar nor progress lines"),
         Flag("report_filepath", "", "FILE",
               "write a report on what limited the run: a page (FILE.html) or JSON"),
+        Flag("summary_json", "", "FILE",
+              "write what the summary says, the exit code and the paths as one line of JSON, however the "
+              "run ends; - for standard output"),
         Flag("metrics_port", "", "[HOST:]PORT",
               "serve metrics to Prometheus; without HOST to this machine alone", read=_address),
     ),
@@ -238,6 +260,9 @@ def settings(flags: argparse.Namespace) -> Settings:
     if flags.limits:
         common = {name: made["limits"][name] for name in ("burst_seconds", "headroom")}
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
+    if flags.json_schema:
+        made[""]["validate"] = read_schema(flags.json_schema)
+    made[""]["prices"] = getattr(flags, "prices", None) or "auto"
     made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)

@@ -8,13 +8,21 @@ requests or tokens that is left out is found.
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from parallel_processor.exceptions import ConfigurationError, LimitsFileError
 from parallel_processor.options import Limits
+from parallel_processor.processor import Processor
+from parallel_processor.runtime.stop import WakeEvent
+from parallel_processor.runtime.threads import InterruptSafeThread
 
+_log = logging.getLogger("parallel_processor")
+_EVERY_S = 1.0
 _NAMES = ("requests_per_minute", "tokens_per_minute")
 _PART_NAMES = ("input_tokens_per_minute", "output_tokens_per_minute")
 
@@ -34,6 +42,62 @@ def read_limits_file(path: Path, **common: float) -> dict[str, Limits]:
         what = f"an object of limits by model pattern, such as {example}"
         raise LimitsFileError(f"{path} must be {what}")
     return {pattern: _limits(path, pattern, entry, common) for pattern, entry in entries.items()}
+
+
+class LimitsWatch:
+    """Has the limits of a processor follow those in a file. For one thread.
+
+    It compares what is in the file: a new time alone changes nothing, and another file in its place may.
+    """
+
+    def __init__(self, path: Path, processor: Processor) -> None:
+        self._path, self._processor = path, processor
+        self._wrong = ""  # what was wrong with the file at the last look
+        self._is_told = False
+
+    def look(self) -> None:
+        """Look at the file once. A wrong one changes nothing.
+
+        That is told once the next look finds the same: the file may have been half written.
+        """
+        own = self._processor.options.limits
+        common = {"burst_seconds": own.burst_seconds, "headroom": own.headroom}
+        try:
+            limits = read_limits_file(self._path, **common)
+        except LimitsFileError as error:
+            is_same, self._wrong = str(error) == self._wrong, str(error)
+            if is_same and not self._is_told:
+                _log.warning("%s; the limits of before hold", self._wrong.rstrip("."))
+            self._is_told = is_same
+            return
+        self._wrong, self._is_told = "", False
+        # In another order, another pattern may be the first that a model matches.
+        if list(limits.items()) != list(self._processor.options.limits_by_model.items()):
+            self._processor.set_limits(limits_by_model=limits)
+
+
+@contextmanager
+def watched(path: Path, processor: Processor) -> Iterator[None]:
+    """While the block runs, look at the file of limits every second, in a thread of its own.
+
+    A pipe can be read only once: it isn't watched.
+    """
+    if not path.is_file():
+        yield
+        return
+    watch, end = LimitsWatch(path, processor), WakeEvent()
+
+    def look() -> None:
+        while not end.wait(_EVERY_S):
+            watch.look()
+
+    thread = InterruptSafeThread(look, "parallel-processor-limits")
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

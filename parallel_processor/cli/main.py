@@ -14,13 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 from parallel_processor.cli.batch import from_batch, to_batch
 from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
 from parallel_processor.cli.console import say, set_up_logging, show
-from parallel_processor.cli.ending import exit_code, tell
+from parallel_processor.cli.ending import Ending, check_summary_path, exit_code, tell, write_summary
 from parallel_processor.cli.environment import find_ca_bundle, find_key, find_keys_by_host, find_url
 from parallel_processor.cli.flags import build_parser, settings, table_arguments, with_flag_names
+from parallel_processor.cli.limits_file import watched
 from parallel_processor.cli.parser import COMMANDS, PROGRAM
 from parallel_processor.cli.signals import SignalWatcher
 from parallel_processor.exceptions import (
@@ -68,18 +70,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imported here: the command itself starts sooner without.
         from parallel_processor.cli.on_ray import process_on_ray
 
-        return _run(build_ray_parser().parse(words[1:]), process_on_ray)
+        return _run(build_ray_parser().parse(words[1:]), process_on_ray, lambda flags: "")
+    if words[:1] == ["plan"]:
+        from parallel_processor.cli.plan import parse_plan, plan
+
+        return _run(parse_plan(words[1:]), plan, lambda flags: "")
     if words[:1] == ["export"]:
         from parallel_processor.cli.export import export
 
         return export(words[1:])
-    return _run(build_parser().parse(words), _process)
+    return _run(build_parser().parse(words), _process, _find_save)
 
 
-def _run(flags: argparse.Namespace, process: Callable[[argparse.Namespace, Settings], int]) -> int:
-    """Check the settings, and run ``process`` with them and without a key; gives the exit code."""
+def _find_save(flags: argparse.Namespace) -> str:
+    return flags.save_filepath or str(find_save_path(find_sources(flags.requests_filepath)))
+
+
+def _run(
+    flags: argparse.Namespace,
+    process: Callable[[argparse.Namespace, Settings], Ending],
+    find_save: Callable[[argparse.Namespace], str],
+) -> int:
+    """Check the settings, and run ``process`` with them and without a key; gives the exit code.
+
+    ``find_save`` finds out where its results go.
+    """
     set_up_logging(flags.logging_level)
     raise_soft_limit(flags.max_workers)
+    try:
+        check_summary_path(flags, find_save)
+    except ConfigurationError as error:
+        return _usage_error(str(error)).code
+    ending = _ending(flags, process)
+    write_summary(ending, flags)
+    return ending.code
+
+
+def _ending(
+    flags: argparse.Namespace, process: Callable[[argparse.Namespace, Settings], Ending]
+) -> Ending:
     try:
         made: Settings = settings(flags)
         made["request_url"] = find_url(flags)
@@ -92,12 +121,12 @@ def _run(flags: argparse.Namespace, process: Callable[[argparse.Namespace, Setti
     except ConfigurationError as error:
         return _usage_error(with_flag_names(str(error)))
     except KeyboardInterrupt:
-        return 130
+        return Ending(130)
 
 
-def _usage_error(text: str) -> int:
+def _usage_error(text: str) -> Ending:
     say(f"{PROGRAM}: error: {text}")
-    return 2
+    return Ending(2, text)
 
 
 def _complete() -> None:
@@ -203,8 +232,8 @@ def _cancel(processor: Processor, signal_name: str) -> None:
     _log.warning("%s: cancelling requests in flight", signal_name)
 
 
-def _process(flags: argparse.Namespace, made: Settings) -> int:
-    made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags)
+def _process(flags: argparse.Namespace, made: Settings) -> Ending:
+    made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags, made)
     _collect_seldom()
     with (
         Processor(**made) as processor,
@@ -213,19 +242,21 @@ def _process(flags: argparse.Namespace, made: Settings) -> int:
             on_second=lambda name: _cancel(processor, name),
         ) as watcher,
         serve_metrics(processor, *flags.metrics_port) if flags.metrics_port else nullcontext(),
+        watched(Path(flags.limits), processor) if flags.limits else nullcontext(),
     ):
         if watcher.number:  # it came before there was anything to stop
-            return 128 + watcher.number
-        save_path = flags.save_filepath or find_save_path(find_sources(flags.requests_filepath))
+            return Ending(128 + watcher.number)
+        save_path = _find_save(flags)
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:
             _log.error("%s", error)
-            return 2
-        if is_url(str(save_path)) and (error is not None or summary.stop_reason):
-            save_path = f"{StoredFile(str(save_path)).path}, until the job is done"
+            return Ending(2, str(error))
+        if is_url(save_path) and (error is not None or summary.stop_reason):
+            save_path = f"{StoredFile(save_path).path}, until the job is done"
         failures = f", failures in {flags.errors_filepath}" if flags.errors_filepath else ""
         tell(summary, error, flags, f"results are in {save_path}{failures}")
-        return exit_code(summary, error, watcher.number)
+        code = exit_code(summary, error, watcher.number)
+        return Ending(code, str(error or ""), summary, save_path)
 
 
 def _collect_seldom() -> None:

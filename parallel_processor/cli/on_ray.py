@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from parallel_processor.cli.ending import exit_code, tell
+from parallel_processor.cli.ending import Ending, exit_code, tell
 from parallel_processor.cli.environment import (
     KEY_VARIABLE,
     fallback_hosts,
     find_key,
     find_keys_by_host,
-    find_url,
     key_places,
+    key_variable,
     known_here,
-    own_variables,
     replica_variables,
 )
 from parallel_processor.cli.signals import SignalWatcher
@@ -32,8 +30,7 @@ from parallel_processor.exceptions import (
     WorkerProcessError,
 )
 from parallel_processor.files.requests_file import plain_stem
-from parallel_processor.options import Settings, without_login
-from parallel_processor.providers.endpoints import needs_key
+from parallel_processor.options import DEFAULT_REQUEST_URL, Settings, without_login
 from parallel_processor.report.prometheus import serve_metrics
 from parallel_processor.report.summary import Summary
 from parallel_processor.tables.kinds import is_table
@@ -42,8 +39,8 @@ _PACKED = (".gz", ".zst")
 _log = logging.getLogger("parallel_processor")
 
 
-def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
-    """Run the job; gives the exit code."""
+def process_on_ray(flags: argparse.Namespace, made: Settings) -> Ending:
+    """Run the job."""
     _check_requests(flags.requests_filepath)
     for path in filter(None, (flags.save_filepath, flags.errors_filepath)):
         _check_folder(path)
@@ -63,22 +60,23 @@ def process_on_ray(flags: argparse.Namespace, made: Settings) -> int:
                 if isinstance(raised, InputFileError):
                     raise
                 _log.error("%s", raised)
-                return 2
+                return Ending(2, str(raised))
             error, summary = raised, raised.summary
         failures = (
             f", failures in those of {flags.errors_filepath}" if flags.errors_filepath else ""
         )
         tell(summary, error, flags, f"results are in the parts of {job.folder}{failures}")
         code = exit_code(summary, error, watcher.number)
-        return code or int(bool(getattr(summary, "blocks_set_aside", ())))
+        code = code or int(bool(getattr(summary, "blocks_set_aside", ())))
+        return Ending(code, str(error or ""), summary, str(job.folder))
 
 
 def _job(flags: argparse.Namespace, made: Settings) -> OnRay:
     key = KeySource()
     if flags.address is None:
-        made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags)
+        made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags, made)
     else:
-        key = _key_source(flags)
+        key = _key_source(flags, made.get("request_url", DEFAULT_REQUEST_URL))
     return OnRay(
         flags.requests_filepath,
         flags.save_filepath,
@@ -109,10 +107,13 @@ def _check_folder(path: str) -> None:
         )
 
 
-def _key_source(flags: argparse.Namespace) -> KeySource:
-    """Where workers on a cluster find the keys: the names of variables or of a file, or a command."""
+def _key_source(flags: argparse.Namespace, url: str) -> KeySource:
+    """Where workers on a cluster find the keys: the names of variables or of a file, or a command.
+
+    ``url`` is the request URL.
+    """
     has_password = flags.limiter and "@" in flags.limiter
-    if has_password or without_login(flags.request_url)[1] is not None:
+    if has_password or without_login(url)[1] is not None:
         raise ConfigurationError(
             "a login in --request_url or a password in --limiter would be visible to everybody who can see "
             "the cluster: leave it out. All jobs on the cluster share their limits without --limiter"
@@ -129,11 +130,7 @@ def _key_source(flags: argparse.Namespace) -> KeySource:
         return KeySource(command=flags.api_key_command, host_variables=by_host)
     if flags.api_key_file:
         return KeySource(file=flags.api_key_file, host_variables=by_host)
-    url = find_url(flags)
-    names = own_variables(flags, url)
-    here = [name for name in names if name in os.environ]
-    needed = here or (names if needs_key(url) else ())
-    return KeySource(variable=next(iter(needed), ""), host_variables=by_host)
+    return KeySource(variable=key_variable(flags, url), host_variables=by_host)
 
 
 def _stop(job: OnRay, signal_name: str) -> None:

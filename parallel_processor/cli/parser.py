@@ -16,6 +16,7 @@ from parallel_processor.options import Options
 
 PROGRAM = "parallel-processor"
 COMMANDS = {
+    "plan": "say what a job will take, and send nothing",
     "verify": "check that every request has its answer",
     "to-batch": "make files of the requests to upload to a Batch API",
     "from-batch": "make a results file of what a Batch API sent back",

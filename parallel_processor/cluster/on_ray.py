@@ -8,6 +8,7 @@ variable, for as long as the run lasts.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -62,6 +63,7 @@ class OnRay:
                 raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
         self._address, self._num_workers = address, num_workers
         named = replace(key, file=key.file and str(Path(key.file).resolve()))
+        _check_budget(settings)
         bare, found, self._secrets = _without_secrets(settings, named, address)
         self._job = ClusterJob(
             requests_path=requests_path,
@@ -104,6 +106,19 @@ class OnRay:
             return self._run.process(make_engine, workers=workers, shares_limits=True)
 
 
+_NOT_SHARED = ("max_cost", "max_total_tokens", "max_seconds", "max_failures")
+
+
+def _check_budget(settings: Settings) -> None:
+    """Raise :class:`ConfigurationError` for a budget: each worker would have the whole of it."""
+    for name in _NOT_SHARED:
+        if settings.get(name) not in (None, math.inf):
+            hint = "run the job without Ray, or one part of its requests after another"
+            raise ConfigurationError(f"{name} can't bound what several workers spend: {hint}")
+    if settings.get("prices") not in (None, "auto"):
+        raise ConfigurationError("prices are of no use on Ray, where money is not counted")
+
+
 def _with_password(limiter: object) -> str:
     """The URL ``limiter`` if it may have a password in it, else nothing."""
     return limiter if isinstance(limiter, str) and "@" in limiter else ""
@@ -136,6 +151,7 @@ def _without_secrets(
         "api_keys": {},
         "login": None,
         "limiter": None if _LIMITER in secrets else options.limiter,
+        "prices": None,  # workers don't count money
     }
     bare |= {"request_url": options.request_url, "replica_urls": options.replica_urls}
     if _SECRETS in secrets:

@@ -102,11 +102,7 @@ def checked_replicas(urls: Any, request_url: str, login: str | None) -> tuple[st
         raise ConfigurationError("replica_urls must be a list of URLs")
     found: dict[str, None] = {}
     for url in urls:
-        if not is_url(url):
-            shown = _LOGIN.sub("//", shown_url(url)) if isinstance(url, str) else url
-            raise ConfigurationError(
-                f"replica_urls must be http:// or https:// URLs, not {shown!r}"
-            )
+        _check_url("each of replica_urls", url)
         bare, own_login = without_login(url)
         if own_login not in (None, login):
             raise ConfigurationError("replica_urls can't have another login than request_url")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from parallel_processor.engine.credits import WRITER_SLACK, WriterSlack
@@ -14,13 +15,16 @@ from parallel_processor.engine.stops import OnLeftOut
 from parallel_processor.engine.submissions import Submissions
 from parallel_processor.exceptions import StopRequested, stop_cause_of
 from parallel_processor.models import Outcome, Request, WaitCause
-from parallel_processor.options import Options
+from parallel_processor.options import Limits, Options
+from parallel_processor.planning.budget import make_budget
+from parallel_processor.planning.costs import Costs
 from parallel_processor.ratelimit.accounts import ACCOUNTS
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.report.counters import Counts
+from parallel_processor.report.limit_news import tell_changed
 from parallel_processor.report.progress import Progress
 from parallel_processor.report.snapshot import Snapshot, added, scaled
-from parallel_processor.report.summary import Stats, Summary
+from parallel_processor.report.summary import Stats, Summary, cost_fields
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
 from parallel_processor.tokens.estimates import CostEstimator
@@ -32,6 +36,10 @@ _Waits = Mapping[Hashable, Mapping[WaitCause, float]]
 
 def _together(one: _Waits, other: _Waits) -> _Waits:
     return {**one, **{key: added(one.get(key, {}), waits) for key, waits in other.items()}}
+
+
+def _sum(one: Costs | None, other: Costs | None) -> Costs | None:
+    return one.plus(other) if one is not None and other is not None else one or other
 
 
 def _make_buckets(options: Options, clock: Callable[[], float]) -> TokenBuckets:
@@ -51,6 +59,7 @@ class Account:
         self.buckets = _make_buckets(options, clock)
         self.routes = Routes(options, self.buckets)
         self.estimator = CostEstimator(options)
+        self._budget = make_budget(options)
         self.submissions = Submissions(self.run, options)
         self._lock = InterruptSafeLock()  # guards the fields below
         self._runs: dict[Run, float] = {}  # as they began, and when
@@ -63,6 +72,7 @@ class Account:
         self._ended = Counts()  # of the runs that are over
         self._waited_s: Mapping[WaitCause, float] = {}  # by these runs
         self._waited_by_bucket: _Waits = {}  # the same, by token bucket
+        self._costs: Costs | None = None  # what these runs have spent
 
     @contextmanager
     def run(
@@ -95,6 +105,7 @@ class Account:
             parses_answers=parses_answers,
             slack=slack,
             clock=self._clock,
+            budget=self._budget,
         )
         with self._lock:
             now = self._clock()
@@ -118,6 +129,7 @@ class Account:
             self._waited_s = added(self._waited_s, run.wait_times.overall())
             by_bucket = run.wait_times.by_bucket()
             self._waited_by_bucket = _together(self._waited_by_bucket, by_bucket)
+            self._costs = _sum(self._costs, run.bounds.costs())
         self._wake_readers()
 
     def _beside(self, run: Run) -> float:
@@ -162,6 +174,20 @@ class Account:
         for run in self.runs():
             stop(run)
 
+    def set_limits(
+        self, limits: Limits | None, limits_by_model: Mapping[str, Limits] | None
+    ) -> Options:
+        """Have these limits from now on, those that are given; the settings with them."""
+        given = {"limits": limits, "limits_by_model": limits_by_model}
+        with self._lock:
+            before = self._options
+            changes = {name: value for name, value in given.items() if value is not None}
+            self._options = replace(before, **changes)  # type: ignore[arg-type]
+            self.buckets.change_limits(self._options)
+            options = self._options
+        tell_changed(before, options)
+        return options
+
     def runs(self) -> list[Run]:
         """The runs that are not over."""
         with self._lock:
@@ -179,6 +205,7 @@ class Account:
             fraction=fraction,
             show=show,
             clock=self._clock,
+            costs=run.bounds.costs,
         )
 
     def summary(self, run: Run, started_at: float, *, fraction: float | None = None) -> Summary:
@@ -195,6 +222,7 @@ class Account:
             stopped_models=getattr(run.stop_cause, "models", ()),
             waited_s=run.wait_times.overall(now),
             buckets=self.buckets.reports(started_at, run.wait_times.of_bucket),
+            **cost_fields(run.bounds.costs(), run.counters.counts(), fraction),
         )
 
     def snapshot(self) -> Snapshot:
@@ -202,12 +230,13 @@ class Account:
         with self._lock:
             now = self._clock()
             counts, waited_s, in_flight = self._ended, self._waited_s, 0
-            by_bucket = self._waited_by_bucket
+            by_bucket, costs = self._waited_by_bucket, self._costs
             for run in self._runs:
                 counts += run.counters.counts()
                 waited_s = added(waited_s, run.wait_times.overall(now))
                 by_bucket = _together(by_bucket, run.wait_times.by_bucket())
                 in_flight += run.credits.in_flight
+                costs = _sum(costs, run.bounds.costs())
             runs_s = self._runs_s + sum(now - began_at for began_at in self._runs.values())
             busy_s = self._busy_s + (now - self._busy_since_s if self._runs else 0.0)
         share = min(busy_s / runs_s, 1.0) if runs_s > 0 else 1.0
@@ -219,6 +248,7 @@ class Account:
             buckets=self.buckets.reports(
                 self._made_at, lambda bucket: scaled(by_bucket.get(bucket, {}), share)
             ),
+            costs=costs,
         )
 
     def stats(self) -> Stats:

@@ -9,6 +9,7 @@
   them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
   Some more outcomes may wait for a writer that writes many at once (:class:`WriterSlack`).
+* With a budget, an attempt is sent only if the most that it may cost fits.
 * The requests and responses that wait for the writer are bounded in bytes, too. While they are above the
   bound, nothing is read. Nothing is sent either, unless the writer waits for a request that may have to be
   sent first: one that writes in order does.
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.models import WaitCause
+from parallel_processor.planning.spending import Spending
+from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.workers.pending import PendingRequest
 
 LOOK_AHEAD = 4096
@@ -84,8 +87,14 @@ class Credits:
         is_last: true once nothing more is read. The reader sets it.
     """
 
-    def __init__(self, queues: RequestQueues, max_workers: int, slack: WriterSlack) -> None:
-        self._queues = queues
+    def __init__(
+        self,
+        queues: RequestQueues,
+        max_workers: int,
+        slack: WriterSlack,
+        spending: Spending | None = None,
+    ) -> None:
+        self._queues, self._spending = queues, spending
         self.read_ahead = ahead_of(max_workers)
         self._slack = slack
         self._most_workers = max_workers
@@ -152,6 +161,7 @@ class Credits:
 
     def lower(self, max_workers: int) -> None:
         """No more than ``max_workers`` threads can be had."""
+        self._queues.give_places_back()
         self._most_workers = max_workers
         self.open()
 
@@ -191,11 +201,31 @@ class Credits:
     @property
     def is_full(self) -> bool:
         """True if as many requests are in flight as may be."""
-        return self.in_flight >= self.max_workers or (self.is_heavy and not self._slack.in_order)
+        if self.in_flight >= self.max_workers or (self.is_heavy and not self._slack.in_order):
+            return True
+        return self._spending is not None and self._spending.is_short
+
+    def fits(self, pending: PendingRequest, reservation: Reservation) -> bool:
+        """True if the budget has room for the attempt. Else the request is first in its queue again."""
+        if self._spending is None or self._spending.reserve(pending, self._queues.wake.set):
+            return True
+        pending.bucket.cancel(reservation)
+        self._queues.add_again(pending, -math.inf)
+        self._queues.give_places_back()
+        return False
+
+    def cancel(self, pending: PendingRequest, reservation: Reservation) -> None:
+        """An admitted request is not sent."""
+        self.in_flight -= 1
+        pending.bucket.cancel(reservation)
+        if self._spending is not None:
+            self._spending.release(pending)
 
     @property
     def full_cause(self) -> WaitCause:
-        """What the run waits for then: a worker, or the first answer."""
+        """What the run waits for then: a worker, the first answer, or the budget."""
+        if self._spending is not None and self._spending.is_short:
+            return WaitCause.BUDGET
         return WaitCause.CONCURRENCY if self.is_careful else WaitCause.MAX_WORKERS
 
     def take_places(self) -> float:

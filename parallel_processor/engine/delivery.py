@@ -23,6 +23,7 @@ from parallel_processor.workers.pending import PendingRequest
 
 if TYPE_CHECKING:
     from parallel_processor.planning.duplicates import Duplicates
+    from parallel_processor.planning.spending import Spending
 
 _log = logging.getLogger("parallel_processor")
 
@@ -44,6 +45,8 @@ class Delivery:
         make_sink: makes the sink, given :meth:`recorded`; ``None`` if the reader yields the outcomes.
         on_unanswered: see :class:`WriterSlack`.
         duplicates: knows which requests share an outcome.
+        on_failure: called for each request that failed for good.
+        spending: is told which answers are on record.
 
     Attributes:
         ready: the outcomes to yield.
@@ -58,10 +61,12 @@ class Delivery:
         make_sink: Callable[[Recorded], Sink] | None,
         on_unanswered: Callable[[int], None] | None,
         duplicates: Duplicates | None,
+        on_failure: Callable[[], None] = lambda: None,
+        spending: Spending | None = None,
     ) -> None:
         self._counters, self._waker = counters, waker
         self._on_record, self._duplicates = on_record, duplicates
-        self._on_unanswered = on_unanswered
+        self._on_unanswered, self._on_failure, self._spending = on_unanswered, on_failure, spending
         self.ready: deque[Outcome] = deque()
         self._sink = make_sink(self.recorded) if make_sink is not None else None
 
@@ -98,6 +103,7 @@ class Delivery:
             extra = {"request_number": request.number}
             what = f"request {request.number} failed: " if request.invalid_reason is None else ""
             _log.error("%s%s", what, outcome.error, extra=extra)
+            self._on_failure()
         if self._sink is None:
             self.ready.append(outcome)
             self._waker.set()
@@ -128,6 +134,8 @@ class Delivery:
         ``size_bytes`` is what they took in the sink, as :func:`held_bytes` counts.
         """
         self._counters.finished(outcomes, recorded=on_record)
+        if self._spending is not None and on_record:
+            self._spending.recorded(outcomes)
         self._on_record(len(outcomes), size_bytes)
 
     def close(self) -> None:

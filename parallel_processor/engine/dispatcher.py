@@ -24,6 +24,7 @@ from parallel_processor.engine.credits import Credits, WriterSlack
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Request, WaitCause
+from parallel_processor.planning.spending import Spending
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -51,6 +52,7 @@ class Dispatcher:
         max_workers: how many requests may be in flight; ``slack`` is what may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
+        spending: says which attempts fit the budget.
         clock: seconds that never go back.
 
     Attributes:
@@ -76,16 +78,17 @@ class Dispatcher:
         count: Callable[[PendingRequest], None],
         is_wanted: Callable[[Request], bool] | None,
         clock: Callable[[], float],
+        spending: Spending | None = None,
     ) -> None:
         self.error: BaseException | None = None
-        self._start, self._flush, self._drop = start, flush, drop
-        self._on_room, self._activity, self._counters = on_room, activity, counters
-        self._wait_times, self._count, self._is_wanted = wait_times, count, is_wanted
-        self._stop, self._clock = stop, clock
-        self._lock = InterruptSafeLock()  # guards the fields below
-        self._queues, self.waker = queues, queues.wake
-        self.credits = Credits(self._queues, max_workers, slack)
-        self._is_asleep, self._due_at = False, math.inf  # the thread; and when it wakes by itself
+        self.waker = queues.wake
+        self._start, self._flush, self._drop, self._on_room = start, flush, drop, on_room
+        self._activity, self._counters, self._wait_times = activity, counters, wait_times
+        self._count, self._is_wanted, self._stop, self._clock = count, is_wanted, stop, clock
+        self._lock, self._queues = InterruptSafeLock(), queues  # guards all that follows, and these
+        self.credits = Credits(queues, max_workers, slack, spending)
+        self._is_asleep = False  # the thread
+        self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._widen_at = math.inf  # when more may be in flight though none was answered
         self._waits_as = (False, False)  # the state that _wait_times was told last
         self._closed = self._hurries = self._has_left = self._has_started = False
@@ -208,7 +211,7 @@ class Dispatcher:
             self._drop(pending)
 
     def recorded(self, count: int, size_bytes: int = 0) -> None:
-        """So many outcomes are on record, or never will be. Negative: so many more are to come."""
+        """So many outcomes, of so many bytes, are on record, or never will be; below 0: more will be."""
         with self._lock:
             if self.credits.record(count, size_bytes):
                 self._wake()
@@ -224,16 +227,13 @@ class Dispatcher:
             is_wanted = not is_first or self._is_wanted is None or self._is_wanted(pending.request)
             if is_wanted and self._stop.cause is None:
                 if _log.isEnabledFor(logging.DEBUG):
-                    number, attempt = pending.request.number, pending.failed_attempts + 1
-                    text, extra = "request %d: attempt %d", {"request_number": number}
-                    _log.debug(text, number, attempt, extra=extra)
+                    pending.tell_attempt(_log)
                 self._counters.sent(int(reservation.costs[1]), first=is_first)
                 return True
         except BaseException as error:  # a bug: the run ends with it instead of hanging
             self._stop.set(error)
-        pending.bucket.cancel(reservation)
         with self._lock:
-            self.credits.in_flight -= 1
+            self.credits.cancel(*admitted)
             self.credits.held -= is_first
         self._drop(pending)
         return False
@@ -268,11 +268,10 @@ class Dispatcher:
         # The reader may have put one just now and seen no reason to wake the thread. Or it was the last.
         if queues.inbox or (self._closed and self.credits.is_idle):
             self._wake()
-        elif not is_full and queues:
-            if made_room and len(queues) > 1:
-                self._wake()  # the room may be for another queue
-            else:
-                self._wake(self._clock() + self.credits.take_places())
+        elif made_room and len(queues) > 1 and not is_full:
+            self._wake()  # the room may be for another queue
+        elif queues and not is_full:
+            self._wake(self._clock() + self.credits.take_places())
         if self._is_asleep and self._waits_as != (is_full, len(queues) > 0):
             self._begin_wait(self._clock())
 
@@ -286,6 +285,8 @@ class Dispatcher:
         admitted = queues.admit()
         if admitted is None:
             return None, queues.take_uncounted()
+        if not credits.fits(*admitted):
+            return None, None
         credits.in_flight += 1
         if credits.in_flight >= credits.max_workers:
             queues.give_places_back()
@@ -360,14 +361,10 @@ class Dispatcher:
             self._flush()
             if wakes_reader:
                 self._on_room()
-            self._sleep(now, delay)
+            self.waker.wait(delay if delay < math.inf else None)
+            if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
+                self._stop.wait(_BATCH_DELAY_S)
         return True
-
-    def _sleep(self, now: float, delay: float) -> None:
-        """Wait to be woken, or for ``delay`` seconds."""
-        self.waker.wait(delay if delay < math.inf else None)
-        if self._clock() - now < _BATCH_DELAY_S:  # workers that end together wake it once
-            self._stop.wait(_BATCH_DELAY_S)
 
     def _submit(self, admitted: AdmittedRequest) -> None:
         try:
@@ -376,14 +373,12 @@ class Dispatcher:
         except RuntimeError as error:
             # The pool has queued it for another of its threads. Without one, or at the end, it isn't sent.
             if not self._has_started or "can't start new thread" not in str(error):
-                admitted.pending.bucket.cancel(admitted.reservation)
                 with self._lock:
-                    self.credits.in_flight -= 1
+                    self.credits.cancel(*admitted)
                     self._queues.add_again(admitted.pending, -math.inf)  # dropped with the rest
                 raise
             with self._lock:
                 self.credits.lower(max(1, self.credits.in_flight - 1))
-                self._queues.give_places_back()
             _log.warning("only %d requests can be in flight: %s", self.credits.max_workers, error)
 
     def _leave(self) -> None:

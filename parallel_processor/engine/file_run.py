@@ -9,12 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from parallel_processor.engine.account import Account
 from parallel_processor.engine.credits import ORDERED_SLACK, WRITER_SLACK, WriterSlack
 from parallel_processor.engine.delivery import Recorded, Sink
 from parallel_processor.engine.run import Run
-from parallel_processor.exceptions import InputFileError, ResultsFileError, StopRequested
+from parallel_processor.exceptions import (
+    ConfigurationError,
+    InputFileError,
+    ResultsFileError,
+    StopRequested,
+)
 from parallel_processor.files.append_file import AppendFile
 from parallel_processor.files.custom_ids import arranged, refusing_wrong_api
 from parallel_processor.files.formats import requests_of, tell_notes
@@ -49,6 +55,13 @@ class FileJob:
     ordered: bool = False
     progress: bool | None = None
     on_outcome: Callable[[Outcome], object] | None = None
+
+    def __post_init__(self) -> None:
+        if self.output_format not in (names := get_args(OutputFormat)):
+            text = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise ConfigurationError(f"output_format must be {text}, not {self.output_format!r}")
+        if self.model is not None and not (isinstance(self.model, str) and self.model):
+            raise ConfigurationError(f"model must be a name, not {self.model!r}")
 
 
 class FileRun:
@@ -127,6 +140,9 @@ class FileRun:
             except KeyboardInterrupt:  # it may have come before anything was done
                 output.close()
                 raise
+            finally:
+                if run.bounds.bounded is not None:
+                    run.bounds.bounded.close()
         if is_noted and run.stop_cause is None:
             order.restore(files)
 
@@ -137,10 +153,20 @@ class FileRun:
             if run.stop_cause is not None:
                 raise run.stop_cause
 
-        job = self._job
+        job, spending = self._job, run.bounds.bounded
+        if spending is not None and files[0].is_regular:
+            spending.open(files[0].path, overwrite=job.overwrite)
         answered = prepare(
-            files, overwrite=job.overwrite, keep_failures=job.keep_failures, check=check
+            files,
+            overwrite=job.overwrite,
+            keep_failures=job.keep_failures,
+            check=check,
+            on_answer=None if spending is None else spending.add_record,
         )
+        if spending is not None:
+            spending.begin()
+        if job.keep_failures:
+            run.bounds.failures.add(answered.failed)
         may_refuse = answered.has_ids_alone and job.output_format != "batch"
         if may_refuse and all(source.size_bytes is not None for source in job.sources):
             with open_sources(job.sources) as lines:

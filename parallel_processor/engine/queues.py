@@ -110,8 +110,7 @@ class RequestQueues:
         self._later: list[tuple[float, int, PendingRequest]] = []  # a heap of requests in a backoff
         self._numbers, self.inbox = itertools.count(), deque[PendingRequest]()
         self.all_wait = self.is_closed = self.is_last = False
-        self._queued = self._gone_bytes = self._closings = 0
-        self._put_bytes = 0  # the reader alone changes this one
+        self._queued = self._gone_bytes = self._closings = self._put_bytes = 0
 
     @property
     def count(self) -> int:
@@ -120,7 +119,7 @@ class RequestQueues:
 
     @property
     def size_bytes(self) -> int:
-        """The payload of these, and of those in a backoff."""
+        """The payload of these, and of those in a backoff. The reader alone changes ``_put_bytes``."""
         return self._put_bytes - self._gone_bytes
 
     @property

@@ -24,7 +24,6 @@ What is dropped or cancelled has no record, and the next run sends it. No thread
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +40,10 @@ from parallel_processor.engine.stops import LeftOut, OnLeftOut, drain_s
 from parallel_processor.exceptions import StopRequested, WorkerProcessError
 from parallel_processor.models import Attempt, Outcome, Request, WaitCause
 from parallel_processor.options import Options
+from parallel_processor.planning.bounds import Bounds
+from parallel_processor.planning.budget import Budget
 from parallel_processor.report.counters import Counters
+from parallel_processor.report.histogram import percentile_s
 from parallel_processor.report.progress import Displays
 from parallel_processor.report.wait_times import WaitTimes
 from parallel_processor.runtime.descriptors import affordable_workers
@@ -59,12 +61,17 @@ from parallel_processor.workers.pool import WorkerPool, make_pool
 if TYPE_CHECKING:
     from parallel_processor.engine.packing import Packing
 
+_USUAL = 95  # percent of the answers don't take longer
 _log = logging.getLogger("parallel_processor")
 IsWanted = Callable[[Request], bool]
 
 
 class Run:
     """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
+
+    Attributes:
+        spending: what it spends; ``None`` if nobody asks.
+        failures: counts the requests that failed for good.
 
     Args:
         options: the settings.
@@ -80,6 +87,7 @@ class Run:
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
         clock: seconds that never go back.
+        budget: what the runs of a processor spend; ``None`` if nobody asks.
     """
 
     def __init__(
@@ -97,13 +105,15 @@ class Run:
         parses_answers: bool = True,
         slack: WriterSlack = WRITER_SLACK,
         clock: Callable[[], float] = time.monotonic,
+        budget: Budget | None = None,
     ) -> None:
         self.counters, self.wait_times, self.displays = Counters(), WaitTimes(), Displays(clock)
         self.yields_outcomes, self._options, self._clock = make_sink is None, options, clock
         self._estimator, self._on_begin, self._on_cancel = estimator, on_begin, on_cancel
         self._left_out, self._process_id = LeftOut(on_left_out), os.getpid()
-        self._is_stopping, self._give_up_at = False, math.inf
         self._stop, self.waker = StopSignal(), WakeEvent()  # which is for the reader
+        self.bounds = self._make_bounds(budget)
+        self._is_stopping, self._give_up_at = False, self.bounds.give_up_at
         self._max_workers = affordable_workers(options.max_workers)
         self._duplicates = make_duplicates(options)
         # 2. PendingRequest: it waits in the queue of its token bucket until the bucket admits it.
@@ -115,11 +125,13 @@ class Run:
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
-        self._settle_attempt = (self._packing or self._settlement).settle
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink, slack)
-        # 1. Request: an equal one may share its outcome (`dedupe`), or several become one (`pack_inputs`).
+        # 1. Request: with `dedupe`, equal ones share an outcome; with `pack_inputs`, several become one.
         self._reader = self._make_reader(ahead)
+        self._end_at_exit()
+
+    def _end_at_exit(self) -> None:
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
@@ -157,6 +169,7 @@ class Run:
             count=lambda pending: self._reader.count(pending),
             is_wanted=is_wanted if self._packing is None else self._packing.is_wanted,
             clock=self._clock,
+            spending=self.bounds.bounded,
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
@@ -184,6 +197,7 @@ class Run:
             routes=self._lanes.routes,
             validates=self._packing is None,
             divide=None if self._packing is None else self._packing.divide,
+            spending=self.bounds.spending,
         )
 
     def _make_delivery(self, make_sink: MakeSink | None, slack: WriterSlack) -> Delivery:
@@ -197,6 +211,8 @@ class Run:
             make_sink=sink,
             duplicates=self._duplicates,
             on_unanswered=slack.on_unanswered,
+            on_failure=self.bounds.failures.add,
+            spending=self.bounds.bounded,
         )
 
     def _make_reader(self, ahead: Callable[[], float] | None) -> Reader:
@@ -216,6 +232,25 @@ class Run:
             waker=self.waker,
             stop=self._stop,
         )
+
+    def _make_bounds(self, budget: Budget | None) -> Bounds:
+        """Those of the run. That of time is with the displays, whose thread keeps it."""
+        bounds = Bounds(
+            self._options,
+            budget,
+            ended=self._ended,
+            latency_s=lambda: percentile_s(self.counters.counts().latencies, _USUAL),
+            stop=self._stop.set,
+            clock=self._clock,
+        )
+        if bounds.deadline is not None:
+            self.displays.add(bounds.deadline)
+        return bounds
+
+    def _ended(self) -> int:
+        """How many requests have an outcome, those of earlier runs included."""
+        counts = self.counters.counts()
+        return counts.answered + counts.failed + counts.already_answered + counts.already_failed
 
     @property
     def stop_cause(self) -> BaseException | None:
@@ -306,8 +341,9 @@ class Run:
 
         The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
+        judge = self._packing or self._settlement
         try:
-            outcome, retry_in_s, made_room = self._settle_attempt(*admitted, attempt)
+            outcome, retry_in_s, made_room = judge.settle(*admitted, attempt)
             if outcome is not None:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()

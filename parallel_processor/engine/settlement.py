@@ -28,6 +28,7 @@ from parallel_processor.engine.stops import EqualFailures, LeftOut, Silence, has
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import Options
+from parallel_processor.planning.spending import Spending
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import Release, TokenBucket
 from parallel_processor.report.counters import Counters
@@ -37,7 +38,7 @@ from parallel_processor.runtime.stop import StopSignal
 from parallel_processor.tokens.estimates import CostEstimator
 from parallel_processor.upstreams.failover import Failover
 from parallel_processor.upstreams.lanes import Lanes
-from parallel_processor.upstreams.outage import Judgement, Outages, Verdict
+from parallel_processor.upstreams.outage import OUT_OF_ORDER, Judgement, Outages, Verdict
 from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.upstreams.routes import Routes
 from parallel_processor.workers.pending import PendingRequest, RetryState
@@ -46,7 +47,6 @@ _log = logging.getLogger("parallel_processor")
 _LATE_S = 0.1  # up to this, the bucket's margin covers a request's way to the wire
 _ANSWERED = AttemptStatus.ANSWERED  # a look at an enum takes longer than a global
 _STOPPED = AttemptStatus.STOPPED
-_OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 
 
 class Settlement:
@@ -74,12 +74,13 @@ class Settlement:
         is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
         validates: bool = True,
         divide: Callable[[PendingRequest, Attempt], bool] | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
         self._stop, self._waker, self._clock = stop, waker, clock
         self._left_out, self._on_left_out = left_out, on_left_out
         self._lanes = None if lanes is None or lanes.is_plain else lanes
-        self._is_crowded, self._divide = is_crowded, divide
+        self._is_crowded, self._divide, self._spending = is_crowded, divide, spending
         self._validate = options.validate if validates else None
         self._reached: set[TokenBucket] = set()  # whose server has responded in this run
         self._has_answer = False  # to any request of this run
@@ -104,6 +105,8 @@ class Settlement:
 
         An exception instead of an attempt, or one that is raised here, is a bug: it ends the run.
         """
+        if self._spending is not None:
+            self._spending.ended(pending, attempt)
         if isinstance(attempt, Attempt):
             try:
                 return self._settle(pending, reservation, attempt)
@@ -209,7 +212,7 @@ class Settlement:
         if self._lanes is not None and (name := self._lanes.name_of(pending)) and attempt.error:
             attempt.error = f"{name}: {attempt.error}"
         if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
-            return self._give_way(self._lanes, pending, reservation, attempt, retry_state)
+            return self._give_way(self._lanes, pending, reservation, attempt)
         others_at = self._failover.others_answered_at(pending)
         judged = self._outages.judge(pending.bucket, number, admitted_at, attempt, others_at)
         attempt = without_charge(attempt, judged, retry_state, self._options.retry)
@@ -220,7 +223,7 @@ class Settlement:
             retry_state.rejected_since_s = max(retry_state.rejected_since_s, judged.since_s)
         if others_at is None or not self._is_taken_over(attempt, reservation, pending, judged):
             self._react(attempt, reservation, pending, judged)
-        elif attempt.status not in _OUT or (
+        elif attempt.status not in OUT_OF_ORDER or (
             retry_state.has_other and judged.verdict is not Verdict.SERVES
         ):
             return 0.0
@@ -241,23 +244,19 @@ class Settlement:
         is_taken_over = failover.takes_over(
             pending, reservation, attempt, judged, was_reached=was_reached
         )
-        if is_taken_over and attempt.status in _OUT:
+        if is_taken_over and attempt.status in OUT_OF_ORDER:
             self._pause_server(attempt, reservation, pending.bucket, judged)
         failover.note(pending, reservation, attempt)
         return is_taken_over
 
     def _give_way(
-        self,
-        lanes: Lanes,
-        pending: PendingRequest,
-        refused: Reservation,
-        attempt: Attempt,
-        retry_state: RetryState,
+        self, lanes: Lanes, pending: PendingRequest, refused: Reservation, attempt: Attempt
     ) -> float | None:
         """Follow a refusal of a tier that has no room now; seconds until its next attempt there, if any.
 
         It is about one request: others may be answered, so nothing pauses unless the server asks for it.
         """
+        assert (retry_state := pending.retry_state) is not None
         self._counters.refused()
         self.equal_failures.works(pending.group)
         if attempt.retry_after_s:
@@ -283,7 +282,7 @@ class Settlement:
             self._refuse(pending, attempt.error, attempt.stop_cause)
         elif attempt.status is AttemptStatus.MODEL_SPENT:
             self._leave_out(pending, attempt.error, StopCause.QUOTA)
-        elif attempt.status in _OUT:
+        elif attempt.status in OUT_OF_ORDER:
             self._wait_for_server(attempt, reservation, pending, judged)
         else:
             self._rejections.follow(attempt, reservation, pending)
@@ -384,9 +383,8 @@ class Settlement:
 
     def _tell_retry(self, retry_state: RetryState, attempt: Attempt, seconds: float) -> None:
         """Log that another attempt follows. A lost worker process has a log line of its own."""
-        if self._stop.cause is not None or attempt.status is AttemptStatus.LOST:
-            return
-        if not _log.isEnabledFor(logging.WARNING):
+        is_over = self._stop.cause is not None or not _log.isEnabledFor(logging.WARNING)
+        if is_over or attempt.status is AttemptStatus.LOST:
             return
         number, is_retry = retry_state.request.number, attempt.status is AttemptStatus.RETRY
         when = f"is tried again in {seconds:.1f} s" if is_retry else "waits to be sent again"

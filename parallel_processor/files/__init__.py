@@ -34,18 +34,18 @@ Names that cross the border (module, names):
     append_file    REPLACEMENT_SUFFIX, STDOUT, AppendFile, replace_file, sync_directory,
                    written_whole
     batch_rows     MISTRAL, OPENAI, RowRequest, dialect_of
-    compression    Unpacked, new_member, unpacked, written_compression
-    custom_ids     CustomIds, arranged, conflict_text, refusing_wrong_api, with_id
+    compression    Unpacked, compression_of, new_member, unpacked, written_compression
+    custom_ids     CustomIds, arranged, conflict_text, in_form, refusing_wrong_api, with_id
     formats        made_request, read_requests, requests_in, requests_of, tell_notes
     identity       Record, content_key, id_in, id_key, identity, read_record
     input_order    RequestOrder
-    object_stores  StoredFile, fetched, file_system, is_object, is_url, local_path
+    object_stores  StoredFile, fetched, file_system, found_results, is_object, is_url, local_path
     records        BOM, RecordParts, read_outcome, read_results, reading, record, take_apart
     requests_file  InvalidLine, Place, RequestLines, check_paths, line_place,
                    plain_stem
     resume         AnsweredRequests, open_files, prepare
-    shape          packed_table_text, why_not_in_blocks, why_not_jsonl, why_not_plain
+    shape          is_array, packed_table_text, why_not_in_blocks, why_not_jsonl, why_not_plain
     sources        STDIN, Source, SourceLike, apart_from, find_save_path, find_sources, open_sources
-    verify         Verification, records_in, verify_lines, verify_results
+    verify         Verification, find_answered, records_in, verify_lines, verify_results
     writer         InputOrder, ResultWriter, held_bytes
 """

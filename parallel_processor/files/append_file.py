@@ -7,7 +7,8 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -251,6 +252,27 @@ def replace_text(file: AppendFile, chunks: Iterable[bytes]) -> None:
         beside.close()
         path.unlink(missing_ok=True)
         raise
+
+
+def drop(file: AppendFile, ranges: Sequence[int], size: int) -> None:
+    """Replace ``file`` by a copy without the bytes in ``ranges`` of its text, which has ``size`` bytes."""
+    with file.open_text() as old:
+        replace_text(file, _chunks_without(old, ranges, size))
+
+
+def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
+    starts, ends = (
+        chain((0,), islice(ranges, 1, None, 2)),
+        chain(islice(ranges, 0, None, 2), (size,)),
+    )
+    place = 0
+    for start, end in zip(starts, ends, strict=True):
+        while place < start:  # compressed text can't be gone to
+            place += len(file.read(min(_BUFFER_BYTES, start - place)))
+        while chunk := file.read(min(_BUFFER_BYTES, end - start)):
+            yield chunk
+            start += len(chunk)
+        place = start
 
 
 def _open_locked(path: Path, mode: int, flags: int) -> io.FileIO:

@@ -165,6 +165,12 @@ _ARRANGEMENTS: Mapping[OutputFormat, Callable[[Request], Request] | None] = {
 }
 
 
+def in_form(request: Request, output_format: OutputFormat) -> Request:
+    """``request`` as one whose record has the form ``output_format``; its id is not checked."""
+    arrange = _ARRANGEMENTS[output_format]
+    return request if arrange is None else arrange(request)
+
+
 def conflict_text(earlier: EarlierRow, request: Request, place: Place = line_place) -> str:
     """What is wrong with a row whose ``custom_id`` an earlier line has, and the remedy."""
     first, later = place(earlier.line), place(request.number)

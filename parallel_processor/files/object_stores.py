@@ -137,6 +137,22 @@ def fetched(path: str) -> Iterator[Path]:
         yield copy
 
 
+@contextmanager
+def found_results(path: str) -> Iterator[Path | None]:
+    """The results file at ``path`` as a run goes on from it, to be read; ``None`` if a URL has none.
+
+    That of a URL is the one in the working directory, if there is one, else a copy of the object.
+    """
+    local = StoredFile(path).path if is_url(path) else local_path(path)
+    if not is_url(path) or local.exists():
+        yield local
+    elif is_object(path):
+        with fetched(path) as copy:
+            yield copy
+    else:
+        yield None
+
+
 def _unreadable(url: str, error: Exception) -> InputFileError:
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     return InputFileError(f"can't read {shown_url(url)}: {reason}")

@@ -16,14 +16,13 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from parallel_processor.exceptions import InputFileError, ResultsFileError
-from parallel_processor.files.append_file import AppendFile, open_results, replace_text
+from parallel_processor.files.append_file import AppendFile, drop, open_results
 from parallel_processor.files.batch_rows import is_json
 from parallel_processor.files.identity import (
     Record,
@@ -44,6 +43,9 @@ _BUCKETS = 16_384
 
 Check = Callable[[], None]
 """Is called every 1,000 lines while a file is read. It may raise; the file stays unchanged then."""
+OnAnswer = Callable[[bytes], None]
+"""Is called with each line that records an answer."""
+OpenText = Callable[[], AbstractContextManager[BinaryIO]]
 
 
 class AnsweredRequests:
@@ -202,17 +204,22 @@ class _Scan:
     """One reading of a results file: what it answers, and what has to be repaired."""
 
     def __init__(
-        self, file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check
+        self,
+        open_text: OpenText,
+        answered: AnsweredRequests,
+        keep_failures: bool,
+        check: Check,
+        on_answer: OnAnswer | None,
     ) -> None:
         self.answered = answered
-        self._keep_failures = keep_failures
+        self._keep_failures, self._on_answer = keep_failures, on_answer
         self.size_bytes = 0  # of the text
         self.end = 0  # where the last line that stays ends
         self.lacks_line_end = False
         self._records = self._foreign = 0
         self.unclear_line = 0  # the first one; 0 if there is none
         self.failed = array("Q")  # where runs of failed records begin and end, alternately
-        with file.open_text() as lines:
+        with open_text() as lines:
             for number, line in enumerate(lines):
                 if number % _LINES_PER_CHECK == 0:
                     check()
@@ -229,6 +236,8 @@ class _Scan:
         if record is not None and record.ok:
             self.answered.answered += 1
             self.answered.add_record(record)
+            if self._on_answer is not None:
+                self._on_answer(line)
         elif record is not None:
             self.answered.failed += 1
             if self._keep_failures:
@@ -269,6 +278,7 @@ def prepare(
     overwrite: bool = False,
     keep_failures: bool = False,
     check: Check = lambda: None,
+    on_answer: OnAnswer | None = None,
 ) -> AnsweredRequests:
     """Repair the files of a job, and return which requests they answer.
 
@@ -281,6 +291,7 @@ def prepare(
         overwrite: empty the files instead.
         keep_failures: leave failed records in place; their requests are not sent again.
         check: called now and then while a file is read.
+        on_answer: called with each line that records an answer.
 
     Raises :class:`ResultsFileError` if a file can't be read or repaired, or has lines but no
     record. No complete record is lost then.
@@ -291,35 +302,43 @@ def prepare(
         for file in regular:
             file.truncate(0)
     else:  # nothing is changed before every file is understood
-        scans = [_scan(file, answered, keep_failures, check) for file in regular]
+        how = (answered, keep_failures, check, on_answer)
+        scans = [scan_records(file.path, file.open_text, *how) for file in regular]
         for file, scan in zip(regular, scans, strict=True):
             _mend(file, scan)
     _report(files[0].path, answered, keep_failures)
     return answered
 
 
-def _scan(file: AppendFile, answered: AnsweredRequests, keep_failures: bool, check: Check) -> _Scan:
-    """Read ``file``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
+def scan_records(
+    path: Path,
+    open_text: OpenText,
+    answered: AnsweredRequests,
+    keep_failures: bool,
+    check: Check,
+    on_answer: OnAnswer | None,
+) -> _Scan:
+    """Read ``path``, and add what it answers to ``answered``. It must hold records, and nothing unclear."""
     try:
-        scan = _Scan(file, answered, keep_failures, check)
+        scan = _Scan(open_text, answered, keep_failures, check, on_answer)
     except OSError as error:
-        raise _repair_error(file, error) from error
+        raise _repair_error(path, error) from error
     if scan.is_foreign:
         raise ResultsFileError(
-            f"{file.path} holds no records: name another results file, or start afresh with --overwrite"
+            f"{path} holds no records: name another results file, or start afresh with --overwrite"
         )
     if scan.unclear_line:
         raise ResultsFileError(
-            f"{file.path}: line {scan.unclear_line} is in another program's form: what is in the"
+            f"{path}: line {scan.unclear_line} is in another program's form: what is in the"
             " response's place may be an answer or an error. Nothing was changed. Remove such lines if they"
             " are errors, name another results file, or start afresh with --overwrite"
         )
     return scan
 
 
-def _repair_error(file: AppendFile, error: OSError) -> ResultsFileError:
+def _repair_error(path: Path, error: OSError) -> ResultsFileError:
     return ResultsFileError(
-        f"can't repair {file.path}: {error.strerror or error}; no answer in it was lost"
+        f"can't repair {path}: {error.strerror or error}; no answer in it was lost"
     )
 
 
@@ -337,11 +356,11 @@ def _mend(file: AppendFile, scan: _Scan) -> None:
             file.end()
         file.sync()
         if scan.failed:
-            _drop(file, scan.failed, size + scan.lacks_line_end)
+            drop(file, scan.failed, size + scan.lacks_line_end)
     except ResultsFileError:
         raise
     except OSError as error:
-        raise _repair_error(file, error) from error
+        raise _repair_error(file.path, error) from error
 
 
 def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None:
@@ -352,24 +371,3 @@ def _report(path: Path, answered: AnsweredRequests, keep_failures: bool) -> None
         _log.info("%s requests that failed before %s", f"{answered.failed:,}", what)
     if answered.foreign:
         _log.warning("%s lines of the results are no records; they stay", f"{answered.foreign:,}")
-
-
-def _drop(file: AppendFile, ranges: Sequence[int], size: int) -> None:
-    """Replace ``file`` by a copy without the bytes in ``ranges`` of its text, which has ``size`` bytes."""
-    with file.open_text() as old:
-        replace_text(file, _chunks_without(old, ranges, size))
-
-
-def _chunks_without(file: BinaryIO, ranges: Sequence[int], size: int) -> Iterator[bytes]:
-    starts, ends = (
-        chain((0,), islice(ranges, 1, None, 2)),
-        chain(islice(ranges, 0, None, 2), (size,)),
-    )
-    place = 0
-    for start, end in zip(starts, ends, strict=True):
-        while place < start:  # compressed text can't be gone to
-            place += len(file.read(min(_BUFFER_BYTES, start - place)))
-        while chunk := file.read(min(_BUFFER_BYTES, end - start)):
-            yield chunk
-            start += len(chunk)
-        place = start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from parallel_processor.files.custom_ids import CustomIds, with_id
@@ -12,6 +13,7 @@ from parallel_processor.files.identity import Record, identity, keys, read_recor
 from parallel_processor.files.object_stores import local_path
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
+from parallel_processor.files.resume import AnsweredRequests, scan_records
 from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options
@@ -192,3 +194,16 @@ def records_in(lines: Iterable[bytes]) -> Iterator[Record | None]:
         if line.strip():
             record = read_record(line) if line.endswith(b"\n") else None
             yield None if record is None or record.ok is None else record
+
+
+def find_answered(paths: Iterable[Path], *, keep_failures: bool = False) -> AnsweredRequests:
+    """Which requests the files of a job answer, as a run finds out that goes on from them.
+
+    No file is changed, and one that is not there answers nothing. Raises :class:`ResultsFileError` for what
+    a run refuses.
+    """
+    answered = AnsweredRequests()
+    for path in filter(Path.is_file, paths):
+        opened = partial(reading, path)
+        scan_records(path, opened, answered, keep_failures, check=lambda: None, on_answer=None)
+    return answered

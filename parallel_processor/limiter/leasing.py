@@ -178,10 +178,11 @@ class Leasing:
         self._told_limits = lease.limits
         for quota, limit in zip(self.stock.quotas, lease.limits, strict=True):
             if limit < quota.terms.limit:
-                text = (
-                    "another process limits the account to %g %s a minute: that holds here, not %g"
+                _log.warning(
+                    "another process limits the account to %g %s a minute, or this one did in the last two "
+                    "minutes: that holds here, not %g",
+                    *(limit, quota.name, quota.terms.limit),
                 )
-                _log.warning(text, limit, quota.name, quota.terms.limit)
 
 
 class LeasingThread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary, WeakSet
@@ -14,6 +15,7 @@ from parallel_processor.limiter.remote_rates import RateStock, RemoteRates
 from parallel_processor.limiter.stock import Stock
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
+from parallel_processor.ratelimit.quota import ConfiguredQuota
 from parallel_processor.ratelimit.shared import SharedLimits
 from parallel_processor.ratelimit.state import BucketState, Reservation
 from parallel_processor.runtime.stop import Settable
@@ -98,20 +100,29 @@ class LeasedLimits(SharedLimits):
         if account not in _LEASES:
             _LEASES[account] = AccountLeases(account, limiter, name, clock, run)
         self._leases, self._clock = _LEASES[account], clock
-        own = len(self._own)
-        terms = tuple(
-            Terms(
-                key=f"{_named(pattern) if index < own else '*'}:{quota.name}",
-                limit=quota.limit,
-                burst_s=(self if index < own or under is None else under).limits.burst_seconds,
-            )
-            for index, quota in enumerate(self.quotas)
-        )
         self.leasing: Leasing | None = None
-        if terms:
-            with self.lock:
-                self.leasing = self._leases.of(terms, partial(Stock, terms, self.quotas))
-            self.charged = [*self.quotas, *self.leasing.stock.quotas]
+        with self.lock:
+            self._lease(under)
+
+    def change(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
+        """Have ``limits`` from now on. The holder follows a higher one two minutes later."""
+        super().change(limits, under, now)
+        self._lease(under)
+
+    def _lease(self, under: SharedLimits | None) -> None:
+        """Lease what the quotas permit. Caller holds ``lock``."""
+        limited = [quota for quota in self.quotas if quota.limit < math.inf]
+        terms = tuple(self._terms(quota, under) for quota in limited)
+        self.leasing = self._leases.of(terms, partial(Stock, terms, limited)) if terms else None
+        self.charged = [*self.quotas, *(self.leasing.stock.quotas if self.leasing else ())]
+
+    def _terms(self, quota: ConfiguredQuota, under: SharedLimits | None) -> Terms:
+        is_own = under is None or quota is self._own.get(quota.name)
+        return Terms(
+            key=f"{_named(self._pattern) if is_own else '*'}:{quota.name}",
+            limit=quota.limit,
+            burst_s=(self if is_own or under is None else under).limits.burst_seconds,
+        )
 
     def check(self, limiter: Callable[[], Limiter]) -> None:
         """Raise :class:`LimiterError` if the holder can't be reached by what ``limiter`` makes."""
@@ -128,7 +139,9 @@ class LeasedLimits(SharedLimits):
             self.leasing.states.setdefault(name, WeakSet()).add(state)
         if self._leases.follows_servers and url:
             begin = partial(self._lease_rates, name, state)
-            state.server.follow(RemoteRates(self.limits, self._clock(), begin))
+            is_known = name in self._leases.leasings
+            rates = RemoteRates(self.limits, self._clock(), begin, is_known=is_known)
+            state.server.follow(rates)
 
     def _lease_rates(self, name: str, state: BucketState, now: float) -> RateStock:
         """Have the requests of ``state`` take from leases under the rates of its server."""
@@ -158,8 +171,8 @@ class LeasedLimits(SharedLimits):
         """The limit that holds for each of ``quotas``: the lowest that any process has named."""
         if self.leasing is None:
             return super().in_force()
-        limits = zip(self.quotas, self.leasing.stock.limits, strict=True)
-        return [min(quota.limit, limit) for quota, limit in limits]
+        leased = dict(zip(self.leasing.stock.counted, self.leasing.stock.limits, strict=True))
+        return [min(quota.limit, leased.get(quota, math.inf)) for quota in self.quotas]
 
     def tell_pause(self, url: str, model: str, seconds: float, now: float) -> Sequence[Reservation]:
         """Tell the other processes that a server wants nothing to be sent for so many seconds."""

@@ -119,13 +119,23 @@ class RateStock(Stock):
 class RemoteRates(ServerRates):
     """The rates of one model and endpoint. The lock of the account guards it."""
 
-    def __init__(self, limits: Limits, now: float, begin: Callable[[float], RateStock]) -> None:
-        """``begin`` makes the stock, once there is something to tell: now, if there is a rate to find."""
+    def __init__(
+        self,
+        limits: Limits,
+        now: float,
+        begin: Callable[[float], RateStock],
+        *,
+        is_known: bool = False,
+    ) -> None:
+        """``begin`` makes the stock, once there is something to tell.
+
+        That is now if there is a rate to find, or one that ``is_known``.
+        """
         super().__init__(Limits(requests_per_minute=math.inf), now)
         self._begin = begin
         self._stock: RateStock | None = None
         self._began_at = math.inf
-        if limits.requests_per_minute == "auto":
+        if is_known or limits.requests_per_minute == "auto":
             self._begun(now)
 
     def _begun(self, now: float) -> RateStock:

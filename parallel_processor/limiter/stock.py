@@ -109,6 +109,7 @@ class Stock:
 
     Attributes:
         quotas: one for each limit.
+        counted: what counts the use of each in this process.
         caller: a reservation whose ``wake`` has a lease fetched.
         charges: how many requests took from the lease.
         is_short: true if the head of a queue waits for a lease that nobody fetches.
@@ -126,6 +127,7 @@ class Stock:
             LeasedQuota(self, index, each, quota)
             for index, (each, quota) in enumerate(zip(terms, counted, strict=True))
         ]
+        self.counted = counted
         self.caller = Reservation(0.0, waker)
         self.charges = 0
         self.is_short = self.is_asking = self.is_away = False
@@ -338,6 +340,6 @@ def _last_minute(quota: ConfiguredQuota, now: float) -> list[tuple[float, float]
     """What the process used of ``quota`` in the last minute: for each second its age and the amount."""
     quota.advance(now)
     seconds: defaultdict[int, float] = defaultdict(float)
-    for last_at, amount, _ in quota.window:
+    for last_at, amount, *_ in quota.window:
         seconds[math.floor(now - last_at)] += amount
     return [(float(age_s), amount) for age_s, amount in seconds.items() if age_s < WINDOW_S]

@@ -2,8 +2,14 @@
 
 Names that cross the border (module, names):
 
+    bounds      Bounds
+    budget      Budget, make_budget
+    costs       Costs, ModelCost
     duplicates  Duplicates
     pack_sizes  PackSizes
     packer      Packer
     packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
+    plan        Findings, GroupPlan, Plan
+    job.spread  Spread
+    spending    Spending
 """

@@ -23,7 +23,8 @@ from parallel_processor.providers.dialects import provider_of
 if TYPE_CHECKING:
     from parallel_processor.upstreams.replicas import AnyBucket
 
-_MOST_AUTO = 256
+MOST_AUTO = 256
+"""Inputs of the largest pack that ``auto`` makes."""
 _SECONDS = 60.0  # in a minute
 
 
@@ -41,7 +42,7 @@ class PackSizes:
     """
 
     def __init__(self, asked: PackInputs, url: str) -> None:
-        self._most: int = _MOST_AUTO if asked == "auto" else asked
+        self._most: int = MOST_AUTO if asked == "auto" else asked
         self._url, self.is_auto = url, asked == "auto"
         self._limited: set[AnyBucket] = set()  # with auto: those that have waited for requests
         self._trials: dict[AnyBucket, int] = {}  # with auto: how many went at once, one by one
@@ -55,7 +56,7 @@ class PackSizes:
 
     def trial(self, group: AnyBucket) -> int:
         """With ``auto``: how many may go one by one, as none has to wait; twice as many each time."""
-        self._trials[group] = min(2 * self._trials.get(group, 0) or 1, _MOST_AUTO)
+        self._trials[group] = min(2 * self._trials.get(group, 0) or 1, MOST_AUTO)
         return self._trials[group]
 
     def size(self, request: Request, group: AnyBucket) -> Size:

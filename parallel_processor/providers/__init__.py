@@ -8,7 +8,8 @@ Names that cross the border (module, names):
 
     answers        UNKNOWN, Expected, Fault, count_inputs, fault_of, is_failure_list
     claims         is_said
-    dialects       answered_tier, endpoint_of, key_variables_of, provider_of, tier_spelling, url_model
+    dialects       KEY_HEADERS, answered_tier, endpoint_of, key_variables_of, provider_of,
+                   tier_spelling, url_model
     endpoints      HostRule, basic_auth, charges_reservation, check_key, check_url, host_rule,
                    is_exposed, is_loopback, lacking_members, needs_key, on_replica, own_host_only,
                    resolve_url, sent_headers, streams_unasked, tell_unused, url_advice
@@ -20,5 +21,5 @@ Names that cross the border (module, names):
     promises       POLLED
     responses      classify
     texts          plain_line
-    usage          cached_tokens, read_usage, used_tokens
+    usage          Use, cached_tokens, read_usage, read_use, text_member, used_tokens
 """

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from parallel_processor.contents import response_tier
 from parallel_processor.models import MODEL_PLACE, Endpoint
 
 _SECOND_S, _MINUTE_S, _DAY_S = 1.0, 60.0, 86_400.0
@@ -65,6 +66,8 @@ class Provider(NamedTuple):
     tiers: Mapping[str, str] = (
         _NOTHING  # its words for default, flex and priority, if they are others
     )
+    tier_header: str = ""  # asks for a tier in place of a member of the body; it is not sent
+    is_strict: bool = False  # it refuses a body without what its endpoint needs
     most_inputs: MostInputs = MostInputs()
     tried: str = ""  # the server of others that was asked; empty: taken from documentation alone
 
@@ -74,6 +77,7 @@ _VERSION = {"anthropic-version": "2023-06-01"}
 _EVERY_MINUTE = dict.fromkeys(("requests", *_TOKENS), _MINUTE_S)
 _AZURE = "https://RESOURCE.openai.azure.com/openai"
 _GEMINI = "https://generativelanguage.googleapis.com/v1beta"
+_GEMINI_TIERS = {"default": "standard"}
 _VERTEX = "https://aiplatform.googleapis.com/v1/projects/PROJECT/locations/global"
 _BEDROCK = "https://bedrock-runtime.REGION.amazonaws.com"
 
@@ -102,6 +106,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "https://api.openai.com/v1/images/generations",
         hosts=("openai.com",),
         keys=("OPENAI_API_KEY",),
+        is_strict=True,
         most_inputs=MostInputs(2048, 300_000),
         tried=_MOCK,
     ),
@@ -135,6 +140,7 @@ PROVIDERS: tuple[Provider, ...] = (
         headers=_VERSION,
         charges_use=True,
         tiers={"default": "standard_only", "priority": "auto"},
+        is_strict=True,
         tried=_MOCK,
     ),
     _hosted(  # its own API has a header of its own
@@ -146,7 +152,7 @@ PROVIDERS: tuple[Provider, ...] = (
         keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         auth=None,
         charges_use=True,
-        tiers={"default": "standard"},
+        tiers=_GEMINI_TIERS,
         most_inputs=MostInputs(100),
         tried=_MOCK,
     ),
@@ -158,6 +164,7 @@ PROVIDERS: tuple[Provider, ...] = (
             *("aiplatform.googleapis.com", "*-aiplatform.googleapis.com"),
             "aiplatform.*.rep.googleapis.com",
         ),
+        tier_header="X-Vertex-AI-LLM-Shared-Request-Type",
         tried=_MOCK,
     ),
     _hosted(
@@ -271,6 +278,12 @@ _AUTH_OF_FORM: Mapping[Endpoint, Auth] = {
     Endpoint.EMBED_CONTENT: _GOOG_API_KEY,
     Endpoint.BATCH_EMBED_CONTENTS: _GOOG_API_KEY,
 }
+KEY_HEADERS = frozenset(
+    auth.header.lower()
+    for auth in (BEARER, *_AUTH_OF_FORM.values(), *(row.auth for row in PROVIDERS))
+    if auth
+)
+"""The headers that carry a key, in lower case."""
 _MODEL_IN_PATH = re.compile(
     r"/(?:models|tunedModels|endpoints)/([^/:]+):|/deployments/([^/]+)/|/model/([^/]+)/",
     re.IGNORECASE,
@@ -350,10 +363,10 @@ def stream_refusal(url: str) -> str:
 
 def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     """The members of a body that ask for ``tier`` at ``url``: ``default``, ``flex``, ``priority``, or the
-    provider's own word. None at Vertex, which has a header for it (X-Vertex-AI-LLM-Shared-Request-Type).
+    provider's own word. None where a header asks for it.
     """
     provider = provider_of(url)
-    if not tier or provider.name == "Vertex AI":
+    if not tier or provider.tier_header:
         return {}
     word, endpoint = provider.tiers.get(tier, tier), endpoint_of(url)
     if endpoint is Endpoint.CONVERSE:
@@ -363,7 +376,6 @@ def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     return {"service_tier": word}
 
 
-_GEMINI_TIERS = {"default": "standard"}
 _ANSWERED_TIERS = {
     **dict.fromkeys(("standard", "on_demand", "on-demand", "standard_only"), "default"),
     "performance": "priority",
@@ -377,14 +389,5 @@ def answered_tier(headers: Mapping[str, str], data: Any) -> str:
 
     ``headers`` have names in lower case, ``data`` is the answer. Empty if the answer doesn't say.
     """
-    places: list[Any] = [headers.get("x-gemini-service-tier")]
-    if isinstance(data, Mapping):
-        usage, google = data.get("usage"), data.get("usageMetadata")
-        places += [data.get("service_tier"), data.get("serviceTier")]
-        places += [usage.get("service_tier")] if isinstance(usage, Mapping) else []
-        places += [google.get("trafficType")] if isinstance(google, Mapping) else []
-    for place in places:
-        word = place.get("type") if isinstance(place, Mapping) else place
-        if isinstance(word, str) and word:
-            return _ANSWERED_TIERS.get(word.lower(), word.lower())
-    return ""
+    word = (headers.get("x-gemini-service-tier") or response_tier(data) or "").lower()
+    return _ANSWERED_TIERS.get(word, word)

@@ -228,10 +228,10 @@ def check_url(options: Options) -> None:
 def lacking_members(body: Mapping[str, Any], url: str) -> str:
     """The members of which ``body`` must have one for ``url``, but has none; empty if it may be a request.
 
-    Only on hosts whose API is known: elsewhere a server may take anything.
+    Only on hosts that are known to refuse it: elsewhere a server may take anything.
     """
     needed = _NEEDED.get(endpoint_of(url), frozenset())
-    if not needed.isdisjoint(body) or provider_of(url).name not in ("OpenAI", "Anthropic"):
+    if not needed.isdisjoint(body) or not provider_of(url).is_strict:
         return ""
     return " or ".join(sorted(needed))
 
@@ -267,6 +267,8 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
 
     A provider's own API is not behind ``/v1``: such a path is that of the host, as it stands.
 
+    An absolute URL on the same host gets the host's spelling in ``request_url``, so that there is one.
+
     Raises ``ValueError`` for an absolute URL on another host, unless ``rule`` permits it, and for an
     endpoint that does nothing but stream.
     """
@@ -277,12 +279,13 @@ def resolve_url(request_url: str, relative: str | None, rule: HostRule = own_hos
     base, row = urlsplit(without_login(request_url)[0]), urlsplit(relative)
     if row.netloc or row.scheme:
         target = urlsplit(without_login(urljoin(request_url, relative))[0])
-        if (target.scheme, target.netloc.lower()) != (base.scheme, base.netloc.lower()):
-            is_http = target.scheme in ("http", "https") and target.hostname
-            why = rule(target.geturl()) if is_http else "no http or https URL"
-            if why:
-                raise ValueError(f"its url {shown_url(relative)!r} is {why}")
-        return target.geturl()
+        url = target.geturl()
+        if target.scheme == base.scheme and host_of(url) == host_of(request_url) != "":
+            return target._replace(netloc=base.netloc).geturl()
+        is_http = target.scheme in ("http", "https") and target.hostname
+        if why := rule(url) if is_http else "no http or https URL":
+            raise ValueError(f"its url {shown_url(relative)!r} is {why}")
+        return url
     path, base_path = "/" + row.path.lstrip("/"), base.path.rstrip("/")
     endpoint = Endpoint.of_path(base_path)
     stem = base_path[: len(base_path) - len(endpoint.value)]  # what precedes the endpoint

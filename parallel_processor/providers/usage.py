@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
-_OLLAMA_COUNTS = ("prompt_eval_count", "eval_count")  # at the top level of a native response
+from parallel_processor.contents import response_usage
+
 _GEMINI_INPUT = ("promptTokenCount", "toolUsePromptTokenCount")
 # The fields of a usage object. Those of the first set that has a number are added up. Anthropic's
 # input_tokens exclude the cache: tokens written to it count against the limit, tokens read don't.
@@ -16,7 +18,7 @@ _USAGE_FIELDS = (
     ("input_tokens", "cache_creation_input_tokens", "output_tokens"),
     ("inputTokens", "cacheWriteInputTokens", "outputTokens"),  # Converse: as Anthropic's
     (*_GEMINI_INPUT, "candidatesTokenCount", "thoughtsTokenCount"),
-    _OLLAMA_COUNTS,
+    ("prompt_eval_count", "eval_count"),  # Ollama
 )
 _INPUT_FIELDS = (
     ("prompt_tokens",),
@@ -47,12 +49,9 @@ def read_usage(data: Any) -> tuple[int | None, int | None]:
         total, given = usage.get("total_tokens"), usage.get("prompt_tokens")
         if type(total) is int and type(given) is int and 0 <= given <= total < _MOST:
             return total, total - given  # as nearly every answer says it
-    if not isinstance(data, Mapping):
+    if (usage := response_usage(data)) is None:
         return None, None
-    usage = next(filter(None, map(data.get, ("usage", "usageMetadata", "meta", "meta_info"))), None)
-    if not isinstance(usage, Mapping):
-        usage = {name: data.get(name) for name in _OLLAMA_COUNTS}
-    elif isinstance(usage.get("tokens"), Mapping):
+    if isinstance(usage.get("tokens"), Mapping):
         usage = usage["tokens"]  # Cohere's own API
     elif isinstance(usage.get("billed_units"), Mapping):
         usage = usage["billed_units"]  # Cohere's embeddings, which say nothing else
@@ -71,6 +70,88 @@ def cached_tokens(data: Any) -> int:
     details = usage.get("prompt_tokens_details") if isinstance(usage, Mapping) else None
     count = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return int(count) if _is_count(count) else 0
+
+
+class TokenPrice(Protocol):
+    """What tokens cost."""
+
+    def cost(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        cached_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        cache_write_1h_tokens: int = 0,
+    ) -> float:
+        """What a request costs."""
+        ...
+
+
+class Use(NamedTuple):
+    """The tokens that an answer used, as they are priced."""
+
+    used_tokens: int  # as used_tokens() has them
+    input_tokens: int  # the whole prompt, cached or not
+    output_tokens: int
+    cached_tokens: int = 0  # of the prompt: read from the server's cache
+    cache_write_tokens: int = 0  # of the prompt: written to it
+    cache_write_1h_tokens: int = 0  # the same, to be kept for an hour
+
+    def cost(self, price: TokenPrice) -> float:
+        """What they cost."""
+        return price.cost(*self[1:])
+
+
+_DECODER = json.JSONDecoder()
+
+
+def text_member(body: bytes, name: str) -> Any:
+    """The value of the last member ``name`` in a JSON text, which is not parsed; ``None`` without one."""
+    key = f'"{name}"'.encode()  # in a string, its quotes would have backslashes
+    if (place := body.rfind(key)) < 0:
+        return None
+    text = body[place + len(key) :].decode("utf-8", "replace").lstrip(" \t\r\n:")
+    try:
+        return _DECODER.raw_decode(text)[0]
+    except ValueError:
+        return None
+
+
+def read_use(data: Any, body: bytes = b"") -> Use | None:
+    """What a response used; ``None`` if it doesn't say. ``body`` is its text, for one that isn't parsed."""
+    if data is None:
+        data = {name: text_member(body, name) for name in ("usage", "usageMetadata")}
+    used, output = read_usage(data)
+    if used is None:
+        return None
+    usage = data.get("usage") or data.get("usageMetadata") or {}
+    usage = usage if isinstance(usage, Mapping) else {}
+    output = output or 0
+    leaves_out = not usage.keys().isdisjoint(("cache_read_input_tokens", "cacheReadInputTokens"))
+    if leaves_out and usage.keys().isdisjoint(("prompt_tokens", "total_tokens")):
+        return _as_anthropics(usage, used, output)
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    details = details if isinstance(details, Mapping) else usage
+    names = ("cached_tokens", "cachedContentTokenCount", "prompt_cache_hit_tokens")
+    cached = min(_first(details, names) or _first(usage, names), used - output)
+    writes = ("cache_write_tokens", "cache_creation_tokens")
+    written = _first(details, writes) or _first(usage, ("cache_creation_input_tokens",))
+    written = min(written, used - output - cached)
+    return Use(used, used - output, output, cached, written)
+
+
+def _as_anthropics(usage: Mapping[str, Any], used: int, output: int) -> Use:
+    """Of a usage object whose ``input_tokens`` leave out what was read from the cache."""
+    cached = _first(usage, ("cache_read_input_tokens", "cacheReadInputTokens"))
+    written = _first(usage, ("cache_creation_input_tokens", "cacheWriteInputTokens"))
+    created = usage.get("cache_creation")
+    long = _first(created, ("ephemeral_1h_input_tokens",)) if isinstance(created, Mapping) else 0
+    long = min(long, written)
+    return Use(used, used - output + cached, output, cached, written - long, long)
+
+
+def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((int(n) for name in names if _is_count(n := usage.get(name))), 0)
 
 
 def _output(usage: Mapping[str, Any], total: int) -> int | None:

@@ -3,7 +3,7 @@
 A limit that a user sets is the account's, not the call's. So calls that follow each other share their
 minute, and so do processors that are alive at once. An account is known by its name, if ``account`` sets
 one, else by the host of the URL and a hash of the key. Within it, a quota is known by the number and the
-models that it is for.
+models that it is for. If a processor changes the number, it is changed for all that share the quota.
 
 Only the configured limits are shared. What a processor learns of the server stays its own: its answers
 tell it soon, and another processor may have other models, workers and pauses.
@@ -21,10 +21,10 @@ import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
 from weakref import WeakSet
 
-from parallel_processor.options import Limits, Options
+from parallel_processor.credentials.urls import host_of
+from parallel_processor.options import Options
 from parallel_processor.ratelimit.minute_count import MinuteCount
 from parallel_processor.ratelimit.quota import ConfiguredQuota
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -46,7 +46,9 @@ class QuotaUser(Protocol):
 
 
 class AccountLimits:
-    """The quotas of one account, or of one pattern of its models, and the queues that wait for them.
+    """The quotas of one account, and the queues that wait for them.
+
+    So that a model may come under other limits at any time, those of all patterns have one lock.
 
     Attributes:
         lock: guards this object, its quotas, the states of the buckets, and their reservations.
@@ -68,20 +70,36 @@ class AccountLimits:
     def quota(
         self, pattern: str | None, name: str, limit: float, burst_seconds: float, now: float
     ) -> ConfiguredQuota:
-        """The quota of ``limit`` for the models of ``pattern``; ``None`` is for all others."""
+        """The quota of ``limit`` for the models of ``pattern``; ``None`` is for all others.
+
+        Caller holds ``lock``.
+        """
         key = (pattern, name, limit, burst_seconds)
-        with self.lock:
-            if key not in self._quotas:
-                self._quotas[key] = ConfiguredQuota(name, limit, burst_seconds, now)
-            return self._quotas[key]
+        if key not in self._quotas:
+            self._quotas[key] = ConfiguredQuota(name, limit, burst_seconds, now)
+        return self._quotas[key]
+
+    def change(
+        self, quota: ConfiguredQuota, limit: float, burst_seconds: float, now: float
+    ) -> None:
+        """Have ``quota`` permit ``limit`` from now on, to all that share it. Caller holds ``lock``."""
+        known = next((key for key, each in self._quotas.items() if each is quota), None)
+        if known is not None and known[2:] == (limit, burst_seconds):
+            return
+        quota.change(limit, burst_seconds, now)
+        if known is not None:
+            del self._quotas[known]
+            self._quotas.setdefault((*known[:2], limit, burst_seconds), quota)
 
     def minute_count(
         self, pattern: str | None, unlimited: Sequence[str], burst_seconds: float
     ) -> MinuteCount:
-        """The count for the models of ``pattern`` of what is ``unlimited`` for them."""
-        with self.lock:
-            key = (pattern, unlimited, burst_seconds)
-            return self._minute_counts.setdefault(key, MinuteCount())
+        """The count for the models of ``pattern`` of what is ``unlimited`` for them.
+
+        Caller holds ``lock``.
+        """
+        key = (pattern, unlimited, burst_seconds)
+        return self._minute_counts.setdefault(key, MinuteCount())
 
     def forget_unused(self, now: float) -> bool:
         """Drop the quotas and counts that nobody has and that are as good as new; true if none is left."""
@@ -115,21 +133,17 @@ class Accounts:
             if key[0] != process_id or account.forget_unused(now):
                 del self._known[key]  # in a child, the lock of a parent's account may stay held
 
-    def of(
-        self,
-        options: Options,
-        limits: Limits,
-        clock: Callable[[], float],
-        pattern: str | None = None,
-    ) -> AccountLimits:
-        """Where to take the quotas of ``limits`` from. Caller holds ``FORK_LOCK`` until it has taken them.
+    def of(self, options: Options, clock: Callable[[], float]) -> AccountLimits:
+        """Where to take quotas from. Caller holds ``FORK_LOCK`` until it has taken them.
 
-        Limits of a ``pattern`` that stand under no others have a queue of their own. Nothing is shared if
-        nothing is limited, or if ``clock`` is another one: times of two clocks can't be compared.
+        Nothing is shared if nothing is limited, or if ``clock`` is another one: times of two clocks can't
+        be compared.
         """
-        if clock is not self._clock or all(each == math.inf for each in limits.by_kind.values()):
+        limits = (options.limits, *options.limits_by_model.values())
+        is_open = all(limit == math.inf for each in limits for limit in each.by_kind.values())
+        if clock is not self._clock or is_open:
             return AccountLimits(clock)
-        key = (os.getpid(), *_identity(options), options.limiter, pattern)
+        key = (os.getpid(), *_identity(options), options.limiter)
         return self._known.setdefault(key, AccountLimits(clock))
 
 
@@ -141,6 +155,5 @@ def _identity(options: Options) -> tuple[str, bytes]:
     """What two processors of one account share; the key itself is not kept."""
     if options.account is not None:
         return options.account, b""
-    host = urlsplit(options.request_url).netloc.rpartition("@")[2].lower()
     key = options.keyring.identity(options.request_url)
-    return host, hashlib.blake2b(key, digest_size=16, key=_SALT).digest()
+    return host_of(options.request_url), hashlib.blake2b(key, digest_size=16, key=_SALT).digest()

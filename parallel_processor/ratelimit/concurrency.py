@@ -128,6 +128,13 @@ class ConcurrencyLimit:
         self._bound()
         return True
 
+    def search(self) -> None:
+        """Begin to search for the best number, from what is in flight; no-op during a search."""
+        if not self._climbs:
+            self._climbs, self._sought = True, min(max(float(_FIRST), self.count), self._most)
+            self._leaps, self._factor, self._last = 0, 2.0, None
+            self._bound()
+
     def told(self, number: float) -> bool:
         """Follow headers that name the number; true if more may be in flight than before."""
         self._told = max(1.0, number)

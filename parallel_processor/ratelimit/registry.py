@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from urllib.parse import urlsplit
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.models import Upstream, WaitCause
 from parallel_processor.options import Limits, Options
-from parallel_processor.ratelimit.accounts import AccountLimits, Accounts
+from parallel_processor.ratelimit.accounts import Accounts
 from parallel_processor.ratelimit.quota import MINUTE_S
 from parallel_processor.ratelimit.reports import BucketReport, Usage
-from parallel_processor.ratelimit.shared import SharedLimits
+from parallel_processor.ratelimit.shared import SharedLimits, wake
+from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.locks import InterruptSafeLock
@@ -54,27 +55,42 @@ class _AccountQuotas:
     ) -> None:
         """Take them from ``accounts``. Caller holds ``FORK_LOCK``."""
         self._make, self._clock = make_limits(options), clock
-        account = accounts.of(options, options.limits, clock)
+        self._account = account = accounts.of(options, clock)
         self.opened_at = account.opened_at
         self.default = self._make(options.limits, clock, account=account)
         self.patterns = [
-            (pattern, self._of_pattern(options, accounts, account, pattern, limits))
+            (pattern, self._of_pattern(pattern, limits))
             for pattern, limits in options.limits_by_model.items()
         ]
 
-    def _of_pattern(
-        self,
-        options: Options,
-        accounts: Accounts,
-        account: AccountLimits,
-        pattern: str,
-        limits: Limits,
-    ) -> SharedLimits:
+    def _of_pattern(self, pattern: str, limits: Limits) -> SharedLimits:
         """The limits of ``pattern``, under those that the user set for all models, if there are any."""
-        under = self.default if self.default.ceilings else None
-        if under is None:
-            account = accounts.of(options, limits, self._clock, pattern)
-        return self._make(limits, self._clock, account=account, pattern=pattern, under=under)
+        return self._make(
+            limits, self._clock, account=self._account, pattern=pattern, under=self.default
+        )
+
+    def change(self, options: Options, buckets: list[TokenBucket]) -> list[Reservation]:
+        """Have the limits of ``options``, also for ``buckets``, which are its own; what must be woken."""
+        limits, by_model, before = options.limits, options.limits_by_model, dict(self.patterns)
+        new = {p: self._of_pattern(p, each) for p, each in by_model.items() if p not in before}
+        with self._account.lock:
+            now = self._clock()
+            self.default.change(limits, None, now)
+            self.patterns = [(pattern, (new | before)[pattern]) for pattern in by_model]
+            for pattern, shared_limits in self.patterns:  # new ones, too: the ceilings have changed
+                shared_limits.change(by_model[pattern], self.default, now)
+            moves = [(bucket, bucket.shared_limits, self._next_of(bucket)) for bucket in buckets]
+            for made in new.values():
+                made.inherit({last for _, last, following in moves if following is made}, now)
+            for bucket, _, following in moves:
+                bucket.follow(following)
+            return self.default.firsts()
+
+    def _next_of(self, bucket: TokenBucket) -> SharedLimits:
+        """The limits of ``bucket`` from now on. One for several models stays where it is if it can."""
+        if not bucket.model and bucket.shared_limits in self.all:
+            return bucket.shared_limits
+        return self.of_model(bucket.model, bucket.upstream.tier)
 
     def of_model(self, model: str, tier: str = "") -> SharedLimits:
         """Those of the first pattern that is for ``model``, or for it in this ``tier``: ``gpt*@flex``."""
@@ -164,7 +180,24 @@ class TokenBuckets:
     def _owner(self, upstream: Upstream) -> tuple[str, int]:
         """What tells the account of ``upstream`` from those of others."""
         is_one = self._options.account is not None
-        return ("", 0) if is_one else (urlsplit(upstream.url).netloc.lower(), upstream.key)
+        return ("", 0) if is_one else (host_of(upstream.url), upstream.key)
+
+    def change_limits(self, options: Options) -> None:
+        """Have the limits of ``options`` from now on, which differ in nothing else."""
+        woken: list[Reservation] = []
+        with self._lock:
+            self._options = options
+            buckets = [*self._buckets.values(), *self._shared.values()]
+            for quotas in self._quotas.values():
+                own = [each for each in buckets if self._quotas_of(each.upstream) is quotas]
+                woken += quotas.change(options, own)
+            self._shared = {
+                (each.shared_limits, at): each for (_, at), each in self._shared.items()
+            }
+        wake(woken)
+
+    def _quotas_of(self, upstream: Upstream) -> _AccountQuotas:
+        return self._quotas.get(self._owner(upstream), self._first)
 
     def limits(self) -> list[SharedLimits]:
         """The configured limits of each account: those of each pattern, and those of all other models."""
@@ -179,8 +212,7 @@ class TokenBuckets:
         upstream = like._replace(url=url)
         with self._lock:
             model = like.model or model
-            quotas = self._quotas.get(self._owner(upstream), self._first)
-            shared_limits = quotas.of_model(model, like.tier)
+            shared_limits = self._quotas_of(upstream).of_model(model, like.tier)
             if place not in self._buckets and len(self._buckets) >= self._most:
                 return self._overflow(shared_limits, upstream, like)
             return self._buckets.setdefault(place, self._make(shared_limits, upstream, model))

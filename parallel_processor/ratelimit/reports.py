@@ -23,7 +23,8 @@ class LimitReport:
         pattern: the models that ``configured`` is for; ``None`` for all that have no limits of their own.
         found: the limit that the server's headers named last; ``None`` without one.
         tried_per_minute: the rate that was found by trying, where the headers name no limit.
-        changes: when the found limit changed, in seconds from the run's start, and its new value.
+        changes: when the limit was found or set, in seconds from the run's start, and its value then.
+            Of a limit that the user set, empty while it is the first one.
         used: what was charged. For a configured limit that is the sum of all models under it.
         used_share: ``used`` as a share of what the limits in force allowed.
         others_per_minute: what other clients of the account seem to use.

@@ -71,6 +71,16 @@ class ServerLimits:
         """Have ``rates`` in the place of those so far."""
         self.rates, self.quotas = rates, rates.quotas
 
+    def follow_limits(
+        self, limits: Limits, totals: Sequence[float], now: float, *, is_open: bool
+    ) -> None:
+        """Search for what ``limits`` leave to be found, from what was sent last, and for nothing else."""
+        self.rates.follow_limits(limits, self._sent(now, totals).per_s[0], now)
+        if not is_open:
+            self.in_flight.set_free()
+        elif not self.rates.is_told:
+            self.in_flight.search()
+
     def advance(self, now: float) -> None:
         """Refill the quotas."""
         self.rates.advance(now, self.in_flight.latency_s)

@@ -105,6 +105,10 @@ class ServerQuota:
         self._explained_at = -math.inf  # the last burst of rejections
         self.level = self.capacity(GENTLE_PER_S) if is_sought else math.inf
 
+    def follow_limits(self, limits: Limits) -> None:
+        """Leave the headroom of ``limits``, and let out their burst."""
+        self.remaining.headroom, self._burst_s = limits.headroom, limits.burst_seconds
+
     # As every quota of a bucket.
 
     def advance(self, now: float) -> None:

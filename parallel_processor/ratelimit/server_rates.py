@@ -12,6 +12,7 @@ from typing import NamedTuple
 from parallel_processor.models import LimitReading, Rejection
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.quota import MINUTE_S
+from parallel_processor.ratelimit.rate_probe import GENTLE_PER_S
 from parallel_processor.ratelimit.remaining import LONGEST_PACED_S
 from parallel_processor.ratelimit.reports import LimitReport
 from parallel_processor.ratelimit.server_quota import PACE, Sent, ServerQuota, Span
@@ -62,6 +63,19 @@ class ServerRates:
         self._named: dict[str, _Named] = {}  # by what they count
         if limits.requests_per_minute == "auto":
             self._quota("requests", MINUTE_S, now, is_sought=True)
+
+    def follow_limits(self, limits: Limits, per_s: float, now: float) -> None:
+        """Search for a rate if ``limits`` are to be found now, from ``per_s``; end a search if not."""
+        was_sought = self._limits.requests_per_minute == "auto"
+        is_sought = limits.requests_per_minute == "auto"
+        self._limits = limits
+        for quota in self.quotas:
+            quota.follow_limits(limits)
+        if is_sought and not (was_sought or self.is_told or self.rate < math.inf):
+            self.search_from(max(per_s, GENTLE_PER_S), "requests", MINUTE_S, now)
+        elif was_sought and not is_sought:
+            for quota in self.quotas:
+                quota.probe.set_free()
 
     def _quota(
         self, name: str, window_s: float, now: float, *, is_sought: bool = False
@@ -116,7 +130,9 @@ class ServerRates:
 
     def search_from(self, per_s: float, name: str, window_s: float, now: float) -> None:
         """Begin a search at ``per_s``, whose answer others have found."""
-        self._quota(name, window_s, now).probe.search_from(per_s)
+        quota = self._quota(name, window_s, now)
+        quota.probe.search_from(per_s)
+        quota.level = min(quota.level, quota.capacity(per_s))
 
     def give_up(self) -> None:
         """Take back all cuts: the rate isn't the reason of the rejections."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import AccountLimits
@@ -38,6 +38,7 @@ class SharedLimits:
         quotas: the arithmetic of each limit, its own first, then the ceilings above it.
         charged: what a request takes from: ``quotas``, and what else a subclass adds.
         minute_count: what was admitted of requests and tokens, unless both are limited.
+        is_open: true if nothing is limited.
         tokens_per_minute: the limit of all tokens; infinite if there is none.
         limits_tokens: true if any limit counts tokens.
         waiting: the states of the account's buckets whose queue isn't empty.
@@ -58,28 +59,56 @@ class SharedLimits:
         The numbers that the user set in ``under``, which is of the same account, are ceilings.
         """
         account = account or AccountLimits(clock)
-        self.limits, self._pattern = limits, pattern
+        self._pattern, self._account = pattern, account
         self.lock, self.waiting, self.tickets = account.lock, account.waiting, account.tickets
-        self.opened_at = clock()
-        self._own = [
-            account.quota(pattern, name, limit, limits.burst_seconds, self.opened_at)
-            for name, limit in limits.by_kind.items()
-            if limit < math.inf
-        ]
-        self._unlimited = tuple(
-            name for name in ("requests", "tokens") if limits.by_kind[name] == math.inf
-        )
-        self.minute_count: MinuteCount | None = None
-        if self._unlimited:
-            burst_seconds = limits.burst_seconds
-            self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
-        self.quotas = [*self._own, *(under.ceilings if under is not None else ())]
-        self.charged = self.quotas
-        self._charged_before = [quota.charged for quota in self.quotas]
-        tokens = (quota.limit for quota in self.quotas if quota.name == "tokens")
+        self.opened_at = now = clock()
+        self._own: dict[str, ConfiguredQuota] = {}  # by what they count
+        self.quotas: list[ConfiguredQuota] = []
+        self.charged: list[ConfiguredQuota] = self.quotas
+        self._before: dict[ConfiguredQuota, tuple[float, float]] = {}  # charged and allowed
+        with self.lock:
+            self._have(limits, under, now)
+            self._unlimited = tuple(
+                name for name in ("requests", "tokens") if limits.by_kind[name] == math.inf
+            )
+            self.minute_count: MinuteCount | None = None
+            if self._unlimited:
+                burst_seconds = limits.burst_seconds
+                self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
+            account.users.add(self)
+
+    def _have(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
+        self.limits = limits
+        for name, limit in limits.by_kind.items():
+            if name in self._own:  # it stays, even without a limit: what was admitted is in it
+                self._account.change(self._own[name], limit, limits.burst_seconds, now)
+            elif limit < math.inf:
+                self._own[name] = self._account.quota(
+                    self._pattern, name, limit, limits.burst_seconds, now
+                )
+        self.quotas[:] = [*self._own.values(), *(under.ceilings if under is not None else ())]
+        for quota in self.quotas:
+            self._before.setdefault(quota, (quota.charged, quota.allowed(now)))
+        limited = [quota for quota in self.quotas if quota.limit < math.inf]
+        self.is_open = not limited
+        tokens = (quota.limit for quota in limited if quota.name == "tokens")
         self.tokens_per_minute = min(tokens, default=math.inf)
-        self.limits_tokens = any(quota.name != "requests" for quota in self.quotas)
-        account.users.add(self)
+        self.limits_tokens = any(quota.name != "requests" for quota in limited)
+
+    def change(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
+        """Have ``limits`` from now on. The buckets follow with :meth:`TokenBucket.follow`."""
+        self._have(limits, under, now)
+
+    def inherit(self, others: Collection[SharedLimits], now: float) -> None:
+        """Begin with what was admitted under ``others``, whose models come under these new limits.
+
+        What was unlimited leaves the whole limit.
+        """
+        for name, quota in self._own.items():
+            known = [other._own[name] for other in others if name in other._own]
+            is_limited = len(known) == len(others) and all(each.limit < math.inf for each in known)
+            if is_limited and quota.is_full(now):  # another processor may use it
+                quota.inherit(known, now)
 
     def adopt(self, url: str, model: str, state: BucketState) -> None:
         """Know ``state`` as that of the bucket of ``model`` at ``url``. Only a subclass needs it."""
@@ -92,12 +121,7 @@ class SharedLimits:
     def ceilings(self) -> Sequence[ConfiguredQuota]:
         """The quotas of its own whose number the user set."""
         kinds = self.limits.defaults
-        return [quota for quota in self._own if quota.name not in kinds]
-
-    @property
-    def is_open(self) -> bool:
-        """True if nothing is limited."""
-        return not self.quotas
+        return [quota for quota in self._own.values() if quota.name not in kinds]
 
     def levels(self, now: float) -> tuple[dict[str, float], dict[str, float]]:
         """What was admitted in the last 60 seconds, and its own limits.
@@ -108,31 +132,37 @@ class SharedLimits:
         limits = dict.fromkeys(self._unlimited, math.inf)
         if self.minute_count is not None:
             used.update(self.minute_count.in_window(now))
-        for quota, limit in zip(self._own, self.in_force(), strict=False):  # its own come first
+        own = self._own.values()
+        for quota, limit in zip(own, self.in_force(), strict=False):  # its own come first
             quota.advance(now)
-            used[quota.name], limits[quota.name] = quota.in_window, limit
+            used[quota.name], limits[quota.name] = quota.admitted, limit
         return used, limits
 
     def in_force(self) -> Sequence[float]:
         """The limit that holds for each of ``quotas``, which may be lower than its own."""
         return [quota.limit for quota in self.quotas]
 
-    def report(self, now: float) -> list[LimitReport]:
-        """How much of each limit was used."""
-        minutes = (now - self.opened_at + self.limits.burst_seconds) / MINUTE_S
+    def report(self, now: float, since_s: float = 0.0) -> list[LimitReport]:
+        """How much of each limit was used; times count from ``since_s``."""
+        burst_minutes = self.limits.burst_seconds / MINUTE_S
         found = []
-        each_in_force = zip(self.quotas, self.in_force(), self._charged_before, strict=True)
-        for quota, limit, before in each_in_force:
-            used = max(quota.charged - before, 0.0)
+        for quota, limit in zip(self.quotas, self.in_force(), strict=True):
+            if quota.limit == math.inf:
+                continue
+            charged, allowed = self._before[quota]
+            used = max(quota.charged - charged, 0.0)
+            allowed = quota.allowed(now) - allowed + burst_minutes * quota.limit
+            is_own = quota is self._own.get(quota.name)
             report = LimitReport(
                 name=quota.name,
                 configured=quota.limit,
-                is_default=quota in self._own and quota.name in self.limits.defaults,
+                is_default=is_own and quota.name in self.limits.defaults,
                 in_force=limit if limit < quota.limit else None,
                 is_leased=len(self.charged) > len(self.quotas),
-                pattern=self._pattern if quota in self._own else None,
+                pattern=self._pattern if is_own else None,
+                changes=tuple((when - since_s, number) for when, number in quota.changes),
                 used=used,
-                used_share=used / (limit * minutes),
+                used_share=used / (allowed * limit / quota.limit) if allowed < math.inf else None,
             )
             found.append(report)
         return found

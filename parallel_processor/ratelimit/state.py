@@ -121,6 +121,18 @@ class BucketState:
         self._in_flight = in_flight
         self._totals: Costs = _NOTHING  # charged so far, by kind
 
+    def follow(
+        self,
+        limits: Limits,
+        configured: Sequence[ConfiguredQuota],
+        minute_count: MinuteCount | None,
+        now: float,
+    ) -> None:
+        """Be under other ``limits`` from now on."""
+        is_open, self.configured = all(q.limit == math.inf for q in configured), configured
+        self._minute_count = minute_count
+        self.server.follow_limits(limits, self._totals, now, is_open=is_open)
+
     # Before an attempt.
 
     def admit_at_once(self, reservation: Reservation, now: float) -> bool:

@@ -123,6 +123,12 @@ class TokenBucket:
         with self._lock:
             self.shared_limits.adopt(self.url, self._name, self._state)
 
+    def follow(self, shared_limits: SharedLimits) -> None:
+        """Be under ``shared_limits``, of the same account, as they are now. Caller holds its lock."""
+        self.shared_limits = new = shared_limits
+        self._state.follow(new.limits, new.charged, new.minute_count, self._clock())
+        shared_limits.adopt(self.url, self._name, self._state)
+
     # Before an attempt.
 
     def enqueue(self, reservation: Reservation) -> bool:
@@ -297,15 +303,11 @@ class TokenBucket:
             woken = self.shared_limits.firsts()
         wake(woken)
 
-    def count_moved(self) -> None:
-        """Count a request that goes on to another lane."""
+    def count(self, *, moved_on: int = 0, downgraded: int = 0) -> None:
+        """Count requests that go on to another lane, or answers of another tier than was asked for."""
         with self._lock:
-            self._state.moved_on += 1
-
-    def count_downgraded(self) -> None:
-        """Count an answer of another tier than was asked for."""
-        with self._lock:
-            self._state.downgraded += 1
+            self._state.moved_on += moved_on
+            self._state.downgraded += downgraded
 
     # Where it stands. To be sure of a value, the caller holds the lock of ``shared_limits``.
 
@@ -390,7 +392,7 @@ class TokenBucket:
         """How its limits turned out; times count from ``since_s`` of the clock."""
         with self._lock:
             now = self._clock()
-            configured = self.shared_limits.report(now)
+            configured = self.shared_limits.report(now, since_s)
             report = self._state.report(now, since_s)
         limits = (*configured, *report.limits)
         _, key, tier, _ = self.upstream

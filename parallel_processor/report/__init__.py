@@ -8,14 +8,15 @@ Names that cross the border (module, names):
     advice       advice
     counters     Counters, Counts
     frames       ColumnType, metadata_columns, row_of, to_records
-    limit_news   LimitNews, tell_large
+    histogram    percentile_s
+    limit_news   LimitNews, tell_changed, tell_large
     progress     BarStream, Displays, Progress
     prometheus   serve_metrics
     repeats      RepeatedWarnings
-    report_file  Highlights, LiveReport, request_note
+    report_file  Highlights, LiveReport, request_note, summary_json, write_whole
     samples      RequestNote, RunReport, Sample
     snapshot     Snapshot, added, scaled
-    summary      Stats, Summary, counters_of, summary_text
+    summary      Stats, Summary, cost_fields, counters_of, summary_text
     wait_times   WaitTimes
-    wording      counted
+    wording      cause_text, clock_text, count, counted, kind_text, share_text
 """

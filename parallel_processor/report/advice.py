@@ -37,6 +37,7 @@ _REMEDIES: Mapping[StopCause, str] = {
     StopCause.EQUAL_FAILURES: "Correct what the message names (or go on in spite of it with "
     "`--stop_after_equal_failures 0`)",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
+    StopCause.BUDGET: "Raise the bound that the message names",
     StopCause.DISK: "Make room on the disk, or make the results writable",
     StopCause.PROCESSES: "Use fewer `--processes`, or allow more processes and threads (`ulimit -u`, a "
     "container's limit of pids)",
@@ -50,6 +51,8 @@ _BY_WAIT: Mapping[WaitCause, str] = {
     WaitCause.MAX_WORKERS: "Allow more requests in flight (`--max_workers`, and `ulimit -n` if that is "
     "lower): {} of the time all workers were busy.",
     WaitCause.TOKEN_COUNTING: "Use more cores with `--processes`: {} of the time tokens were counted.",
+    WaitCause.BUDGET: "Give the requests a `max_tokens` closer to what answers use: {} of the time, what "
+    "those in flight may cost left no room in the budget for the next.",
     WaitCause.DISK: "Write to a faster disk (`--save_filepath`): {} of the time it was waited for.",
     WaitCause.CONSUMER: "Read the outcomes faster: {} of the time they waited to be read.",
     WaitCause.LOOK_AHEAD: "Mix the models in the file: {} of the time one model blocked the others.",
@@ -134,9 +137,8 @@ def _failed(summary: Summary, again: str, *, is_told: bool) -> Iterator[str]:
         then = " as well."
     if lines:
         invalid = _number(lines, "invalid line")
-        step = (
-            f"Correct the {invalid} of the requests file (or give the flag that their errors name)"
-        )
+        errors = "its error names" if lines == 1 else "their errors name"
+        step = f"Correct the {invalid} of the requests file (or give the flag, if {errors} one)"
         if summary.lines_keep_places:
             step = (
                 f"Send the {invalid}, corrected, from a file of their own: in this one a line may only "

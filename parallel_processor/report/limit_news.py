@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from parallel_processor.models import Request
+from parallel_processor.options import Limits, Options
 from parallel_processor.ratelimit.server_rates import LimitChange
 from parallel_processor.ratelimit.token_bucket import TokenBucket
 
@@ -44,6 +45,23 @@ class LimitNews:
                 "set --max_%s_per_minute (in a program Limits.%s_per_minute) to that number or to auto",
                 *(f"{allowed:,.0f}", name, f"{default:,.0f}", name, name),
             )
+
+
+def tell_changed(before: Options, after: Options) -> None:
+    """Log which limits differ."""
+    was = {"all models": before.limits, **before.limits_by_model}
+    have = {"all models": after.limits, **after.limits_by_model}
+    for models in {**was, **have}:
+        if models not in have:
+            _log.info("the limits of %s are gone: its models have those of others", models)
+        elif have[models] != was.get(models):
+            _log.info("the limits of %s are now %s", models, _in_words(have[models]))
+
+
+def _in_words(limits: Limits) -> str:
+    named = {f"{kind} a minute": limit for kind, limit in limits.by_kind.items()}
+    numbers = [f"{limit:,.0f} {name}" for name, limit in named.items() if limit < math.inf]
+    return " and ".join(numbers) or ("found by trying" if limits.is_auto else "none")
 
 
 def tell_large(bucket: TokenBucket, request: Request, tokens: float) -> None:

@@ -18,9 +18,11 @@ from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
 from parallel_processor.models import WaitCause
+from parallel_processor.planning.costs import Costs
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counts
-from parallel_processor.report.wording import cause_text, round_text, share_text
+from parallel_processor.report.summary import cost_fields
+from parallel_processor.report.wording import cause_text, money, round_text, share_text
 from parallel_processor.runtime.exits import at_exit
 from parallel_processor.runtime.forks import FORK_LOCK
 from parallel_processor.runtime.notebook import is_notebook
@@ -104,6 +106,7 @@ class Progress:
         waits: returns the seconds waited so far, by cause.
         in_flight: returns how many requests are in flight.
         fraction: returns the share of the input that has been read, from 0 to 1; ``None`` if unknown.
+        costs: returns what was spent; ``None`` if money is not counted.
         show: true for a bar, or lines where there is no terminal; ``None`` for a bar or nothing.
     """
 
@@ -118,7 +121,9 @@ class Progress:
         show: bool | None,
         clock: Callable[[], float] = time.monotonic,
         file: TextIO | None = None,
+        costs: Callable[[], Costs | None] = lambda: None,
     ) -> None:
+        self._costs = costs
         self._counters = counters
         self._usage = usage
         self._waits = waits
@@ -207,6 +212,7 @@ class Progress:
             words.append(f"ETA {_eta(counts, total, done, elapsed_s)}")
             words.append(f"waiting for {self._waiting_for(now)}")
         words.append(f"{self._in_flight():,} in flight")
+        words += _money(self._costs(), counts, fraction)
         words += _rates(self._usage())
         return ", ".join(words), done, total
 
@@ -266,6 +272,15 @@ def _rates(usage: Usage) -> list[str]:
     scale = 60.0 / max(usage.span_s, 1.0)
     bounds = {name: f"/{n:,.0f}" if math.isfinite(n) else "" for name, n in usage.limits.items()}
     return [f"{usage.admitted[n] * scale:,.0f}{bound} {n}/min" for n, bound in bounds.items()]
+
+
+def _money(costs: Costs | None, counts: Counts, fraction: float | None) -> list[str]:
+    """What was spent, and what the whole will cost."""
+    if costs is None or not (costs.total or costs.before):
+        return []
+    fields = cost_fields(costs, counts, fraction)
+    so_far, expected = costs.before + costs.total + costs.uncertain, fields["expected_cost"]
+    return [money(so_far) + ("" if expected is None else f" of about {money(expected)}")]
 
 
 def _eta(counts: Counts, total: int | None, done: int, elapsed_s: float) -> str:

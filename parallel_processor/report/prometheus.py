@@ -31,6 +31,11 @@ _OF_TIERS = {
     "used_tokens": "Tokens that the answers of a service tier used",
 }
 
+_OF_COSTS = {
+    "cost": "US dollars that the answers have cost, of models that have a price",
+    "answers": "Answers that say what they used, counted where prices are",
+}
+
 
 class HasStats(Protocol):
     """A :class:`Processor`, or anything else that has such figures."""
@@ -95,6 +100,12 @@ class _Collector:
         yield _filled(errors, stats.errors)
         for name, text, label, values in _labelled(stats):
             yield _filled(GaugeMetricFamily(_full(name), text, labels=[label]), values)
+        for name, value in (("cost_dollars", "cost"), ("answered_with_usage", "answers")):
+            text = _OF_COSTS[value]
+            family = CounterMetricFamily(_full(name), text, labels=["model", "tier"])
+            for each in stats.costs:
+                family.add_metric([each.model, each.tier], getattr(each, value) or 0.0)
+            yield family
         for name, text in _OF_TIERS.items():
             family = CounterMetricFamily(_full(f"tier_{name}"), text, labels=["model", "tier"])
             yield _filled_by_tier(family, name, stats.buckets)

@@ -21,6 +21,7 @@ from parallel_processor.files.append_file import replace_file
 from parallel_processor.models import Outcome
 from parallel_processor.report.histogram import percentiles_s
 from parallel_processor.report.samples import RequestNote, RunReport, Sample, Timeline
+from parallel_processor.report.summary import Summary
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _log = logging.getLogger("parallel_processor")
@@ -133,15 +134,29 @@ def write_report(path: Path, report: RunReport) -> None:
     If the report can't be written, a warning is logged and the run goes on.
     """
     text = _page(report) if path.suffix.lower() in _PAGE_ENDINGS else _json(report)
+    write_whole(path, text, "report", is_last=not report.is_running)
+
+
+def write_whole(path: Path, text: str, what: str, *, is_last: bool = True) -> None:
+    """Have ``path`` hold ``text`` and nothing else. A pipe gets the last text only.
+
+    If that fails, a warning names ``what`` can't be written.
+    """
     try:
         path = path.resolve()
         if not path.exists() or path.is_file():
             replace_file(path, text.encode())
-        elif not report.is_running:  # a pipe or /dev/stdout gets the last report only
+        elif is_last:
             path.write_bytes(text.encode())
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
-        _log.warning("can't write the report %s: %s", path, reason)
+        _log.warning("can't write the %s %s: %s", what, path, reason)
+
+
+def summary_json(summary: Summary | None, **more: Any) -> str:
+    """``more`` and the summary's fields, as one line of JSON."""
+    fields = _plain(asdict(summary)) if summary is not None else {}
+    return json.dumps(more | fields)
 
 
 def _page(report: RunReport) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from parallel_processor.models import WaitCause
+from parallel_processor.planning.costs import Costs
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport, Usage
 from parallel_processor.report.counters import Counts
 from parallel_processor.report.histogram import percentiles_s
@@ -43,6 +44,7 @@ class Snapshot:
         default_factory=lambda: Usage(admitted={}, limits={}, waiting_for=WaitCause.NOTHING)
     )
     buckets: tuple[BucketReport, ...] = ()  # a report of the limits of each model
+    costs: Costs | None = None  # what was spent; None if money is not counted
 
     def plus(self, other: Snapshot, *, shares_limits: bool = False) -> Snapshot:
         """Both together. ``shares_limits`` says that their limits are the same ones, not two parts."""
@@ -53,6 +55,7 @@ class Snapshot:
             waited_s=added(self.waited_s, other.waited_s),
             usage=_usage(self.usage, other.usage, min if shares_limits else join),
             buckets=_buckets(self.buckets, other.buckets, join),
+            costs=self.costs.plus(other.costs) if self.costs and other.costs else None,
         )
 
     def stats(self, runs: int) -> Stats:
@@ -71,6 +74,8 @@ class Snapshot:
             read=counts.read,
             errors=counts.errors,
             buckets=self.buckets,
+            cost=None if self.costs is None else self.costs.total,
+            costs=() if self.costs is None else self.costs.models,
             **counters_of(counts),
         )
 

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from parallel_processor.exceptions import StopCause
 from parallel_processor.models import WaitCause
+from parallel_processor.planning.costs import Costs, ModelCost
 from parallel_processor.ratelimit.reports import BucketReport
-from parallel_processor.report.wording import bucket_text, round_text
+from parallel_processor.report.wording import bucket_text, cost_name, money, round_text
 from parallel_processor.runtime.notebook import html_table
 
 _MAX_BUCKETS = 10  # in the text, the busiest
@@ -80,6 +81,12 @@ class Summary(RunCounts):
         stopped_models: the models that the stop is about; empty if it is about all.
         waited_s: the seconds for which sending waited, by cause.
         buckets: a report of the limits of each model.
+        cost: US dollars that the answers of this run have cost, of models that have a price; ``None`` if
+            money is not counted.
+        expected_cost: what the whole job will have cost, earlier runs included; ``None`` if unknown.
+        cost_before: what earlier runs with the same results have spent. Only known with a budget.
+        uncertain_cost: what attempts may have cost besides, which don't say what they used. Likewise.
+        costs: what the answers of each model and service tier have cost.
         lines_keep_places: whether lines are known by their bytes, so that none may grow or shrink.
 
     >>> summary = process_file(f"{folder}/requests.jsonl", request_url=url)
@@ -99,6 +106,11 @@ class Summary(RunCounts):
     stopped_models: tuple[str, ...] = ()
     waited_s: Mapping[WaitCause, float] = field(default_factory=dict)
     buckets: tuple[BucketReport, ...] = ()
+    cost: float | None = None
+    expected_cost: float | None = None
+    cost_before: float = 0.0
+    uncertain_cost: float = 0.0
+    costs: tuple[ModelCost, ...] = ()
 
     def __str__(self) -> str:
         """The summary as lines for a person."""
@@ -121,6 +133,7 @@ class Summary(RunCounts):
             f"{self.reserved_tokens:,} reserved{self._rate(self.reserved_tokens)}, "
             f"{self.used_tokens:,} used by the answers",
         )
+        yield from self._money()
         for kind, count in self.errors_by_kind.items():
             yield f"failed with {kind}", f"{count:,}"
         busiest = sorted(self.buckets, key=lambda bucket: -bucket.admitted)[:_MAX_BUCKETS]
@@ -129,6 +142,26 @@ class Summary(RunCounts):
                 yield bucket_text(bucket, self.elapsed_s, busiest)
         if self.stop_reason and with_stop:
             yield "stopped", self.stop_reason
+
+    def _money(self) -> Iterator[tuple[str, str]]:
+        """What was spent, and for which models."""
+        if self.cost is None:
+            return
+        priced = [each for each in self.costs if each.cost is not None]
+        if priced or self.cost_before:
+            words = [f"{money(self.cost)} for the answers"]
+            words += [f"{money(self.cost_before)} before"] if self.cost_before else []
+            if self.uncertain_cost:
+                words.append(f"up to {money(self.uncertain_cost)} for attempts that didn't say")
+            if self.left and self.expected_cost is not None:
+                words.append(f"about {money(self.expected_cost)} in all")
+            yield "cost", ", ".join(words)
+        for each in priced if len(self.costs) > 1 else ():
+            tokens = f"{each.input_tokens:,} input and {each.output_tokens:,} output tokens"
+            yield f"cost of {cost_name(each)}", f"{money(each.cost or 0.0)} for {tokens}"
+        unpriced = sorted({cost_name(each) for each in self.costs if each.cost is None})
+        if unpriced:
+            yield "no price known for", ", ".join(unpriced)
 
     def _requests(self) -> str:
         counts = {
@@ -159,6 +192,24 @@ class Summary(RunCounts):
         return f" ({count * 60 / self.elapsed_s:,.0f} a minute)"
 
 
+def cost_fields(costs: Costs | None, counts: Any, fraction: float | None) -> dict[str, Any]:
+    """The fields of a :class:`Summary` about money, of a run with these ``counts``."""
+    if costs is None:
+        return {}
+    left, ended = counts.left(fraction), counts.answered + counts.failed
+    expected = None
+    if left is not None and (ended or not left):
+        spent = costs.total + costs.uncertain
+        expected = costs.before + spent + (spent / ended * left if left else 0.0)
+    return {
+        "cost": costs.total,
+        "expected_cost": expected,
+        "cost_before": costs.before,
+        "uncertain_cost": costs.uncertain,
+        "costs": costs.models,
+    }
+
+
 def summary_text(summary: Summary, *, with_stop: bool = True) -> str:
     """The summary as lines for a person; without the reason for a stop where that is shown already."""
     return "\n".join(f"{name}: {value}" for name, value in summary.rows(with_stop=with_stop))
@@ -184,6 +235,9 @@ class Stats(RunCounts):
         latency_s: the percentiles 50, 95 and 99 of the answers' latency in seconds, exact to 9 %.
             Empty while there are no answers.
         buckets: a report of each token bucket: of each model, endpoint and key.
+        cost: US dollars that the answers have cost, of models that have a price; ``None`` if money is not
+            counted.
+        costs: what the answers of each model and service tier have cost.
 
     >>> with Processor(request_url=url) as processor:
     ...     outcomes = processor.map([{"model": "m", "input": "text"}])
@@ -202,3 +256,5 @@ class Stats(RunCounts):
     waiting_for: WaitCause = WaitCause.NOTHING
     latency_s: Mapping[int, float] = field(default_factory=dict)
     buckets: tuple[BucketReport, ...] = ()
+    cost: float | None = None
+    costs: tuple[ModelCost, ...] = ()

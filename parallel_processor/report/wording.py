@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from parallel_processor.models import WaitCause
+from parallel_processor.planning.costs import ModelCost
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport
 
 _MILLION = 1e6
@@ -28,6 +29,7 @@ _CAUSE_TEXTS: Mapping[WaitCause, str] = {
     WaitCause.TOKEN_COUNTING: "token counting (CPU)",
     WaitCause.LOOK_AHEAD: "other models' requests (read-ahead is full)",
     WaitCause.ANSWERS: "the last answers",
+    WaitCause.BUDGET: "what answers under way leave of the budget",
 }
 
 
@@ -61,6 +63,18 @@ def counted(number: int, what: str) -> str:
 def round_text(number: float) -> str:
     """``number`` with two digits that count."""
     return f"{float(f'{number:.2g}'):,.0f}"
+
+
+def money(dollars: float) -> str:
+    """``dollars`` as $1,234, $12.34 or $0.00123."""
+    if abs(dollars) >= 1000:
+        return f"${dollars:,.0f}"
+    return f"${dollars:.2f}" if abs(dollars) >= 1 or not dollars else f"${dollars:.3g}"
+
+
+def cost_name(cost: ModelCost) -> str:
+    """What a model's costs are called."""
+    return (cost.model or "requests without a model") + (f" ({cost.tier})" if cost.tier else "")
 
 
 def tick_text(number: float) -> str:
@@ -221,7 +235,7 @@ def _outcome_text(limit: LimitReport, bucket: BucketReport) -> str:
     if tried is not None and tried < allowed:
         text += f", reduced to {count(tried)} after rejections (429)"
     if limit.used_share is not None:
-        number = len(limit.changes) - 1  # the first one is how it was found
+        number = len(limit.changes) - 1  # the first one is how it began
         changes = f", changed {number} time{'' if number == 1 else 's'}" if number > 0 else ""
         text += f" ({share_text(min(limit.used_share, 1.0))} used{changes})"
     return text

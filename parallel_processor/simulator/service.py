@@ -273,6 +273,7 @@ class Service:
             read=exchange.read,
             digest=exchange.digest,
         )
+        self.stats.wrote(exchange.read, written)
         if self._options.token_charge == "usage":
             self._settle(exchange, written)
         content_type = "application/json"

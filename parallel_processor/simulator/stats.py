@@ -67,6 +67,12 @@ class Stats:
         with self._lock:
             _insert(self._settled_s, self._settled, now_s, tokens)
 
+    def wrote(self, read: int, written: int) -> None:
+        """Count the tokens of an answer, which are paid for, whoever gets it."""
+        with self._lock:
+            self._counts["input_tokens_answered"] += read
+            self._counts["output_tokens_answered"] += written
+
     def count(self, name: str) -> None:
         """Count a request that ended as `name`: refused, unauthorised, bad_requests, …"""
         with self._lock:
@@ -119,6 +125,8 @@ class Stats:
             "abandoned": counts["abandoned"],
             "faults": faults,
             "tokens_received": sum(charges) + sum(settled),
+            "input_tokens_answered": counts["input_tokens_answered"],
+            "output_tokens_answered": counts["output_tokens_answered"],
             "connections_opened": counts["connections_opened"],
             "connections_now": connections,
             "connections_peak": peak_connections,

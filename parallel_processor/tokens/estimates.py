@@ -79,6 +79,7 @@ class RequestKind:
         *,
         charges_use: bool = False,
         counts_cache: bool = True,
+        guesses: bool = True,
     ) -> None:
         self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
         self.charges_use, self.counts_cache = charges_use, counts_cache
@@ -88,7 +89,8 @@ class RequestKind:
         self._lock = InterruptSafeLock()  # guards all that follows, and every change
         self._sizes: deque[int] = deque(maxlen=_KEPT)
         self._shares: deque[float] = deque(maxlen=_KEPT)
-        self._fresh = self._counted = self._tokens = self._bytes = 0
+        self._fresh = self._tokens = self._bytes = 0
+        self._counted = 0 if guesses else -math.inf
 
     def of_packs(self, count: int) -> RequestKind:
         """What is learned of ``count`` of these requests that are sent as one; nothing yet."""
@@ -144,6 +146,8 @@ class CostEstimator:
         self._kinds: dict[tuple[str, str], RequestKind] = {}
         self._packed: dict[tuple[RequestKind, int], RequestKind] = {}  # several requests as one
         self._accounting = options.token_accounting
+        # A budget needs each prompt's own count.
+        self._guesses = options.max_cost == options.max_total_tokens == math.inf
 
     def url_and_model(self, request: Request) -> tuple[str, str]:
         """Where ``request`` goes, and the model that it, or that URL, names; empty if neither does."""
@@ -202,6 +206,7 @@ class CostEstimator:
                 *self._output({}, endpoint),
                 charges_use=charges_use,
                 counts_cache=provider_of(key[0]).counts_cache,
+                guesses=self._guesses,
             )
             if len(self._kinds) < _MAX_KINDS:
                 kind = self._kinds.setdefault(key, kind)

@@ -9,7 +9,7 @@ Names that cross the border (module, names):
 
     failover   Failover
     lanes      Lanes, check_lanes
-    outage     Judgement, Outages, Verdict, longest_backoff_s
+    outage     Judgement, OUT_OF_ORDER, Outages, Verdict, longest_backoff_s
     replicas   AnyBucket, BucketGroup, share_wait
     routes     Routes
 """

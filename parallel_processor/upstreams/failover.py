@@ -24,7 +24,7 @@ from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy, shown_url
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
-from parallel_processor.upstreams.outage import Judgement, Outages, Verdict
+from parallel_processor.upstreams.outage import OUT_OF_ORDER, Judgement, Outages, Verdict
 from parallel_processor.upstreams.replicas import BucketGroup, has_failed
 from parallel_processor.upstreams.routes import Routes
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("parallel_processor")
 _LEAST_EVIDENCE = 3  # requests that one failed for good, and others answered
-_OUT = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
 
 
 class Failover:
@@ -108,7 +107,7 @@ class Failover:
             if self._routes.set_aside(group, bucket):
                 self._tell(bucket, attempt.error, for_model=True)
             return bucket not in group.alive
-        if status in _OUT:
+        if status in OUT_OF_ORDER:
             return not self._is_end(others, judged, was_reached)
         if status is AttemptStatus.FAILED:
             return self._asks_others(pending, reservation, attempt, others)

@@ -222,7 +222,7 @@ class Lanes:
         if self.is_single or (found := self._next(pending, or_left_out=or_left_out)) is None:
             return False
         before, (number, group) = pending.group, found
-        pending.bucket.count_moved()
+        pending.bucket.count(moved_on=1)
         if group.counts_tokens and not before.counts_tokens:
             pending.estimate = None  # a guess is not enough there
         pending.lane, pending.group, pending.bucket = number, group, group.members[0]
@@ -285,7 +285,7 @@ class Lanes:
     def _tell_downgrade(self, pending: PendingRequest, tier: str) -> None:
         """Another ``tier`` answered than was asked for: count that, and say it once a model."""
         bucket = pending.bucket
-        bucket.count_downgraded()
+        bucket.count(downgraded=1)
         with self._lock:
             is_new = bucket not in self._downgraded
             self._downgraded.add(bucket)

@@ -28,8 +28,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.models import Attempt, AttemptStatus
 from parallel_processor.options import RetryPolicy
 from parallel_processor.ratelimit.token_bucket import Tally, TokenBucket
@@ -37,7 +37,8 @@ from parallel_processor.runtime.locks import InterruptSafeLock
 
 _STATUSES = {502, 503, 504, *range(520, 525), 530}  # gateways, Cloudflare's included
 _BROKEN = "connection error"
-_AT_ONCE = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
+OUT_OF_ORDER = (AttemptStatus.UNREACHABLE, AttemptStatus.NOT_READY)
+"""How an attempt ends that shows by itself that the server is out of order."""
 _LEAST_S = 2.0
 _LEAST_REQUESTS = 3
 _LEAST_FAILURES = 5
@@ -158,8 +159,8 @@ class Outages:
         with self._lock:
             if bucket not in self.paused:
                 return False
-            host = urlsplit(bucket.url).netloc
-            self.paused = {each for each in self.paused if urlsplit(each.url).netloc != host}
+            host = host_of(bucket.url)
+            self.paused = {each for each in self.paused if host_of(each.url) != host}
             return True
 
     def rounds(self, bucket: TokenBucket) -> int:
@@ -202,7 +203,7 @@ class Outages:
         is_out = streak.failures >= _LEAST_FAILURES and lasts_s >= _LEAST_S and not is_alone
         is_spared = others_answered_at > streak.sent_at
         is_out = is_out or (is_spared and not is_alone)
-        is_out = is_out or streak.rounds > 0 or attempt.status in _AT_ONCE
+        is_out = is_out or streak.rounds > 0 or attempt.status in OUT_OF_ORDER
         if serves or not is_out:
             verdict = Verdict.SERVES if serves or is_alone else Verdict.DOUBTFUL
             return Judgement(verdict, self._pause_s(1), 0, streak.began_s)
@@ -228,7 +229,7 @@ def longest_backoff_s(policy: RetryPolicy, failures: int) -> float:
 
 
 def _is_outage_like(attempt: Attempt, streak: _Streak | None, has_others: bool) -> bool:
-    if attempt.status in _AT_ONCE:
+    if attempt.status in OUT_OF_ORDER:
         return True
     if attempt.status is not AttemptStatus.RETRY:
         return False

@@ -27,8 +27,8 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.models import WaitCause
 from parallel_processor.ratelimit.state import Reservation
 from parallel_processor.ratelimit.token_bucket import TokenBucket
@@ -231,8 +231,8 @@ def _preferred(
 ) -> tuple[list[TokenBucket], float]:
     """To which of ``members`` a request is offered first, and seconds until it is to the others."""
     if pending.retry_state is not None and pending.retry_state.failed_by:
-        failed_at = {_server(each) for each in members if has_failed(each, pending)}
-        elsewhere = [each for each in members if _server(each) not in failed_at]
+        failed_at = {host_of(each.url) for each in members if has_failed(each, pending)}
+        elsewhere = [each for each in members if host_of(each.url) not in failed_at]
         rest = [each for each in members if not has_failed(each, pending)]
         for found in (elsewhere, rest):
             if any(not each.server.in_flight.is_confined for each in found):
@@ -243,10 +243,6 @@ def _preferred(
         late = [each.server.in_flight.latency_s for each in members if each not in rest]
         return rest, min(late, default=math.inf)
     return members, math.inf
-
-
-def _server(member: TokenBucket) -> str:
-    return urlsplit(member.url).netloc
 
 
 def _in_time(members: list[TokenBucket], left: float) -> list[TokenBucket]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from parallel_processor.credentials.urls import host_of
 from parallel_processor.models import Upstream
 from parallel_processor.options import Options
 from parallel_processor.providers.endpoints import on_replica
@@ -23,7 +24,7 @@ class Routes:
 
     def __init__(self, options: Options, buckets: TokenBuckets) -> None:
         self._url, self.buckets = options.request_url, buckets
-        self._host = urlsplit(options.request_url).netloc
+        self._host = host_of(options.request_url)
         self._upstreams, self._keyring = upstreams_of(options), options.keyring
         self._has_login = bool(
             options.login or options.headers or options.query or options.session_factory
@@ -56,7 +57,7 @@ class Routes:
 
     def _upstreams_for(self, url: str) -> list[tuple[str, int]]:
         """The URLs that stand for ``url``, each with the number of a key."""
-        if urlsplit(url).netloc == self._host:
+        if host_of(url) == self._host:
             return [(on_replica(each.url, self._url, url), each.key) for each in self._upstreams]
         return [(url, key) for key in range(len(self._keyring.keys(url)) or 1)]
 
@@ -109,4 +110,4 @@ class Routes:
 
 
 def _owner(bucket: TokenBucket) -> _Owner:
-    return urlsplit(bucket.url).netloc.lower(), bucket.upstream.key
+    return host_of(bucket.url), bucket.upstream.key

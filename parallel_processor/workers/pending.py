@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,6 +109,11 @@ class PendingRequest:
     def failed_attempts(self) -> int:
         """How many attempts failed."""
         return 0 if self.retry_state is None else self.retry_state.sent
+
+    def tell_attempt(self, log: logging.Logger) -> None:
+        """Log that its next attempt begins."""
+        number, attempt = self.request.number, self.failed_attempts + 1
+        log.debug("request %d: attempt %d", number, attempt, extra={"request_number": number})
 
     @property
     def errors(self) -> tuple[str, ...]:

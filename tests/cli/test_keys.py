@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from parallel_processor.cli.main import main
 from parallel_processor.cli.on_ray import _key_source
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options
-from parallel_processor.providers.dialects import PROVIDERS
+from parallel_processor.providers.dialects import PROVIDERS, Provider, auth_of
 
 VARIABLES = {name for row in PROVIDERS for name in row.keys} | {"OPENAI_API_KEY"}
 CHAT = "/v1/chat/completions"
@@ -41,6 +43,12 @@ def key_of(*words: str) -> object:
     made = settings(flags)
     made["request_url"] = find_url(flags)
     return find_key(flags, made)
+
+
+def keys_of(*words: str) -> Mapping[str, str]:
+    """The keys for other hosts that the command takes."""
+    flags = parsed(*words)
+    return find_keys_by_host(flags, settings(flags))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +102,7 @@ def test_no_variable_is_for_another_provider(monkeypatch: pytest.MonkeyPatch, ro
         monkeypatch.setenv(name, f"key-of-{name}")
     names, hosts = row.keys, [host.replace("*", "x") for host in row.hosts]  # type: ignore[attr-defined]
     for host in hosts:
-        found = dict(find_keys_by_host(parsed("--allow_host", host)))
+        found = dict(keys_of("--allow_host", host))
         assert found == ({host: f"key-of-{names[0]}"} if names else {})
         url = f"https://{host}/v1/x"
         if names:
@@ -125,9 +133,22 @@ def test_a_replica_without_a_key_is_told_its_variable() -> None:
         "https://api.openai.com/v1/x",
     )
     with pytest.raises(ConfigurationError, match="openai.com/v1/x needs a key: set OPENAI_API_KEY"):
-        find_keys_by_host(parsed(*urls))
-    with_header = find_keys_by_host(parsed(*urls, "--header", "X-Gateway-Key: x"))
+        keys_of(*urls)
+    with_header = keys_of(*urls, "--header", "X-Gateway-Key: x")
     assert with_header == {"api.openai.com": ""}
+
+
+def test_headers_from_a_pipe_count_for_a_replica() -> None:
+    """A pipe, such as a shell's <(...), can be read once."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"X-Gateway-Key: x\n")
+        os.close(writer)
+        urls = [word for url in "ab" for word in ("--request_url", f"https://{url}.example/v1/x")]
+        found = keys_of(*urls, "--header", f"@/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+    assert found == {"b.example": ""}
 
 
 def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +156,8 @@ def test_a_host_that_was_allowed_gets_no_key_by_chance(monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     monkeypatch.setenv("TEAM_KEY", "team")
     words = ("--allow_host", "gateway.example", "--allow_host", "r.openai.azure.com")
-    assert find_keys_by_host(parsed(*words)) == {}
-    found = find_keys_by_host(parsed(*words, "--api_key_for", "gateway.example=TEAM_KEY"))
+    assert keys_of(*words) == {}
+    found = keys_of(*words, "--api_key_for", "gateway.example=TEAM_KEY")
     assert found == {"gateway.example": "team"}
 
 
@@ -150,23 +171,23 @@ def test_each_replica_gets_the_key_of_its_provider(monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     with pytest.raises(ConfigurationError, match="groq.com/v1/x needs a key: set GROQ_API_KEY"):
-        find_keys_by_host(parsed(*urls))
-    assert find_keys_by_host(parsed(*urls, "--api_key", "typed")) == {}
+        keys_of(*urls)
+    assert keys_of(*urls, "--api_key", "typed") == {}
     monkeypatch.setenv("TEAM_KEY", "team")
     named = ("--api_key_for", "api.groq.com=TEAM_KEY")
-    assert find_keys_by_host(parsed(*urls, *named)) == {"api.groq.com": "team"}
+    assert keys_of(*urls, *named) == {"api.groq.com": "team"}
     monkeypatch.setenv("GROQ_API_KEY", "groq")
-    assert find_keys_by_host(parsed(*urls)) == {"api.groq.com": "groq"}
+    assert keys_of(*urls) == {"api.groq.com": "groq"}
     assert key_of(*urls) == "openai"
     monkeypatch.delenv("OPENAI_API_KEY")
     local = ("--request_url", "https://api.groq.com/v1/x", "--request_url", "http://127.0.0.1:1/v1")
-    assert find_keys_by_host(parsed(*local)) == {"127.0.0.1:1": ""}
+    assert keys_of(*local) == {"127.0.0.1:1": ""}
     made = {"request_url": local[1], "replica_urls": [local[3]], "api_key": key_of(*local)}
-    keyring = Options(**made, api_keys=find_keys_by_host(parsed(*local))).keyring
+    keyring = Options(**made, api_keys=keys_of(*local)).keyring
     assert (keyring.keys(local[1]), keyring.keys(local[3])) == (("groq",), ())
     monkeypatch.setenv("OPENAI_API_KEY", "openai")
     local = ("--request_url", "http://127.0.0.1:1/v1/x", "--request_url", "http://127.0.0.2:1/v1/x")
-    assert find_keys_by_host(parsed(*local)) == dict.fromkeys(["127.0.0.2:1"], "openai")
+    assert keys_of(*local) == dict.fromkeys(["127.0.0.2:1"], "openai")
 
 
 def test_on_a_cluster_no_variable_is_for_another_provider(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +206,8 @@ def test_on_a_cluster_no_variable_is_for_another_provider(monkeypatch: pytest.Mo
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for name in ("MISTRAL_API_KEY", "XAI_API_KEY", "TEAM"):
         monkeypatch.setenv(name, name)
-    source = _key_source(
-        build_ray_parser().parse([*words, "--fallback_url", "https://api.x.ai/v1"])
-    )
+    flags = build_ray_parser().parse([*words, "--fallback_url", "https://api.x.ai/v1"])
+    source = _key_source(flags, flags.request_url)
     assert source.variable == "MISTRAL_API_KEY"
     wanted = {"api.groq.com": "GROQ_API_KEY", "127.0.0.1:1": "", "h.example": "TEAM"}
     assert source.host_variables == {**wanted, "api.x.ai": "XAI_API_KEY"}
@@ -198,6 +218,41 @@ def test_on_a_cluster_no_variable_is_for_another_provider(monkeypatch: pytest.Mo
         **source.complete({"request_url": "https://api.mistral.ai/v1/x", "replica_urls": replicas})
     ).keyring
     assert [keyring.keys(url) for url in replicas] == [("groq",), (), ("TEAM",)]
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://127.0.0.1:1/v1/x", ""),  # which needs none
+        ("https://r.openai.azure.com/v1/x", "AZURE_API_KEY"),
+        ("https://h.example/v1/x", "OPENAI_API_KEY"),  # which the nodes may have
+    ],
+)
+def test_on_a_cluster_an_empty_variable_has_no_key(
+    monkeypatch: pytest.MonkeyPatch, url: str, found: str
+) -> None:
+    """Nor one of spaces: it is as if it were not set."""
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", " ")
+    monkeypatch.setenv("AZURE_API_KEY", "key")
+    words = ["--requests_filepath", "in.jsonl", "--address", "auto"]
+    replica = "http://127.0.0.2:1/v1/x"
+    flags = build_ray_parser().parse([*words, "--request_url", url, "--request_url", replica])
+    source = _key_source(flags, flags.request_url)
+    assert (source.variable, source.host_variables) == (found, {"127.0.0.2:1": ""})
+
+
+def test_the_base_url_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by run-on-ray, which has to know who the server is to find its key."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example/v1")
+    given = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": "a"}])
+    words = ["--requests_filepath", str(given), "--address", "auto", "--header", "X-Key: secret"]
+    assert main(["run-on-ray", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("--request_url is not given") == 1
+    assert "would be visible to everybody who can see the cluster" in said
 
 
 def test_a_login_in_a_fallback_url_is_not_shown(
@@ -212,7 +267,7 @@ def test_a_login_in_a_fallback_url_is_not_shown(
         "--fallback_url",
         "https://me:secret@api.groq.com/v1",
     )
-    assert find_keys_by_host(parsed(*words)) == {"api.groq.com": "groq"}
+    assert keys_of(*words) == {"api.groq.com": "groq"}
     assert main(["--requests_filepath", str(given), *words]) == 2
     said = capsys.readouterr().err
     assert "must have no login in it" in said and "secret" not in said
@@ -230,7 +285,7 @@ def test_a_login_in_a_fallback_url_is_not_shown(
 def test_a_key_for_a_host_is_in_a_variable(words: list[str], expected: str) -> None:
     """A key that was typed there is not shown."""
     with pytest.raises(ConfigurationError, match=expected) as caught:
-        find_keys_by_host(parsed(*words))
+        keys_of(*words)
     assert "sk-secret" not in str(caught.value)
 
 
@@ -250,6 +305,18 @@ def test_a_header_with_a_key_is_a_key() -> None:
     assert key_of(*url, "--query", "code=x") is None
     with pytest.raises(ConfigurationError, match="needs a key"):
         key_of(*url, "--header", "X-Team: x")
+
+
+@pytest.mark.parametrize("row", [row for row in PROVIDERS if row.keys], ids=lambda row: row.name)
+def test_a_typed_header_takes_the_place_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch, row: Provider
+) -> None:
+    """The one in which the provider's key goes; beside another one the key is sent."""
+    monkeypatch.setenv(row.keys[0], "key")
+    url = next((url for url in row.urls if "://localhost" not in url), f"https://{row.hosts[0]}/x")
+    words = ("--request_url", url, "--header")
+    assert key_of(*words, f"{auth_of(url).header}: typed") is None
+    assert key_of(*words, "X-Team: blue") == "key"
 
 
 @pytest.mark.parametrize(

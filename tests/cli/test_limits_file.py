@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command, run, write_lines
+from raw_server import RawServer, Visit, answer_all
 
-from parallel_processor.cli.limits_file import read_limits_file
+from parallel_processor.cli.limits_file import LimitsWatch, read_limits_file
 from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Limits
+from parallel_processor.processor import Processor
 
 
 def read(tmp_path: Path, content: object, **common: float) -> dict[str, Limits]:
@@ -125,3 +130,120 @@ def test_a_file_that_cant_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path, binary):
         with pytest.raises(ConfigurationError, match="can't read the limits in"):
             read_limits_file(path)
+
+
+# A file that changes while a run goes on.
+
+
+@pytest.fixture
+def processor(tmp_path: Path) -> Processor:
+    """A processor with the limits of the file ``limits.json``."""
+    path = tmp_path / "limits.json"
+    put(path, {"*": {"requests_per_minute": 600}})
+    by_model = read_limits_file(path, burst_seconds=2.0, headroom=0.1)
+    limits = Limits(burst_seconds=2.0, headroom=0.1)
+    url = "http://127.0.0.1:9/v1/embeddings"
+    return Processor(request_url=url, limits=limits, limits_by_model=by_model)
+
+
+def put(path: Path, content: object) -> None:
+    """Have the file hold ``content`` in one step, as JSON unless it is text."""
+    other = path.with_name("new")
+    other.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    os.replace(other, path)
+
+
+def in_force(processor: Processor) -> list[tuple[str, float]]:
+    """The limits on requests, by pattern, in their order."""
+    limits = processor.options.limits_by_model
+    return [(pattern, each.by_kind["requests"]) for pattern, each in limits.items()]
+
+
+def test_a_changed_file_is_followed(processor: Processor, tmp_path: Path) -> None:
+    """Numbers, patterns and their order; burst and headroom stay those of the command line."""
+    path = tmp_path / "limits.json"
+    watch = LimitsWatch(path, processor)
+    watch.look()
+    assert in_force(processor) == [("*", 540.0)]
+    for content in ({"a": 1, "*": 600}, {"*": 600, "a": 1}, {"*": "inf"}, {}):
+        put(path, {name: {"requests_per_minute": rpm} for name, rpm in content.items()})
+        watch.look()
+        found = {name: float(rpm) * 0.9 for name, rpm in content.items()}
+        assert in_force(processor) == list(found.items())
+    assert processor.stats().limits["requests"] == 1350
+
+
+def test_a_file_behind_a_link_is_followed(processor: Processor, tmp_path: Path) -> None:
+    """Kubernetes mounts a file so: the link to its directory is replaced, the file's own time is older."""
+    for name, rpm in (("old", 60), ("new", 120)):
+        (tmp_path / name).mkdir()
+        put(tmp_path / name / "limits.json", {"*": {"requests_per_minute": rpm}})
+        os.utime(tmp_path / name / "limits.json", (0, 0))
+    link = tmp_path / "data"
+    link.symlink_to("old")
+    watch = LimitsWatch(link / "limits.json", processor)
+    watch.look()
+    assert in_force(processor) == [("*", 54.0)]
+    (tmp_path / "next").symlink_to("new")
+    os.replace(tmp_path / "next", link)
+    watch.look()
+    assert in_force(processor) == [("*", 108.0)]
+
+
+@pytest.mark.parametrize("wrong", ["{", '{"*": {"rpm": 5}}', None])
+def test_a_wrong_file_changes_nothing(
+    processor: Processor, tmp_path: Path, wrong: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning names the entry, however often the file is read; a good file after it is followed."""
+    path = tmp_path / "limits.json"
+    watch = LimitsWatch(path, processor)
+    for rpm in (60, 120):
+        path.unlink() if wrong is None else put(path, wrong)
+        caplog.clear()
+        watch.look()
+        assert not caplog.records  # it may have been half written
+        for _ in range(5):
+            watch.look()
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert str(path) in record.message and "the limits of before hold" in record.message
+        assert {"{": "Expecting", None: "No such file"}.get(wrong, "'rpm'") in record.message
+        assert in_force(processor)[0][1] != rpm * 0.9
+        put(path, {"*": {"requests_per_minute": rpm}})
+        watch.look()
+        assert in_force(processor) == [("*", rpm * 0.9)]
+
+
+def test_a_run_follows_its_file(tmp_path: Path) -> None:
+    """The limit would hold the last requests back for an hour; a higher one sends them at once."""
+    path = tmp_path / "limits.json"
+    put(path, {"*": {"requests_per_minute": 0.01, "tokens_per_minute": "inf"}})
+    source = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": str(n)} for n in range(5)])
+    changes = [{"*": {"requests_per_minute": "inf", "tokens_per_minute": "inf"}}]
+
+    def answer(visit: Visit) -> None:
+        while visit.read():
+            if changes:  # the first request is alone
+                put(path, changes.pop())
+            visit.answer()
+
+    with RawServer(answer) as server:
+        url = ("--request_url", f"{server.url}/v1/embeddings")
+        done = run("--requests_filepath", source, *url, "--limits", path)
+    assert done.returncode == 0, done.stderr
+    assert len(server.bodies) == 5
+    assert "the limits of * are now none" in done.stderr
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """``--limits <(command)`` works, and is not taken for a file that has become wrong."""
+    source = write_lines(tmp_path / "in.jsonl", [{"model": "m", "input": "text"}])
+    with RawServer(answer_all) as server:
+        url = f"--request_url {server.url}/v1/embeddings"
+        limits = """<(echo '{"*": {"requests_per_minute": 600}}')"""
+        words = " ".join(command("--requests_filepath", source))
+        line = f"{words} {url} --limits {limits}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "600 requests/min" in done.stderr
+    assert "WARNING" not in done.stderr

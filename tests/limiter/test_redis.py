@@ -239,6 +239,30 @@ def test_the_summary_names_the_limit_in_force(redis: RedisServer, tmp_path: Path
     assert "1,200 requests/min, which another process set, instead of 6,000" in str(summary)
 
 
+def test_limits_that_change_are_leased(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lower one holds for all processes from the next lease on, a higher one after two minutes."""
+    settings: dict[str, Any] = {"limiter": redis.url, "account": "a"}
+    with arrivals() as server, processor(server.url, limits=a_minute(6000), **settings) as made:
+        assert all(outcome.ok for outcome in made.map(rows(5)))
+        made.set_limits(a_minute(1200), {"m*": a_minute(3000)})
+        assert all(outcome.ok for outcome in made.map(rows(5)))
+        settings["limiter"] += "?client_name=b"
+        with processor(server.url, limits=a_minute(6000), **settings) as other:
+            assert other.map(rows(1))[0].ok
+            assert other.stats().limits["requests"] == 1200
+        caplog.clear()
+        made.set_limits(a_minute(2400), {})
+        assert all(outcome.ok for outcome in made.map(rows(5)))
+        assert made.stats().limits["requests"] == 1200
+        assert any("that holds here, not 2400" in each.getMessage() for each in caplog.records)
+        made.set_limits(a_minute(math.inf), {})
+        assert all(outcome.ok for outcome in made.map(rows(5)))
+        assert made.stats().limits["requests"] == math.inf
+    assert len(server.times) == 21
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_leases_for_itself(redis: RedisServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_processor.providers.usage import read_usage, used_tokens
+from parallel_processor.providers.usage import Use, read_usage, read_use, used_tokens
 
 GEMINI = {"promptTokenCount": 5, "candidatesTokenCount": 7, "thoughtsTokenCount": 4}
 OPENAI = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
@@ -120,3 +121,61 @@ def test_the_output_is_a_part_of_what_was_used(name: str, usage: dict[str, Any])
         used, output = read_usage(answer)
         assert used is None or used >= 0
         assert output is None or (used is not None and 0 <= output <= used)
+
+
+@pytest.mark.parametrize(
+    ("answer", "use"),
+    [
+        (usage(**OPENAI, prompt_tokens_details=CACHED), Use(12, 5, 7, 3)),
+        (usage(**OPENAI, prompt_tokens_details={"cache_write_tokens": 2}), Use(12, 5, 7, 0, 2)),
+        (usage(prompt_tokens=5, total_tokens=5), Use(5, 5, 0)),
+        (usage(input_tokens=9, output_tokens=4, input_tokens_details=CACHED), Use(13, 9, 4, 3)),
+        (gemini(**GEMINI, cachedContentTokenCount=2), Use(16, 5, 11, 2)),
+        (usage(inputTokens=5, outputTokens=7, cacheReadInputTokens=40), Use(12, 45, 7, 40)),
+        # BerriAI/litellm#9812: tokens that are written to a cache are not plain ones, too.
+        (
+            usage(
+                input_tokens=3,
+                cache_creation_input_tokens=12304,
+                cache_read_input_tokens=0,
+                output_tokens=550,
+            ),
+            Use(12857, 12307, 550, 0, 12304),
+        ),
+        (
+            usage(
+                input_tokens=3,
+                cache_creation_input_tokens=300,
+                cache_read_input_tokens=1000,
+                cache_creation={"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200},
+                output_tokens=5,
+            ),
+            Use(308, 1303, 5, 1000, 100, 200),
+        ),
+        # BerriAI/litellm#11364: a gateway counts them within the prompt, and says them twice.
+        (
+            usage(
+                prompt_tokens=98805,
+                completion_tokens=5120,
+                total_tokens=103925,
+                prompt_tokens_details={"cached_tokens": 66360, "cache_creation_tokens": 32435},
+                cache_read_input_tokens=66360,
+                cache_creation_input_tokens=32435,
+            ),
+            Use(103925, 98805, 5120, 66360, 32435),
+        ),
+        ({"id": "a"}, None),
+        (None, None),
+    ],
+)
+def test_what_an_answer_used_is_read_as_it_is_priced(answer: Any, use: Use | None) -> None:
+    """The prompt is whole, and the cache's parts of it are told apart."""
+    assert read_use(answer) == use
+    assert read_use(None, json.dumps(answer).encode()) in (use, None)
+
+
+def test_the_usage_of_a_text_that_is_not_parsed_is_found() -> None:
+    """A text in it that looks like one has its quotes escaped."""
+    text = {"text": '"usage": {"total_tokens": 1}', "usage": OPENAI, "data": [0.1, 0.2]}
+    assert read_use(None, json.dumps(text).encode()) == Use(12, 5, 7)
+    assert read_use(None, b'{"usage": {"total_tokens": 1') is None

@@ -265,7 +265,7 @@ def test_shared_limits_report_what_all_their_buckets_used() -> None:
     shared.arrive(bucket=A)
     shared.arrive(bucket=B)
     shared.clock.now_s += 29.5
-    (report,) = shared.shared_limits.report(shared.clock.now_s)
+    (report,) = shared.shared_limits.report(shared.clock.now_s, 0.0)
     assert (report.name, report.configured, report.used) == ("requests", 600, 2)
     assert report.used_share == pytest.approx(2 / 300)
 
@@ -318,7 +318,7 @@ def test_a_crowd_of_threads_keeps_the_rules() -> None:
         for (when, _), amount in zip(sent, amounts, strict=True):
             count.add(when, amount)
         assert count.busiest() <= limit
-    assert [each.used for each in shared_limits.report(clock())] == [len(sent), sum(amounts)]
+    assert [each.used for each in shared_limits.report(clock(), 0.0)] == [len(sent), sum(amounts)]
     assert sum(bucket.report(0.0).admitted for bucket in shared) == len(sent)
     assert not any(bucket.server.in_flight.count for bucket in shared)
     assert not shared_limits.waiting

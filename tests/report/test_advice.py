@@ -92,7 +92,12 @@ WAITED_FOR_TOKENS = {TOKENS: 50.0}
         (run(already_failed=1), "Look at the errors of the failed request, then run the same"),
         (
             run(failed=3, errors_by_kind={INVALID_REQUEST: 3}),
-            "Correct the 3 invalid lines of the requests file (or give the flag that their errors name), "
+            "Correct the 3 invalid lines of the requests file (or give the flag, if their errors "
+            "name one), then run the same command again",
+        ),
+        (
+            run(failed=1, errors_by_kind={INVALID_REQUEST: 1}),
+            "Correct the invalid line of the requests file (or give the flag, if its error names one), "
             "then run the same command again",
         ),
         (

@@ -17,7 +17,15 @@ from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.exceptions import RunStoppedError, StopCause
 from parallel_processor.files.formats import made_request
-from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Rejection, Response
+from parallel_processor.models import (
+    Attempt,
+    AttemptStatus,
+    Estimate,
+    Outcome,
+    Rejection,
+    Response,
+    Upstream,
+)
 from parallel_processor.options import Limits, Options, RetryPolicy
 from parallel_processor.ratelimit.registry import TokenBuckets
 from parallel_processor.ratelimit.state import Reservation
@@ -332,6 +340,23 @@ def judged(steps: list[Any], requests: int = 1000) -> list[Verdict]:
             found = outages.judge(bucket, number % requests, admitted_at, attempt)
             verdicts.append(found.verdict)
     return verdicts
+
+
+def test_a_server_is_back_for_all_its_models_however_it_is_written() -> None:
+    """A host in upper case, or with its usual port, is the same one. Another server's pause goes on."""
+    world = World()
+    urls = (
+        "http://a.example/v1/x",
+        "http://A.example/v1/x",
+        "http://a.example:80/x",
+        "http://b.example/x",
+    )
+    buckets = [TokenBucket(NO_LIMITS, clock=world.clock, upstream=Upstream(url)) for url in urls]
+    outages = Outages(RetryPolicy(), world.clock)
+    for bucket in buckets:
+        outages.note_pause(bucket)
+    assert outages.is_back(buckets[0])
+    assert outages.paused == {buckets[3]}
 
 
 D, OUT, S = Verdict.DOUBTFUL, Verdict.OUT, Verdict.SERVES

@@ -161,6 +161,18 @@ def test_it_goes_on_to_another_server_before_another_key() -> None:
     assert client.group.admitted(place)[0] is client.members[3]
 
 
+def test_a_server_that_is_written_in_two_ways_is_one() -> None:
+    """Its other URL comes after another server."""
+    client = Client(9, 9, 9)
+    urls = "http://a.example/v1/x", "http://A.example:80/v2/x", "http://b.example/v1/x"
+    members = [
+        TokenBucket(NO_LIMITS, clock=client.clock, most_in_flight=9, upstream=Upstream(url))
+        for url in urls
+    ]
+    client.members, client.group = members, BucketGroup(members, client.clock)
+    assert {client.send(members[0])[0] for _ in range(4)} == {2}
+
+
 def test_it_goes_on_to_one_that_has_answered_something() -> None:
     """Of the others nothing is known: they may be out of order, too."""
     client = Client(9, 9, 9)
@@ -241,12 +253,27 @@ def routes_of(**settings: Any) -> Routes:
             ["http://a.example/v1/embeddings", "http://b.example/proxy/v1/embeddings"],
         ),
         ("http://b.example/v1/embeddings", ["http://b.example/v1/embeddings"]),
+        (
+            "http://A.example:80/v1/embeddings",
+            ["http://a.example/v1/embeddings", "http://b.example/proxy/v1/embeddings"],
+        ),
     ],
 )
 def test_a_url_on_the_first_host_stands_for_all(url: str, urls: list[str]) -> None:
     """What precedes the endpoint is each one's own. A URL on another host is that alone."""
     group = routes_of().group(url, "m")
     assert [member.url for member in group.members] == urls
+
+
+def test_a_refused_key_is_refused_however_its_host_is_written() -> None:
+    """A host in upper case, or with its usual port, is the same server with the same key and limits."""
+    again = ["http://B.example/v1/chat/completions", "http://b.example:80/x/v1/chat/completions"]
+    routes = routes_of(replica_urls=again)
+    group = routes.group(URL, "m")
+    assert isinstance(group, BucketGroup)
+    assert group.members[1].shared_limits is group.members[2].shared_limits
+    assert routes.refuse(group, group.members[1])
+    assert group.alive == group.members[:1]
 
 
 def test_one_upstream_has_no_group() -> None:

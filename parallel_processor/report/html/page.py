@@ -16,7 +16,7 @@ from parallel_processor.report.html.panels import charts_of
 from parallel_processor.report.html.tables import tables
 from parallel_processor.report.samples import RunReport, requests_per_minute_now
 from parallel_processor.report.summary import Summary
-from parallel_processor.report.wording import clock_text, count, moment_text, share_text
+from parallel_processor.report.wording import clock_text, count, moment_text, money, share_text
 
 _REFRESH_S = 10
 _LONG = 9  # characters of a figure that gets a smaller font
@@ -84,6 +84,7 @@ def _figures(report: RunReport) -> Markup:
         _tile("Attempts", count(summary.attempts), f"{count(summary.retries)} retries"),
         _tile("Rejected (429)", count(summary.rate_limited), _rejections(summary)),
         _tile("Tokens used", count(summary.used_tokens), _reserved(summary)),
+        *_money_tiles(summary),
         _tile("Requests/min", *_pace(report)),
     ]
     return tag("section", tag("h2", "Key figures", class_="hidden"), *tiles, class_="tiles")
@@ -140,6 +141,15 @@ def _rejections(summary: Summary) -> str:
 
 def _reserved(summary: Summary) -> str:
     return f"{count(summary.reserved_tokens)} reserved" if summary.reserved_tokens else ""
+
+
+def _money_tiles(summary: Summary) -> list[Markup]:
+    if summary.cost is None or not (summary.cost or summary.cost_before):
+        return []
+    words = [f"{money(summary.cost_before)} before"] if summary.cost_before else []
+    if summary.left != 0 and summary.expected_cost is not None:
+        words.append(f"about {money(summary.expected_cost)} in all")
+    return [_tile("Cost", money(summary.cost), ", ".join(words))]
 
 
 def _pace(report: RunReport) -> tuple[str, str]:

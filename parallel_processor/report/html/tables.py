@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from parallel_processor.planning.costs import ModelCost
 from parallel_processor.ratelimit.reports import BucketReport, LimitReport
 from parallel_processor.report.html.markup import Markup, tag
 from parallel_processor.report.samples import RequestNote, RunReport
@@ -14,6 +15,7 @@ from parallel_processor.report.wording import (
     count,
     kind_text,
     latency_text,
+    money,
     share_text,
     waits_text,
     window_text,
@@ -30,6 +32,7 @@ def tables(report: RunReport) -> list[Markup]:
     return [
         *_section("Limits", "", _limits(report, busiest)),
         *_section("Models", "", _models(busiest)),
+        *_section("Cost", "", _costs(report.summary.costs)),
         *_section("Errors by kind", "", _errors(report)),
         *_section("Failed requests", "The latest first.", _notes(report.failures)),
         *_section("Slowest answers", "", _notes(report.slowest)),
@@ -104,7 +107,7 @@ def _number(number: float | None) -> str:
 
 
 def _changes(limit: LimitReport) -> str:
-    """The last changes of the found limit: to what, and when."""
+    """The last changes of the limit: to what, and when."""
     last = limit.changes[-_MAX_CHANGES:]
     words = [f"{count(value)} at {clock_text(at_s)}" for at_s, value in last]
     if len(last) < len(limit.changes):
@@ -136,6 +139,21 @@ def _models(buckets: Sequence[BucketReport]) -> Markup | None:
         for row, bucket in zip(rows, buckets, strict=True):
             row += [count(bucket.moved_on), count(bucket.downgraded)]
     return _table((*heads, *more), rows)
+
+
+def _costs(costs: Sequence[ModelCost]) -> Markup | None:
+    if all(each.cost is None for each in costs):
+        return None
+    heads = ("Model", "Tier", "#Answers", "#Input tokens", "#Output tokens", "#Cost")
+    rows = [
+        [
+            *(each.model or "requests without a model", each.tier),
+            *map(count, (each.answers, each.input_tokens, each.output_tokens)),
+            "no price known" if each.cost is None else money(each.cost),
+        ]
+        for each in costs
+    ]
+    return _table(heads, rows)
 
 
 def _errors(report: RunReport) -> Markup | None:

@@ -1,0 +1,294 @@
+"""Makes a plan: the requests are read, walked through under their limits, and priced.
+
+``job`` reads the requests, ``forecast`` walks through them under their limits, ``changes`` says what else
+could be done, and ``prices`` what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.files.sources import Source
+from parallel_processor.files.verify import find_answered
+from parallel_processor.models import WaitCause
+from parallel_processor.options import Options, OutputFormat, shown_url
+from parallel_processor.planning.changes import (
+    ALL,
+    PACKED,
+    Change,
+    Shares,
+    other_limits,
+    pack_size,
+    packed,
+    scaled,
+    without_equal,
+)
+from parallel_processor.planning.forecast import Forecast, forecast
+from parallel_processor.planning.job.bounds import first_lane
+from parallel_processor.planning.job.equal_lines import Repeated
+from parallel_processor.planning.job.parts import scan
+from parallel_processor.planning.job.scan import (
+    Group,
+    Notes,
+    ScanJob,
+    Tally,
+    place_of,
+    without_secrets,
+)
+from parallel_processor.planning.job.trace import Load
+from parallel_processor.planning.plan import Finding, Findings, GroupPlan, Plan
+from parallel_processor.planning.prices import BATCH, Price, find_prices
+
+_CHEAPER = ("flex", BATCH)  # tiers
+_HOUR_MINUTES, _MILLION = 60.0, 1e6
+
+
+def make_plan(
+    sources: Sequence[Source],
+    options: Options,
+    *,
+    results: Iterable[Path] = (),
+    keep_failures: bool = False,
+    output_format: OutputFormat = "auto",
+    model: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    latency_s: float = 1.0,
+    processes: int = 1,
+) -> Plan:
+    """Read ``sources`` as a run with ``options`` would.
+
+    Args:
+        results: the results file and the errors file of earlier runs, if there are any. They stay as they
+            are.
+        sample: how many requests of each model and URL to count; ``None``: all.
+        seed: chooses which.
+        latency_s: how long an answer takes.
+        processes: how many read a plain file. Tables need 1, and the format ``batch`` has it: ids that are
+            numbers of lines are known to who reads them all.
+
+    Raises :class:`InputFileError` and :class:`ResultsFileError` for files that a run would refuse.
+    """
+    for name, value, least in (("sample", sample, 2), ("latency_s", latency_s, 0)):
+        if value is not None and not value >= least:
+            raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+    job = ScanJob(
+        options=without_secrets(options),
+        output_format=output_format,
+        model=model,
+        sample=sample,
+        seed=seed,
+    )
+    answered = find_answered(results, keep_failures=keep_failures)
+    has_records = not (answered.is_empty and answered.kept_failures.is_empty)
+    if output_format == "batch":
+        processes = 1
+    tally, units = scan(sources, job, answered if has_records else None, processes)
+    return _Planner(sources, options, tally, units, latency_s).plan()
+
+
+class _Planner:
+    """Makes a plan of what was read."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        options: Options,
+        tally: Tally,
+        units: Sequence[str],
+        latency_s: float,
+    ) -> None:
+        self._sources, self._options, self._tally, self._units = sources, options, tally, units
+        self._latency_s, self._prices = latency_s, find_prices(options.prices)
+        self._groups = list(tally.groups.values())
+        self._repeated = tally.repeated.repeated(len(self._groups))
+        self._tier = first_lane(options).tier
+        self._loads = tally.trace.loads([group.tokens_per_size for group in self._groups])
+
+    def plan(self) -> Plan:
+        """The plan."""
+        tally, options = self._tally, self._options
+        loads = self._as_sent()
+        told = self._forecast(loads, options)
+        groups = tuple(map(self._group, self._groups, self._repeated))
+        return Plan(
+            names=tuple(source.name for source in self._sources),
+            lines=tally.requests + tally.bad.count + tally.answered + tally.kept,
+            bad=self._findings(tally.bad),
+            conflicts=self._conflicts(),
+            oversized=self._findings(tally.oversized),
+            alone=self._findings(tally.alone),
+            answered=tally.answered,
+            kept_failures=tally.kept,
+            requests=tally.requests,
+            equal=sum(each.requests for each in self._repeated),
+            groups=groups,
+            forecast=told,
+            latency_s=self._latency_s,
+            is_lower_bound=self._is_open(told),
+            hourly=_hourly(loads),
+            exceeded=self._exceeded(loads, told),
+            changes=tuple(self._changes(loads, told)),
+            has_prices=self._prices is not None,
+            is_sampled=any(group.counted < group.requests for group in groups),
+        )
+
+    # What is left to be sent, and how.
+
+    def _as_sent(self) -> list[Load]:
+        """The requests as the run sends them with its settings."""
+        loads, options = self._loads, self._options
+        if options.dedupe:
+            loads = scaled(loads, without_equal(self._groups, self._repeated))
+        if self._packs(loads):
+            loads = scaled(loads, packed(self._groups, options.pack_inputs or 1))
+        return loads
+
+    def _packs(self, loads: Sequence[Load]) -> bool:
+        """True if inputs go together: with ``auto`` only where requests bind."""
+        asked = self._options.pack_inputs
+        if asked == "auto":
+            return self._forecast(loads, self._options).binding is WaitCause.REQUESTS
+        return asked not in (None, 1)
+
+    def _forecast(self, loads: Sequence[Load], options: Options) -> Forecast:
+        names = [(group.url, group.model) for group in self._groups]
+        size_bytes = sum(group.tokens.size_bytes for group in self._groups)
+        mean = size_bytes / max(self._tally.requests, 1)
+        return forecast(loads, names, options, latency_s=self._latency_s, size_bytes=mean)
+
+    def _is_open(self, told: Forecast) -> bool:
+        """True if a server's limit that nobody has typed may make the job longer."""
+        options = self._options
+        all_limits = (options.limits, *options.limits_by_model.values())
+        return not told.limits or any(limits.is_auto for limits in all_limits)
+
+    def _exceeded(self, loads: Sequence[Load], told: Forecast) -> tuple[str, ...]:
+        sums = {
+            "max_cost": self._dollars(self._tier) or 0.0,
+            "max_total_tokens": _sums("", loads).tokens,
+            "max_seconds": told.seconds,
+        }
+        return tuple(name for name, most in sums.items() if most > getattr(self._options, name))
+
+    def _changes(self, loads: Sequence[Load], told: Forecast) -> list[Change]:
+        if not loads:
+            return []
+        found = []
+        shares = {} if self._options.dedupe else without_equal(self._groups, self._repeated)
+        if shares:
+            found.append(
+                self._change("equal lines sent once (dedupe)", scaled(loads, shares), shares)
+            )
+        if not self._packs(loads) and (shares := packed(self._groups, PACKED)):
+            most = max(pack_size(group, PACKED) for group in self._groups if group.packable)
+            text = f"up to {most:,} inputs in a request (pack_inputs {PACKED})"
+            found.append(self._change(text, scaled(loads, shares)))
+        for text, options in other_limits(self._options, told):
+            found.append(self._change(text, loads, options=options))
+        now = self._dollars(self._tier)
+        for tier in _CHEAPER:
+            then = self._dollars(tier)
+            if now is not None and then is not None and then < now:
+                found.append(self._of_tier(tier, loads, then))
+        return found
+
+    def _change(
+        self,
+        text: str,
+        loads: Sequence[Load],
+        shares: Mapping[int, Shares] | None = None,
+        *,
+        options: Options | None = None,
+    ) -> Change:
+        dollars = self._dollars(self._tier, shares)
+        seconds = self._forecast(loads, options or self._options).seconds
+        return replace(_sums(text, loads), seconds=seconds, dollars=dollars)
+
+    def _of_tier(self, tier: str, loads: Sequence[Load], dollars: float) -> Change:
+        text = "sent to a Batch API (to-batch)" if tier == BATCH else f"service tier {tier}"
+        return replace(_sums(text, loads), dollars=dollars)
+
+    # Money.
+
+    def _price(self, group: Group, tier: str) -> Price | None:
+        if self._prices is None:
+            return None
+        return self._prices.of(group.url or self._options.request_url, group.model, tier)
+
+    def _dollars(self, tier: str, shares: Mapping[int, Shares] | None = None) -> float | None:
+        """What all requests cost with the answers that are reserved; ``None`` without a price for one."""
+        total = 0.0
+        for group in self._groups:
+            price = self._price(group, tier)
+            if price is None:
+                return None
+            left = (shares or {}).get(group.number, ALL)
+            total += _costs(price, group, left)[1]
+        return total if self._groups else None
+
+    def _group(self, group: Group, repeated: Repeated) -> GroupPlan:
+        inputs, reserved = group.tokens.spreads()
+        price = self._price(group, self._tier)
+        dollars = (None, None) if price is None else _costs(price, group)
+        return GroupPlan(
+            url=shown_url(group.url),
+            model=group.model,
+            requests=group.tokens.count,
+            counted=group.tokens.counted,
+            input_tokens=inputs,
+            reserved_tokens=reserved,
+            uncapped=group.uncapped,
+            equal=repeated.requests,
+            packable=group.packable,
+            input_dollars=dollars[0],
+            reserved_dollars=dollars[1],
+        )
+
+    # Lines.
+
+    def _findings(self, notes: Notes) -> Findings:
+        first = (Finding(place=self._place(place), text=text) for place, text in notes.first)
+        return Findings(count=notes.count, first=tuple(first))
+
+    def _conflicts(self) -> Findings:
+        found = sorted(self._tally.ids.conflicts(), key=lambda each: each.later)
+        notes = Notes()
+        for each in found:
+            text = f"has the custom_id of {self._place(each.earlier)}, and is another request"
+            notes.add(each.later, text)
+        return self._findings(notes)
+
+    def _place(self, number: int) -> str:
+        """``line 3``, with the name of the file if there are several."""
+        place = place_of(number)
+        text = f"{self._units[place.source]} {place.line:,}"
+        if len(self._sources) == 1:
+            return text
+        return f"{self._sources[place.source].name}, {text}"
+
+
+def _costs(price: Price, group: Group, left: Shares = ALL) -> tuple[float, float]:
+    """What the prompts of ``group`` cost, and what they cost with the answers that are reserved."""
+    count, tokens = (group.tokens.count * left.requests, group.tokens.input_tokens * left.inputs)
+    rates = price.rates(round(tokens / max(count, 1)))
+    inputs = price.per_request * count + rates.input * tokens / _MILLION
+    return inputs, inputs + rates.output * group.tokens.output_tokens * left.outputs / _MILLION
+
+
+def _sums(text: str, loads: Sequence[Load]) -> Change:
+    return Change(
+        what=text,
+        requests=math.ceil(sum(load.requests for load in loads) - 1e-6),
+        tokens=round(sum(load.input_tokens + load.output_tokens for load in loads)),
+    )
+
+
+def _hourly(loads: Sequence[Load]) -> dict[str, float]:
+    """The rates that it takes to be through in an hour, a minute."""
+    sums = _sums("", loads)
+    return {"requests": sums.requests / _HOUR_MINUTES, "tokens": sums.tokens / _HOUR_MINUTES}

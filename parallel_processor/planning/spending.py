@@ -1,0 +1,275 @@
+"""What one run spends of a budget, and on which models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from parallel_processor.exceptions import ParallelProcessorError, RunStoppedError, StopCause
+from parallel_processor.files.records import read_outcome
+from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome
+from parallel_processor.planning.budget import Budget
+from parallel_processor.planning.costs import Costs, ModelCost, Spent, dearest_first
+from parallel_processor.planning.ledger import Ledger, ledger_path
+from parallel_processor.planning.tariff import Asked, may_be_charged, use_of
+from parallel_processor.providers.dialects import answered_tier
+
+if TYPE_CHECKING:
+    from parallel_processor.workers.pending import PendingRequest
+
+_AT_RISK = 0.005  # of the bound: what a kill may waste
+
+
+@dataclass(slots=True)
+class _Row:
+    answers: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    has_price: bool = True
+
+
+class _Reserved(NamedTuple):
+    amount: Spent
+    excess: Spent  # above what answers mostly use
+
+
+class Spending:
+    """What one run spends. Any thread may call it. The budget's lock guards every field.
+
+    Attributes:
+        before: what earlier runs with the same results have spent.
+        uncertain: what attempts may have cost that don't say it.
+    """
+
+    def __init__(
+        self, budget: Budget, request_url: str, stop: Callable[[BaseException], None]
+    ) -> None:
+        """``stop`` is called once nothing more may be sent, with the reason."""
+        self._budget, self._request_url, self._stop = budget, request_url, stop
+        self._rows: dict[tuple[str, str], _Row] = {}
+        self._in_flight: dict[PendingRequest, _Reserved] = {}
+        self._path: Path | None = None
+        self._ledger: Ledger | None = None
+        self._refused_at = -1  # the budget's count of attempts that had ended
+        self._reserved = self._excess = self._unrecorded = self._recorded = Spent()
+        self.before = self.uncertain = Spent()
+
+    @property
+    def is_bounded(self) -> bool:
+        """True if :meth:`reserve` has to be asked."""
+        return self._budget.is_bounded
+
+    @property
+    def is_short(self) -> bool:
+        """True while the next attempt must wait for what those in flight leave. Takes no lock."""
+        return self._refused_at == self._budget.ended
+
+    # The results file.
+
+    def open(self, results: Path, *, overwrite: bool) -> None:
+        """The run writes ``results``. Raises :class:`ResultsFileError` if the ledger can't be used."""
+        self._path = results.resolve()
+        ledger = Ledger(ledger_path(self._path), self._budget.bound, overwrite=overwrite)
+        with self._budget.lock:
+            self._ledger, self._unrecorded = ledger, ledger.before
+            if overwrite:
+                self._budget.forget(self._path)
+
+    def add_record(self, line: bytes) -> None:
+        """Count a good record that is there."""
+        outcome = read_outcome(line, 0)
+        if outcome is not None:
+            with self._budget.lock:
+                self._recorded = self._recorded.plus(self._of_record(outcome))
+
+    def begin(self) -> None:
+        """All records that are there were counted."""
+        with self._budget.lock:
+            self.before = self._recorded.plus(self._unrecorded)
+            if self._path is not None:
+                self._budget.found(self._path, self.before)
+
+    def recorded(self, outcomes: Iterable[Outcome]) -> None:
+        """These outcomes are on record."""
+        with self._budget.lock:
+            for outcome in outcomes:
+                if outcome.ok:
+                    amount = self._of_record(outcome)
+                    self._recorded = self._recorded.plus(amount)
+                    self._unrecorded = self._unrecorded.minus(amount)
+            self._cover()
+
+    def close(self) -> None:
+        """The run is over. Raises :class:`ResultsFileError` if the ledger can't be written."""
+        with self._budget.lock:
+            if self._path is not None:
+                rest = self._unrecorded.plus(self._reserved)
+                self._budget.left(self._path, self._recorded.plus(rest))
+                ledger, self._ledger, self._path = self._ledger, None, None
+                if ledger is not None:
+                    ledger.finish(rest)
+
+    def _of_record(self, outcome: Outcome) -> Spent:
+        request, response = outcome.request, outcome.raw_response
+        if response is None:
+            return Spent()
+        if request.is_row:  # its record doesn't have it
+            return self._budget.tariff.of_record("", response)
+        return self._budget.tariff.of_record(request.model, response, _tier(request.body))
+
+    # Attempts.
+
+    def reserve(self, pending: PendingRequest, on_room: Callable[[], None]) -> bool:
+        """Reserve what an attempt may use, which is about to be sent.
+
+        False if it must wait while :attr:`is_short`, or if the run stops now. ``on_room`` is called at the
+        end of the wait.
+        """
+        budget, asked, estimate = self._budget, self._asked(pending), pending.estimate
+        assert estimate is not None
+        with budget.lock:
+            if budget.bound.cost < float("inf") and budget.tariff.price(asked) is None:
+                self._stop(_no_price(asked))
+                return False
+            amount = budget.tariff.most(asked, estimate)
+            excess = amount.minus(budget.tariff.usual(asked))
+            if self._risks_too_much(excess):
+                self._refused_at = budget.ended
+                budget.wait(on_room)
+                return False
+            if not budget.has_room(amount):
+                self._refused_at = budget.ended
+                if budget.in_flight:
+                    budget.wait(on_room)
+                else:
+                    self._stop(RunStoppedError(budget.why_not(amount), StopCause.BUDGET))
+                return False
+            budget.reserve(amount)
+            self._in_flight[pending] = _Reserved(amount, excess)
+            self._reserved = self._reserved.plus(amount)
+            self._excess = self._excess.plus(excess)
+            try:
+                self._cover()
+            except ParallelProcessorError as error:
+                self._give_back(pending)
+                self._stop(error)
+                return False
+            return True
+
+    def release(self, pending: PendingRequest) -> None:
+        """The attempt is not sent after all."""
+        with self._budget.lock:
+            self._give_back(pending)
+            waiting = self._budget.take_waiting()
+        for call in waiting:
+            call()
+
+    def ended(self, pending: PendingRequest, attempt: Attempt | BaseException) -> None:
+        """An attempt has ended: what it used takes the place of what was reserved."""
+        asked = self._asked(pending)
+        with self._budget.lock:
+            reserved = self._give_back(pending)
+            used = self._used(asked, pending.estimate, attempt, reserved)
+            self._budget.spent = self._budget.spent.plus(used)
+            self._unrecorded = self._unrecorded.plus(used)
+            waiting = self._budget.take_waiting()
+            try:
+                self._cover()
+            except ParallelProcessorError as error:
+                self._stop(error)
+        for call in waiting:
+            call()
+
+    # Caller holds the lock.
+
+    def _give_back(self, pending: PendingRequest) -> Spent:
+        reserved = self._in_flight.pop(pending, None)
+        if reserved is None:
+            return Spent()
+        self._budget.release(reserved.amount)
+        self._reserved = self._reserved.minus(reserved.amount)
+        self._excess = self._excess.minus(reserved.excess)
+        if not self._in_flight:  # without what the sums of fractions leave
+            self._reserved = self._excess = Spent()
+        return reserved.amount
+
+    def _risks_too_much(self, excess: Spent) -> bool:
+        """True if a kill now would count too much as spent. It is the ledger that counts then."""
+        if self._ledger is None or not self._in_flight:
+            return False
+        return self._excess.plus(excess).exceeds(self._budget.bound, _AT_RISK)
+
+    def _cover(self) -> None:
+        if self._ledger is not None:
+            self._ledger.cover(self._unrecorded.plus(self._reserved))
+
+    def _used(
+        self,
+        asked: Asked,
+        estimate: Estimate | None,
+        attempt: Attempt | BaseException,
+        reserved: Spent,
+    ) -> Spent:
+        response = attempt.response if isinstance(attempt, Attempt) else None
+        use = use_of(response)
+        if use is None or response is None:
+            if not may_be_charged(attempt):
+                return Spent()
+            self.uncertain = self.uncertain.plus(reserved)
+            return reserved
+        tier = answered_tier(response.headers, response.data)
+        price = self._budget.tariff.price(asked, tier)
+        row = self._rows.setdefault((asked.model, tier or asked.tier), _Row())
+        row.answers += 1
+        row.input_tokens += use.input_tokens
+        row.output_tokens += use.output_tokens
+        row.has_price = price is not None
+        cost = 0.0 if price is None else use.cost(price)
+        row.cost += cost
+        spent = Spent(cost, use.used_tokens)
+        if isinstance(attempt, Attempt) and attempt.status is AttemptStatus.ANSWERED:
+            self._budget.tariff.learn(asked, estimate, use, spent)
+        return spent
+
+    def _asked(self, pending: PendingRequest) -> Asked:
+        bucket, request = pending.bucket, pending.request
+        tier = bucket.upstream.tier or _tier(request.body)
+        url = bucket.url or request.url or self._request_url
+        return Asked(url, bucket.model or request.model, tier)
+
+    # Figures. Any thread.
+
+    def costs(self) -> Costs | None:
+        """What was spent until now; ``None`` if there are no prices."""
+        if self._budget.tariff.prices is None:
+            return None
+        with self._budget.lock:
+            before, uncertain = self.before.cost, self.uncertain.cost
+            found = [
+                ModelCost(
+                    model=model,
+                    tier=tier,
+                    answers=row.answers,
+                    input_tokens=row.input_tokens,
+                    output_tokens=row.output_tokens,
+                    cost=row.cost if row.has_price else None,
+                )
+                for (model, tier), row in self._rows.items()
+            ]
+        return Costs(models=dearest_first(found), before=before, uncertain=uncertain)
+
+
+def _tier(body: Any) -> str:
+    """The service tier that a request names."""
+    named = body.get("service_tier") if isinstance(body, dict) else None
+    return named if isinstance(named, str) else ""
+
+
+def _no_price(asked: Asked) -> RunStoppedError:
+    model = asked.model or "requests that name no model"
+    tier = f" in the {asked.tier} tier" if asked.tier else ""
+    text = f"max_cost is set, and there is no price for {model}{tier}: give one in a file of prices"
+    return RunStoppedError(text, StopCause.BUDGET, models=(asked.model,))

@@ -1,0 +1,158 @@
+"""``--summary_json``: how a run ended, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import command, environment, run, write_lines
+from raw_server import RawServer, Room, Visit, answer_all
+
+from parallel_processor.report.summary import Summary
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of ten requests."""
+    rows = [{"model": "m", "input": f"text {number}"} for number in range(10)]
+    return write_lines(tmp_path / "in.jsonl", rows)
+
+
+def line_of(text: str) -> dict[str, Any]:
+    """The only line of ``text``."""
+    assert text.count("\n") == 1 and text.endswith("\n"), text
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def words(source: Path, server: RawServer, *more: object) -> list[object]:
+    """The command's words for ``source``."""
+    url = f"{server.url}/v1/embeddings"
+    return ["--requests_filepath", source, "--request_url", url, *more]
+
+
+def test_it_has_what_the_summary_says(source: Path, tmp_path: Path) -> None:
+    """Every field of ``Summary``, the exit code and the paths; nothing else is on standard output."""
+    report = tmp_path / "report.json"
+    with RawServer(answer_all) as server:
+        more = ("--report_filepath", report, "--summary_json", "-")
+        done = run(*words(source, server, *more))
+    found = line_of(done.stdout)
+    assert done.returncode == found["exit_code"] == 0
+    assert {each.name for each in fields(Summary)} < set(found)
+    assert (found["answered"], found["failed"], found["left"], found["error"]) == (10, 0, 0, "")
+    assert found["stop_cause"] == ""
+    assert found["requests_filepath"] == [str(source)]
+    assert found["save_filepath"] == str(tmp_path / "in_results.jsonl")
+    assert (found["errors_filepath"], found["report_filepath"]) == (None, str(report))
+    told = json.loads(report.read_text())
+    times = {"elapsed_s", "waited_s", "buckets"}
+    same = {each.name for each in fields(Summary)} - times
+    assert {name: found[name] for name in same} == {name: told[name] for name in same}
+    assert [bucket["model"] for bucket in found["buckets"]] == ["m"]
+    assert "10 answered" in done.stderr
+
+
+def refuse_the_key(visit: Visit) -> None:
+    """Answer as a server that doesn't know the key."""
+    while visit.read():
+        body = b'{"error": {"code": "invalid_api_key", "message": "Incorrect API key"}}'
+        visit.answer(body, status="401 Unauthorized")
+
+
+def refuse_the_requests(visit: Visit) -> None:
+    """Answer as a server for which the requests are wrong."""
+    while visit.read():
+        visit.answer(b'{"error": {"message": "no"}}', status="400 Bad Request")
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "cause"), [(refuse_the_key, 3, "key"), (refuse_the_requests, 1, "")]
+)
+def test_it_says_how_the_run_ended(
+    script: Any, code: int, cause: str, source: Path, tmp_path: Path
+) -> None:
+    """A stop has its cause as a word and its reason; failures are counted. A file is replaced."""
+    path = tmp_path / "summary.json"
+    path.write_text("of an earlier run\n" * 1000)
+    with RawServer(script) as server:
+        done = run(*words(source, server, "--summary_json", path))
+    found = line_of(path.read_text())
+    assert done.returncode == found["exit_code"] == code, done.stderr
+    assert found["stop_cause"] == cause
+    assert bool(found["error"]) == bool(found["stop_reason"]) == bool(cause)
+    assert found["answered"] + found["failed"] + found["left"] == 10
+    assert done.stdout == ""
+
+
+def test_an_interrupted_run_says_so(source: Path) -> None:
+    """What is left is told, and that it was a person or a program that stopped it."""
+    room = Room(answers=3)
+    with RawServer(room) as server:
+        more = ("--summary_json", "-", "--max_workers", 4, "--drain_seconds", 0)
+        line = command(*words(source, server, *more))
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
+        ) as process:
+            room.wait_for(4)
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=60)
+        room.opened.set()
+    found = line_of(out)
+    assert process.returncode == found["exit_code"] == 143
+    assert (found["stop_cause"], found["answered"], found["left"]) == ("caller", 3, 7)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--max_workers", 0), ("--limits", "missing.json"), ("--requests_filepath", "missing.jsonl")],
+)
+def test_a_run_that_could_not_begin_says_why(more: tuple[object, ...], source: Path) -> None:
+    """The error is that of the log, and there are no counts."""
+    given = () if "--requests_filepath" in more else ("--requests_filepath", source)
+    done = run(*given, *more, "--summary_json", "-")
+    found = line_of(done.stdout)
+    assert done.returncode == found["exit_code"] == 2
+    assert found["error"] and found["error"] in done.stderr
+    assert "answered" not in found
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--save_filepath", "-", "--summary_json", "-"), "can't both be standard output"),
+        (("--errors_filepath", "-", "--summary_json", "-"), "can't both be standard output"),
+        (("--summary_json", "{source}"), "another file of this command"),
+        (("--summary_json", "{folder}/in_results.jsonl"), "another file of this command"),
+        (("--summary_json", "{folder}/../{name}/in_results.jsonl"), "another file of this command"),
+        (
+            ("--report_filepath", "{folder}/r", "--summary_json", "{folder}/r"),
+            "another file of this command",
+        ),
+        (("--summary_json", "{folder}/missing/summary.json"), "does not exist"),
+    ],
+)
+def test_it_never_takes_the_place_of_another_file(
+    more: tuple[str, ...], words: str, source: Path, tmp_path: Path
+) -> None:
+    """Refused before anything is read, so that no file is lost."""
+    before = source.read_bytes()
+    places = {"source": source, "folder": tmp_path, "name": tmp_path.name}
+    done = run("--requests_filepath", source, *(word.format(**places) for word in more))
+    assert done.returncode == 2
+    assert words in done.stderr and "--summary_json" in done.stderr
+    assert done.stdout == ""
+    assert source.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_results_on_standard_output_by_default_are_refused_too(source: Path) -> None:
+    """Requests from standard input have their results on standard output."""
+    done = run("--requests_filepath", "-", "--summary_json", "-")
+    assert done.returncode == 2
+    assert "can't both be standard output" in done.stderr
