@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from commands import read_lines, write_lines
 from raw_server import RawServer, Visit
+from runs import run_with
 from services import in_background, processor, rows, threads
 
-from parallel_processor import Limits, Processor, RunStoppedError
+from parallel_processor import ConfigurationError, Limits, Processor, RetryPolicy, RunStoppedError
+from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome
 
+TWICE = RetryPolicy(backoff_initial_s=0.0, max_attempts=2)
 Refuse = Callable[[list[Any]], "str | None"]
 
 
@@ -147,7 +151,7 @@ def test_a_pack_that_breaks_the_server_is_tried_before_it_is_halved(
 ) -> None:
     """The input at fault has all of its attempts alone, too."""
     embedder = Embedder(has("text 7", "500 Internal Server Error"))
-    settings: dict[str, Any] = {"pack_inputs": 60, "retry": _patient()}
+    settings: dict[str, Any] = {"pack_inputs": 60, "retry": TWICE}
     with RawServer(embedder) as server, processor(server.url, **settings) as made:
         summary = made.process_file(source, tmp_path / "out.jsonl", progress=False)
     assert (summary.answered, summary.failed) == (59, 1)
@@ -155,10 +159,32 @@ def test_a_pack_that_breaks_the_server_is_tried_before_it_is_halved(
     assert embedder.sizes.count(60) == 2
 
 
-def _patient() -> Any:
-    from parallel_processor import RetryPolicy
+def test_an_answer_that_is_too_large_makes_smaller_packs(source: Path, tmp_path: Path) -> None:
+    """As a refusal for the size does."""
+    embedder = Embedder()
+    settings: dict[str, Any] = {"pack_inputs": 20, "max_workers": 1, "max_response_bytes": 1500}
+    with RawServer(embedder) as server, processor(server.url, **settings) as made:
+        summary = made.process_file(source, tmp_path / "out.jsonl", progress=False)
+    assert (summary.answered, summary.failed) == (60, 0)
+    assert embedder.sizes.count(20) == 1
 
-    return RetryPolicy(backoff_initial_s=0.0, max_attempts=2)
+
+def test_a_pack_that_is_not_answered_in_time_is_not_tried_again_as_a_whole() -> None:
+    """A server that takes too long for 8 inputs would take as long once more."""
+    asked: list[int] = []
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        given = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        asked.append(len(given))
+        if len(given) > 2:
+            raise requests.ReadTimeout("too slow")
+        rows = [{"index": i, "embedding": [1.0]} for i, _ in enumerate(given)]
+        return 200, {"object": "list", "data": rows, "usage": {}}
+
+    run = run_with(answer, pack_inputs=8, max_workers=1)
+    outcomes = list(run.outcomes(made_request(row, n) for n, row in enumerate(rows(8), 1)))
+    assert len(outcomes) == 8 and all(outcome.ok for outcome in outcomes)
+    assert sorted(asked) == [2, 2, 2, 2, 4, 4, 8]
 
 
 def test_packs_shrink_to_what_the_server_takes(
@@ -220,7 +246,7 @@ def test_validate_judges_each_member(source: Path, tmp_path: Path) -> None:
             seen.release()
             raise ValueError("not that one")
 
-    settings: dict[str, Any] = {"pack_inputs": 30, "validate": validate, "retry": _patient()}
+    settings: dict[str, Any] = {"pack_inputs": 30, "validate": validate, "retry": TWICE}
     with RawServer(embedder) as server, processor(server.url, **settings) as made:
         summary = made.process_file(source, tmp_path / "out.jsonl", progress=False)
     assert (summary.answered, summary.failed) == (59, 1)
@@ -360,8 +386,6 @@ def test_halves_are_told_once_each(
 
 def test_a_wrong_number_is_refused() -> None:
     """It is a number above 0, or auto."""
-    from parallel_processor import ConfigurationError
-
     for wrong in (0, -1, 1.5, True, "many"):
         with pytest.raises(ConfigurationError, match="pack_inputs"):
             Processor(request_url="http://127.0.0.1:1/v1/embeddings", pack_inputs=wrong)  # type: ignore[arg-type]
