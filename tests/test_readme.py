@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import math
 import re
 import shlex
 import subprocess
@@ -21,7 +22,7 @@ from parallel_processor import Limits, Options, Processor, RetryPolicy
 from parallel_processor.cli.commands import PARSERS
 from parallel_processor.cli.flags import build_parser
 from parallel_processor.models import WaitCause
-from parallel_processor.providers.dialects import PROVIDERS
+from parallel_processor.providers.dialects import PROVIDERS, MostInputs
 from parallel_processor.simulator import Simulator, SimulatorOptions
 
 ROOT = Path(__file__).parent.parent
@@ -290,6 +291,29 @@ def test_the_command_with_a_budget_runs(tmp_path: Path) -> None:
     paid = (2.5 * served["input_tokens_answered"] + 10 * served["output_tokens_answered"]) / 1e6
     assert 0.97 * 0.02 <= paid <= 0.02
     assert f"cost: ${paid:.3g} for the answers, about $" in done.stderr
+
+
+def test_the_command_that_packs_runs(tmp_path: Path) -> None:
+    """Few requests are sent, and each line has its vector."""
+    (send,) = commands_with("--pack_inputs")
+    lines = [{"model": "m", "input": f"text {number}"} for number in range(250)]
+    write_lines(tmp_path / "texts.jsonl", lines)
+    with simulator() as server:
+        line = " ".join(send[1:]).replace("https://api.openai.com", server.url)
+        done = subprocess.run(command(*line.split()), cwd=tmp_path, capture_output=True, text=True)
+        received = server.stats()["requests_received"]
+    assert done.returncode == 0, done.stderr
+    assert len(read_lines(tmp_path / "texts_results.jsonl")) == 250
+    assert received < 25
+
+
+def test_what_providers_take_in_a_request_is_as_listed() -> None:
+    """Counts of inputs, and of tokens."""
+    text = " ".join(section("Packing").split())
+    for row in PROVIDERS:
+        for most in row.most_inputs if row.most_inputs != MostInputs() else ():
+            what = f"{row.name.removesuffix(' OpenAI')} {row.most_inputs.inputs:,}"
+            assert most == math.inf or (what in text and f"{most:,}" in text), row.name
 
 
 def test_the_verify_command_runs(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ Tokens are counted by the worker that will send the request, right before, or by
 
 **Locks.** ``_lock`` guards every field; a bucket's lock is taken within it. The reader takes none: an
 interrupt in the caller's thread must not leave one taken. Each side changes its own state, then looks at
-the other's, so that neither sleeps while the other waits for it. The thread lives from the first request
-to the last one or to a stop.
+the other's, so that neither sleeps while the other waits for it. The thread begins with the first request.
 """
 
 from __future__ import annotations
@@ -203,8 +202,8 @@ class Dispatcher:
             self._on_room()
         return admitted
 
-    def add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
-        """Queue a request that another one comes apart into, before that one is done."""
+    def add(self, pending: PendingRequest, retry_in_s: float = -math.inf) -> None:
+        """Queue, as the first, what another one comes apart into; that one is done after it."""
         with self._lock:
             is_added = self.credits.add(pending, self._clock() + retry_in_s)
             self._wake()

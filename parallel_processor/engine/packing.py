@@ -4,11 +4,12 @@ A pack (``planning/packs.py``) is queued, sent and settled as the one request th
 comes apart into those of its members.
 
 * What ``validate`` refuses is tried again, alone.
-* A pack that failed for good is tried again in two halves, with all attempts before them, until the member
-  at fault fails alone. So only single requests fail, go on to a fallback, or count as equal failures. But
-  what all members have in common, such as a wrong URL, fails the pack as a whole.
-* If a pack was refused for its contents, and both its halves are answered, its size was the reason. Later
-  packs are no larger, and those that wait come apart when it is their turn.
+* A pack that failed for good, or was not answered in time, is tried again in two halves, with all attempts
+  before them, until the member at fault fails alone. So only single requests fail, go on to a fallback, or
+  count as equal failures. But what all members have in common, such as a wrong URL, fails the pack as a
+  whole.
+* If a pack was refused for its contents, or its answer was too large, and both its halves are answered, its
+  size was the reason. Later packs are no larger, and those that wait come apart when it is their turn.
 
 **Credits.** A pack holds one credit, as any request. What it comes apart into, requests or outcomes, holds
 one each: those are taken before the first of them can be given back.
@@ -17,6 +18,7 @@ one each: those are taken before the first of them can be given back.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,6 +49,7 @@ from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
+_TOO_LARGE = "answer too large"  # the kind of such a failure
 _DIVIDED = (AttemptStatus.FAILED, AttemptStatus.RETRY, AttemptStatus.LOST)
 
 
@@ -96,7 +99,7 @@ class Packing:
         is_waiting: true if any wait for that.
         put: queues what is read, for one thread at a time.
         fail: called with an exception that must end the run.
-        add: queues a request besides one that has ended, after so many seconds.
+        add: queues a request besides one that ends, to be sent in so many seconds; -inf is before all.
         take: takes so many credits more for a request that comes apart.
         drop: called with each request that will not be sent.
         settlement: the settlement of the run, of what is sent. It must not ask the user's ``validate``.
@@ -153,7 +156,7 @@ class Packing:
         assert isinstance(request, Pack)
         self._too_large.add(request.number)
         for inputs in reversed(self.packer.smaller(request)):  # each is put first
-            self._queue(self._like(self._enter(request), inputs), 0.0)
+            self._queue(self._like(self._enter(request), inputs), -math.inf)
         return False
 
     def drop(self, pending: PendingRequest) -> None:
@@ -184,11 +187,13 @@ class Packing:
         halved = self._halves.pop(pending, None)
         if not outcome.ok:
             return settled
-        if halved is not None:
-            self._note_answer(halved, pending)
         assert isinstance(attempt, Attempt)
         if isinstance(request, Pack):
-            return self._taken_apart(pending, reservation, attempt, settled, request, outcome)
+            settled = self._taken_apart(pending, reservation, attempt, settled, request, outcome)
+        if halved is not None and settled.outcome is not None:
+            self._note_answer(halved, pending)
+        if isinstance(request, Pack):
+            return settled
         answer = replace(attempt, response=outcome.raw_response)
         refused = self._refused(pending, reservation, answer, made_room=settled.made_room)
         return refused or settled
@@ -237,7 +242,7 @@ class Packing:
             return None
         return self._settlement().failed(pending, reservation, judged, made_room=made_room)
 
-    def _add(self, pending: PendingRequest, retry_in_s: float = 0.0) -> None:
+    def _add(self, pending: PendingRequest, retry_in_s: float = -math.inf) -> None:
         """Queue a part of what was sent, besides another one."""
         self._counters.started()
         self._queue(pending, retry_in_s)
@@ -260,7 +265,7 @@ class Packing:
             each.retry_state = RetryState(request=each.request)
         pending.request, pending.estimate = first.request, first.estimate
         pending.retry_state = first.retry_state
-        if status in CONTENT_STATUSES:
+        if status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE:
             self._halves[pending] = self._halves[other] = _Halved(pack)
         text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
         extra = {"request_number": pack.number}
@@ -273,9 +278,11 @@ class Packing:
         halved.answered.append(half)
         if len(halved.answered) == 2:
             most = (len(halved.pack.inputs) + 1) // 2
-            self.packer.lower(halved.pack, most)
-            text = "the server takes fewer than %d inputs in a request: packs have %d from now on"
-            _log.warning(text, len(halved.pack.inputs), most)
+            if self.packer.lower(halved.pack, most):
+                text = (
+                    "the server takes fewer than %d inputs in a request: packs have %d from now on"
+                )
+                _log.warning(text, len(halved.pack.inputs), most)
 
 
 def _answered(request: Request, part: Part, outcome: Outcome) -> Outcome:

@@ -169,9 +169,9 @@ class Reader:
             self._waker.wait()
         return max(count, 0)
 
-    def flush(self) -> None:
-        """Queue what was kept back to be packed: nothing more is read."""
-        if self._packer is not None:
+    def flush(self, *, begins: bool = True) -> None:
+        """Queue what was kept back to be packed. Unless the run ``begins`` now, only if it had begun."""
+        if self._packer is not None and (begins or self._has_begun):
             self._packer.flush()
 
     def close(self) -> None:

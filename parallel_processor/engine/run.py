@@ -196,7 +196,7 @@ class Run:
             on_left_out=lambda group: self._reader.leave(*self._dispatcher.remove(group)),
             routes=self._lanes.routes,
             validates=self._packing is None,
-            divide=None if self._packing is None else self._packing.divide,
+            divide=lambda *failed: self._packing is not None and self._packing.divide(*failed),
             spending=self.bounds.spending,
         )
 
@@ -294,7 +294,7 @@ class Run:
                 if (left_out := self._left_out.error()) is not None and not self._left_out.is_told:
                     self._stop.set(left_out)
             except Exception as error:  # of the input, say; what can go at once is still sent
-                self._reader.flush()
+                self._reader.flush(begins=False)
                 self._dispatcher.close(hurry=True)
                 self._dispatcher.join()
                 self._begin_to_stop(self._stop.cause or error)

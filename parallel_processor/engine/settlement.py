@@ -54,9 +54,8 @@ class Settlement:
 
     ``waker`` is the event on which the run's dispatcher waits for the buckets. It is not set for room that
     a settled attempt made, which :class:`Settled` reports. ``on_left_out`` is called with a bucket whose
-    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, somebody
-    else asks the user's ``validate``. ``divide`` is called with each request that failed for good; it is
-    true if that became another one.
+    requests are not to be sent any more, once it is in ``left_out``. With ``validates`` false, others ask
+    ``validate``. ``divide`` is told what failed for good or timed out; true if that became another one.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Settlement:
         lanes: Lanes | None = None,
         is_crowded: Callable[[AnyBucket], bool] = lambda bucket: False,
         validates: bool = True,
-        divide: Callable[[PendingRequest, Attempt], bool] | None = None,
+        divide: Callable[[PendingRequest, Attempt], bool] = lambda pending, attempt: False,
         spending: Spending | None = None,
     ) -> None:
         self._options, self._estimator, self._counters = options, estimator, counters
@@ -154,9 +153,10 @@ class Settlement:
     ) -> Settled:
         """Decide what follows an attempt that is no answer, and was charged."""
         delay_s = self._fail(pending, reservation, attempt)
-        if delay_s is None and attempt.status not in UNANSWERED:
-            if self._divide is not None and self._divide(pending, attempt):
-                return Settled(None, 0.0, made_room)
+        is_failed = delay_s is None and attempt.status not in UNANSWERED
+        if (is_failed or is_timeout(attempt)) and self._divide(pending, attempt):
+            return Settled(None, 0.0, made_room)
+        if is_failed:
             self._look_for_equal_failures(pending, attempt)
         if self._goes_on(pending, attempt, delay_s):
             delay_s = 0.0

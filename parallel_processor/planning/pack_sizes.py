@@ -73,9 +73,12 @@ class PackSizes:
         """How many inputs its servers were found to take; infinite if nothing is known. For any thread."""
         return self._taken.get(group, math.inf)
 
-    def lower(self, group: AnyBucket, inputs: int) -> None:
-        """Its servers have taken so many inputs, and not twice as many."""
-        self._taken[group] = min(inputs, self._taken.get(group, inputs))
+    def lower(self, group: AnyBucket, inputs: int) -> bool:
+        """Its servers have taken so many inputs, and not twice as many; true if that is new."""
+        is_new = inputs < self.taken(group)
+        if is_new:
+            self._taken[group] = inputs
+        return is_new
 
 
 def _limit(group: Any, kind: str) -> float:

@@ -186,10 +186,10 @@ class Packer:
         most = int(min(len(pack.inputs), self._sizes.taken(self._group_of(pack))))
         return [pack.inputs[i : i + most] for i in range(0, len(pack.inputs), most)]
 
-    def lower(self, request: Request, inputs: int) -> None:
-        """The servers of ``request`` take so many inputs, and not twice as many."""
+    def lower(self, request: Request, inputs: int) -> bool:
+        """The servers of ``request`` take so many inputs, and not twice as many; true if that is new."""
         with self._lock:
-            self._sizes.lower(self._group_of(request), inputs)
+            return self._sizes.lower(self._group_of(request), inputs)
 
     # The thread.
 

@@ -31,6 +31,7 @@ TYPED: dict[str, Any] = {  # words, and what they become
     "service_tiers": ("flex, default", ("flex", "default")),
     "fallback_url": ("http://h/v1/chat/completions", "http://h/v1/chat/completions"),
     "auth_header": ("Authorization: Token", "Authorization: Token"),
+    "pack_inputs": ("7", 7),
 }
 
 

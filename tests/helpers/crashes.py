@@ -24,6 +24,7 @@ class CrashReport:
 
     kills: int
     lines: int
+    pack_inputs: int
     answered: int
     verification: Verification
     exit_code: int
@@ -31,8 +32,10 @@ class CrashReport:
     @property
     def ok(self) -> bool:
         """Nothing lost, nothing twice, no torn line; sent again was only what was in flight."""
-        most = self.lines + self.kills * (MAX_WORKERS + WRITER_SLACK)
-        return self.exit_code == 0 and self.verification.ok and self.lines <= self.answered <= most
+        least = self.lines // self.pack_inputs
+        most = 2 * least if self.pack_inputs > 1 else least  # some packs can't be filled
+        most += self.kills * (MAX_WORKERS + WRITER_SLACK)
+        return self.exit_code == 0 and self.verification.ok and least <= self.answered <= most
 
 
 def crash(
@@ -44,10 +47,11 @@ def crash(
     error_rate: float = 0.0,
     processes: int = 1,
     has_tiers: bool = False,
+    pack_inputs: int = 1,
 ) -> CrashReport:
     """Run a job of ``lines`` to its end in spite of ``kills`` times SIGKILL.
 
-    With ``has_tiers``, half of it goes through two service tiers.
+    With ``has_tiers``, half of it goes through two service tiers. ``pack_inputs`` go in one request.
     """
     rng = random.Random(seed)
     inputs = [f"{n % (lines // 2)}" for n in range(lines)]  # some lines are equal
@@ -73,15 +77,17 @@ def crash(
             *("--max_requests_per_minute", 60_000, "--max_tokens_per_minute", "inf"),
             *("--logging_level", 40, "--processes", processes),
             *(tiers if has_tiers else ()),
+            *("--pack_inputs", pack_inputs),
         )
         done = 0
         while done < kills:
-            done += _run_and_kill(words, server, rng, share=lines / kills)
+            done += _run_and_kill(words, server, rng, share=lines / kills / pack_inputs)
         code = subprocess.run(words, env=environment(), timeout=300).returncode
         stats = server.stats()
     return CrashReport(
         kills=kills,
         lines=lines,
+        pack_inputs=pack_inputs,
         answered=stats["requests_received"] - sum(stats["faults"].values()) - stats["tier_full"],
         verification=verify_results(source, results),
         exit_code=code,
