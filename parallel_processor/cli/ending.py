@@ -54,13 +54,16 @@ def check_summary_path(
         if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
             raise ConfigurationError("--summary_json - and records can't both be standard output")
         return
-    requests = flags.requests_filepath
-    inputs = [requests] if isinstance(requests, str) else requests
-    files = filter(None, [*inputs, *outputs, flags.report_filepath])
+    files = filter(None, [*_requests(flags), *outputs, flags.report_filepath])
     if any(os.path.realpath(each) == os.path.realpath(path) for each in files):
         raise ConfigurationError(f"--summary_json {path} is another file of this command, too")
     if not Path(path).resolve().parent.is_dir():
         raise ConfigurationError(f"the directory of --summary_json {path} does not exist")
+
+
+def _requests(flags: argparse.Namespace) -> list[str]:
+    given = flags.requests_filepath
+    return [given] if isinstance(given, str) else list(given)
 
 
 def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
@@ -71,7 +74,7 @@ def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
         ending.summary,
         exit_code=ending.code,
         error=ending.error,
-        requests_filepath=flags.requests_filepath,
+        requests_filepath=_requests(flags),
         save_filepath=ending.save_path or flags.save_filepath,
         errors_filepath=flags.errors_filepath,
         report_filepath=flags.report_filepath,
