@@ -77,6 +77,7 @@ def test_a_worker_process_loads_what_sends(tmp_path: Path) -> None:
         name.split(".")[1] for name in done.stdout.split() if name.startswith("parallel_processor.")
     }
     assert own == {
+        "checks",
         "contents",
         "credentials",
         "exceptions",

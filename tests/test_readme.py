@@ -290,6 +290,25 @@ def test_the_verify_command_runs(tmp_path: Path) -> None:
     assert subprocess.run(command(*words), cwd=tmp_path, capture_output=True).returncode == 1
 
 
+def test_the_plan_is_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command prints the text below it, but for the prices, and the library says the same."""
+    (make,) = commands_with("make_example_requests", "--kind chat")
+    ((_, *words),) = commands_with("parallel-processor plan --")
+    (shown,), (block,) = blocks("text plan"), blocks("python plan")
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    done = subprocess.run(command(*words), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed, expected = (
+        [line.split("$")[0].split("money")[0].rstrip() for line in text.splitlines()]
+        for text in (done.stdout, shown)
+    )
+    assert [line for line in expected if "Batch API" not in line] == [
+        line for line in printed if "Batch API" not in line
+    ]
+    monkeypatch.chdir(tmp_path / "examples")
+    exec(compile(block, "README.md", "exec"), {"account": {}})
+
+
 def test_there_and_back_is_as_shown(tmp_path: Path) -> None:
     """The commands about Batch files run as they stand, with a server in the place of the Batch API."""
     (send,) = commands_with("--output_format batch")

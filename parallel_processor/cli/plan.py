@@ -17,7 +17,7 @@ from parallel_processor.cli.ending import Ending
 from parallel_processor.cli.environment import find_key
 from parallel_processor.cli.flags import FLAGS, table_arguments
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
-from parallel_processor.exceptions import ConfigurationError, ResultsFileError
+from parallel_processor.exceptions import ConfigurationError, ResultsFileError, WorkerProcessError
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Settings
 from parallel_processor.report.wording import cause_text, clock_text, count, kind_text, share_text
@@ -95,7 +95,7 @@ def plan(flags: argparse.Namespace, made: Settings) -> Ending:
             **table_arguments(flags),
             **made,
         )
-    except ResultsFileError as error:
+    except (ResultsFileError, WorkerProcessError) as error:
         say(f"{PROGRAM} plan: error: {error}")
         return Ending(2, str(error))
     show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
@@ -169,11 +169,11 @@ def _time(plan: Plan) -> Iterator[str]:
     """How long it takes, and what it costs."""
     told = plan.forecast
     least = "at least " if plan.is_lower_bound else ""
-    latency = f"with {plan.latency_s:g} s an answer (--latency)"
+    latency = f"if an answer takes {plan.latency_s:g} s (--latency)"
     if plan.requests:
         rate = f"{count(round(told.requests_per_minute))} requests/min"
         yield f"time: {least}{clock_text(told.seconds)} {latency}, {rate}"
-        yield f"threads: {told.in_flight:,} requests in flight"
+        yield f"threads: {told.in_flight:,}, as many as requests are in flight at once"
     if told.binding is not WaitCause.NOTHING:
         share = share_text(min(told.waits[told.binding], 1.0))
         yield f"what binds: {cause_text(told.binding)} ({share} of the time)"
@@ -184,10 +184,13 @@ def _time(plan: Plan) -> Iterator[str]:
     if plan.is_lower_bound and plan.requests:
         needed = ", ".join(f"{count(math.ceil(n))} {kind}/min" for kind, n in plan.hourly.items())
         yield (
-            "The server's limits aren't known before it answers, so the time can't be told. To be through "
-            f"in an hour takes {needed}."
+            "What the server allows isn't known before it answers: it may take longer. To be through in "
+            f"an hour takes {needed}."
         )
     yield from _money(plan)
+    if plan.exceeded:
+        names = " and ".join(f"--{name}" for name in plan.exceeded)
+        yield f"The run may end before it is through: {names} is less than that."
 
 
 def _money(plan: Plan) -> Iterator[str]:

@@ -125,12 +125,13 @@ class Run:
         self._pool = self._make_pool(parses_answers, shares_core=on_left_out is None)
         # 4. Attempt: settling it means an Outcome, or a backoff after which the request is queued again.
         self._settlement = self._make_settlement()
-        self._settle_attempt = (self._packing or self._settlement).settle
         # 5. Outcome: it goes to the sink or to the program. Then the dispatcher gets the credit back.
         self._delivery = self._make_delivery(make_sink, slack)
-        # 1. Request: with `dedupe`, one that equals an earlier one shares the outcome of that one. With
-        #    `pack_inputs`, several may become one.
+        # 1. Request: with `dedupe`, equal ones share an outcome; with `pack_inputs`, several become one.
         self._reader = self._make_reader(ahead)
+        self._end_at_exit()
+
+    def _end_at_exit(self) -> None:
         for end in (self._pool.abort, self._dispatcher.abort):  # the last one is called first
             at_exit(end)
 
@@ -340,8 +341,9 @@ class Run:
 
         The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
+        judge = self._packing or self._settlement
         try:
-            outcome, retry_in_s, made_room = self._settle_attempt(*admitted, attempt)
+            outcome, retry_in_s, made_room = judge.settle(*admitted, attempt)
             if outcome is not None:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()

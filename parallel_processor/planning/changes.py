@@ -66,7 +66,7 @@ def without_equal(groups: Sequence[Group], repeated: Sequence[Repeated]) -> dict
     found = {}
     for group, equal in zip(groups, repeated, strict=True):
         if equal.requests:
-            inputs = group.tokens.spreads()[0].total
+            inputs = group.tokens.input_tokens
             of_requests = equal.requests / group.tokens.count
             of_inputs = equal.size * group.tokens_per_size / inputs if inputs else 0.0
             found[group.number] = Shares(
@@ -88,15 +88,16 @@ def packed(groups: Sequence[Group], asked: PackInputs) -> dict[int, Shares]:
 def pack_size(group: Group, asked: PackInputs) -> int:
     """How many inputs of ``group`` the run puts together (``pack_sizes.py``)."""
     bounds = group.bounds
-    each = group.tokens.spreads()[1].total / max(group.tokens.count, 1) or 1.0
+    tokens = group.tokens.input_tokens + group.tokens.output_tokens
+    each = tokens / max(group.tokens.count, 1) or 1.0
     if asked == "auto":
         most, packs = float(MOST_AUTO), bounds.requests_per_minute
     else:
         most, packs = float(asked), min(bounds.requests_per_minute, MINUTE_S)
-    tokens = min(
+    room = min(
         bounds.tokens_per_minute / packs if packs < math.inf else math.inf, bounds.all_tokens
     )
-    return max(1, math.floor(min(most, bounds.inputs, tokens / each)))
+    return max(1, math.floor(min(most, bounds.inputs, room / each)))
 
 
 def other_limits(options: Options, told: Forecast) -> Iterator[tuple[str, Options]]:

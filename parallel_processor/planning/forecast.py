@@ -249,13 +249,17 @@ def _thinning(
     return max(thinned, min(each * loads_in_flight / workers, each))
 
 
+def _finite(lane: _Lane) -> list[ConfiguredQuota]:
+    return [quota for quota in lane.limits.quotas if quota.limit < math.inf]
+
+
 def _uses(
     totals: dict[ConfiguredQuota, float], lanes: Sequence[_Lane], seconds: float
 ) -> tuple[LimitUse, ...]:
     patterns = {
         quota: report.pattern
         for lane in lanes
-        for quota, report in zip(lane.limits.quotas, lane.limits.report(seconds), strict=True)
+        for quota, report in zip(_finite(lane), lane.limits.report(seconds, 0.0), strict=True)
     }
     return tuple(
         LimitUse(
@@ -265,4 +269,5 @@ def _uses(
             used_share=total / (quota.limit * seconds / MINUTE_S),
         )
         for quota, total in totals.items()
+        if quota in patterns
     )

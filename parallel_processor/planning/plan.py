@@ -80,6 +80,7 @@ class Plan:
         is_lower_bound: true if a limit is to be found (``auto``), or nothing is limited: then it takes so
             long at least.
         hourly: requests and tokens a minute that are needed to be through in an hour.
+        exceeded: the bounds of the budget that are less than that, such as ``max_cost``.
         changes: what else could be done.
         has_prices: true if prices were looked for.
         is_sampled: true if not all tokens were counted.
@@ -104,6 +105,7 @@ class Plan:
     latency_s: float
     is_lower_bound: bool
     hourly: Mapping[str, float]
+    exceeded: tuple[str, ...]
     changes: tuple[Change, ...]
     has_prices: bool
     is_sampled: bool

@@ -68,7 +68,8 @@ def make_plan(
         sample: how many requests of each model and URL to count; ``None``: all.
         seed: chooses which.
         latency_s: how long an answer takes.
-        processes: how many read a plain file. Tables need 1.
+        processes: how many read a plain file. Tables need 1, and the format ``batch`` has it: ids that are
+            numbers of lines are known to who reads them all.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that a run would refuse.
     """
@@ -84,6 +85,8 @@ def make_plan(
     )
     answered = find_answered(results, keep_failures=keep_failures)
     has_records = not (answered.is_empty and answered.kept_failures.is_empty)
+    if output_format == "batch":
+        processes = 1
     tally, units = scan(sources, job, answered if has_records else None, processes)
     return _Planner(sources, options, tally, units, latency_s).plan()
 
@@ -128,6 +131,7 @@ class _Planner:
             latency_s=self._latency_s,
             is_lower_bound=self._is_open(told),
             hourly=_hourly(loads),
+            exceeded=self._exceeded(loads, told),
             changes=tuple(self._changes(loads, told)),
             has_prices=self._prices is not None,
             is_sampled=any(group.counted < group.requests for group in groups),
@@ -162,6 +166,14 @@ class _Planner:
         options = self._options
         all_limits = (options.limits, *options.limits_by_model.values())
         return not told.limits or any(limits.is_auto for limits in all_limits)
+
+    def _exceeded(self, loads: Sequence[Load], told: Forecast) -> tuple[str, ...]:
+        sums = {
+            "max_cost": self._dollars(self._tier) or 0.0,
+            "max_total_tokens": _sums("", loads).tokens,
+            "max_seconds": told.seconds,
+        }
+        return tuple(name for name, most in sums.items() if most > getattr(self._options, name))
 
     def _changes(self, loads: Sequence[Load], told: Forecast) -> list[Change]:
         if not loads:
@@ -262,10 +274,7 @@ class _Planner:
 
 def _costs(price: Price, group: Group, left: Shares = ALL) -> tuple[float, float]:
     """What the prompts of ``group`` cost, and what they cost with the answers that are reserved."""
-    count, tokens = (
-        group.tokens.count * left.requests,
-        group.tokens.spreads()[0].total * left.inputs,
-    )
+    count, tokens = (group.tokens.count * left.requests, group.tokens.input_tokens * left.inputs)
     rates = price.rates(round(tokens / max(count, 1)))
     inputs = price.per_request * count + rates.input * tokens / _MILLION
     return inputs, inputs + rates.output * group.tokens.output_tokens * left.outputs / _MILLION

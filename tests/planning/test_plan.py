@@ -170,6 +170,19 @@ def test_a_model_without_a_price_is_unknown_and_not_free(tmp_path: Path) -> None
     assert all(change.dollars is None for change in plan.changes)
 
 
+def test_a_budget_that_is_too_small_is_named(tmp_path: Path) -> None:
+    """By what the job may take as it is reserved."""
+    prices = {"*": {"input": 1.0, "output": 2.0}}
+    bounds: Any = {"max_cost": 0.001, "max_total_tokens": 1_000, "max_seconds": 60}
+    rows = [chat("hello", max_tokens=1_000)]
+    assert plan_of(tmp_path, rows, prices=prices, **bounds).exceeded == (
+        "max_cost",
+        "max_total_tokens",
+    )
+    bounds = {"max_cost": 0.01, "max_total_tokens": 2_000}
+    assert plan_of(tmp_path, rows, prices=prices, **bounds).exceeded == ()
+
+
 def test_a_cheaper_tier_and_dedupe_change_the_price(tmp_path: Path) -> None:
     """By what the file of prices says."""
     prices = {"gpt*@flex": {"input": 0.5, "output": 1.0}, "gpt*": {"input": 1.0, "output": 2.0}}

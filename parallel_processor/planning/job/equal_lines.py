@@ -1,4 +1,4 @@
-"""Which lines of a file are equal to an earlier one, and which rows share an id: 8 to 28 bytes a line.
+"""Which lines of a file are equal to an earlier one, and which rows share an id: 14 bytes a line, and 24 a row.
 
 Lines are known by 64 bits of a hash. Among ten million different ones, two have the same hash with a
 probability of 1 in 370,000. Hashes are in 64 parts by their lowest bits, so that one part at a time becomes
@@ -27,7 +27,7 @@ class EqualLines:
     """The requests of a file by their content. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._parts = [(array("Q"), array("H"), array("L")) for _ in range(_PARTS)]
+        self._parts = [(array("Q"), array("H"), array("I")) for _ in range(_PARTS)]
 
     def add(self, key: int, group: int, size: int) -> None:
         """Add a request of ``group`` that has the hash ``key``. Its size is in any measure."""

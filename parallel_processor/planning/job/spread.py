@@ -160,13 +160,18 @@ class TokenTally:
         size_bytes = sum(each.size_bytes for each in self._sample)
         return sum(each.input_tokens for each in self._sample) / (size_bytes or 1)
 
+    @property
+    def input_tokens(self) -> float:
+        """The tokens of all prompts; an estimate if there is a sample."""
+        return self.tokens_per_byte * self.size_bytes if self.is_sampled else self._inputs.total
+
     def spreads(self) -> tuple[Spread, Spread]:
         """The tokens of the prompts, and those that are reserved, the answers included."""
         if self._most is None:
             return self._inputs.spread(), self._reserved.spread()
         inputs = Histogram(each.input_tokens for each in self._sample)
         reserved = Histogram(each.input_tokens + each.output_tokens for each in self._sample)
-        total, error = self.tokens_per_byte * self.size_bytes, self._error()
+        total, error = self.input_tokens, self._error()
         return inputs.spread(total, error), reserved.spread(total + self.output_tokens, error)
 
     def _error(self) -> float:
