@@ -25,6 +25,7 @@ from parallel_processor.report.summary import Summary, summary_text
 
 _log = logging.getLogger("parallel_processor")
 _STDOUT = "-"
+_FILES = ("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,13 @@ def check_summary_path(
         if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
             raise ConfigurationError("--summary_json - and records can't both be standard output")
         return
-    files = filter(None, [*_requests(flags), *outputs, flags.report_filepath])
-    if any(os.path.realpath(each) == os.path.realpath(path) for each in files):
+    files = [*_requests(flags), *outputs, *(getattr(flags, name, None) for name in _FILES)]
+    real = os.path.realpath(path)
+    if any(os.path.realpath(each) == real for each in files if each):
         raise ConfigurationError(f"--summary_json {path} is another file of this command, too")
-    if not Path(path).resolve().parent.is_dir():
+    if os.path.isdir(real):
+        raise ConfigurationError(f"--summary_json {path} is a directory")
+    if not os.path.isdir(os.path.dirname(real)):
         raise ConfigurationError(f"the directory of --summary_json {path} does not exist")
 
 

@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
@@ -52,7 +53,8 @@ class AccountLimits:
 
     Attributes:
         lock: guards this object, its quotas, the states of the buckets, and their reservations.
-        waiting: the states of the buckets whose queue isn't empty.
+        waiting: the states of the buckets whose queue isn't empty, of each pattern whose limits stand under
+            no others, and of all other models (``None``).
         tickets: numbers the reservations in the order of arrival.
         opened_at: when it was made, in seconds of its clock.
         users: whatever has quotas of it; they are not kept alive.
@@ -60,7 +62,7 @@ class AccountLimits:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.lock = InterruptSafeLock()
-        self.waiting: list[BucketState] = []
+        self.waiting: defaultdict[str | None, list[BucketState]] = defaultdict(list)
         self.tickets = itertools.count(1)
         self.opened_at = clock()
         self.users: WeakSet[QuotaUser] = WeakSet()
