@@ -85,13 +85,10 @@ class AccountLimits:
         self, quota: ConfiguredQuota, limit: float, burst_seconds: float, now: float
     ) -> None:
         """Have ``quota`` permit ``limit`` from now on, to all that share it. Caller holds ``lock``."""
-        known = next((key for key, each in self._quotas.items() if each is quota), None)
-        if known is not None and known[2:] == (limit, burst_seconds):
-            return
         quota.change(limit, burst_seconds, now)
-        if known is not None:
-            del self._quotas[known]
-            self._quotas.setdefault((*known[:2], limit, burst_seconds), quota)
+        for key in [key for key, each in self._quotas.items() if each is quota]:
+            del self._quotas[key]
+            self._quotas.setdefault((*key[:2], limit, burst_seconds), quota)
 
     def minute_count(
         self, pattern: str | None, unlimited: Sequence[str], burst_seconds: float

@@ -77,11 +77,15 @@ class SharedLimits:
                 self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
             account.users.add(self)
 
-    def _have(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
+    def _have(
+        self, limits: Limits, under: SharedLimits | None, now: float, before: Limits | None = None
+    ) -> None:
         self.limits, self.waiting = limits, self._queues(under)
         for name, limit in limits.by_kind.items():
             if name in self._own:  # it stays, even without a limit: what was admitted is in it
-                self._account.change(self._own[name], limit, limits.burst_seconds, now)
+                # What this object has not changed, another processor may have.
+                if before is None or _differ(before, limits, name):
+                    self._account.change(self._own[name], limit, limits.burst_seconds, now)
             elif limit < math.inf:
                 self._own[name] = self._account.quota(
                     self._pattern, name, limit, limits.burst_seconds, now
@@ -101,7 +105,7 @@ class SharedLimits:
 
     def change(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
         """Have ``limits`` from now on. The buckets follow with :meth:`TokenBucket.follow`."""
-        self._have(limits, under, now)
+        self._have(limits, under, now, self.limits)
 
     def inherit(self, others: Collection[SharedLimits], now: float) -> None:
         """Begin with what was admitted under ``others``, whose models come under these new limits.
@@ -253,6 +257,12 @@ class SharedLimits:
         if not state.queue:
             self.waiting.remove(state)
         return admitted
+
+
+def _differ(one: Limits, other: Limits, name: str) -> bool:
+    """True if the quotas of ``name`` differ."""
+    a, b = ((each.by_kind[name], each.burst_seconds) for each in (one, other))
+    return a != b
 
 
 def _not_behind(

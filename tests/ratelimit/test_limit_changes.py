@@ -210,6 +210,9 @@ def test_processors_of_one_account_follow_together() -> None:
     senders.run(70.0)
     assert senders.total.total(began_s, clock.now_s) == pytest.approx(1400, rel=0.02)
     assert buckets_of(accounts, clock, limits=limited(1200)).usage().admitted["requests"] > 1100
+    change(one, limited(600))
+    change(other, m2=limited(60))  # it has not changed this one
+    assert other.bucket(URL, "m").report(0.0).limits[0].configured == 600
 
 
 def test_each_account_has_the_changed_limits() -> None:
