@@ -67,7 +67,7 @@ class SharedLimits:
         self.charged: list[ConfiguredQuota] = self.quotas
         self._before: dict[ConfiguredQuota, tuple[float, float]] = {}  # charged and allowed
         with self.lock:
-            self._have(limits, under, now)
+            self._have(limits, limits, under, now)
             self._unlimited = tuple(
                 name for name in ("requests", "tokens") if limits.by_kind[name] == math.inf
             )
@@ -77,14 +77,12 @@ class SharedLimits:
                 self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
             account.users.add(self)
 
-    def _have(
-        self, limits: Limits, under: SharedLimits | None, now: float, before: Limits | None = None
-    ) -> None:
+    def _have(self, limits: Limits, before: Limits, under: SharedLimits | None, now: float) -> None:
         self.limits, self.waiting = limits, self._queues(under)
         for name, limit in limits.by_kind.items():
             if name in self._own:  # it stays, even without a limit: what was admitted is in it
                 # What this object has not changed, another processor may have.
-                if before is None or _differ(before, limits, name):
+                if _differ(before, limits, name):
                     self._account.change(self._own[name], limit, limits.burst_seconds, now)
             elif limit < math.inf:
                 self._own[name] = self._account.quota(
@@ -105,7 +103,7 @@ class SharedLimits:
 
     def change(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
         """Have ``limits`` from now on. The buckets follow with :meth:`TokenBucket.follow`."""
-        self._have(limits, under, now, self.limits)
+        self._have(limits, self.limits, under, now)
 
     def inherit(self, others: Collection[SharedLimits], now: float) -> None:
         """Begin with what was admitted under ``others``, whose models come under these new limits.
