@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 from commands import command, environment, read_lines, run, simulator, write_lines
+from raw_server import RawServer, Visit
 from redis_servers import redis_server
 
 import parallel_processor
@@ -521,6 +523,35 @@ def test_the_limits_files_are_read(
         done = run("--requests_filepath", source, *url, "--limits", path, *more)
     assert done.returncode == 0, done.stderr
     assert told in done.stderr
+
+
+def test_the_commands_with_json_in_and_out_run(tmp_path: Path) -> None:
+    """Answers hold the schema, and the line at the end has the fields of the table."""
+    write_lines(tmp_path / "requests.jsonl", [{"model": "m", "messages": []}])
+    (tmp_path / "schema.json").write_text('{"type": "object", "required": ["age"]}')
+    message = {"message": {"role": "assistant", "content": '{"age": 36}'}, "finish_reason": "stop"}
+
+    def answer(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(json.dumps({"choices": [message]}).encode())
+
+    (checked,), (told,) = commands_with("--json_schema"), commands_with("--summary_json")
+    with RawServer(answer) as server:
+        for words in (checked, told):
+            line = " ".join(words[1:]).replace("https://api.openai.com", server.url)
+            done = subprocess.run(
+                command(*line.split(), "--overwrite", "--api_key", "key"),
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                env=environment(),
+                timeout=60,
+            )
+            assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "summary.json").read_text())
+    fields = [name for row in rows(section("Reports and metrics")) for name in names(row[0])]
+    assert set(fields) <= set(found)
+    assert found["answered"] == 1
 
 
 def test_the_file_formats_are_read_as_described(tmp_path: Path) -> None:
