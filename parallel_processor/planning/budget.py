@@ -22,7 +22,7 @@ And at each stop:
 
 So a server never counts more than the bound, over any number of runs, as long as its answers say what
 they used and no answer is longer than was reserved. A request that names no maximum is the one that can
-break this.
+break this; for it, the file beside the results has an answer twice as long as the longest so far.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ class _Row:
 
 
 class _Reserved(NamedTuple):
-    amount: Spent
-    excess: Spent  # above what answers mostly use
+    amount: Spent  # the most
+    likely: Spent  # what the ledger covers
+    excess: Spent  # of that above what answers mostly use
 
 
 class Spending:
@@ -141,7 +142,8 @@ class Spending:
                 self._stop(_no_price(asked))
                 return False
             amount = budget.tariff.most(asked, estimate)
-            excess = amount.minus(budget.tariff.usual(asked))
+            likely = budget.tariff.likely(asked, estimate, amount)
+            excess = likely.minus(budget.tariff.usual(asked))
             if self._risks_too_much(excess):
                 self._refused_at = budget.ended
                 budget.wait(on_room)
@@ -154,8 +156,8 @@ class Spending:
                     self._stop(RunStoppedError(budget.why_not(amount), StopCause.BUDGET))
                 return False
             budget.reserve(amount)
-            self._in_flight[pending] = _Reserved(amount, excess)
-            self._reserved = self._reserved.plus(amount)
+            self._in_flight[pending] = _Reserved(amount, likely, excess)
+            self._reserved = self._reserved.plus(likely)
             self._excess = self._excess.plus(excess)
             if not self._cover():
                 self._give_back(pending)
@@ -190,7 +192,7 @@ class Spending:
         if reserved is None:
             return Spent()
         self._budget.release(reserved.amount)
-        self._reserved = self._reserved.minus(reserved.amount)
+        self._reserved = self._reserved.minus(reserved.likely)
         self._excess = self._excess.minus(reserved.excess)
         if not self._in_flight:  # without what the sums of fractions leave
             self._reserved = self._excess = Spent()

@@ -53,6 +53,7 @@ class _Seen:
     input_share: float = 1.0  # the largest, of the tokens counted
     output_share: float = 1.0  # of the maximum named
     output_tokens: int = 0  # the largest answer
+    is_told: bool = False  # that a request names no maximum
     spent: Spent = field(default_factory=Spent)  # by all of them
 
 
@@ -85,8 +86,8 @@ class Tariff:
         cap = estimate.output_cap
         if cap is None:
             output = max(_LEAST_OUTPUT, seen.output_tokens)
-            if not seen.answers and not seen.output_tokens:
-                seen.output_tokens = _LEAST_OUTPUT
+            if not seen.is_told:
+                seen.is_told = True
                 _log.warning(
                     "requests%s name no maximum of output tokens: the budget reserves %s for each, or the "
                     "largest answer so far; a longer one may exceed it",
@@ -95,9 +96,24 @@ class Tariff:
                 )
         else:
             output = math.ceil(cap * seen.output_share)
-        inputs = math.ceil(estimate.input_tokens * self._input_share(seen, estimate))
-        price = self.price(asked)
-        return Spent(0.0 if price is None else price.most(inputs, output), inputs + output)
+        return self._spent(asked, estimate, output)
+
+    def likely(self, asked: Asked, estimate: Estimate, most: Spent) -> Spent:
+        """What an attempt will surely not exceed: the ``most``, but where no maximum bounds it.
+
+        There it is an answer twice as long as the longest, once ten have come.
+        """
+        seen = self._seen.setdefault(asked.model, _Seen())
+        if estimate.output_cap is not None or seen.answers < _FEW:
+            return most
+        output = min(2 * seen.output_tokens, max(_LEAST_OUTPUT, seen.output_tokens))
+        return self._spent(asked, estimate, output)
+
+    def _spent(self, asked: Asked, estimate: Estimate, output_tokens: int) -> Spent:
+        share = self._input_share(self._seen[asked.model], estimate)
+        inputs, price = math.ceil(estimate.input_tokens * share), self.price(asked)
+        cost = 0.0 if price is None else price.most(inputs, output_tokens)
+        return Spent(cost, inputs + output_tokens)
 
     def _input_share(self, seen: _Seen, estimate: Estimate) -> float:
         if seen.answers >= _FEW:

@@ -73,7 +73,14 @@ def test_without_a_maximum_the_largest_answer_is_reserved(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert made.most(ASKED, estimate(0, None)).tokens == 4096
         made.learn(ASKED, estimate(10, None), Use(9010, 10, 9000), Spent())
-        assert made.most(ASKED, estimate(0, None)).tokens == 9000
+        most = made.most(ASKED, estimate(0, None))
+        assert most.tokens == 9000
+    for _ in range(10):
+        assert made.likely(Asked(URL, "n"), estimate(0, None), most) == most
+        made.learn(Asked(URL, "n"), estimate(10, None), Use(110, 10, 100), Spent())
+    assert made.likely(Asked(URL, "n"), estimate(0, None), most).tokens == 200
+    assert made.likely(Asked(URL, "n"), estimate(0, 150), most) == most
+    assert made.likely(ASKED, estimate(0, None), most) == most
     assert len(caplog.records) == 1
     assert "for m name no maximum of output tokens: the budget reserves 4,096" in caplog.text
 
