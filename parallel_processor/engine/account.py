@@ -121,6 +121,8 @@ class Account:
 
     def _end(self, run: Run) -> None:
         """Keep the counts of a run that is over."""
+        if run.bounds.bounded is not None:
+            run.bounds.bounded.end()
         with self._lock:
             now = self._clock()
             self._runs_s += now - self._runs.pop(run)

@@ -109,15 +109,26 @@ class Spending:
                     self._unrecorded = self._unrecorded.minus(amount)
             self._cover()
 
+    def end(self) -> None:
+        """The run is over: attempts that never came back count in full."""
+        with self._budget.lock:
+            for pending in tuple(self._in_flight):
+                lost = self._give_back(pending)
+                self._budget.spent = self._budget.spent.plus(lost)
+                self._unrecorded = self._unrecorded.plus(lost)
+            waiting = self._budget.take_waiting()
+        for call in waiting:
+            call()
+
     def close(self) -> None:
-        """The run is over. Raises :class:`ResultsFileError` if the ledger can't be written."""
+        """Nothing more comes on record. Raises :class:`ResultsFileError` if the ledger can't be written."""
+        self.end()
         with self._budget.lock:
             if self._path is not None:
-                rest = self._unrecorded.plus(self._reserved)
-                self._budget.left(self._path, self._recorded.plus(rest))
+                self._budget.left(self._path, self._recorded.plus(self._unrecorded))
                 ledger, self._ledger, self._path = self._ledger, None, None
                 if ledger is not None:
-                    ledger.finish(rest)
+                    ledger.finish(self._unrecorded)
 
     def _of_record(self, outcome: Outcome) -> Spent:
         request, response = outcome.request, outcome.raw_response
