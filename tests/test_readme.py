@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -193,12 +194,21 @@ def test_the_first_run_is_as_shown(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            env=environment(),
+            env=without_prices(tmp_path / "none"),
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
     shown, printed = blocks("text")[0], done.stderr.replace(server.url, "http://127.0.0.1:8080")
     assert shape(shown) == shape(printed)
+
+
+def without_prices(folder: Path) -> dict[str, str]:
+    """The environment where genai-prices isn't installed, as after the README's installation."""
+    folder.mkdir()
+    (folder / "genai_prices.py").write_text("raise ImportError")
+    found = environment()
+    paths = [str(folder), *filter(None, [found.get("PYTHONPATH")])]
+    return found | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def shape(output: str) -> list[str]:

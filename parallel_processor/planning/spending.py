@@ -18,7 +18,7 @@ from parallel_processor.planning.tariff import Asked, may_be_charged, tier_of, u
 if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
 
-_AT_RISK = 0.005  # of the bound: what a kill may waste
+_AT_RISK = 0.02  # of the bound: what a kill may waste
 
 
 @dataclass(slots=True)
