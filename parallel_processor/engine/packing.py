@@ -26,6 +26,7 @@ from typing import Any
 
 from parallel_processor.engine.delivery import Delivery
 from parallel_processor.engine.outcomes import Settled, validated
+from parallel_processor.engine.rejections import is_timeout
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import CONTENT_STATUSES, SET_UP_STATUSES
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Request
@@ -141,7 +142,7 @@ class Packing:
             fail=fail,
         )
         self._halves: dict[PendingRequest, _Halved] = {}  # the owner of a key changes it
-        self._too_large: set[int] = set()  # numbers of requests, as well
+        self._too_large: set[int] = set()  # packs by identity, between is_wanted and drop
 
     def _group_of(self, request: Request) -> AnyBucket:
         """What ``request`` waits for in its first lane."""
@@ -154,15 +155,15 @@ class Packing:
         if self.packer.fits(request):
             return True
         assert isinstance(request, Pack)
-        self._too_large.add(request.number)
         for inputs in reversed(self.packer.smaller(request)):  # each is put first
             self._queue(self._like(self._enter(request), inputs), -math.inf)
+        self._too_large.add(id(request))
         return False
 
     def drop(self, pending: PendingRequest) -> None:
         """A request will not be sent, or not again."""
-        if pending.request.number in self._too_large:
-            self._too_large.remove(pending.request.number)
+        if id(pending.request) in self._too_large:
+            self._too_large.remove(id(pending.request))
         else:
             self._drop(pending)
 
@@ -218,9 +219,11 @@ class Packing:
             return settled._replace(outcome=None)
         outcomes = []
         for each, part in zip(pack.inputs, parts, strict=True):
-            answer = replace(attempt, response=part.response, used_tokens=part.used_tokens)
-            alone = self._like(pending, [each]) if self._validate is not None else pending
-            refused = self._refused(alone, reservation, answer, made_room=False)
+            alone, refused = pending, None
+            if self._validate is not None:
+                answer = replace(attempt, response=part.response, used_tokens=part.used_tokens)
+                alone = self._like(pending, [each])
+                refused = self._refused(alone, reservation, answer, made_room=False)
             if refused is None:
                 outcomes.append(_answered(each.request, part, outcome))
             elif refused.outcome is not None:
@@ -252,11 +255,12 @@ class Packing:
 
         False for a single request, and for what all members would share.
         """
-        pack, status = pending.request, attempt.response.status if attempt.response else 0
+        pack, tried = pending.request, pending.retry_state
+        status = attempt.response.status if attempt.response is not None else 0
         if not isinstance(pack, Pack) or attempt.status not in _DIVIDED:
             return False
-        if status in SET_UP_STATUSES:
-            return False
+        if status in SET_UP_STATUSES or (is_timeout(attempt) and tried and not tried.failures):
+            return False  # nobody is answered in time: it isn't about the pack
         half = (len(pack.inputs) + 1) // 2
         other, first = (
             self._like(pending, inputs) for inputs in (pack.inputs[half:], pack.inputs[:half])
