@@ -19,6 +19,7 @@ from services import in_background, processor, rows, threads
 from parallel_processor import ConfigurationError, Limits, Processor, RetryPolicy, RunStoppedError
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome
+from parallel_processor.simulator import Simulator, SimulatorOptions
 
 TWICE = RetryPolicy(backoff_initial_s=0.0, max_attempts=2)
 Refuse = Callable[[list[Any]], "str | None"]
@@ -274,6 +275,17 @@ def test_what_failed_alone_goes_on_to_the_fallback(source: Path, tmp_path: Path)
         summary = made.process_file(source, tmp_path / "out.jsonl", progress=False)
     assert (summary.answered, summary.failed) == (60, 0)
     assert [size for model, size in models if model == "other"] == [1]
+
+
+def test_a_tier_without_room_passes_packs_on_whole(source: Path, tmp_path: Path) -> None:
+    """They are halved for no such reason."""
+    options = SimulatorOptions(tier_grants={"flex": 0.4}, requests_per_minute=10**6)
+    settings: dict[str, Any] = {"pack_inputs": 5, "service_tiers": ("flex", "default")}
+    with Simulator(options) as server, processor(server.url, **settings) as made:
+        summary = made.process_file(source, tmp_path / "out.jsonl", progress=False)
+        stats = server.stats()
+    assert (summary.answered, summary.failed) == (60, 0)
+    assert stats["requests_received"] - stats["tier_full"] == 12
 
 
 class _Noting:
