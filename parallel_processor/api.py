@@ -141,6 +141,7 @@ def plan_file(
     """
     planning = load_here("parallel_processor.planning.planner")  # a run needs none of it
     processes, settings["processes"] = settings.get("processes") or os.cpu_count() or 1, 1
+    settings.setdefault("prices", "auto")
     named = find_sources(requests_path)
     results = _results(named, save_path, errors_path)
     sources = apart_from(named, results)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 from commands import command, environment, read_lines, run, simulator, write_lines
+from raw_server import RawServer, Visit
 from redis_servers import redis_server
 
 import parallel_processor
@@ -191,12 +194,21 @@ def test_the_first_run_is_as_shown(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            env=environment(),
+            env=without_prices(tmp_path / "none"),
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
     shown, printed = blocks("text")[0], done.stderr.replace(server.url, "http://127.0.0.1:8080")
     assert shape(shown) == shape(printed)
+
+
+def without_prices(folder: Path) -> dict[str, str]:
+    """The environment where genai-prices isn't installed, as after the README's installation."""
+    folder.mkdir()
+    (folder / "genai_prices.py").write_text("raise ImportError")
+    found = environment()
+    paths = [str(folder), *filter(None, [found.get("PYTHONPATH")])]
+    return found | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def shape(output: str) -> list[str]:
@@ -273,6 +285,24 @@ def test_the_command_with_tiers_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = read_lines(tmp_path / send[send.index("--save_filepath") + 1])
     assert {each[1]["service_tier"] for each in found} == {"flex", "default"}
+
+
+def test_the_command_with_a_budget_runs(tmp_path: Path) -> None:
+    """It stops within its budget, with the exit code and the figures that are described."""
+    (serve,) = commands_with("parallel_processor.simulator", "--port 8083")
+    (send,) = commands_with("--max_cost", "--request_url")
+    ((_, prices, _, path),) = commands_with("echo", "prices.json")
+    (make,) = commands_with("make_example_requests", "--kind chat")
+    subprocess.run([sys.executable, str(ROOT / make[1]), *make[2:]], cwd=tmp_path, check=True)
+    (tmp_path / path).write_text(prices)
+    with simulator(*serve[5:]) as server:
+        line = " ".join(send[1:]).replace("http://127.0.0.1:8083", server.url)
+        done = subprocess.run(command(*line.split()), cwd=tmp_path, capture_output=True, text=True)
+        served = server.stats()
+    assert done.returncode == 4, done.stderr
+    paid = (2.5 * served["input_tokens_answered"] + 10 * served["output_tokens_answered"]) / 1e6
+    assert 0.97 * 0.02 <= paid <= 0.02
+    assert f"cost: ${paid:.3g} for the answers, about $" in done.stderr
 
 
 def test_the_command_that_packs_runs(tmp_path: Path) -> None:
@@ -503,6 +533,35 @@ def test_the_limits_files_are_read(
         done = run("--requests_filepath", source, *url, "--limits", path, *more)
     assert done.returncode == 0, done.stderr
     assert told in done.stderr
+
+
+def test_the_commands_with_json_in_and_out_run(tmp_path: Path) -> None:
+    """Answers hold the schema, and the line at the end has the fields of the table."""
+    write_lines(tmp_path / "requests.jsonl", [{"model": "m", "messages": []}])
+    (tmp_path / "schema.json").write_text('{"type": "object", "required": ["age"]}')
+    message = {"message": {"role": "assistant", "content": '{"age": 36}'}, "finish_reason": "stop"}
+
+    def answer(visit: Visit) -> None:
+        while visit.read():
+            visit.answer(json.dumps({"choices": [message]}).encode())
+
+    (checked,), (told,) = commands_with("--json_schema"), commands_with("--summary_json")
+    with RawServer(answer) as server:
+        for words in (checked, told):
+            line = " ".join(words[1:]).replace("https://api.openai.com", server.url)
+            done = subprocess.run(
+                command(*line.split(), "--overwrite", "--api_key", "key"),
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                env=environment(),
+                timeout=60,
+            )
+            assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "summary.json").read_text())
+    fields = [name for row in rows(section("Reports and metrics")) for name in names(row[0])]
+    assert set(fields) <= set(found)
+    assert found["answered"] == 1
 
 
 def test_the_file_formats_are_read_as_described(tmp_path: Path) -> None:

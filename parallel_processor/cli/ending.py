@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_processor.cli.console import say, show
+from parallel_processor.cli.flags import with_flag_names
 from parallel_processor.exceptions import (
     ConfigurationError,
     InputFileError,
@@ -25,6 +26,7 @@ from parallel_processor.report.summary import Summary, summary_text
 
 _log = logging.getLogger("parallel_processor")
 _STDOUT = "-"
+_FILES = ("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,19 @@ def check_summary_path(
         if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
             raise ConfigurationError("--summary_json - and records can't both be standard output")
         return
-    requests = flags.requests_filepath
-    inputs = [requests] if isinstance(requests, str) else requests
-    files = filter(None, [*inputs, *outputs, flags.report_filepath])
-    if any(os.path.realpath(each) == os.path.realpath(path) for each in files):
+    files = [*_requests(flags), *outputs, *(getattr(flags, name, None) for name in _FILES)]
+    real = os.path.realpath(path)
+    if any(os.path.realpath(each) == real for each in files if each):
         raise ConfigurationError(f"--summary_json {path} is another file of this command, too")
-    if not Path(path).resolve().parent.is_dir():
+    if os.path.isdir(real):
+        raise ConfigurationError(f"--summary_json {path} is a directory")
+    if not os.path.isdir(os.path.dirname(real)):
         raise ConfigurationError(f"the directory of --summary_json {path} does not exist")
+
+
+def _requests(flags: argparse.Namespace) -> list[str]:
+    given = flags.requests_filepath
+    return [given] if isinstance(given, str) else list(given)
 
 
 def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
@@ -71,7 +79,7 @@ def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
         ending.summary,
         exit_code=ending.code,
         error=ending.error,
-        requests_filepath=flags.requests_filepath,
+        requests_filepath=_requests(flags),
         save_filepath=ending.save_path or flags.save_filepath,
         errors_filepath=flags.errors_filepath,
         report_filepath=flags.report_filepath,
@@ -98,6 +106,8 @@ def tell(
     elif not (summary.stop_reason or summary.failed or summary.already_failed):
         texts = []  # what would be faster is no warning
     if reason := summary.stop_reason if error is None else str(error):
+        if summary.stop_cause is StopCause.BUDGET:  # whose names are those of settings
+            reason = with_flag_names(reason)
         texts = [f"stopped: {reason.rstrip('.')}.", *texts]
     if texts:
         _log.log(logging.WARNING if error is None else logging.ERROR, " ".join(texts))

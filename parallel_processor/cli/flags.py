@@ -177,7 +177,7 @@ FLAGS: Mapping[str, tuple[Flag, ...]] = {
         Flag("max_seconds", "max_seconds", _S, "stop so early that what is in flight ends in time",
               default_text="none"),
         Flag("max_failures", "max_failures", "N", "stop once more requests have failed for good, or a "
-              "larger share of them, such as 5%", default_text="none", read=str),
+              "larger share of them, such as 5%%", default_text="none", read=str),
         Flag("prices", "prices", "FILE", 'what tokens cost, in US dollars per million: JSON such as '
               '{"gpt-4o*": {"input": 2.5, "output": 10}}, or LiteLLM\'s table',
               default_text="those of genai-prices, where that is installed"),
@@ -262,7 +262,6 @@ def settings(flags: argparse.Namespace) -> Settings:
         made[""]["limits_by_model"] = read_limits_file(Path(flags.limits), **common)
     if flags.json_schema:
         made[""]["validate"] = read_schema(flags.json_schema)
-    made[""]["prices"] = getattr(flags, "prices", None) or "auto"
     made[""]["replica_urls"] = getattr(flags, "replica_urls", ())
     parts = {"limits": Limits(**made["limits"]), "retry": RetryPolicy(**made["retry"])}
     return cast(Settings, made[""] | parts)

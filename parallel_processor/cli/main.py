@@ -234,6 +234,7 @@ def _cancel(processor: Processor, signal_name: str) -> None:
 
 def _process(flags: argparse.Namespace, made: Settings) -> Ending:
     made["api_key"], made["api_keys"] = find_key(flags, made), find_keys_by_host(flags, made)
+    made["prices"] = made.get("prices") or "auto"
     _collect_seldom()
     with (
         Processor(**made) as processor,

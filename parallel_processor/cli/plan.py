@@ -8,7 +8,6 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,7 +19,14 @@ from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
 from parallel_processor.exceptions import ConfigurationError, ResultsFileError, WorkerProcessError
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Settings
-from parallel_processor.report.wording import cause_text, clock_text, count, kind_text, share_text
+from parallel_processor.report.wording import (
+    cause_text,
+    clock_text,
+    count,
+    counted,
+    kind_text,
+    share_text,
+)
 
 if TYPE_CHECKING:
     from parallel_processor.planning.job.spread import Spread
@@ -51,7 +57,7 @@ exit codes:
 def build_plan_parser() -> FlagParser:
     """The parser of ``plan``, which has all flags of the command, and some of its own."""
     flags = {
-        title: [_PROCESSES if row.name == "processes" else replace(row) for row in rows]
+        title: [_PROCESSES if row.name == "processes" else row for row in rows]
         for title, rows in FLAGS.items()
     }
     return FlagParser(
@@ -113,7 +119,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     names = (
         plan.names[0] if len(plan.names) == 1 else f"{plan.names[0]} and {len(plan.names) - 1} more"
     )
-    yield f"{names}: {plan.lines:,} lines"
+    yield f"{names}: {counted(plan.lines, 'line')}"
     for what, found in (
         ("bad lines", plan.bad),
         ("rows with the id of another", plan.conflicts),
@@ -149,9 +155,9 @@ def _groups(plan: Plan) -> Iterator[str]:
         rows.append(["", "", "", "reserved", *_numbers(group.reserved_tokens)])
     yield from _table(rows, left=(0, 1, 3))
     if plan.is_sampled:
-        counted = sum(group.counted for group in plan.groups)
+        sample = sum(group.counted for group in plan.groups)
         yield (
-            f"Tokens are estimated from {counted:,} requests: {plan.tokens_error:,.0f} more or less in all "
+            f"Tokens are estimated from {sample:,} requests: {plan.tokens_error:,.0f} more or less in all "
             "(95 %, ratio estimator by size)."
         )
     uncapped = sum(group.uncapped for group in plan.groups)

@@ -76,6 +76,7 @@ class Credits:
 
     Attributes:
         max_workers: how many requests may be in flight now.
+        spending: says which attempts fit the budget; ``None`` without one.
         is_careful: true until :meth:`open` is called, if that makes a difference.
         in_flight: how many requests are in flight.
         read_ahead: how many requests may be read that wait for a worker.
@@ -94,7 +95,7 @@ class Credits:
         slack: WriterSlack,
         spending: Spending | None = None,
     ) -> None:
-        self._queues, self._spending = queues, spending
+        self._queues, self.spending = queues, spending
         self.read_ahead = ahead_of(max_workers)
         self._slack = slack
         self._most_workers = max_workers
@@ -203,11 +204,11 @@ class Credits:
         """True if as many requests are in flight as may be."""
         if self.in_flight >= self.max_workers or (self.is_heavy and not self._slack.in_order):
             return True
-        return self._spending is not None and self._spending.is_short
+        return self.spending is not None and self.spending.is_short
 
-    def fits(self, pending: PendingRequest, reservation: Reservation) -> bool:
+    def fits(self, spending: Spending, pending: PendingRequest, reservation: Reservation) -> bool:
         """True if the budget has room for the attempt. Else the request is first in its queue again."""
-        if self._spending is None or self._spending.reserve(pending, self._queues.wake.set):
+        if spending.reserve(pending, self._queues.wake.set):
             return True
         pending.bucket.cancel(reservation)
         self._queues.add_again(pending, -math.inf)
@@ -218,13 +219,13 @@ class Credits:
         """An admitted request is not sent."""
         self.in_flight -= 1
         pending.bucket.cancel(reservation)
-        if self._spending is not None:
-            self._spending.release(pending)
+        if self.spending is not None:
+            self.spending.release(pending)
 
     @property
     def full_cause(self) -> WaitCause:
         """What the run waits for then: a worker, the first answer, or the budget."""
-        if self._spending is not None and self._spending.is_short:
+        if self.spending is not None and self.spending.is_short:
             return WaitCause.BUDGET
         return WaitCause.CONCURRENCY if self.is_careful else WaitCause.MAX_WORKERS
 

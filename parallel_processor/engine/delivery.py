@@ -104,6 +104,8 @@ class Delivery:
             what = f"request {request.number} failed: " if request.invalid_reason is None else ""
             _log.error("%s%s", what, outcome.error, extra=extra)
             self._on_failure()
+        if self._spending is not None:
+            self._spending.delivers(outcome)
         if self._sink is None:
             self.ready.append(outcome)
             self._waker.set()
@@ -134,8 +136,8 @@ class Delivery:
         ``size_bytes`` is what they took in the sink, as :func:`held_bytes` counts.
         """
         self._counters.finished(outcomes, recorded=on_record)
-        if self._spending is not None and on_record:
-            self._spending.recorded(outcomes)
+        if self._spending is not None:
+            self._spending.recorded(outcomes, on_record)
         self._on_record(len(outcomes), size_bytes)
 
     def close(self) -> None:

@@ -285,7 +285,7 @@ class Dispatcher:
         admitted = queues.admit()
         if admitted is None:
             return None, queues.take_uncounted()
-        if not credits.fits(*admitted):
+        if credits.spending is not None and not credits.fits(credits.spending, *admitted):
             return None, None
         credits.in_flight += 1
         if credits.in_flight >= credits.max_workers:

@@ -53,7 +53,7 @@ class AccountLeases:
                 self._name,
                 make_stock,
                 lock=self._account.lock,
-                waiting=self._account.waiting,
+                waiting=self._account.waiting[None],
                 clock=self._clock,
                 run=self._run,
             )
@@ -103,6 +103,9 @@ class LeasedLimits(SharedLimits):
         self.leasing: Leasing | None = None
         with self.lock:
             self._lease(under)
+
+    def _queues(self, under: SharedLimits | None) -> list[BucketState]:
+        return self._account.waiting[None]  # one thread leases for all
 
     def change(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
         """Have ``limits`` from now on. The holder follows a higher one two minutes later."""

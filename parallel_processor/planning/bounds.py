@@ -60,7 +60,7 @@ class Deadline:
     """Stops a run so early that what is in flight then can end in time. A display: its thread looks.
 
     Args:
-        ends_at: when the run is to be over, on ``clock``.
+        max_seconds: how long the run may take, from now on.
         latency_s: the usual seconds of an answer; ``None`` while there are none.
         stop: called with the error.
     """

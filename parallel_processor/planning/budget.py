@@ -16,7 +16,7 @@ And at each stop:
 * *In order* (the end, the budget, a signal, a refused key): what is in flight ends or is cancelled, and
   counts as above. Records and file together say exactly what was spent, as far as answers said it.
 * *kill -9, a crash*: what was in flight or on its way to the disk counts in full; the file was written
-  ahead. So that this wastes little, no more is in flight than what may cost half a hundredth of the bound
+  ahead. So that this wastes little, no more is in flight than what may cost two hundredths of the bound
   more than answers mostly do.
 * The next run with these results counts both before it sends anything. ``overwrite`` forgets both.
 

@@ -29,7 +29,7 @@ class Change:
         requests: how many are sent.
         tokens: how many are reserved.
         seconds: how long it takes; ``None`` if that can't be told.
-        dollars: what it costs at most; ``None`` if that isn't known.
+        dollars: what it costs with the answers that are reserved; ``None`` if that isn't known.
     """
 
     what: str

@@ -13,13 +13,12 @@ from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome
 from parallel_processor.planning.budget import Budget
 from parallel_processor.planning.costs import Costs, ModelCost, Spent, dearest_first
 from parallel_processor.planning.ledger import Ledger, ledger_path
-from parallel_processor.planning.tariff import Asked, may_be_charged, use_of
-from parallel_processor.providers.dialects import answered_tier
+from parallel_processor.planning.tariff import Asked, may_be_charged, tier_of, use_of
 
 if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
 
-_AT_RISK = 0.005  # of the bound: what a kill may waste
+_AT_RISK = 0.02  # of the bound: what a kill may waste
 
 
 @dataclass(slots=True)
@@ -51,6 +50,7 @@ class Spending:
         self._budget, self._request_url, self._stop = budget, request_url, stop
         self._rows: dict[tuple[str, str], _Row] = {}
         self._in_flight: dict[PendingRequest, _Reserved] = {}
+        self._delivered: dict[int, Spent] = {}  # what their records will say, by request
         self._path: Path | None = None
         self._ledger: Ledger | None = None
         self._refused_at = -1  # the budget's count of attempts that had ended
@@ -92,12 +92,18 @@ class Spending:
             if self._path is not None:
                 self._budget.found(self._path, self.before)
 
-    def recorded(self, outcomes: Iterable[Outcome]) -> None:
-        """These outcomes are on record."""
+    def delivers(self, outcome: Outcome) -> None:
+        """An outcome is on its way to the writer, which may forget its response."""
+        if outcome.ok and self._ledger is not None:
+            with self._budget.lock:
+                self._delivered[outcome.request.number] = self._of_record(outcome)
+
+    def recorded(self, outcomes: Iterable[Outcome], on_record: bool) -> None:
+        """These outcomes are on record, or never will be."""
         with self._budget.lock:
             for outcome in outcomes:
-                if outcome.ok:
-                    amount = self._of_record(outcome)
+                amount = self._delivered.pop(outcome.request.number, None)
+                if amount is not None and on_record:
                     self._recorded = self._recorded.plus(amount)
                     self._unrecorded = self._unrecorded.minus(amount)
             self._cover()
@@ -151,11 +157,8 @@ class Spending:
             self._in_flight[pending] = _Reserved(amount, excess)
             self._reserved = self._reserved.plus(amount)
             self._excess = self._excess.plus(excess)
-            try:
-                self._cover()
-            except ParallelProcessorError as error:
+            if not self._cover():
                 self._give_back(pending)
-                self._stop(error)
                 return False
             return True
 
@@ -176,10 +179,7 @@ class Spending:
             self._budget.spent = self._budget.spent.plus(used)
             self._unrecorded = self._unrecorded.plus(used)
             waiting = self._budget.take_waiting()
-            try:
-                self._cover()
-            except ParallelProcessorError as error:
-                self._stop(error)
+            self._cover()
         for call in waiting:
             call()
 
@@ -202,9 +202,15 @@ class Spending:
             return False
         return self._excess.plus(excess).exceeds(self._budget.bound, _AT_RISK)
 
-    def _cover(self) -> None:
-        if self._ledger is not None:
-            self._ledger.cover(self._unrecorded.plus(self._reserved))
+    def _cover(self) -> bool:
+        """Have the ledger cover what no record says; if it can't, the run stops, and this is false."""
+        try:
+            if self._ledger is not None:
+                self._ledger.cover(self._unrecorded.plus(self._reserved))
+        except ParallelProcessorError as error:
+            self._stop(error)
+            return False
+        return True
 
     def _used(
         self,
@@ -220,7 +226,7 @@ class Spending:
                 return Spent()
             self.uncertain = self.uncertain.plus(reserved)
             return reserved
-        tier = answered_tier(response.headers, response.data)
+        tier = tier_of(response)
         price = self._budget.tariff.price(asked, tier)
         row = self._rows.setdefault((asked.model, tier or asked.tier), _Row())
         row.answers += 1

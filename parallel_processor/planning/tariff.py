@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Response
 from parallel_processor.planning.costs import Spent
@@ -132,16 +132,26 @@ class Tariff:
         use = use_of(response)
         if use is None:
             return Spent()
-        data = response.data
-        if data is None:
-            data = {name: text_member(response.body, name) for name in ("model", "service_tier")}
+        data = _said(response)
         answered = data.get("model") if isinstance(data, dict) else None
-        tier = answered_tier({}, data)
+        tier = answered_tier({}, data)  # a record has no headers
         models = {model, answered if isinstance(answered, str) else ""} - {""}
         places = (Asked(self._request_url, each, asked_tier or tier) for each in models)
         prices = (self.price(asked, tier) for asked in places)
         costs = [use.cost(price) for price in prices if price is not None]
         return Spent(max(costs, default=0.0), use.used_tokens)
+
+
+def _said(response: Response) -> Any:
+    """The answer; of one that isn't parsed, what it says of model and tier."""
+    if response.data is not None:
+        return response.data
+    return {name: text_member(response.body, name) for name in ("model", "service_tier")}
+
+
+def tier_of(response: Response) -> str:
+    """The service tier that answered; empty if the answer doesn't say."""
+    return answered_tier(response.headers, _said(response))
 
 
 def use_of(response: Response | None) -> Use | None:

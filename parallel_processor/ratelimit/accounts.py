@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
@@ -52,7 +53,8 @@ class AccountLimits:
 
     Attributes:
         lock: guards this object, its quotas, the states of the buckets, and their reservations.
-        waiting: the states of the buckets whose queue isn't empty.
+        waiting: the states of the buckets whose queue isn't empty, of each pattern whose limits stand under
+            no others, and of all other models (``None``).
         tickets: numbers the reservations in the order of arrival.
         opened_at: when it was made, in seconds of its clock.
         users: whatever has quotas of it; they are not kept alive.
@@ -60,7 +62,7 @@ class AccountLimits:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.lock = InterruptSafeLock()
-        self.waiting: list[BucketState] = []
+        self.waiting: defaultdict[str | None, list[BucketState]] = defaultdict(list)
         self.tickets = itertools.count(1)
         self.opened_at = clock()
         self.users: WeakSet[QuotaUser] = WeakSet()
@@ -83,13 +85,10 @@ class AccountLimits:
         self, quota: ConfiguredQuota, limit: float, burst_seconds: float, now: float
     ) -> None:
         """Have ``quota`` permit ``limit`` from now on, to all that share it. Caller holds ``lock``."""
-        known = next((key for key, each in self._quotas.items() if each is quota), None)
-        if known is not None and known[2:] == (limit, burst_seconds):
-            return
         quota.change(limit, burst_seconds, now)
-        if known is not None:
-            del self._quotas[known]
-            self._quotas.setdefault((*known[:2], limit, burst_seconds), quota)
+        for key in [key for key, each in self._quotas.items() if each is quota]:
+            del self._quotas[key]
+            self._quotas.setdefault((*key[:2], limit, burst_seconds), quota)
 
     def minute_count(
         self, pattern: str | None, unlimited: Sequence[str], burst_seconds: float

@@ -84,7 +84,7 @@ class _AccountQuotas:
                 made.inherit({last for _, last, following in moves if following is made}, now)
             for bucket, _, following in moves:
                 bucket.follow(following)
-            return self.default.firsts()
+            return [first for shared_limits in self.all for first in shared_limits.firsts()]
 
     def _next_of(self, bucket: TokenBucket) -> SharedLimits:
         """The limits of ``bucket`` from now on. One for several models stays where it is if it can."""

@@ -41,7 +41,7 @@ class SharedLimits:
         is_open: true if nothing is limited.
         tokens_per_minute: the limit of all tokens; infinite if there is none.
         limits_tokens: true if any limit counts tokens.
-        waiting: the states of the account's buckets whose queue isn't empty.
+        waiting: the states of the buckets that share a limit with these, if their queue isn't empty.
         tickets: numbers the reservations in the order of arrival.
     """
 
@@ -60,14 +60,14 @@ class SharedLimits:
         """
         account = account or AccountLimits(clock)
         self._pattern, self._account = pattern, account
-        self.lock, self.waiting, self.tickets = account.lock, account.waiting, account.tickets
+        self.lock, self.tickets = account.lock, account.tickets
         self.opened_at = now = clock()
         self._own: dict[str, ConfiguredQuota] = {}  # by what they count
         self.quotas: list[ConfiguredQuota] = []
         self.charged: list[ConfiguredQuota] = self.quotas
         self._before: dict[ConfiguredQuota, tuple[float, float]] = {}  # charged and allowed
         with self.lock:
-            self._have(limits, under, now)
+            self._have(limits, limits, under, now)
             self._unlimited = tuple(
                 name for name in ("requests", "tokens") if limits.by_kind[name] == math.inf
             )
@@ -77,11 +77,13 @@ class SharedLimits:
                 self.minute_count = account.minute_count(pattern, self._unlimited, burst_seconds)
             account.users.add(self)
 
-    def _have(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
-        self.limits = limits
+    def _have(self, limits: Limits, before: Limits, under: SharedLimits | None, now: float) -> None:
+        self.limits, self.waiting = limits, self._queues(under)
         for name, limit in limits.by_kind.items():
             if name in self._own:  # it stays, even without a limit: what was admitted is in it
-                self._account.change(self._own[name], limit, limits.burst_seconds, now)
+                # What this object has not changed, another processor may have.
+                if _differ(before, limits, name):
+                    self._account.change(self._own[name], limit, limits.burst_seconds, now)
             elif limit < math.inf:
                 self._own[name] = self._account.quota(
                     self._pattern, name, limit, limits.burst_seconds, now
@@ -95,9 +97,13 @@ class SharedLimits:
         self.tokens_per_minute = min(tokens, default=math.inf)
         self.limits_tokens = any(quota.name != "requests" for quota in limited)
 
+    def _queues(self, under: SharedLimits | None) -> list[BucketState]:
+        is_under = under is not None and len(under.ceilings) > 0
+        return self._account.waiting[None if is_under else self._pattern]
+
     def change(self, limits: Limits, under: SharedLimits | None, now: float) -> None:
         """Have ``limits`` from now on. The buckets follow with :meth:`TokenBucket.follow`."""
-        self._have(limits, under, now)
+        self._have(limits, self.limits, under, now)
 
     def inherit(self, others: Collection[SharedLimits], now: float) -> None:
         """Begin with what was admitted under ``others``, whose models come under these new limits.
@@ -110,6 +116,16 @@ class SharedLimits:
             if is_limited and quota.is_full(now):  # another processor may use it
                 quota.inherit(known, now)
 
+    def take_over(
+        self, state: BucketState, waiting: list[BucketState], url: str, model: str, now: float
+    ) -> None:
+        """Have ``state``, whose queue was in ``waiting``, under these limits from now on."""
+        if state in waiting:
+            waiting.remove(state)
+            self.waiting.append(state)
+        state.follow(self.limits, self.charged, self.minute_count, now)
+        self.adopt(url, model, state)
+
     def adopt(self, url: str, model: str, state: BucketState) -> None:
         """Know ``state`` as that of the bucket of ``model`` at ``url``. Only a subclass needs it."""
 
@@ -121,7 +137,8 @@ class SharedLimits:
     def ceilings(self) -> Sequence[ConfiguredQuota]:
         """The quotas of its own whose number the user set."""
         kinds = self.limits.defaults
-        return [quota for quota in self._own.values() if quota.name not in kinds]
+        limited = (quota for quota in self._own.values() if quota.limit < math.inf)
+        return [quota for quota in limited if quota.name not in kinds]
 
     def levels(self, now: float) -> tuple[dict[str, float], dict[str, float]]:
         """What was admitted in the last 60 seconds, and its own limits.
@@ -238,6 +255,12 @@ class SharedLimits:
         if not state.queue:
             self.waiting.remove(state)
         return admitted
+
+
+def _differ(one: Limits, other: Limits, name: str) -> bool:
+    """True if the quotas of ``name`` differ."""
+    a, b = ((each.by_kind[name], each.burst_seconds) for each in (one, other))
+    return a != b
 
 
 def _not_behind(

@@ -125,9 +125,8 @@ class TokenBucket:
 
     def follow(self, shared_limits: SharedLimits) -> None:
         """Be under ``shared_limits``, of the same account, as they are now. Caller holds its lock."""
-        self.shared_limits = new = shared_limits
-        self._state.follow(new.limits, new.charged, new.minute_count, self._clock())
-        shared_limits.adopt(self.url, self._name, self._state)
+        shared_limits.take_over(self._state, self._waiting, self.url, self._name, self._clock())
+        self.shared_limits, self._waiting = shared_limits, shared_limits.waiting
 
     # Before an attempt.
 

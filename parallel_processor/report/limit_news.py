@@ -59,8 +59,8 @@ def tell_changed(before: Options, after: Options) -> None:
 
 
 def _in_words(limits: Limits) -> str:
-    named = {f"{kind} a minute": limit for kind, limit in limits.by_kind.items()}
-    numbers = [f"{limit:,.0f} {name}" for name, limit in named.items() if limit < math.inf]
+    bounds = {kind.replace("_", " "): limit for kind, limit in limits.by_kind.items()}
+    numbers = [f"{n:,.10g} {kind} a minute" for kind, n in bounds.items() if n < math.inf]
     return " and ".join(numbers) or ("found by trying" if limits.is_auto else "none")
 
 

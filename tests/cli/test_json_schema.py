@@ -1,4 +1,10 @@
-"""``--json_schema``: answers that are no JSON of a schema are failed attempts."""
+"""``--json_schema``: answers that are no JSON of a schema are failed attempts.
+
+Several cases are what others met:
+
+* answers that are cut off at the same place again and again (graphiti 1053, hindsight 2668);
+* NaN that is taken for JSON, references that are fetched, and errors without a place (pflow 600).
+"""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_changed_file_is_followed(processor: Processor, tmp_path: Path) -> Non
 
 
 def test_a_file_behind_a_link_is_followed(processor: Processor, tmp_path: Path) -> None:
-    """Kubernetes mounts a file so: the link to its directory is replaced, the file's own time is older."""
+    """The link to its folder is replaced, as in Kubernetes (envoyproxy/ratelimit 379)."""
     for name, rpm in (("old", 60), ("new", 120)):
         (tmp_path / name).mkdir()
         put(tmp_path / name / "limits.json", {"*": {"requests_per_minute": rpm}})

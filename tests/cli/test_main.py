@@ -87,7 +87,7 @@ def test_help_names_every_flag_and_exit_code() -> None:
         assert f"\n{title}:\n" in done.stdout
         assert all(f"\n  --{row.name}" in done.stdout for row in rows)
     codes = re.findall(r"^  (\d+)  .", done.stdout.partition("exit codes:")[2], re.MULTILINE)
-    assert codes == ["0", "1", "2", "3", "129", "130", "143"]
+    assert codes == ["0", "1", "2", "3", "4", "129", "130", "143"]
 
 
 def test_the_version_is_the_packages() -> None:

@@ -134,7 +134,12 @@ def test_a_run_that_could_not_begin_says_why(more: tuple[object, ...], source: P
             ("--report_filepath", "{folder}/r", "--summary_json", "{folder}/r"),
             "another file of this command",
         ),
+        (
+            ("--limits", "{folder}/l", "--summary_json", "{folder}/l"),
+            "another file of this command",
+        ),
         (("--summary_json", "{folder}/missing/summary.json"), "does not exist"),
+        (("--summary_json", "{folder}"), "is a directory"),
     ],
 )
 def test_it_never_takes_the_place_of_another_file(

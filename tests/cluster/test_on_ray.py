@@ -463,6 +463,25 @@ def test_workers_find_what_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(key) and key() == "h"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_cost": 1.0},
+        {"max_total_tokens": 10},
+        {"max_seconds": 5},
+        {"max_failures": 0},
+        {"prices": {"m": {"input": 1, "output": 0}}},
+    ],
+)
+def test_workers_have_no_budget(settings: Settings) -> None:
+    """Each of them would have the whole of it."""
+    (name,) = settings
+    with pytest.raises(
+        ConfigurationError, match=rf"{name} (can't bound what several|are of no use)"
+    ):
+        OnRay("in.jsonl", request_url="http://127.0.0.1:1/", **settings)
+
+
 def test_a_function_is_no_key_of_workers() -> None:
     """What it knows would be seen."""
     with pytest.raises(ConfigurationError, match="api_key can't be a function on Ray"):

@@ -114,7 +114,8 @@ def test_an_input_of_one_token_too_many_is_found(tmp_path: Path) -> None:
     assert [each.place for each in plan.oversized.first] == ["line 2", "line 3"]
     assert plan.oversized.first[0].text == "8,193 tokens in one input, and 8,192 are allowed"
     assert plan.oversized.first[1].text == "2,049 inputs, and 2,048 are allowed"
-    elsewhere = plan_of(tmp_path, rows, "http://127.0.0.1/v1/embeddings", limits=limits)
+    others = [row | {"model": "own"} for row in rows]
+    elsewhere = plan_of(tmp_path, others, "http://127.0.0.1/v1/embeddings", limits=limits)
     assert elsewhere.oversized.count == 0
 
 
@@ -203,7 +204,7 @@ def test_it_says_what_packing_and_other_limits_would_change(tmp_path: Path) -> N
     """Where requests bind, packing helps, and so does twice the limit of requests, but not of tokens."""
     rows = [embedding(f"text {number}") for number in range(1_200)]
     limits = Limits(requests_per_minute=600, tokens_per_minute=1_000_000)
-    plan = plan_of(tmp_path, rows, EMBEDDINGS, limits=limits)
+    plan = plan_of(tmp_path, rows, EMBEDDINGS, limits=limits, prices=None)
     assert plan.forecast.seconds == pytest.approx(121.5, abs=1)
     packed, more_requests, more_tokens = plan.changes
     assert packed.what == "up to 100 inputs in a request (pack_inputs 100)"

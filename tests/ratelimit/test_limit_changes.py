@@ -1,4 +1,11 @@
-"""Limits that change while requests are sent. Time is virtual."""
+"""Limits that change while requests are sent. Time is virtual.
+
+Several cases are what users of other limiters met:
+
+* a new limit that only what begins after the change has (apache/pinot 15914, mokies/ratelimitj 28);
+* a limiter that is made anew, and has forgotten the last minute (LuthienResearch/luthien-proxy 734);
+* limits of patterns that can be changed, but not added or removed (dotnet/aspnetcore 45407).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from senders import URL, Senders, buckets_of
 
-from parallel_processor.models import LimitReading
+from parallel_processor.models import LimitReading, Upstream
 from parallel_processor.options import Limits
 from parallel_processor.ratelimit.accounts import Accounts
 from parallel_processor.ratelimit.quota import ConfiguredQuota
@@ -203,6 +210,36 @@ def test_processors_of_one_account_follow_together() -> None:
     senders.run(70.0)
     assert senders.total.total(began_s, clock.now_s) == pytest.approx(1400, rel=0.02)
     assert buckets_of(accounts, clock, limits=limited(1200)).usage().admitted["requests"] > 1100
+    change(one, limited(600))
+    change(other, m2=limited(60))  # it has not changed this one
+    assert other.bucket(URL, "m").report(0.0).limits[0].configured == 600
+
+
+def test_each_account_has_the_changed_limits() -> None:
+    """Two servers with two keys are four accounts; each tier, and the model of a fallback, has its own."""
+    clock = FakeClock()
+    urls = {"request_url": URL, "replica_urls": ["https://b.example/v1/chat/completions"]}
+    buckets = buckets_of(
+        Accounts(clock), clock, limits=limited(60), api_key=["k", "l"], allowed_hosts=(), **urls
+    )
+    hosts = (URL, urls["replica_urls"][0])
+    likes = [
+        Upstream("", key, tier, model)
+        for key in (0, 1)
+        for tier in ("", "flex")
+        for model in ("", "n")
+    ]
+    made = [buckets.bucket(url, "m", like) for url in hosts for like in likes]
+    change(buckets, limited(90), **{"m@flex": limited(30), "n": limited(math.inf, 900)})
+    for bucket in made:
+        flex = bucket.model == "m" and bucket.upstream.tier == "flex"
+        limits = {limit.name: limit.configured for limit in bucket.report(0.0).limits}
+        if flex:
+            assert bucket.shared_limits.levels(clock())[1]["requests"] == 30
+        assert limits["requests"] in (90, 30)
+        assert limits.get("tokens") == (900 if bucket.model == "n" else None)
+    assert len({bucket.shared_limits for bucket in made}) == 4 * 3
+    assert buckets.usage().limits["requests"] == 4 * 90
 
 
 # Limits that are found.

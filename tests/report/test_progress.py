@@ -21,6 +21,7 @@ from tqdm.std import tqdm
 
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Outcome, WaitCause
+from parallel_processor.planning.costs import Costs, ModelCost
 from parallel_processor.ratelimit.reports import Usage
 from parallel_processor.report.counters import Counters
 from parallel_processor.report.progress import Displays, Progress
@@ -41,6 +42,7 @@ class View:
         self.span_s = 60.0
         self.waits: Counter[WaitCause] = Counter()
         self.limits = {"requests": 60.0, "tokens": 1_000.0}
+        self.costs: Costs | None = None
         self.progress = Progress(
             self.counters,
             usage=lambda: Usage(
@@ -55,6 +57,7 @@ class View:
             show=show,
             clock=lambda: self.now_s,
             file=file,
+            costs=lambda: self.costs,
         )
 
     def start(self, count: int) -> None:
@@ -374,3 +377,17 @@ def test_log_lines_stand_above_the_bar() -> None:
         subprocess.run(command, stderr=screen.file, check=True, timeout=60)
         text = screen.text()
     assert re.search(r"\r *\ra line\r\n *\r? *0%\|", text), repr(text)
+
+
+def test_the_line_has_the_money_so_far_and_in_all() -> None:
+    """Earlier runs count, and so does what attempts may have cost; without prices there is nothing."""
+    view = View(io.StringIO())
+    view.start(10)
+    view.counters.finished([ANSWERED] * 10)
+    assert "$" not in view.lines_after(10)[-1]
+    view.costs = Costs(
+        models=(ModelCost(model="m", answers=10, cost=0.8),), before=1.0, uncertain=0.2
+    )
+    assert ", 0 in flight, $2.00 of about $3.00, " in view.lines_after(10)[-1]
+    view.costs = Costs(models=(ModelCost(model="m", answers=10, cost=None),))
+    assert "$" not in view.lines_after(10)[-1]

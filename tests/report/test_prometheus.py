@@ -64,6 +64,19 @@ def test_a_scrape_tells_the_tiers_apart() -> None:
     assert found[f"tier_answered_total{default}"] == 2
 
 
+def test_a_scrape_has_the_money() -> None:
+    """By model and tier; nothing without prices."""
+    prices = {"m": {"input": 1.0, "output": 0}}
+    with Simulator() as server:
+        with processor(server.url, prices=prices) as made, serve_metrics(made, 0) as port:
+            made.map(rows(2))
+            found = scrape(port)
+            assert found['cost_dollars_total{model="m",tier=""}'] == made.stats().cost
+        with processor(server.url) as made, serve_metrics(made, 0) as port:
+            made.map(rows(2))
+            assert not any(name.startswith("cost_dollars") for name in scrape(port))
+
+
 def test_nothing_is_left_of_the_server() -> None:
     """Its thread and its port are free when the block is left."""
     with Simulator() as simulator, processor(simulator.url) as made:

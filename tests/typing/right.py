@@ -87,6 +87,8 @@ def programs() -> None:
     with Processor(**ACCOUNT) as processor:
         assert_type(processor, Processor)
         assert_type(processor.options, Options)
+        processor.set_limits(Limits(requests_per_minute=5), {"gpt*": Limits(headroom=0.5)})
+        processor.set_limits(limits_by_model={})
         assert_type(processor.imap_unordered([{"input": "a"}]), Iterator[Outcome])
         processor.imap_unordered({"input": text} for text in "abc")
         processor.imap_unordered([Request(body={"input": "a"}), {"input": "b"}])

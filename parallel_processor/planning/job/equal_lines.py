@@ -1,4 +1,4 @@
-"""Which lines of a file are equal to an earlier one, and which rows share an id: 14 bytes a line, and 24 a row.
+"""Which lines are equal to an earlier one, and which rows share an id: 14 bytes a line, 24 more a row.
 
 Lines are known by 64 bits of a hash. Among ten million different ones, two have the same hash with a
 probability of 1 in 370,000. Hashes are in 64 parts by their lowest bits, so that one part at a time becomes

@@ -32,7 +32,7 @@ from parallel_processor.tokens.counter import TokenCounter
 _MOST_GROUPS = 256  # a file may name a new model in each line
 _MOST_NOTED = 100  # of each kind
 _SOURCE_BITS = 40  # of a place: below them is the number of the line in its file
-_SIGN = (1 << 61) - 1
+_MASK = (1 << 61) - 1  # of what is never negative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +67,10 @@ def place_of(number: int) -> Place:
 
 @dataclass(slots=True)
 class Notes:
-    """Lines that something is to be said of: how many, and the first of them."""
+    """Lines that something is to be said of: how many, and the place and the text of the first of them."""
 
     count: int = 0
-    first: list[tuple[int, str]] = field(
-        default_factory=list
-    )  # the place as a number, and what it is
+    first: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, place: int, text: str) -> None:
         """Note what is at ``place``."""
@@ -133,7 +131,7 @@ class Tally:
     def __init__(self, job: ScanJob) -> None:
         self._sample, self._seed = job.sample, job.seed
         self.lines: dict[int, int] = {}
-        self.requests = self.answered = self.kept = self.dropped = 0
+        self.requests = self.answered = self.kept = 0
         self.groups: dict[tuple[str, str], Group] = {}
         self.bad, self.oversized, self.alone = Notes(), Notes(), Notes()
         self.repeated, self.ids, self.trace = EqualLines(), RowIds(), Trace()
@@ -149,7 +147,6 @@ class Tally:
         for source, lines in other.lines.items():
             self.lines[source] = self.lines.get(source, 0) + lines
         self.requests += other.requests
-        self.dropped += other.dropped
         numbers = [self._adopt(key, group) for key, group in other.groups.items()]
         for mine, theirs in zip(self._notes, other._notes, strict=True):
             mine.extend(theirs, moved)
@@ -182,7 +179,7 @@ class Tally:
 
     def priority(self, key: int, offset: int) -> int:
         """By which the sample is drawn: the same line of a file has the same one each time."""
-        return hash((key, offset, self._seed)) & _SIGN
+        return hash((key, offset, self._seed)) & _MASK
 
 
 class Scanner:
@@ -257,7 +254,6 @@ class Scanner:
             tally.bad.add(place, request.invalid_reason.removeprefix(":").strip())
             return
         tally.requests += 1
-        tally.dropped += bool(request.dropped)
         self._count(request, place)
 
     def _count(self, request: Request, place: int) -> None:
