@@ -51,6 +51,7 @@ from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
 _TOO_LARGE = "answer too large"  # the kind of such a failure
+_ALONE = "requests like it are sent alone from now on"
 _DIVIDED = (AttemptStatus.FAILED, AttemptStatus.RETRY, AttemptStatus.LOST)
 
 
@@ -211,11 +212,11 @@ class Packing:
         """The outcomes of the members of an answered pack, but for those that are tried again."""
         assert outcome.raw_response is not None
         parts = take_apart(pack, outcome.raw_response)
-        if parts is None:
-            text = "the answer doesn't tell which part of it is for which input"
-            failed = replace(attempt, status=AttemptStatus.FAILED, kind="no answer", error=text)
-            self._counters.erred(failed.kind, used_tokens=failed.used_tokens or 0)
-            self.divide(pending, failed)
+        if parts is None:  # it was charged: no other pack is sent there
+            self._counters.erred("no answer", used_tokens=attempt.used_tokens or 0)
+            if self.packer.lower(pack, 1):
+                _log.warning("an answer doesn't tell which part is for which input: %s", _ALONE)
+            self._come_apart(pending, [(each,) for each in pack.inputs])
             return settled._replace(outcome=None)
         outcomes = []
         for each, part in zip(pack.inputs, parts, strict=True):
@@ -262,20 +263,30 @@ class Packing:
         if status in SET_UP_STATUSES or (is_timeout(attempt) and tried and not tried.failures):
             return False  # nobody is answered in time: it isn't about the pack
         half = (len(pack.inputs) + 1) // 2
-        other, first = (
-            self._like(pending, inputs) for inputs in (pack.inputs[half:], pack.inputs[:half])
-        )
-        for each in (other, first):  # which were sent, but have all attempts before them
-            each.retry_state = RetryState(request=each.request)
-        pending.request, pending.estimate = first.request, first.estimate
-        pending.retry_state = first.retry_state
-        if status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE:
-            self._halves[pending] = self._halves[other] = _Halved(pack)
+        is_about_size = status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE
+        halved = _Halved(pack) if is_about_size else None
+        self._come_apart(pending, [pack.inputs[:half], pack.inputs[half:]], halved)
         text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
         extra = {"request_number": pack.number}
         _log.info(text, len(pack.inputs), pack.number, attempt.error, extra=extra)
-        self._add(other)
         return True
+
+    def _come_apart(
+        self,
+        pending: PendingRequest,
+        parts: Sequence[Sequence[Input]],
+        halved: _Halved | None = None,
+    ) -> None:
+        """Make ``pending`` the first of ``parts``, and queue the others behind it."""
+        first, *others = (self._like(pending, inputs) for inputs in parts)
+        for each in (first, *others):  # which were sent, but have all attempts before them
+            each.retry_state = RetryState(request=each.request)
+        pending.request, pending.estimate = first.request, first.estimate
+        pending.retry_state = first.retry_state
+        if halved is not None:
+            self._halves.update(dict.fromkeys((pending, *others), halved))
+        for each in reversed(others):  # each is put first
+            self._add(each)
 
     def _note_answer(self, halved: _Halved, half: PendingRequest) -> None:
         """One of two halves is answered. With the other one, it was the size that was refused."""
