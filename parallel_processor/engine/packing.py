@@ -26,6 +26,7 @@ from typing import Any
 
 from parallel_processor.engine.delivery import Delivery
 from parallel_processor.engine.outcomes import Settled, validated
+from parallel_processor.engine.rejections import is_timeout
 from parallel_processor.engine.settlement import Settlement
 from parallel_processor.engine.stops import CONTENT_STATUSES, SET_UP_STATUSES
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Request
@@ -50,6 +51,7 @@ from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
 _TOO_LARGE = "answer too large"  # the kind of such a failure
+_ALONE = "requests like it are sent alone from now on"
 _DIVIDED = (AttemptStatus.FAILED, AttemptStatus.RETRY, AttemptStatus.LOST)
 
 
@@ -141,7 +143,7 @@ class Packing:
             fail=fail,
         )
         self._halves: dict[PendingRequest, _Halved] = {}  # the owner of a key changes it
-        self._too_large: set[int] = set()  # numbers of requests, as well
+        self._too_large: set[int] = set()  # packs by identity, between is_wanted and drop
 
     def _group_of(self, request: Request) -> AnyBucket:
         """What ``request`` waits for in its first lane."""
@@ -154,15 +156,15 @@ class Packing:
         if self.packer.fits(request):
             return True
         assert isinstance(request, Pack)
-        self._too_large.add(request.number)
         for inputs in reversed(self.packer.smaller(request)):  # each is put first
             self._queue(self._like(self._enter(request), inputs), -math.inf)
+        self._too_large.add(id(request))
         return False
 
     def drop(self, pending: PendingRequest) -> None:
         """A request will not be sent, or not again."""
-        if pending.request.number in self._too_large:
-            self._too_large.remove(pending.request.number)
+        if id(pending.request) in self._too_large:
+            self._too_large.remove(id(pending.request))
         else:
             self._drop(pending)
 
@@ -210,17 +212,19 @@ class Packing:
         """The outcomes of the members of an answered pack, but for those that are tried again."""
         assert outcome.raw_response is not None
         parts = take_apart(pack, outcome.raw_response)
-        if parts is None:
-            text = "the answer doesn't tell which part of it is for which input"
-            failed = replace(attempt, status=AttemptStatus.FAILED, kind="no answer", error=text)
-            self._counters.erred(failed.kind, used_tokens=failed.used_tokens or 0)
-            self.divide(pending, failed)
+        if parts is None:  # it was charged: no other pack is sent there
+            self._counters.erred("no answer", used_tokens=attempt.used_tokens or 0)
+            if self.packer.lower(pack, 1):
+                _log.warning("an answer doesn't tell which part is for which input: %s", _ALONE)
+            self._come_apart(pending, [(each,) for each in pack.inputs])
             return settled._replace(outcome=None)
         outcomes = []
         for each, part in zip(pack.inputs, parts, strict=True):
-            answer = replace(attempt, response=part.response, used_tokens=part.used_tokens)
-            alone = self._like(pending, [each]) if self._validate is not None else pending
-            refused = self._refused(alone, reservation, answer, made_room=False)
+            alone, refused = pending, None
+            if self._validate is not None:
+                answer = replace(attempt, response=part.response, used_tokens=part.used_tokens)
+                alone = self._like(pending, [each])
+                refused = self._refused(alone, reservation, answer, made_room=False)
             if refused is None:
                 outcomes.append(_answered(each.request, part, outcome))
             elif refused.outcome is not None:
@@ -252,26 +256,37 @@ class Packing:
 
         False for a single request, and for what all members would share.
         """
-        pack, status = pending.request, attempt.response.status if attempt.response else 0
+        pack, tried = pending.request, pending.retry_state
+        status = attempt.response.status if attempt.response is not None else 0
         if not isinstance(pack, Pack) or attempt.status not in _DIVIDED:
             return False
-        if status in SET_UP_STATUSES:
-            return False
+        if status in SET_UP_STATUSES or (is_timeout(attempt) and tried and not tried.failures):
+            return False  # nobody is answered in time: it isn't about the pack
         half = (len(pack.inputs) + 1) // 2
-        other, first = (
-            self._like(pending, inputs) for inputs in (pack.inputs[half:], pack.inputs[:half])
-        )
-        for each in (other, first):  # which were sent, but have all attempts before them
-            each.retry_state = RetryState(request=each.request)
-        pending.request, pending.estimate = first.request, first.estimate
-        pending.retry_state = first.retry_state
-        if status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE:
-            self._halves[pending] = self._halves[other] = _Halved(pack)
+        is_about_size = status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE
+        halved = _Halved(pack) if is_about_size else None
+        self._come_apart(pending, [pack.inputs[:half], pack.inputs[half:]], halved)
         text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
         extra = {"request_number": pack.number}
         _log.info(text, len(pack.inputs), pack.number, attempt.error, extra=extra)
-        self._add(other)
         return True
+
+    def _come_apart(
+        self,
+        pending: PendingRequest,
+        parts: Sequence[Sequence[Input]],
+        halved: _Halved | None = None,
+    ) -> None:
+        """Make ``pending`` the first of ``parts``, and queue the others behind it."""
+        first, *others = (self._like(pending, inputs) for inputs in parts)
+        for each in (first, *others):  # which were sent, but have all attempts before them
+            each.retry_state = RetryState(request=each.request)
+        pending.request, pending.estimate = first.request, first.estimate
+        pending.retry_state = first.retry_state
+        if halved is not None:
+            self._halves.update(dict.fromkeys((pending, *others), halved))
+        for each in reversed(others):  # each is put first
+            self._add(each)
 
     def _note_answer(self, halved: _Halved, half: PendingRequest) -> None:
         """One of two halves is answered. With the other one, it was the size that was refused."""

@@ -121,6 +121,9 @@ class Reader:
             return
         pending = self._lanes.enter(request, *self._estimator.url_and_model(request))
         pending.estimate = estimate
+        if self._stop.cause is not None:  # a run that stops does not begin
+            self._delivery.drop(pending)
+            return
         tell_large(pending.bucket, request, self._estimator.cost(estimate).tokens)
         self._queue(pending)
 

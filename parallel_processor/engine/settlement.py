@@ -153,7 +153,8 @@ class Settlement:
     ) -> Settled:
         """Decide what follows an attempt that is no answer, and was charged."""
         delay_s = self._fail(pending, reservation, attempt)
-        is_failed = delay_s is None and attempt.status not in UNANSWERED
+        lacks_room = self._lanes is not None and self._lanes.lacks_capacity(pending, attempt)
+        is_failed = delay_s is None and attempt.status not in UNANSWERED and not lacks_room
         if (is_failed or is_timeout(attempt)) and self._divide(pending, attempt):
             return Settled(None, 0.0, made_room)
         if is_failed:
@@ -376,9 +377,7 @@ class Settlement:
             _log.error("%s", message)
 
     def _look_for_equal_failures(self, pending: PendingRequest, attempt: Attempt) -> None:
-        """Stop the run if every request of the model fails for one reason, and not for want of room."""
-        if self._lanes is not None and self._lanes.lacks_capacity(pending, attempt):
-            return
+        """Stop the run if every request of the model fails for one reason."""
         if (error := self.equal_failures.failed(pending.group, attempt)) is not None:
             self._stop_run(error, pending)
 

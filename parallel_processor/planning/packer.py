@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.25
 _MOST_OPEN = 64  # a file may have other parameters in each line
 _MOST_UNKNOWN = 4096
-_MOMENT_S, _MOMENTS = 0.005, 10  # for a bucket to say at the end what it waits for
+_MOMENT_S, _MOMENTS = 0.005, 400  # for a bucket to say at the end what it waits for
 
 
 class _OpenPack:

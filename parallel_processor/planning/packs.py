@@ -18,19 +18,21 @@ list of one of these. Requests go together if they are equal but for the input.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from parallel_processor.models import Endpoint, Estimate, Outcome, Request, Response
 from parallel_processor.providers.dialects import endpoint_of
 from parallel_processor.providers.jsontext import (
-    Member,
+    MemberSpan,
     dump,
+    element_spans,
     elements,
-    end_of_numbers,
+    member_spans,
     members,
     parse,
+    skip_space,
 )
 from parallel_processor.providers.usage import used_tokens
 
@@ -155,147 +157,150 @@ class Part(NamedTuple):
     used_tokens: int | None
 
 
+class _Cut(NamedTuple):
+    """A piece of an answer's text that each member has another one for."""
+
+    start: int
+    end: int
+    texts: Sequence[Sequence[str]]  # of each member, to be joined
+
+
 def take_apart(pack: Pack, response: Response) -> list[Part] | None:
     """The answer to each member of ``pack``; ``None`` if it can't be told which is whose.
 
     The value of an answer is taken apart like its text, if it is there.
     """
-    text, data = response.body.decode(), response.data
-    count, form = len(pack.inputs), pack.inputs[0].form
-    if text.lstrip()[:1] == "[":  # a list alone: TEI's, llama.cpp's
-        rows = _rows(text, data, count)
-        return None if rows is None else [Part(_answer(response, *row), None) for row in rows]
-    parts = members(text, end_of_numbers)
-    names = {part.key for part in parts}
-    if len(names) < len(parts):
+    text, data, count = response.body.decode(), response.data, len(pack.inputs)
+    start = skip_space(text, 0)
+    if text[start] == "[":  # a list alone: TEI's, llama.cpp's
+        found = _split(text, start, data, count)
+        if found is None:
+            return None
+        bodies = _bodies(text, [found[0]], count)
+        return [Part(_answer(response, *each), None) for each in zip(bodies, found[1], strict=True)]
+    spans = member_spans(text, start)
+    if len({span.key for span in spans}) < len(spans):
         return None
-    split: dict[str, list[_Row]] = {}
-    for part in parts:
-        value = data.get(part.key) if data is not None else None
-        if part.key in form.answers:
-            found = _split(part.value, value, count, form.may_repeat)
-            if found is None:
-                return None
-            split[part.key] = found
-    if not split:
+    cuts, values = [], dict[str, list[Any]]()
+    for span in (span for span in spans if span.key in pack.inputs[0].form.answers):
+        value = data.get(span.key) if data is not None else None
+        taken = _take_list(text, span, value, pack)
+        if taken is None:
+            return None
+        cuts += taken[0]
+        values[span.key] = taken[1]
+    if not cuts:
         return None
-    lengths = [sum(len(rows[i].text) for rows in split.values()) for i in range(count)]
-    used = _shared_usage(parts, pack.weights, lengths)
-    return [_part(response, parts, split, used, i) for i in range(count)]
+    lengths = [sum(sum(map(len, cut.texts[i])) for cut in cuts) for i in range(count)]
+    used = {}
+    for span in (span for span in spans if span.key in _USAGE):
+        value = parse(text[span.value_start : span.end], strict=False)
+        shares = _shared(value, pack.weights, lengths, is_output=_is_output(span.key))
+        texts = [(dump(share).decode(),) for share in shares]
+        cuts.append(_Cut(span.value_start, span.end, texts))
+        used[span.key] = values[span.key] = shares
+    parts = []
+    for i, body in enumerate(_bodies(text, sorted(cuts), count)):
+        own = None if data is None else {**data, **{key: each[i] for key, each in values.items()}}
+        tokens = used_tokens({key: each[i] for key, each in used.items()}) if used else None
+        parts.append(Part(_answer(response, body, own), tokens))
+    return parts
+
+
+def _answer(response: Response, body: str, data: Any) -> Response:
+    return Response(
+        status=response.status,
+        headers=response.headers,
+        body=body.encode(),
+        data=data if response.data is not None else None,
+        is_json=True,
+    )
+
+
+def _bodies(text: str, cuts: Sequence[_Cut], count: int) -> Iterator[str]:
+    """The text for each member, with its own pieces in place of what is cut out."""
+    ends = [0, *(cut.end for cut in cuts)]
+    kept = [text[end : cut.start] for end, cut in zip(ends, cuts, strict=False)]
+    for i in range(count):
+        pieces = [
+            piece for same, cut in zip(kept, cuts, strict=True) for piece in (same, *cut.texts[i])
+        ]
+        yield "".join((*pieces, text[ends[-1] :]))
+
+
+def _take_list(
+    text: str, span: MemberSpan, value: Any, pack: Pack
+) -> tuple[list[_Cut], list[Any]] | None:
+    """A member of an answer that is a list, or an object of lists by type, and its values by member."""
+    count, start = len(pack.inputs), span.value_start
+    if text[start] == "[":
+        found = _split(text, start, value, count, may_repeat=pack.inputs[0].form.may_repeat)
+        return None if found is None else ([found[0]], found[1])
+    if text[start] != "{":
+        return None
+    cuts, values = [], [dict(value or {}) for _ in range(count)]
+    for inner in member_spans(text, start):
+        if text[inner.value_start] != "[":  # null, for a type that nobody asked for
+            continue
+        found = _split(text, inner.value_start, value and value[inner.key], count)
+        if found is None:
+            return None
+        cuts.append(found[0])
+        for own, each in zip(values, found[1], strict=True):
+            own[inner.key] = each
+    return (cuts, values) if cuts else None
 
 
 class _Row(NamedTuple):
-    """What one member gets of a member of the answer: its text, and its value."""
+    """An element of a list of answers: where it is, its value, and the place of its index."""
 
-    text: str
+    start: int
+    end: int
     value: Any
+    place: MemberSpan | None = None
+    number: int = 0
 
 
-def _answer(response: Response, text: str, value: Any) -> Response:
-    data = value if response.data is not None else None
-    return replace(response, body=text.encode(), data=data)
-
-
-def _part(
-    response: Response,
-    parts: list[Member],
-    split: Mapping[str, list[_Row]],
-    used: Mapping[str, list[Any]],
-    i: int,
-) -> Part:
-    """The answer to the member ``i``."""
-    texts, data = [], dict(response.data or ())
-    for part in parts:
-        if (rows := split.get(part.key)) is not None:
-            text, data[part.key] = rows[i]
-        elif (shares := used.get(part.key)) is not None:
-            data[part.key], text = shares[i], dump(shares[i]).decode()
-        else:
-            texts.append(part.text)
-            continue
-        texts.append(f"{json.dumps(part.key)}: {text}")
-    tokens = used_tokens({name: shares[i] for name, shares in used.items()}) if used else None
-    return Part(_answer(response, f"{{{', '.join(texts)}}}", data), tokens)
-
-
-def _split(text: str, value: Any, count: int, may_repeat: bool) -> list[_Row] | None:
-    """A list, or an object of lists by type, as what each of ``count`` members gets."""
-    if text[0] == "[":
-        return _rows(text, value, count, may_repeat)
-    if text[0] != "{":
-        return None
-    parts = members(text, end_of_numbers)
-    columns = [
-        _rows(part.value, value and value[part.key], count) if part.value[0] == "[" else None
-        for part in parts
-    ]
-    made = []
-    for i in range(count):
-        texts, values = [], {}
-        for part, rows in zip(parts, columns, strict=True):
-            if rows is None:  # null, for a type that nobody asked for
-                if part.value[0] == "[" and part.value != "[]":
-                    return None
-                texts.append(part.text)
-                continue
-            texts.append(f"{json.dumps(part.key)}: {rows[i].text}")
-            values[part.key] = rows[i].value
-        made.append(_Row(f"{{{', '.join(texts)}}}", {**(value or {}), **values}))
-    return made if any(columns) else None
-
-
-def _rows(text: str, value: Any, count: int, may_repeat: bool = False) -> list[_Row] | None:
-    """The elements of a list, as many for each of ``count`` members, in the order of their indexes."""
-    texts = elements(text, end_of_numbers)
-    each, rest = divmod(len(texts), count)
+def _split(
+    text: str, start: int, value: Any, count: int, *, may_repeat: bool = False
+) -> tuple[_Cut, list[Any]] | None:
+    """The list at ``start``, as many elements for each member, in the order of their indexes."""
+    spans = element_spans(text, start)
+    each, rest = divmod(len(spans), count)
     if rest or not each or (each > 1 and not may_repeat):
         return None
-    values = value if isinstance(value, list) else [None] * len(texts)
-    rows = [_numbered(*row) for row in zip(texts, values, strict=True)]
-    if all(row.number is not None for row in rows):
-        rows.sort(key=lambda row: row.number or 0)
-    made = []
-    for start in range(0, len(rows), each):
-        own = [row.with_index(i) for i, row in enumerate(rows[start : start + each])]
-        made.append(_Row(f"[{', '.join(row.text for row in own)}]", [row.value for row in own]))
-    return made
+    known = value if isinstance(value, list) else [None] * len(spans)
+    rows = [_row(text, *span, value) for span, value in zip(spans, known, strict=True)]
+    if all(row.place is not None for row in rows):
+        rows.sort(key=lambda row: row.number)
+    texts, values = [], []
+    for first in range(0, len(rows), each):
+        own = rows[first : first + each]
+        pieces = [piece for i, row in enumerate(own) for piece in (", ", *_pieces(text, row, i))]
+        texts.append(("[", *pieces[1:], "]"))
+        values.append([_renumbered(row, i) for i, row in enumerate(own)])
+    end = skip_space(text, spans[-1][1])
+    return _Cut(start, end + 1, texts), values
 
 
-class _Numbered(NamedTuple):
-    """An element of a list of answers, with its index if it has one."""
-
-    text: str
-    value: Any
-    parts: list[Member] | None = None
-    number: int | None = None
-
-    def with_index(self, index: int) -> _Row:
-        """The same with another index."""
-        if self.parts is None or self.number is None:
-            return _Row(self.text, self.value)
-        texts = (f'"index": {index}' if each.key == "index" else each.text for each in self.parts)
-        value = {**self.value, "index": index} if self.value is not None else None
-        return _Row(f"{{{', '.join(texts)}}}", value)
+def _row(text: str, start: int, end: int, value: Any) -> _Row:
+    if text[start] == "{":
+        found = [span for span in member_spans(text, start) if span.key == "index"]
+        if len(found) == 1 and (number := text[found[0].value_start : found[0].end]).isdecimal():
+            return _Row(start, end, value, found[0], int(number))
+    return _Row(start, end, value)
 
 
-def _numbered(text: str, value: Any) -> _Numbered:
-    if text[0] != "{":
-        return _Numbered(text, value)
-    parts = members(text, end_of_numbers)
-    found = [part.value for part in parts if part.key == "index"]
-    index = int(found[0]) if len(found) == 1 and found[0].isdecimal() else None
-    return _Numbered(text, value, parts, index)
+def _pieces(text: str, row: _Row, index: int) -> tuple[str, ...]:
+    """The text of ``row`` with another index."""
+    if row.place is None:
+        return (text[row.start : row.end],)
+    return text[row.start : row.place.value_start], str(index), text[row.place.end : row.end]
 
 
-def _shared_usage(
-    parts: list[Member], inputs: list[int], outputs: list[int]
-) -> dict[str, list[Any]]:
-    """What each member has of the members of an answer that say what was used."""
-    found = ((part.key, part.value) for part in parts if part.key in _USAGE)
-    return {
-        key: _shared(parse(value, strict=False), inputs, outputs, is_output=_is_output(key))
-        for key, value in found
-    }
+def _renumbered(row: _Row, index: int) -> Any:
+    """The value of ``row`` with another index."""
+    return row.value if row.place is None or row.value is None else {**row.value, "index": index}
 
 
 def _is_output(key: str) -> bool:

@@ -13,9 +13,9 @@ Names that cross the border (module, names):
     endpoints      HostRule, basic_auth, charges_reservation, check_key, check_url, host_rule,
                    is_exposed, is_loopback, lacking_members, needs_key, on_replica, own_host_only,
                    resolve_url, sent_headers, streams_unasked, tell_unused, url_advice
-    jsontext       MAX_NESTING, Member, as_json, dump, elements, end_of_numbers, last_value, members,
-                   one_line, parse, parsed_bytes, read_answer, split_last, with_first, with_member, without,
-                   without_nan
+    jsontext       MAX_NESTING, MemberSpan, as_json, dump, element_spans, elements, last_value,
+                   member_spans, members, one_line, parse, parsed_bytes, read_answer, skip_space,
+                   split_last, with_first, with_member, without, without_nan
     failures       of_failure
     limit_headers  IN_EVERY_LIMIT, read_limits
     promises       POLLED

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
 # Deeper texts are rejected. Python's own limit depends on the depth of the call, and the same value is
 # parsed again inside a record, and written by code that recurses as well.
 MAX_NESTING = 100
-EndOf = Callable[[str, int], int]
-"""Where the value ends that begins at an index of a text."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _COMMA = re.compile(r"[ \t\n\r]*,?[ \t\n\r]*")
 
@@ -81,34 +78,26 @@ def _nesting(value: Any) -> int:
     return nesting
 
 
-def members(text: str, end_of: EndOf | None = None) -> list[Member]:
-    """The members of the object ``text``, in order, with duplicates. The text must have been parsed.
-
-    ``end_of`` finds the end of a value: :func:`end_of_numbers` where most of it is numbers.
-    """
-    end_of = end_of or _end_of_value
+def members(text: str) -> list[Member]:
+    """The members of the object ``text``, in order, with duplicates. The text must have been parsed."""
     found: list[Member] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "}":
         start = i
         key, i = scanstring(text, i + 1)
         value_start = _skip(text, _skip(text, i) + 1)  # after the colon
-        end = end_of(text, value_start)
+        end = _end_of_value(text, value_start)
         found.append(Member(key, text[value_start:end], text[start:end]))
         i = _skip(text, end, _COMMA)
     return found
 
 
-def elements(text: str, end_of: EndOf | None = None) -> list[str]:
-    """The texts of the elements of the array ``text``. It must have been parsed.
-
-    ``end_of`` is that of :func:`members`.
-    """
-    end_of = end_of or _end_of_value
+def elements(text: str) -> list[str]:
+    """The texts of the elements of the array ``text``. It must have been parsed."""
     found: list[str] = []
     i = _skip(text, _skip(text, 0) + 1)
     while text[i] != "]":
-        end = end_of(text, i)
+        end = _end_of_value(text, i)
         found.append(text[i:end])
         i = _skip(text, end, _COMMA)
     return found
@@ -168,14 +157,49 @@ def _end_of_value(text: str, start: int) -> int:
         return _LENIENT_ANY_INT.raw_decode(text, start)[1]
 
 
+class MemberSpan(NamedTuple):
+    """Where a member of a JSON object is."""
+
+    key: str  # parsed
+    value_start: int
+    end: int
+
+
+def member_spans(text: str, start: int) -> list[MemberSpan]:
+    """Where the members of the object are that begins at ``start``. The text must have been parsed.
+
+    Unlike :func:`members`, it copies nothing, and passes lists of numbers without a look at them.
+    """
+    found: list[MemberSpan] = []
+    i = _skip(text, start + 1)
+    while text[i] != "}":
+        key, i = scanstring(text, i + 1)
+        value_start = _skip(text, _skip(text, i) + 1)  # after the colon
+        i = _end_of_numbers(text, value_start)
+        found.append(MemberSpan(key, value_start, i))
+        i = _skip(text, i, _COMMA)
+    return found
+
+
+def element_spans(text: str, start: int) -> list[tuple[int, int]]:
+    """Where the elements of the array begin and end that begins at ``start``; as :func:`member_spans`."""
+    found: list[tuple[int, int]] = []
+    i = _skip(text, start + 1)
+    while text[i] != "]":
+        end = _end_of_numbers(text, i)
+        found.append((i, end))
+        i = _skip(text, end, _COMMA)
+    return found
+
+
 _MARK = re.compile(r'[\[{}\]]|"[^"\\]*(?:\\.[^"\\]*)*"')
 _SCALAR = re.compile(r"[^\s,\]}]+")
 
 
-def end_of_numbers(text: str, start: int) -> int:
-    """Where the value ends that begins at ``start``. It is looked through for brackets, and not parsed.
+def _end_of_numbers(text: str, start: int) -> int:
+    """Where the value ends that begins at ``start``: it is looked through for brackets, and not parsed.
 
-    Lists of numbers are passed in a moment. Among many short texts, parsing is faster.
+    Among many short texts, parsing is faster.
     """
     if text[start] not in '[{"':
         found = _SCALAR.match(text, start)
@@ -201,6 +225,11 @@ def _end_of_flat(text: str, start: int) -> int:
     end = text.find("]", start)
     holds_other = any(text.find(what, start, end) >= 0 for what in '"[{')
     return 0 if holds_other else end + 1
+
+
+def skip_space(text: str, i: int) -> int:
+    """Where the first character is, from ``i`` on, that is no white space."""
+    return _skip(text, i)
 
 
 def _skip(text: str, i: int, what: re.Pattern[str] = _SPACE) -> int:

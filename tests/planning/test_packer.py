@@ -147,12 +147,12 @@ def test_a_pack_of_its_own_accord_goes_while_the_input_pauses(bench: Any) -> Non
         ("https://api.mistral.ai/v1/embeddings", 512),
         ("https://dashscope.aliyuncs.com/compatible-mode/v1/embeddings", 10),
         ("https://generativelanguage.googleapis.com/v1beta/openai/embeddings", 100),
-        (URL, 5000),
+        (URL, 3000),
     ],
 )
 def test_no_pack_is_larger_than_the_provider_takes(url: str, most: int, bench: Any) -> None:
     """Nobody knows what another server takes."""
-    made = bench(5000, Bucket(is_waiting=True), url)
+    made = bench(3000, Bucket(is_waiting=True), url)
     made.add(most + 1)
     assert made.sizes == [most]
 

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from parallel_processor.providers.jsontext import (
     MAX_NESTING,
     dump,
+    element_spans,
+    elements,
+    member_spans,
     members,
     one_line,
     parse,
@@ -307,3 +310,16 @@ def test_a_member_is_set_and_nothing_else_changes(
     if key in value:
         old = json.dumps(value[key], separators=separators)
         assert with_member(made, key, old) == text
+
+
+@given(st.dictionaries(KEYS, JSON, max_size=5), SPACES, st.sampled_from([None, 1]))
+def test_spans_are_where_the_members_and_elements_are(
+    value: dict[str, Any], space: str, indent: int | None
+) -> None:
+    """Whatever they hold, in whatever layout, with NaN too."""
+    text = space + json.dumps(value, indent=indent) + space
+    found = {span.key: text[span.value_start : span.end] for span in member_spans(text, len(space))}
+    assert found == {member.key: member.value for member in members(text)}
+    text = space + json.dumps(list(value.values()), indent=indent) + space
+    spans = element_spans(text, len(space))
+    assert [text[start:end] for start, end in spans] == elements(text)

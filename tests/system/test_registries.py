@@ -1,4 +1,4 @@
-"""Real servers from the package registry: LiteLLM's proxy, and `transformers serve` with a random model.
+"""Real servers from the package registry, with random models: LiteLLM, `transformers serve`, llama.cpp.
 
 They are installed anew in environments of their own, which takes minutes and gigabytes: only
 ``scripts/test -m slow`` runs these tests. Nothing is downloaded but packages.
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from commands import write_lines
 from programs import program, unused_port
+from services import NO_LIMITS
 
 from parallel_processor import Limits, Processor, RunStoppedError, StopCause, Summary, read_results
 from parallel_processor.files.verify import verify_results
@@ -29,6 +30,7 @@ AUTO = Limits(requests_per_minute="auto", tokens_per_minute="auto")
 # Releases that were tried; of LiteLLM's, 1.107.0 was tampered with.
 LITELLM = ("litellm[proxy]==1.108.*",)
 TRANSFORMERS = ("torch==2.13.0", "transformers[serving]==5.24.*")
+LLAMA_CPP = ("llama-cpp-python[server]==0.3.*", "gguf==0.19.*")
 READY_S = 120.0
 
 
@@ -183,3 +185,85 @@ def test_an_inference_server_answers(tmp_path: Path) -> None:
     results = list(read_results(tmp_path / "out.jsonl"))
     assert len(results) == len(rows)
     assert all(isinstance(result.text, str) for result in results)
+
+
+EMBEDDER = """
+import sys
+
+import gguf
+import numpy
+
+WIDTH, LAYERS, INNER, CONTEXT = 64, 2, 128, 512
+random = numpy.random.default_rng(7)
+letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *("\\u2581" + each for each in letters), *letters]
+made = gguf.GGUFWriter(sys.argv[1], "bert")
+made.add_context_length(CONTEXT)
+made.add_embedding_length(WIDTH)
+made.add_feed_forward_length(INNER)
+made.add_block_count(LAYERS)
+made.add_head_count(4)
+made.add_layer_norm_eps(1e-12)
+made.add_causal_attention(False)
+made.add_pooling_type(gguf.PoolingType.MEAN)
+made.add_tokenizer_model("bert")
+made.add_tokenizer_pre("default")
+made.add_token_list(tokens)
+made.add_token_types([3] * 5 + [1] * (len(tokens) - 5))
+made.add_token_type_count(2)
+made.add_bos_token_id(2)
+made.add_eos_token_id(3)
+made.add_unk_token_id(1)
+made.add_sep_token_id(3)
+made.add_pad_token_id(0)
+
+
+def add(name, *shape):
+    values = numpy.ones(shape) if name.endswith("norm.weight") else random.standard_normal(shape) * 0.3
+    made.add_tensor(name, values.astype(numpy.float32))
+
+
+def layer(name, out, *inner):
+    add(name + ".weight", out, *inner)
+    add(name + ".bias", out)
+
+
+add("token_embd.weight", len(tokens), WIDTH)
+add("position_embd.weight", CONTEXT, WIDTH)
+add("token_types.weight", 2, WIDTH)
+layer("token_embd_norm", WIDTH)
+for number in range(LAYERS):
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        layer(f"blk.{number}.{part}", WIDTH, WIDTH)
+    layer(f"blk.{number}.ffn_up", INNER, WIDTH)
+    layer(f"blk.{number}.ffn_down", WIDTH, INNER)
+    for part in ("attn_output_norm", "layer_output_norm"):
+        layer(f"blk.{number}.{part}", WIDTH)
+made.write_header_to_file()
+made.write_kv_data_to_file()
+made.write_tensors_to_file()
+made.close()
+"""
+
+
+def test_packed_vectors_of_a_real_embedder_are_those_of_single_texts(tmp_path: Path) -> None:
+    """llama.cpp's server, with a random model: 12 requests instead of 600."""
+    folder = installed("embedder", *LLAMA_CPP)
+    subprocess.run([folder / "python", "-c", EMBEDDER, tmp_path / "m.gguf"], check=True)
+    port = unused_port()
+    words = (folder / "python", "-m", "llama_cpp.server", "--model", tmp_path / "m.gguf")
+    flags = ("--embedding", "true", "--n_ctx", 512, "--host", "127.0.0.1", "--port", port)
+    rows = [{"model": "m", "input": f"text number {number}"} for number in range(600)]
+    found = []
+    with program((*words, *flags), port, tmp_path / "server.out", ready_s=READY_S):
+        for settings in ({"pack_inputs": 50}, {}):
+            url, limits = f"http://127.0.0.1:{port}/v1/embeddings", NO_LIMITS
+            with Processor(request_url=url, limits=limits, max_workers=4, **settings) as made:
+                found.append(made.map(rows))
+                attempts = made.stats().attempts
+            assert attempts == (12 if settings else 600)
+    for packed, alone in zip(*found, strict=True):
+        assert packed.embedding == pytest.approx(alone.embedding, abs=1e-2)
+        assert set(packed.response) == set(alone.response)
+    used = [sum(outcome.used_tokens or 0 for outcome in outcomes) for outcomes in found]
+    assert used[0] == used[1] > 0
