@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +22,18 @@ from parallel_processor.exceptions import (
     StopCause,
 )
 from parallel_processor.files.append_file import STDOUT
+from parallel_processor.files.object_stores import is_url, local_path
+from parallel_processor.files.sources import find_sources
 from parallel_processor.report.advice import advice
 from parallel_processor.report.report_file import summary_json, write_whole
 from parallel_processor.report.summary import Summary, summary_text
 
 _log = logging.getLogger("parallel_processor")
 _STDOUT = "-"
-_FILES = ("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices")
+_FILES = (
+    *("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices"),
+    "ca_bundle",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +63,42 @@ def check_summary_path(
         if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
             raise ConfigurationError("--summary_json - and records can't both be standard output")
         return
-    files = [*_requests(flags), *outputs, *(getattr(flags, name, None) for name in _FILES)]
     real = os.path.realpath(path)
-    if any(os.path.realpath(each) == real for each in files if each):
+    if any(os.path.realpath(local_path(each)) == real for each in _other_files(flags, outputs)):
         raise ConfigurationError(f"--summary_json {path} is another file of this command, too")
+    for name in _requests(flags):
+        if _matches(real, name):
+            text = f"--summary_json {path} has a name that --requests_filepath {name} matches"
+            raise ConfigurationError(f"{text}: the next run would take it for requests")
     if os.path.isdir(real):
         raise ConfigurationError(f"--summary_json {path} is a directory")
     if not os.path.isdir(os.path.dirname(real)):
         raise ConfigurationError(f"the directory of --summary_json {path} does not exist")
+
+
+def _other_files(flags: argparse.Namespace, outputs: Sequence[str | None]) -> Iterator[str]:
+    """The files that the command reads and writes. What a pattern stands for is looked up."""
+    for name in _requests(flags):
+        yield name
+        if not is_url(name):
+            with suppress(ParallelProcessorError):
+                yield from (source.name for source in find_sources(name))
+    yield from filter(None, outputs)
+    yield from filter(None, (getattr(flags, name, None) for name in _FILES))
+    yield from (header[1:] for header in flags.header or () if header.startswith("@"))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """True if ``pattern`` is one and will match ``path``, which need not be there yet."""
+    local = str(local_path(pattern))
+    if is_url(pattern) or not glob.has_magic(local) or os.path.exists(local):
+        return False
+    folder, name = os.path.split(local)
+    if not fnmatch.fnmatch(os.path.basename(path), name):
+        return False
+    folders = glob.glob(local, recursive=True) if name == "**" else []
+    folders += glob.glob(folder, recursive=True) if folder else [os.curdir]
+    return os.path.dirname(path) in map(os.path.realpath, folders)
 
 
 def _requests(flags: argparse.Namespace) -> list[str]:
