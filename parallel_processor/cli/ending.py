@@ -41,7 +41,7 @@ class Ending:
     """What became of a command: its exit code, and of a run what it did and where that is."""
 
     code: int
-    error: str = ""  # what ended it early, if anything did
+    error: str = ""  # what ended it early, if that isn't in the summary
     summary: Summary | None = None  # None if no run began
     save_path: str = ""  # the results file, or the folder of parts
 
@@ -101,6 +101,14 @@ def _matches(path: str, pattern: str) -> bool:
     return os.path.dirname(path) in map(os.path.realpath, folders)
 
 
+def forget_summary(flags: argparse.Namespace) -> None:
+    """Delete the summary of an earlier run: a process that is killed leaves none."""
+    path = flags.summary_json
+    if path not in (None, _STDOUT) and os.path.isfile(path):
+        with suppress(OSError):  # it is said when the new one can't be written
+            os.unlink(os.path.realpath(path))
+
+
 def _requests(flags: argparse.Namespace) -> list[str]:
     given = flags.requests_filepath
     return [given] if isinstance(given, str) else list(given)
@@ -113,7 +121,7 @@ def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
     line = summary_json(
         ending.summary,
         exit_code=ending.code,
-        error=ending.error,
+        error=ending.error or (ending.summary.stop_reason if ending.summary else ""),
         requests_filepath=_requests(flags),
         save_filepath=ending.save_path or flags.save_filepath,
         errors_filepath=flags.errors_filepath,
@@ -122,7 +130,7 @@ def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
     if flags.summary_json == _STDOUT:
         show(line)
     else:
-        write_whole(Path(flags.summary_json), line + "\n", "summary")
+        write_whole(Path(flags.summary_json), line + "\n", "summary", level=logging.ERROR)
 
 
 def tell(

@@ -109,6 +109,28 @@ def test_an_interrupted_run_says_so(source: Path) -> None:
     assert found["error"] == found["stop_reason"] == "interrupted by SIGTERM"
 
 
+def test_a_killed_run_leaves_no_summary_of_an_earlier_one(source: Path, tmp_path: Path) -> None:
+    """Else a script would read that all went well."""
+    path, room = tmp_path / "summary.json", Room(answers=0)
+    path.write_text('{"exit_code": 0}\n')
+    with RawServer(room) as server:
+        line = command(*words(source, server, "--summary_json", path))
+        with subprocess.Popen(line, stderr=subprocess.DEVNULL, env=environment()) as process:
+            room.wait_for(1)
+            process.kill()
+        room.opened.set()
+    assert not path.exists()
+
+
+def test_a_summary_that_cannot_be_written_is_an_error(source: Path) -> None:
+    """In the log, also where that has errors alone; the exit code is that of the run."""
+    with RawServer(answer_all) as server:
+        more = ("--summary_json", "/dev/full", "--logging_level", 40)
+        done = run(*words(source, server, *more))
+    assert done.returncode == 0
+    assert "ERROR can't write the summary /dev/full: No space left on device" in done.stderr
+
+
 @pytest.mark.parametrize(
     "more",
     [("--max_workers", 0), ("--limits", "missing.json"), ("--requests_filepath", "missing.jsonl")],
