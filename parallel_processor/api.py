@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from parallel_processor.options import (
     DEFAULT_REQUEST_URL,
     DEFAULT_REQUESTS_PER_MINUTE,
     DEFAULT_TOKENS_PER_MINUTE,
+    MOST_PROCESSES,
     Limit,
     Limits,
     Options,
@@ -140,15 +142,16 @@ def plan_file(
     (3, 0, 9, True)
     """
     planning = load_here("parallel_processor.planning.planner")  # a run needs none of it
-    processes, settings["processes"] = settings.get("processes") or os.cpu_count() or 1, 1
-    settings.setdefault("prices", "auto")
+    settings.setdefault("processes", min(os.cpu_count() or 1, MOST_PROCESSES))
+    settings["prices"] = settings.get("prices") or "auto"
+    options = Options(**settings)
     named = find_sources(requests_path)
     results = _results(named, save_path, errors_path)
     sources = apart_from(named, results)
     with _to_read([] if overwrite else results) as paths:
         found: Plan = planning.make_plan(
             with_template(sources, template, id_column, metadata_columns, delimiter),
-            Options(**settings),
+            replace(options, processes=1),
             results=paths,
             keep_failures=keep_failures,
             output_format=output_format,
@@ -156,7 +159,7 @@ def plan_file(
             sample=sample,
             seed=seed,
             latency_s=latency_s,
-            processes=1 if template is not None else processes,
+            processes=1 if template is not None else options.processes,
         )
     return found
 

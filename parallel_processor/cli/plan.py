@@ -18,7 +18,7 @@ from parallel_processor.cli.flags import FLAGS, table_arguments
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
 from parallel_processor.exceptions import ConfigurationError, ResultsFileError, WorkerProcessError
 from parallel_processor.models import WaitCause
-from parallel_processor.options import Settings
+from parallel_processor.options import MOST_PROCESSES, Settings
 from parallel_processor.report.wording import (
     cause_text,
     clock_text,
@@ -70,11 +70,11 @@ def build_plan_parser() -> FlagParser:
 
 
 def parse_plan(words: Sequence[str]) -> argparse.Namespace:
-    """The flags in ``words``; ``processes`` is the run's again, ``readers`` that of the plan."""
+    """The flags in ``words``."""
     flags = build_plan_parser().parse(words)
     flags.summary_json = None  # of a run
-    flags.readers = flags.processes or os.cpu_count() or 1
-    flags.processes = 1
+    if flags.processes is None:
+        flags.processes = min(os.cpu_count() or 1, MOST_PROCESSES)
     return flags
 
 
@@ -85,7 +85,6 @@ def plan(flags: argparse.Namespace, made: Settings) -> Ending:
 
     with contextlib.suppress(ConfigurationError):  # nothing is sent, so no key is needed
         made["api_key"] = find_key(flags, made)
-    made["processes"] = flags.readers
     try:
         found = plan_file(
             flags.requests_filepath,

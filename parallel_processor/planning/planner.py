@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.checks import check_seconds, check_whole
 from parallel_processor.files.sources import Source
 from parallel_processor.files.verify import find_answered
 from parallel_processor.models import WaitCause
@@ -73,9 +73,9 @@ def make_plan(
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that a run would refuse.
     """
-    for name, value, least in (("sample", sample, 2), ("latency_s", latency_s, 0)):
-        if value is not None and not value >= least:
-            raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+    if sample is not None:
+        check_whole("sample", sample, 2)
+    check_seconds("latency_s", latency_s, above=False)
     job = ScanJob(
         options=without_secrets(options),
         output_format=output_format,

@@ -83,7 +83,12 @@ def test_a_sample_says_how_sure_it_is(capsys: pytest.CaptureFixture[str], source
     ("words", "expected"),
     [
         (["--requests_filepath", "nowhere.jsonl"], "can't read nowhere.jsonl"),
-        (["--sample", "1"], "sample must be at least 2"),
+        (["--sample", "1"], "error: --sample must be a whole number of at least 2, not 1"),
+        (["--latency", "-1"], "error: --latency must be at least 0, not -1.0"),
+        (["--latency", "inf"], "error: --latency must be at most 1,000,000 seconds, not inf"),
+        (["--latency", "nan"], "error: --latency must be a number"),
+        (["--processes", "0"], "error: --processes must be a whole number of at least 1, not 0"),
+        (["--processes", "65"], "error: --processes must be at most 64, not 65"),
         (["--max_workers", "0"], "--max_workers must be"),
         (["--no_such_flag"], "unknown flag --no_such_flag"),
     ],
@@ -133,6 +138,18 @@ def test_several_keys_are_several_accounts(
         for more in ([], ["--api_key_file", keys])
     ]
     assert times[0] == pytest.approx(2 * times[1], rel=0.02)
+
+
+def test_it_uses_the_prices_that_are_installed(
+    capsys: pytest.CaptureFixture[str], source: Path
+) -> None:
+    """As the run does, for the budget, too."""
+    pytest.importorskip("genai_prices")
+    words = ("--requests_filepath", source, *TO, "--max_cost", 1e-9)
+    _, text = planned(capsys, *words)
+    assert "money: $0.0" in text
+    assert "sent to a Batch API (to-batch)" in text
+    assert "--max_cost is less than that" in text
 
 
 def test_small_amounts_keep_their_digits() -> None:
