@@ -75,7 +75,7 @@ def read_schema(path: str) -> AnswerSchema:
     It may be wrapped as a request has it, in ``response_format`` or in ``json_schema``.
     """
     try:
-        schema = json.loads(Path(path).read_text("utf-8"))
+        schema = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"can't read the schema {path}: {reason}") from None

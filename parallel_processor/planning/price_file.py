@@ -99,7 +99,7 @@ def read_price_file(source: str | PathLike[str] | Mapping[str, Mapping[str, floa
         return _table("prices", source)
     path = Path(fspath(source))
     try:
-        entries = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates)
+        entries = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"can't read the prices in {path}: {reason}") from None

@@ -201,7 +201,7 @@ def test_references_within_the_schema_are_followed(tmp_path: Path) -> None:
 def test_the_schema_may_be_wrapped_as_a_request_has_it(wrapped: Any, tmp_path: Path) -> None:
     """Taken for a schema, the wrapping would let everything pass."""
     path = tmp_path / "schema.json"
-    path.write_text(json.dumps(wrapped))
+    path.write_text("\ufeff" + json.dumps(wrapped))  # as editors on Windows write it
     with pytest.raises(NotOfSchema):
         read_schema(str(path))(chat("{}"))
 
