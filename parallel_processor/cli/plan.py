@@ -193,9 +193,15 @@ def _time(plan: Plan) -> Iterator[str]:
             f"an hour takes {needed}."
         )
     yield from _money(plan)
+    if plan.cost_before or plan.tokens_before:
+        cost = f"{dollars(plan.cost_before)} and " if plan.has_prices else ""
+        yield f"spent by earlier runs: {cost}{plan.tokens_before:,} tokens"
     if plan.exceeded:
         names = " and ".join(f"--{name}" for name in plan.exceeded)
         yield f"The run may end before it is through: {names} is less than that."
+    if plan.unpriced:
+        names = ", ".join(name or "requests without a model" for name in plan.unpriced)
+        yield f"The run sends nothing for {names}, and stops there: --max_cost needs a price."
 
 
 def _money(plan: Plan) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Limits, Options, PackInputs
 from parallel_processor.planning.forecast import Forecast
+from parallel_processor.planning.job.bounds import Bounds
 from parallel_processor.planning.job.equal_lines import Repeated
 from parallel_processor.planning.job.scan import Group
 from parallel_processor.planning.job.trace import Load
@@ -75,19 +76,20 @@ def without_equal(groups: Sequence[Group], repeated: Sequence[Repeated]) -> dict
     return found
 
 
-def packed(groups: Sequence[Group], asked: PackInputs) -> dict[int, Shares]:
-    """What is left of the requests if ``asked`` inputs go together, or as many as may."""
+def packed(
+    groups: Sequence[Group], asked: PackInputs, bounds: Sequence[Bounds]
+) -> dict[int, Shares]:
+    """What is left if ``asked`` inputs go together, or as many as the ``bounds`` of each group permit."""
     found = {}
-    for group in groups:
+    for group, bound in zip(groups, bounds, strict=True):
         if group.packable:
             share = group.packable / group.tokens.count
-            found[group.number] = Shares(1.0 - share + share / pack_size(group, asked))
+            found[group.number] = Shares(1.0 - share + share / pack_size(group, asked, bound))
     return found
 
 
-def pack_size(group: Group, asked: PackInputs) -> int:
+def pack_size(group: Group, asked: PackInputs, bounds: Bounds) -> int:
     """How many inputs of ``group`` the run puts together (``pack_sizes.py``)."""
-    bounds = group.bounds
     tokens = group.tokens.input_tokens + group.tokens.output_tokens
     each = tokens / max(group.tokens.count, 1) or 1.0
     if asked == "auto":

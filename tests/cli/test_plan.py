@@ -152,6 +152,21 @@ def test_it_uses_the_prices_that_are_installed(
     assert "--max_cost is less than that" in text
 
 
+def test_what_a_budget_has_against_a_job_is_said(
+    capsys: pytest.CaptureFixture[str], source: Path, tmp_path: Path
+) -> None:
+    """A model without a price, and what was spent before."""
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"other": {"input": 1, "output": 1}}')
+    source.with_name("in_results.jsonl.spent").write_text('{"cost": 2.5, "tokens": 1000}')
+    write_lines(source, [chat("a", model="own")])
+    words = ("--requests_filepath", source, *TO, "--prices", prices, "--max_cost", 2)
+    _, text = planned(capsys, *words)
+    assert "The run sends nothing for own, and stops there: --max_cost needs a price." in text
+    assert "spent by earlier runs: $2.50 and 1,000 tokens" in text
+    assert "The run may end before it is through: --max_cost is less than that." in text
+
+
 def test_small_amounts_keep_their_digits() -> None:
     """And large ones have cents."""
     assert [dollars(amount) for amount in (0, 1234.5, 0.5, 0.012, 0.00034)] == [
