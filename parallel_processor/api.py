@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.exceptions import ConfigurationError, ResultsFileError
 from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import found_results
 from parallel_processor.files.sources import (
@@ -148,11 +149,11 @@ def plan_file(
     named = find_sources(requests_path)
     results = _results(named, save_path, errors_path)
     sources = apart_from(named, results)
-    with _to_read([] if overwrite else results) as paths:
+    with _to_read(results) as paths:
         found: Plan = planning.make_plan(
             with_template(sources, template, id_column, metadata_columns, delimiter),
             replace(options, processes=1),
-            results=paths,
+            results=[] if overwrite else paths,
             keep_failures=keep_failures,
             output_format=output_format,
             model=model,
@@ -166,10 +167,15 @@ def plan_file(
 
 @contextmanager
 def _to_read(results: Sequence[StrPath]) -> Iterator[list[Path]]:
-    """The results files that there are, on this machine."""
+    """The results files, on this machine. Raises :class:`ResultsFileError` if a run can't write one."""
     with ExitStack() as stack:
         found = [stack.enter_context(found_results(str(path))) for path in results]
-        yield [path for path in found if path is not None]
+        paths = [path for path in found if path is not None]
+        for path in paths:
+            if path.is_dir() or not path.parent.is_dir():
+                number = errno.EISDIR if path.is_dir() else errno.ENOENT
+                raise ResultsFileError(f"can't write {path}: {os.strerror(number)}")
+        yield paths
 
 
 def _results(

@@ -80,8 +80,10 @@ def read_schema(path: str) -> AnswerSchema:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"can't read the schema {path}: {reason}") from None
     for wrapping in ("response_format", "json_schema", "schema"):
-        if isinstance(schema, dict) and isinstance(schema.get(wrapping), dict):
+        if isinstance(schema, dict) and wrapping in schema:
             schema = schema[wrapping]
+            if not isinstance(schema, dict):  # as a keyword, it would be skipped
+                raise ConfigurationError(f"the schema {path}: its {wrapping!r} is not an object")
     return AnswerSchema(schema, f"the schema {path}")
 
 

@@ -188,12 +188,12 @@ def _verify(words: Sequence[str]) -> int:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
     del counts["by_id"]  # the verdict tells it
-    show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
+    is_shown = show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
         pair = f"{place(earlier)} and {place(later)}"
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found, is_table=bool(flags.template)))
-    return 0 if found.ok else 1
+    return 0 if found.ok and is_shown else 1
 
 
 def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:

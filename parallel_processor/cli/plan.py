@@ -50,7 +50,7 @@ _EPILOG = """Takes all flags of the run. Those about sending change nothing.
 
 exit codes:
   0    every line can be sent
-  1    some lines can't, or rows share a custom_id
+  1    some lines can't, or rows share a custom_id, or the plan can't be printed
   2    wrong usage, or files that the run would refuse"""
 
 
@@ -103,8 +103,8 @@ def plan(flags: argparse.Namespace, made: Settings) -> Ending:
     except (ResultsFileError, WorkerProcessError) as error:
         say(f"{PROGRAM} plan: error: {error}")
         return Ending(2, str(error))
-    show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
-    return Ending(0 if found.ok else 1)
+    is_shown = show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
+    return Ending(0 if found.ok and is_shown else 1)
 
 
 def text_of(plan: Plan) -> str:

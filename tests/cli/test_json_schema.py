@@ -109,6 +109,8 @@ def test_a_long_value_is_not_repeated_in_full() -> None:
         ([], "FILE is no JSON Schema: $: [] is not an object"),
         ("null", "FILE is no JSON Schema: $: null is not an object"),
         (1.5, "FILE is no JSON Schema: $: 1.5 is not an object"),
+        ({"schema": True}, "FILE: its 'schema' is not an object"),
+        ({"name": "a", "schema": "b"}, "FILE: its 'schema' is not an object"),
         ({"$schema": []}, "FILE is no JSON Schema: $.$schema: [] is not a string"),
         ("{", "can't read the schema FILE: Expecting property name"),
         ({"$ref": "#"}, "FILE is no JSON Schema: it leads in a circle"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run, write_lines
+from commands import command, environment, run, write_lines
 
 from parallel_processor.cli.flags import ROWS
 from parallel_processor.cli.main import main
@@ -117,6 +118,31 @@ def test_results_that_a_run_would_refuse_are_exit_code_2(
     words = ["--requests_filepath", str(source), "--save_filepath", str(results), *TO]
     assert main(["plan", *words]) == 2
     assert "notes.txt holds no records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("save", "words"), [("missing/out.jsonl", "No such file or directory"), (".", "Is a directory")]
+)
+def test_results_that_can_not_be_written_are_exit_code_2(
+    save: str, words: str, capsys: pytest.CaptureFixture[str], source: Path, tmp_path: Path
+) -> None:
+    """The run would end there, too."""
+    path = tmp_path / save
+    for more in ([], ["--overwrite"]):
+        given = ["--requests_filepath", str(source), "--save_filepath", str(path), *TO, *more]
+        assert main(["plan", *given]) == 2
+        assert f"can't write {path}: {words}" in capsys.readouterr().err
+
+
+def test_a_plan_that_can_not_be_printed_is_exit_code_1(source: Path) -> None:
+    """A script would take what is there for the whole."""
+    line = " ".join(command("plan", "--requests_filepath", source, *TO))
+    for where, words in (("/dev/full", "No space left on device"), ("&-", "it is closed")):
+        done = subprocess.run(
+            ["bash", "-c", f"{line} >{where}"], capture_output=True, text=True, env=environment()
+        )
+        assert done.returncode == 1
+        assert done.stderr == f"error: can't write to standard output: {words}\n"
 
 
 def test_it_takes_all_flags_of_the_run() -> None:

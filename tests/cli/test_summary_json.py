@@ -129,6 +129,10 @@ def test_a_summary_that_cannot_be_written_is_an_error(source: Path) -> None:
         done = run(*words(source, server, *more))
     assert done.returncode == 0
     assert "ERROR can't write the summary /dev/full: No space left on device" in done.stderr
+    line = " ".join(command("--requests_filepath", "missing.jsonl", "--summary_json", "-"))
+    done = subprocess.run(["bash", "-c", f"{line} >/dev/full"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "can't write to standard output: No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,20 @@ def test_it_says_what_packing_and_other_limits_would_change(tmp_path: Path) -> N
     assert more_tokens.seconds == pytest.approx(plan.forecast.seconds)
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (1e300, "2,000,000,"),
+        (1e-9, "2e-09 requests a minute instead of 1e-09"),
+        (4, "8 requests a minute"),
+    ],
+)
+def test_the_oddest_limits_can_be_doubled(tmp_path: Path, limit: float, words: str) -> None:
+    """Whatever a run takes is planned."""
+    changes = plan_of(tmp_path, [chat("a")], limits=Limits(requests_per_minute=limit)).changes
+    assert any(each.what.startswith(words) for each in changes)
+
+
 def test_packs_are_planned_as_they_are_sent(tmp_path: Path) -> None:
     """A hundred together, or with ``auto`` as many as there are tokens for, if requests bind."""
     rows = [embedding(f"text {number}") for number in range(1_200)]
