@@ -10,7 +10,8 @@ The constructor of :class:`Run` makes the stages in the order in which a request
   queues itself. No request that waits occupies a worker.
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
   worker for an admitted request that no worker asks for. It and the workers also count tokens.
-* The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays.
+* The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays, and
+  one more looks after packs while the input pauses.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
