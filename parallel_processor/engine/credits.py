@@ -94,8 +94,10 @@ class Credits:
         max_workers: int,
         slack: WriterSlack,
         spending: Spending | None = None,
+        halve: Callable[[PendingRequest], PendingRequest | None] = lambda pending: None,
     ) -> None:
-        self._queues, self.spending = queues, spending
+        """``halve`` makes a pack its first half, and returns the second one; ``None`` for no pack."""
+        self._queues, self.spending, self._halve = queues, spending, halve
         self.read_ahead = ahead_of(max_workers)
         self._slack = slack
         self._most_workers = max_workers
@@ -207,13 +209,20 @@ class Credits:
         return self.spending is not None and self.spending.is_short
 
     def fits(self, spending: Spending, pending: PendingRequest, reservation: Reservation) -> bool:
-        """True if the budget has room for the attempt. Else the request is first in its queue again."""
-        if spending.reserve(pending, self._queues.wake.set):
+        """True if the budget has room for the attempt. Else the request is first in its queue again.
+
+        A pack that will never fit comes apart: a part of it may.
+        """
+        if spending.reserve(pending, self._queues.wake.set, lambda: self._comes_apart(pending)):
             return True
         pending.bucket.cancel(reservation)
         self._queues.add_again(pending, -math.inf)
         self._queues.give_places_back()
         return False
+
+    def _comes_apart(self, pending: PendingRequest) -> bool:
+        other = self._halve(pending)
+        return other is not None and self.add(other, -math.inf)
 
     def cancel(self, pending: PendingRequest, reservation: Reservation) -> None:
         """An admitted request is not sent."""

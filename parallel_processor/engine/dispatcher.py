@@ -52,7 +52,7 @@ class Dispatcher:
         max_workers: how many requests may be in flight; ``slack`` is what may wait for the writer, besides.
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
-        spending: says which attempts fit the budget.
+        spending: says which attempts fit the budget; ``halve`` parts a pack that doesn't.
         clock: seconds that never go back.
 
     Attributes:
@@ -79,6 +79,7 @@ class Dispatcher:
         is_wanted: Callable[[Request], bool] | None,
         clock: Callable[[], float],
         spending: Spending | None = None,
+        halve: Callable[[PendingRequest], PendingRequest | None] = lambda pending: None,
     ) -> None:
         self.error: BaseException | None = None
         self.waker = queues.wake
@@ -86,7 +87,7 @@ class Dispatcher:
         self._activity, self._counters, self._wait_times = activity, counters, wait_times
         self._count, self._is_wanted, self._stop, self._clock = count, is_wanted, stop, clock
         self._lock, self._queues = InterruptSafeLock(), queues  # guards all that follows, and these
-        self.credits = Credits(queues, max_workers, slack, spending)
+        self.credits = Credits(queues, max_workers, slack, spending, halve)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._widen_at = math.inf  # when more may be in flight though none was answered

@@ -10,6 +10,7 @@ comes apart into those of its members.
   whole.
 * If a pack was refused for its contents, or its answer was too large, and both its halves are answered, its
   size was the reason. Later packs are no larger, and those that wait come apart when it is their turn.
+* A pack that will never fit the budget comes apart, too: a part of it may.
 
 **Credits.** A pack holds one credit, as any request. What it comes apart into, requests or outcomes, holds
 one each: those are taken before the first of them can be given back.
@@ -176,6 +177,19 @@ class Packing:
         estimate = self._estimator.together([each.estimate for each in inputs])
         return replace(pending, request=join(inputs), estimate=estimate, retry_state=None)
 
+    def halve(self, pending: PendingRequest) -> PendingRequest | None:
+        """Make a pack its first half, and return the second one; ``None`` for a single request.
+
+        A pack in a retry has two halves that are sent anew.
+        """
+        pack, is_again = pending.request, pending.retry_state is not None
+        if not isinstance(pack, Pack):
+            return None
+        (other,) = self._part(pending, _halves(pack), is_again=is_again)
+        if is_again:
+            self._counters.started()
+        return other
+
     # After it.
 
     def settle(
@@ -262,10 +276,9 @@ class Packing:
             return False
         if status in SET_UP_STATUSES or (is_timeout(attempt) and tried and not tried.failures):
             return False  # nobody is answered in time: it isn't about the pack
-        half = (len(pack.inputs) + 1) // 2
         is_about_size = status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE
         halved = _Halved(pack) if is_about_size else None
-        self._come_apart(pending, [pack.inputs[:half], pack.inputs[half:]], halved)
+        self._come_apart(pending, _halves(pack), halved)
         text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
         extra = {"request_number": pack.number}
         _log.info(text, len(pack.inputs), pack.number, attempt.error, extra=extra)
@@ -278,15 +291,26 @@ class Packing:
         halved: _Halved | None = None,
     ) -> None:
         """Make ``pending`` the first of ``parts``, and queue the others behind it."""
-        first, *others = (self._like(pending, inputs) for inputs in parts)
-        for each in (first, *others):  # which were sent, but have all attempts before them
-            each.retry_state = RetryState(request=each.request)
-        pending.request, pending.estimate = first.request, first.estimate
-        pending.retry_state = first.retry_state
+        others = self._part(pending, parts, is_again=True)
         if halved is not None:
             self._halves.update(dict.fromkeys((pending, *others), halved))
         for each in reversed(others):  # each is put first
             self._add(each)
+
+    def _part(
+        self, pending: PendingRequest, parts: Sequence[Sequence[Input]], *, is_again: bool
+    ) -> list[PendingRequest]:
+        """Make ``pending`` the first of ``parts``, and return the others.
+
+        If they were sent (``is_again``), they have all attempts before them.
+        """
+        self._halves.pop(pending, None)  # of which it is only a part now
+        first, *others = (self._like(pending, inputs) for inputs in parts)
+        for each in (first, *others) if is_again else ():
+            each.retry_state = RetryState(request=each.request)
+        pending.request, pending.estimate = first.request, first.estimate
+        pending.retry_state = first.retry_state
+        return others
 
     def _note_answer(self, halved: _Halved, half: PendingRequest) -> None:
         """One of two halves is answered. With the other one, it was the size that was refused."""
@@ -298,6 +322,11 @@ class Packing:
                     "the server takes fewer than %d inputs in a request: packs have %d from now on"
                 )
                 _log.warning(text, len(halved.pack.inputs), most)
+
+
+def _halves(pack: Pack) -> list[Sequence[Input]]:
+    half = (len(pack.inputs) + 1) // 2
+    return [pack.inputs[:half], pack.inputs[half:]]
 
 
 def _answered(request: Request, part: Part, outcome: Outcome) -> Outcome:

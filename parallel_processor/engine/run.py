@@ -170,6 +170,7 @@ class Run:
             is_wanted=is_wanted if self._packing is None else self._packing.is_wanted,
             clock=self._clock,
             spending=self.bounds.bounded,
+            halve=lambda pending: None if self._packing is None else self._packing.halve(pending),
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:

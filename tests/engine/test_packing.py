@@ -329,6 +329,32 @@ class _Noting:
         return True
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_pack_that_exceeds_the_budget_comes_apart(
+    source: Path, tmp_path: Path, fails: bool
+) -> None:
+    """Its parts use what is left, down to single inputs; so it is for one that is sent again."""
+    failed = threading.Event()
+
+    def refuse(inputs: list[Any]) -> str | None:
+        is_first = fails and not failed.is_set()
+        failed.set()
+        return "500 Internal Server Error" if is_first else None
+
+    embedder = Embedder(refuse)
+    backoff = RetryPolicy(backoff_initial_s=0.05)
+    settings: dict[str, Any] = {"pack_inputs": 30, "max_total_tokens": 90, "retry": backoff}
+    with RawServer(embedder) as server, processor(server.url, max_workers=1, **settings) as made:
+        with pytest.raises(RunStoppedError, match="max_total_tokens is 90: 8[6-9] are") as raised:
+            made.process_file(source, tmp_path / "out.jsonl", progress=False)
+    summary = raised.value.summary
+    assert summary is not None
+    assert 86 <= 2 * summary.answered == summary.used_tokens <= 90
+    assert summary.answered + summary.left == 60
+    assert summary.attempts == len(embedder.sizes)
+    assert not threads()
+
+
 @pytest.mark.parametrize("window", [3, 4096])
 def test_outcomes_come_in_order_also_through_a_narrow_window(window: int) -> None:
     """A pack that can't be filled does not wait for those behind it."""
