@@ -207,6 +207,14 @@ def take_apart(pack: Pack, response: Response) -> list[Part] | None:
     return parts
 
 
+def has_rows(pack: Pack, response: Response) -> bool:
+    """True if ``response`` has some of the answers to ``pack``, though not as they should be."""
+    data = response.data
+    if isinstance(data, dict):
+        return any(data.get(name) for name in pack.inputs[0].form.answers)
+    return isinstance(data, list) and len(data) > 0
+
+
 def _answer(response: Response, body: str, data: Any) -> Response:
     return Response(
         status=response.status,
