@@ -148,7 +148,6 @@ class Run:
             fail=self._stop.set,
             add=lambda pending, retry_in_s: self._dispatcher.add(pending, retry_in_s),
             take=lambda count: self._dispatcher.recorded(-count),
-            drop=lambda pending: self._delivery.drop(pending),
             settlement=lambda: self._settlement,
             counters=self.counters,
         )
@@ -159,7 +158,7 @@ class Run:
             queues=self._queues,
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
-            drop=lambda pending: (self._packing or self._delivery).drop(pending),
+            drop=lambda pending: self._delivery.drop(pending),
             on_room=self.waker.set,
             activity=self._idle_cause,
             counters=self.counters,
@@ -168,9 +167,11 @@ class Run:
             max_workers=self._max_workers,
             slack=NO_SLACK if self.yields_outcomes else slack,
             count=lambda pending: self._reader.count(pending),
-            is_wanted=is_wanted if self._packing is None else self._packing.is_wanted,
+            is_wanted=is_wanted,
             clock=self._clock,
             spending=self.bounds.bounded,
+            divide=None if self._packing is None else self._packing.smaller,
+            inputs=1 if self._packing is None else self._packing.inputs,
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
