@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_few_attempts_need_a_write(path: Path) -> None:
     for amount in (0.5001, 0.4999, 0.5004):
         ledger.cover(Spent(amount))
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+
+def test_only_the_end_waits_for_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill loses nothing without that, and the budget's lock is held."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    ledger = Ledger(path, BOUND)
+    ledger.cover(Spent(0.5))
+    assert read(path).cost >= 0.5 and not synced
+    ledger.finish(Spent(0.5))
+    assert len(synced) == 1
+
+
+def test_a_file_that_takes_something_back_counts_as_nothing(path: Path) -> None:
+    """Its records may be gone, and what they took back with them."""
+    path.write_text(json.dumps({"cost": -0.5, "tokens": 7}))
+    assert read(path) == (0, 7)
 
 
 def test_an_end_in_order_leaves_exactly_the_rest(path: Path) -> None:
