@@ -115,7 +115,10 @@ def _read(path: Path) -> Spent:
         return Spent()
     try:
         found = json.loads(text)
-        return Spent(float(found["cost"]), float(found["tokens"])).at_least_0()
-    except (ValueError, KeyError, TypeError):
+        amount = Spent(float(found["cost"]), float(found["tokens"])).at_least_0()
+        if all(map(math.isfinite, amount)):
+            return amount
+        raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         hint = "it should say what was spent without an answer. Remove it to count that as nothing"
         raise ResultsFileError(f"can't read {path}: {hint}") from None

@@ -92,9 +92,10 @@ def test_what_is_no_ledger_is_refused(path: Path) -> None:
     """An empty file is one that was just made; with overwrite, whatever is there goes."""
     path.write_text("")
     assert read(path) == Spent()
-    path.write_text(json.dumps({"cost": "much"}))
-    with pytest.raises(ResultsFileError, match=r"out\.jsonl\.spent: it should say what was spent"):
-        Ledger(path, BOUND)
+    for text in ('{"cost": "much"}', '{"cost": NaN, "tokens": 1}', '{"cost": 1, "tokens": 1e400}'):
+        path.write_text(text)
+        with pytest.raises(ResultsFileError, match=r"out\.jsonl\.spent: it should say what was"):
+            Ledger(path, BOUND)
     Ledger(path, BOUND, overwrite=True)
     assert not path.exists()
 
