@@ -46,9 +46,14 @@ def response_tier(response: Any) -> str | None:
     """The service tier that answered, as the response names it; ``None`` if it doesn't."""
     if not isinstance(response, Mapping):
         return None
-    places = [response.get("service_tier"), response.get("serviceTier")]
-    places += [usage.get("service_tier") for usage in mappings([response.get("usage")])]
-    places += [usage.get("trafficType") for usage in mappings([response.get("usageMetadata")])]
+    if type(name := response.get("service_tier")) is str and name:
+        return name
+    usage, metadata = response.get("usage"), response.get("usageMetadata")
+    places = [name, response.get("serviceTier")]
+    if isinstance(usage, Mapping):
+        places.append(usage.get("service_tier"))
+    if isinstance(metadata, Mapping):
+        places.append(metadata.get("trafficType"))
     for place in places:
         name = place.get("type") if isinstance(place, Mapping) else place
         if isinstance(name, str) and name:

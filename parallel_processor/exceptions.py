@@ -44,6 +44,7 @@ class StopCause(str, enum.Enum):
     EQUAL_FAILURES = "equal failures"  # the first requests all failed for one and the same reason
     SERVER_WAIT = "server wait"  # the server asks for a longer wait than the settings permit
     BUDGET = "budget"  # money, tokens, time or failures have reached what the settings permit
+    PRICE = "price"  # a model has no price that its budget could be kept with
     DISK = "disk"  # a results file can't be read, written or replaced
     READER_LEFT = "reader left"  # nobody reads the pipe any more that the results go to
     PROCESSES = "processes"  # worker processes can't be started, or do not live

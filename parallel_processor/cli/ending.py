@@ -30,6 +30,7 @@ from parallel_processor.report.summary import Summary, summary_text
 
 _log = logging.getLogger("parallel_processor")
 _STDOUT = "-"
+_BOUNDS = (StopCause.BUDGET, StopCause.PRICE)
 _FILES = (
     *("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices"),
     "ca_bundle",
@@ -149,7 +150,7 @@ def tell(
     elif not (summary.stop_reason or summary.failed or summary.already_failed):
         texts = []  # what would be faster is no warning
     if reason := summary.stop_reason if error is None else str(error):
-        if summary.stop_cause is StopCause.BUDGET:  # whose names are those of settings
+        if summary.stop_cause in _BOUNDS:  # whose names are those of settings
             reason = with_flag_names(reason)
         texts = [f"stopped: {reason.rstrip('.')}.", *texts]
     if texts:
@@ -166,7 +167,7 @@ def exit_code(summary: Summary, error: ParallelProcessorError | None, signal_num
     """The exit code of a run that has a summary."""
     if isinstance(error, InputFileError):
         return 2
-    if error is not None and error.stop_cause is StopCause.BUDGET:
+    if error is not None and error.stop_cause in _BOUNDS:
         return 4
     if error is not None:
         return 3 if isinstance(error, RunStoppedError) else 1

@@ -115,7 +115,7 @@ class FileRun:
     ) -> None:
         job = self._job
         try:
-            answered = self._answered(run, files)
+            answered = self._answered(run, lines, files)
         except StopRequested:  # nothing was changed yet
             return
         run.displays.add(self._account.progress(run, lines.fraction, job.progress))
@@ -146,7 +146,7 @@ class FileRun:
         if is_noted and run.stop_cause is None:
             order.restore(files)
 
-    def _answered(self, run: Run, files: list[AppendFile]) -> AnsweredRequests:
+    def _answered(self, run: Run, lines: RequestLines, files: list[AppendFile]) -> AnsweredRequests:
         """What is answered, after a repair of ``files``. Raises what stops the run meanwhile."""
 
         def check() -> None:
@@ -164,7 +164,7 @@ class FileRun:
             on_answer=None if spending is None else spending.add_record,
         )
         if spending is not None:
-            spending.begin()
+            spending.begin(lambda: run.counters.counts().ended_and_left(lines.fraction()))
         if job.keep_failures:
             run.bounds.failures.add(answered.failed)
         may_refuse = answered.has_ids_alone and job.output_format != "batch"

@@ -127,7 +127,7 @@ class AnsweredRequests:
             if request.custom_id is not None:
                 return
             kept = (self, self.kept_failures)
-            if not any(each._has(key) for key in keys(request) for each in kept):
+            if not any(each.has(key) for key in keys(request) for each in kept):
                 self.check_id(request, place(request.number))
 
     def check_id(self, request: Request, place: str) -> None:
@@ -137,12 +137,12 @@ class AnsweredRequests:
         """
         custom_id = request.custom_id
         if custom_id is None:
-            if self.lines._has(identity(request)):
+            if self.lines.has(identity(request)):
                 raise InputFileError(
                     f"{place} has its answer in the results file, in a Batch record of a line with another "
                     "number: lines came, went or moved before it. Undo that; or name another results file"
                 )
-            if self._has(id_key(given_id(request))):
+            if self.has(id_key(given_id(request))):
                 raise InputFileError(
                     f"{place} may have its answer in the results file, in a Batch record with the id "
                     f"{given_id(request)[:100]!r}: give --output_format batch (output_format=) to take "
@@ -152,7 +152,7 @@ class AnsweredRequests:
         key = id_key(custom_id)
         of_line = [each for each in keys(request) if each != key]
         for ids in (self.given_ids, self.kept_failures.given_ids):
-            if not ids._has(key) or any(map(ids._has, of_line)):  # or it is that of an equal line
+            if not ids.has(key) or any(map(ids.has, of_line)):  # or it is that of an equal line
                 continue
             raise InputFileError(
                 f"{place} would be recorded with the id {custom_id[:100]!r}, which the results file has "
@@ -184,7 +184,8 @@ class AnsweredRequests:
             bucket[at : at + len(rest)] = last
         return True
 
-    def _has(self, key: bytes) -> bool:
+    def has(self, key: bytes) -> bool:
+        """True if an answer with this key was added."""
         return bool(self._buckets) and self._find(*_place_of(key)) >= 0
 
     def _find(self, number: int, rest: bytes) -> int:

@@ -16,8 +16,9 @@ And at each stop:
 * *In order* (the end, the budget, a signal, a refused key): what is in flight ends or is cancelled, and
   counts as above. Records and file together say exactly what was spent, as far as answers said it.
 * *kill -9, a crash*: what was in flight or on its way to the disk counts in full; the file was written
-  ahead. So that this wastes little, no more is in flight than what may cost two hundredths of the bound
-  more than answers mostly do.
+  ahead. So that this wastes little, what is in flight may cost only so much more than answers mostly do:
+  what the whole job will probably leave of the bound, or else a twenty-fifth of what is left, and at
+  least a fiftieth of the bound. A job that stays well within the bound is not slowed.
 * The next run with these results counts both before it sends anything. ``overwrite`` forgets both.
 
 So a server never counts more than the bound, over any number of runs, as long as its answers say what
@@ -47,6 +48,7 @@ class Budget:
         bound: the most that may be spent; infinite for no bound.
         is_bounded: true if there is a bound.
         tariff: what attempts cost.
+        pays_once: whether equal requests share an answer.
         lock: guards all that follows, the tariff, and what each run's ``Spending`` has.
         spent: by all runs, earlier ones with the same results included.
         reserved: for the attempts in flight.
@@ -58,6 +60,7 @@ class Budget:
         self.bound = Spent(options.max_cost, options.max_total_tokens)
         self.is_bounded = options.max_cost < math.inf or options.max_total_tokens < math.inf
         self.tariff = Tariff(_prices(options), options.request_url)
+        self.pays_once = options.dedupe
         self.lock = InterruptSafeLock()
         self.spent = self.reserved = Spent()
         self.in_flight = self.ended = 0

@@ -21,9 +21,21 @@ class Spent(NamedTuple):
         """What is left without ``other``; it may be below 0."""
         return Spent(self.cost - other.cost, self.tokens - other.tokens)
 
-    def exceeds(self, bound: Spent, share: float = 1.0) -> bool:
-        """True if any of it is more than ``share`` of its bound."""
-        return any(used > most * share for used, most in zip(self, bound, strict=True))
+    def times(self, factor: float) -> Spent:
+        """So many times as much."""
+        return Spent(self.cost * factor, self.tokens * factor)
+
+    def at_least_0(self) -> Spent:
+        """The same without what is below 0."""
+        return Spent(max(self.cost, 0.0), max(self.tokens, 0.0))
+
+    def exceeds(self, bound: Spent) -> bool:
+        """True if any of it is more than its bound."""
+        return self.cost > bound.cost or self.tokens > bound.tokens
+
+    def or_more(self, other: Spent) -> Spent:
+        """Of each, the larger one."""
+        return Spent(max(self.cost, other.cost), max(self.tokens, other.tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

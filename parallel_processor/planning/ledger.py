@@ -9,7 +9,8 @@ It is removed if that is nothing, and it is written with ``--max_cost`` or ``--m
 
 It is written ahead, before what it covers is sent, with some more than is needed (a thousandth of the
 bound, or a hundredth of the amount), so that few attempts need a write. One write of a fixed length can't
-be torn by a kill. A rise is on disk before it counts.
+be torn by a kill. It is forced to the disk at the end alone: a power cut may forget what was written in
+the seconds before it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Ledger:
         pairs = list(zip(amount, self._covered, slack, strict=True))
         rises = any(needed > covered for needed, covered, _ in pairs)
         if rises or any(covered - needed > 2 * more for needed, covered, more in pairs):
-            self._write(amount.plus(slack), synced=rises)
+            self._write(amount.plus(slack))
 
     def finish(self, amount: Spent) -> None:
         """Nothing is in flight any more: leave exactly ``amount``, or no file if that is nothing."""
@@ -74,7 +75,9 @@ class Ledger:
             if abs(amount.cost) < _NOTHING and abs(amount.tokens) < 0.5:
                 self._path.unlink(missing_ok=True)
             elif amount != self._covered:
-                self._write(amount, synced=True)
+                self._write(amount)
+            if self._file >= 0:
+                os.fsync(self._file)
         except OSError as error:
             raise self._error(error) from error
         finally:
@@ -82,7 +85,7 @@ class Ledger:
                 os.close(self._file)
                 self._file = -1
 
-    def _write(self, amount: Spent, *, synced: bool) -> None:
+    def _write(self, amount: Spent) -> None:
         text = json.dumps(
             {"cost": round(amount.cost, 12), "tokens": math.ceil(amount.tokens), "note": _NOTE}
         )
@@ -90,8 +93,6 @@ class Ledger:
             if self._file < 0:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             os.pwrite(self._file, text.ljust(_LENGTH - 1).encode() + b"\n", 0)
-            if synced:
-                os.fsync(self._file)
         except OSError as error:
             raise self._error(error) from error
         self._covered = amount
@@ -114,7 +115,10 @@ def _read(path: Path) -> Spent:
         return Spent()
     try:
         found = json.loads(text)
-        return Spent(float(found["cost"]), float(found["tokens"]))
-    except (ValueError, KeyError, TypeError):
+        amount = Spent(float(found["cost"]), float(found["tokens"])).at_least_0()
+        if all(map(math.isfinite, amount)):
+            return amount
+        raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         hint = "it should say what was spent without an answer. Remove it to count that as nothing"
         raise ResultsFileError(f"can't read {path}: {hint}") from None

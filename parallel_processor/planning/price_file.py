@@ -156,18 +156,42 @@ def _of_ours(entry: Mapping[str, Any]) -> TablePrice:
 
 
 def _check_number(what: str, name: str, value: Any) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
+    if not _is_number(value):
         raise ConfigurationError(f"{what}: {name!r} must be a number from 0, not {value!r}")
 
 
 def _check_litellm(what: str, entry: Mapping[str, Any]) -> None:
-    for name in _LITELLM_NAMES.values():
-        if entry.get(name) is not None:
-            _check_number(what, name, entry[name])
-            if entry[name] * _MILLION > _MOST:
-                unit = "must be US dollars per token"
-                raise ConfigurationError(f"{what}: {name!r} {unit}, not {entry[name]!r}")
+    if entry.get("input_cost_per_request") is not None:
+        _check_number(what, "input_cost_per_request", entry["input_cost_per_request"])
+    if not isinstance(entry.get("alias_of", ""), str):
+        raise ConfigurationError(f"{what}: 'alias_of' must be a name, not {entry['alias_of']!r}")
+    _check_rates(what, entry)
+    stages = entry.get("tiered_pricing")
+    for stage in stages if isinstance(stages, list) else ():
+        begin = stage.get("range") if isinstance(stage, Mapping) else None
+        if not isinstance(stage, Mapping) or not (begin is None or _is_range(begin)):
+            form = 'must be objects with a "range" of two numbers'
+            raise ConfigurationError(f"{what}: those of 'tiered_pricing' {form}, not {stage!r}")
+        _check_rates(what, stage)
+
+
+def _check_rates(what: str, entry: Mapping[str, Any]) -> None:
+    for name, value in entry.items():
+        if value is None or not name.startswith(tuple(_LITELLM_NAMES.values())):
+            continue
+        _check_number(what, name, value)
+        if value * _MILLION > _MOST:
+            unit = "must be US dollars per token"
+            raise ConfigurationError(f"{what}: {name!r} {unit}, not {value!r}")
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value < math.inf
 
 
 def _of_litellm(entry: Mapping[str, Any], tier: str) -> TablePrice | None:

@@ -53,6 +53,8 @@ class Price:
 
     def rates(self, input_tokens: int = 0) -> Rates:
         """The rates for a prompt of that many tokens."""
+        if len(self.steps) == 1:
+            return self.steps[0][1]
         return next(rates for above, rates in self.steps if input_tokens > above)
 
     def cost(

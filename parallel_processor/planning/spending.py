@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from parallel_processor.exceptions import ParallelProcessorError, RunStoppedError, StopCause
+from parallel_processor.files.identity import content_key
 from parallel_processor.files.records import read_outcome
-from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome
+from parallel_processor.files.resume import AnsweredRequests
+from parallel_processor.models import Attempt, AttemptStatus, Estimate, Outcome, Request, Response
 from parallel_processor.planning.budget import Budget
 from parallel_processor.planning.costs import Costs, ModelCost, Spent, dearest_first
 from parallel_processor.planning.ledger import Ledger, ledger_path
-from parallel_processor.planning.tariff import Asked, may_be_charged, tier_of, use_of
+from parallel_processor.planning.tariff import Asked, counted_use, may_be_charged, tier_of, use_of
 
 if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
 
-_AT_RISK = 0.02  # of the bound: what a kill may waste
+# What a kill may waste:
+_OF_BOUND = 0.02
+_OF_LEFT = 0.04
+_MARGIN = 1.25  # above what the rest of a job will cost by the average of what it has
 
 
 @dataclass(slots=True)
@@ -28,6 +34,9 @@ class _Row:
     output_tokens: int = 0
     cost: float = 0.0
     has_price: bool = True
+
+
+_NOTHING = Spent()
 
 
 class _Reserved(NamedTuple):
@@ -54,8 +63,12 @@ class Spending:
         self._delivered: dict[int, Spent] = {}  # what their records will say, by request
         self._path: Path | None = None
         self._ledger: Ledger | None = None
+        self._copied = AnsweredRequests()  # on record, if equal requests share an answer
         self._refused_at = -1  # the budget's count of attempts that had ended
         self._reserved = self._excess = self._unrecorded = self._recorded = Spent()
+        self._spent = Spent()  # by this run
+        self._job: Callable[[], tuple[int, int] | None] = lambda: None
+        self._spare, self._spare_at = Spent(), 0
         self.before = self.uncertain = Spent()
 
     @property
@@ -82,20 +95,36 @@ class Spending:
     def add_record(self, line: bytes) -> None:
         """Count a good record that is there."""
         outcome = read_outcome(line, 0)
-        if outcome is not None:
+        if outcome is not None and not self._is_copy(outcome):
             with self._budget.lock:
                 self._recorded = self._recorded.plus(self._of_record(outcome))
 
-    def begin(self) -> None:
-        """All records that are there were counted."""
+    def _is_copy(self, outcome: Outcome) -> bool:
+        """True if an equal request has the same answer, and equal ones are sent once. For one thread."""
+        response = outcome.raw_response
+        if not self._budget.pays_once or response is None:
+            return False
+        key = _pair_key(outcome.request, response)
+        is_copy = key is not None and self._copied.has(key)
+        if key is not None and not is_copy:
+            self._copied.add(key)
+        return is_copy
+
+    def begin(self, job: Callable[[], tuple[int, int] | None] = lambda: None) -> None:
+        """All records that are there were counted.
+
+        ``job`` tells how many requests have ended, and how many are left; ``None`` if that is unknown.
+        """
+        self._copied = AnsweredRequests()
         with self._budget.lock:
+            self._job = job
             self.before = self._recorded.plus(self._unrecorded)
             if self._path is not None:
                 self._budget.found(self._path, self.before)
 
     def delivers(self, outcome: Outcome) -> None:
         """An outcome is on its way to the writer, which may forget its response."""
-        if outcome.ok and self._ledger is not None:
+        if outcome.ok and self._ledger is not None and not outcome.deduplicated:
             with self._budget.lock:
                 self._delivered[outcome.request.number] = self._of_record(outcome)
 
@@ -106,7 +135,7 @@ class Spending:
                 amount = self._delivered.pop(outcome.request.number, None)
                 if amount is not None and on_record:
                     self._recorded = self._recorded.plus(amount)
-                    self._unrecorded = self._unrecorded.minus(amount)
+                    self._unrecorded = self._unrecorded.minus(amount).at_least_0()
             self._cover()
 
     def end(self) -> None:
@@ -115,6 +144,7 @@ class Spending:
             for pending in tuple(self._in_flight):
                 lost = self._give_back(pending)
                 self._budget.spent = self._budget.spent.plus(lost)
+                self._spent = self._spent.plus(lost)
                 self._unrecorded = self._unrecorded.plus(lost)
             waiting = self._budget.take_waiting()
         for call in waiting:
@@ -194,10 +224,15 @@ class Spending:
     def ended(self, pending: PendingRequest, attempt: Attempt | BaseException) -> None:
         """An attempt has ended: what it used takes the place of what was reserved."""
         asked = self._asked(pending)
+        if not self._budget.is_bounded:
+            with self._budget.lock:
+                self._used(asked, None, attempt, _NOTHING)
+            return
         with self._budget.lock:
             reserved = self._give_back(pending)
             used = self._used(asked, pending.estimate, attempt, reserved)
             self._budget.spent = self._budget.spent.plus(used)
+            self._spent = self._spent.plus(used)
             self._unrecorded = self._unrecorded.plus(used)
             waiting = self._budget.take_waiting()
             self._cover()
@@ -221,7 +256,22 @@ class Spending:
         """True if a kill now would count too much as spent. It is the ledger that counts then."""
         if self._ledger is None or not self._in_flight:
             return False
-        return self._excess.plus(excess).exceeds(self._budget.bound, _AT_RISK)
+        risk, bound = self._excess.plus(excess), self._budget.bound
+        left = bound.minus(self._budget.spent)
+        limit = bound.times(_OF_BOUND).or_more(left.times(_OF_LEFT))
+        return risk.exceeds(limit) and risk.exceeds(limit.or_more(self._to_spare()))
+
+    def _to_spare(self) -> Spent:
+        """What the whole job will probably leave of the bound. It is looked at after some more attempts."""
+        ended = self._budget.ended
+        if ended >= self._spare_at:
+            self._spare_at = ended + 1 + ended // 20
+            self._spare = Spent()
+            done, left = self._job() or (0, 0)
+            if done:
+                whole = self._budget.spent.plus(self._spent.times(_MARGIN * left / done))
+                self._spare = self._budget.bound.minus(whole)
+        return self._spare
 
     def _cover(self) -> bool:
         """Have the ledger cover what no record says; if it can't, the run stops, and this is false."""
@@ -240,15 +290,19 @@ class Spending:
         attempt: Attempt | BaseException,
         reserved: Spent,
     ) -> Spent:
-        response = attempt.response if isinstance(attempt, Attempt) else None
-        use = use_of(response)
-        if use is None or response is None:
+        tariff, use = self._budget.tariff, None
+        if isinstance(attempt, Attempt) and attempt.response is not None:
+            needs_all = self.is_bounded or tariff.price(asked) is not None
+            use = use_of(attempt.response) if needs_all else counted_use(attempt)
+        if use is None or not isinstance(attempt, Attempt) or attempt.response is None:
             if not may_be_charged(attempt):
                 return Spent()
             self.uncertain = self.uncertain.plus(reserved)
             return reserved
-        tier = tier_of(response)
-        price = self._budget.tariff.price(asked, tier)
+        if not use.input_tokens:
+            use = tariff.with_prompt(use, asked, estimate)
+        tier = tier_of(attempt.response)
+        price = tariff.price(asked, tier)
         row = self._rows.setdefault((asked.model, tier or asked.tier), _Row())
         row.answers += 1
         row.input_tokens += use.input_tokens
@@ -257,8 +311,8 @@ class Spending:
         cost = 0.0 if price is None else use.cost(price)
         row.cost += cost
         spent = Spent(cost, use.used_tokens)
-        if isinstance(attempt, Attempt) and attempt.status is AttemptStatus.ANSWERED:
-            self._budget.tariff.learn(asked, estimate, use, spent)
+        if estimate is not None and attempt.status is AttemptStatus.ANSWERED:
+            tariff.learn(asked, estimate, use, spent)
         return spent
 
     def _asked(self, pending: PendingRequest) -> Asked:
@@ -295,8 +349,18 @@ def _tier(body: Any) -> str:
     return named if isinstance(named, str) else ""
 
 
+def _pair_key(request: Request, response: Response) -> bytes | None:
+    """16 bytes of a request and its answer; ``None`` if it isn't clear that no other one has them."""
+    asked = content_key(request)
+    if request.body is None:  # a Batch record: only the answer can tell
+        data = response.data
+        if not isinstance(data, dict) or not (data.get("id") or data.get("responseId")):
+            return None
+    return hashlib.blake2b(asked + response.body, digest_size=16).digest()
+
+
 def _no_price(asked: Asked) -> RunStoppedError:
     model = asked.model or "requests that name no model"
     tier = f" in the {asked.tier} tier" if asked.tier else ""
     text = f"max_cost is set, and there is no price for {model}{tier}: give one in a file of prices"
-    return RunStoppedError(text, StopCause.BUDGET, models=(asked.model,))
+    return RunStoppedError(text, StopCause.PRICE, models=(asked.model,))

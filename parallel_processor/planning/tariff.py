@@ -7,8 +7,8 @@ this is said once a model.
 
 **What it did** is the answer's ``usage`` at the price of the service tier that answered. An attempt
 counts in full (as the most) if it may have been charged and nobody can tell: a connection that broke, a
-timeout, a gateway that gave up, an answer without ``usage``. A refusal costs nothing, and so does what
-was never sent.
+timeout, a gateway that gave up, an answer without ``usage``, or with one of zeros. Where only the sum of
+tokens is said, all of them cost what is dearer. A refusal costs nothing, and so does what was never sent.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Tariff:
 
     def __init__(self, prices: Prices | None, request_url: str) -> None:
         self.prices, self._request_url = prices, request_url
+        self._found: dict[tuple[Asked, str], Price | None] = {}
         self._seen: dict[str, _Seen] = {}
 
     def price(self, asked: Asked, tier: str = "") -> Price | None:
@@ -73,9 +74,14 @@ class Tariff:
 
         Some servers say that the default tier answered, whatever they charge.
         """
+        key = asked, tier
+        if key not in self._found:
+            self._found[key] = self._dearest(asked, {asked.tier, tier or asked.tier})
+        return self._found[key]
+
+    def _dearest(self, asked: Asked, tiers: set[str]) -> Price | None:
         if self.prices is None:
             return None
-        tiers = dict.fromkeys((asked.tier, tier) if tier else (asked.tier,))
         found = [self.prices.of(asked.url, asked.model, each) for each in tiers]
         known = [price for price in found if price is not None]
         return max(known, key=lambda price: price.rates()[:2], default=None)
@@ -122,11 +128,17 @@ class Tariff:
         return max(seen.input_share, _OPENAI_SHARE if is_known else _UNKNOWN_SHARE)
 
     def usual(self, asked: Asked) -> Spent:
-        """What an answer of the model has used on average; nothing before ten have come."""
+        """What an answer of the model has used on average; nothing before the first."""
         seen = self._seen.get(asked.model)
-        if seen is None or seen.answers < _FEW:
-            return Spent()
-        return Spent(seen.spent.cost / seen.answers, seen.spent.tokens / seen.answers)
+        return seen.spent.times(1 / seen.answers) if seen is not None and seen.answers else Spent()
+
+    def with_prompt(self, use: Use, asked: Asked, estimate: Estimate | None) -> Use:
+        """The same; if it tells nothing of the prompt, with as many tokens as that may have had."""
+        if use.input_tokens or estimate is None or estimate.input_tokens <= 0:
+            return use
+        seen = self._seen.setdefault(asked.model, _Seen())
+        given = math.ceil(estimate.input_tokens * self._input_share(seen, estimate))
+        return use._replace(input_tokens=given, used_tokens=use.used_tokens + given)
 
     def learn(self, asked: Asked, estimate: Estimate | None, use: Use, spent: Spent) -> None:
         """Note what an answer used."""
@@ -173,6 +185,12 @@ def tier_of(response: Response) -> str:
 def use_of(response: Response | None) -> Use | None:
     """What ``response`` says that it used; ``None`` if it doesn't."""
     return None if response is None else read_use(response.data, response.body)
+
+
+def counted_use(attempt: Attempt) -> Use | None:
+    """The same, of an attempt whose tokens were counted; nothing of what was cached."""
+    used, output = attempt.used_tokens, attempt.output_tokens or 0
+    return Use(used, used - output, output) if used else None
 
 
 def may_be_charged(attempt: Attempt | BaseException) -> bool:

@@ -376,6 +376,7 @@ def tier_spelling(url: str, tier: str) -> dict[str, Any]:
     return {"service_tier": word}
 
 
+_TIER_HEADER = "x-gemini-service-tier"
 _ANSWERED_TIERS = {
     **dict.fromkeys(("standard", "on_demand", "on-demand", "standard_only"), "default"),
     "performance": "priority",
@@ -389,5 +390,7 @@ def answered_tier(headers: Mapping[str, str], data: Any) -> str:
 
     ``headers`` have names in lower case, ``data`` is the answer. Empty if the answer doesn't say.
     """
-    word = (headers.get("x-gemini-service-tier") or response_tier(data) or "").lower()
+    mentions = getattr(headers, "mention", None)  # those that nobody has parsed yet have it
+    word = headers.get(_TIER_HEADER) if mentions is None or mentions(_TIER_HEADER) else None
+    word = (word or response_tier(data) or "").lower()
     return _ANSWERED_TIERS.get(word, word)

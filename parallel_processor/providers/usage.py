@@ -31,6 +31,12 @@ _OUTPUT_FIELDS = (
     *("completion_tokens", "output_tokens", "outputTokens", "candidatesTokenCount", "eval_count"),
 )
 
+_PLAIN = {
+    *("prompt_tokens", "completion_tokens", "total_tokens"),
+    *("prompt_tokens_details", "completion_tokens_details"),
+}
+_PLAIN_DETAILS = {"cached_tokens", "audio_tokens", "text_tokens", "image_tokens"}
+
 _MOST = 1e15  # larger numbers are none
 
 
@@ -96,10 +102,13 @@ class Use(NamedTuple):
     cached_tokens: int = 0  # of the prompt: read from the server's cache
     cache_write_tokens: int = 0  # of the prompt: written to it
     cache_write_1h_tokens: int = 0  # the same, to be kept for an hour
+    is_split: bool = True  # false if only the sum is known, which is in input_tokens
 
     def cost(self, price: TokenPrice) -> float:
-        """What they cost."""
-        return price.cost(*self[1:])
+        """What they cost. Tokens that may be of the prompt or of the answer cost what is dearer."""
+        if not self.is_split:
+            return max(price.cost(self.used_tokens, 0), price.cost(0, self.used_tokens))
+        return price.cost(*self[1:-1])
 
 
 _DECODER = json.JSONDecoder()
@@ -118,15 +127,22 @@ def text_member(body: bytes, name: str) -> Any:
 
 
 def read_use(data: Any, body: bytes = b"") -> Use | None:
-    """What a response used; ``None`` if it doesn't say. ``body`` is its text, for one that isn't parsed."""
+    """What a response used; ``None`` if it doesn't say, or says nothing but zeros.
+
+    ``body`` is its text, for one that isn't parsed.
+    """
     if data is None:
         data = {name: text_member(body, name) for name in ("usage", "usageMetadata")}
+    usage = data.get("usage") if type(data) is dict else None
+    if type(usage) is dict and (use := _plain(usage)) is not None:
+        return use
     used, output = read_usage(data)
-    if used is None:
+    if not used:  # a gateway that doesn't count says 0
         return None
+    if output is None:
+        return Use(used, used, 0, is_split=False)
     usage = data.get("usage") or data.get("usageMetadata") or {}
     usage = usage if isinstance(usage, Mapping) else {}
-    output = output or 0
     leaves_out = not usage.keys().isdisjoint(("cache_read_input_tokens", "cacheReadInputTokens"))
     if leaves_out and usage.keys().isdisjoint(("prompt_tokens", "total_tokens")):
         return _as_anthropics(usage, used, output)
@@ -138,6 +154,26 @@ def read_use(data: Any, body: bytes = b"") -> Use | None:
     written = _first(details, writes) or _first(usage, ("cache_creation_input_tokens",))
     written = min(written, used - output - cached)
     return Use(used, used - output, output, cached, written)
+
+
+def _plain(usage: dict[str, Any]) -> Use | None:
+    """Of a usage object as nearly every answer has it, without a walk through all other forms."""
+    given, total = usage.get("prompt_tokens"), usage.get("total_tokens")
+    if not (type(given) is int and type(total) is int and 0 <= given <= total < _MOST and total):
+        return None
+    details = usage.get("prompt_tokens_details")
+    if not usage.keys() <= _PLAIN:
+        return None
+    if not details:
+        return Use(total, given, total - given)
+    if type(details) is not dict or not details.keys() <= _PLAIN_DETAILS:
+        return None
+    cached = details.get("cached_tokens") or 0
+    return (
+        Use(total, given, total - given, cached)
+        if type(cached) is int and 0 <= cached <= given
+        else None
+    )
 
 
 def _as_anthropics(usage: Mapping[str, Any], used: int, output: int) -> Use:

@@ -38,6 +38,7 @@ _REMEDIES: Mapping[StopCause, str] = {
     "`--stop_after_equal_failures 0`)",
     StopCause.SERVER_WAIT: "Wait for as long as the server asks",
     StopCause.BUDGET: "Raise the bound that the message names",
+    StopCause.PRICE: "Name a file with the model's price (`--prices`)",
     StopCause.DISK: "Make room on the disk, or make the results writable",
     StopCause.PROCESSES: "Use fewer `--processes`, or allow more processes and threads (`ulimit -u`, a "
     "container's limit of pids)",

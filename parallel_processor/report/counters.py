@@ -48,6 +48,11 @@ class Counts(RunCounts):
         before = self.already_answered + self.already_failed
         return None if total is None else total - before - self.answered - self.failed
 
+    def ended_and_left(self, fraction: float | None) -> tuple[int, int] | None:
+        """How many requests have ended in this run, and how many are left; ``None`` if unknown."""
+        left = self.left(fraction)
+        return None if left is None else (self.answered + self.failed, left)
+
     def at_end(self) -> Counts:
         """The same for a run that is over: what has no outcome on record never will."""
         return dataclasses.replace(self, unanswered=self.unanswered + self.in_flight)

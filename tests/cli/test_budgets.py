@@ -75,6 +75,17 @@ def test_a_kill_neither_exceeds_the_budget_nor_wastes_it(
     assert "Raise the bound that the message names, then run the same command again" in done.stderr
 
 
+def test_a_model_without_a_price_is_no_matter_of_the_bound(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The advice is to name its price."""
+    (tmp_path / "prices.json").write_text('{"other": {"input": 1, "output": 10}}')
+    done = run(*words, "--request_url", f"http://127.0.0.1:1{CHAT}", "--max_cost", "1")
+    assert done.returncode == 4
+    assert "there is no price for m: give one in a file of prices" in done.stderr
+    assert "Name a file with the model's price (--prices), then run the same command" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -203,8 +203,11 @@ def test_a_model_without_a_price_is_not_sent(
 ) -> None:
     """The message names it; with money that is only counted, the summary does."""
     source = write_lines(tmp_path / "in.jsonl", [*rows(2), *rows(2, model="unknown")])
-    error = stopped(server, source, save, max_cost=1.0, max_workers=1)
-    assert "there is no price for unknown" in str(error)
+    with processor(server.url, CHAT, prices=PRICES, max_cost=1.0, max_workers=1) as made:
+        with pytest.raises(RunStoppedError, match="there is no price for unknown") as raised:
+            made.process_file(source, save)
+    error = raised.value
+    assert error.stop_cause is StopCause.PRICE
     assert error.models == ("unknown",)
     assert {record[0]["model"] for record in read_lines(save)} <= {"m"}
     with processor(server.url, CHAT, prices=PRICES) as made:
@@ -324,13 +327,25 @@ def test_what_was_answered_and_refused_counts(server: Simulator, bill: Bill, sav
     assert json.loads(spent_file(save).read_text())["cost"] == pytest.approx(bill.cost)
 
 
-def test_answers_without_usage_count_in_full(tmp_path: Path, save: Path) -> None:
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        {"prompt_tokens": 0, "completion_tokens": CAP, "total_tokens": CAP},
+        {"total_tokens": CAP},
+    ],
+)
+def test_answers_whose_usage_says_too_little_count_in_full(
+    tmp_path: Path, save: Path, usage: dict[str, int] | None
+) -> None:
     """A budget is not without effect where a server says nothing (fullsend-ai/fullsend#6588)."""
     source = write_lines(tmp_path / "in.jsonl", rows(100))
+    answer = json.dumps({"choices": [{"text": "a"}], "usage": usage}).encode()
 
     def script(visit: Visit) -> None:
         while visit.read():
-            visit.answer()
+            visit.answer(answer)
 
     with (
         RawServer(script) as server,
@@ -342,17 +357,42 @@ def test_answers_without_usage_count_in_full(tmp_path: Path, save: Path) -> None
 
 
 def test_equal_requests_are_paid_once(server: Simulator, bill: Bill, save: Path) -> None:
-    """Their records say the same use twice; the file beside them takes that back."""
+    """Also by later runs, of which the records have each answer several times."""
     source = write_lines(save.with_name("in.jsonl"), rows(20) * 5)
     with processor(server.url, CHAT, prices=PRICES, max_cost=1.0, dedupe=True) as made:
         summary = made.process_file(source, save)
     assert (summary.answered, bill.answers) == (100, 20)
     assert summary.cost == pytest.approx(bill.cost)
-    kept = json.loads(spent_file(save).read_text())
-    assert kept["cost"] == pytest.approx(-4 * bill.cost)
-    error = stopped(server, write_lines(source, rows(60)), save, max_cost=bill.cost * 1.5)
+    assert not spent_file(save).exists()
+    most = bill.cost * 1.5
+    error = stopped(server, write_lines(source, rows(60)), save, max_cost=most, dedupe=True)
     assert error.summary is not None
     assert error.summary.cost_before == pytest.approx(summary.cost)
+
+
+def test_equal_rows_are_paid_once(server: Simulator, bill: Bill, save: Path) -> None:
+    """Their records have no request, but equal answers. Without a budget they were paid once, too."""
+    made_rows = [
+        {"custom_id": f"r{n}", "method": "POST", "url": CHAT, "body": body}
+        for n, body in enumerate(rows(20) * 5)
+    ]
+    source = write_lines(save.with_name("in.jsonl"), made_rows)
+    with processor(server.url, CHAT, dedupe=True) as made:
+        made.process_file(source, save)
+    settings: dict[str, Any] = {"prices": PRICES, "max_cost": 2 * bill.cost}
+    with processor(server.url, CHAT, dedupe=True, **settings) as made:
+        assert made.process_file(source, save).cost_before == pytest.approx(bill.cost)
+
+
+def test_a_price_of_each_request_never_gives_anything_back(save: Path, tmp_path: Path) -> None:
+    """The records of a pack's members have it each; without them, what was spent is not below 0."""
+    bodies = [{"model": "m", "input": f"some text {n}"} for n in range(40)]
+    source = write_lines(tmp_path / "in.jsonl", bodies)
+    prices = {"m": {"input": 1.0, "output": 0.0, "per_request": 0.01}}
+    settings: dict[str, Any] = {"prices": prices, "max_cost": 1.0, "pack_inputs": 10}
+    with Simulator() as server, processor(server.url, **settings) as made:
+        made.process_file(source, save)
+    assert not spent_file(save).exists()
 
 
 def test_answers_that_wait_for_their_order_are_counted_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_few_attempts_need_a_write(path: Path) -> None:
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 
 
+def test_only_the_end_waits_for_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill loses nothing without that, and the budget's lock is held."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    ledger = Ledger(path, BOUND)
+    ledger.cover(Spent(0.5))
+    assert read(path).cost >= 0.5 and not synced
+    ledger.finish(Spent(0.5))
+    assert len(synced) == 1
+
+
+def test_a_file_that_takes_something_back_counts_as_nothing(path: Path) -> None:
+    """Its records may be gone, and what they took back with them."""
+    path.write_text(json.dumps({"cost": -0.5, "tokens": 7}))
+    assert read(path) == (0, 7)
+
+
 def test_an_end_in_order_leaves_exactly_the_rest(path: Path) -> None:
     """If nothing is left, there is no file."""
     ledger = Ledger(path, BOUND)
@@ -74,9 +92,10 @@ def test_what_is_no_ledger_is_refused(path: Path) -> None:
     """An empty file is one that was just made; with overwrite, whatever is there goes."""
     path.write_text("")
     assert read(path) == Spent()
-    path.write_text(json.dumps({"cost": "much"}))
-    with pytest.raises(ResultsFileError, match=r"out\.jsonl\.spent: it should say what was spent"):
-        Ledger(path, BOUND)
+    for text in ('{"cost": "much"}', '{"cost": NaN, "tokens": 1}', '{"cost": 1, "tokens": 1e400}'):
+        path.write_text(text)
+        with pytest.raises(ResultsFileError, match=r"out\.jsonl\.spent: it should say what was"):
+            Ledger(path, BOUND)
     Ledger(path, BOUND, overwrite=True)
     assert not path.exists()
 

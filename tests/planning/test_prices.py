@@ -116,6 +116,30 @@ def test_litellms_table_is_read_as_it_is(tmp_path: Path) -> None:
             '{"m": {"litellm_provider": "a", "input_cost_per_token": "1"}}',
             "'input_cost_per_token' must be a number from 0, not '1'",
         ),
+        (
+            '{"m": {"litellm_provider": "a", "input_cost_per_request": -1}}',
+            "'input_cost_per_request' must be a number from 0, not -1",
+        ),
+        (
+            '{"m": {"litellm_provider": "a", "input_cost_per_token_above_200k_tokens": "y"}}',
+            "'input_cost_per_token_above_200k_tokens' must be a number from 0, not 'y'",
+        ),
+        (
+            '{"m": {"litellm_provider": "a", "alias_of": ["m"]}}',
+            "'alias_of' must be a name, not ['m']",
+        ),
+        (
+            '{"m": {"litellm_provider": "a", "tiered_pricing": [5]}}',
+            "'tiered_pricing' must be objects with a \"range\" of two numbers, not 5",
+        ),
+        (
+            '{"m": {"litellm_provider": "a", "tiered_pricing": [{"range": "x"}]}}',
+            "must be objects with a \"range\" of two numbers, not {'range': 'x'}",
+        ),
+        (
+            '{"m": {"litellm_provider": "a", "tiered_pricing": [{"input_cost_per_token": -1}]}}',
+            "'input_cost_per_token' must be a number from 0, not -1",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_name_of_the_entry(

@@ -107,6 +107,24 @@ def test_attempts_that_never_come_back_count_in_full(budget: Budget, tmp_path: P
     assert Ledger(ledger_path(tmp_path / "out.jsonl"), budget.bound).before == (1, 60)
 
 
+def test_a_job_that_stays_within_the_bound_is_not_slowed(budget: Budget, tmp_path: Path) -> None:
+    """Whatever a kill wastes is left by the job. One that goes on for long is slowed again."""
+    run, left = Run(budget), [0]
+    run.spending.open(tmp_path / "out.jsonl", overwrite=False)
+    run.spending.begin(lambda: (1, left[0]))
+    first = pending(20)
+    assert run.reserve(first)
+    run.spending.ended(first, answered(5))
+    left[0] = 5
+    again = [pending(20) for _ in range(3)]
+    assert all(map(run.reserve, again))
+    for each in again:
+        run.spending.ended(each, answered(5))
+    left[0] = 30
+    assert run.reserve(pending(20))
+    assert not run.reserve(pending(20)) and not run.errors
+
+
 def test_few_are_in_flight_that_a_kill_would_count_for_too_much(
     budget: Budget, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_the_most_is_what_the_request_permits() -> None:
         made.learn(ASKED, estimate(1000, 100), Use(1330, 1250, 80), Spent(0.001, 1330))
     assert made.most(ASKED, estimate(1000, 100, charges_use=True)).tokens == 1313 + 100
     assert made.most(ASKED, estimate(1000, 100)).cost == pytest.approx(0.001313 + 0.001)
+    assert made.usual(Asked(URL, "n")) == Spent()
     assert made.usual(ASKED) == Spent(pytest.approx(0.001), pytest.approx(1330))
 
 
@@ -65,6 +66,14 @@ def test_an_answer_that_is_longer_than_its_maximum_is_remembered() -> None:
     made = tariff()
     made.learn(ASKED, estimate(10, 100), Use(260, 10, 250), Spent())
     assert made.most(ASKED, estimate(0, 100)).tokens == 250
+
+
+def test_a_prompt_that_is_not_told_has_what_was_counted() -> None:
+    """As many tokens as it may have had."""
+    made = tariff()
+    use = made.with_prompt(Use(80, 0, 80), ASKED, estimate(1000, 100))
+    assert use == Use(1180, 1100, 80)
+    assert made.with_prompt(Use(90, 10, 80), ASKED, estimate(1000, 100)) == Use(90, 10, 80)
 
 
 def test_without_a_maximum_the_largest_answer_is_reserved(caplog: pytest.LogCaptureFixture) -> None:

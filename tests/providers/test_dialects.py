@@ -38,6 +38,7 @@ from parallel_processor.providers.responses import classify
 from parallel_processor.simulator import Rule, Simulator, SimulatorOptions
 from parallel_processor.simulator.dialects import DIALECTS, Canned, Dialect
 from parallel_processor.simulator.places import dialect_of
+from parallel_processor.transport.http1 import Headers
 
 KEY = "sk-right"
 MESSAGES = {"model": "m", "messages": [{"role": "user", "content": "one two"}]}
@@ -586,6 +587,17 @@ def test_a_tier_is_spelled_the_providers_way(url: str, tier: str, members: dict[
 def test_the_tier_that_answered_is_read(headers: dict[str, str], answer: Any, tier: str) -> None:
     """In one set of words, from the body or a header."""
     assert answered_tier(headers, answer) == tier
+
+
+def test_headers_that_say_nothing_of_a_tier_are_not_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That would take longer than all else that is read of an answer."""
+    headers = Headers("server: a\r\nx-request-id: b")
+    monkeypatch.delattr(Headers, "_get")
+    assert answered_tier(headers, {"service_tier": "flex"}) == "flex"
+    monkeypatch.undo()
+    assert answered_tier(Headers("X-Gemini-Service-Tier: flex"), {}) == "flex"
 
 
 @pytest.mark.parametrize(

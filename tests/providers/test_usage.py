@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_processor.planning.prices import Price, Rates
 from parallel_processor.providers.usage import Use, read_usage, read_use, used_tokens
 
 GEMINI = {"promptTokenCount": 5, "candidatesTokenCount": 7, "thoughtsTokenCount": 4}
@@ -128,7 +129,12 @@ def test_the_output_is_a_part_of_what_was_used(name: str, usage: dict[str, Any])
     [
         (usage(**OPENAI, prompt_tokens_details=CACHED), Use(12, 5, 7, 3)),
         (usage(**OPENAI, prompt_tokens_details={"cache_write_tokens": 2}), Use(12, 5, 7, 0, 2)),
+        (usage(**OPENAI, prompt_tokens_details=CACHED | {"audio_tokens": 1}), Use(12, 5, 7, 3)),
+        (usage(**OPENAI, prompt_tokens_details={"cached_tokens": None}), Use(12, 5, 7)),
+        (usage(**OPENAI, prompt_cache_hit_tokens=2), Use(12, 5, 7, 2)),  # DeepSeek's
         (usage(prompt_tokens=5, total_tokens=5), Use(5, 5, 0)),
+        (usage(total_tokens=12), Use(12, 12, 0, is_split=False)),
+        (usage(prompt_tokens=0, completion_tokens=0, total_tokens=0), None),
         (usage(input_tokens=9, output_tokens=4, input_tokens_details=CACHED), Use(13, 9, 4, 3)),
         (gemini(**GEMINI, cachedContentTokenCount=2), Use(16, 5, 11, 2)),
         (usage(inputTokens=5, outputTokens=7, cacheReadInputTokens=40), Use(12, 45, 7, 40)),
@@ -172,6 +178,13 @@ def test_what_an_answer_used_is_read_as_it_is_priced(answer: Any, use: Use | Non
     """The prompt is whole, and the cache's parts of it are told apart."""
     assert read_use(answer) == use
     assert read_use(None, json.dumps(answer).encode()) in (use, None)
+
+
+def test_tokens_that_may_be_of_the_answer_cost_what_is_dearer() -> None:
+    """A sum alone doesn't tell them apart."""
+    for rates in ((1.0, 10.0), (10.0, 1.0)):
+        price = Price(steps=((-1, Rates(rates[0], rates[1], 0.5, 1.0, 1.0)),))
+        assert Use(12, 12, 0, is_split=False).cost(price) == pytest.approx(12 * 10 / 1e6)
 
 
 def test_the_usage_of_a_text_that_is_not_parsed_is_found() -> None:
