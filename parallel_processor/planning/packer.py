@@ -4,7 +4,7 @@ It stands between the reader and the queues. A request that can't be packed goes
 an open pack, and go
 
 * when it is full (``pack_sizes.py``);
-* when the input pauses: it has been open for a quarter of a second, and could be sent at once;
+* when the input pauses: it has been open for a quarter to half a second, and could be sent at once;
 * when the reader waits, and nothing is under way that would wake it;
 * at the end of the input.
 
