@@ -87,8 +87,7 @@ class Run:
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
-        clock: seconds that never go back.
-        budget: what the runs of a processor spend; ``None`` if nobody asks.
+        clock: seconds that never go back. ``budget``: what the runs of a processor spend.
     """
 
     def __init__(
@@ -343,9 +342,9 @@ class Run:
 
         The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
-        judge = self._packing or self._settlement
         try:
-            outcome, retry_in_s, made_room = judge.settle(*admitted, attempt)
+            settle = (self._packing or self._settlement).settle
+            outcome, retry_in_s, made_room = settle(*admitted, attempt)
             if outcome is not None:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
@@ -353,8 +352,8 @@ class Run:
                     self._left_out.tell(outcome.request, admitted.pending.group)
                 size_bytes = self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room, size_bytes=size_bytes)
-            pending = admitted.pending
-            return self._dispatcher.done(pending, retry_in_s=retry_in_s, made_room=made_room)
+            again = admitted.pending
+            return self._dispatcher.done(again, retry_in_s=retry_in_s, made_room=made_room)
         except BaseException as error:
             self._stop.set(error)
             return None
@@ -392,9 +391,9 @@ class Run:
                 list(self._drain())  # yields none
         finally:
             self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
-            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
-            do_all((*steps, *ends, self._pool.core.leave))
+            threads = (self._dispatcher.join, self._cancel_rest, self._pool.close)
+            do_all((*threads, *ends, self._pool.core.leave))
 
     def _cancel_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk

@@ -17,8 +17,8 @@ And at each stop:
   counts as above. Records and file together say exactly what was spent, as far as answers said it.
 * *kill -9, a crash*: what was in flight or on its way to the disk counts in full; the file was written
   ahead. So that this wastes little, what is in flight may cost only so much more than answers mostly do:
-  what the whole job will probably leave of the bound, or else a twenty-fifth of what is left, and at
-  least a fiftieth of the bound. A job that stays well within the bound is not slowed.
+  what the whole job will probably leave of the bound, and at least two hundredths of it. So a job that
+  stays well within the bound is not slowed.
 * The next run with these results counts both before it sends anything. ``overwrite`` forgets both.
 
 So a server never counts more than the bound, over any number of runs, as long as its answers say what

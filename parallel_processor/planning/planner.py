@@ -229,7 +229,7 @@ class _Planner:
                 self._change("equal lines sent once (dedupe)", scaled(loads, shares), shares)
             )
         bounds = [group.bounds for group in self._groups]
-        may_pack = not self._packs(loads, self._options)
+        may_pack = not self._packs(scaled(self._loads, self._once), self._options)
         if may_pack and (shares := packed(self._groups, PACKED, bounds)):
             sizes = (pack_size(each, PACKED, each.bounds) for each in self._groups if each.packable)
             most = max(sizes)

@@ -21,9 +21,7 @@ from parallel_processor.planning.tariff import Asked, counted_use, may_be_charge
 if TYPE_CHECKING:
     from parallel_processor.workers.pending import PendingRequest
 
-# What a kill may waste:
-_OF_BOUND = 0.02
-_OF_LEFT = 0.04
+_AT_RISK = 0.02  # of the bound: what a kill may waste, if the job won't leave more
 _MARGIN = 1.25  # above what the rest of a job will cost by the average of what it has
 
 
@@ -256,9 +254,8 @@ class Spending:
         """True if a kill now would count too much as spent. It is the ledger that counts then."""
         if self._ledger is None or not self._in_flight:
             return False
-        risk, bound = self._excess.plus(excess), self._budget.bound
-        left = bound.minus(self._budget.spent)
-        limit = bound.times(_OF_BOUND).or_more(left.times(_OF_LEFT))
+        risk = self._excess.plus(excess)
+        limit = self._budget.bound.times(_AT_RISK)
         return risk.exceeds(limit) and risk.exceeds(limit.or_more(self._to_spare()))
 
     def _to_spare(self) -> Spent:

@@ -288,6 +288,11 @@ def test_packs_are_planned_as_they_are_sent(tmp_path: Path) -> None:
     planned = plan_of(tmp_path, rows, EMBEDDINGS, limits=more, pack_inputs="auto")
     assert of_tokens.requests == pytest.approx(planned.hourly["requests"] * 60)
     assert of_tokens.seconds == pytest.approx(planned.forecast.seconds)
+    assert not any("pack_inputs" in change.what for change in auto.changes)
+    few_requests = Limits(requests_per_minute=60, tokens_per_minute=1e6)
+    one = plan_of(tmp_path, rows[:100], EMBEDDINGS, limits=few_requests, pack_inputs="auto")
+    assert one.hourly["requests"] == 1 / 60
+    assert not any("pack_inputs" in change.what for change in one.changes)
     slow = Limits(requests_per_minute=60_000, tokens_per_minute=1_000)
     alone = plan_of(tmp_path, rows, EMBEDDINGS, limits=slow, pack_inputs="auto")
     assert alone.hourly["requests"] == 1_200 / 60
