@@ -183,6 +183,20 @@ def test_packs_get_no_larger_than_a_server_was_found_to_take(bench: Any) -> None
     assert made.sizes == [10, 4, 4]
 
 
+def test_an_answer_of_no_use_makes_later_packs_smaller(bench: Any) -> None:
+    """Unless as many came apart before; but not if it happens much more often than that."""
+    made = bench(8)
+    made.add(8)
+    (pack,) = made.sent
+    assert made.packer.doubts(pack) == 4
+    assert made.packer.doubts(pack) == 0  # another one of these, which was under way
+    made.add(4)
+    made.packer.proves(made.sent[1])
+    assert [made.packer.doubts(made.sent[1]) for _ in range(3)] == [0, 0, 2]
+    made.add(3)
+    assert made.sizes == [8, 4, 2]
+
+
 def test_auto_packs_nothing_where_no_limit_of_requests_binds(bench: Any) -> None:
     """Neither where nothing waits, nor where all wait for something else."""
     made = bench("auto")
