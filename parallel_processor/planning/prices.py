@@ -70,6 +70,9 @@ class Price:
         ``input_tokens`` is the whole prompt: tokens read from a cache and those written to one are in it.
         """
         rates = self.rates(input_tokens)
+        if not (cached_tokens or cache_write_tokens or cache_write_1h_tokens):
+            tokens = rates.input * input_tokens + rates.output * output_tokens
+            return self.per_request + tokens / _MILLION
         plain = input_tokens - cached_tokens - cache_write_tokens - cache_write_1h_tokens
         total = rates.input * max(plain, 0) + rates.output * output_tokens
         total += rates.cached_input * cached_tokens + rates.cache_write * cache_write_tokens

@@ -279,9 +279,11 @@ class Spending:
         attempt: Attempt | BaseException,
         reserved: Spent,
     ) -> Spent:
-        tariff, use = self._budget.tariff, None
+        tariff, use, tier, price = self._budget.tariff, None, "", None
         if isinstance(attempt, Attempt) and attempt.response is not None:
-            needs_all = self.is_bounded or tariff.price(asked) is not None
+            tier = tier_of(attempt.response)
+            price = tariff.price(asked, tier)
+            needs_all = price is not None or self.is_bounded
             use = use_of(attempt.response) if needs_all else counted_use(attempt)
         if use is None or not isinstance(attempt, Attempt) or attempt.response is None:
             if not may_be_charged(attempt):
@@ -290,9 +292,9 @@ class Spending:
             return reserved
         if not use.input_tokens:
             use = tariff.with_prompt(use, asked, estimate)
-        tier = tier_of(attempt.response)
-        price = tariff.price(asked, tier)
-        row = self._rows.setdefault((asked.model, tier or asked.tier), _Row())
+        key = asked.model, tier or asked.tier
+        if (row := self._rows.get(key)) is None:
+            row = self._rows[key] = _Row()
         row.answers += 1
         row.input_tokens += use.input_tokens
         row.output_tokens += use.output_tokens
