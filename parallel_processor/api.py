@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.exceptions import ConfigurationError, ResultsFileError
 from parallel_processor.files.append_file import STDOUT
 from parallel_processor.files.object_stores import found_results
 from parallel_processor.files.sources import (
@@ -24,6 +26,7 @@ from parallel_processor.options import (
     DEFAULT_REQUEST_URL,
     DEFAULT_REQUESTS_PER_MINUTE,
     DEFAULT_TOKENS_PER_MINUTE,
+    MOST_PROCESSES,
     Limit,
     Limits,
     Options,
@@ -140,33 +143,39 @@ def plan_file(
     (3, 0, 9, True)
     """
     planning = load_here("parallel_processor.planning.planner")  # a run needs none of it
-    processes, settings["processes"] = settings.get("processes") or os.cpu_count() or 1, 1
-    settings.setdefault("prices", "auto")
+    settings.setdefault("processes", min(os.cpu_count() or 1, MOST_PROCESSES))
+    settings["prices"] = settings.get("prices") or "auto"
+    options = Options(**settings)
     named = find_sources(requests_path)
     results = _results(named, save_path, errors_path)
     sources = apart_from(named, results)
-    with _to_read([] if overwrite else results) as paths:
+    with _to_read(results) as paths:
         found: Plan = planning.make_plan(
             with_template(sources, template, id_column, metadata_columns, delimiter),
-            Options(**settings),
-            results=paths,
+            replace(options, processes=1),
+            results=[] if overwrite else paths,
             keep_failures=keep_failures,
             output_format=output_format,
             model=model,
             sample=sample,
             seed=seed,
             latency_s=latency_s,
-            processes=1 if template is not None else processes,
+            processes=1 if template is not None else options.processes,
         )
     return found
 
 
 @contextmanager
 def _to_read(results: Sequence[StrPath]) -> Iterator[list[Path]]:
-    """The results files that there are, on this machine."""
+    """The results files, on this machine. Raises :class:`ResultsFileError` if a run can't write one."""
     with ExitStack() as stack:
         found = [stack.enter_context(found_results(str(path))) for path in results]
-        yield [path for path in found if path is not None]
+        paths = [path for path in found if path is not None]
+        for path in paths:
+            if path.is_dir() or not path.parent.is_dir():
+                number = errno.EISDIR if path.is_dir() else errno.ENOENT
+                raise ResultsFileError(f"can't write {path}: {os.strerror(number)}")
+        yield paths
 
 
 def _results(

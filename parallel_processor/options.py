@@ -61,7 +61,7 @@ PricesLike = str | os.PathLike[str] | Mapping[str, Mapping[str, float]]
 
 SYSTEM_STORE = "system"
 """The value of ``ca_bundle`` for the authorities that the operating system trusts."""
-_MOST_PROCESSES = 64
+MOST_PROCESSES = 64
 _LEAST = {  # of the settings that are whole numbers
     "max_workers": 1,
     "processes": 1,
@@ -307,7 +307,7 @@ class Options:
         check(isinstance(self.retry, RetryPolicy), "retry", self.retry, "a RetryPolicy")
         for name, least in _LEAST.items():
             check_whole(name, getattr(self, name), least)
-        check(self.processes <= _MOST_PROCESSES, "processes", self.processes, "at most 64")
+        check(self.processes <= MOST_PROCESSES, "processes", self.processes, "at most 64")
         check_seconds("request_timeout_s", self.request_timeout_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)
         check_number("drain_s", self.drain_s, above=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -20,12 +21,19 @@ def set_up_logging(level: int) -> None:
     _log.propagate = False
 
 
-def show(text: str) -> None:
-    """Print to stdout, whose reader may have left."""
+def show(text: str) -> bool:
+    """Print to stdout, whose reader may have left. False if it can't be printed, which is said."""
     try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
         print(text, flush=True)
-    except OSError:  # else Python flushes again when it exits, and complains
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if sys.stdout is not None:  # else Python flushes again when it exits, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            say(f"error: can't write to standard output: {error.strerror}")
+            return False
+    return True
 
 
 def say(text: str) -> None:

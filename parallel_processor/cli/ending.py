@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from parallel_processor.exceptions import (
     StopCause,
 )
 from parallel_processor.files.append_file import STDOUT
+from parallel_processor.files.object_stores import is_url, local_path
+from parallel_processor.files.sources import find_sources
 from parallel_processor.report.advice import advice
 from parallel_processor.report.report_file import summary_json, write_whole
 from parallel_processor.report.summary import Summary, summary_text
@@ -27,7 +31,10 @@ from parallel_processor.report.summary import Summary, summary_text
 _log = logging.getLogger("parallel_processor")
 _STDOUT = "-"
 _BOUNDS = (StopCause.BUDGET, StopCause.PRICE)
-_FILES = ("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices")
+_FILES = (
+    *("report_filepath", "template", "api_key_file", "limits", "json_schema", "prices"),
+    "ca_bundle",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class Ending:
     """What became of a command: its exit code, and of a run what it did and where that is."""
 
     code: int
-    error: str = ""  # what ended it early, if anything did
+    error: str = ""  # what ended it early, if that isn't in the summary
     summary: Summary | None = None  # None if no run began
     save_path: str = ""  # the results file, or the folder of parts
 
@@ -57,14 +64,50 @@ def check_summary_path(
         if not {_STDOUT, str(STDOUT)}.isdisjoint(outputs):
             raise ConfigurationError("--summary_json - and records can't both be standard output")
         return
-    files = [*_requests(flags), *outputs, *(getattr(flags, name, None) for name in _FILES)]
     real = os.path.realpath(path)
-    if any(os.path.realpath(each) == real for each in files if each):
+    if any(os.path.realpath(local_path(each)) == real for each in _other_files(flags, outputs)):
         raise ConfigurationError(f"--summary_json {path} is another file of this command, too")
+    for name in _requests(flags):
+        if _matches(real, name):
+            text = f"--summary_json {path} has a name that --requests_filepath {name} matches"
+            raise ConfigurationError(f"{text}: the next run would take it for requests")
     if os.path.isdir(real):
         raise ConfigurationError(f"--summary_json {path} is a directory")
     if not os.path.isdir(os.path.dirname(real)):
         raise ConfigurationError(f"the directory of --summary_json {path} does not exist")
+
+
+def _other_files(flags: argparse.Namespace, outputs: Sequence[str | None]) -> Iterator[str]:
+    """The files that the command reads and writes. What a pattern stands for is looked up."""
+    for name in _requests(flags):
+        yield name
+        if not is_url(name):
+            with suppress(ParallelProcessorError):
+                yield from (source.name for source in find_sources(name))
+    yield from filter(None, outputs)
+    yield from filter(None, (getattr(flags, name, None) for name in _FILES))
+    yield from (header[1:] for header in flags.header or () if header.startswith("@"))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """True if ``pattern`` is one and will match ``path``, which need not be there yet."""
+    local = str(local_path(pattern))
+    if is_url(pattern) or not glob.has_magic(local) or os.path.exists(local):
+        return False
+    folder, name = os.path.split(local)
+    if not fnmatch.fnmatch(os.path.basename(path), name):
+        return False
+    folders = glob.glob(local, recursive=True) if name == "**" else []
+    folders += glob.glob(folder, recursive=True) if folder else [os.curdir]
+    return os.path.dirname(path) in map(os.path.realpath, folders)
+
+
+def forget_summary(flags: argparse.Namespace) -> None:
+    """Delete the summary of an earlier run: a process that is killed leaves none."""
+    path = flags.summary_json
+    if path not in (None, _STDOUT) and os.path.isfile(path):
+        with suppress(OSError):  # it is said when the new one can't be written
+            os.unlink(os.path.realpath(path))
 
 
 def _requests(flags: argparse.Namespace) -> list[str]:
@@ -79,7 +122,7 @@ def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
     line = summary_json(
         ending.summary,
         exit_code=ending.code,
-        error=ending.error,
+        error=ending.error or (ending.summary.stop_reason if ending.summary else ""),
         requests_filepath=_requests(flags),
         save_filepath=ending.save_path or flags.save_filepath,
         errors_filepath=flags.errors_filepath,
@@ -88,7 +131,7 @@ def write_summary(ending: Ending, flags: argparse.Namespace) -> None:
     if flags.summary_json == _STDOUT:
         show(line)
     else:
-        write_whole(Path(flags.summary_json), line + "\n", "summary")
+        write_whole(Path(flags.summary_json), line + "\n", "summary", level=logging.ERROR)
 
 
 def tell(

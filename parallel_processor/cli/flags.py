@@ -237,7 +237,8 @@ TABLE_FLAGS = tuple(flag.name for flag in FLAGS["tables"])
 
 ROWS = [flag for flags in FLAGS.values() for flag in flags]
 _FLAG_BY_FIELD = {row.setting.rpartition(".")[2]: f"--{row.name}" for row in ROWS if row.setting}
-_FLAG_BY_FIELD["replica_urls"] = "--request_url"
+_FLAG_BY_FIELD |= {"replica_urls": "--request_url"}
+_FLAG_BY_FIELD |= {"sample": "--sample", "latency_s": "--latency"}  # of plan
 # A field's name that is a word of its own is meant only where a value is refused.
 _FIELD = "|".join(name if "_" in name else f"{name}(?= must )" for name in _FLAG_BY_FIELD)
 _FIELD_IN_TEXT = re.compile(rf"(?<!\S)({_FIELD})(?![\w./])")

@@ -12,7 +12,7 @@ from parallel_processor.exceptions import ConfigurationError
 
 _MOST_SHOWN = 60  # characters of a text that is no JSON
 _MOST_MESSAGE = 300
-_DATA = ("const", "enum", "default", "examples")  # what they hold is no schema
+_REFERENCES = ("$ref", "$dynamicRef")  # $recursiveRef leads to the schema, whatever it says
 
 
 class NotJson(ValueError):
@@ -39,17 +39,21 @@ class AnswerSchema:
             text = "--json_schema needs jsonschema: pip install 'parallel-api-processor[schema]'"
             raise ConfigurationError(text) from None
         self._schema, self._name, self._best_match = schema, name, best_match
+        _check_form(schema, name)
         kind = validator_for(schema, default=Draft202012Validator)
         try:
             kind.check_schema(schema)
+            self._validator = kind(schema, registry=_checked_registry(schema, name))
+            self._validator.is_valid(None)
         except SchemaError as error:
             wrong = f"{error.json_path}: {error.message[:_MOST_MESSAGE]}"
             raise ConfigurationError(f"{name} is no JSON Schema: {wrong}") from None
-        self._validator = kind(schema, registry=_checked_registry(schema, name))
-        try:
-            self._validator.is_valid(None)
         except RecursionError:
             raise ConfigurationError(f"{name} is no JSON Schema: it leads in a circle") from None
+        except ConfigurationError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:  # such as an $id that is no URI
+            raise ConfigurationError(f"jsonschema can't use {name}: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AnswerSchema, (self._schema, self._name)
@@ -71,13 +75,15 @@ def read_schema(path: str) -> AnswerSchema:
     It may be wrapped as a request has it, in ``response_format`` or in ``json_schema``.
     """
     try:
-        schema = json.loads(Path(path).read_text("utf-8"))
+        schema = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"can't read the schema {path}: {reason}") from None
     for wrapping in ("response_format", "json_schema", "schema"):
-        if isinstance(schema, dict) and isinstance(schema.get(wrapping), dict):
+        if isinstance(schema, dict) and wrapping in schema:
             schema = schema[wrapping]
+            if not isinstance(schema, dict):  # as a keyword, it would be skipped
+                raise ConfigurationError(f"the schema {path}: its {wrapping!r} is not an object")
     return AnswerSchema(schema, f"the schema {path}")
 
 
@@ -111,31 +117,49 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def _check_form(schema: Any, name: str) -> None:
+    """Raise :class:`ConfigurationError` for what no draft of JSON Schema can be told of."""
+    if not isinstance(schema, (dict, bool)):
+        wrong = f"$: {json.dumps(schema)[:_MOST_SHOWN]} is not an object"
+    elif isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
+        wrong = f"$.$schema: {json.dumps(schema['$schema'])[:_MOST_SHOWN]} is not a string"
+    else:
+        return
+    raise ConfigurationError(f"{name} is no JSON Schema: {wrong}")
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _checked_registry(schema: Any, name: str) -> Any:
-    """What ``$ref`` may lead to: the schema itself, and the drafts of JSON Schema."""
+    """What references may lead to: the schema itself, and the drafts of JSON Schema."""
     from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012, specification_with
 
     dialect = schema.get("$schema") if isinstance(schema, dict) else None
     specification = specification_with(dialect, default=DRAFT202012) if dialect else DRAFT202012
-    resource = specification.create_resource(schema)
+    seen = set()
 
-    def check(value: Any, resolver: Any) -> None:
-        """Look up each reference in ``value``."""
-        if isinstance(value, dict):
-            if isinstance(value.get("$id"), str):
-                resolver = resolver.in_subresource(specification.create_resource(value))
-            if isinstance(reference := value.get("$ref"), str):
-                try:
-                    resolver.lookup(reference)
-                except Unresolvable:
-                    text = f"{name}: {reference!r} is not in it, and nothing is fetched"
-                    raise ConfigurationError(text) from None
-        parts = value.items() if isinstance(value, dict) else ()
-        inner = [part for key, part in parts if key not in _DATA]
-        for part in value if isinstance(value, list) else inner:
-            check(part, resolver)
+    def check(value: Any, resolver: Any, chain: tuple[int, ...] = ()) -> None:
+        """Look up each reference in ``value``, and in what it leads to; ``chain`` has led to it."""
+        if id(value) in chain:
+            raise RecursionError
+        if not _is_object(value) or id(value) in seen:
+            return
+        seen.add(id(value))
+        for reference in (value[key] for key in _REFERENCES if isinstance(value.get(key), str)):
+            try:
+                found = resolver.lookup(reference)
+            except (Unresolvable, ValueError, TypeError):  # also of what is no reference at all
+                found = None
+            if found is None or not isinstance(found.contents, (dict, bool)):
+                text = f"{name}: {reference!r} is not in it, and nothing is fetched"
+                raise ConfigurationError(text)
+            check(found.contents, found.resolver, (*chain, id(value)))
+        for part in filter(_is_object, specification.subresources_of(value)):
+            check(part, resolver.in_subresource(specification.create_resource(part)))
 
-    check(schema, REGISTRY.resolver_with_root(resource))
+    check(schema, REGISTRY.resolver_with_root(specification.create_resource(schema)))
     return REGISTRY

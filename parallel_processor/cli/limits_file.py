@@ -7,9 +7,13 @@ requests or tokens that is left out is found.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +31,15 @@ _NAMES = ("requests_per_minute", "tokens_per_minute")
 _PART_NAMES = ("input_tokens_per_minute", "output_tokens_per_minute")
 
 
-def read_limits_file(path: Path, **common: float) -> dict[str, Limits]:
+def read_limits_file(path: Path, *, waits: bool = True, **common: float) -> dict[str, Limits]:
     """The limits in ``path`` by pattern, in the file's order; ``common`` is set for all of them.
 
-    Raises :class:`LimitsFileError`, which names the entry that is wrong and what it may hold.
+    ``path`` may be a pipe, unless ``waits`` is false: then no other process can hold this one up. Raises
+    :class:`LimitsFileError`, which names the entry that is wrong and what it may hold.
     """
     try:
-        entries = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates)
+        text = (path.read_bytes() if waits else _bytes_of_file(path)).decode("utf-8-sig")
+        entries = json.loads(text, object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LimitsFileError(f"can't read the limits in {path}: {reason}") from None
@@ -42,6 +48,15 @@ def read_limits_file(path: Path, **common: float) -> dict[str, Limits]:
         what = f"an object of limits by model pattern, such as {example}"
         raise LimitsFileError(f"{path} must be {what}")
     return {pattern: _limits(path, pattern, entry, common) for pattern, entry in entries.items()}
+
+
+def _bytes_of_file(path: Path) -> bytes:
+    """What ``path`` holds. Raises ``OSError`` for a pipe, whose other end may have nobody."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(file, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no file any more")
+        return opened.read()
 
 
 class LimitsWatch:
@@ -63,7 +78,7 @@ class LimitsWatch:
         own = self._processor.options.limits
         common = {"burst_seconds": own.burst_seconds, "headroom": own.headroom}
         try:
-            limits = read_limits_file(self._path, **common)
+            limits = read_limits_file(self._path, waits=False, **common)
         except LimitsFileError as error:
             is_same, self._wrong = str(error) == self._wrong, str(error)
             if is_same and not self._is_told:
@@ -97,7 +112,7 @@ def watched(path: Path, processor: Processor) -> Iterator[None]:
         yield
     finally:
         end.set()
-        thread.join()
+        thread.join(_EVERY_S)  # it may hang in a mount that does
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,6 +125,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _limits(path: Path, pattern: str, entry: Any, common: dict[str, float]) -> Limits:
     where = f"{path}: the limits of {pattern!r}"
+    if re.search(r"[\w*?]", pattern) is None:
+        raise LimitsFileError(
+            f"{where} are those of no model: name one, or a pattern such as gpt-4o*"
+        )
     if not isinstance(entry, dict):
         raise LimitsFileError(f'{where} must be an object such as {{"{_NAMES[0]}": 500}}')
     known = _NAMES + _PART_NAMES

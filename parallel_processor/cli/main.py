@@ -10,6 +10,7 @@ import argparse
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,14 @@ from pathlib import Path
 from parallel_processor.cli.batch import from_batch, to_batch
 from parallel_processor.cli.commands import PARSERS, build_ray_parser, build_verify_parser
 from parallel_processor.cli.console import say, set_up_logging, show
-from parallel_processor.cli.ending import Ending, check_summary_path, exit_code, tell, write_summary
+from parallel_processor.cli.ending import (
+    Ending,
+    check_summary_path,
+    exit_code,
+    forget_summary,
+    tell,
+    write_summary,
+)
 from parallel_processor.cli.environment import find_ca_bundle, find_key, find_keys_by_host, find_url
 from parallel_processor.cli.flags import build_parser, settings, table_arguments, with_flag_names
 from parallel_processor.cli.limits_file import watched
@@ -101,6 +109,7 @@ def _run(
         check_summary_path(flags, find_save)
     except ConfigurationError as error:
         return _usage_error(str(error)).code
+    forget_summary(flags)
     ending = _ending(flags, process)
     write_summary(ending, flags)
     return ending.code
@@ -121,7 +130,7 @@ def _ending(
     except ConfigurationError as error:
         return _usage_error(with_flag_names(str(error)))
     except KeyboardInterrupt:
-        return Ending(130)
+        return Ending(130, _interrupted_by("SIGINT"))
 
 
 def _usage_error(text: str) -> Ending:
@@ -179,12 +188,12 @@ def _verify(words: Sequence[str]) -> int:
         parser.error(str(error))
     counts = asdict(found) | {"conflicts": len(found.conflicts)}
     del counts["by_id"]  # the verdict tells it
-    show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
+    is_shown = show("\n".join(f"{name:>9} {count:,}" for name, count in counts.items()))
     for earlier, later in found.conflicts:
         pair = f"{place(earlier)} and {place(later)}"
         say(f"{pair} have the same custom_id but different requests")
     say(_verdict(found, is_table=bool(flags.template)))
-    return 0 if found.ok else 1
+    return 0 if found.ok and is_shown else 1
 
 
 def _compared(flags: argparse.Namespace) -> tuple[Verification, Place]:
@@ -222,13 +231,17 @@ def _verdict(found: Verification, *, is_table: bool) -> str:
     return text
 
 
+def _interrupted_by(signal_name: str) -> str:
+    return f"interrupted by {signal_name}"
+
+
 def _stop(processor: Processor, signal_name: str) -> None:
-    processor.stop(f"interrupted by {signal_name}")
+    processor.stop(_interrupted_by(signal_name))
     _log.warning("%s: waiting for requests in flight; a second signal cancels them", signal_name)
 
 
 def _cancel(processor: Processor, signal_name: str) -> None:
-    processor.cancel(f"interrupted by {signal_name}")
+    processor.cancel(_interrupted_by(signal_name))
     _log.warning("%s: cancelling requests in flight", signal_name)
 
 
@@ -246,7 +259,8 @@ def _process(flags: argparse.Namespace, made: Settings) -> Ending:
         watched(Path(flags.limits), processor) if flags.limits else nullcontext(),
     ):
         if watcher.number:  # it came before there was anything to stop
-            return Ending(128 + watcher.number)
+            name = signal.Signals(watcher.number).name
+            return Ending(128 + watcher.number, _interrupted_by(name))
         save_path = _find_save(flags)
         summary, error = _run_to_its_end(processor, flags)
         if summary is None:

@@ -18,7 +18,7 @@ from parallel_processor.cli.flags import FLAGS, table_arguments
 from parallel_processor.cli.parser import PROGRAM, READERS, Flag, FlagParser
 from parallel_processor.exceptions import ConfigurationError, ResultsFileError, WorkerProcessError
 from parallel_processor.models import WaitCause
-from parallel_processor.options import Settings
+from parallel_processor.options import MOST_PROCESSES, Settings
 from parallel_processor.report.wording import (
     cause_text,
     clock_text,
@@ -50,7 +50,7 @@ _EPILOG = """Takes all flags of the run. Those about sending change nothing.
 
 exit codes:
   0    every line can be sent
-  1    some lines can't, or rows share a custom_id
+  1    some lines can't, or rows share a custom_id, or the plan can't be printed
   2    wrong usage, or files that the run would refuse"""
 
 
@@ -70,11 +70,11 @@ def build_plan_parser() -> FlagParser:
 
 
 def parse_plan(words: Sequence[str]) -> argparse.Namespace:
-    """The flags in ``words``; ``processes`` is the run's again, ``readers`` that of the plan."""
+    """The flags in ``words``."""
     flags = build_plan_parser().parse(words)
     flags.summary_json = None  # of a run
-    flags.readers = flags.processes or os.cpu_count() or 1
-    flags.processes = 1
+    if flags.processes is None:
+        flags.processes = min(os.cpu_count() or 1, MOST_PROCESSES)
     return flags
 
 
@@ -85,7 +85,6 @@ def plan(flags: argparse.Namespace, made: Settings) -> Ending:
 
     with contextlib.suppress(ConfigurationError):  # nothing is sent, so no key is needed
         made["api_key"] = find_key(flags, made)
-    made["processes"] = flags.readers
     try:
         found = plan_file(
             flags.requests_filepath,
@@ -104,8 +103,8 @@ def plan(flags: argparse.Namespace, made: Settings) -> Ending:
     except (ResultsFileError, WorkerProcessError) as error:
         say(f"{PROGRAM} plan: error: {error}")
         return Ending(2, str(error))
-    show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
-    return Ending(0 if found.ok else 1)
+    is_shown = show(json.dumps(found.to_dict(), indent=2) if flags.json else text_of(found))
+    return Ending(0 if found.ok and is_shown else 1)
 
 
 def text_of(plan: Plan) -> str:
@@ -194,9 +193,15 @@ def _time(plan: Plan) -> Iterator[str]:
             f"an hour takes {needed}."
         )
     yield from _money(plan)
+    if plan.cost_before or plan.tokens_before:
+        cost = f"{dollars(plan.cost_before)} and " if plan.has_prices else ""
+        yield f"spent by earlier runs: {cost}{plan.tokens_before:,} tokens"
     if plan.exceeded:
         names = " and ".join(f"--{name}" for name in plan.exceeded)
         yield f"The run may end before it is through: {names} is less than that."
+    if plan.unpriced:
+        names = ", ".join(name or "requests without a model" for name in plan.unpriced)
+        yield f"The run sends nothing for {names}, and stops there: --max_cost needs a price."
 
 
 def _money(plan: Plan) -> Iterator[str]:

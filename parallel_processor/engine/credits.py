@@ -2,14 +2,15 @@
 
 * At most ``max_workers`` requests are in flight. Until one is answered, it is at most 16 for a twentieth of
   a second: where that is enough for an answer, few suffice. Then it is at most 50 for a second: a mistake
-  that fails them all should not cost thousands.
+  that fails them all should not cost thousands. Of packs, so many inputs are in flight, or one pack.
 * ``max_workers`` more are read ahead of them; from 16 workers on four times as many, up to ``READ_AHEAD``.
   The reader has its turn behind all workers that are ready to run, and each of them takes a request.
 * While every queue waits for its bucket, up to ``LOOK_AHEAD`` requests are read, but at most 16 MB: one of
   them may be for another bucket, which admits it.
 * An outcome that is not on record counts like a request in flight, and so does a request in a backoff.
   Some more outcomes may wait for a writer that writes many at once (:class:`WriterSlack`).
-* With a budget, an attempt is sent only if the most that it may cost fits.
+* With a budget, an attempt is sent only if the most that it may cost fits. A pack is sent only while its
+  servers take as many inputs.
 * The requests and responses that wait for the writer are bounded in bytes, too. While they are above the
   bound, nothing is read. Nothing is sent either, unless the writer waits for a request that may have to be
   sent first: one that writes in order does.
@@ -18,8 +19,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.models import WaitCause
@@ -34,6 +36,8 @@ _MANY_WORKERS = 16
 _FIRST, _CAREFUL = 16, 50  # in flight before the first answer
 _FIRST_S, _CAREFUL_S = 0.05, 0.95  # for so long
 _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
+Divide = Callable[[PendingRequest, bool], Sequence[PendingRequest]]
+"""Makes a pack its first part, and returns the others; none for what fits. With true, halves any pack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class Credits:
     Attributes:
         max_workers: how many requests may be in flight now.
         spending: says which attempts fit the budget; ``None`` without one.
+        has_checks: true if :meth:`fits` has to be asked.
         is_careful: true until :meth:`open` is called, if that makes a difference.
         in_flight: how many requests are in flight.
         read_ahead: how many requests may be read that wait for a worker.
@@ -94,12 +99,16 @@ class Credits:
         max_workers: int,
         slack: WriterSlack,
         spending: Spending | None = None,
+        divide: Divide | None = None,
+        inputs: int = 1,
     ) -> None:
-        self._queues, self.spending = queues, spending
+        self._queues, self.spending, self._divide = queues, spending, divide
+        self.has_checks = spending is not None or divide is not None
         self.read_ahead = ahead_of(max_workers)
         self._slack = slack
         self._most_workers = max_workers
-        self.max_workers = min(max_workers, _FIRST)
+        self._careful = min(max_workers, max(1, _CAREFUL // inputs))
+        self.max_workers = min(max_workers, max(1, _FIRST // inputs))
         self.is_careful = self.max_workers < max_workers
         self.in_flight = self.held = self.held_bytes = 0
         self.heavy_at, self.is_heavy = slack.size_bytes, False
@@ -144,13 +153,13 @@ class Credits:
         """For how long so few may be in flight while none is answered."""
         if not self.is_careful:
             return math.inf
-        return _FIRST_S if self.max_workers <= _FIRST else _CAREFUL_S
+        return _FIRST_S if self.max_workers < self._careful else _CAREFUL_S
 
     def widen(self, widen_at: float, now: float) -> float:
         """From ``widen_at`` on, let more be in flight, though none was answered; when to do so again."""
         if now >= widen_at and self.is_careful:
-            if self.max_workers < min(_CAREFUL, self._most_workers):
-                self.max_workers = min(_CAREFUL, self._most_workers)
+            if self.max_workers < self._careful:
+                self.max_workers = self._careful
             else:
                 self.open()
             return now + self.careful_s
@@ -206,14 +215,29 @@ class Credits:
             return True
         return self.spending is not None and self.spending.is_short
 
-    def fits(self, spending: Spending, pending: PendingRequest, reservation: Reservation) -> bool:
-        """True if the budget has room for the attempt. Else the request is first in its queue again."""
-        if spending.reserve(pending, self._queues.wake.set):
+    def fits(self, pending: PendingRequest, reservation: Reservation) -> bool:
+        """True if the attempt may be sent. Else the request is first in its queue again.
+
+        A pack that will never fit comes apart: a part of it may.
+        """
+        if not self._comes_apart(pending, in_halves=False) and self._has_room(pending):
             return True
         pending.bucket.cancel(reservation)
         self._queues.add_again(pending, -math.inf)
         self._queues.give_places_back()
         return False
+
+    def _has_room(self, pending: PendingRequest) -> bool:
+        if self.spending is None:
+            return True
+        divide = partial(self._comes_apart, pending, in_halves=True)
+        return self.spending.reserve(pending, self._queues.wake.set, divide)
+
+    def _comes_apart(self, pending: PendingRequest, *, in_halves: bool) -> bool:
+        others = () if self._divide is None else self._divide(pending, in_halves)
+        for each in reversed(others):  # each is put first
+            self.add(each, -math.inf)
+        return len(others) > 0
 
     def cancel(self, pending: PendingRequest, reservation: Reservation) -> None:
         """An admitted request is not sent."""

@@ -20,7 +20,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from parallel_processor.engine.credits import Credits, WriterSlack
+from parallel_processor.engine.credits import Credits, Divide, WriterSlack
 from parallel_processor.engine.queues import RequestQueues
 from parallel_processor.exceptions import InterpreterEnds, RunStoppedError
 from parallel_processor.models import Request, WaitCause
@@ -53,6 +53,7 @@ class Dispatcher:
         count: sets the ``estimate`` of a request that was put without one; called by any thread.
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         spending: says which attempts fit the budget.
+        divide: takes packs apart, which have up to so many ``inputs`` at first.
         clock: seconds that never go back.
 
     Attributes:
@@ -79,6 +80,8 @@ class Dispatcher:
         is_wanted: Callable[[Request], bool] | None,
         clock: Callable[[], float],
         spending: Spending | None = None,
+        divide: Divide | None = None,
+        inputs: int = 1,
     ) -> None:
         self.error: BaseException | None = None
         self.waker = queues.wake
@@ -86,7 +89,7 @@ class Dispatcher:
         self._activity, self._counters, self._wait_times = activity, counters, wait_times
         self._count, self._is_wanted, self._stop, self._clock = count, is_wanted, stop, clock
         self._lock, self._queues = InterruptSafeLock(), queues  # guards all that follows, and these
-        self.credits = Credits(queues, max_workers, slack, spending)
+        self.credits = Credits(queues, max_workers, slack, spending, divide, inputs)
         self._is_asleep = False  # the thread
         self._due_at = math.inf  # when it wakes by itself, if it is asleep
         self._widen_at = math.inf  # when more may be in flight though none was answered
@@ -285,7 +288,7 @@ class Dispatcher:
         admitted = queues.admit()
         if admitted is None:
             return None, queues.take_uncounted()
-        if credits.spending is not None and not credits.fits(credits.spending, *admitted):
+        if credits.has_checks and not credits.fits(*admitted):
             return None, None
         credits.in_flight += 1
         if credits.in_flight >= credits.max_workers:

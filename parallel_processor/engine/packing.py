@@ -10,6 +10,10 @@ comes apart into those of its members.
   whole.
 * If a pack was refused for its contents, or its answer was too large, and both its halves are answered, its
   size was the reason. Later packs are no larger, and those that wait come apart when it is their turn.
+* If an answer doesn't tell which part is for which input, it was charged. So it isn't bought again: the
+  halves go at once. Later packs are smaller, too, unless others of this size came apart before. So a server
+  that can't do lists has but few of them, and one bad input is found.
+* A pack that will never fit the budget comes apart, too: a part of it may.
 
 **Credits.** A pack holds one credit, as any request. What it comes apart into, requests or outcomes, holds
 one each: those are taken before the first of them can be given back.
@@ -38,6 +42,7 @@ from parallel_processor.planning.packs import (
     Pack,
     PackOutcome,
     Part,
+    has_rows,
     join,
     parts_of,
     take_apart,
@@ -50,8 +55,8 @@ from parallel_processor.upstreams.replicas import AnyBucket
 from parallel_processor.workers.pending import PendingRequest, RetryState
 
 _log = logging.getLogger("parallel_processor")
-_TOO_LARGE = "answer too large"  # the kind of such a failure
-_ALONE = "requests like it are sent alone from now on"
+_TOO_LARGE, _NO_ANSWER = "answer too large", "no answer"  # kinds of such failures
+_MIXED_UP = "an answer doesn't tell which part is for which input"
 _DIVIDED = (AttemptStatus.FAILED, AttemptStatus.RETRY, AttemptStatus.LOST)
 
 
@@ -103,12 +108,12 @@ class Packing:
         fail: called with an exception that must end the run.
         add: queues a request besides one that ends, to be sent in so many seconds; -inf is before all.
         take: takes so many credits more for a request that comes apart.
-        drop: called with each request that will not be sent.
         settlement: the settlement of the run, of what is sent. It must not ask the user's ``validate``.
         counters: count what a pack came apart into.
 
     Attributes:
         packer: collects what is read.
+        inputs: how many inputs the first packs may have.
         delivery: makes the delivery of the run, as :class:`Delivery` does.
     """
 
@@ -123,15 +128,15 @@ class Packing:
         fail: Callable[[BaseException], None],
         add: Callable[[PendingRequest, float], None],
         take: Callable[[int], None],
-        drop: Callable[[PendingRequest], None],
         settlement: Callable[[], Settlement],
         counters: Counters,
     ) -> None:
         self._estimator, self._lanes, self._validate = estimator, lanes, options.validate
-        self._queue, self._drop = add, drop
+        self._queue = add
         self.delivery = partial(PackDelivery, take)
         self._settlement, self._counters = settlement, counters
         assert options.pack_inputs is not None
+        self.inputs = 1 if options.pack_inputs == "auto" else options.pack_inputs
         sizes = PackSizes(options.pack_inputs, options.request_url)
         self.packer = Packer(
             options.request_url,
@@ -143,33 +148,27 @@ class Packing:
             fail=fail,
         )
         self._halves: dict[PendingRequest, _Halved] = {}  # the owner of a key changes it
-        self._too_large: set[int] = set()  # packs by identity, between is_wanted and drop
 
     def _group_of(self, request: Request) -> AnyBucket:
         """What ``request`` waits for in its first lane."""
-        return self._enter(request).group
+        return self._lanes.enter(request, *self._estimator.url_and_model(request)).group
 
     # Before an attempt.
 
-    def is_wanted(self, request: Request) -> bool:
-        """False for a pack that is too large by now: it has come apart, and is dropped."""
-        if self.packer.fits(request):
-            return True
-        assert isinstance(request, Pack)
-        for inputs in reversed(self.packer.smaller(request)):  # each is put first
-            self._queue(self._like(self._enter(request), inputs), -math.inf)
-        self._too_large.add(id(request))
-        return False
+    def smaller(self, pending: PendingRequest, in_halves: bool) -> list[PendingRequest]:
+        """Make a pack that is too large by now its first part, and return the others; none if it fits.
 
-    def drop(self, pending: PendingRequest) -> None:
-        """A request will not be sent, or not again."""
-        if id(pending.request) in self._too_large:
-            self._too_large.remove(id(pending.request))
-        else:
-            self._drop(pending)
-
-    def _enter(self, request: Request) -> PendingRequest:
-        return self._lanes.enter(request, *self._estimator.url_and_model(request))
+        With ``in_halves``, each pack is too large. One that was sent before is sent anew.
+        """
+        pack = pending.request
+        if not isinstance(pack, Pack) or (self.packer.fits(pack) and not in_halves):
+            return []
+        parts = _halves(pack) if in_halves else self.packer.smaller(pack)
+        is_again = pending.retry_state is not None
+        others = self._part(pending, parts, is_again=is_again)
+        if is_again:
+            self._counters.started(len(others))
+        return others
 
     def _like(self, pending: PendingRequest, inputs: Sequence[Input]) -> PendingRequest:
         """What waits as ``pending`` does, for some of its inputs."""
@@ -182,8 +181,11 @@ class Packing:
         self, pending: PendingRequest, reservation: Reservation, attempt: Attempt | BaseException
     ) -> Settled:
         """What follows the attempt; the outcome of a pack has those of its members."""
+        request = pending.request
+        if isinstance(attempt, Attempt) and _is_mixed_up(request, attempt):
+            attempt = replace(attempt, status=AttemptStatus.FAILED)
         settled = self._settlement().settle(pending, reservation, attempt)
-        outcome, request = settled.outcome, pending.request
+        outcome = settled.outcome
         if outcome is None:
             return settled
         halved = self._halves.pop(pending, None)
@@ -212,12 +214,12 @@ class Packing:
         """The outcomes of the members of an answered pack, but for those that are tried again."""
         assert outcome.raw_response is not None
         parts = take_apart(pack, outcome.raw_response)
-        if parts is None:  # it was charged: no other pack is sent there
-            self._counters.erred("no answer", used_tokens=attempt.used_tokens or 0)
-            if self.packer.lower(pack, 1):
-                _log.warning("an answer doesn't tell which part is for which input: %s", _ALONE)
-            self._come_apart(pending, [(each,) for each in pack.inputs])
+        if parts is None:
+            self._counters.erred(_NO_ANSWER, used_tokens=attempt.used_tokens or 0)
+            self._doubt(pack)
+            self._come_apart(pending, pack, _MIXED_UP)
             return settled._replace(outcome=None)
+        self.packer.proves(pack)
         outcomes = []
         for each, part in zip(pack.inputs, parts, strict=True):
             alone, refused = pending, None
@@ -262,31 +264,44 @@ class Packing:
             return False
         if status in SET_UP_STATUSES or (is_timeout(attempt) and tried and not tried.failures):
             return False  # nobody is answered in time: it isn't about the pack
-        half = (len(pack.inputs) + 1) // 2
         is_about_size = status in CONTENT_STATUSES or attempt.kind == _TOO_LARGE
         halved = _Halved(pack) if is_about_size else None
-        self._come_apart(pending, [pack.inputs[:half], pack.inputs[half:]], halved)
-        text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
-        extra = {"request_number": pack.number}
-        _log.info(text, len(pack.inputs), pack.number, attempt.error, extra=extra)
+        if attempt.kind == _NO_ANSWER:
+            self._doubt(pack)
+        self._come_apart(pending, pack, attempt.error, halved)
         return True
 
     def _come_apart(
-        self,
-        pending: PendingRequest,
-        parts: Sequence[Sequence[Input]],
-        halved: _Halved | None = None,
+        self, pending: PendingRequest, pack: Pack, reason: str, halved: _Halved | None = None
     ) -> None:
-        """Make ``pending`` the first of ``parts``, and queue the others behind it."""
+        """Make ``pending``, which is ``pack``, its first half, and queue the other one behind it."""
+        (other,) = self._part(pending, _halves(pack), is_again=True)
+        if halved is not None:
+            self._halves.update(dict.fromkeys((pending, other), halved))
+        self._add(other)
+        text = "a pack of %d inputs, with request %d first, is tried again in halves: %s"
+        extra = {"request_number": pack.number}
+        _log.info(text, len(pack.inputs), pack.number, reason, extra=extra)
+
+    def _doubt(self, pack: Pack) -> None:
+        """The answer to ``pack`` was of no use: that may be for its size."""
+        if self.packer.doubts(pack) == 1:
+            _log.warning("%s: requests like it are sent alone from now on", _MIXED_UP)
+
+    def _part(
+        self, pending: PendingRequest, parts: Sequence[Sequence[Input]], *, is_again: bool
+    ) -> list[PendingRequest]:
+        """Make ``pending`` the first of ``parts``, and return the others.
+
+        If they were sent (``is_again``), they have all attempts before them.
+        """
+        self._halves.pop(pending, None)  # of which it is only a part now
         first, *others = (self._like(pending, inputs) for inputs in parts)
-        for each in (first, *others):  # which were sent, but have all attempts before them
+        for each in (first, *others) if is_again else ():
             each.retry_state = RetryState(request=each.request)
         pending.request, pending.estimate = first.request, first.estimate
         pending.retry_state = first.retry_state
-        if halved is not None:
-            self._halves.update(dict.fromkeys((pending, *others), halved))
-        for each in reversed(others):  # each is put first
-            self._add(each)
+        return others
 
     def _note_answer(self, halved: _Halved, half: PendingRequest) -> None:
         """One of two halves is answered. With the other one, it was the size that was refused."""
@@ -298,6 +313,18 @@ class Packing:
                     "the server takes fewer than %d inputs in a request: packs have %d from now on"
                 )
                 _log.warning(text, len(halved.pack.inputs), most)
+
+
+def _halves(pack: Pack) -> list[Sequence[Input]]:
+    half = (len(pack.inputs) + 1) // 2
+    return [pack.inputs[:half], pack.inputs[half:]]
+
+
+def _is_mixed_up(request: Request, attempt: Attempt) -> bool:
+    """True for a success that was charged, and has not what each member of a pack needs."""
+    if attempt.kind != _NO_ANSWER or attempt.response is None or not isinstance(request, Pack):
+        return False
+    return bool(attempt.used_tokens) or has_rows(request, attempt.response)
 
 
 def _answered(request: Request, part: Part, outcome: Outcome) -> Outcome:

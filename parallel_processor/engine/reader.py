@@ -1,7 +1,7 @@
 """The reader: it takes requests from the input as far as there are credits, and queues them.
 
-It waits only for the run's ``waker``, set for credits, an outcome and the stop. It takes no lock: it works
-in the thread that iterates over the run, which a KeyboardInterrupt may hit.
+It waits only for the run's ``waker``, set for credits, an outcome and the stop. It takes no lock but the
+packer's: it works in the thread that iterates over the run, which a KeyboardInterrupt may hit.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ The constructor of :class:`Run` makes the stages in the order in which a request
   queues itself. No request that waits occupies a worker.
 * The *dispatcher* waits until a bucket admits the head of its queue, or a backoff is over. It starts a
   worker for an admitted request that no worker asks for. It and the workers also count tokens.
-* The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays.
+* The *writer*, behind the sink of a file run, appends records. Another thread refreshes the displays, and
+  one more looks after packs while the input pauses.
 
 **The end.** A run ends by itself once the input is at its end and every outcome is on record. A stop ends
 it early. Its first cause counts. Then nothing more is sent, what is queued is dropped, and the README's
@@ -86,8 +87,7 @@ class Run:
         is_wanted: asked before a request's first attempt; if it says no, the request is not sent.
         parses_answers: false if only the answers' text will be used.
         slack: what may wait for the sink's owner.
-        clock: seconds that never go back.
-        budget: what the runs of a processor spend; ``None`` if nobody asks.
+        clock: seconds that never go back. ``budget``: what the runs of a processor spend.
     """
 
     def __init__(
@@ -147,7 +147,6 @@ class Run:
             fail=self._stop.set,
             add=lambda pending, retry_in_s: self._dispatcher.add(pending, retry_in_s),
             take=lambda count: self._dispatcher.recorded(-count),
-            drop=lambda pending: self._delivery.drop(pending),
             settlement=lambda: self._settlement,
             counters=self.counters,
         )
@@ -158,7 +157,7 @@ class Run:
             queues=self._queues,
             start=lambda admitted: self._pool.start(admitted),
             flush=lambda: self._pool.flush(),
-            drop=lambda pending: (self._packing or self._delivery).drop(pending),
+            drop=lambda pending: self._delivery.drop(pending),
             on_room=self.waker.set,
             activity=self._idle_cause,
             counters=self.counters,
@@ -167,9 +166,11 @@ class Run:
             max_workers=self._max_workers,
             slack=NO_SLACK if self.yields_outcomes else slack,
             count=lambda pending: self._reader.count(pending),
-            is_wanted=is_wanted if self._packing is None else self._packing.is_wanted,
+            is_wanted=is_wanted,
             clock=self._clock,
             spending=self.bounds.bounded,
+            divide=None if self._packing is None else self._packing.smaller,
+            inputs=1 if self._packing is None else self._packing.inputs,
         )
 
     def _make_pool(self, parses_answers: bool, shares_core: bool) -> WorkerPool:
@@ -341,9 +342,9 @@ class Run:
 
         The workers call this with each attempt. A bug ends the run instead of hanging it.
         """
-        judge = self._packing or self._settlement
         try:
-            outcome, retry_in_s, made_room = judge.settle(*admitted, attempt)
+            settle = (self._packing or self._settlement).settle
+            outcome, retry_in_s, made_room = settle(*admitted, attempt)
             if outcome is not None:
                 if outcome.ok and self.credits.is_careful:
                     self._dispatcher.open()
@@ -351,8 +352,8 @@ class Run:
                     self._left_out.tell(outcome.request, admitted.pending.group)
                 size_bytes = self._delivery.deliver(outcome)
                 return self._dispatcher.done(made_room=made_room, size_bytes=size_bytes)
-            pending = admitted.pending
-            return self._dispatcher.done(pending, retry_in_s=retry_in_s, made_room=made_room)
+            again = admitted.pending
+            return self._dispatcher.done(again, retry_in_s=retry_in_s, made_room=made_room)
         except BaseException as error:
             self._stop.set(error)
             return None
@@ -390,9 +391,9 @@ class Run:
                 list(self._drain())  # yields none
         finally:
             self._dispatcher.waker.set()  # an interrupt may have kept a stop from doing so
-            steps = (self._dispatcher.join, self._cancel_rest, self._pool.close)
             ends = (self._settlement.close, self._delivery.close, self.displays.close)
-            do_all((*steps, *ends, self._pool.core.leave))
+            threads = (self._dispatcher.join, self._cancel_rest, self._pool.close)
+            do_all((*threads, *ends, self._pool.core.leave))
 
     def _cancel_rest(self) -> None:
         if self._dispatcher.is_busy():  # in flight, or not written by a failing disk

@@ -13,7 +13,7 @@ from parallel_processor.files.identity import Record, identity, keys, read_recor
 from parallel_processor.files.object_stores import local_path
 from parallel_processor.files.records import BOM, reading
 from parallel_processor.files.requests_file import RequestLines
-from parallel_processor.files.resume import AnsweredRequests, scan_records
+from parallel_processor.files.resume import AnsweredRequests, OnAnswer, scan_records
 from parallel_processor.files.sources import SourceLike, apart_from, find_sources, open_sources
 from parallel_processor.models import Request
 from parallel_processor.options import DEFAULT_REQUEST_URL, Options
@@ -196,14 +196,16 @@ def records_in(lines: Iterable[bytes]) -> Iterator[Record | None]:
             yield None if record is None or record.ok is None else record
 
 
-def find_answered(paths: Iterable[Path], *, keep_failures: bool = False) -> AnsweredRequests:
+def find_answered(
+    paths: Iterable[Path], *, keep_failures: bool = False, on_answer: OnAnswer | None = None
+) -> AnsweredRequests:
     """Which requests the files of a job answer, as a run finds out that goes on from them.
 
-    No file is changed, and one that is not there answers nothing. Raises :class:`ResultsFileError` for what
-    a run refuses.
+    No file is changed, and one that is not there answers nothing. ``on_answer`` is called with each line
+    that records an answer. Raises :class:`ResultsFileError` for what a run refuses.
     """
     answered = AnsweredRequests()
     for path in filter(Path.is_file, paths):
         opened = partial(reading, path)
-        scan_records(path, opened, answered, keep_failures, check=lambda: None, on_answer=None)
+        scan_records(path, opened, answered, keep_failures, check=lambda: None, on_answer=on_answer)
     return answered

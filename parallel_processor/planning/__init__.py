@@ -8,7 +8,7 @@ Names that cross the border (module, names):
     duplicates  Duplicates
     pack_sizes  PackSizes
     packer      Packer
-    packs       Input, Pack, PackOutcome, Part, join, parts_of, take_apart
+    packs       Input, Pack, PackOutcome, Part, has_rows, join, parts_of, take_apart
     plan        Findings, GroupPlan, Plan
     job.spread  Spread
     spending    Spending

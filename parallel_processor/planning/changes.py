@@ -10,11 +10,14 @@ from typing import NamedTuple
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Limits, Options, PackInputs
 from parallel_processor.planning.forecast import Forecast
+from parallel_processor.planning.job.bounds import Bounds
 from parallel_processor.planning.job.equal_lines import Repeated
 from parallel_processor.planning.job.scan import Group
 from parallel_processor.planning.job.trace import Load
 from parallel_processor.planning.pack_sizes import MOST_AUTO
 from parallel_processor.ratelimit.quota import MINUTE_S
+
+_LARGEST = 1e300  # limit
 
 PACKED = 100
 """Inputs of a pack, as nearly every provider takes them."""
@@ -75,19 +78,20 @@ def without_equal(groups: Sequence[Group], repeated: Sequence[Repeated]) -> dict
     return found
 
 
-def packed(groups: Sequence[Group], asked: PackInputs) -> dict[int, Shares]:
-    """What is left of the requests if ``asked`` inputs go together, or as many as may."""
+def packed(
+    groups: Sequence[Group], asked: PackInputs, bounds: Sequence[Bounds]
+) -> dict[int, Shares]:
+    """What is left if ``asked`` inputs go together, or as many as the ``bounds`` of each group permit."""
     found = {}
-    for group in groups:
+    for group, bound in zip(groups, bounds, strict=True):
         if group.packable:
             share = group.packable / group.tokens.count
-            found[group.number] = Shares(1.0 - share + share / pack_size(group, asked))
+            found[group.number] = Shares(1.0 - share + share / pack_size(group, asked, bound))
     return found
 
 
-def pack_size(group: Group, asked: PackInputs) -> int:
+def pack_size(group: Group, asked: PackInputs, bounds: Bounds) -> int:
     """How many inputs of ``group`` the run puts together (``pack_sizes.py``)."""
-    bounds = group.bounds
     tokens = group.tokens.input_tokens + group.tokens.output_tokens
     each = tokens / max(group.tokens.count, 1) or 1.0
     if asked == "auto":
@@ -104,16 +108,17 @@ def other_limits(options: Options, told: Forecast) -> Iterator[tuple[str, Option
     """Twice each limit that holds, and twice ``max_workers`` if they do; with what it is called."""
     for use in told.limits:
         field = f"{use.name}_per_minute"
-        text = f"{use.per_minute * 2:,.0f} {use.name.replace('_', ' ')} a minute"
+        now, twice = _number(use.per_minute), _number(use.per_minute * 2)
+        text = f"{twice} {use.name.replace('_', ' ')} a minute"
         if use.pattern is None:
             yield (
-                f"{text} instead of {use.per_minute:,.0f}",
+                f"{text} instead of {now}",
                 replace(options, limits=_twice(options.limits, field)),
             )
         else:
             by_model = dict(options.limits_by_model)
             by_model[use.pattern] = _twice(by_model[use.pattern], field)
-            text = f"{text} for {use.pattern} instead of {use.per_minute:,.0f}"
+            text = f"{text} for {use.pattern} instead of {now}"
             yield text, replace(options, limits_by_model=by_model)
     if told.binding is WaitCause.MAX_WORKERS:
         most = options.max_workers * 2
@@ -125,4 +130,8 @@ def other_limits(options: Options, told: Forecast) -> Iterator[tuple[str, Option
 
 def _twice(limits: Limits, field: str) -> Limits:
     value = getattr(limits, field)
-    return replace(limits, **{field: type(value)(value * 2)})  # a default stays one
+    return replace(limits, **{field: type(value)(min(value * 2, _LARGEST))})  # a default stays one
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:g}"

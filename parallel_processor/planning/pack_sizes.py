@@ -3,7 +3,7 @@
 * how many inputs were asked for, or 256 with ``auto``;
 * what the provider takes in one request (``providers/dialects.py``);
 * what a server was found to take: where a pack was refused and both its halves were answered, no later
-  one is larger than these;
+  one is larger than these; where an answer didn't come apart, and none of this size had, so it is, too;
 * a second's worth of the token limit, or one request's worth if that is more: larger packs would leave a
   part of that limit unused.
 
@@ -14,6 +14,7 @@ requests was what a request waited for.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from parallel_processor.models import Request, WaitCause
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MOST_AUTO = 256
 """Inputs of the largest pack that ``auto`` makes."""
 _SECONDS = 60.0  # in a minute
+_MUCH = 2  # inputs whose answer didn't come apart, for one whose did
 
 
 class Size(NamedTuple):
@@ -33,6 +35,18 @@ class Size(NamedTuple):
 
     inputs: int
     tokens: float
+
+
+@dataclass(slots=True)
+class _Proof:
+    """How answers came apart: how many inputs the largest one had, and all that did, and all that didn't.
+
+    Those that were larger than any that did don't count.
+    """
+
+    most: int = 1
+    good: int = 0
+    bad: int = 0
 
 
 class PackSizes:
@@ -47,6 +61,7 @@ class PackSizes:
         self._limited: set[AnyBucket] = set()  # with auto: those that have waited for requests
         self._trials: dict[AnyBucket, int] = {}  # with auto: how many went at once, one by one
         self._taken: dict[AnyBucket, int] = {}  # where servers take fewer than were asked for
+        self._proofs: dict[AnyBucket, _Proof] = {}
 
     def packs(self, group: AnyBucket) -> bool:
         """True if requests that wait for ``group`` are to be packed."""
@@ -72,6 +87,31 @@ class PackSizes:
     def taken(self, group: AnyBucket) -> float:
         """How many inputs its servers were found to take; infinite if nothing is known. For any thread."""
         return self._taken.get(group, math.inf)
+
+    @property
+    def is_lowered(self) -> bool:
+        """True if that is so anywhere. For any thread."""
+        return bool(self._taken)
+
+    def prove(self, group: AnyBucket, inputs: int) -> None:
+        """An answer to so many inputs came apart."""
+        proof = self._proofs.setdefault(group, _Proof())
+        proof.most = max(proof.most, inputs)
+        proof.good += inputs
+
+    def doubt(self, group: AnyBucket, inputs: int) -> int:
+        """An answer to so many didn't: how many packs have for it from now on; 0 for as many as before.
+
+        Where as many came apart, one of the inputs is the reason, not their number. But a server that
+        mixes up most of what it is sent is not believed.
+        """
+        proof = self._proofs.setdefault(group, _Proof())
+        if inputs <= proof.most:
+            proof.bad += inputs
+            if proof.bad <= _MUCH * proof.good:
+                return 0
+        half = (inputs + 1) // 2
+        return half if self.lower(group, half) else 0
 
     def lower(self, group: AnyBucket, inputs: int) -> bool:
         """Its servers have taken so many inputs, and not twice as many; true if that is new."""

@@ -177,7 +177,7 @@ class Packer:
 
     def fits(self, request: Request) -> bool:
         """False for a pack that is larger than its servers were found to take since it was queued."""
-        if not isinstance(request, Pack):
+        if not isinstance(request, Pack) or not self._sizes.is_lowered:
             return True
         return len(request.inputs) <= self._sizes.taken(self._group_of(request))
 
@@ -190,6 +190,16 @@ class Packer:
         """The servers of ``request`` take so many inputs, and not twice as many; true if that is new."""
         with self._lock:
             return self._sizes.lower(self._group_of(request), inputs)
+
+    def proves(self, pack: Pack) -> None:
+        """The answer to ``pack`` came apart."""
+        with self._lock:
+            self._sizes.prove(self._group_of(pack), len(pack.inputs))
+
+    def doubts(self, pack: Pack) -> int:
+        """The answer to ``pack`` didn't: how many inputs later ones have for it; 0 for as many as now."""
+        with self._lock:
+            return self._sizes.doubt(self._group_of(pack), len(pack.inputs))
 
     # The thread.
 

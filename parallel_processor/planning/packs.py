@@ -207,6 +207,14 @@ def take_apart(pack: Pack, response: Response) -> list[Part] | None:
     return parts
 
 
+def has_rows(pack: Pack, response: Response) -> bool:
+    """True if ``response`` has some of the answers to ``pack``, though not as they should be."""
+    data = response.data
+    if isinstance(data, dict):
+        return any(data.get(name) for name in pack.inputs[0].form.answers)
+    return isinstance(data, list) and len(data) > 0
+
+
 def _answer(response: Response, body: str, data: Any) -> Response:
     return Response(
         status=response.status,
@@ -258,21 +266,27 @@ class _Row(NamedTuple):
     end: int
     value: Any
     place: MemberSpan | None = None
-    number: int = 0
+    number: int | None = None  # its index; without one that is whole, nobody knows whose it is
 
 
 def _split(
     text: str, start: int, value: Any, count: int, *, may_repeat: bool = False
 ) -> tuple[_Cut, list[Any]] | None:
-    """The list at ``start``, as many elements for each member, in the order of their indexes."""
+    """The list at ``start``, as many elements for each member, in the order of their indexes.
+
+    ``None`` if some have an index, and these don't give each its place. Without any it is as it came.
+    """
     spans = element_spans(text, start)
     each, rest = divmod(len(spans), count)
     if rest or not each or (each > 1 and not may_repeat):
         return None
     known = value if isinstance(value, list) else [None] * len(spans)
     rows = [_row(text, *span, value) for span, value in zip(spans, known, strict=True)]
-    if all(row.place is not None for row in rows):
-        rows.sort(key=lambda row: row.number)
+    if any(row.place is not None for row in rows):
+        numbers = {row.number: row for row in rows if row.number is not None}
+        if len(numbers) < len(rows) or max(numbers) - min(numbers) >= len(rows):
+            return None  # there is none, one twice, or a gap
+        rows = [numbers[number] for number in sorted(numbers)]
     texts, values = [], []
     for first in range(0, len(rows), each):
         own = rows[first : first + each]
@@ -286,9 +300,19 @@ def _split(
 def _row(text: str, start: int, end: int, value: Any) -> _Row:
     if text[start] == "{":
         found = [span for span in member_spans(text, start) if span.key == "index"]
-        if len(found) == 1 and (number := text[found[0].value_start : found[0].end]).isdecimal():
-            return _Row(start, end, value, found[0], int(number))
+        if found:
+            number = _whole(text[found[0].value_start : found[0].end])
+            return _Row(start, end, value, found[0], number if len(found) == 1 else None)
     return _Row(start, end, value)
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that ``text`` is, which may be written as ``2.0``."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _pieces(text: str, row: _Row, index: int) -> tuple[str, ...]:

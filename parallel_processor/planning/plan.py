@@ -80,7 +80,11 @@ class Plan:
         is_lower_bound: true if a limit is to be found (``auto``), or nothing is limited: then it takes so
             long at least.
         hourly: requests and tokens a minute that are needed to be through in an hour.
-        exceeded: the bounds of the budget that are less than that, such as ``max_cost``.
+        exceeded: the bounds of the budget that are less than that and what was spent before, such as
+            ``max_cost``.
+        unpriced: models without a price, for which nothing is sent under ``max_cost``.
+        cost_before: US dollars that earlier runs with the same results have spent. Only known with
+            ``max_cost`` or ``max_total_tokens``; ``tokens_before`` likewise.
         changes: what else could be done.
         has_prices: true if prices were looked for.
         is_sampled: true if not all tokens were counted.
@@ -106,6 +110,9 @@ class Plan:
     is_lower_bound: bool
     hourly: Mapping[str, float]
     exceeded: tuple[str, ...]
+    unpriced: tuple[str, ...]
+    cost_before: float
+    tokens_before: int
     changes: tuple[Change, ...]
     has_prices: bool
     is_sampled: bool

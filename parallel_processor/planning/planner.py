@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from parallel_processor.exceptions import ConfigurationError
+from parallel_processor.checks import check_seconds, check_whole
 from parallel_processor.files.sources import Source
 from parallel_processor.files.verify import find_answered
 from parallel_processor.models import WaitCause
 from parallel_processor.options import Options, OutputFormat, shown_url
+from parallel_processor.planning.budget import make_budget
 from parallel_processor.planning.changes import (
     ALL,
     PACKED,
@@ -27,8 +28,9 @@ from parallel_processor.planning.changes import (
     scaled,
     without_equal,
 )
+from parallel_processor.planning.costs import Spent
 from parallel_processor.planning.forecast import Forecast, forecast
-from parallel_processor.planning.job.bounds import first_lane
+from parallel_processor.planning.job.bounds import KnownBounds, first_lane
 from parallel_processor.planning.job.equal_lines import Repeated
 from parallel_processor.planning.job.parts import scan
 from parallel_processor.planning.job.scan import (
@@ -42,6 +44,7 @@ from parallel_processor.planning.job.scan import (
 from parallel_processor.planning.job.trace import Load
 from parallel_processor.planning.plan import Finding, Findings, GroupPlan, Plan
 from parallel_processor.planning.prices import BATCH, Price, find_prices
+from parallel_processor.planning.spending import Spending
 
 _CHEAPER = ("flex", BATCH)  # tiers
 _HOUR_MINUTES, _MILLION = 60.0, 1e6
@@ -73,9 +76,9 @@ def make_plan(
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that a run would refuse.
     """
-    for name, value, least in (("sample", sample, 2), ("latency_s", latency_s, 0)):
-        if value is not None and not value >= least:
-            raise ConfigurationError(f"{name} must be at least {least}, not {value!r}")
+    if sample is not None:
+        check_whole("sample", sample, 2)
+    check_seconds("latency_s", latency_s, above=False)
     job = ScanJob(
         options=without_secrets(options),
         output_format=output_format,
@@ -83,12 +86,39 @@ def make_plan(
         sample=sample,
         seed=seed,
     )
-    answered = find_answered(results, keep_failures=keep_failures)
+    before = _Before(options, results)
+    answered = find_answered(before.paths, keep_failures=keep_failures, on_answer=before.on_answer)
     has_records = not (answered.is_empty and answered.kept_failures.is_empty)
     if output_format == "batch":
         processes = 1
     tally, units = scan(sources, job, answered if has_records else None, processes)
-    return _Planner(sources, options, tally, units, latency_s).plan()
+    return _Planner(sources, options, tally, units, latency_s, before.spent()).plan()
+
+
+class _Before:
+    """What earlier runs have spent of a budget, as the run finds out; nothing without one.
+
+    Attributes:
+        paths: the results; ``on_answer`` is to be called with each answer in them.
+    """
+
+    def __init__(self, options: Options, results: Iterable[Path]) -> None:
+        """Raises :class:`ResultsFileError` if the file beside the results can't be used."""
+        self.paths, self.on_answer = list(results), None
+        self._spending: Spending | None = None
+        budget = make_budget(options)
+        if budget is not None and budget.is_bounded:
+            self._spending = Spending(budget, options.request_url, stop=lambda error: None)
+            self.on_answer = self._spending.add_record
+            for path in self.paths[:1]:
+                self._spending.open(path, overwrite=False)
+
+    def spent(self) -> Spent:
+        """All of it, once each answer was seen."""
+        if self._spending is None:
+            return Spent()
+        self._spending.begin()  # and no end: that would write
+        return self._spending.before
 
 
 class _Planner:
@@ -101,6 +131,7 @@ class _Planner:
         tally: Tally,
         units: Sequence[str],
         latency_s: float,
+        before: Spent,
     ) -> None:
         self._sources, self._options, self._tally, self._units = sources, options, tally, units
         self._latency_s, self._prices = latency_s, find_prices(options.prices)
@@ -108,11 +139,13 @@ class _Planner:
         self._repeated = tally.repeated.repeated(len(self._groups))
         self._tier = first_lane(options).tier
         self._loads = tally.trace.loads([group.tokens_per_size for group in self._groups])
+        self._before = before
+        self._once = without_equal(self._groups, self._repeated) if options.dedupe else {}
 
     def plan(self) -> Plan:
         """The plan."""
         tally, options = self._tally, self._options
-        loads = self._as_sent()
+        loads = self._as_sent(options)
         told = self._forecast(loads, options)
         groups = tuple(map(self._group, self._groups, self._repeated))
         return Plan(
@@ -132,6 +165,9 @@ class _Planner:
             is_lower_bound=self._is_open(told),
             hourly=_hourly(loads),
             exceeded=self._exceeded(loads, told),
+            unpriced=self._unpriced(),
+            cost_before=self._before.cost,
+            tokens_before=round(self._before.tokens),
             changes=tuple(self._changes(loads, told)),
             has_prices=self._prices is not None,
             is_sampled=any(group.counted < group.requests for group in groups),
@@ -139,21 +175,22 @@ class _Planner:
 
     # What is left to be sent, and how.
 
-    def _as_sent(self) -> list[Load]:
-        """The requests as the run sends them with its settings."""
-        loads, options = self._loads, self._options
-        if options.dedupe:
-            loads = scaled(loads, without_equal(self._groups, self._repeated))
-        if self._packs(loads):
-            loads = scaled(loads, packed(self._groups, options.pack_inputs or 1))
+    def _as_sent(self, options: Options) -> list[Load]:
+        """The requests as a run with ``options`` sends them."""
+        loads = scaled(self._loads, self._once)
+        if self._packs(loads, options):
+            known = KnownBounds(options, None)
+            bounds = [
+                known.of(group.url or options.request_url, group.model) for group in self._groups
+            ]
+            loads = scaled(loads, packed(self._groups, options.pack_inputs or 1, bounds))
         return loads
 
-    def _packs(self, loads: Sequence[Load]) -> bool:
+    def _packs(self, loads: Sequence[Load], options: Options) -> bool:
         """True if inputs go together: with ``auto`` only where requests bind."""
-        asked = self._options.pack_inputs
-        if asked == "auto":
-            return self._forecast(loads, self._options).binding is WaitCause.REQUESTS
-        return asked not in (None, 1)
+        if options.pack_inputs == "auto":
+            return self._forecast(loads, options).binding is WaitCause.REQUESTS
+        return options.pack_inputs not in (None, 1)
 
     def _forecast(self, loads: Sequence[Load], options: Options) -> Forecast:
         names = [(group.url, group.model) for group in self._groups]
@@ -168,12 +205,19 @@ class _Planner:
         return not told.limits or any(limits.is_auto for limits in all_limits)
 
     def _exceeded(self, loads: Sequence[Load], told: Forecast) -> tuple[str, ...]:
+        cost = sum(each or 0.0 for each in self._costs(self._tier))
         sums = {
-            "max_cost": self._dollars(self._tier) or 0.0,
-            "max_total_tokens": _sums("", loads).tokens,
+            "max_cost": self._before.cost + cost,
+            "max_total_tokens": self._before.tokens + _sums("", loads).tokens,
             "max_seconds": told.seconds,
         }
         return tuple(name for name, most in sums.items() if most > getattr(self._options, name))
+
+    def _unpriced(self) -> tuple[str, ...]:
+        if self._options.max_cost == math.inf:
+            return ()
+        pairs = zip(self._groups, self._costs(self._tier), strict=True)
+        return tuple(dict.fromkeys(group.model for group, cost in pairs if cost is None))
 
     def _changes(self, loads: Sequence[Load], told: Forecast) -> list[Change]:
         if not loads:
@@ -184,12 +228,15 @@ class _Planner:
             found.append(
                 self._change("equal lines sent once (dedupe)", scaled(loads, shares), shares)
             )
-        if not self._packs(loads) and (shares := packed(self._groups, PACKED)):
-            most = max(pack_size(group, PACKED) for group in self._groups if group.packable)
+        bounds = [group.bounds for group in self._groups]
+        may_pack = not self._packs(scaled(self._loads, self._once), self._options)
+        if may_pack and (shares := packed(self._groups, PACKED, bounds)):
+            sizes = (pack_size(each, PACKED, each.bounds) for each in self._groups if each.packable)
+            most = max(sizes)
             text = f"up to {most:,} inputs in a request (pack_inputs {PACKED})"
             found.append(self._change(text, scaled(loads, shares)))
         for text, options in other_limits(self._options, told):
-            found.append(self._change(text, loads, options=options))
+            found.append(self._change(text, self._as_sent(options), options=options))
         now = self._dollars(self._tier)
         for tier in _CHEAPER:
             then = self._dollars(tier)
@@ -220,16 +267,19 @@ class _Planner:
             return None
         return self._prices.of(group.url or self._options.request_url, group.model, tier)
 
-    def _dollars(self, tier: str, shares: Mapping[int, Shares] | None = None) -> float | None:
-        """What all requests cost with the answers that are reserved; ``None`` without a price for one."""
-        total = 0.0
+    def _costs(self, tier: str, shares: Mapping[int, Shares] | None = None) -> list[float | None]:
+        """What the requests of each group cost with the answers reserved; ``None`` without a price."""
+        found: list[float | None] = []
         for group in self._groups:
-            price = self._price(group, tier)
-            if price is None:
-                return None
-            left = (shares or {}).get(group.number, ALL)
-            total += _costs(price, group, left)[1]
-        return total if self._groups else None
+            price, left = self._price(group, tier), (shares or self._once).get(group.number, ALL)
+            found.append(None if price is None else _costs(price, group, left)[1])
+        return found
+
+    def _dollars(self, tier: str, shares: Mapping[int, Shares] | None = None) -> float | None:
+        """What all of them cost; ``None`` without a price for one."""
+        costs = self._costs(tier, shares)
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if costs and len(known) == len(costs) else None
 
     def _group(self, group: Group, repeated: Repeated) -> GroupPlan:
         inputs, reserved = group.tokens.spreads()

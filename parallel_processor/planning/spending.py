@@ -168,11 +168,17 @@ class Spending:
 
     # Attempts.
 
-    def reserve(self, pending: PendingRequest, on_room: Callable[[], None]) -> bool:
+    def reserve(
+        self,
+        pending: PendingRequest,
+        on_room: Callable[[], None],
+        divide: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Reserve what an attempt may use, which is about to be sent.
 
         False if it must wait while :attr:`is_short`, or if the run stops now. ``on_room`` is called at the
-        end of the wait.
+        end of the wait. Before the run stops, ``divide`` is called. If it is true, ``pending`` is smaller
+        now, and false is returned at once.
         """
         budget, asked, estimate = self._budget, self._asked(pending), pending.estimate
         assert estimate is not None
@@ -188,6 +194,8 @@ class Spending:
                 budget.wait(on_room)
                 return False
             if not budget.has_room(amount):
+                if not budget.in_flight and divide():
+                    return False
                 self._refused_at = budget.ended
                 if budget.in_flight:
                     budget.wait(on_room)

@@ -137,10 +137,12 @@ def write_report(path: Path, report: RunReport) -> None:
     write_whole(path, text, "report", is_last=not report.is_running)
 
 
-def write_whole(path: Path, text: str, what: str, *, is_last: bool = True) -> None:
+def write_whole(
+    path: Path, text: str, what: str, *, is_last: bool = True, level: int = logging.WARNING
+) -> None:
     """Have ``path`` hold ``text`` and nothing else. A pipe gets the last text only.
 
-    If that fails, a warning names ``what`` can't be written.
+    If that fails, a line in the log, at ``level``, names ``what`` can't be written.
     """
     try:
         path = path.resolve()
@@ -150,13 +152,12 @@ def write_whole(path: Path, text: str, what: str, *, is_last: bool = True) -> No
             path.write_bytes(text.encode())
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
-        _log.warning("can't write the %s %s: %s", what, path, reason)
+        _log.log(level, "can't write the %s %s: %s", what, path, reason)
 
 
 def summary_json(summary: Summary | None, **more: Any) -> str:
-    """``more`` and the summary's fields, as one line of JSON."""
-    fields = _plain(asdict(summary)) if summary is not None else {}
-    return json.dumps(more | fields)
+    """``more`` and the summary's fields, as one line of JSON; ``None`` is a run that did nothing."""
+    return json.dumps(more | _plain(asdict(summary or Summary())))
 
 
 def _page(report: RunReport) -> str:

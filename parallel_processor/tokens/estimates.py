@@ -79,7 +79,6 @@ class RequestKind:
         *,
         charges_use: bool = False,
         counts_cache: bool = True,
-        guesses: bool = True,
     ) -> None:
         self.endpoint, self.plain_cap, self.plain_output = endpoint, plain_cap, plain_output
         self.charges_use, self.counts_cache = charges_use, counts_cache
@@ -89,8 +88,7 @@ class RequestKind:
         self._lock = InterruptSafeLock()  # guards all that follows, and every change
         self._sizes: deque[int] = deque(maxlen=_KEPT)
         self._shares: deque[float] = deque(maxlen=_KEPT)
-        self._fresh = self._tokens = self._bytes = 0
-        self._counted = 0 if guesses else -math.inf
+        self._fresh = self._counted = self._tokens = self._bytes = 0
 
     def of_packs(self, count: int) -> RequestKind:
         """What is learned of ``count`` of these requests that are sent as one; nothing yet."""
@@ -135,7 +133,11 @@ def _most_of(values: Collection[_Number]) -> _Number:
 
 
 class CostEstimator:
-    """Estimates costs, and learns from responses. Any thread may call it."""
+    """Estimates costs, and learns from responses. Any thread may call it.
+
+    ``guesses`` is false where each prompt's own count is needed: for a budget, or for limits that may come
+    in mid-run, when the requests that are read ahead must have theirs.
+    """
 
     def __init__(self, options: Options) -> None:
         self._request_url = options.request_url
@@ -146,8 +148,8 @@ class CostEstimator:
         self._kinds: dict[tuple[str, str], RequestKind] = {}
         self._packed: dict[tuple[RequestKind, int], RequestKind] = {}  # several requests as one
         self._accounting = options.token_accounting
-        # A budget needs each prompt's own count.
-        self._guesses = options.max_cost == options.max_total_tokens == math.inf
+        is_unbounded = options.max_cost == options.max_total_tokens == math.inf
+        self.guesses = is_unbounded and not options.limits_by_model
 
     def url_and_model(self, request: Request) -> tuple[str, str]:
         """Where ``request`` goes, and the model that it, or that URL, names; empty if neither does."""
@@ -177,12 +179,12 @@ class CostEstimator:
         return Estimate(sum(inputs), cap, sum(outputs), kind)
 
     def guess(self, request: Request, model: str) -> Estimate | None:
-        """A guess that reads nothing of its body; ``None`` before enough of its kind were counted.
+        """A guess that reads nothing of its body; ``None`` if it is to be counted, as the first are.
 
         ``model`` is that of :meth:`url_and_model`.
         """
         kind = self._kind_of(request, model)
-        if kind.tokens_per_byte is None:
+        if kind.tokens_per_byte is None or not self.guesses:
             return None
         input_tokens = int(len(request.payload) * kind.tokens_per_byte)
         return Estimate(input_tokens, kind.plain_cap, kind.plain_output, kind)
@@ -206,7 +208,6 @@ class CostEstimator:
                 *self._output({}, endpoint),
                 charges_use=charges_use,
                 counts_cache=provider_of(key[0]).counts_cache,
-                guesses=self._guesses,
             )
             if len(self._kinds) < _MAX_KINDS:
                 kind = self._kinds.setdefault(key, kind)

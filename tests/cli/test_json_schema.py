@@ -106,9 +106,33 @@ def test_a_long_value_is_not_repeated_in_full() -> None:
             {"properties": {"age": {"pattern": "("}}},
             "$.properties.age.pattern: '(' is not a 'regex'",
         ),
-        ([], "FILE is no JSON Schema: $: [] is not"),
+        ([], "FILE is no JSON Schema: $: [] is not an object"),
+        ("null", "FILE is no JSON Schema: $: null is not an object"),
+        (1.5, "FILE is no JSON Schema: $: 1.5 is not an object"),
+        ({"schema": True}, "FILE: its 'schema' is not an object"),
+        ({"name": "a", "schema": "b"}, "FILE: its 'schema' is not an object"),
+        ({"$schema": []}, "FILE is no JSON Schema: $.$schema: [] is not a string"),
         ("{", "can't read the schema FILE: Expecting property name"),
         ({"$ref": "#"}, "FILE is no JSON Schema: it leads in a circle"),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, "it leads in a circle"),
+        ({"$dynamicRef": "https://x.example/y"}, "FILE: 'https://x.example/y' is not in it"),
+        ({"$ref": "http://["}, "FILE: 'http://[' is not in it"),
+        (
+            {
+                "dependencies": {"a": {"$ref": "#/definitions/b"}, "c": ["d"]},
+                "definitions": {"b": {"$id": "e", "type": "string"}},
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "$ref": "e",
+            },
+            "jsonschema can't use the schema FILE: 'list' object",
+        ),
+        ({"$ref": "#/title", "title": "a"}, "FILE: '#/title' is not in it"),
+        ({"properties": {"default": {"$ref": "x.json"}}}, "FILE: 'x.json' is not in it"),
+        ({"$defs": {"const": {"items": {"$ref": "x.json"}}}}, "FILE: 'x.json' is not in it"),
+        (
+            {"$ref": "#/parts/a", "parts": {"a": {"not": {"$ref": "x.json"}}}},
+            "FILE: 'x.json' is not in it",
+        ),
         ({"$ref": "#/$defs/x"}, "FILE: '#/$defs/x' is not in it, and nothing is fetched"),
         (
             {
@@ -161,6 +185,11 @@ def test_references_within_the_schema_are_followed(tmp_path: Path) -> None:
     with pytest.raises(NotOfSchema, match=r"\$\.name: 5"):
         check(chat('{"name": 5}'))
     AnswerSchema({"$ref": "http://json-schema.org/draft-07/schema#"})(chat(json.dumps(PERSON)))
+    inner = {"$id": "a/b", "$ref": "#/$defs/c", "$defs": {"c": {"$ref": "b"}}}
+    with pytest.raises(ConfigurationError, match="leads in a circle"):
+        AnswerSchema({"$id": "https://x.example/", "$ref": "a/b", "$defs": {"a": inner}})
+    draft_7 = {"$schema": "http://json-schema.org/draft-07/schema#"}
+    AnswerSchema(draft_7 | {"dependencies": {"a": {}, "name": ["age"]}})(chat(GOOD))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +203,7 @@ def test_references_within_the_schema_are_followed(tmp_path: Path) -> None:
 def test_the_schema_may_be_wrapped_as_a_request_has_it(wrapped: Any, tmp_path: Path) -> None:
     """Taken for a schema, the wrapping would let everything pass."""
     path = tmp_path / "schema.json"
-    path.write_text(json.dumps(wrapped))
+    path.write_text("\ufeff" + json.dumps(wrapped))  # as editors on Windows write it
     with pytest.raises(NotOfSchema):
         read_schema(str(path))(chat("{}"))
 

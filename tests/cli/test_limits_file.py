@@ -93,6 +93,17 @@ def test_an_entry_that_cant_work_is_refused(tmp_path: Path, entry: Any, message:
     assert message in found
 
 
+@pytest.mark.parametrize("pattern", ["", "@", "[", " "])
+def test_a_pattern_that_no_model_matches_is_refused(tmp_path: Path, pattern: str) -> None:
+    """It would be taken in the place of all limits that there are."""
+    assert f"the limits of {pattern!r} are those of no model" in refused(tmp_path, {pattern: {}})
+
+
+def test_the_mark_of_windows_editors_is_skipped(tmp_path: Path) -> None:
+    """A byte order mark stands for nothing."""
+    assert list(read(tmp_path, '\ufeff{"m": {}}')) == ["m"]
+
+
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"a"'])
 def test_a_file_without_patterns_is_refused(tmp_path: Path, content: str) -> None:
     """Limits must be for something."""
@@ -188,6 +199,21 @@ def test_a_file_behind_a_link_is_followed(processor: Processor, tmp_path: Path) 
     os.replace(tmp_path / "next", link)
     watch.look()
     assert in_force(processor) == [("*", 108.0)]
+
+
+def test_a_pipe_in_the_files_place_holds_nothing_up(
+    processor: Processor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody writes to it, so a read would never end; the limits of before hold."""
+    path = tmp_path / "limits.json"
+    watch = LimitsWatch(path, processor)
+    path.unlink()
+    os.mkfifo(path)
+    for _ in range(3):
+        watch.look()
+    (record,) = caplog.records
+    assert f"can't read the limits in {path}: it is no file any more" in record.message
+    assert in_force(processor) == [("*", 540.0)]
 
 
 @pytest.mark.parametrize("wrong", ["{", '{"*": {"rpm": 5}}', None])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run, write_lines
+from commands import command, environment, run, write_lines
 
 from parallel_processor.cli.flags import ROWS
 from parallel_processor.cli.main import main
@@ -83,7 +84,12 @@ def test_a_sample_says_how_sure_it_is(capsys: pytest.CaptureFixture[str], source
     ("words", "expected"),
     [
         (["--requests_filepath", "nowhere.jsonl"], "can't read nowhere.jsonl"),
-        (["--sample", "1"], "sample must be at least 2"),
+        (["--sample", "1"], "error: --sample must be a whole number of at least 2, not 1"),
+        (["--latency", "-1"], "error: --latency must be at least 0, not -1.0"),
+        (["--latency", "inf"], "error: --latency must be at most 1,000,000 seconds, not inf"),
+        (["--latency", "nan"], "error: --latency must be a number"),
+        (["--processes", "0"], "error: --processes must be a whole number of at least 1, not 0"),
+        (["--processes", "65"], "error: --processes must be at most 64, not 65"),
         (["--max_workers", "0"], "--max_workers must be"),
         (["--no_such_flag"], "unknown flag --no_such_flag"),
     ],
@@ -114,6 +120,31 @@ def test_results_that_a_run_would_refuse_are_exit_code_2(
     assert "notes.txt holds no records" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("save", "words"), [("missing/out.jsonl", "No such file or directory"), (".", "Is a directory")]
+)
+def test_results_that_can_not_be_written_are_exit_code_2(
+    save: str, words: str, capsys: pytest.CaptureFixture[str], source: Path, tmp_path: Path
+) -> None:
+    """The run would end there, too."""
+    path = tmp_path / save
+    for more in ([], ["--overwrite"]):
+        given = ["--requests_filepath", str(source), "--save_filepath", str(path), *TO, *more]
+        assert main(["plan", *given]) == 2
+        assert f"can't write {path}: {words}" in capsys.readouterr().err
+
+
+def test_a_plan_that_can_not_be_printed_is_exit_code_1(source: Path) -> None:
+    """A script would take what is there for the whole."""
+    line = " ".join(command("plan", "--requests_filepath", source, *TO))
+    for where, words in (("/dev/full", "No space left on device"), ("&-", "it is closed")):
+        done = subprocess.run(
+            ["bash", "-c", f"{line} >{where}"], capture_output=True, text=True, env=environment()
+        )
+        assert done.returncode == 1
+        assert done.stderr == f"error: can't write to standard output: {words}\n"
+
+
 def test_it_takes_all_flags_of_the_run() -> None:
     """So that the word in front is all that differs."""
     known = {action.dest for action in build_plan_parser()._actions}
@@ -133,6 +164,33 @@ def test_several_keys_are_several_accounts(
         for more in ([], ["--api_key_file", keys])
     ]
     assert times[0] == pytest.approx(2 * times[1], rel=0.02)
+
+
+def test_it_uses_the_prices_that_are_installed(
+    capsys: pytest.CaptureFixture[str], source: Path
+) -> None:
+    """As the run does, for the budget, too."""
+    pytest.importorskip("genai_prices")
+    words = ("--requests_filepath", source, *TO, "--max_cost", 1e-9)
+    _, text = planned(capsys, *words)
+    assert "money: $0.0" in text
+    assert "sent to a Batch API (to-batch)" in text
+    assert "--max_cost is less than that" in text
+
+
+def test_what_a_budget_has_against_a_job_is_said(
+    capsys: pytest.CaptureFixture[str], source: Path, tmp_path: Path
+) -> None:
+    """A model without a price, and what was spent before."""
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"other": {"input": 1, "output": 1}}')
+    source.with_name("in_results.jsonl.spent").write_text('{"cost": 2.5, "tokens": 1000}')
+    write_lines(source, [chat("a", model="own")])
+    words = ("--requests_filepath", source, *TO, "--prices", prices, "--max_cost", 2)
+    _, text = planned(capsys, *words)
+    assert "The run sends nothing for own, and stops there: --max_cost needs a price." in text
+    assert "spent by earlier runs: $2.50 and 1,000 tokens" in text
+    assert "The run may end before it is through: --max_cost is less than that." in text
 
 
 def test_small_amounts_keep_their_digits() -> None:

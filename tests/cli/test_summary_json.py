@@ -106,6 +106,33 @@ def test_an_interrupted_run_says_so(source: Path) -> None:
     found = line_of(out)
     assert process.returncode == found["exit_code"] == 143
     assert (found["stop_cause"], found["answered"], found["left"]) == ("caller", 3, 7)
+    assert found["error"] == found["stop_reason"] == "interrupted by SIGTERM"
+
+
+def test_a_killed_run_leaves_no_summary_of_an_earlier_one(source: Path, tmp_path: Path) -> None:
+    """Else a script would read that all went well."""
+    path, room = tmp_path / "summary.json", Room(answers=0)
+    path.write_text('{"exit_code": 0}\n')
+    with RawServer(room) as server:
+        line = command(*words(source, server, "--summary_json", path))
+        with subprocess.Popen(line, stderr=subprocess.DEVNULL, env=environment()) as process:
+            room.wait_for(1)
+            process.kill()
+        room.opened.set()
+    assert not path.exists()
+
+
+def test_a_summary_that_cannot_be_written_is_an_error(source: Path) -> None:
+    """In the log, also where that has errors alone; the exit code is that of the run."""
+    with RawServer(answer_all) as server:
+        more = ("--summary_json", "/dev/full", "--logging_level", 40)
+        done = run(*words(source, server, *more))
+    assert done.returncode == 0
+    assert "ERROR can't write the summary /dev/full: No space left on device" in done.stderr
+    line = " ".join(command("--requests_filepath", "missing.jsonl", "--summary_json", "-"))
+    done = subprocess.run(["bash", "-c", f"{line} >/dev/full"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "can't write to standard output: No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,13 +140,14 @@ def test_an_interrupted_run_says_so(source: Path) -> None:
     [("--max_workers", 0), ("--limits", "missing.json"), ("--requests_filepath", "missing.jsonl")],
 )
 def test_a_run_that_could_not_begin_says_why(more: tuple[object, ...], source: Path) -> None:
-    """The error is that of the log, and there are no counts."""
+    """The error is that of the log, and the counts are those of a run that did nothing."""
     given = () if "--requests_filepath" in more else ("--requests_filepath", source)
     done = run(*given, *more, "--summary_json", "-")
     found = line_of(done.stdout)
     assert done.returncode == found["exit_code"] == 2
     assert found["error"] and found["error"] in done.stderr
-    assert "answered" not in found
+    assert {each.name for each in fields(Summary)} < set(found)
+    assert (found["answered"], found["left"], found["stop_cause"]) == (0, None, "")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +166,14 @@ def test_a_run_that_could_not_begin_says_why(more: tuple[object, ...], source: P
             ("--limits", "{folder}/l", "--summary_json", "{folder}/l"),
             "another file of this command",
         ),
+        (
+            ("--header", "@{folder}/h", "--summary_json", "{folder}/h"),
+            "another file of this command",
+        ),
+        (
+            ("--ca_bundle", "{folder}/c", "--summary_json", "{folder}/c"),
+            "another file of this command",
+        ),
         (("--summary_json", "{folder}/missing/summary.json"), "does not exist"),
         (("--summary_json", "{folder}"), "is a directory"),
     ],
@@ -154,6 +190,31 @@ def test_it_never_takes_the_place_of_another_file(
     assert done.stdout == ""
     assert source.read_bytes() == before
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "words"),
+    [
+        ("*.jsonl", "in.jsonl", "another file of this command"),
+        ("*.jsonl", "linked.json", "another file of this command"),
+        ("../*/*.jsonl", "new.jsonl", "has a name that --requests_filepath"),
+        ("**/*.jsonl", "new.jsonl", "has a name that --requests_filepath"),
+        ("**", "new.json", "has a name that --requests_filepath"),
+    ],
+)
+def test_a_pattern_stands_for_its_files(
+    pattern: str, name: str, words: str, source: Path, tmp_path: Path
+) -> None:
+    """Neither is one of them replaced, nor is the summary the next run's file of requests."""
+    before = source.read_bytes()
+    (tmp_path / "linked.json").symlink_to(source)
+    requests, path = tmp_path / pattern, tmp_path / name
+    save = tmp_path.parent / f"{tmp_path.name}.results"
+    done = run("--requests_filepath", requests, "--save_filepath", save, "--summary_json", path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert source.read_bytes() == before
+    assert not (tmp_path / "new.jsonl").exists()
 
 
 def test_results_on_standard_output_by_default_are_refused_too(source: Path) -> None:

@@ -680,6 +680,22 @@ def test_the_start_is_careful(waits_s: list[float], is_answered: bool, sent: int
     assert (room.dispatcher.credits.full_cause is WaitCause.MAX_WORKERS) == is_open
 
 
+@pytest.mark.parametrize(
+    ("inputs", "waits_s", "sent"),
+    [(10, [], 1), (10, [0.05], 5), (10, [0.05, 0.95], 100), (60, [0.94], 1), (60, [0.95], 100)],
+)
+def test_the_start_of_packs_is_careful_too(inputs: int, waits_s: list[float], sent: int) -> None:
+    """As many inputs are in flight as others have requests, but at least one pack."""
+    room, bucket = Room(ByHand, max_workers=100, inputs=inputs), bucket_of()
+    for number in range(120):
+        room.put(number, bucket)
+    for wait_s in (0.0, *waits_s):
+        room.clock.now_s += wait_s
+        for _ in range(120):
+            room.dispatcher.turn()
+    assert len(room.sent) == sent
+
+
 @pytest.mark.parametrize("slack", [0, 10])
 def test_what_was_skipped_counts_until_it_is_on_record(slack: int) -> None:
     """What can't be sent bounds the reading as the others do, but for the slack of a writer."""

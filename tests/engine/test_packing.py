@@ -238,26 +238,75 @@ def test_a_mistake_in_all_requests_stops_the_run(source: Path, tmp_path: Path) -
     assert len(embedder.asked) < 60
 
 
-def test_an_answer_that_tells_nothing_is_bought_twice_at_most(
-    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its members are sent alone, and so is all that comes later."""
-    asked: list[int] = []
+Rows = list[dict[str, Any]]
 
-    def script(visit: Visit) -> None:
+
+def first_alone(rows: Rows) -> Rows:
+    """The first one's, whatever was asked."""
+    return rows[:1]
+
+
+def all_first(rows: Rows) -> Rows:
+    """Each says that it is the first one's."""
+    return [{**row, "index": 0} for row in rows]
+
+
+def no_numbers(rows: Rows) -> Rows:
+    """Indexes that are texts."""
+    return [{**row, "index": str(row["index"])} for row in rows]
+
+
+class Mixing:
+    """A script for a server: its answers to lists are changed by ``mix``, and charged for in full."""
+
+    def __init__(self, mix: Callable[[Rows], Rows]) -> None:
+        self._mix = mix
+        self.sizes: list[int] = []
+
+    def __call__(self, visit: Visit) -> None:
         while visit.read():
             given = json.loads(visit.body)["input"]
-            count = len(given) if isinstance(given, list) else 1
-            asked.append(count)
-            data = [{"embedding": [1.0]} for _ in range(count)]
-            visit.answer(json.dumps({"data": data, "embeddings": {"float": [[1.0]]}}).encode())
+            given = given if isinstance(given, list) else [given]
+            self.sizes.append(len(given))
+            rows = [{"index": i, "embedding": vector(each)} for i, each in enumerate(given)]
+            data = self._mix(rows) if len(rows) > 1 else rows
+            usage = {"prompt_tokens": len(given), "total_tokens": len(given)}
+            visit.answer(json.dumps({"data": data, "usage": usage}).encode())
 
+
+@pytest.mark.parametrize("mix", [first_alone, all_first, no_numbers])
+def test_a_server_that_mixes_lists_up_gets_few_of_them(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, mix: Callable[[Rows], Rows]
+) -> None:
+    """Each such answer is charged. So none is asked for again, and the packs that wait come apart."""
+    mixing, save = Mixing(mix), tmp_path / "out.jsonl"
+    write_lines(source, rows(400))
     settings: dict[str, Any] = {"pack_inputs": 20, "max_workers": 1}
-    with RawServer(script) as server, processor(server.url, **settings) as made:
-        summary = made.process_file(source, tmp_path / "out.jsonl", progress=False)
-    assert (summary.answered, summary.failed) == (60, 0)
-    assert sorted(asked) == [1] * 60 + [20]
+    with RawServer(mixing) as server, processor(server.url, **settings) as made:
+        summary = made.process_file(source, save, progress=False)
+    assert (summary.answered, summary.failed) == (400, 0)
+    found = {text: answer[0]["embedding"] for text, answer in vectors_of(save).items()}
+    assert found == {f"text {n}": vector(f"text {n}") for n in range(400)}
+    assert [size for size in mixing.sizes if size > 1] == [20, 10, 5, 3, 2]
+    assert summary.attempts == len(mixing.sizes) == 405
     assert caplog.text.count("are sent alone from now on") == 1
+
+
+def test_one_input_whose_part_is_missing_costs_no_other_pack(source: Path, tmp_path: Path) -> None:
+    """Its pack is halved until it is alone; as many came apart before, so packs stay as large."""
+    bad = vector("text 50")
+
+    def drop_bad(rows: Rows) -> Rows:
+        return [row for row in rows if row["embedding"] != bad]
+
+    mixing, save = Mixing(drop_bad), tmp_path / "out.jsonl"
+    write_lines(source, rows(160))
+    settings: dict[str, Any] = {"pack_inputs": 16, "max_workers": 1}
+    with RawServer(mixing) as server, processor(server.url, **settings) as made:
+        summary = made.process_file(source, save, progress=False)
+    assert (summary.answered, summary.failed) == (160, 0)
+    assert mixing.sizes.count(16) == 10
+    assert len(mixing.sizes) == 10 + 2 * 4
 
 
 def test_validate_judges_each_member(source: Path, tmp_path: Path) -> None:
@@ -327,6 +376,32 @@ class _Noting:
         given = body["input"]
         self._noted.append((body["model"], len(given) if isinstance(given, list) else 1))
         return True
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_pack_that_exceeds_the_budget_comes_apart(
+    source: Path, tmp_path: Path, fails: bool
+) -> None:
+    """Its parts use what is left, down to single inputs; so it is for one that is sent again."""
+    failed = threading.Event()
+
+    def refuse(inputs: list[Any]) -> str | None:
+        is_first = fails and not failed.is_set()
+        failed.set()
+        return "500 Internal Server Error" if is_first else None
+
+    embedder = Embedder(refuse)
+    backoff = RetryPolicy(backoff_initial_s=0.05)
+    settings: dict[str, Any] = {"pack_inputs": 30, "max_total_tokens": 90, "retry": backoff}
+    with RawServer(embedder) as server, processor(server.url, max_workers=1, **settings) as made:
+        with pytest.raises(RunStoppedError, match="max_total_tokens is 90: 8[6-9] are") as raised:
+            made.process_file(source, tmp_path / "out.jsonl", progress=False)
+    summary = raised.value.summary
+    assert summary is not None
+    assert 86 <= 2 * summary.answered == summary.used_tokens <= 90
+    assert summary.answered + summary.left == 60
+    assert summary.attempts == len(embedder.sizes)
+    assert not threads()
 
 
 @pytest.mark.parametrize("window", [3, 4096])

@@ -272,6 +272,44 @@ def test_an_answer_that_does_not_tell_is_not_taken_apart(answer: Any) -> None:
     assert take_apart(pack, response(answer)) is None
 
 
+@pytest.mark.parametrize(
+    "indexes",
+    [
+        ["0", "1", "2", "3"],
+        [0, 1, 2, None],  # it has none
+        [0, 1, 2, "x"],
+        [0, 1, 2, True],
+        [0, 1, 1, 2],
+        [0, 0, 1, 1],  # of the choice within its prompt: prompts may be mixed
+        [0, 1, 2, 4],
+        [0, 1, 2, 2.5],
+    ],
+)
+def test_indexes_that_do_not_give_each_row_its_place_tell_nothing(indexes: list[Any]) -> None:
+    """The order of the list is no help: whoever writes indexes may have mixed it."""
+    vectors = packed(EMBEDDINGS, *({"model": "m", "input": text} for text in "abcd"))
+    two_each = packed(COMPLETIONS, *({"model": "m", "prompt": text, "n": 2} for text in "ab"))
+    rows = [{} if index is None else {"index": index} for index in indexes]
+    assert take_apart(vectors, response({"data": rows})) is None
+    assert take_apart(two_each, response({"choices": rows})) is None
+
+
+def test_a_row_with_two_indexes_tells_nothing() -> None:
+    """Its text is all that shows it."""
+    pack = packed(EMBEDDINGS, {"model": "m", "input": "a"}, {"model": "m", "input": "b"})
+    text = '{"data": [{"index": 1, "index": 0}, {"index": 1}]}'
+    assert take_apart(pack, response(json.loads(text), text=text)) is None
+
+
+@pytest.mark.parametrize("indexes", [[2.0, 0.0, 1.0], [3, 1, 2], [1, -1, 0]])
+def test_whole_numbers_without_a_gap_are_an_order(indexes: list[Any]) -> None:
+    """Wherever they begin, and however they are written."""
+    pack = packed(EMBEDDINGS, *({"model": "m", "input": text} for text in "abc"))
+    rows = [{"index": index, "of": text} for index, text in zip(indexes, "cab", strict=True)]
+    found = [value["data"] for value in values(apart(pack, {"data": rows}))]
+    assert found == [[{"index": 0, "of": text}] for text in "abc"]
+
+
 def test_all_members_have_the_failure_of_a_pack() -> None:
     """Each in its own name."""
     pack = packed(EMBEDDINGS, {"model": "m", "input": "a"}, {"model": "m", "input": "b"})

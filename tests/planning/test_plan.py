@@ -184,6 +184,48 @@ def test_a_budget_that_is_too_small_is_named(tmp_path: Path) -> None:
     assert plan_of(tmp_path, rows, prices=prices, **bounds).exceeded == ()
 
 
+def test_what_earlier_runs_have_spent_counts(tmp_path: Path) -> None:
+    """The records say it, and the file beside them; the run's bounds are for all runs together."""
+    path = write_lines(
+        tmp_path / "in.jsonl", [chat("a", max_tokens=100), chat("b", max_tokens=100)]
+    )
+    usage = {"prompt_tokens": 1_000, "completion_tokens": 500}
+    answer = {"choices": [{"message": {"content": "c"}}], "usage": usage}
+    write_lines(tmp_path / "in_results.jsonl", [[chat("a", max_tokens=100), answer]])
+    settings: Any = {"request_url": CHAT, "prices": {"*": {"input": 1.0, "output": 2.0}}}
+    plan = plan_file(path, **settings)
+    assert (plan.requests, plan.cost_before, plan.tokens_before) == (1, 0, 0)  # nobody asks
+    settings |= {"max_total_tokens": 1_600}
+    plan = plan_file(path, **settings, max_cost=0.0022)
+    assert (plan.cost_before, plan.tokens_before) == (pytest.approx(0.002), 1_500)
+    assert plan.exceeded == ("max_cost", "max_total_tokens")
+    assert plan_file(path, **settings, max_cost=0.0023).exceeded == ("max_total_tokens",)
+    ledger = write_texts(tmp_path / "in_results.jsonl.spent", '{"cost": 0.001, "tokens": 50}')
+    before = ledger.read_bytes(), ledger.stat().st_mtime_ns
+    plan = plan_file(path, **settings, max_cost=0.0023)
+    assert (plan.cost_before, plan.tokens_before) == (pytest.approx(0.003), 1_550)
+    assert plan.exceeded == ("max_cost", "max_total_tokens")
+    assert (ledger.read_bytes(), ledger.stat().st_mtime_ns) == before
+    assert plan_file(path, overwrite=True, **settings, max_cost=0.0023).exceeded == ()
+
+
+def test_a_model_that_a_budget_can_not_price_is_named(tmp_path: Path) -> None:
+    """The run stops before its first request."""
+    rows = [chat("a", max_tokens=5), chat("b", max_tokens=5, model="own")]
+    settings: Any = {"prices": {"gpt*": {"input": 1.0, "output": 2.0}}}
+    assert plan_of(tmp_path, rows, **settings, max_cost=5).unpriced == ("own",)
+    assert plan_of(tmp_path, rows, **settings).unpriced == ()
+    assert plan_of(tmp_path, rows, **settings, max_cost=1e-5).exceeded == ("max_cost",)
+
+
+def test_a_budget_is_for_what_is_sent(tmp_path: Path) -> None:
+    """With ``dedupe``, equal lines cost once."""
+    settings: Any = {"prices": {"*": {"input": 1.0, "output": 2.0}}, "max_cost": 0.003}
+    rows = [chat("a", max_tokens=1_000)] * 2
+    assert plan_of(tmp_path, rows, **settings).exceeded == ("max_cost",)
+    assert plan_of(tmp_path, rows, **settings, dedupe=True).exceeded == ()
+
+
 def test_a_cheaper_tier_and_dedupe_change_the_price(tmp_path: Path) -> None:
     """By what the file of prices says."""
     prices = {"gpt*@flex": {"input": 0.5, "output": 1.0}, "gpt*": {"input": 1.0, "output": 2.0}}
@@ -216,6 +258,20 @@ def test_it_says_what_packing_and_other_limits_would_change(tmp_path: Path) -> N
     assert more_tokens.seconds == pytest.approx(plan.forecast.seconds)
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (1e300, "2,000,000,"),
+        (1e-9, "2e-09 requests a minute instead of 1e-09"),
+        (4, "8 requests a minute"),
+    ],
+)
+def test_the_oddest_limits_can_be_doubled(tmp_path: Path, limit: float, words: str) -> None:
+    """Whatever a run takes is planned."""
+    changes = plan_of(tmp_path, [chat("a")], limits=Limits(requests_per_minute=limit)).changes
+    assert any(each.what.startswith(words) for each in changes)
+
+
 def test_packs_are_planned_as_they_are_sent(tmp_path: Path) -> None:
     """A hundred together, or with ``auto`` as many as there are tokens for, if requests bind."""
     rows = [embedding(f"text {number}") for number in range(1_200)]
@@ -227,6 +283,16 @@ def test_packs_are_planned_as_they_are_sent(tmp_path: Path) -> None:
     few = Limits(requests_per_minute=120, tokens_per_minute=12_000)
     auto = plan_of(tmp_path, rows, EMBEDDINGS, limits=few, pack_inputs="auto")
     assert auto.hourly["requests"] == pytest.approx(1_200 / 33 / 60, rel=0.1)
+    of_tokens = next(each for each in auto.changes if "24,000 tokens" in each.what)
+    more = Limits(requests_per_minute=120, tokens_per_minute=24_000)  # larger packs
+    planned = plan_of(tmp_path, rows, EMBEDDINGS, limits=more, pack_inputs="auto")
+    assert of_tokens.requests == pytest.approx(planned.hourly["requests"] * 60)
+    assert of_tokens.seconds == pytest.approx(planned.forecast.seconds)
+    assert not any("pack_inputs" in change.what for change in auto.changes)
+    few_requests = Limits(requests_per_minute=60, tokens_per_minute=1e6)
+    one = plan_of(tmp_path, rows[:100], EMBEDDINGS, limits=few_requests, pack_inputs="auto")
+    assert one.hourly["requests"] == 1 / 60
+    assert not any("pack_inputs" in change.what for change in one.changes)
     slow = Limits(requests_per_minute=60_000, tokens_per_minute=1_000)
     alone = plan_of(tmp_path, rows, EMBEDDINGS, limits=slow, pack_inputs="auto")
     assert alone.hourly["requests"] == 1_200 / 60

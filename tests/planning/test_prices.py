@@ -78,7 +78,7 @@ def test_litellms_table_is_read_as_it_is(tmp_path: Path) -> None:
             ],
         },
     }
-    path.write_text(json.dumps(entries), "utf-8-sig")  # as some editors save it
+    path.write_text("\ufeff" + json.dumps(entries), "utf-8")  # a mark that editors write
 
     def cost(model: str, tokens: int, tier: str = "", url: str = URL) -> float:
         price = priced(path, model, tier, url)

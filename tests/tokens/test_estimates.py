@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parallel_processor.files.formats import made_request
 from parallel_processor.models import Attempt, AttemptStatus, Endpoint, Request, Response
-from parallel_processor.options import Options
+from parallel_processor.options import Limits, Options
 from parallel_processor.tokens.counter import TokenCounter
 from parallel_processor.tokens.estimates import Cost, CostEstimator, RequestKind
 
@@ -283,6 +283,14 @@ def test_prompts_are_guessed_once_a_hundred_were_counted() -> None:
     guess = prices.guess(embeddings, "")
     assert guess is not None
     assert prices.cost(guess).output_tokens == 0
+
+
+def test_each_prompt_is_counted_where_limits_may_come() -> None:
+    """What is read ahead has its own maximum by then."""
+    prices = estimator(limits_by_model={"*": Limits(requests_per_minute=600)})
+    for _ in range(100):
+        prices.estimate(chat())
+    assert prices.guess(chat(), "gpt-4o") is None
 
 
 def test_what_is_guessed_and_counted_learns_from_the_same_answers() -> None:
