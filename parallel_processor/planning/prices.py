@@ -87,7 +87,11 @@ class Price:
 
 
 class Prices:
-    """The prices of all models. Any thread may call it."""
+    """The prices of all models. Any thread may call it.
+
+    Attributes:
+        uses_package: whether models that the table doesn't have are looked up in genai-prices.
+    """
 
     def __init__(self, table: PriceTable | None = None, *, uses_package: bool = False) -> None:
         """Take the prices of ``table``; for other models those of genai-prices, if it is to be used.
@@ -95,6 +99,7 @@ class Prices:
         Raises :class:`ConfigurationError` if that package is not installed.
         """
         self._table = table or PriceTable()
+        self.uses_package = uses_package
         self._package = _load_package() if uses_package else None
         self._found: dict[tuple[str, str, str], Price | None] = {}
 

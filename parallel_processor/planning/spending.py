@@ -184,7 +184,8 @@ class Spending:
         assert estimate is not None
         with budget.lock:
             if budget.bound.cost < float("inf") and budget.tariff.price(asked) is None:
-                self._stop(_no_price(asked))
+                text = budget.tariff.no_price(asked)
+                self._stop(RunStoppedError(text, StopCause.PRICE, models=(asked.model,)))
                 return False
             amount = budget.tariff.most(asked, estimate)
             likely = budget.tariff.likely(asked, estimate, amount)
@@ -200,7 +201,8 @@ class Spending:
                 if budget.in_flight:
                     budget.wait(on_room)
                 else:
-                    self._stop(RunStoppedError(budget.why_not(amount), StopCause.BUDGET))
+                    text = budget.why_not(amount, pending.request.number)
+                    self._stop(RunStoppedError(text, StopCause.BUDGET))
                 return False
             budget.reserve(amount)
             self._in_flight[pending] = _Reserved(amount, likely, excess)
@@ -356,10 +358,3 @@ def _pair_key(request: Request, response: Response) -> bytes | None:
         if not isinstance(data, dict) or not (data.get("id") or data.get("responseId")):
             return None
     return hashlib.blake2b(asked + response.body, digest_size=16).digest()
-
-
-def _no_price(asked: Asked) -> RunStoppedError:
-    model = asked.model or "requests that name no model"
-    tier = f" in the {asked.tier} tier" if asked.tier else ""
-    text = f"max_cost is set, and there is no price for {model}{tier}: give one in a file of prices"
-    return RunStoppedError(text, StopCause.PRICE, models=(asked.model,))
