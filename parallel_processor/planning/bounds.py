@@ -46,7 +46,8 @@ class FailureBound:
             self._failed += count
             failed = self._failed
         if failed > self._most:
-            text = f"{failed:,} requests have failed, and max_failures is {self._most:,.0f}"
+            number = "1 request has" if failed == 1 else f"{failed:,} requests have"
+            text = f"{number} failed, and max_failures is {self._most:,.0f}"
             self._stop(RunStoppedError(text, StopCause.BUDGET))
         elif self._share < math.inf:
             ended = max(self._ended(), failed)

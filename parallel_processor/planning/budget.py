@@ -32,10 +32,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from parallel_processor.exceptions import ConfigurationError
 from parallel_processor.options import Options
 from parallel_processor.planning.costs import Spent
 from parallel_processor.planning.prices import Prices, find_prices
-from parallel_processor.planning.tariff import Tariff
+from parallel_processor.planning.tariff import Asked, Tariff
 from parallel_processor.runtime.locks import InterruptSafeLock
 
 _ROUNDING = 1e-9  # of a bound: sums of fractions
@@ -79,15 +80,15 @@ class Budget:
         pairs = enumerate(zip(whole, self.bound, strict=True))
         return [number for number, (used, most) in pairs if used > most * (1 + _ROUNDING)]
 
-    def why_not(self, amount: Spent) -> str:
-        """Why an attempt can't be sent that may use ``amount``."""
+    def why_not(self, amount: Spent, number: int) -> str:
+        """Why an attempt can't be sent that may use ``amount``, of the request with this number."""
         if 0 in self._lacking(amount):
             most, spent, more = (each.cost for each in (self.bound, self.spent, amount))
-            what = f"${spent:,.6g} are spent, and the next request may cost ${more:,.6g}"
+            what = f"${spent:,.6g} are spent, and request {number:,} may cost ${more:,.6g}"
             return f"max_cost is ${most:,.10g}: {what}"
         most, spent, more = (each.tokens for each in (self.bound, self.spent, amount))
-        what = f"{spent:,.0f} are used, and the next request may use {more:,.0f}"
-        return f"max_total_tokens is {most:,.0f}: {what}"
+        what = f"{spent:,.0f} are used, and request {number:,} may use {more:,.0f}"
+        return f"max_total_tokens is {most:,.10g}: {what}"
 
     def reserve(self, amount: Spent) -> None:
         """An attempt is about to be sent."""
@@ -133,6 +134,15 @@ def _prices(options: Options) -> Prices | None:
 
 
 def make_budget(options: Options) -> Budget | None:
-    """The budget of a processor; ``None`` if nobody asks what its requests cost."""
+    """The budget of a processor; ``None`` if nobody asks what its requests cost.
+
+    Raises :class:`ConfigurationError` if a bound of money can't be kept with the fallback.
+    """
     budget = Budget(options)
+    if options.max_cost < math.inf and options.fallback_model:
+        url, tiers = options.fallback_url or options.request_url, options.service_tiers
+        tier = tiers[-1] if tiers and not options.fallback_url else ""
+        asked = Asked(url, options.fallback_model, tier)
+        if budget.tariff.price(asked) is None:
+            raise ConfigurationError(budget.tariff.no_price(asked))
     return budget if budget.is_bounded or budget.tariff.prices is not None else None

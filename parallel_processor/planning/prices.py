@@ -70,6 +70,9 @@ class Price:
         ``input_tokens`` is the whole prompt: tokens read from a cache and those written to one are in it.
         """
         rates = self.rates(input_tokens)
+        if not (cached_tokens or cache_write_tokens or cache_write_1h_tokens):
+            tokens = rates.input * input_tokens + rates.output * output_tokens
+            return self.per_request + tokens / _MILLION
         plain = input_tokens - cached_tokens - cache_write_tokens - cache_write_1h_tokens
         total = rates.input * max(plain, 0) + rates.output * output_tokens
         total += rates.cached_input * cached_tokens + rates.cache_write * cache_write_tokens
@@ -84,7 +87,11 @@ class Price:
 
 
 class Prices:
-    """The prices of all models. Any thread may call it."""
+    """The prices of all models. Any thread may call it.
+
+    Attributes:
+        uses_package: whether models that the table doesn't have are looked up in genai-prices.
+    """
 
     def __init__(self, table: PriceTable | None = None, *, uses_package: bool = False) -> None:
         """Take the prices of ``table``; for other models those of genai-prices, if it is to be used.
@@ -92,6 +99,7 @@ class Prices:
         Raises :class:`ConfigurationError` if that package is not installed.
         """
         self._table = table or PriceTable()
+        self.uses_package = uses_package
         self._package = _load_package() if uses_package else None
         self._found: dict[tuple[str, str, str], Price | None] = {}
 

@@ -184,7 +184,8 @@ class Spending:
         assert estimate is not None
         with budget.lock:
             if budget.bound.cost < float("inf") and budget.tariff.price(asked) is None:
-                self._stop(_no_price(asked))
+                text = budget.tariff.no_price(asked)
+                self._stop(RunStoppedError(text, StopCause.PRICE, models=(asked.model,)))
                 return False
             amount = budget.tariff.most(asked, estimate)
             likely = budget.tariff.likely(asked, estimate, amount)
@@ -200,7 +201,8 @@ class Spending:
                 if budget.in_flight:
                     budget.wait(on_room)
                 else:
-                    self._stop(RunStoppedError(budget.why_not(amount), StopCause.BUDGET))
+                    text = budget.why_not(amount, pending.request.number)
+                    self._stop(RunStoppedError(text, StopCause.BUDGET))
                 return False
             budget.reserve(amount)
             self._in_flight[pending] = _Reserved(amount, likely, excess)
@@ -287,9 +289,11 @@ class Spending:
         attempt: Attempt | BaseException,
         reserved: Spent,
     ) -> Spent:
-        tariff, use = self._budget.tariff, None
+        tariff, use, tier, price = self._budget.tariff, None, "", None
         if isinstance(attempt, Attempt) and attempt.response is not None:
-            needs_all = self.is_bounded or tariff.price(asked) is not None
+            tier = tier_of(attempt.response)
+            price = tariff.price(asked, tier)
+            needs_all = price is not None or self.is_bounded
             use = use_of(attempt.response) if needs_all else counted_use(attempt)
         if use is None or not isinstance(attempt, Attempt) or attempt.response is None:
             if not may_be_charged(attempt):
@@ -298,9 +302,9 @@ class Spending:
             return reserved
         if not use.input_tokens:
             use = tariff.with_prompt(use, asked, estimate)
-        tier = tier_of(attempt.response)
-        price = tariff.price(asked, tier)
-        row = self._rows.setdefault((asked.model, tier or asked.tier), _Row())
+        key = asked.model, tier or asked.tier
+        if (row := self._rows.get(key)) is None:
+            row = self._rows[key] = _Row()
         row.answers += 1
         row.input_tokens += use.input_tokens
         row.output_tokens += use.output_tokens
@@ -354,10 +358,3 @@ def _pair_key(request: Request, response: Response) -> bytes | None:
         if not isinstance(data, dict) or not (data.get("id") or data.get("responseId")):
             return None
     return hashlib.blake2b(asked + response.body, digest_size=16).digest()
-
-
-def _no_price(asked: Asked) -> RunStoppedError:
-    model = asked.model or "requests that name no model"
-    tier = f" in the {asked.tier} tier" if asked.tier else ""
-    text = f"max_cost is set, and there is no price for {model}{tier}: give one in a file of prices"
-    return RunStoppedError(text, StopCause.PRICE, models=(asked.model,))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from parallel_processor.models import Attempt, AttemptStatus, Estimate, Response
 from parallel_processor.planning.costs import Spent
-from parallel_processor.planning.prices import Price, Prices
+from parallel_processor.planning.prices import INSTALL, Price, Prices
 from parallel_processor.providers.dialects import answered_tier
 from parallel_processor.providers.usage import Use, read_use, text_member
 
@@ -85,6 +85,14 @@ class Tariff:
         found = [self.prices.of(asked.url, asked.model, each) for each in tiers]
         known = [price for price in found if price is not None]
         return max(known, key=lambda price: price.rates()[:2], default=None)
+
+    def no_price(self, asked: Asked) -> str:
+        """Says that there is none, and how to give it."""
+        model = asked.model or "requests that name no model"
+        tier = f" in the {asked.tier} tier" if asked.tier else ""
+        text = f"max_cost is set, and there is no price for {model}{tier}: give one in a file of prices"
+        has_package = self.prices is not None and self.prices.uses_package
+        return text if has_package else f"{text}, or {INSTALL}"
 
     def most(self, asked: Asked, estimate: Estimate) -> Spent:
         """The most that an attempt may use. The cost is 0 if the model has no price."""

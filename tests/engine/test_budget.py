@@ -264,7 +264,11 @@ def test_a_fallback_costs_what_its_model_does(save: Path, tmp_path: Path) -> Non
             else:
                 visit.answer(b'{"error": {"message": "too long"}}', status="400 Bad Request")
 
-    settings: dict[str, Any] = {"prices": PRICES, "max_cost": 1, "fallback_model": "dear"}
+    settings: dict[str, Any] = {"prices": PRICES, "max_cost": 1, "fallback_model": "none"}
+    with pytest.raises(ConfigurationError, match="no price for none: give one in a file of prices"):
+        with processor("http://127.0.0.1:1", CHAT, **settings):
+            pass
+    settings["fallback_model"] = "dear"
     with RawServer(script) as server, processor(server.url, CHAT, **settings) as made:
         summary = made.process_file(source, save)
     assert [(each.model, each.answers) for each in summary.costs] == [("dear", 10)]

@@ -78,7 +78,7 @@ def test_the_run_stops_once_nothing_is_in_flight_and_the_next_doesnt_fit(budget:
     run.spending.ended(request, answered(50))
     assert not run.reserve(pending(60))
     (error,) = run.errors
-    assert str(error) == ("max_total_tokens is 100: 50 are used, and the next request may use 60")
+    assert str(error) == ("max_total_tokens is 100: 50 are used, and request 1 may use 60")
     assert stop_cause_of(error) is StopCause.BUDGET
 
 
