@@ -122,7 +122,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     for what, found in (
         ("bad lines", plan.bad),
         ("rows with the id of another", plan.conflicts),
-        ("too large for any server", plan.oversized),
+        ("too large for their model or provider", plan.oversized),
         ("larger than a minute's limit, so sent alone", plan.alone),
     ):
         if found.count or found is plan.bad:
@@ -161,7 +161,10 @@ def _groups(plan: Plan) -> Iterator[str]:
         )
     uncapped = sum(group.uncapped for group in plan.groups)
     if uncapped:
-        yield f"{uncapped:,} requests name no most for their answer, so little is reserved for it."
+        yield (
+            f"{uncapped:,} requests name no maximum of output tokens: --default_output_tokens of each is "
+            "reserved."
+        )
 
 
 def _numbers(spread: Spread) -> list[str]:

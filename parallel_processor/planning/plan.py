@@ -40,7 +40,7 @@ class GroupPlan:
         input_tokens: those of their prompts.
         reserved_tokens: those of their prompts and of the largest answers that they permit, which the run
             reserves before any answer has come.
-        uncapped: how many name no most for their answer: the least is reserved for them.
+        uncapped: how many name no maximum of output tokens: ``default_output_tokens`` is reserved.
         equal: how many are equal to an earlier one.
         packable: how many have one input that could go together with others.
         input_dollars: what the prompts cost; ``None`` without a price.

@@ -43,7 +43,7 @@ def test_it_prints_what_a_job_will_take(source: Path, tmp_path: Path) -> None:
         "  bad lines: 0",
         "  equal to an earlier line: 1",
         "  left to send: 3",
-        "2 requests name no most for their answer, so little is reserved for it.",
+        "2 requests name no maximum of output tokens: --default_output_tokens of each is reserved.",
         "  requests: 60 a minute, ",
     ):
         assert line in ended.stdout

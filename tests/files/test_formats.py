@@ -163,7 +163,7 @@ def test_a_batch_line_names_its_endpoint() -> None:
     [
         (b"{", "not JSON: Expecting property name enclosed in double quotes at character 2"),
         (b'{"a": 1} x', "not JSON: Extra data at character 10"),
-        (b'{"a": "\t"}', "not JSON: Invalid control character at at character 8"),
+        (b'{"a": "\t"}', "not JSON: Invalid control character at character 8"),
         (b"[1]", "not a JSON object but an array; write one object a line"),
         (b'"text"', "not a JSON object"),
         (b"null", "not a JSON object"),

@@ -93,7 +93,7 @@ class Group:
         number: its place among the groups.
         bounds: what can be sent at all.
         tokens: their tokens.
-        uncapped: how many name no most for their answer.
+        uncapped: how many name no maximum of output tokens.
         packable: how many have one input, of an endpoint that takes several.
     """
 
