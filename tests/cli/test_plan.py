@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import command, environment, run, write_lines
+from commands import command, run, write_lines
 
 from parallel_processor.cli.flags import ROWS
 from parallel_processor.cli.main import main
@@ -134,15 +134,19 @@ def test_results_that_can_not_be_written_are_exit_code_2(
         assert f"can't write {path}: {words}" in capsys.readouterr().err
 
 
-def test_a_plan_that_can_not_be_printed_is_exit_code_1(source: Path) -> None:
+@pytest.mark.parametrize("name", ["plan", "verify"])
+def test_what_can_not_be_printed_is_exit_code_1(name: str, source: Path) -> None:
     """A script would take what is there for the whole."""
-    line = " ".join(command("plan", "--requests_filepath", source, *TO))
-    for where, words in (("/dev/full", "No space left on device"), ("&-", "it is closed")):
-        done = subprocess.run(
-            ["bash", "-c", f"{line} >{where}"], capture_output=True, text=True, env=environment()
-        )
+    answer = {"choices": [{"message": {"content": "c"}}]}
+    requests = [json.loads(line) for line in source.read_text().splitlines()]
+    write_lines(source.with_name("in_results.jsonl"), [[each, answer] for each in requests])
+    words = command(name, "--requests_filepath", source, *TO)
+    assert main([*words[3:]]) == 0
+    for where, why in (("/dev/full", "No space left on device"), ("&-", "it is closed")):
+        line = f"{' '.join(words)} >{where}"
+        done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, timeout=60)
         assert done.returncode == 1
-        assert done.stderr == f"error: can't write to standard output: {words}\n"
+        assert f"error: can't write to standard output: {why}\n" in done.stderr
 
 
 def test_it_takes_all_flags_of_the_run() -> None:
