@@ -176,8 +176,7 @@ def parse_line(
     except UnicodeDecodeError as error:
         invalid_reason = f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
     except json.JSONDecodeError as error:
-        what = error.msg.removesuffix(" at")  # as in "Unterminated string starting at"
-        invalid_reason = f"not JSON: {what} at character {error.pos + 1}"
+        invalid_reason = f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
     except ValueError as error:
         invalid_reason = str(error)
     text = line[: 4 * _MAX_INVALID_CHARS].decode("utf-8", "replace")
