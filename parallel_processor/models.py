@@ -20,6 +20,8 @@ from parallel_processor.runtime.notebook import html_table
 
 INVALID_REQUEST = "invalid request"
 """The kind of failure of a request that has an ``invalid_reason``."""
+OVER_BUDGET = "over budget"
+"""The kind of failure of a request that the whole budget has no room for."""
 _MAX_MODEL_CHARS = 256  # a longer text is no name
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from parallel_processor.engine.outcomes import unanswered
 from parallel_processor.files.writer import held_bytes
-from parallel_processor.models import Outcome
+from parallel_processor.models import OVER_BUDGET, Outcome
 from parallel_processor.options import Options
 from parallel_processor.report.counters import Counters
 from parallel_processor.runtime.forks import load
@@ -97,7 +97,8 @@ class Delivery:
 
     def _hand_over(self, outcome: Outcome) -> int:
         request = outcome.request
-        if request.invalid_reason is not None or outcome.deduplicated:
+        is_unsent = request.invalid_reason is not None or outcome.error_kind is OVER_BUDGET
+        if is_unsent or outcome.deduplicated:
             self._counters.started()  # the dispatcher has not counted it: it was never handed out
         if not outcome.ok and not outcome.unanswered:
             extra = {"request_number": request.number}

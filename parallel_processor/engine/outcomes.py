@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from parallel_processor.models import INVALID_REQUEST, Attempt, AttemptStatus, Outcome, Request
+from parallel_processor.models import (
+    INVALID_REQUEST,
+    OVER_BUDGET,
+    Attempt,
+    AttemptStatus,
+    Outcome,
+    Request,
+)
 from parallel_processor.workers.pending import PendingRequest
 
 _MAX_ERROR_CHARS = 1000
@@ -72,3 +79,8 @@ def invalid(request: Request) -> Outcome:
     """The outcome of a line that is no valid request."""
     errors = (request.invalid_reason or "",)
     return Outcome(request=request, ok=False, errors=errors, error_kind=INVALID_REQUEST)
+
+
+def over_budget(request: Request, reason: str) -> Outcome:
+    """The outcome of a request that the whole budget has no room for."""
+    return Outcome(request=request, ok=False, errors=(reason,), error_kind=OVER_BUDGET)

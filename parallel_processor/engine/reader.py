@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from parallel_processor.engine.credits import READ_AT_ONCE
 from parallel_processor.engine.delivery import Delivery
 from parallel_processor.engine.dispatcher import Dispatcher
-from parallel_processor.engine.outcomes import invalid
+from parallel_processor.engine.outcomes import invalid, over_budget
 from parallel_processor.engine.stops import LeftOut
 from parallel_processor.models import Estimate, Outcome, Request, WaitCause
 from parallel_processor.report.counters import Counters
@@ -26,6 +26,7 @@ from parallel_processor.workers.pending import PendingRequest
 if TYPE_CHECKING:
     from parallel_processor.planning.duplicates import Duplicates
     from parallel_processor.planning.packer import Packer
+    from parallel_processor.planning.spending import Spending
 
 
 class Reader:
@@ -43,6 +44,7 @@ class Reader:
         ahead: how many more requests may be read. ``None``: any number.
         is_beside: what ``ahead`` leaves out are the places of older runs.
         counts: this thread counts the tokens, not the one that sends: child processes do that.
+        spending: knows which requests the whole budget has no room for; ``None`` without a budget.
         packer: gets what is to be sent, to put it by :meth:`put`; ``None`` if nothing is packed.
         waker: the event that the reader waits for.
         stop: after it, nothing is read.
@@ -65,6 +67,7 @@ class Reader:
         ahead: Callable[[], float] | None,
         is_beside: bool,
         counts: bool,
+        spending: Spending | None,
         packer: Packer | None,
         waker: WakeEvent,
         stop: StopSignal,
@@ -73,7 +76,7 @@ class Reader:
         self._duplicates, self._dispatcher, self._delivery = duplicates, dispatcher, delivery
         self._counters, self._begin = counters, begin
         self._ahead, self._is_beside = ahead, is_beside
-        self._counts = counts
+        self._counts, self._spending = counts or spending is not None, spending
         self._waker, self._stop = waker, stop
         self.activity, self._seen = WaitCause.INPUT, set[AnyBucket]()
         self._has_begun, self._packer = False, packer
@@ -135,7 +138,10 @@ class Reader:
         if pending.estimate is None and (self._counts or group not in self._seen):
             self._seen.add(group)
             self.count(pending)  # loads the encoding in this thread: no fork comes in between
-        self._queue(pending)
+        if self._spending is not None and (reason := self._spending.why_never(pending)):
+            self._dispatcher.credits.skip(self._delivery.deliver(over_budget(request, reason)))
+        else:
+            self._queue(pending)
 
     def _queue(self, pending: PendingRequest) -> None:
         if pending.group in self._left_out:

@@ -71,8 +71,7 @@ class Run:
     """Sends one stream of requests. Any thread may call :meth:`stop` and :meth:`cancel`.
 
     Attributes:
-        spending: what it spends; ``None`` if nobody asks.
-        failures: counts the requests that failed for good.
+        bounds: what it spends, and what bounds it.
 
     Args:
         options: the settings.
@@ -229,6 +228,7 @@ class Run:
             ahead=ahead,
             is_beside=not self.yields_outcomes,
             counts=self._options.processes > 1,
+            spending=self.bounds.bounded,
             packer=None if self._packing is None else self._packing.packer,
             waker=self.waker,
             stop=self._stop,

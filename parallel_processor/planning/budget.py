@@ -80,6 +80,19 @@ class Budget:
         pairs = enumerate(zip(whole, self.bound, strict=True))
         return [number for number, (used, most) in pairs if used > most * (1 + _ROUNDING)]
 
+    def why_never(self, amount: Spent) -> str:
+        """Why a request that may use ``amount`` has no room even in the whole of it; empty if it has."""
+        if amount.cost > self.bound.cost:
+            what = (
+                f"it may cost ${amount.cost:,.6g}, and the whole budget is ${self.bound.cost:,.10g}"
+            )
+        elif amount.tokens > self.bound.tokens:
+            tokens, most = amount.tokens, self.bound.tokens
+            what = f"it may use {tokens:,.0f} tokens, and the whole budget is {most:,.10g}"
+        else:
+            return ""
+        return f"{what}: lower the most that its answer may have, or raise the budget"
+
     def why_not(self, amount: Spent, number: int) -> str:
         """Why an attempt can't be sent that may use ``amount``, of the request with this number."""
         if 0 in self._lacking(amount):

@@ -168,6 +168,13 @@ class Spending:
 
     # Attempts.
 
+    def why_never(self, pending: PendingRequest) -> str:
+        """Why the whole budget has no room for a request that was counted; empty if it has."""
+        assert pending.estimate is not None
+        with self._budget.lock:
+            most = self._budget.tariff.most(self._asked(pending), pending.estimate)
+            return self._budget.why_never(most)
+
     def reserve(
         self,
         pending: PendingRequest,

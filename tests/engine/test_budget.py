@@ -99,6 +99,36 @@ def test_the_money_is_used_and_never_exceeded(
     assert not spent_file(save).exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_cost": 0.5}, "it may cost $1"),
+        ({"max_total_tokens": 50_000}, "it may use 100,0"),
+    ],
+)
+@pytest.mark.parametrize("pack_inputs", [None, 100])
+def test_a_line_above_the_whole_budget_fails_alone(
+    server: Simulator,
+    tmp_path: Path,
+    save: Path,
+    settings: dict[str, Any],
+    words: str,
+    pack_inputs: int | None,
+) -> None:
+    """The others are sent: nothing that is left could ever be enough for it."""
+    lines = rows(20)
+    lines[1]["max_tokens"] = 100_000
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    settings |= {"prices": PRICES, "pack_inputs": pack_inputs}
+    with processor(server.url, CHAT, **settings) as made:
+        summary = made.process_file(source, save)
+    assert (summary.answered, summary.failed, summary.left) == (19, 1, 0)
+    (record,) = [each for each in read_lines(save) if isinstance(each[1], list)]
+    assert record[0]["max_tokens"] == 100_000
+    assert words in record[1][0]
+    assert "raise the budget" in record[1][0]
+
+
 def test_tokens_are_bounded_likewise(
     server: Simulator, bill: Bill, source: Path, save: Path
 ) -> None:
