@@ -277,8 +277,9 @@ class Processor:
         """Have other limits from now on, also while runs go on; ``None`` leaves them as they are.
 
         Any thread may call it. No 60 seconds hold more than the highest limit that was in force in them.
-        Other processors of the account in this process that share a limit have the new number, too. A
-        ``limiter`` takes a higher number two minutes after a process has last named the lower one.
+        Other processors of the account in this process that share a limit have the new number, too. One
+        that had another number, or none, and is brought to theirs shares nothing with them: both may send
+        as much. A ``limiter`` takes a higher number two minutes after a process has last named the lower.
 
         >>> with Processor(request_url=url, limits=Limits(requests_per_minute=600)) as processor:
         ...     processor.set_limits(Limits(requests_per_minute=1200))

@@ -121,6 +121,9 @@ class Packer:
         if self._sizes.packs(pack.group):
             while pack.is_full:
                 self._send(pack, pack.size.inputs)
+                pack.size = self._sizes.size(
+                    found.request, pack.group
+                )  # the limits may have changed
             if self._sizes.is_auto and not self._is_waiting(pack.group):
                 self._send_all(pack)
         else:

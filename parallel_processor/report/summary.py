@@ -20,6 +20,7 @@ from parallel_processor.report.wording import bucket_text, cost_name, money, rou
 from parallel_processor.runtime.notebook import html_table
 
 _MAX_BUCKETS = 10  # in the text, the busiest
+_MAX_NAMES = 5
 _LEAST_RATE_S = 60.0  # a shorter run has no rate: its burst counts for the time before
 
 
@@ -161,7 +162,8 @@ class Summary(RunCounts):
             yield f"cost of {cost_name(each)}", f"{money(each.cost or 0.0)} for {tokens}"
         unpriced = sorted({cost_name(each) for each in self.costs if each.cost is None})
         if unpriced:
-            yield "no price known for", ", ".join(unpriced)
+            more = [f"{len(unpriced) - _MAX_NAMES:,} more"] if len(unpriced) > _MAX_NAMES else []
+            yield "no price known for", ", ".join([*unpriced[:_MAX_NAMES], *more])
 
     def _requests(self) -> str:
         counts = {

@@ -101,10 +101,7 @@ def test_the_money_is_used_and_never_exceeded(
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [
-        ({"max_cost": 0.5}, "it may cost $1"),
-        ({"max_total_tokens": 50_000}, "it may use 100,0"),
-    ],
+    [({"max_cost": 0.5}, "it may cost $1"), ({"max_total_tokens": 50_000}, "it may use 100,0")],
 )
 @pytest.mark.parametrize("pack_inputs", [None, 100])
 def test_a_line_above_the_whole_budget_fails_alone(

@@ -170,6 +170,15 @@ def test_a_pack_has_no_more_tokens_than_a_second_or_a_request(bench: Any) -> Non
     assert made.sizes == [1, 1]
 
 
+def test_packs_grow_with_the_limits_while_requests_wait(bench: Any) -> None:
+    """A pack that leaves a rest each time is begun anew each time."""
+    made = bench(1000, Bucket(requests=600, tokens=6000, is_waiting=True))
+    made.add(50)
+    made.bucket.tokens = 60_000  # 1,000 a second
+    made.add(700)
+    assert made.sizes == [33, 33, 333, 333]
+
+
 def test_packs_get_no_larger_than_a_server_was_found_to_take(bench: Any) -> None:
     """What was made before comes apart."""
     made = bench(10)
