@@ -30,6 +30,7 @@ _log = logging.getLogger("parallel_processor")
 _PIECE_BYTES = 8 << 20
 _BUFFER_BYTES = 256 * 1024
 _MAGIC_CHARS = "*?["
+_CLOCKS_S = 60.0  # by which the store's clock and this machine's may differ
 
 
 def is_url(path: str) -> bool:
@@ -172,6 +173,7 @@ class StoredFile:
         if url.startswith("http"):
             raise ConfigurationError(f"can't write {self.name}: https:// can only be read")
         self._fs = file_system(url)
+        self._goes_on, self._written_at_s = False, cast("float | None", None)  # from that object
         name = url.rpartition("/")[2]
         if not name:
             raise ConfigurationError(f"{self.name} is a folder: name a file in it")
@@ -181,9 +183,17 @@ class StoredFile:
         )
 
     def fetch(self, file: AppendFile) -> None:
-        """Begin with what is on the store, if ``file``, which is open at :attr:`path`, is empty."""
+        """Begin with what is on the store, if ``file``, which is open at :attr:`path`, is empty.
+
+        Raises :class:`ResultsFileError` if it isn't, and the object is newer: that is of another run.
+        """
+        self._goes_on = True
         try:
-            if file.size or not self._fs.exists(self._url):
+            if not self._fs.exists(self._url):
+                return
+            self._written_at_s = self._modified_s()
+            if file.size:
+                self._check_older()
                 return
             _log.info("fetching %s, to go on from it", self.name)
             beside = AppendFile(self.path.with_name(self.path.name + REPLACEMENT_SUFFIX))
@@ -193,8 +203,28 @@ class StoredFile:
                     beside.append(piece)
             beside.sync()
             file.replace_by(beside)
+        except ParallelProcessorError:
+            raise
         except Exception as error:  # each store has classes of its own
             raise self._error("read", error) from error
+
+    def _check_older(self) -> None:
+        """Raise if the object was written after the file here, which would replace it unseen."""
+        written_at_s = self._written_at_s or 0.0
+        if written_at_s > self.path.stat().st_mtime + _CLOCKS_S:
+            raise ResultsFileError(
+                f"{self.name} was written after {self.path}, which a stopped run has left here: another "
+                f"run has finished since. Remove {self.path} to go on from there, or {self.name} to go on "
+                "from here"
+            )
+
+    def _modified_s(self) -> float | None:
+        """When the object was written; ``None`` if there is none, or the store doesn't tell."""
+        try:
+            self._fs.invalidate_cache()
+            return float(self._fs.modified(self._url).timestamp())
+        except (NotImplementedError, AttributeError, FileNotFoundError):
+            return None
 
     def put(self, file: AppendFile) -> None:
         """Write ``file``, which is complete, to the store, and remove it here.
@@ -202,6 +232,8 @@ class StoredFile:
         Raises :class:`ResultsFileError` if that fails. The file stays then, and the store has what it had.
         """
         try:
+            if self._goes_on and self._modified_s() != self._written_at_s:
+                raise OSError("another run has written it meanwhile")
             self._fs.put_file(str(self.path), self._url)
             self._fs.invalidate_cache()
             stored = self._fs.info(self._url)["size"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -17,6 +18,7 @@ from services import gated, in_background, processor, rows
 
 from parallel_processor.cli.main import main
 from parallel_processor.exceptions import ConfigurationError, InputFileError, ResultsFileError
+from parallel_processor.files.object_stores import StoredFile
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages that serve and use S3
 fsspec = pytest.importorskip("fsspec")
@@ -109,6 +111,35 @@ def test_a_job_that_was_stopped_goes_on_from_here(store: Store, tmp_path: Path) 
             assert summary.already_answered > 0 and summary.failed == 0
     assert len(store.read("out.jsonl")) == 40
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_stopped_here_replaces_nothing_newer(store: Store, tmp_path: Path) -> None:
+    """Another run has finished the job meanwhile, from another folder."""
+    url, source = f"{store.url}/out.jsonl", f"{store.url}/in-1.jsonl"
+    with RawServer(answer_all) as server, processor(server.url) as made:
+        made.process_file(source, url)
+        local = StoredFile(url).path
+        local.write_bytes(store.files.cat_file(url).splitlines(keepends=True)[0])
+        os.utime(local, (1e9, 1e9))
+        with pytest.raises(ResultsFileError, match="another run has finished since. Remove out-"):
+            made.process_file(source, url)
+        assert len(store.read("out.jsonl")) == 20
+        local.unlink()
+        assert made.process_file(source, url).already_answered == 20
+
+
+def test_an_object_that_was_written_meanwhile_stays(store: Store, tmp_path: Path) -> None:
+    """The results stay here, and the error says so."""
+    url = f"{store.url}/out.jsonl"
+    with gated(b"text 10") as (server, gate), processor(server.url) as made:
+        result = in_background(lambda: made.process_file(f"{store.url}/in-1.jsonl", url))
+        assert gate.came.wait(20)
+        store.files.pipe_file(url, b"[]")
+        gate.opened.set()
+        with pytest.raises(ResultsFileError, match="another run has written it meanwhile"):
+            result()
+    assert store.files.cat_file(url) == b"[]"
+    assert len(StoredFile(url).path.read_bytes().splitlines()) == 20
 
 
 def test_failures_have_their_file_there_too(store: Store) -> None:
