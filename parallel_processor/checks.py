@@ -11,6 +11,7 @@ _LONGEST_S = 1_000_000  # 11 days; poll(2) can't wait for more than 24
 
 
 def check(ok: bool, name: str, value: object, want: str) -> None:
+    """Raise unless ``ok``; ``want`` says what the setting may be."""
     if not ok:
         raise ConfigurationError(f"{name} must be {want}, not {value!r}")
 
@@ -31,6 +32,7 @@ def check_seconds(name: str, value: float, *, above: bool = True) -> None:
 
 
 def check_whole(name: str, value: int, least: int) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``; True and False are none."""
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
     check(ok, name, value, f"a whole number of at least {least}")
 
@@ -38,6 +40,7 @@ def check_whole(name: str, value: int, least: int) -> None:
 def check_budget(
     max_cost: float, max_total_tokens: float, max_seconds: float, max_failures: int | str | None
 ) -> None:
+    """Raise unless the first three are above 0, and the last is a count or a share in percent."""
     bounds = {
         "max_cost": max_cost,
         "max_total_tokens": max_total_tokens,

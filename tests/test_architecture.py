@@ -24,7 +24,7 @@ import parallel_processor
 
 PACKAGE = "parallel_processor"
 
-# What every package may import. These four import each other from left to right only.
+# What every package may import. These import each other in one direction: each those to its left.
 VOCABULARY = ("runtime", "exceptions", "checks", "credentials", "options", "contents", "models")
 FACE = "__init__"  # the package's own: it shows the public names of every package but the simulator
 # What a package or a top-level module may import besides these and itself.

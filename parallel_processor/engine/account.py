@@ -185,9 +185,8 @@ class Account:
             before = self._options
             changes = {name: value for name, value in given.items() if value is not None}
             self._options = replace(before, **changes)  # type: ignore[arg-type]
-            self.estimator.guesses = (
-                False  # what is read now may wait for a limit of tokens to come
-            )
+            # What is read from now on may wait until a limit of tokens comes.
+            self.estimator.guesses = False
             self.buckets.change_limits(self._options)
             options = self._options
         tell_changed(before, options)

@@ -37,7 +37,7 @@ _FIRST, _CAREFUL = 16, 50  # in flight before the first answer
 _FIRST_S, _CAREFUL_S = 0.05, 0.95  # for so long
 _LOOK_AHEAD_BYTES = 16 * 1024 * 1024
 Divide = Callable[[PendingRequest, bool], Sequence[PendingRequest]]
-"""Makes a pack its first part, and returns the others; none for what fits. With true, halves any pack."""
+"""Makes a pack that is too large its first part, and returns the others. With true, any pack is halved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

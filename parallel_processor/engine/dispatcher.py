@@ -206,7 +206,7 @@ class Dispatcher:
         return admitted
 
     def add(self, pending: PendingRequest, retry_in_s: float = -math.inf) -> None:
-        """Queue, as the first, what another one comes apart into; that one is done after it."""
+        """Queue a part of a request that comes apart. Call :meth:`done` for the request afterwards."""
         with self._lock:
             is_added = self.credits.add(pending, self._clock() + retry_in_s)
             self._wake()
@@ -214,7 +214,7 @@ class Dispatcher:
             self._drop(pending)
 
     def recorded(self, count: int, size_bytes: int = 0) -> None:
-        """So many outcomes, of so many bytes, are on record, or never will be; below 0: more will be."""
+        """So many outcomes, of so many bytes, are on record, or never will be. Below 0, more will come."""
         with self._lock:
             if self.credits.record(count, size_bytes):
                 self._wake()

@@ -4,8 +4,9 @@ What counts as spent, at each moment of an attempt:
 
 * *Before it is sent*, the most that it may cost is reserved (``tariff.py``). It is sent only if that
   stays within the bound, together with all that is spent and reserved. Otherwise it waits, first in its
-  queue, for what the attempts in flight give back: they mostly cost less than was reserved for them. Only
-  when nothing is in flight, and it still doesn't fit, a pack comes apart, and for a request the run stops.
+  queue, for what the attempts in flight give back: they mostly cost less than was reserved for them. If
+  nothing is in flight, and it still doesn't fit, a pack comes apart. For a single request, the run stops.
+  One that is above the whole bound is not even queued: it fails by itself.
 * *When it has ended*, what it used takes the place of what was reserved. If it may have been charged and
   doesn't say, that is all of it.
 * *Once its answer is on record*, the record says it, and the file beside the results doesn't

@@ -2,8 +2,8 @@
 
 * how many inputs were asked for, or 256 with ``auto``;
 * what the provider takes in one request (``providers/dialects.py``);
-* what a server was found to take: where a pack was refused and both its halves were answered, no later
-  one is larger than these; where an answer didn't come apart, and none of this size had, so it is, too;
+* what a server was found to take. If a pack was refused, and both its halves were answered, no later one
+  is larger than these. The same holds if an answer didn't come apart, and none of this size had before;
 * a second's worth of the token limit, or one request's worth if that is more: larger packs would leave a
   part of that limit unused.
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_AUTO = 256
 """Inputs of the largest pack that ``auto`` makes."""
 _SECONDS = 60.0  # in a minute
-_MUCH = 2  # inputs whose answer didn't come apart, for one whose did
+_MUCH = 2  # bad inputs for each good one
 
 
 class Size(NamedTuple):
@@ -39,9 +39,12 @@ class Size(NamedTuple):
 
 @dataclass(slots=True)
 class _Proof:
-    """How answers came apart: how many inputs the largest one had, and all that did, and all that didn't.
+    """What answers to packs have shown of their size, in inputs.
 
-    Those that were larger than any that did don't count.
+    Attributes:
+        most: of the largest pack whose answer came apart.
+        good: of all packs whose answers came apart.
+        bad: of those whose answers didn't, and that were no larger than ``most``.
     """
 
     most: int = 1
@@ -100,10 +103,10 @@ class PackSizes:
         proof.good += inputs
 
     def doubt(self, group: AnyBucket, inputs: int) -> int:
-        """An answer to so many didn't: how many packs have for it from now on; 0 for as many as before.
+        """An answer to so many inputs didn't come apart. Returns the new size of packs; 0 if it stays.
 
-        Where as many came apart, one of the inputs is the reason, not their number. But a server that
-        mixes up most of what it is sent is not believed.
+        It stays where answers to as many came apart: then one of the inputs is the reason, not their
+        number. But a server that mixes up most of what it is sent gets smaller packs in any case.
         """
         proof = self._proofs.setdefault(group, _Proof())
         if inputs <= proof.most:
@@ -114,7 +117,7 @@ class PackSizes:
         return half if self.lower(group, half) else 0
 
     def lower(self, group: AnyBucket, inputs: int) -> bool:
-        """Its servers have taken so many inputs, and not twice as many; true if that is new."""
+        """Make packs for ``group`` no larger than ``inputs``; true if they could be larger before."""
         is_new = inputs < self.taken(group)
         if is_new:
             self._taken[group] = inputs

@@ -71,8 +71,8 @@ def make_plan(
         sample: how many requests of each model and URL to count; ``None``: all.
         seed: chooses which.
         latency_s: how long an answer takes.
-        processes: how many read a plain file. Tables need 1, and the format ``batch`` has it: ids that are
-            numbers of lines are known to who reads them all.
+        processes: how many read a plain file. It must be 1 for tables. With the format ``batch`` it is 1
+            in any case: ids are numbers of lines there, and a process knows only the lines of its part.
 
     Raises :class:`InputFileError` and :class:`ResultsFileError` for files that a run would refuse.
     """
